@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one declaration of the kernel arguments: the C++ structs and the numpy dtype both come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+POINTER = "pointer"
+
+# kind: (bytes, `struct` code, numpy code); every kind is aligned to its own size.
+SCALARS: dict[str, tuple[int, str, str]] = {
+    POINTER: (8, "Q", "<u8"),
+    "int64_t": (8, "q", "<i8"),
+    "int": (4, "i", "<i4"),
+    "float": (4, "f", "<f4"),
+    "bool": (1, "?", "?"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One member: its C++ type and name, the initial value, and what it holds (shape, unit, meaning)."""
+
+    cpp: str
+    name: str
+    doc: str
+    init: str = "0"
+
+    @property
+    def kind(self) -> str:
+        """The scalar kind that fixes size and alignment, or the name of a nested struct."""
+        if self.cpp in STRUCTS_BY_NAME or self.cpp.removesuffix("<T>") in STRUCTS_BY_NAME:
+            return self.cpp.removesuffix("<T>")
+        if self.cpp in ENUMS:
+            return "int"
+        return self.cpp if self.cpp in SCALARS else POINTER
+
+
+@dataclass(frozen=True, slots=True)
+class Struct:
+    """A C struct: template over the element type T when any member is a pointer to T."""
+
+    name: str
+    doc: str
+    fields: tuple[Field, ...]
+    is_template: bool = False
+
+
+ENUMS = ("CacheType", "KvType")
+
+LINEAR = Struct(
+    "LinearIteratorParams",
+    "K and V of all sequences, rows back to back: token t of sequence b is row cu_k_len[b] + t.",
+    (
+        Field("const void*", "k", "T [token_count, num_kv_heads, head_dim] through the strides below", "nullptr"),
+        Field("const void*", "v", "T [token_count, num_kv_heads, head_dim_v]", "nullptr"),
+        Field("int64_t", "k_token_stride", "elements between two tokens of one head of K"),
+        Field("int64_t", "k_head_stride", "elements between two KV heads of one token of K"),
+        Field("int64_t", "v_token_stride", "elements"),
+        Field("int64_t", "v_head_stride", "elements"),
+        Field("int64_t", "token_count", "rows that exist in K and in V"),
+    ),
+)
+
+BLOCK = Struct(
+    "BlockIteratorParams",
+    "TurboMind's cache. A block holds, from layer_offset on: [kv_head][K, V][token][head_dim] of T.",
+    (
+        Field("const int64_t*", "block_ptrs", "[cu_block_nums[batch_size]] addresses of blocks", "nullptr"),
+        Field("const int*", "cu_block_nums", "[batch_size + 1] first entry of each sequence", "nullptr"),
+        Field("int64_t", "layer_offset", "bytes from a block's address to this layer's part"),
+        Field("int", "block_len", "tokens of a block"),
+    ),
+)
+
+PAGED = Struct(
+    "PagedIteratorParams",
+    "K and V pools indexed by a block table: token t of sequence b is row t % block_len of block\n"
+    "block_table[b][t / block_len]. Any strides: NHD, HND and one interleaved pool all fit.",
+    (
+        Field("const void*", "k", "T pool [block_count, block_len, num_kv_heads, head_dim]", "nullptr"),
+        Field("const void*", "v", "T pool [block_count, block_len, num_kv_heads, head_dim_v]", "nullptr"),
+        Field("int64_t", "k_block_stride", "elements between two blocks of K"),
+        Field("int64_t", "k_token_stride", "elements between two rows of a block of K"),
+        Field("int64_t", "k_head_stride", "elements between two KV heads of a row of K"),
+        Field("int64_t", "v_block_stride", "elements"),
+        Field("int64_t", "v_token_stride", "elements"),
+        Field("int64_t", "v_head_stride", "elements"),
+        Field("const int*", "block_table", "[batch_size, max_blocks] block ids; unused entries may be wild", "nullptr"),
+        Field("int", "max_blocks", "entries of one row of block_table"),
+        Field("int", "block_count", "blocks of a pool"),
+        Field("int", "block_len", "tokens of a block"),
+    ),
+)
+
+PARAMS = Struct(
+    "AttentionParams",
+    "One attention call over a batch of variable-length sequences.",
+    (
+        Field("T*", "out", "[token_num, num_heads, size_per_head_v]", "nullptr"),
+        Field("const T*", "q", "token t, head h at q + t * stride + h * size_per_head", "nullptr"),
+        Field("int64_t", "stride", "elements between two tokens of q"),
+        Field("float*", "lse", "[num_heads, token_num] natural log, or null; -inf where nothing is attended", "nullptr"),
+        Field("const int*", "cu_q_len", "[batch_size + 1] on the device; a sequence may be empty", "nullptr"),
+        Field("const int*", "cu_k_len", "[batch_size + 1] on the device", "nullptr"),
+        Field("const bool*", "finished", "[batch_size] or null; rows of a finished sequence are left alone", "nullptr"),
+        Field("LinearIteratorParams", "linear_iter_params", "read by CacheType::kLinear", ""),
+        Field("BlockIteratorParams", "block_iter_params", "read by CacheType::kBlock", ""),
+        Field("PagedIteratorParams", "paged_iter_params", "read by CacheType::kPaged", ""),
+        Field("int", "token_num", "rows of q and out"),
+        Field("int", "batch_size", "sequences"),
+        Field("int", "max_q_len", "upper bound of the query lengths; a larger one gives the same result"),
+        Field("int", "max_k_len", "upper bound of the key lengths; a larger one gives the same result"),
+        Field("int", "num_heads", "query heads"),
+        Field("int", "num_kv_heads", "divides num_heads; the group size is num_heads / num_kv_heads"),
+        Field("int", "size_per_head", "head_dim of q and K"),
+        Field("int", "size_per_head_v", "head_dim of V and out; 0: size_per_head"),
+        Field("float", "inv_sqrt_dh", "softmax scale, above 0"),
+        Field("int", "window_size", "0: none; w: query position p sees keys above p - w (and, when not causal, below p + w)"),
+        Field("bool", "causal", "dispatchAttention picks the kernel by it", "true"),
+        Field("KvType", "kv_type", "how the cache is quantised; dispatchAttention picks the kernel by it", "KvType::kSame"),
+        Field("CacheType", "cache", "which *_iter_params is read; dispatchAttention picks by it", "CacheType::kBlock"),
+        Field("int", "max_split_k", "splits that the workspace holds; 1: never split, 0: no bound"),
+        Field("int", "split_cnt", "0: the planner chooses; n: split the keys of each tile n ways"),
+        Field("int", "split_size", "0: by count; n: one split per n keys, whatever the batch (batch-invariant)"),
+        Field("float*", "partial_O", "[splits, token_num, num_heads, size_per_head_v] unnormalised; workspace", "nullptr"),
+        Field("float*", "partial_ML", "[splits, token_num, num_heads, 2] (max in log2 units, sum); workspace", "nullptr"),
+        Field("int*", "counters", "zeroed once by the owner, reset themselves; null where no kernel needs them", "nullptr"),
+        Field("int", "cp_rank", "context parallel: this rank"),
+        Field("int", "cp_size", "context parallel: ranks; only 1 today", "1"),
+        Field("CpCallback", "cp_fn", "called between the kernel and the reduction", "nullptr"),
+        Field("void*", "cp_fn_ctx", "argument of cp_fn", "nullptr"),
+        Field("int", "offset_q", "context parallel: rows of q before this rank's"),
+        Field("CUstream_st*", "stream", "a cudaStream_t", "nullptr"),
+    ),
+    is_template=True,
+)
+
+TILE_PLAN = Struct(
+    "TilePlan",
+    "The part of a plan that the kernels read (attn/plan.h makes it).",
+    (
+        Field("int", "q_tiles", "query tiles of one head that the grid has room for"),
+        Field("int", "tiles_per_sequence", "tiles of each sequence; 0: found from cu_q_len by search"),
+        Field("int", "split_cnt", "most splits of a query tile", "1"),
+        Field("int", "split_tiles", "0: equal splits; n: split s holds the key tiles [s * n, (s + 1) * n)"),
+        Field("int", "cta_q", "query rows of a tile"),
+        Field("int", "cta_s", "keys of a tile"),
+    ),
+)
+
+ARGUMENTS = Struct(
+    "Arguments",
+    "What the attention kernel and the reduction take, by value.",
+    (
+        Field("AttentionParams<T>", "params", "the call", ""),
+        Field("TilePlan", "plan", "how it is cut", ""),
+    ),
+    is_template=True,
+)
+
+STRUCTS = (LINEAR, BLOCK, PAGED, PARAMS, TILE_PLAN, ARGUMENTS)
+STRUCTS_BY_NAME = {struct.name: struct for struct in STRUCTS}
+
+
+def align_of(name: str) -> int:
+    """Alignment of a scalar kind or a struct, in bytes (the C rule: that of the widest member)."""
+    if name in SCALARS:
+        return SCALARS[name][0]
+    return max(align_of(field.kind) for field in STRUCTS_BY_NAME[name].fields)
+
+
+@cache
+def offsets(name: str) -> tuple[int, ...]:
+    """Byte offset of each member of a struct, by the C layout rule, and last the end of the last member."""
+    at, found = 0, []
+    for field in STRUCTS_BY_NAME[name].fields:
+        at = _round_up(at, align_of(field.kind))
+        found.append(at)
+        at += size_of(field.kind)
+    return (*found, at)
+
+
+@cache
+def size_of(name: str) -> int:
+    """Bytes of a scalar kind or a struct, tail padding included."""
+    if name in SCALARS:
+        return SCALARS[name][0]
+    return _round_up(offsets(name)[-1], align_of(name))
+
+
+def leaves(name: str, prefix: str = "", base: int = 0) -> Iterator[tuple[str, str, int]]:
+    """(dotted name, scalar kind, byte offset) of each scalar of a struct, in memory order."""
+    for field, offset in zip(STRUCTS_BY_NAME[name].fields, offsets(name), strict=False):
+        if field.kind in SCALARS:
+            yield prefix + field.name, field.kind, base + offset
+        else:
+            yield from leaves(field.kind, f"{prefix}{field.name}.", base + offset)
+
+
+def field_names(name: str) -> tuple[str, ...]:
+    """Dotted names of the scalars of a struct, in the order in which `struct_format` packs them."""
+    return tuple(leaf for leaf, _, _ in leaves(name))
+
+
+@cache
+def struct_format(name: str) -> str:
+    """Format for the `struct` module that packs `field_names(name)` into the C layout, padding included."""
+    parts, at = ["<"], 0
+    for _, kind, offset in leaves(name):
+        size, code, _ = SCALARS[kind]
+        parts.append(f"{offset - at}x{code}" if offset > at else code)
+        at = offset + size
+    tail = size_of(name) - at
+    return "".join(parts) + (f"{tail}x" if tail else "")
+
+
+@cache
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The struct as a nested numpy dtype with the C offsets; pointers are uint64."""
+    import numpy as np
+
+    fields = STRUCTS_BY_NAME[name].fields
+    return np.dtype(
+        {
+            "names": [field.name for field in fields],
+            "formats": [
+                np.dtype(SCALARS[field.kind][2]) if field.kind in SCALARS else numpy_dtype(field.kind)
+                for field in fields
+            ],
+            "offsets": list(offsets(name)[:-1]),
+            "itemsize": size_of(name),
+        }
+    )
+
+
+def template_context() -> dict[str, Any]:
+    """What params.h.j2 needs: the structs and their sizes in bytes."""
+    return {"structs": STRUCTS, "sizes": {struct.name: size_of(struct.name) for struct in STRUCTS}}
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which configurations exist: the one table of rules, the valid space and the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Final
+
+from attn_codegen.config import (
+    Arch,
+    AttentionConfig,
+    Cache,
+    Dtype,
+    KvDtype,
+    Mask,
+    Mode,
+    join_words,
+    reduction_of,
+)
+from attn_codegen.errors import ConfigError
+from attn_codegen.tiling import tilings
+
+HEAD_DIM_STEP: Final = 16
+HEAD_DIM_MAX: Final = 256
+PRESETS: Final = ("default", "all", "turbomind")
+
+_MODES: Final = (Mode.PREFILL, Mode.REDUCE)
+_ATTENTION_MODES: Final = (Mode.PREFILL, Mode.DECODE)
+_ARCHES: Final = (Arch.SM80,)
+_KV_DTYPES: Final = (KvDtype.SAME,)
+_HEAD_DIMS: Final = tuple(range(HEAD_DIM_STEP, HEAD_DIM_MAX + 1, HEAD_DIM_STEP))
+_PRESET_HEAD_DIMS: Final = (64, 128, 192, 256)
+_PRESET_UNEQUAL: Final = ((192, 128),)
+HEAD_DIM_HINT: Final = f"use a multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A named condition; its reason holds whether or not it passes, its hint is for a failure."""
+
+    id: str
+    axis: str
+    """The axis at fault."""
+    beside: str
+    """The axis that the fault is stated for; empty when the value alone decides."""
+    reason: str
+    hint: str
+    check: Callable[[AttentionConfig], bool]
+    names_nearest: bool = False
+    """The hint goes with the nearest supported head dims."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one rule says of one configuration."""
+
+    rule: Rule
+    config: AttentionConfig
+    passed: bool
+
+    @property
+    def hint(self) -> str:
+        """What to do, with the nearest head dims where the rule fails for one."""
+        if self.passed or not self.rule.names_nearest:
+            return self.rule.hint
+        values = _nearest_head_dims(getattr(self.config, self.rule.axis))
+        return f"{self.rule.hint} (nearest: {', '.join(map(str, values))})"
+
+    @property
+    def message(self) -> str:
+        """The refusal in one line: what, got, allowed, next."""
+        axes = self.config.axes()
+        got = f"{self.rule.axis} {_word(axes[self.rule.axis])}"
+        where = f" for {_word(axes[self.rule.beside])}" if self.rule.beside else ""
+        return f"{got} is not supported{where}: {self.hint}"
+
+
+def _is_reduce(config: AttentionConfig) -> bool:
+    return config.mode is Mode.REDUCE
+
+
+def _tile_is_known(config: AttentionConfig) -> bool:
+    if not config.tile:
+        return True
+    untiled = replace(config, tile="")
+    return is_valid(untiled) and config.tile in tilings(untiled)
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    Rule(
+        "mode-emitted",
+        "mode",
+        "",
+        f"kernels are written for {join_words(_MODES)}",
+        f"use {join_words(_MODES)}",
+        lambda c: c.mode in _MODES,
+    ),
+    Rule(
+        "arch-emitted",
+        "arch",
+        "",
+        "sm80 kernels serve every GPU from compute capability 8.0 on, later ones through PTX",
+        f"use {join_words(_ARCHES)}",
+        lambda c: c.arch in _ARCHES,
+    ),
+    Rule(
+        "kv-dtype-emitted",
+        "kv_dtype",
+        "",
+        "the cache is read in the element type of q",
+        f"use {join_words(_KV_DTYPES)}",
+        lambda c: c.kv_dtype in _KV_DTYPES,
+    ),
+    Rule(
+        "head-dim-range",
+        "head_dim",
+        "dtype",
+        f"from {HEAD_DIM_STEP}, one tensor-core step, to {HEAD_DIM_MAX}, where the accumulators "
+        "of a row fill the registers",
+        HEAD_DIM_HINT,
+        lambda c: HEAD_DIM_STEP <= c.head_dim <= HEAD_DIM_MAX,
+        names_nearest=True,
+    ),
+    Rule(
+        "head-dim-step",
+        "head_dim",
+        "dtype",
+        f"mma.sync m16n8k16 consumes {HEAD_DIM_STEP} elements of a row at a time",
+        HEAD_DIM_HINT,
+        lambda c: c.head_dim % HEAD_DIM_STEP == 0,
+        names_nearest=True,
+    ),
+    Rule(
+        "head-dim-v-range",
+        "head_dim_v",
+        "dtype",
+        "where it differs from head_dim it has the same range",
+        HEAD_DIM_HINT,
+        lambda c: c.head_dim_v == c.head_dim or HEAD_DIM_STEP <= c.head_dim_v <= HEAD_DIM_MAX,
+        names_nearest=True,
+    ),
+    Rule(
+        "head-dim-v-step",
+        "head_dim_v",
+        "dtype",
+        "where it differs from head_dim it has the same step",
+        HEAD_DIM_HINT,
+        lambda c: c.head_dim_v == c.head_dim or c.head_dim_v % HEAD_DIM_STEP == 0,
+        names_nearest=True,
+    ),
+    Rule(
+        "block-one-width",
+        "head_dim_v",
+        "cache",
+        "the block layout stores rows of K and of V at one width",
+        "leave head_dim_v out, or use the linear or paged cache",
+        lambda c: c.cache is not Cache.BLOCK or c.head_dim_v == c.head_dim,
+    ),
+    Rule(
+        "mode-has-cache",
+        "cache",
+        "mode",
+        "every mode but reduce reads or writes a KV cache",
+        f"use {join_words(Cache)}",
+        lambda c: _is_reduce(c) or c.cache is not None,
+    ),
+    Rule(
+        "attention-has-mask",
+        "mask",
+        "mode",
+        "prefill and decode must know which keys a query sees",
+        f"use {join_words(Mask)}",
+        lambda c: c.mode not in _ATTENTION_MODES or c.mask is not None,
+    ),
+    Rule(
+        "reduce-has-no-cache",
+        "cache",
+        "mode",
+        "the reduction reads partial outputs only, so one unit serves every cache",
+        "leave cache out",
+        lambda c: not _is_reduce(c) or c.cache is None,
+    ),
+    Rule(
+        "reduce-has-no-mask",
+        "mask",
+        "mode",
+        "the mask was applied before the partial outputs were written",
+        "leave mask out",
+        lambda c: not _is_reduce(c) or c.mask is None,
+    ),
+    Rule(
+        "reduce-one-width",
+        "head_dim_v",
+        "mode",
+        "the reduction sees output rows only; its head_dim is the head_dim_v of the attention",
+        "give that width as head_dim, and leave head_dim_v out",
+        lambda c: not _is_reduce(c) or c.head_dim_v == c.head_dim,
+    ),
+    Rule(
+        "tile-known",
+        "tile",
+        "head_dim",
+        "a tile is one of those that tiling.tilings lists for the configuration",
+        "leave tile out for the default one, or use a tile that `attn-codegen show` lists",
+        _tile_is_known,
+    ),
+)
+
+
+def evaluate(config: AttentionConfig) -> tuple[Verdict, ...]:
+    """The verdict of every rule, in the order of RULES."""
+    return tuple(Verdict(rule, config, rule.check(config)) for rule in RULES)
+
+
+def is_valid(config: AttentionConfig) -> bool:
+    """True when a kernel exists for the configuration."""
+    return all(rule.check(config) for rule in RULES)
+
+
+def require_valid(config: AttentionConfig) -> AttentionConfig:
+    """The configuration itself, or a ConfigError with every failed rule and what is nearest."""
+    faults = [verdict.message for verdict in evaluate(config) if not verdict.passed]
+    if faults:
+        near = ", ".join(other.name for other in nearest(config))
+        raise ConfigError(
+            f"{'; '.join(faults)}. Nearest valid configurations to {config.name}: {near}"
+        )
+    return config
+
+
+@cache
+def valid_space() -> tuple[AttentionConfig, ...]:
+    """Every valid configuration, every tile included, sorted by name."""
+    return _sorted(
+        tiled for config in _candidates() if is_valid(config) for tiled in _with_tiles(config)
+    )
+
+
+def nearest(config: AttentionConfig, n: int = 3) -> tuple[AttentionConfig, ...]:
+    """The n valid configurations that change least of what was asked for, nearest first."""
+    ranked = sorted(valid_space(), key=lambda other: (_distance(config, other), other.name))
+    return tuple(ranked[:n])
+
+
+def preset(name: str) -> tuple[AttentionConfig, ...]:
+    """The configurations of a preset, reductions included, sorted by name."""
+    if name == "default":
+        return with_reductions(_product((Cache.LINEAR, Cache.BLOCK, Cache.PAGED), tuple(Mask)))
+    if name == "all":
+        attention = _product((Cache.LINEAR, Cache.BLOCK, Cache.PAGED), tuple(Mask))
+        return with_reductions(tiled for config in attention for tiled in _with_tiles(config))
+    if name == "turbomind":
+        configs = _product((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
+        return with_reductions(config for config in configs if config.head_dim_v == config.head_dim)
+    raise ConfigError(f"unknown preset {name!r}: use {join_words(PRESETS)}")
+
+
+def with_reductions(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig, ...]:
+    """The configurations and the reductions that their splits end in, each once, sorted by name."""
+    chosen = tuple(configs)
+    return _sorted([*chosen, *(reduction_of(c) for c in chosen if c.mode in _ATTENTION_MODES)])
+
+
+def _product(caches: tuple[Cache, ...], masks: tuple[Mask, ...]) -> Iterator[AttentionConfig]:
+    widths = (*((width, width) for width in _PRESET_HEAD_DIMS), *_PRESET_UNEQUAL)
+    for dtype, (head_dim, head_dim_v), kv_cache, mask in product(Dtype, widths, caches, masks):
+        config = AttentionConfig(
+            dtype=dtype, head_dim=head_dim, head_dim_v=head_dim_v, cache=kv_cache, mask=mask
+        )
+        if is_valid(config):
+            yield config
+
+
+def _candidates() -> Iterator[AttentionConfig]:
+    """Default tiles over the values that the rules of single axes let pass."""
+    attention = product(
+        (mode for mode in _MODES if mode is not Mode.REDUCE),
+        _ARCHES,
+        Dtype,
+        _KV_DTYPES,
+        _HEAD_DIMS,
+        _HEAD_DIMS,
+        Cache,
+        Mask,
+    )
+    for axes in attention:
+        yield AttentionConfig(*axes)
+    for dtype, head_dim in product(Dtype, _HEAD_DIMS):
+        yield reduction_of(AttentionConfig(dtype=dtype, head_dim=head_dim))
+
+
+def _with_tiles(config: AttentionConfig) -> Iterator[AttentionConfig]:
+    return (replace(config, tile=tile) for tile in tilings(config))
+
+
+def _sorted(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig, ...]:
+    return tuple(sorted(set(configs), key=lambda config: config.name))
+
+
+def _word(value: str | int | None) -> str:
+    return "none" if value is None else str(value)
+
+
+_CHANGE_COST: Final[dict[str, float]] = {
+    "mode": 1000.0,
+    "mask": 100.0,
+    "dtype": 60.0,
+    "cache": 40.0,
+    "arch": 20.0,
+    "kv_dtype": 20.0,
+    "tile": 0.5,
+}
+_STEP_COST: Final = 12.0
+_UNEQUAL_COST: Final = 50.0
+_EQUAL_COST: Final = 4.0
+
+
+def _distance(asked: AttentionConfig, other: AttentionConfig) -> float:
+    """Cost of what differs: widths by their steps, a head_dim_v of its own, and axes of words."""
+    cost = sum(
+        price
+        for axis, price in _CHANGE_COST.items()
+        if getattr(asked, axis) != getattr(other, axis)
+    )
+    steps = abs(asked.head_dim - other.head_dim)
+    if asked.head_dim_v != asked.head_dim:
+        steps += abs(asked.head_dim_v - other.head_dim_v)
+        cost += _EQUAL_COST if other.head_dim_v == other.head_dim else 0.0
+    elif other.head_dim_v != other.head_dim:
+        cost += _UNEQUAL_COST
+    return cost + steps * _STEP_COST / HEAD_DIM_STEP
+
+
+def _nearest_head_dims(value: int) -> tuple[int, ...]:
+    """The supported widths just below and just above the one asked for."""
+    below = [width for width in _HEAD_DIMS if width < value][-1:]
+    above = [width for width in _HEAD_DIMS if width > value][:1]
+    return (*below, *above)
