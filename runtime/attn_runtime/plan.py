@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a call is cut into CTAs: tiles of query rows, splits of keys, workspace.
+
+Pure: no device is asked, and lengths are known by their bounds only, so that a captured launch
+stays right when lengths change within them. The C++ twin is attn/plan.h: same names, integers and
+messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from attn_runtime.problem import (
+    DeviceLimits,
+    KernelLimits,
+    PlanError,
+    Problem,
+    SplitKind,
+    SplitPolicy,
+    check,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "DeviceLimits",
+    "KernelLimits",
+    "Plan",
+    "PlanError",
+    "Problem",
+    "SplitKind",
+    "SplitPolicy",
+    "plan",
+    "split_count",
+    "split_range",
+]
+
+MAX_BYTES = 2**63 - 1
+
+REDUCE_ROWS_PER_CTA = 4
+"""One warp reduces one row, four rows to a CTA of 128 threads."""
+
+WORKSPACE_ALIGNMENT = 256
+
+MIN_KEYS_PER_SPLIT = 256
+"""A split costs 8 (head_dim_v + 2) bytes of workspace traffic per query row, against
+2 (head_dim + head_dim_v) bytes of K and V per key: for a tile of 64 rows, 256 keys keep the first
+at half of the second."""
+
+MAX_HEURISTIC_SPLITS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The grid, the splits and the workspace of one call; the fields are those of attn::Plan.
+
+    `tiles_per_sequence` 0: found from cu_q_len by search. `split_tiles` 0: equal splits; n: chunks
+    of n key tiles. `grid_x` 0: nothing to launch. `workspace_bytes` 0: no reduction.
+    """
+
+    q_tiles: int
+    tiles_per_sequence: int
+    split_cnt: int
+    split_tiles: int
+    cta_q: int
+    cta_s: int
+    grid_x: int
+    threads: int
+    shared_bytes: int
+    partial_O_bytes: int
+    partial_ML_offset: int
+    workspace_bytes: int
+    reduce_grid_x: int
+
+
+def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: SplitPolicy) -> Plan:
+    """Plan one call.
+
+    Raises PlanError that names the field: a value out of range, a split size that needs more splits
+    than the workspace holds, or a grid that no device can launch.
+    """
+    check(problem, device, kernel, policy)
+    tiles = _q_tiles(problem, kernel.cta_q)
+    sized = policy.kind is SplitKind.FIXED_SIZE
+    split_tiles = _ceil_div(policy.value, kernel.cta_s) if sized else 0
+    splits, grid = 1, 0
+    if tiles.total:
+        fewer = "send fewer tokens at a time"
+        _check_grid(tiles.total, device, "token_num", fewer)
+        _check_grid(tiles.total * problem.num_heads, device, "token_num", fewer)
+        splits = _split_bound(problem, device, kernel, policy, split_tiles)
+        grid = tiles.total * problem.num_heads * splits
+        request = "split_size" if sized else "split_cnt"
+        _check_grid(grid, device, request, "split less, or send fewer tokens at a time")
+    workspace = _workspace(problem, device, splits)
+    return Plan(
+        q_tiles=tiles.total,
+        tiles_per_sequence=tiles.per_sequence,
+        split_cnt=splits,
+        split_tiles=split_tiles,
+        cta_q=kernel.cta_q,
+        cta_s=kernel.cta_s,
+        grid_x=grid,
+        threads=kernel.threads,
+        shared_bytes=kernel.shared_bytes,
+        partial_O_bytes=workspace.partial_O_bytes,
+        partial_ML_offset=workspace.partial_ML_offset,
+        workspace_bytes=workspace.total_bytes,
+        reduce_grid_x=workspace.reduce_grid_x,
+    )
+
+
+def split_count(begin: ArrayLike, end: ArrayLike, plan: Plan) -> NDArray[np.int64]:
+    """Splits with keys of a query tile that sees the key tiles [begin, end).
+
+    The twin of split.cuh, over arrays.
+    """
+    import numpy as np
+
+    first, last = np.asarray(begin, np.int64), np.asarray(end, np.int64)
+    if plan.split_tiles > 0:
+        count = (last - 1) // plan.split_tiles + 1 - first // plan.split_tiles
+    else:
+        count = np.minimum(plan.split_cnt, last - first)
+    return np.where(last > first, count, 0)
+
+
+def split_range(
+    begin: ArrayLike, end: ArrayLike, plan: Plan, split: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Key tiles [first, last) of a split; (end, end) where it has none.
+
+    The twin of split.cuh, over arrays.
+
+    equal splits, T = end - begin tiles into n:   begin + [floor(s T / n), floor((s + 1) T / n))
+    chunk c = floor(begin / split_tiles) + s:     [c split_tiles, (c + 1) split_tiles), clipped
+    """
+    import numpy as np
+
+    first, last = np.asarray(begin, np.int64), np.asarray(end, np.int64)
+    index = np.asarray(split, np.int64)
+    count = split_count(first, last, plan)
+    if plan.split_tiles > 0:
+        chunk = (first // plan.split_tiles + index) * plan.split_tiles
+        low = np.maximum(chunk, first)
+        high = np.minimum(chunk + plan.split_tiles, last)
+    else:
+        shares = np.maximum(count, 1)
+        low = first + index * (last - first) // shares
+        high = first + (index + 1) * (last - first) // shares
+    return np.where(index < count, low, last), np.where(index < count, high, last)
+
+
+class _QTiles(NamedTuple):
+    total: int
+    per_sequence: int
+
+
+class _Workspace(NamedTuple):
+    partial_O_bytes: int = 0
+    partial_ML_offset: int = 0
+    total_bytes: int = 0
+    reduce_grid_x: int = 0
+
+
+def _q_tiles(problem: Problem, cta_q: int) -> _QTiles:
+    """Tiles of cta_q rows never span two sequences. Two grids have room for every mixture of
+    lengths:
+
+    by the longest:   batch_size * ceil(max_q_len / cta_q)
+    by the tokens:    floor((token_num + batch_size (cta_q - 1)) / cta_q)
+
+    and the smaller one is taken; on a tie the first, which finds its sequence without a search.
+    """
+    batch = problem.batch_size
+    per_sequence = _ceil_div(min(problem.max_q_len, problem.token_num), cta_q)
+    by_longest = batch * per_sequence
+    by_tokens = (problem.token_num + batch * (cta_q - 1)) // cta_q
+    if by_longest <= by_tokens:
+        return _QTiles(by_longest, per_sequence if batch else 0)
+    return _QTiles(by_tokens, 0)
+
+
+def _local_keys(problem: Problem) -> int:
+    """Keys of one rank."""
+    return _ceil_div(problem.max_k_len, problem.cp_size)
+
+
+def _key_span(problem: Problem, cta_q: int) -> int:
+    """Most keys that one query tile sees. Its rows stand at cta_q consecutive positions, and the
+    row at position p sees
+
+    causal, window w:   p - w < j <= p       w + cta_q - 1 keys together
+    full, window w:     p - w < j < p + w    2 w + cta_q - 2
+    """
+    window = problem.window_size
+    if window == 0:
+        return _local_keys(problem)
+    seen = window + cta_q - 1 if problem.causal else 2 * window + cta_q - 2
+    return min(_local_keys(problem), seen)
+
+
+def _pieces_of_span(problem: Problem, span: int, size: int) -> int:
+    """Pieces of `size` keys, counted from key 0, that `span` consecutive keys touch when they may
+    start anywhere: floor((span + size - 2) / size) + 1, and never more than there are."""
+    if span == 0:
+        return 0
+    return min((span + size - 2) // size + 1, _ceil_div(_local_keys(problem), size))
+
+
+def _useful_ctas(problem: Problem, kernel: KernelLimits) -> int:
+    """Query tiles with rows, over all heads, if the sequences were equally long: what the machine
+    is filled with."""
+    if problem.batch_size == 0:
+        return 0
+    mean = _ceil_div(problem.token_num, problem.batch_size)
+    tiles = problem.batch_size * _ceil_div(mean, kernel.cta_q)
+    return min(tiles, _q_tiles(problem, kernel.cta_q).total) * problem.num_heads
+
+
+def _heuristic_splits(
+    problem: Problem, device: DeviceLimits, kernel: KernelLimits, tiles: int, max_split_k: int
+) -> int:
+    """FlashAttention's rule (num_splits_heuristic, csrc/flash_attn/flash_api.cpp): no split when
+    the tiles fill 0.8 of the machine or the keys are few; otherwise the fewest splits that fill
+    their waves 0.85 times as well as the best count does. Counts that do not shorten the longest
+    split are passed over.
+
+    waves(s) = ctas s / capacity    efficiency(s) = waves(s) / ceil(waves(s)) ~ s / ceil(waves(s))
+
+    Ours besides: a floor of keys per split (MIN_KEYS_PER_SPLIT).
+    """
+    capacity = device.sm_count * kernel.ctas_per_sm
+    ctas = _useful_ctas(problem, kernel)
+    if ctas >= capacity - capacity // 5 or tiles <= 4:
+        return 1
+    most = min(tiles // _ceil_div(MIN_KEYS_PER_SPLIT, kernel.cta_s), MAX_HEURISTIC_SPLITS)
+    if max_split_k > 0:
+        most = min(most, max_split_k)
+    counts = [1] + [
+        splits
+        for splits in range(2, most + 1)
+        if _ceil_div(tiles, splits) < _ceil_div(tiles, splits - 1)
+    ]
+    waves = {splits: _ceil_div(ctas * splits, capacity) for splits in counts}
+    best = 1
+    for splits in counts:
+        if splits * waves[best] > best * waves[splits]:
+            best = splits
+    return next(s for s in counts if 100 * s * waves[best] >= 85 * best * waves[s])
+
+
+def _split_bound(
+    problem: Problem,
+    device: DeviceLimits,
+    kernel: KernelLimits,
+    policy: SplitPolicy,
+    split_tiles: int,
+) -> int:
+    """Upper bound of the splits of any query tile, at least 1, in any batch within the bounds."""
+    span = _key_span(problem, kernel.cta_q)
+    tiles = _pieces_of_span(problem, span, kernel.cta_s)
+    cap = policy.max_split_k
+    bound = 1
+    if policy.kind is SplitKind.HEURISTIC:
+        bound = _heuristic_splits(problem, device, kernel, tiles, cap)
+    elif policy.kind is SplitKind.FIXED:
+        bound = min(policy.value, tiles, cap) if cap > 0 else min(policy.value, tiles)
+    elif policy.kind is SplitKind.FIXED_SIZE:
+        bound = _pieces_of_span(problem, span, split_tiles * kernel.cta_s)
+        if 0 < cap < bound:
+            raise PlanError(
+                "max_split_k",
+                f"max_split_k is {cap}, but split_size {policy.value} cuts a sequence of max_k_len "
+                f"{problem.max_k_len} into up to {bound} splits: give a larger workspace, "
+                "a larger split_size or a smaller max_k_len",
+            )
+    return max(bound, 1)
+
+
+def _workspace(problem: Problem, device: DeviceLimits, splits: int) -> _Workspace:
+    """partial_O float [split_cnt, token_num, num_heads, head_dim_v], then, from the next multiple
+    of 256 bytes, partial_ML float [split_cnt, token_num, num_heads, 2]; only when anything may be
+    split."""
+    if splits == 1:
+        return _Workspace()
+    rows = problem.token_num * problem.num_heads
+    reduce_ctas = _ceil_div(rows, REDUCE_ROWS_PER_CTA)
+    _check_grid(reduce_ctas, device, "token_num", "send fewer tokens, or turn splitting off")
+    partial_O_bytes = rows * splits * 4 * problem.head_dim_v
+    offset = _ceil_div(partial_O_bytes, WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
+    total = offset + rows * splits * 8
+    if total > MAX_BYTES:
+        raise PlanError(
+            "token_num",
+            "the split workspace exceeds 2^63 bytes: split less, or send fewer tokens",
+        )
+    return _Workspace(partial_O_bytes, offset, total, reduce_ctas)
+
+
+def _check_grid(ctas: int, device: DeviceLimits, field: str, next_step: str) -> None:
+    if ctas > device.max_grid_x:
+        raise PlanError(
+            field,
+            f"{field} gives a grid of {ctas} CTAs: at most {device.max_grid_x} can be launched; "
+            f"{next_step}",
+        )
+
+
+def _ceil_div(value: int, step: int) -> int:
+    return -(-value // step)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan is made from: the problem, the limits of device and kernel, and the split policy.
+
+The names are those of attn/plan.h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+INT_MAX = 2**31 - 1
+
+
+class PlanError(ValueError):
+    """A call that cannot be planned.
+
+    `field` is the member of AttentionParams, or of the limits, at fault.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is asked. Lengths are upper bounds: a larger one gives the same result.
+
+    `window_size` 0 is none. `cp_size` is the number of ranks that the keys are sharded over.
+    """
+
+    token_num: int
+    batch_size: int
+    max_q_len: int
+    max_k_len: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim_v: int
+    window_size: int = 0
+    causal: bool = True
+    cp_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """What the device can hold; grid.x reaches 2^31 - 1 since compute capability 3.0."""
+
+    sm_count: int
+    max_grid_x: int = INT_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLimits:
+    """The tile of a kernel (query rows x keys), and its occupancy on the device."""
+
+    cta_q: int
+    cta_s: int
+    ctas_per_sm: int
+    threads: int
+    shared_bytes: int
+
+
+class SplitKind(IntEnum):
+    """How the keys of a query tile are split; the numbers are those of attn::SplitKind."""
+
+    HEURISTIC = 0
+    FIXED = 1
+    FIXED_SIZE = 2
+    OFF = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPolicy:
+    """A way to split and its value.
+
+    `max_split_k` is the number of splits that the workspace holds; 0 is no bound.
+    """
+
+    kind: SplitKind = SplitKind.HEURISTIC
+    value: int = 0
+    max_split_k: int = 0
+
+    @classmethod
+    def heuristic(cls, max_split_k: int = 0) -> SplitPolicy:
+        """As many splits as fill the device."""
+        return cls(SplitKind.HEURISTIC, 0, max_split_k)
+
+    @classmethod
+    def fixed(cls, splits: int, max_split_k: int = 0) -> SplitPolicy:
+        """`splits` equal splits of every query tile, or one per key tile where there are fewer."""
+        return cls(SplitKind.FIXED, splits, max_split_k)
+
+    @classmethod
+    def fixed_size(cls, tokens: int, max_split_k: int = 0) -> SplitPolicy:
+        """One split per `tokens` keys (rounded up to whole tiles): the same bits in any batch."""
+        return cls(SplitKind.FIXED_SIZE, tokens, max_split_k)
+
+    @classmethod
+    def off(cls) -> SplitPolicy:
+        """Never split."""
+        return cls(SplitKind.OFF)
+
+
+def check(
+    problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: SplitPolicy
+) -> None:
+    """Refuse a value out of range with a PlanError that names it."""
+    _need(problem, "token_num", 0)
+    _need(problem, "batch_size", 0)
+    _need(problem, "max_q_len", 0)
+    _need(problem, "max_k_len", 0)
+    _need(problem, "num_heads", 1)
+    _need(problem, "num_kv_heads", 1)
+    _need(problem, "head_dim_v", 1)
+    _need(problem, "window_size", 0)
+    _need(problem, "cp_size", 1)
+    if problem.num_heads % problem.num_kv_heads:
+        raise PlanError(
+            "num_kv_heads",
+            f"num_kv_heads is {problem.num_kv_heads}: it must divide num_heads, "
+            f"which is {problem.num_heads}",
+        )
+    _need(device, "sm_count", 1)
+    _need(device, "max_grid_x", 1)
+    _need(kernel, "cta_q", 1)
+    _need(kernel, "cta_s", 1)
+    _need(kernel, "ctas_per_sm", 1)
+    _need(policy, "max_split_k", 0)
+    if policy.kind is SplitKind.FIXED:
+        _need(policy, "value", 1, "split_cnt")
+    if policy.kind is SplitKind.FIXED_SIZE:
+        _need(policy, "value", 1, "split_size")
+
+
+def _need(owner: Any, attribute: str, least: int, field: str = "") -> None:
+    field, value = field or attribute, getattr(owner, attribute)
+    if value < least:
+        raise PlanError(field, f"{field} is {value}: it must be at least {least}")
+    if value > INT_MAX:
+        raise PlanError(field, f"{field} is {value}: it must be at most {INT_MAX}")
