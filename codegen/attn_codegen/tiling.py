@@ -58,9 +58,12 @@ def _sm80_prefill(config: AttentionConfig) -> Tiling:
     """Tiles that fit 99 KiB with two stages, so that every device from 8.0 on runs them.
 
     Up to 128 columns, a warp holds 32 rows: each fragment of K and V read from shared memory then feeds two
-    products. Wider outputs leave registers for 16 rows only, and shared memory for 32 keys.
+    products. Up to 64, there is room for 128 keys, and a longer tile has less to do between products. Wider outputs
+    leave registers for 16 rows only, and shared memory for 32 keys.
     """
     width = max(_padded(config.head_dim), _padded(config.head_dim_v))
+    if width <= 64:
+        return _sized(config, cta_q=128, cta_s=128, warps=4, ctas_per_sm=2)
     if width <= 128:
         return _sized(config, cta_q=128, cta_s=64, warps=4, ctas_per_sm=2)
     if width <= 192:

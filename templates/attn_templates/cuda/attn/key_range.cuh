@@ -31,22 +31,27 @@ __device__ __forceinline__ int keys_before(int position, int k_len) {
 //   p      = i + k_len - q_len                       the query's position, aligned bottom-right
 //   first  = p - window + 1 (0 without a window)
 //   end    = p + 1 when causal, else p + window (k_len without a window)
-// both clipped to [0, k_len]. They never decrease with i.
+// both clipped to [0, k_len]. They never decrease with i. No sum here leaves 32 bits: a window that
+// would is compared before it is added.
 struct VisibleKeys {
   int q_len;
   int k_len;
   int window;  // 0: none
   bool causal;
 
+  __device__ __forceinline__ int position(int query) const { return query + k_len - q_len; }
+
   __device__ __forceinline__ int first(int query) const {
-    return window > 0 ? keys_before(clipped_sum(query, 1 - window), k_len) : 0;
+    const int p = position(query);
+    return window == 0 || p < window ? 0 : keys_before(p - window + 1, k_len);
   }
 
   __device__ __forceinline__ int end(int query) const {
+    const int p = position(query);
     if (causal) {
-      return keys_before(clipped_sum(query, 1), k_len);
+      return keys_before(p + 1, k_len);
     }
-    return window > 0 ? keys_before(clipped_sum(query, window), k_len) : k_len;
+    return window == 0 || k_len - p <= window ? k_len : keys_before(p + window, k_len);
   }
 
   // Keys that some query of [first_query, last_query] sees.
@@ -57,13 +62,6 @@ struct VisibleKeys {
   // Keys that every query of [first_query, last_query] sees.
   __device__ __forceinline__ KeyRange all(int first_query, int last_query) const {
     return {first(last_query), end(first_query)};
-  }
-
- private:
-  // query + k_len - q_len + step without overflow: |query + k_len - q_len| < 2^31, |step| < 2^31.
-  __device__ __forceinline__ int clipped_sum(int query, int step) const {
-    const int64_t sum = static_cast<int64_t>(query + k_len - q_len) + step;
-    return static_cast<int>(min(max(sum, int64_t{-1}), static_cast<int64_t>(k_len)));
   }
 };
 

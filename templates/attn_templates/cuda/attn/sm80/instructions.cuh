@@ -11,8 +11,15 @@ namespace attn::sm80 {
 
 // --- asynchronous copies, global to shared ------------------------------------------------------
 
-// Copies 16 bytes; where `valid` is false it writes zeros and does not read the source.
-__device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global, bool valid) {
+__device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(shared), "l"(global)
+               : "memory");
+}
+
+// Writes zeros where `valid` is false, and does not read the source then.
+__device__ __forceinline__ void copy_async_16_or_zero(uint32_t shared,
+                                                      const void* global,
+                                                      bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
                "l"(global),
                "r"(valid ? 16 : 0)

@@ -13,22 +13,49 @@ namespace attn::sm80 {
 
 // --- copies -------------------------------------------------------------------------------------
 
-// Starts the copy of a tile's rows. `source(row)` is the address of a row; rows from `rows` on
-// become zero, so that what lies there in memory, NaN included, never meets the tensor cores.
+// Starts the copies of a tile's rows, 16 bytes each. `source(row)` is the address of a row; rows
+// from `rows` on become zero, so that what lies there in memory, NaN included, never meets the
+// tensor cores.
 template <int kThreads, int kRows, int kChunks, class Tile, class Source>
 __device__ __forceinline__ void copy_rows(Tile& tile, int rows, Source source) {
-  constexpr int kCopies = kRows * kChunks;  // of 16 bytes
+  constexpr int kCopies = kRows * kChunks;
   const uint32_t base = shared_address(&tile);
-  const int thread = opaque(
-      threadIdx.x);  // dozens of row addresses would otherwise live across the loop over keys
+  // Opaque: dozens of row addresses would otherwise live across the loop over keys.
+  const int thread = opaque(threadIdx.x);
 #pragma unroll
   for (int first = 0; first < kCopies; first += kThreads) {
     const int copy = first + thread;
     if (kCopies % kThreads == 0 || copy < kCopies) {
       const int row = copy / kChunks;
       const int chunk = copy % kChunks;
-      copy_async_16(base + Tile::chunk_offset(row, chunk), source(row) + chunk * 16, row < rows);
+      copy_async_16_or_zero(
+          base + Tile::chunk_offset(row, chunk), source(row) + chunk * 16, row < rows);
     }
+  }
+}
+
+// The same for rows that are all there and lie `stride` bytes apart. Where the threads take whole
+// rows at a time, a thread stays in its column and only steps down.
+template <int kThreads, int kRows, int kChunks, class Tile>
+__device__ __forceinline__ void copy_rows_evenly(Tile& tile,
+                                                 const char* first_row,
+                                                 int64_t stride) {
+  constexpr int kCopies = kRows * kChunks;
+  if constexpr (kThreads % kChunks == 0 && kCopies % kThreads == 0) {
+    constexpr int kStep = kThreads / kChunks;
+    const int thread = opaque(threadIdx.x);
+    const int row = thread / kChunks;
+    const int chunk = thread % kChunks;
+    const uint32_t base = shared_address(&tile);
+    const char* from = first_row + row * stride + chunk * 16;
+#pragma unroll
+    for (int step = 0; step < kRows; step += kStep) {
+      copy_async_16(base + Tile::chunk_offset(row + step, chunk), from);
+      from += kStep * stride;
+    }
+  } else {
+    copy_rows<kThreads, kRows, kChunks>(
+        tile, kRows, [&](int row) { return first_row + row * stride; });
   }
 }
 
@@ -65,23 +92,12 @@ class TileStream {
   // counts groups.
   __device__ __forceinline__ void copy(int tile) {
     if (tile >= storage_.work.keys.begin) {
-      constexpr int kKeyChunks = Traits::kHeadDim / 8;
-      constexpr int kValueChunks = Traits::kHeadDimV / 8;
-      const int slot = static_cast<unsigned>(tile) % Traits::kStages;
-      const int first_key = tile * Traits::kCtaS;
-      const int rows = storage_.work.tile.k_len - first_key;
-      const auto cache = storage_.work.cache;
-      const auto row_address = [&](int row) {
-        if constexpr (Traits::Cache::kGathered) {
-          return storage_.rows[static_cast<unsigned>(tile) % 2][row];
-        } else {
-          return cache.row(params_, first_key + row);
-        }
-      };
-      copy_rows<Traits::kThreads, Traits::kCtaS, kKeyChunks>(
-          storage_.key[slot], rows, [&](int row) { return row_address(row).k; });
-      copy_rows<Traits::kThreads, Traits::kCtaS, kValueChunks>(
-          storage_.value[slot], rows, [&](int row) { return row_address(row).v; });
+      const int rows = storage_.work.tile.k_len - tile * Traits::kCtaS;
+      if (rows >= Traits::kCtaS && storage_.work.cache.evenly_spaced(Traits::kCtaS)) {
+        copy_evenly(tile);
+      } else {
+        copy_row_by_row(tile, rows);
+      }
     }
     copy_async_commit();
   }
@@ -89,7 +105,7 @@ class TileStream {
   __device__ __forceinline__ void look_up(int tile) {
     if constexpr (Traits::Cache::kGathered) {
       if (owns_key_of(tile)) {
-        entry_ = storage_.work.cache.entry(params_, key_of(tile));
+        entry_ = storage_.work.cache.entry(key_of(tile));
       }
     }
   }
@@ -104,6 +120,38 @@ class TileStream {
   }
 
  private:
+  static constexpr int kThreads = Traits::kThreads;
+  static constexpr int kCtaS = Traits::kCtaS;
+  static constexpr int kKeyChunks = Traits::kHeadDim / 8;
+  static constexpr int kValueChunks = Traits::kHeadDimV / 8;
+
+  __device__ __forceinline__ static int slot_of(int tile) {
+    return static_cast<unsigned>(tile) % Traits::kStages;
+  }
+
+  __device__ __forceinline__ void copy_evenly(int tile) {
+    const RowAddress first = row_address(tile, 0);
+    const RowStride stride = storage_.work.cache.stride(params_);
+    copy_rows_evenly<kThreads, kCtaS, kKeyChunks>(storage_.key[slot_of(tile)], first.k, stride.k);
+    copy_rows_evenly<kThreads, kCtaS, kValueChunks>(
+        storage_.value[slot_of(tile)], first.v, stride.v);
+  }
+
+  __device__ __forceinline__ void copy_row_by_row(int tile, int rows) {
+    copy_rows<kThreads, kCtaS, kKeyChunks>(
+        storage_.key[slot_of(tile)], rows, [&](int row) { return row_address(tile, row).k; });
+    copy_rows<kThreads, kCtaS, kValueChunks>(
+        storage_.value[slot_of(tile)], rows, [&](int row) { return row_address(tile, row).v; });
+  }
+
+  __device__ __forceinline__ RowAddress row_address(int tile, int row) const {
+    if constexpr (Traits::Cache::kGathered) {
+      return storage_.table(tile)[row];
+    } else {
+      return storage_.work.cache.row(params_, tile * kCtaS + row);
+    }
+  }
+
   // The key that this thread looks up. Rows without a key keep an old address: they become zero
   // unread.
   __device__ __forceinline__ static int key_of(int tile) {
@@ -220,22 +268,30 @@ __device__ __forceinline__ void mask_scores(Scores& scores,
                                             int warp,
                                             int lane) {
   using Traits = PrefillTraits<Config>;
+  const int origin = first_key + lane % 4 * 2;  // key of this lane's column 0
 #pragma unroll
   for (int f = 0; f < Traits::kRowFragments; ++f) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int query =
           work.tile.first_query + warp * Traits::kWarpRows + f * 16 + h * 8 + lane / 4;
-      const int origin = first_key + lane % 4 * 2;  // key of this lane's column 0
-      const int begin = work.visible.first(query) - origin;
       const int end = work.visible.end(query) - origin;
 #pragma unroll
       for (int n = 0; n < 2 * Traits::kKeyFragments; ++n) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const int column = n * 8 + c;
-          if (column < begin || column >= end) {
-            scores[f][n][2 * h + c] = -kInfinity;
+          float& score = scores[f][n][2 * h + c];
+          score = n * 8 + c < end ? score : -kInfinity;
+        }
+      }
+      if (work.visible.window > 0) {
+        const int begin = work.visible.first(query) - origin;
+#pragma unroll
+        for (int n = 0; n < 2 * Traits::kKeyFragments; ++n) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            float& score = scores[f][n][2 * h + c];
+            score = n * 8 + c >= begin ? score : -kInfinity;
           }
         }
       }
@@ -422,7 +478,6 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
       query.load(storage.query, threadIdx.x / 32, threadIdx.x % 32);
     }
     stream.copy(key_tile - (Traits::kStages - 1));
-    stream.look_up(key_tile - Traits::kStages);
 
     const int warp = threadIdx.x / 32;
     const int lane = opaque(threadIdx.x) % 32;  // fragment addresses are recomputed, not kept
@@ -433,6 +488,7 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
     if (first_key < work.seen_by_all.begin || first_key + Traits::kCtaS > work.seen_by_all.end) {
       mask_scores<Config>(scores, work, first_key, warp, lane);
     }
+    stream.look_up(key_tile - Traits::kStages);
     softmax.update(scores, output);
     multiply_probability_value<Config>(output, scores, storage.value[slot], lane);
 

@@ -33,12 +33,13 @@ struct PrefillTraits {
   static constexpr int kDepthFragments = kHeadDim / 16;
   static constexpr int kValueFragments = kHeadDimV / 16;
 
-  // Q stays in registers where scores and output leave room for it: of 255 registers, about 45 go
-  // to addresses and fragments of K and V. Otherwise the fragments of Q are read again for every
-  // tile.
+  // Q stays in registers where scores and output leave room for it; otherwise its fragments are read
+  // again for every tile. Beside the accumulators, each row fragment needs about 30 registers for
+  // its softmax state, fragments in flight and addresses (measured: one step more spills).
   static constexpr int kAccumulators = kRowFragments * 8 * (kKeyFragments + kValueFragments);
   static constexpr int kQueryRegisters = kRowFragments * 4 * kDepthFragments;
-  static constexpr bool kQueryInRegisters = kAccumulators + kQueryRegisters <= 190;
+  static constexpr bool kQueryInRegisters =
+      kAccumulators + kQueryRegisters + 30 * kRowFragments <= 240;
 
   static_assert(kCtaQ % (kWarps * 16) == 0, "every warp owns whole fragments of rows");
   static_assert(kCtaS % 16 == 0, "a tile of keys is whole fragments");
@@ -55,6 +56,10 @@ struct PrefillTraits {
 template <bool kGathered, int kCtaS>
 struct RowTable {
   alignas(128) RowAddress rows[2][kCtaS];
+
+  __device__ __forceinline__ RowAddress* table(int tile) {
+    return rows[static_cast<unsigned>(tile) % 2];
+  }
 };
 
 template <int kCtaS>
