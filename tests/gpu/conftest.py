@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles what the chosen tests need, many units at once, and ends a run that hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from attn_codegen.config import AttentionConfig, Mode
+from attn_codegen.space import with_reductions
+
+WATCHDOG_S = 60
+"""A test that takes longer than this, or than its module's WATCHDOG_S, ends the run."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(request: pytest.FixtureRequest) -> None:
+    """The cubins of every kernel that a chosen test names by a parameter `kernel`, in the cache."""
+    if not needed_configs(request.session.items):
+        return
+    from attn_runtime.build import build
+
+    reports = build(with_reductions(needed_configs(request.session.items)))
+    failed = [report for report in reports if report.error]
+    if failed:
+        pytest.exit(f"{len(failed)} units do not compile, first:\n{failed[0].error}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def stderr_descriptor(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The stderr that pytest captures, for the watchdog's last words."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        descriptor = os.dup(2)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture(autouse=True)
+def watchdog(request: pytest.FixtureRequest, stderr_descriptor: int) -> Iterator[None]:
+    """A kernel that never ends cannot be cancelled from Python: end the process instead."""
+    seconds = getattr(request.module, "WATCHDOG_S", WATCHDOG_S)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=stderr_descriptor)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def needed_configs(items: list[pytest.Item]) -> list[AttentionConfig]:
+    """The configurations of the kernels that the items are parametrised with."""
+    found: dict[str, AttentionConfig] = {}
+    for item in items:
+        parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+        kernel = parameters.get("kernel")
+        if kernel is not None and kernel.config.mode is Mode.PREFILL:
+            found[kernel.config.name] = kernel.config
+    return [found[name] for name in sorted(found)]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small subset, clean under compute-sanitizer: the C++ program, so that only our kernels run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from cpp_program import NAMES, build_program, write_call
+
+from attn_runtime.build import default_target
+from attn_runtime.plan import SplitPolicy
+from attn_runtime.toolchain import find_nvcc
+from cases import Task, batch_for, kernel_named
+
+pytestmark = [pytest.mark.gpu, pytest.mark.sanitize]
+
+WATCHDOG_S = 300
+OPTIONS = {
+    "memcheck": ["--leak-check", "no"],
+    "racecheck": ["--racecheck-report", "all"],
+    "initcheck": [],
+    "synccheck": [],
+}
+SPLITS = (SplitPolicy.off(), SplitPolicy.fixed(3), SplitPolicy.fixed_size(64))
+
+
+@pytest.fixture(scope="module")
+def sanitizer() -> str:
+    beside = find_nvcc().nvcc.resolve().with_name("compute-sanitizer")
+    found = shutil.which("compute-sanitizer") or (str(beside) if beside.is_file() else None)
+    if found is None:
+        pytest.skip(f"needs compute-sanitizer: not on PATH and not beside nvcc ({beside.parent})")
+    return found
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_program(tmp_path_factory.mktemp("sanitize"), default_target())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Calls of every cache, split and not: windows, empty sequences, tails of tiles and blocks."""
+    made = []
+    for name in NAMES:
+        kernel = kernel_named(name)
+        for index, split in enumerate(SPLITS):
+            finished = (False, False, False, False, index == 1)
+            batch = batch_for(
+                kernel,
+                [kernel.cta_q + 2, 1, 5, 0, 3],
+                [kernel.cta_q + 70, 300, 0, 9, 33],
+                window=(0, 100, 0)[index],
+                num_heads=3,
+                num_kv_heads=1,
+                finished=finished,
+            )
+            folder = tmp_path_factory.mktemp(name) / str(index)
+            write_call(folder, kernel, Task(batch, block_len=7, q_padding=8, split=split))
+            made.append(folder)
+    return made
+
+
+@pytest.mark.parametrize("tool", OPTIONS)
+def test_tool_finds_nothing(tool: str, sanitizer: str, program: Path, folders: list[Path]) -> None:
+    command = [sanitizer, "--tool", tool, *OPTIONS[tool], "--error-exitcode", "9", str(program)]
+    done = subprocess.run(
+        [*command, *map(str, folders)], capture_output=True, text=True, timeout=280, check=False
+    )
+    report = done.stdout + done.stderr
+    head = "\n".join(report.splitlines()[:40])
+    if done.returncode or "0 errors" not in report or "hazard detected" in report:
+        pytest.fail(f"{tool}: exit code {done.returncode}\n{head}", pytrace=False)
