@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one declaration of the kernel arguments: the C++ structs and the numpy dtype both come from it."""
+"""The one declaration of the kernel arguments: the C++ structs and the numpy dtype come from it."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ class Struct:
 
 
 ENUMS = ("CacheType", "KvType")
+
+# One member a line: a table to be read.
+# fmt: off
+# ruff: noqa: E501
 
 LINEAR = Struct(
     "LinearIteratorParams",
@@ -165,6 +169,8 @@ ARGUMENTS = Struct(
     is_template=True,
 )
 
+# fmt: on
+
 STRUCTS = (LINEAR, BLOCK, PAGED, PARAMS, TILE_PLAN, ARGUMENTS)
 STRUCTS_BY_NAME = {struct.name: struct for struct in STRUCTS}
 
@@ -231,7 +237,9 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         {
             "names": [field.name for field in fields],
             "formats": [
-                np.dtype(SCALARS[field.kind][2]) if field.kind in SCALARS else numpy_dtype(field.kind)
+                np.dtype(SCALARS[field.kind][2])
+                if field.kind in SCALARS
+                else numpy_dtype(field.kind)
                 for field in fields
             ],
             "offsets": list(offsets(name)[:-1]),

@@ -39,7 +39,7 @@ struct BlockSplitter {
 };
 
 // The rows of one sequence and one KV head.
-//   kGathered   rows have no common stride: a kernel looks them up ahead of the copies, in two steps
+//   kGathered   rows have no common stride: a kernel looks them up before it copies, in two steps
 //     entry(token)               what the block table says of the token's block: a load. Only for
 //                                tokens below k_len: entries behind the last used one may be wild
 //     row(params, token, entry)  the row's address: arithmetic

@@ -8,6 +8,7 @@
 
 namespace attn {
 
+constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000);
 constexpr int kReduceWarps = 4;  // rows per CTA; a warp merges one row
 
 // The sequence that holds a token: the last b with cu_q_len[b] <= token.
@@ -62,7 +63,7 @@ __device__ __forceinline__ void reduce(const Arguments<typename Config::T>& argu
   const float2* const ml = reinterpret_cast<const float2*>(params.partial_ML);  // [splits, rows]
 
   // 1. The common reference.
-  float max = -__builtin_huge_valf();
+  float max = -kInfinity;
   for (int split = lane; split < splits; split += 32) {
     max = fmaxf(max, ml[split * rows + row].x);
   }
@@ -70,7 +71,7 @@ __device__ __forceinline__ void reduce(const Arguments<typename Config::T>& argu
   for (int step = 16; step > 0; step /= 2) {
     max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, step));
   }
-  const float reference = max == -__builtin_huge_valf() ? 0.0f : max;
+  const float reference = max == -kInfinity ? 0.0f : max;
 
   // 2. The weighted sums; a lane owns the columns lane * 2 + i * 64 and the next.
   constexpr int kPairs = (Config::kHeadDimV + 63) / 64;
@@ -119,8 +120,7 @@ __device__ __forceinline__ void reduce(const Arguments<typename Config::T>& argu
   if (params.lse != nullptr && lane == 0) {
     const int64_t head = row % static_cast<unsigned>(params.num_heads);
     params.lse[head * params.token_num + token] =
-        weighted_l > 0.0f ? (reference + log2f(weighted_l)) * 0.6931471805599453f
-                          : -__builtin_huge_valf();
+        weighted_l > 0.0f ? (reference + log2f(weighted_l)) * 0.6931471805599453f : -kInfinity;
   }
 }
 

@@ -74,9 +74,9 @@ __device__ __forceinline__ void copy_queries(
 }
 
 // Moves tiles of K and V of one sequence and head into a ring of kStages slots, tile t to slot
-// t % kStages. Gathered caches take two steps more: each thread finds the address of one row (look_up)
-// and shows it to the others (publish); the two are apart so that the block table is read behind
-// the arithmetic of a tile. A published tile may be copied after the next barrier.
+// t % kStages. Gathered caches take two steps more: each thread finds the address of one row
+// (look_up) and shows it to the others (publish); the two are apart so that the block table is read
+// behind the arithmetic of a tile. A published tile may be copied after the next barrier.
 template <class Config>
 class TileStream {
   using Traits = PrefillTraits<Config>;

@@ -33,9 +33,9 @@ struct PrefillTraits {
   static constexpr int kDepthFragments = kHeadDim / 16;
   static constexpr int kValueFragments = kHeadDimV / 16;
 
-  // Q stays in registers where scores and output leave room for it; otherwise its fragments are read
-  // again for every tile. Beside the accumulators, each row fragment needs about 30 registers for
-  // its softmax state, fragments in flight and addresses (measured: one step more spills).
+  // Q stays in registers where scores and output leave room for it; otherwise its fragments are
+  // read again for every tile. Beside the accumulators, each row fragment needs about 30 registers
+  // for its softmax state, fragments in flight and addresses (measured: one step more spills).
   static constexpr int kAccumulators = kRowFragments * 8 * (kKeyFragments + kValueFragments);
   static constexpr int kQueryRegisters = kRowFragments * 4 * kDepthFragments;
   static constexpr bool kQueryInRegisters =

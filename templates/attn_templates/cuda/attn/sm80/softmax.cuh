@@ -8,7 +8,7 @@ namespace attn::sm80 {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kInfinity = __builtin_huge_valf();
+constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000);
 
 // A row's exponentials are taken relative to a reference that may lag behind its true maximum by up
 // to this many powers of two: 2^8 stays exact enough in f16 and bf16, and most tiles then need no

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds of the rules, the valid space and the presets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attn_codegen import space
+from attn_codegen.config import (
+    AXIS_NAMES,
+    Arch,
+    AttentionConfig,
+    Cache,
+    Dtype,
+    KvDtype,
+    Mask,
+    Mode,
+    reduction_of,
+)
+from attn_codegen.errors import ConfigError
+from attn_codegen.tiling import SM80_SHARED_LIMIT, tilings
+
+widths = st.one_of(
+    st.integers(-8, 320), st.sampled_from(range(16, 257, 16)), st.sampled_from([64, 128])
+)
+configs = st.builds(
+    AttentionConfig,
+    mode=st.sampled_from([Mode.PREFILL, *Mode]),
+    arch=st.sampled_from([Arch.SM80, *Arch]),
+    dtype=st.sampled_from(Dtype),
+    kv_dtype=st.sampled_from([KvDtype.SAME, *KvDtype]),
+    head_dim=widths,
+    head_dim_v=st.one_of(st.none(), widths),
+    cache=st.sampled_from([*Cache, None]),
+    mask=st.sampled_from([*Mask, None]),
+    tile=st.sampled_from(["", "", "t1x1"]),
+)
+
+REFUSED = {
+    "mode-emitted": AttentionConfig(mode=Mode.DECODE),
+    "arch-emitted": AttentionConfig(arch=Arch.SM75),
+    "kv-dtype-emitted": AttentionConfig(kv_dtype=KvDtype.INT8),
+    "head-dim-range": AttentionConfig(head_dim=272),
+    "head-dim-step": AttentionConfig(head_dim=100),
+    "head-dim-v-range": AttentionConfig(head_dim_v=272, cache=Cache.PAGED),
+    "head-dim-v-step": AttentionConfig(head_dim_v=100, cache=Cache.PAGED),
+    "block-one-width": AttentionConfig(head_dim=192, head_dim_v=128, cache=Cache.BLOCK),
+    "mode-has-cache": AttentionConfig(cache=None),
+    "attention-has-mask": AttentionConfig(mask=None),
+    "reduce-has-no-cache": AttentionConfig(mode=Mode.REDUCE, mask=None),
+    "reduce-has-no-mask": AttentionConfig(mode=Mode.REDUCE, cache=None),
+    "reduce-one-width": AttentionConfig.of(mode="reduce", head_dim=192, head_dim_v=128),
+    "tile-known": AttentionConfig(tile="t1x1"),
+}
+
+
+def failed(config: AttentionConfig) -> list[str]:
+    return [verdict.rule.id for verdict in space.evaluate(config) if not verdict.passed]
+
+
+def message(config: AttentionConfig) -> str:
+    return next(verdict.message for verdict in space.evaluate(config) if not verdict.passed)
+
+
+def test_rule_ids_are_unique_and_name_known_axes() -> None:
+    assert len({rule.id for rule in space.RULES}) == len(space.RULES)
+    for rule in space.RULES:
+        assert rule.axis in AXIS_NAMES
+        assert rule.beside in ("", *AXIS_NAMES)
+
+
+@pytest.mark.parametrize("rule", space.RULES, ids=lambda rule: rule.id)
+def test_each_rule_alone_refuses_its_example(rule: space.Rule) -> None:
+    assert failed(REFUSED[rule.id]) == [rule.id]
+    assert not space.is_valid(REFUSED[rule.id])
+
+
+@pytest.mark.parametrize("rule", space.RULES, ids=lambda rule: rule.id)
+def test_each_refusal_says_what_got_and_what_to_do(rule: space.Rule) -> None:
+    config = REFUSED[rule.id]
+    value = config.axes()[rule.axis]
+    got, next_step = message(config).split(": ", 1)
+    assert got.startswith(f"{rule.axis} {'none' if value is None else value} is not supported")
+    assert next_step
+    assert rule.reason != rule.hint
+
+
+def test_a_refused_head_dim_names_its_neighbours() -> None:
+    assert message(AttentionConfig(dtype=Dtype.BF16, head_dim=100)) == (
+        "head_dim 100 is not supported for bf16: use a multiple of 16 up to 256 (nearest: 96, 112)"
+    )
+    assert message(AttentionConfig(head_dim=300)).endswith("(nearest: 256)")
+    assert message(AttentionConfig(head_dim=0)).endswith("(nearest: 16)")
+
+
+def test_every_failed_rule_is_told_at_once() -> None:
+    config = AttentionConfig(mode=Mode.DECODE, arch=Arch.SM70, head_dim=100, mask=None)
+    assert failed(config) == ["mode-emitted", "arch-emitted", "head-dim-step", "attention-has-mask"]
+    with pytest.raises(ConfigError) as caught:
+        space.require_valid(config)
+    for word in ("mode decode", "arch sm70", "head_dim 100", "mask none", "Nearest valid"):
+        assert word in str(caught.value)
+
+
+@settings(max_examples=300)
+@given(configs)
+def test_the_valid_space_holds_exactly_what_the_rules_pass(config: AttentionConfig) -> None:
+    assert space.is_valid(config) == (config in set(space.valid_space()))
+    assert space.is_valid(config) == (not failed(config))
+
+
+@settings(max_examples=50, deadline=None)
+@given(configs)
+def test_the_nearest_configurations_are_valid_and_distinct(config: AttentionConfig) -> None:
+    near = space.nearest(config)
+    assert len(set(near)) == 3
+    assert all(map(space.is_valid, near))
+    if space.is_valid(config):
+        assert near[0] == config
+        assert space.require_valid(config) is config
+
+
+@pytest.mark.parametrize(
+    ("asked", "nearest"),
+    [
+        (AttentionConfig(head_dim=100), "prefill_sm80_f16_d96_block_causal"),
+        (AttentionConfig(arch=Arch.SM90), "prefill_sm80_f16_d128_block_causal"),
+        (
+            AttentionConfig(head_dim=576, head_dim_v=512, cache=Cache.PAGED),
+            "prefill_sm80_f16_d256_paged_causal",
+        ),
+        (AttentionConfig(head_dim_v=64), "prefill_sm80_f16_d128_v64_linear_causal"),
+        (AttentionConfig(mode=Mode.REDUCE), "reduce_sm80_f16_d128"),
+    ],
+)
+def test_the_nearest_configuration_keeps_what_a_model_fixes(
+    asked: AttentionConfig, nearest: str
+) -> None:
+    assert nearest in [config.name for config in space.nearest(asked)]
+
+
+@pytest.mark.parametrize("name", space.PRESETS)
+def test_every_kernel_of_a_preset_is_valid_and_ends_in_its_reduction(name: str) -> None:
+    preset = space.preset(name)
+    assert all(map(space.is_valid, preset))
+    assert space.with_reductions(preset) == preset
+    assert list(preset) == sorted(set(preset), key=lambda config: config.name)
+    for config in preset:
+        assert config.mode is Mode.REDUCE or reduction_of(config) in preset
+
+
+def test_the_default_preset_is_the_product_that_common_engines_need() -> None:
+    preset = space.preset("default")
+    attention = [config for config in preset if config.mode is Mode.PREFILL]
+    assert len(preset) <= 250
+    for cache in Cache:
+        for mask in Mask:
+            for dtype in Dtype:
+                dims = {
+                    c.head_dim
+                    for c in attention
+                    if (c.cache, c.mask, c.dtype) == (cache, mask, dtype)
+                }
+                assert dims == {64, 128, 192, 256}
+    unequal = {(c.cache, c.head_dim, c.head_dim_v) for c in attention if c.head_dim_v != c.head_dim}
+    assert unequal == {(Cache.LINEAR, 192, 128), (Cache.PAGED, 192, 128)}
+
+
+def test_the_other_presets_stand_around_the_default_one() -> None:
+    assert (
+        set(space.preset("turbomind")) <= set(space.preset("default")) <= set(space.preset("all"))
+    )
+    assert {c.cache for c in space.preset("turbomind")} == {Cache.LINEAR, Cache.BLOCK, None}
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'al': use default, all or turbomind"):
+        space.preset("al")
+
+
+def test_every_tile_of_the_space_fits_the_smallest_device() -> None:
+    for config in space.valid_space():
+        for tile in tilings(config).values():
+            assert 0 <= tile.shared_bytes <= SM80_SHARED_LIMIT, config.name
+            assert 32 <= tile.threads <= 1024, config.name
+            assert tile.ctas_per_sm * (tile.shared_bytes + 1024) <= 228 * 1024, config.name
+
+
+def test_every_configuration_has_a_default_tile() -> None:
+    assert all("" in tilings(config) for config in space.valid_space())
