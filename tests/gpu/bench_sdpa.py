@@ -65,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--cache", choices=("linear", "paged"), default="linear")
+    parser.add_argument("--arch", choices=("sm80", "sm90"), help="default: the fastest there is")
     parser.add_argument("--peers", default="flash", help="of flash and cudnn, with commas")
     return parser.parse_args()
 
@@ -89,6 +90,7 @@ def our_call(arguments: argparse.Namespace, mask: str, length: int) -> Call:
         dtype=arguments.dtype,
         cache=arguments.cache,
         mask=mask,
+        arch=arguments.arch or None,
     )
     attn.prepare()
     lengths = torch.arange(batch + 1, device="cuda", dtype=torch.int32) * length
@@ -158,7 +160,12 @@ def milliseconds(call: Call, repeats: int) -> float:
 def host_microseconds(arguments: argparse.Namespace) -> float:
     """Of one small call, in bursts that the launch queue holds."""
     attn = Attention(
-        num_heads=HEADS, num_kv_heads=HEADS, head_dim=128, dtype=arguments.dtype, cache="linear"
+        num_heads=HEADS,
+        num_kv_heads=HEADS,
+        head_dim=128,
+        dtype=arguments.dtype,
+        cache="linear",
+        arch=arguments.arch or None,
     )
     one = torch.tensor([0, 1], device="cuda", dtype=torch.int32)
     q, k, v, out = (normal(arguments, 1, HEADS, 128) for _ in range(4))

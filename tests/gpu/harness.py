@@ -92,6 +92,7 @@ def attention_for(config: AttentionConfig, batch: Batch, split: SplitPolicy | st
         window_size=batch.window,
         softmax_scale=batch.scale or None,
         split=split,
+        arch=config.arch,
     )
 
 

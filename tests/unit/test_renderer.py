@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from attn_codegen import __version__, params, renderer, space
-from attn_codegen.config import AttentionConfig, Mode
+from attn_codegen.config import Arch, AttentionConfig, Mode
 from attn_codegen.errors import ConfigError
 from attn_codegen.manifest import FILE_NAME, sha256
 from attn_codegen.tiling import tiling
@@ -131,12 +131,14 @@ def test_the_manifest_says_of_each_kernel_what_the_tiling_says() -> None:
         assert entry["config"] == config.axes()
         assert entry["file"] == f"kernels/{config.name}.cu"
         assert entry["symbol"] == config.name
-        assert entry["arch"] == "sm80"
-        assert entry["gencode"] == "-gencode=arch=compute_80,code=sm_80"
+        assert entry["arch"] == config.arch
+        number = {Arch.SM80: "80", Arch.SM90: "90a"}[config.arch]
+        assert entry["gencode"] == f"-gencode=arch=compute_{number},code=sm_{number}"
         assert entry["threads"] == tile.threads
         assert entry["shared_bytes"] == tile.shared_bytes
-        assert entry["argument_bytes"] == params.size_of("Arguments")
-        assert entry["argument_align"] == params.align_of("Arguments")
+        arguments = params.arguments_of(config.arch)
+        assert entry["argument_bytes"] == params.size_of(arguments)
+        assert entry["argument_align"] == params.align_of(arguments)
 
 
 def test_every_reduction_that_a_kernel_names_is_emitted_with_it() -> None:

@@ -20,7 +20,7 @@ from attn_codegen.config import (
     reduction_of,
 )
 from attn_codegen.errors import ConfigError
-from attn_codegen.tiling import SM80_SHARED_LIMIT, tilings
+from attn_codegen.tiling import SM80_SHARED_LIMIT, SM90_SHARED_LIMIT, tilings
 
 widths = st.one_of(
     st.integers(-8, 320), st.sampled_from(range(16, 257, 16)), st.sampled_from([64, 128])
@@ -41,6 +41,10 @@ configs = st.builds(
 REFUSED = {
     "mode-emitted": AttentionConfig(mode=Mode.DECODE),
     "arch-emitted": AttentionConfig(arch=Arch.SM75),
+    "sm90-head-dim": AttentionConfig(arch=Arch.SM90, head_dim=80, cache=Cache.LINEAR),
+    "sm90-one-width": AttentionConfig(arch=Arch.SM90, head_dim_v=64, cache=Cache.LINEAR),
+    "sm90-cache": AttentionConfig(arch=Arch.SM90, cache=Cache.PAGED),
+    "reduce-one-arch": AttentionConfig.of(mode="reduce", arch="sm90"),
     "kv-dtype-emitted": AttentionConfig(kv_dtype=KvDtype.INT8),
     "head-dim-range": AttentionConfig(head_dim=272),
     "head-dim-step": AttentionConfig(head_dim=100),
@@ -180,10 +184,11 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         space.preset("al")
 
 
-def test_every_tile_of_the_space_fits_the_smallest_device() -> None:
+def test_every_tile_of_the_space_fits_the_smallest_device_of_its_family() -> None:
+    limits = {Arch.SM80: SM80_SHARED_LIMIT, Arch.SM90: SM90_SHARED_LIMIT}
     for config in space.valid_space():
         for tile in tilings(config).values():
-            assert 0 <= tile.shared_bytes <= SM80_SHARED_LIMIT, config.name
+            assert 0 <= tile.shared_bytes <= limits[config.arch], config.name
             assert 32 <= tile.threads <= 1024, config.name
             assert tile.ctas_per_sm * (tile.shared_bytes + 1024) <= 228 * 1024, config.name
 

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles, loads, plans and launches attention kernels, for arrays of any library.
+
+Importing this package imports neither PyCUDA, nor cuda.bindings, nor torch.
+"""
+
+from attn_codegen.errors import ConfigError
+from attn_runtime.attention import Attention
+from attn_runtime.errors import (
+    ArgumentError,
+    AttnError,
+    CompileError,
+    DeviceError,
+    DriverError,
+    ToolchainError,
+)
+from attn_runtime.plan import Plan, PlanError, SplitPolicy
+
+__all__ = [
+    "ArgumentError",
+    "Attention",
+    "AttnError",
+    "CompileError",
+    "ConfigError",
+    "DeviceError",
+    "DriverError",
+    "Plan",
+    "PlanError",
+    "SplitPolicy",
+    "ToolchainError",
+]

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the arguments of a call and turns them into a problem and the fields of AttentionParams.
+
+Pure: arrays come as views, so that everything here runs without a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from attn_codegen.config import AttentionConfig, Cache, Mask
+from attn_runtime.array_view import ArrayView
+from attn_runtime.checks import (
+    Views,
+    given,
+    is_step,
+    need_dense,
+    need_dtype,
+    need_elements,
+    need_int,
+    need_ints,
+    need_shape,
+    row_stride,
+)
+from attn_runtime.errors import ArgumentError
+from attn_runtime.kv_cache import CacheCall, Values, check_cache
+from attn_runtime.problem import INT_MAX, Problem
+from attn_runtime.settings import Settings
+
+CACHE_TYPE: Final = {Cache.LINEAR: 0, Cache.BLOCK: 1, Cache.PAGED: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The arguments of a call that are no arrays; None where left out."""
+
+    max_q_len: int | None = None
+    max_k_len: int | None = None
+    block_len: int | None = None
+    layer_offset: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A checked call: the problem for the planner, the fields of AttentionParams that are no
+    addresses, by dotted name, and what the results look like."""
+
+    problem: Problem
+    values: Values
+    out_shape: tuple[int, int, int]
+    lse_shape: tuple[int, int]
+
+
+def check_call(settings: Settings, views: Views, numbers: Numbers) -> Call:
+    """Check every argument against the configuration and against each other.
+
+    Raises ArgumentError that names the first argument at fault.
+    """
+    config = settings.config
+    token_num, q_stride = _check_q(settings, given(views, "q"))
+    batch = _check_lengths(views)
+    fields, capacity = check_cache(
+        CacheCall(
+            config, settings.num_kv_heads, batch, views, numbers.block_len, numbers.layer_offset
+        )
+    )
+    out_shape = (token_num, settings.num_heads, config.head_dim_v)
+    lse_shape = (settings.num_heads, token_num)
+    _check_outputs(config, views, out_shape, lse_shape)
+    problem = Problem(
+        token_num=token_num,
+        batch_size=batch,
+        max_q_len=_bound("max_q_len", numbers.max_q_len, token_num),
+        max_k_len=_bound("max_k_len", numbers.max_k_len, capacity),
+        num_heads=settings.num_heads,
+        num_kv_heads=settings.num_kv_heads,
+        head_dim_v=config.head_dim_v,
+        window_size=settings.window_size,
+        causal=config.mask is Mask.CAUSAL,
+    )
+    values = fields | _common_values(settings, problem, q_stride)
+    return Call(problem, values, out_shape, lse_shape)
+
+
+def check_devices(views: Views, ordinal: int) -> None:
+    """Refuse an array that is not on GPU `ordinal`; every view says where its array is."""
+    for name, view in views.items():
+        if view is None or view.ordinal == ordinal:
+            continue
+        known = view.ordinal is not None and view.ordinal >= 0
+        where = f"the memory of GPU {view.ordinal}" if known else "host memory"
+        raise ArgumentError(
+            name, f"{name} is in {where}, and this call runs on GPU {ordinal}: move it there"
+        )
+
+
+def check_workspace(view: ArrayView, needed: int) -> None:
+    """Refuse a workspace that is not one dense piece of at least `needed` bytes."""
+    need_dense("workspace", view, "bytes")
+    have = array_bytes(view)
+    if have < needed:
+        raise ArgumentError(
+            "workspace",
+            f"workspace has {have} bytes, and this call needs {needed}: Attention.workspace_size "
+            "gives the bytes; or split less",
+        )
+
+
+def array_bytes(view: ArrayView) -> int:
+    """Bytes of the elements of an array."""
+    bits = "".join(letter for letter in view.dtype if letter.isdigit())
+    return view.size * (int(bits) // 8 if bits else 1)
+
+
+def _common_values(settings: Settings, problem: Problem, q_stride: int) -> Values:
+    config = settings.config
+    assert config.cache is not None  # attention reads a cache: a rule of the space
+    return {
+        "stride": q_stride,
+        "token_num": problem.token_num,
+        "batch_size": problem.batch_size,
+        "max_q_len": problem.max_q_len,
+        "max_k_len": problem.max_k_len,
+        "num_heads": problem.num_heads,
+        "num_kv_heads": problem.num_kv_heads,
+        "size_per_head": config.head_dim,
+        "size_per_head_v": config.head_dim_v,
+        "inv_sqrt_dh": settings.softmax_scale,
+        "window_size": problem.window_size,
+        "causal": problem.causal,
+        "cache": CACHE_TYPE[config.cache],
+        "cp_size": problem.cp_size,
+    }
+
+
+def _check_q(settings: Settings, q: ArrayView) -> tuple[int, int]:
+    """(token_num, elements between two tokens)."""
+    heads, width = settings.num_heads, settings.config.head_dim
+    need_shape("q", q, ("token_num", "num_heads", "head_dim"), (None, heads, width))
+    need_elements("q", q, settings.config.dtype)
+    if not is_step(q, 2, 1) or not is_step(q, 1, width):
+        raise ArgumentError(
+            "q",
+            f"q has strides {list(q.strides)}: the heads of a token must lie back to back "
+            f"(strides [any, {width}, 1]); only tokens may be apart",
+        )
+    token_num = need_int("q", q.shape[0], what="token_num, the first extent of q,")
+    return token_num, row_stride("q", q, 0)
+
+
+def _check_lengths(views: Views) -> int:
+    """The batch size, from cu_q_len [batch_size + 1]."""
+    cu_q_len, cu_k_len = given(views, "cu_q_len"), given(views, "cu_k_len")
+    need_ints("cu_q_len", cu_q_len, ("batch_size + 1",), (None,))
+    if cu_q_len.shape[0] == 0:
+        raise ArgumentError(
+            "cu_q_len", "cu_q_len is empty: it holds batch_size + 1 sums, the first of them 0"
+        )
+    batch = need_int("cu_q_len", cu_q_len.shape[0] - 1, what="batch_size")
+    need_ints("cu_k_len", cu_k_len, ("batch_size + 1",), (batch + 1,))
+    finished = views.get("finished")
+    if finished is not None:
+        need_shape("finished", finished, ("batch_size",), (batch,))
+        need_dtype("finished", finished, ("bool", "u8"))
+        need_dense("finished", finished, "[batch_size]")
+    return batch
+
+
+def _check_outputs(
+    config: AttentionConfig,
+    views: Views,
+    out_shape: tuple[int, int, int],
+    lse_shape: tuple[int, int],
+) -> None:
+    out, lse = views.get("out"), views.get("lse")
+    if out is not None:
+        need_shape("out", out, ("token_num", "num_heads", "head_dim_v"), out_shape)
+        need_elements("out", out, config.dtype)
+        need_dense("out", out, "[token_num, num_heads, head_dim_v]")
+    if lse is not None:
+        need_shape("lse", lse, ("num_heads", "token_num"), lse_shape)
+        need_dtype("lse", lse, ("f32",))
+        need_dense("lse", lse, "[num_heads, token_num]")
+    for name in ("out", "lse", "workspace"):
+        view = views.get(name)
+        if view is not None and view.readonly:
+            raise ArgumentError(name, f"{name} is read-only, and results are written there")
+
+
+def _bound(name: str, value: int | None, default: int) -> int:
+    """An upper bound of lengths: any larger value gives the same result."""
+    return min(default, INT_MAX) if value is None else need_int(name, value)

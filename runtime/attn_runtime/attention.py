@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door for users: attention over the arrays of any library."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask
+from attn_runtime import driver
+from attn_runtime.arguments import Numbers
+from attn_runtime.arrays import PYCUDA, Key, adapter_of
+from attn_runtime.checks import need_int
+from attn_runtime.driver import Context
+from attn_runtime.errors import ArgumentError
+from attn_runtime.launch import ARRAYS
+from attn_runtime.plan import Plan, Problem, SplitPolicy
+from attn_runtime.prepared import (
+    Given,
+    Memory,
+    NumberKey,
+    Prepared,
+    context_of,
+    load_kernels,
+    plan_call,
+    prepare_call,
+    refuse_misaligned,
+)
+from attn_runtime.settings import Settings, device_ordinal, make_settings
+from attn_runtime.streams import is_pycuda_stream, stream_handle
+
+_OUT, _LSE, _WORKSPACE = (ARRAYS.index(name) for name in ("out", "lse", "workspace"))
+
+
+class Attention:
+    """softmax(scale q k^T) v over a batch of sequences of any lengths.
+
+    window_size 0 is none; w: a query at position p sees the keys above p - w (and, with mask full,
+    below p + w). softmax_scale is 1 / sqrt(head_dim) unless given. split says how the keys of a
+    row are cut: "heuristic", "off" or a SplitPolicy. `device` is the GPU that `prepare` and `plan`
+    use; calls run where q is. `arch` is the kernel family; left out, it is the fastest that the
+    device and the combination have.
+
+    Raises ConfigError for a combination that no kernel serves (why, and what works), ArgumentError
+    for a number out of range. Safe to call from several threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        head_dim: int,
+        num_kv_heads: int | None = None,
+        head_dim_v: int | None = None,
+        dtype: Dtype | str = Dtype.BF16,
+        cache: Cache | str = Cache.PAGED,
+        mask: Mask | str = Mask.CAUSAL,
+        window_size: int = 0,
+        softmax_scale: float | None = None,
+        split: SplitPolicy | str = "heuristic",
+        device: Any = None,
+        arch: Arch | str | None = None,
+    ) -> None:
+        self.settings: Final[Settings] = make_settings(
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            head_dim_v=head_dim_v,
+            dtype=dtype,
+            cache=cache,
+            mask=mask,
+            window_size=window_size,
+            softmax_scale=softmax_scale,
+            split=split,
+            arch=arch,
+        )
+        self.device: Final = device_ordinal(device)
+        self._local = threading.local()
+
+    @property
+    def config(self) -> AttentionConfig:
+        """The configuration, in the least kernel family that has it."""
+        return self.settings.config
+
+    def prepare(self) -> None:
+        """Compile and load the kernel and the reduction, so that no call and no graph capture has
+        to. Raises ToolchainError, CompileError, DriverError or DeviceError."""
+        load_kernels(self.settings, self._own_context())
+
+    def plan(
+        self,
+        *,
+        token_num: int,
+        batch_size: int,
+        max_k_len: int,
+        max_q_len: int | None = None,
+    ) -> Plan:
+        """How a call of these bounds is cut on the device; compiles and loads what it needs."""
+        settings, context = self.settings, self._own_context()
+        longest = token_num if max_q_len is None else max_q_len
+        problem = Problem(
+            token_num=need_int("token_num", token_num),
+            batch_size=need_int("batch_size", batch_size),
+            max_q_len=need_int("max_q_len", longest),
+            max_k_len=need_int("max_k_len", max_k_len),
+            num_heads=settings.num_heads,
+            num_kv_heads=settings.num_kv_heads,
+            head_dim_v=settings.config.head_dim_v,
+            window_size=settings.window_size,
+            causal=settings.config.mask is Mask.CAUSAL,
+        )
+        return plan_call(settings, problem, load_kernels(settings, context), context)
+
+    def workspace_size(
+        self,
+        *,
+        token_num: int,
+        batch_size: int,
+        max_k_len: int,
+        max_q_len: int | None = None,
+    ) -> int:
+        """Bytes of workspace that a call of exactly these bounds takes; 0 when it is not split.
+
+        Fewer tokens may be split more. A bound for every call of up to token_num tokens is that of
+        a policy with max_split_k: max_split_k * token_num * num_heads * (head_dim_v + 2) * 4 + 256.
+        """
+        return self.plan(
+            token_num=token_num, batch_size=batch_size, max_q_len=max_q_len, max_k_len=max_k_len
+        ).workspace_bytes
+
+    def __call__(
+        self,
+        q: Any,
+        k: Any = None,
+        v: Any = None,
+        *,
+        cu_q_len: Any,
+        cu_k_len: Any,
+        block_table: Any = None,
+        block_ptrs: Any = None,
+        cu_block_nums: Any = None,
+        block_len: int | None = None,
+        layer_offset: int | None = None,
+        max_q_len: int | None = None,
+        max_k_len: int | None = None,
+        finished: Any = None,
+        out: Any = None,
+        lse: Any = None,
+        return_lse: bool = False,
+        workspace: Any = None,
+        stream: Any = None,
+    ) -> Any:
+        """Enqueue one call; returns out, or (out, lse) with return_lse.
+
+        q [token_num, num_heads, head_dim], out [token_num, num_heads, head_dim_v],
+        lse float32 [num_heads, token_num], natural log; cu_q_len and cu_k_len int32
+        [batch_size + 1], sums of lengths; finished bool [batch_size]: rows to leave alone.
+        linear cache: k, v [tokens, num_kv_heads, head_dim or head_dim_v].
+        paged cache: k, v [block_count, block_len, num_kv_heads, head_dim or head_dim_v],
+        block_table int32 [batch_size, max_blocks].
+        block cache: block_ptrs int64 [block_count], addresses; cu_block_nums int32
+        [batch_size + 1]; block_len tokens; layer_offset bytes.
+
+        max_q_len and max_k_len are upper bounds of the lengths; left out, they are what the arrays
+        have room for. Results that are not given are allocated by q's library where that is torch,
+        and else by PyCUDA (bf16 as uint16 that holds its bits). With `out` and `workspace` (bytes:
+        workspace_size, aligned to 256) given, nothing is allocated, and nothing ever waits.
+        `stream` is an int or a stream of torch, PyCUDA or CuPy; left out, it is that of q: torch's
+        current stream, the one a CUDA array interface names, or the default.
+
+        Raises ArgumentError, which names the argument, or PlanError; then nothing was launched.
+        """
+        arrays = (
+            *(q, k, v, block_table, block_ptrs, cu_block_nums),
+            *(cu_q_len, cu_k_len, finished, out, lse, workspace),
+        )  # in the order of ARRAYS
+        adapter = adapter_of(q, "q")
+        handle = adapter.current_stream(q) if stream is None else stream_handle(stream)
+        keys, addresses, owners = adapter.read_all(arrays, ARRAYS, handle)
+        context = None if adapter.knows_device else self._context_of(addresses[0])
+        numbers = (max_q_len, max_k_len, block_len, layer_offset)
+        key = (keys, numbers, context)
+        memory = self._memory()
+        if key == memory.last_key:
+            call = memory.last_call
+        else:
+            call = memory.recall(key) or self._prepared(arrays, keys, addresses, numbers, context)
+            memory.keep(key, call)
+        if out is None:
+            out, addresses[_OUT] = adapter.empty(
+                q, call.context, handle, call.out_shape, call.out_dtype
+            )
+        if return_lse and lse is None:
+            lse, addresses[_LSE] = adapter.empty(q, call.context, handle, call.lse_shape, "f32")
+        if workspace is None and call.plan.workspace_bytes:
+            workspace, addresses[_WORKSPACE] = adapter.empty(
+                q, call.context, handle, (call.plan.workspace_bytes,), "u8"
+            )
+        refuse_misaligned(addresses)
+        own = adapter is PYCUDA if stream is None else is_pycuda_stream(stream)
+        if call.context.is_current():
+            _run(call, addresses, own, stream, handle)
+        else:
+            with call.context:
+                _run(call, addresses, own, stream, handle)
+        del owners  # what exporters lent is needed until here
+        return (out, lse) if return_lse else out
+
+    def _memory(self) -> Memory:
+        """The calls of this thread: a launch writes to a buffer that all its runs share."""
+        try:
+            memory: Memory = self._local.memory
+        except AttributeError:
+            memory = self._local.memory = Memory()
+        return memory
+
+    def _own_context(self) -> Context:
+        ordinal = driver.current_device() if self.device is None else self.device
+        return driver.context_of_device(ordinal)
+
+    def _context_of(self, pointer: int) -> Context:
+        """The context of a q whose library does not say; an empty one may run anywhere."""
+        return context_of("q", pointer) if pointer else self._own_context()
+
+    def _prepared(
+        self,
+        arrays: tuple[Any, ...],
+        keys: Sequence[Key | None],
+        addresses: Sequence[int],
+        numbers: NumberKey,
+        context: Context | None,
+    ) -> Prepared:
+        """The first call of a kind, on the device of q."""
+        given = [
+            Given(name, adapter_of(array, name), key, address)
+            for name, array, key, address in zip(ARRAYS, arrays, keys, addresses, strict=True)
+            if key is not None
+        ]
+        if context is None:
+            ordinal = given[0].describe().ordinal
+            if ordinal is None or ordinal < 0:
+                raise ArgumentError("q", "q is in host memory: move it to a GPU")
+            context = driver.context_of_device(ordinal)
+        if self.device not in (None, context.device.ordinal):
+            raise ArgumentError(
+                "q",
+                f"q is in the memory of GPU {context.device.ordinal}, and this Attention was built "
+                f"for GPU {self.device}: move q, or build an Attention without device=",
+            )
+        return prepare_call(self.settings, given, Numbers(*numbers), context)
+
+
+def _run(call: Prepared, addresses: list[int], own: bool, stream: Any, handle: int) -> None:
+    if own:
+        call.launch.run_on_own(addresses, stream)
+    else:
+        call.launch.run(addresses, handle)

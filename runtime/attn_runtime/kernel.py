@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a configuration to a kernel that is loaded on a device and ready to launch."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import Final
+
+from attn_codegen import params
+from attn_codegen.config import Arch, AttentionConfig
+from attn_codegen.space import is_valid
+from attn_codegen.tiling import Tiling, tiling
+from attn_runtime.cache import open_cache
+from attn_runtime.compiler import Build
+from attn_runtime.driver import Context, Device
+from attn_runtime.errors import DeviceError
+from attn_runtime.function import Function
+from attn_runtime.problem import KernelLimits
+
+LEAST_CAPABILITY: Final = (8, 0)
+HOPPER: Final = (9, 0)
+
+_lock = threading.RLock()
+_kernels: dict[tuple[int, AttentionConfig], Kernel] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A loaded kernel: its tile, its occupancy on the device, and what the compiler said."""
+
+    config: AttentionConfig
+    tiling: Tiling
+    limits: KernelLimits
+    function: Function
+    build: Build
+
+
+def on_device(config: AttentionConfig, device: Device) -> AttentionConfig:
+    """The configuration in the best family for a device: Hopper's own where it has the kernel,
+    otherwise the one that every device runs. Raises DeviceError when none serves it."""
+    if device.capability < LEAST_CAPABILITY:
+        least = ".".join(map(str, LEAST_CAPABILITY))
+        raise DeviceError(
+            f"GPU {device.ordinal} ({device.name}) has compute capability "
+            f"{device.capability[0]}.{device.capability[1]}: kernels are written for {least} "
+            "and later; run on such a GPU (device= or CUDA_VISIBLE_DEVICES choose one)"
+        )
+    own = replace(config, arch=Arch.SM90)
+    return own if device.capability == HOPPER and is_valid(own) else config
+
+
+def load(config: AttentionConfig, context: Context) -> Kernel:
+    """The kernel of a configuration on a device, compiled where it must be, loaded once.
+
+    Raises ToolchainError, CompileError, DriverError, or DeviceError when the device is too old or
+    has too little shared memory.
+    """
+    key = (context.device.ordinal, config)
+    found = _kernels.get(key)
+    if found is None:
+        with _lock:
+            found = _kernels.get(key)
+            if found is None:
+                found = _kernels[key] = _load(config, context)
+    return found
+
+
+def _load(config: AttentionConfig, context: Context) -> Kernel:
+    tile = tiling(config)
+    cubin = open_cache().fetch(config, context.device.target)
+    function = Function(context, cubin.build.cubin, cubin.build.symbol)
+    _check_arguments(config, function)
+    _check_shared_memory(config, tile, function)
+    function.opt_in(tile.shared_bytes)
+    ctas = function.ctas_per_sm(tile.threads, tile.shared_bytes)
+    if ctas < 1:
+        raise DeviceError(
+            f"{config.name} does not fit on {context.device.name}: a CTA takes {tile.threads} "
+            f"threads of {function.registers} registers and {tile.shared_bytes} bytes of shared "
+            "memory; take a smaller head_dim"
+        )
+    limits = KernelLimits(tile.cta_q, tile.cta_s, ctas, tile.threads, tile.shared_bytes)
+    return Kernel(config, tile, limits, function, cubin.build)
+
+
+def _check_shared_memory(config: AttentionConfig, tile: Tiling, function: Function) -> None:
+    device, needed = function.context.device, tile.shared_bytes + function.static_shared_bytes
+    if needed > device.shared_per_block:
+        raise DeviceError(
+            f"{config.name} needs {needed} bytes of shared memory per CTA, and GPU "
+            f"{device.ordinal} ({device.name}) has {device.shared_per_block}: take a smaller "
+            "head_dim or tile (`attn-codegen show` gives the bytes), or a larger GPU"
+        )
+
+
+def _check_arguments(config: AttentionConfig, function: Function) -> None:
+    """The struct that is packed here and the one that was compiled come from one declaration."""
+    expected = params.size_of(params.arguments_of(config.arch))
+    if function.argument_bytes not in (0, expected):
+        raise DeviceError(
+            f"{function.symbol} takes {function.argument_bytes} bytes of arguments, and this "
+            f"version packs {expected}: clear the cubin cache, or install one version of "
+            "attn-codegen"
+        )

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first call of a kind: check, plan, load and pack, so that repeats only write addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from attn_codegen.config import Arch, reduction_of
+from attn_runtime import driver
+from attn_runtime.arguments import Numbers, array_bytes, check_call, check_devices, check_workspace
+from attn_runtime.array_view import ArrayView
+from attn_runtime.arrays import Adapter, Key
+from attn_runtime.checks import Views
+from attn_runtime.driver import Context
+from attn_runtime.errors import ArgumentError, DriverError
+from attn_runtime.kernel import Kernel, load, on_device
+from attn_runtime.launch import ARRAYS, Launch
+from attn_runtime.plan import DeviceLimits, Plan, Problem, SplitKind, plan
+from attn_runtime.settings import Settings
+from attn_runtime.tma_launch import TmaLaunch
+
+_KEPT: Final = 1024
+"""Kinds of calls that a thread remembers; the oldest is forgotten first."""
+
+NumberKey = tuple[int | None, int | None, int | None, int | None]
+"""The fields of Numbers."""
+CallKey = tuple[list[Key | None], NumberKey, Context | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What one device runs: the attention kernel and its reduction."""
+
+    attention: Kernel
+    reduction: Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A call that lacks its addresses. The shapes are those of results that are not given."""
+
+    context: Context
+    plan: Plan
+    launch: Launch
+    out_shape: tuple[int, ...]
+    out_dtype: str
+    lse_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One array argument of a call."""
+
+    name: str
+    adapter: Adapter
+    key: Key
+    address: int
+
+    def describe(self) -> ArrayView:
+        """The array as plain data."""
+        return self.adapter.describe(self.key, self.name)
+
+
+class Memory:
+    """Calls that a thread has made before, by all that was checked then; the last one is found by
+    a comparison alone."""
+
+    __slots__ = ("_calls", "last_call", "last_key")
+
+    def __init__(self) -> None:
+        self._calls: dict[Any, Prepared] = {}
+        self.last_key: CallKey | None = None
+        self.last_call: Prepared
+
+    def recall(self, key: CallKey) -> Prepared | None:
+        """The call of a key, if it is kept."""
+        keys, numbers, context = key
+        try:
+            return self._calls.get((tuple(keys), numbers, context))
+        except TypeError:  # a number that is none, such as a list: refused with its name later
+            return None
+
+    def keep(self, key: CallKey, call: Prepared) -> None:
+        """Make a call the last one, and remember it as long as there is room."""
+        keys, numbers, context = key
+        if len(self._calls) >= _KEPT:
+            del self._calls[next(iter(self._calls))]
+        self._calls[tuple(keys), numbers, context] = call
+        self.last_key, self.last_call = key, call
+
+
+def load_kernels(settings: Settings, context: Context) -> Kernels:
+    """Compile and load what a device needs, where that has not been done."""
+    config = settings.config
+    if not settings.is_arch_fixed:
+        config = on_device(config, context.device)
+    kernels = Kernels(load(config, context), load(reduction_of(config), context))
+    if kernels.attention.tiling.persistent:
+        driver.counters_of(context)  # allocated here, so that no call and no graph capture has to
+    return kernels
+
+
+def prepare_call(
+    settings: Settings, given: Sequence[Given], numbers: Numbers, context: Context
+) -> Prepared:
+    """Everything that can be known before the addresses of the next call."""
+    views = _views(given, context)
+    check_devices(views, context.device.ordinal)
+    call = check_call(settings, views, numbers)
+    kernels = load_kernels(settings, context)
+    workspace = views.get("workspace")
+    found = plan_call(settings, call.problem, kernels, context, workspace)
+    if workspace is not None:
+        check_workspace(workspace, found.workspace_bytes)
+    cache, q = settings.config.cache, views["q"]
+    assert cache is not None and q is not None  # both were checked
+    return Prepared(
+        context=context,
+        plan=found,
+        launch=_launch_of(kernels)(kernels.attention, kernels.reduction, found, cache, call.values),
+        out_shape=call.out_shape,
+        out_dtype=q.dtype,
+        lse_shape=call.lse_shape,
+    )
+
+
+def _launch_of(kernels: Kernels) -> type[Launch]:
+    return TmaLaunch if kernels.attention.config.arch is Arch.SM90 else Launch
+
+
+def plan_call(
+    settings: Settings,
+    problem: Problem,
+    kernels: Kernels,
+    context: Context,
+    workspace: ArrayView | None = None,
+) -> Plan:
+    """The plan on a device. The heuristic splits no further than a given workspace holds; other
+    policies are taken at their word, and a workspace too small for them is refused later."""
+    device, limits = DeviceLimits(context.device.sm_count), kernels.attention.limits
+    found = plan(problem, device, limits, settings.policy)
+    if workspace is None or settings.policy.kind is not SplitKind.HEURISTIC:
+        return found
+    have = array_bytes(workspace)
+    if found.workspace_bytes <= have:
+        return found
+    # partial_O and partial_ML of one split, and the most that lies between them
+    split_bytes = problem.token_num * problem.num_heads * 4 * (problem.head_dim_v + 2)
+    most = max(1, (have - 255) // split_bytes)
+    return plan(problem, device, limits, replace(settings.policy, max_split_k=most))
+
+
+def _views(given: Sequence[Given], context: Context) -> Views:
+    views: dict[str, ArrayView | None] = dict.fromkeys(ARRAYS)
+    for item in given:
+        view = item.describe()
+        if view.ordinal is None:
+            view = replace(view, ordinal=_ordinal(item.name, item.address, context))
+        views[item.name] = view
+    return views
+
+
+def _ordinal(name: str, pointer: int, context: Context) -> int:
+    """The GPU of an address; an empty array has none, and is anywhere."""
+    return context_of(name, pointer).device.ordinal if pointer else context.device.ordinal
+
+
+def context_of(name: str, pointer: int) -> Context:
+    """The context of an argument, asked of the driver."""
+    try:
+        return driver.context_of_pointer(pointer)
+    except DriverError as error:
+        raise ArgumentError(name, f"{name}: {error}") from error
+
+
+def refuse_misaligned(addresses: list[int]) -> None:
+    """Raise ArgumentError for an address that kernels cannot move data from. One test for all
+    comes first: the bits below each alignment, in the order of ARRAYS."""
+    q, k, v, table, blocks, block_nums, q_len, k_len, _, out, lse, workspace = addresses
+    rows, words = q | k | v | out, table | block_nums | q_len | k_len | lse
+    if rows & 15 or words & 3 or blocks & 7 or workspace & 255:
+        raise _misaligned(addresses)
+
+
+def _misaligned(addresses: Sequence[Any]) -> ArgumentError:
+    """Names the argument whose address the kernels cannot move data from."""
+    for name, address in zip(ARRAYS, addresses, strict=True):
+        step = _ALIGNMENT.get(name, 4)
+        if address % step:
+            return ArgumentError(
+                name,
+                f"{name} is at address {address:#x}: it must be a multiple of {step} bytes; copy "
+                "it to an array of its own, or slice at a multiple",
+            )
+    raise AssertionError("every address is aligned")
+
+
+_ALIGNMENT = {"q": 16, "k": 16, "v": 16, "out": 16, "block_ptrs": 8, "workspace": 256}
+_ALIGNMENT |= {"finished": 1}

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all calls of one Attention share, checked when it is built: words become types here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Final
+
+from attn_codegen import space
+from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode
+from attn_codegen.errors import ConfigError
+from attn_runtime.checks import need_int
+from attn_runtime.errors import ArgumentError
+from attn_runtime.problem import SplitKind, SplitPolicy
+
+FLOAT_MAX: Final = 3.4028234663852886e38
+FLOAT_MIN: Final = 2.0**-149
+
+_POLICIES: Final = {"heuristic": SplitPolicy.heuristic(), "off": SplitPolicy.off()}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The kernel's configuration, and the numbers that every call carries. Unless `is_arch_fixed`,
+    `config.arch` is the least family, and a device may be served by a later one."""
+
+    config: AttentionConfig
+    is_arch_fixed: bool
+    num_heads: int
+    num_kv_heads: int
+    window_size: int
+    softmax_scale: float
+    policy: SplitPolicy
+
+
+def make_settings(
+    *,
+    num_heads: int,
+    num_kv_heads: int | None,
+    head_dim: int,
+    head_dim_v: int | None,
+    dtype: Dtype | str,
+    cache: Cache | str,
+    mask: Mask | str,
+    window_size: int,
+    softmax_scale: float | None,
+    split: SplitPolicy | str,
+    arch: Arch | str | None = None,
+) -> Settings:
+    """Check and convert. Raises ConfigError for a combination that no kernel serves, with the
+    rules' reasons and the nearest that work, and ArgumentError for a number out of range."""
+    config = AttentionConfig.of(
+        mode=Mode.PREFILL,
+        arch=Arch.SM80 if arch is None else arch,
+        dtype=dtype,
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
+        cache=cache,
+        mask=mask,
+    )
+    refuse_unsupported(config)
+    heads = need_int("num_heads", num_heads, least=1)
+    kv_heads = heads if num_kv_heads is None else need_int("num_kv_heads", num_kv_heads, least=1)
+    if heads % kv_heads:
+        raise ArgumentError(
+            "num_kv_heads",
+            f"num_kv_heads is {kv_heads}: it must divide num_heads, which is {heads}",
+        )
+    scale = _scale(softmax_scale, config.head_dim)
+    return Settings(
+        config, arch is not None, heads, kv_heads, _window(window_size), scale, _policy(split)
+    )
+
+
+def refuse_unsupported(config: AttentionConfig) -> None:
+    """Raise ConfigError when a rule refuses the configuration: what, why, and what works."""
+    failed = [verdict for verdict in space.evaluate(config) if not verdict.passed]
+    if failed:
+        faults = "; ".join(f"{verdict.message}, since {verdict.rule.reason}" for verdict in failed)
+        near = ", ".join(other.name for other in space.nearest(config))
+        raise ConfigError(f"{faults}. Nearest valid configurations to {config.name}: {near}")
+
+
+def _window(value: int) -> int:
+    if value == -1:
+        raise ArgumentError("window_size", "window_size is -1: no window is written 0")
+    return need_int("window_size", value)
+
+
+def _scale(value: float | None, head_dim: int) -> float:
+    """1 / sqrt(head_dim) unless given; the kernels take a float above 0."""
+    if value is None:
+        return 1.0 / math.sqrt(head_dim)
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not FLOAT_MIN <= float(value) <= FLOAT_MAX:  # NaN fails every comparison
+        raise ArgumentError(
+            "softmax_scale",
+            f"softmax_scale is {value!r}: it must be a finite float above 0, usually "
+            f"1 / sqrt(head_dim) = {1.0 / math.sqrt(head_dim):.6g}",
+        )
+    return float(value)
+
+
+def _policy(split: Any) -> SplitPolicy:
+    policy = _POLICIES.get(split) if isinstance(split, str) else split
+    if not isinstance(policy, SplitPolicy):
+        raise ArgumentError(
+            "split",
+            f"split is {split!r}: use 'heuristic', 'off', SplitPolicy.fixed(splits) or "
+            "SplitPolicy.fixed_size(tokens)",
+        )
+    need_int("split", policy.max_split_k, what="max_split_k of split")
+    if policy.kind in (SplitKind.FIXED, SplitKind.FIXED_SIZE):
+        need_int("split", policy.value, least=1, what=f"the value of split {policy.kind.name}")
+    return policy
+
+
+def device_ordinal(device: Any) -> int | None:
+    """The GPU of an int, a word such as cuda:1, or a device of torch or CuPy; None for none."""
+    if device is None:
+        return None
+    for name in ("index", "id"):  # torch.device, cupy.cuda.Device
+        if isinstance(getattr(device, name, None), int):
+            device = getattr(device, name)
+            break
+    if isinstance(device, str) and device.startswith("cuda:") and device[5:].isdecimal():
+        device = int(device[5:])
+    if isinstance(device, bool) or not isinstance(device, int) or device < 0:
+        raise ArgumentError(
+            "device", f"device is {device!r}: give the number of a GPU, from 0, or leave it out"
+        )
+    return device

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compilers, the units to compile, and a rendered tree."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from attn_codegen import renderer, space
+from attn_codegen.config import AttentionConfig
+from attn_runtime.compiler import Build, compile_unit, own_target, unit_of
+from attn_runtime.errors import CompileError
+from attn_runtime.toolchain import Toolchain, find_nvcc
+
+TARGET = "sm_80"
+ALL_TARGETS = ("sm_80", "sm_90")
+WARNINGS = ("-Werror", "all-warnings")
+
+# One per tile shape, element type, cache, mask and width of V, and a reduction.
+SAMPLE = (
+    "prefill_sm80_bf16_d64_block_causal",
+    "prefill_sm80_bf16_d128_paged_causal",
+    "prefill_sm80_f16_d128_linear_full",
+    "prefill_sm80_bf16_d192_v128_paged_full",
+    "prefill_sm80_f16_d192_linear_causal",
+    "prefill_sm80_f16_d256_paged_full",
+    "reduce_sm80_bf16_d128",
+)
+# Widths that no preset has: not a multiple of what a row of shared memory holds.
+ODD_WIDTHS = ("prefill_sm80_bf16_d16_paged_causal", "prefill_sm80_f16_d80_v240_linear_full")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def toolchain() -> Toolchain:
+    return find_nvcc()
+
+
+@pytest.fixture(scope="session")
+def cuda_include(toolchain: Toolchain) -> Path:
+    """The folder of the CUDA headers, as nvcc itself names it."""
+    done = subprocess.run(
+        [toolchain.nvcc, "--dryrun", "-cubin", "-x", "cu", os.devnull],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for word in done.stderr.replace('"', " ").split():
+        if word.startswith("-I") and Path(word[2:], "cuda_runtime.h").is_file():
+            return Path(word[2:]).resolve()
+    pytest.skip(f"needs the CUDA headers: {toolchain.nvcc} names no folder with cuda_runtime.h")
+
+
+@pytest.fixture(scope="session")
+def host_compiler() -> str:
+    found = shutil.which("g++")
+    if found is None:
+        pytest.skip("needs g++: not on PATH")
+    return found
+
+
+@pytest.fixture(scope="session")
+def chosen(all_units: bool) -> tuple[AttentionConfig, ...]:
+    """What the nvcc tests compile: a sample, or the default preset with --all-units."""
+    names = (*SAMPLE, *ODD_WIDTHS)
+    sample = tuple(AttentionConfig.parse(name) for name in names)
+    return tuple(dict.fromkeys([*sample, *space.preset("default")])) if all_units else sample
+
+
+@pytest.fixture(scope="session")
+def built(
+    chosen: tuple[AttentionConfig, ...], toolchain: Toolchain, all_units: bool
+) -> dict[tuple[str, str], Build | CompileError]:
+    """Every chosen unit, compiled with warnings as errors, side by side; with --all-units for a
+    later device too."""
+
+    def compile_one(job: tuple[AttentionConfig, str]) -> Build | CompileError:
+        try:
+            return compile_unit(*job, toolchain, extra_flags=WARNINGS)
+        except CompileError as error:
+            return error
+
+    targets = ALL_TARGETS if all_units else (TARGET,)
+    jobs = [
+        (config, target)
+        for config in chosen
+        for target in dict.fromkeys(own_target(unit_of(config)) or target for target in targets)
+    ]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        done = pool.map(compile_one, jobs)
+        return {
+            (config.name, target): made for (config, target), made in zip(jobs, done, strict=True)
+        }
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rendered folder with one attention kernel and its reduction."""
+    folder = tmp_path_factory.mktemp("generated")
+    configs = space.with_reductions([AttentionConfig()])
+    for path, text in renderer.render(configs).items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Runs a command; a failure shows its output."""
+
+    def run_command(
+        command: Sequence[object], cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in command]
+        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.fail(f"{' '.join(words)}\n{done.stdout}{done.stderr}", pytrace=False)
+        return done
+
+    return run_command
