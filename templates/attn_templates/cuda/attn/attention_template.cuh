@@ -8,6 +8,7 @@
 #include "attn/check.h"
 #include "attn/launch.h"
 #include "attn/reduce_template.h"
+#include "attn/tma_arguments.h"
 
 namespace attn {
 
@@ -80,7 +81,8 @@ void invokeAttention(const typename Kernel::ParamType& params) {
   if (!has_workspace && params.split_cnt == 0 && params.split_size == 0) {
     arguments.params.max_split_k = 1;
   }
-  const Plan plan = planAttention<Kernel>(arguments.params);
+  const KernelInfo& info = detail::state_of<Kernel>().on_current_device();
+  const Plan plan = detail::plan_of<Kernel>(arguments.params, info);
   if (plan.split_cnt > 1 && !has_workspace) {
     throw Error(Status::kWorkspaceTooSmall,
                 "partial_O",
@@ -93,14 +95,19 @@ void invokeAttention(const typename Kernel::ParamType& params) {
   if (plan.grid_x == 0) {
     return;
   }
+  if constexpr (ArgumentsOf<typename Config::Arch, typename Config::T>::kHasMaps) {
+    detail::complete<Config>(arguments);
+  }
 
   // 2. The kernel, then what the caller wants between, then the reduction.
-  detail::launch(EntryOf<Kernel>::entry(), plan.grid_x, params.stream, arguments);
+  const int grid_x = detail::ctas_of(EntryOf<Kernel>::entry(), plan, info);
+  detail::launch(EntryOf<Kernel>::entry(), grid_x, params.stream, arguments);
   if (params.cp_fn != nullptr) {
     params.cp_fn(params.cp_fn_ctx);
   }
   if (plan.split_cnt > 1) {
-    invokeReduce<ReductionOf<Kernel>>(arguments, plan.reduce_grid_x);
+    invokeReduce<ReductionOf<Kernel>>(
+        Arguments<typename Config::T>{arguments.params, arguments.plan}, plan.reduce_grid_x);
   }
 }
 

@@ -10,6 +10,11 @@ namespace attn {
 // The tile that a configuration runs with when none is named.
 struct DefaultTile {};
 
+// A tile by its shape: query rows, keys, and a variant where one shape has several.
+//   t192x128   ->   Tile<192, 128>
+template <int CtaQ, int CtaS, int Variant = 0>
+struct Tile {};
+
 // What a prefill kernel is compiled for. Tkv is the element type of the cache.
 //
 //   Sm80, half, 128, kBlock   ->   prefill_sm80_f16_d128_block_causal
@@ -28,12 +33,25 @@ struct AttentionConfig;
 template <class Config>
 struct TileOf;
 
+// What a kernel of a family takes by value, and whether tensor maps are part of it.
+template <class Arch, class T>
+struct ArgumentsOf {
+  using Type = Arguments<T>;
+  static constexpr bool kHasMaps = false;
+};
+
+template <class T>
+struct ArgumentsOf<arch::Sm90, T> {
+  using Type = TmaArguments<T>;
+  static constexpr bool kHasMaps = true;
+};
+
 // A kernel: what it takes, what it keeps in shared memory. Only a unit completes SharedStorage.
 template <class Config_>
 struct AttentionUniversal {
   using Config = Config_;
   using ParamType = AttentionParams<typename Config::T>;
-  using Arguments = attn::Arguments<typename Config::T>;
+  using Arguments = typename ArgumentsOf<typename Config::Arch, typename Config::T>::Type;
   struct SharedStorage;
 };
 

@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <string>
@@ -21,6 +22,7 @@ struct Entry {
   int shared_bytes = 0;  // dynamic
   int cta_q = 0;
   int cta_s = 0;
+  bool persistent = false;  // a CTA takes tiles until none is left
 };
 
 inline Status status_of(cudaError_t error) {
@@ -122,6 +124,11 @@ class KernelState {
   std::mutex mutex_;
   std::map<int, KernelInfo> infos_;  // nodes stay where they are
 };
+
+// CTAs to launch: one for each tile and split, or as many as the device holds at a time.
+inline int ctas_of(const Entry& entry, const Plan& plan, const KernelInfo& info) {
+  return entry.persistent ? std::min(plan.grid_x, info.sm_count * info.ctas_per_sm) : plan.grid_x;
+}
 
 template <class Arguments>
 void launch(const Entry& entry, int grid_x, CUstream_st* stream, Arguments arguments) {

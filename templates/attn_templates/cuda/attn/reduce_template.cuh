@@ -2,11 +2,12 @@
 // The host side of a reduction unit: the definition of invokeReduce, which the unit instantiates.
 #pragma once
 
+#include "attn/config.h"
 #include "attn/reduce.cuh"
-#include "attn/reduce_template.h"
 
 #ifndef __CUDACC_RTC__
 #include "attn/launch.h"
+#include "attn/reduce_template.h"
 
 namespace attn {
 

@@ -36,6 +36,11 @@ enum class Mask : int { kCausal = 0, kFull = 1 };
 // How the cache is quantised.
 enum class KvType : int { kSame = 0, kInt8 = 1, kInt4 = 2, kE4m3 = 3 };
 
+// A CUtensorMap as the driver encodes it (cuTensorMapEncodeTiled), opaque here.
+struct alignas(128) TensorMap {
+  uint64_t words[16];
+};
+
 // Called on the host between the attention kernel and the reduction, with
 // AttentionParams::cp_fn_ctx.
 using CpCallback = void (*)(void*);

@@ -474,7 +474,7 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   for (int key_tile = last_tile; key_tile >= work.keys.begin; --key_tile) {
     copy_async_wait<Traits::kStages - 2>();
     __syncthreads();  // this tile is visible to all, and all have left the slot filled next
-    if (key_tile == last_tile) {
+    if (key_tile == work.keys.end - 1) {
       query.load(storage.query, threadIdx.x / 32, threadIdx.x % 32);
     }
     stream.copy(key_tile - (Traits::kStages - 1));
@@ -490,9 +490,8 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
     }
     stream.look_up(key_tile - Traits::kStages);
     softmax.update(scores, output);
-    multiply_probability_value<Config>(output, scores, storage.value[slot], lane);
-
     stream.publish(key_tile - Traits::kStages);
+    multiply_probability_value<Config>(output, scores, storage.value[slot], lane);
   }
   softmax.finish();
 
