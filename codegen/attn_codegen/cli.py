@@ -162,7 +162,7 @@ def show(name: str, as_json: bool) -> None:
     tile = tiling(config)
     if as_json:
         entry = renderer.kernel_entry(config).to_json()
-        click.echo(report.as_json(entry | {"limits": report.limits(tile)}))
+        click.echo(report.as_json(entry | {"limits": report.limits(config, tile)}))
     else:
         click.echo(report.kernel_text(config, tile))
 

@@ -47,6 +47,8 @@ class KernelEntry:
     digest: str
     """sha256 of the unit and of every header."""
     tile: TileEntry
+    persistent: bool
+    """Launched with as many CTAs as fit on the device; each takes tiles until none is left."""
     argument_bytes: int
     argument_align: int
     gencode: str

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from attn_codegen.config import Arch
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -20,6 +22,7 @@ SCALARS: dict[str, tuple[int, str, str]] = {
     "int": (4, "i", "<i4"),
     "float": (4, "f", "<f4"),
     "bool": (1, "?", "?"),
+    "TensorMap": (128, "128s", "V128"),
 }
 
 
@@ -169,10 +172,31 @@ ARGUMENTS = Struct(
     is_template=True,
 )
 
+TMA_ARGUMENTS = Struct(
+    "TmaArguments",
+    "What a kernel takes that reads its tiles by TMA. It begins like Arguments. The maps hold 16-bit\n"
+    "elements in boxes of 64 columns, with a 128-byte swizzle and zeros outside.",
+    (
+        Field("AttentionParams<T>", "params", "the call", ""),
+        Field("TilePlan", "plan", "how it is cut", ""),
+        Field("int", "section", "heads of all sequences that are scheduled together: their K and V fit into L2"),
+        Field("TensorMap", "q", "[token_num, num_heads, head_dim], box 64 tokens", ""),
+        Field("TensorMap", "k", "[token_count, num_kv_heads, head_dim], box cta_s tokens", ""),
+        Field("TensorMap", "v", "[token_count, num_kv_heads, head_dim_v], box cta_s tokens", ""),
+        Field("TensorMap", "out", "[token_num, num_heads, head_dim_v], box 16 tokens", ""),
+    ),
+    is_template=True,
+)
+
 # fmt: on
 
-STRUCTS = (LINEAR, BLOCK, PAGED, PARAMS, TILE_PLAN, ARGUMENTS)
+STRUCTS = (LINEAR, BLOCK, PAGED, PARAMS, TILE_PLAN, ARGUMENTS, TMA_ARGUMENTS)
 STRUCTS_BY_NAME = {struct.name: struct for struct in STRUCTS}
+
+
+def arguments_of(arch: Arch) -> str:
+    """The struct that the kernels of a family take by value."""
+    return "TmaArguments" if arch is Arch.SM90 else "Arguments"
 
 
 def align_of(name: str) -> int:

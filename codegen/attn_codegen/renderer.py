@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import files
@@ -88,6 +89,7 @@ def _unit(config: AttentionConfig, namespace: str) -> tuple[KernelEntry, str]:
     file = f"kernels/{config.name}.cu"
     _add_field(hashed, file, _unit_text(config, tile, namespace, symbol, digest=""))
     digest = hashed.hexdigest()
+    arguments = params.arguments_of(config.arch)
     entry = KernelEntry(
         name=config.name,
         file=file,
@@ -98,8 +100,9 @@ def _unit(config: AttentionConfig, namespace: str) -> tuple[KernelEntry, str]:
         config=config.axes(),
         digest=digest,
         tile=TileEntry(tile.cta_q, tile.cta_s, tile.warps, tile.stages, tile.ctas_per_sm),
-        argument_bytes=params.size_of("Arguments"),
-        argument_align=params.align_of("Arguments"),
+        persistent=tile.persistent,
+        argument_bytes=params.size_of(arguments),
+        argument_align=params.align_of(arguments),
         gencode=_gencode(config.arch),
         reduction=reduction_of(config).name if config.mode in (Mode.PREFILL, Mode.DECODE) else None,
     )
@@ -129,6 +132,8 @@ def _spellings(config: AttentionConfig) -> dict[str, str]:
         cpp["cache"] = _CPP_CACHE[config.cache]
     if config.mask is not None:
         cpp["mask"] = _CPP_MASK[config.mask]
+    if config.tile:
+        cpp["tile"] = f"Tile<{', '.join(re.findall('[0-9]+', config.tile))}>"
     return cpp
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from attn_codegen.config import AttentionConfig, Mode, reduction_of
+from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
 from attn_codegen.space import Verdict
-from attn_codegen.tiling import SM80_SHARED_LIMIT, Tiling, tilings
+from attn_codegen.tiling import SM80_SHARED_LIMIT, SM90_SHARED_LIMIT, Tiling, tilings
 from attn_codegen.writer import Changes
 
 REGISTERS_PER_SM: Final = 65536
@@ -96,15 +96,22 @@ def kernels_text(kernels: Iterable[tuple[AttentionConfig, Tiling]]) -> str:
     )
 
 
-def limits(tile: Tiling) -> dict[str, int]:
+_DEVICES: Final = {
+    Arch.SM80: "compute capability 8.0 and later",
+    Arch.SM90: "compute capability 9.0 (Hopper)",
+}
+
+
+def limits(config: AttentionConfig, tile: Tiling) -> dict[str, int]:
     """What the kernel must stay within: bytes of shared memory, and registers of a thread."""
     share = REGISTERS_PER_SM // (tile.threads * tile.ctas_per_sm) // _REGISTER_STEP * _REGISTER_STEP
-    return {"shared_bytes": SM80_SHARED_LIMIT, "registers": min(REGISTERS_PER_THREAD, share)}
+    shared = SM90_SHARED_LIMIT if config.arch is Arch.SM90 else SM80_SHARED_LIMIT
+    return {"shared_bytes": shared, "registers": min(REGISTERS_PER_THREAD, share)}
 
 
 def kernel_text(config: AttentionConfig, tile: Tiling) -> str:
     """Everything about one kernel."""
-    limit = limits(tile)
+    limit = limits(config, tile)
     shape = f"{tile.cta_q} query rows x {tile.cta_s} keys"
     lines = [
         ("tile shape", f"{tile.cta_q} rows" if config.mode is Mode.REDUCE else shape),
@@ -113,7 +120,7 @@ def kernel_text(config: AttentionConfig, tile: Tiling) -> str:
         ("shared memory", f"{tile.shared_bytes} of {limit['shared_bytes']} bytes"),
         ("registers", f"at most {limit['registers']} per thread"),
         ("CTAs per SM", f"{tile.ctas_per_sm} or more"),
-        ("devices", "compute capability 8.0 and later"),
+        ("devices", _DEVICES[config.arch]),
         ("tiles", ", ".join(word or "default" for word in tilings(config))),
     ]
     if config.mode is not Mode.REDUCE:

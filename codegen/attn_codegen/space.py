@@ -29,11 +29,14 @@ PRESETS: Final = ("default", "all", "turbomind")
 
 _MODES: Final = (Mode.PREFILL, Mode.REDUCE)
 _ATTENTION_MODES: Final = (Mode.PREFILL, Mode.DECODE)
-_ARCHES: Final = (Arch.SM80,)
+_ARCHES: Final = (Arch.SM80, Arch.SM90)
 _KV_DTYPES: Final = (KvDtype.SAME,)
 _HEAD_DIMS: Final = tuple(range(HEAD_DIM_STEP, HEAD_DIM_MAX + 1, HEAD_DIM_STEP))
 _PRESET_HEAD_DIMS: Final = (64, 128, 192, 256)
 _PRESET_UNEQUAL: Final = ((192, 128),)
+_SM90_UNEQUAL: Final = ((192, 128),)
+_SM90_CACHES: Final = (Cache.LINEAR, Cache.PAGED)
+_SM90_INSTEAD: Final = "or arch sm80, which runs on Hopper too"
 HEAD_DIM_HINT: Final = f"use a multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}"
 
 
@@ -102,9 +105,37 @@ RULES: Final[tuple[Rule, ...]] = (
         "arch-emitted",
         "arch",
         "",
-        "sm80 kernels serve every GPU from compute capability 8.0 on, later ones through PTX",
+        "sm80 kernels serve every GPU from compute capability 8.0 on, sm90 kernels Hopper alone",
         f"use {join_words(_ARCHES)}",
         lambda c: c.arch in _ARCHES,
+    ),
+    Rule(
+        "sm90-widths",
+        "head_dim_v",
+        "arch",
+        "an sm90 kernel has a tile of its own for each pair of widths that differ",
+        f"leave head_dim_v out, or use head_dim 192 with head_dim_v 128, {_SM90_INSTEAD}",
+        lambda c: (
+            c.arch is not Arch.SM90
+            or c.head_dim_v == c.head_dim
+            or (c.head_dim, c.head_dim_v) in _SM90_UNEQUAL
+        ),
+    ),
+    Rule(
+        "sm90-cache",
+        "cache",
+        "arch",
+        "an sm90 kernel reads K and V by TMA, and blocks at any address have no tensor map",
+        f"use {join_words(_SM90_CACHES)}, {_SM90_INSTEAD}",
+        lambda c: c.arch is not Arch.SM90 or c.cache is None or c.cache in _SM90_CACHES,
+    ),
+    Rule(
+        "reduce-one-arch",
+        "arch",
+        "mode",
+        "the reduction has nothing to gain from later instructions, so one unit serves every GPU",
+        "use sm80",
+        lambda c: not _is_reduce(c) or c.arch is Arch.SM80,
     ),
     Rule(
         "kv-dtype-emitted",
@@ -254,7 +285,11 @@ def preset(name: str) -> tuple[AttentionConfig, ...]:
         return with_reductions(tiled for config in attention for tiled in _with_tiles(config))
     if name == "turbomind":
         configs = _product((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
-        return with_reductions(config for config in configs if config.head_dim_v == config.head_dim)
+        return with_reductions(
+            config
+            for config in configs
+            if config.head_dim_v == config.head_dim and config.arch is Arch.SM80
+        )
     raise ConfigError(f"unknown preset {name!r}: use {join_words(PRESETS)}")
 
 
@@ -266,9 +301,16 @@ def with_reductions(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig
 
 def _product(caches: tuple[Cache, ...], masks: tuple[Mask, ...]) -> Iterator[AttentionConfig]:
     widths = (*((width, width) for width in _PRESET_HEAD_DIMS), *_PRESET_UNEQUAL)
-    for dtype, (head_dim, head_dim_v), kv_cache, mask in product(Dtype, widths, caches, masks):
+    for arch, dtype, (head_dim, head_dim_v), kv_cache, mask in product(
+        _ARCHES, Dtype, widths, caches, masks
+    ):
         config = AttentionConfig(
-            dtype=dtype, head_dim=head_dim, head_dim_v=head_dim_v, cache=kv_cache, mask=mask
+            arch=arch,
+            dtype=dtype,
+            head_dim=head_dim,
+            head_dim_v=head_dim_v,
+            cache=kv_cache,
+            mask=mask,
         )
         if is_valid(config):
             yield config

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attn_codegen.config import AttentionConfig, Cache, Mode
+from attn_codegen.config import Arch, AttentionConfig, Cache, Mode
 
 WARP_THREADS = 32
 ELEMENT_BYTES = 2  # f16, bf16
@@ -17,7 +17,14 @@ PANEL = 64  # elements: a row in shared memory is a multiple of 128 bytes
 # What a CTA may use on the smallest devices that the family serves: 8.6, 8.9 and 12.0 have 100 KiB
 # per SM and reserve 1 KiB per CTA.
 SM80_SHARED_LIMIT = 99 * 1024
+SM90_SHARED_LIMIT = 227 * 1024  # of one CTA, which then has the SM to itself
 REDUCE_WARPS = 4
+
+WARPGROUP_ROWS = 64  # query rows that a Hopper warpgroup multiplies
+WARPGROUP_WARPS = 4
+SM90_GATHER_WARPS = 3
+SM90_BOOKKEEPING_BYTES = 768  # at most: barriers and work items
+SM90_ALIGNMENT = 1024  # bytes: that of a swizzled panel
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,9 @@ class Tiling:
 
     cta_q: query rows of a CTA (reduction: rows that it merges). cta_s: keys of a tile. stages:
     tiles of K and V in shared memory. ctas_per_sm: what __launch_bounds__ leaves registers for.
-    shared_bytes: dynamic shared memory.
+    shared_bytes: dynamic shared memory. persistent: a CTA takes tiles until none is left. Of sm90
+    only: query_slots, tiles of Q in shared memory, 2 where the next arrives while one is computed;
+    softmax, which of sm90::SoftmaxForm.
     """
 
     cta_q: int
@@ -35,6 +44,9 @@ class Tiling:
     stages: int
     ctas_per_sm: int
     shared_bytes: int
+    persistent: bool = False
+    query_slots: int = 0
+    softmax: str = ""
 
     @property
     def threads(self) -> int:
@@ -45,14 +57,16 @@ class Tiling:
 def tilings(config: AttentionConfig) -> dict[str, Tiling]:
     """Every tile that a configuration can be compiled with, by its name axis; "" is the default."""
     if config.mode is Mode.REDUCE:
-        return {"": Tiling(REDUCE_WARPS, 0, REDUCE_WARPS, 0, 1, 0)}
+        return {"": Tiling(REDUCE_WARPS, 0, REDUCE_WARPS, 0, ctas_per_sm=8, shared_bytes=0)}
+    if config.arch is Arch.SM90:
+        return _sm90_prefill(config)
     return {"": _sm80_prefill(config)}
 
 
 def tiling(config: AttentionConfig) -> Tiling:
     """The tile that the configuration names.
 
-    Raises KeyError for a tile word that `tilings` does not list; a rule of `space` refuses it before.
+    Raises KeyError for a tile word that `tilings` does not list; a rule of `space` refuses it.
     """
     return tilings(config)[config.tile]
 
@@ -88,5 +102,76 @@ def _sized(
     return Tiling(cta_q, cta_s, warps, stages, ctas_per_sm, shared_bytes)
 
 
+def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:
+    """The default tile first. Each was the fastest for some lengths on an H200.
+
+    Up to 64 columns, four warpgroups of 64 keys keep the exponentials busiest; three of 128 keys
+    come within 2 % for long full attention. Up to 128, taking the exponentials before the maximum
+    is known hides the reduction; in place they cost less per tile, which short sequences feel.
+    Wider outputs have no room for a second tile of Q.
+    """
+    width, width_v = _padded(config.head_dim), _padded(config.head_dim_v)
+    linear = config.cache is Cache.LINEAR
+    if max(width, width_v) <= 64:
+        tiles = {"": _sm90_sized(config, 256, 64, stages=4, query_slots=2)}
+        if linear:
+            tiles["t192x128"] = _sm90_sized(config, 192, 128, stages=3, query_slots=2)
+        return tiles
+    if max(width, width_v) <= 128:
+        return {
+            "": _sm90_sized(config, 128, 128, stages=2, query_slots=2, softmax="kOptimistic"),
+            "t128x128": _sm90_sized(config, 128, 128, stages=2, query_slots=2),
+        }
+    if width <= 192 and width_v <= 128:
+        return {"": _sm90_sized(config, 128, 96, stages=2, query_slots=2)}
+    if max(width, width_v) <= 192:
+        if linear:
+            return {
+                "": _sm90_sized(config, 128, 96, stages=2, query_slots=1),
+                "t128x64": _sm90_sized(config, 128, 64, stages=2, query_slots=2),
+            }
+        return {"": _sm90_sized(config, 128, 64, stages=2, query_slots=2)}
+    return {"": _sm90_sized(config, 128, 64, stages=2, query_slots=1)}
+
+
+def _sm90_sized(
+    config: AttentionConfig,
+    cta_q: int,
+    cta_s: int,
+    *,
+    stages: int,
+    query_slots: int,
+    softmax: str = "kInPlace",
+) -> Tiling:
+    """Adds the shared memory of sm90::SharedStorage: Q, the rings of K and V, where Q has one slot
+    half of the output's width as staging, and where rows are gathered their addresses."""
+    width, width_v = _padded(config.head_dim), _padded(config.head_dim_v)
+    query = query_slots * cta_q * width
+    ring = stages * cta_s * (width + width_v)
+    staging = cta_q * _round_up(width_v // 2, PANEL) if query_slots == 1 else 0
+    bookkeeping = SM90_BOOKKEEPING_BYTES
+    if config.cache is not Cache.LINEAR:
+        rows_of_warp = _round_up(-(-cta_s // SM90_GATHER_WARPS), 4)
+        bookkeeping += SM90_GATHER_WARPS * 2 * rows_of_warp * ROW_ADDRESS_BYTES
+    shared_bytes = (query + ring + staging) * ELEMENT_BYTES
+    shared_bytes += _round_up(bookkeeping, SM90_ALIGNMENT)
+    warps = (cta_q // WARPGROUP_ROWS + 1) * WARPGROUP_WARPS
+    return Tiling(
+        cta_q,
+        cta_s,
+        warps,
+        stages,
+        ctas_per_sm=1,
+        shared_bytes=shared_bytes,
+        persistent=True,
+        query_slots=query_slots,
+        softmax=softmax,
+    )
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
 def _padded(columns: int) -> int:
-    return -(-columns // PANEL) * PANEL
+    return _round_up(columns, PANEL)

@@ -232,12 +232,12 @@ def _pointer_query() -> tuple[Any, Any, Any]:
 @dataclass(frozen=True, slots=True)
 class RowsLayout:
     """16-bit rows for TMA, innermost dimension first: elements of each, bytes between neighbours of
-    the second and third, elements of a box."""
+    all but the first, elements of a box."""
 
     is_bf16: bool
-    dims: tuple[int, int, int]
-    byte_strides: tuple[int, int]
-    box: tuple[int, int, int]
+    dims: tuple[int, ...]
+    byte_strides: tuple[int, ...]
+    box: tuple[int, ...]
 
 
 def tensor_map(layout: RowsLayout, address: int) -> bytes:
@@ -245,12 +245,12 @@ def tensor_map(layout: RowsLayout, address: int) -> bytes:
     names, driver = _tensor_map_names(), bindings()
     status, encoded = driver.cuTensorMapEncodeTiled(
         names.bf16 if layout.is_bf16 else names.f16,
-        3,
+        len(layout.dims),
         address,
         [driver.cuuint64_t(extent) for extent in layout.dims],
         [driver.cuuint64_t(stride) for stride in layout.byte_strides],
         [driver.cuuint32_t(extent) for extent in layout.box],
-        [driver.cuuint32_t(1)] * 3,
+        [driver.cuuint32_t(1)] * len(layout.dims),
         names.no_interleave,
         names.swizzle,
         names.promotion,

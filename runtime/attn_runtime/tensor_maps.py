@@ -7,6 +7,7 @@ Pure. attn/tma_arguments.h is the C++ twin.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import Final
 
 from attn_codegen.config import AttentionConfig, Cache, Mask
@@ -20,62 +21,81 @@ QUERY_BOX: Final = 64
 """Tokens of a box of q: the rows of a warpgroup."""
 OUT_BOX: Final = 16
 """Tokens of a box of out: the rows of a warp."""
+SWIZZLE_ROWS: Final = 8
+"""Rows after which the swizzle repeats: where a box may start in a tile."""
 L2_BYTES: Final = 32 << 20
 LEAST_SECTION: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class RowsMap:
-    """Rows of 16-bit elements [tokens][heads][columns] that boxes of one head's `box_tokens` rows
-    are read from or written to. Strides in elements; the columns of a row are dense."""
+    """16-bit elements of an argument that boxes of `box_rows` rows by 64 columns of one head are
+    read from or written to. Innermost dimension first; strides in elements, the first one's is 1.
+    """
 
     argument: str
-    columns: int
-    heads: int
-    tokens: int
-    head_stride: int
-    token_stride: int
-    box_tokens: int
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box_rows: int
 
     @property
-    def dims(self) -> tuple[int, int, int]:
-        """Elements, innermost first."""
-        return (self.columns, self.heads, max(self.tokens, 1))
+    def byte_strides(self) -> tuple[int, ...]:
+        """Of all dimensions but the first; one that is never stepped still has to be legal."""
+        outer = zip(self.dims[1:], self.strides, strict=True)
+        return tuple(2 * (stride if extent > 1 else self.dims[0]) for extent, stride in outer)
 
     @property
-    def byte_strides(self) -> tuple[int, int]:
-        """Of heads and tokens; one that is never stepped still has to be a legal one."""
-        head = self.head_stride if self.heads > 1 else self.columns
-        token = self.token_stride if self.tokens > 1 else self.columns
-        return (2 * head, 2 * token)
+    def box(self) -> tuple[int, ...]:
+        """Extents of a box: columns, one head, rows, and one of what is further out."""
+        return (PANEL_COLUMNS, 1, self.box_rows, *(1 for _ in self.dims[3:]))
 
 
 def maps_of(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[RowsMap, ...]:
-    """The maps of a call, in the order in which TmaArguments holds them: q, k, v, out.
-
-    K and V are left out where the cache is not linear.
-    """
-    heads, kv_heads = int(values["num_heads"]), int(values["num_kv_heads"])
-    tokens = int(values["token_num"])
+    """The maps of a call. K and V have none where rows must be gathered: there the kernel does not
+    read their maps."""
+    heads, tokens = int(values["num_heads"]), max(1, int(values["token_num"]))
     width, width_v = config.head_dim, config.head_dim_v
-    q = RowsMap("q", width, heads, tokens, width, int(values["stride"]), QUERY_BOX)
-    out = RowsMap("out", width_v, heads, tokens, width_v, heads * width_v, OUT_BOX)
-    if config.cache is not Cache.LINEAR:
-        return (q, out)
-    rows = int(values["linear_iter_params.token_count"])
-    k, v = (
+    q = RowsMap("q", (width, heads, tokens), (width, int(values["stride"])), QUERY_BOX)
+    out = RowsMap("out", (width_v, heads, tokens), (width_v, heads * width_v), OUT_BOX)
+    keys = {Cache.LINEAR: _linear_maps, Cache.PAGED: _paged_maps}
+    assert config.cache in keys  # a rule of the space
+    return (q, *keys[config.cache](config, tile, values), out)
+
+
+def _linear_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[RowsMap, ...]:
+    """[token_count, num_kv_heads, columns]."""
+    owner = "linear_iter_params"
+    rows = max(1, int(values[f"{owner}.token_count"]))
+    return tuple(
         RowsMap(
             name,
-            columns,
-            kv_heads,
-            rows,
-            int(values[f"linear_iter_params.{name}_head_stride"]),
-            int(values[f"linear_iter_params.{name}_token_stride"]),
+            (columns, int(values["num_kv_heads"]), rows),
+            tuple(int(values[f"{owner}.{name}_{step}_stride"]) for step in ("head", "token")),
             tile.cta_s,
         )
-        for name, columns in (("k", width), ("v", width_v))
+        for name, columns in (("k", config.head_dim), ("v", config.head_dim_v))
     )
-    return (q, k, v, out)
+
+
+def _paged_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[RowsMap, ...]:
+    """[block_count, block_len, num_kv_heads, columns]; a box is the most rows of a tile that always
+    lie in one block. It starts at a multiple of 8 rows, the period of the swizzle, or not at all.
+    """
+    owner = "paged_iter_params"
+    block_len = int(values[f"{owner}.block_len"])
+    if block_len % SWIZZLE_ROWS:
+        return ()
+    blocks = max(1, int(values[f"{owner}.block_count"]))
+    steps = ("head", "token", "block")
+    return tuple(
+        RowsMap(
+            name,
+            (columns, int(values["num_kv_heads"]), block_len, blocks),
+            tuple(int(values[f"{owner}.{name}_{step}_stride"]) for step in steps),
+            gcd(block_len, tile.cta_s),
+        )
+        for name, columns in (("k", config.head_dim), ("v", config.head_dim_v))
+    )
 
 
 def section_of(config: AttentionConfig, values: Values, plan: Plan) -> int:

@@ -17,7 +17,7 @@ from attn_runtime.kv_cache import Values
 from attn_runtime.launch import ARRAYS, Launch
 from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
-from attn_runtime.tensor_maps import PANEL_COLUMNS, RowsMap, maps_of, section_of
+from attn_runtime.tensor_maps import RowsMap, maps_of, section_of
 
 _OFFSETS: Final = {name: offset for name, _, offset in params.leaves("TmaArguments")}
 
@@ -28,8 +28,7 @@ class _Map:
     __slots__ = ("_address", "_argument", "_layout", "_offset", "_source")
 
     def __init__(self, rows: RowsMap, is_bf16: bool) -> None:
-        box = (PANEL_COLUMNS, 1, rows.box_tokens)
-        self._layout = RowsLayout(is_bf16, rows.dims, rows.byte_strides, box)
+        self._layout = RowsLayout(is_bf16, rows.dims, rows.byte_strides, rows.box)
         self._argument = rows.argument
         self._source = ARRAYS.index(rows.argument)
         self._offset = _OFFSETS[rows.argument]

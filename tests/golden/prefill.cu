@@ -44,8 +44,8 @@ static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
 
 extern "C" __global__ void __launch_bounds__(128, 2)
     prefill_sm80_bf16_d128_paged_causal(const __grid_constant__ Args args) {
-  extern __shared__ __align__(128) unsigned char shared_memory[];
-  sm80::prefill<Config>(*reinterpret_cast<Kernel::SharedStorage*>(shared_memory), args);
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm80::prefill<Config>(storage[0], args);
 }
 
 #ifndef __CUDACC_RTC__
@@ -59,6 +59,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.persistent = false;
     return entry;
   }
 };

@@ -32,6 +32,16 @@ using LinearConfig = attn::AttentionConfig<attn::arch::Sm80,
                                            __nv_bfloat16,
                                            128>;
 
+#ifdef WITH_SM90
+using HopperPagedConfig = attn::AttentionConfig<attn::arch::Sm90,
+                                                __nv_bfloat16,
+                                                128,
+                                                attn::CacheType::kPaged,
+                                                attn::Mask::kCausal>;
+using HopperLinearConfig =
+    attn::AttentionConfig<attn::arch::Sm90, half, 64, attn::CacheType::kLinear, attn::Mask::kFull>;
+#endif
+
 void check(cudaError_t error) {
   if (error != cudaSuccess) {
     throw std::runtime_error(cudaGetErrorString(error));
@@ -179,6 +189,8 @@ void run(Folder& folder) {
   using Kernel = typename Config::Kernel;
   attn::AttentionParams<typename Config::T> params = read_params<Config>(folder);
   attn::prepareAttention<Kernel>();
+  params.counters = static_cast<int*>(folder.allocate(sizeof(int)));
+  check(cudaMemset(params.counters, 0, sizeof(int)));
   const attn::Plan plan = attn::planAttention<Kernel>(params);
   if (attn::workspace_size(plan) > 0) {
     attn::set_workspace(params, plan, folder.allocate(attn::workspace_size(plan)));
@@ -228,6 +240,12 @@ void run_folder(const std::string& path) {
     run<BlockConfig>(folder);
   } else if (kernel == "prefill_sm80_bf16_d192_v128_linear_full") {
     run<LinearConfig>(folder);
+#ifdef WITH_SM90
+  } else if (kernel == "prefill_sm90_bf16_d128_paged_causal") {
+    run<HopperPagedConfig>(folder);
+  } else if (kernel == "prefill_sm90_f16_d64_linear_full") {
+    run<HopperLinearConfig>(folder);
+#endif
   } else {
     throw std::runtime_error("no kernel " + kernel + " in this program");
   }

@@ -31,24 +31,39 @@ NAMES = (
     "prefill_sm80_f16_d64_block_causal",
     "prefill_sm80_bf16_d192_v128_linear_full",
 )
+HOPPER_NAMES = ("prefill_sm90_bf16_d128_paged_causal", "prefill_sm90_f16_d64_linear_full")
+HOPPER = "sm_90"
 SOURCE = Path(__file__).with_name("attention_main.cpp")
 OUT_BEFORE = 0x4321
 """16-bit pattern that out and lse are full of before a call."""
 
 
+def names_on(target: str) -> tuple[str, ...]:
+    """The kernels of the program on a device."""
+    return NAMES + HOPPER_NAMES if target == HOPPER else NAMES
+
+
+def _gencode(source: Path, target: str) -> str:
+    if source.stem in HOPPER_NAMES:
+        return "-gencode=arch=compute_90a,code=sm_90a"
+    return f"-gencode=arch=compute_80,code={target}"
+
+
 def build_program(folder: Path, target: str) -> Path:
     """Renders, compiles (each unit by itself, all at once) and links. Target: such as sm_90."""
-    configs = with_reductions([kernel_named(name).config for name in NAMES])
+    names = names_on(target)
+    configs = with_reductions([kernel_named(name).config for name in names])
     texts = render(configs)
     for path, text in texts.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
     sources = [folder / path for path in texts if path.endswith(".cu")] + [SOURCE]
     objects = [folder / f"{source.stem}.o" for source in sources]
-    flags = ["-std=c++17", "-I", str(folder), f"-gencode=arch=compute_80,code={target}"]
+    flags = ["-std=c++17", "-I", str(folder)]
+    flags += ["-DWITH_SM90"] if len(names) > len(NAMES) else []
     nvcc = str(find_nvcc().nvcc)
     commands = [
-        [nvcc, "-c", *flags, "-o", str(made), str(source)]
+        [nvcc, "-c", *flags, _gencode(source, target), "-o", str(made), str(source)]
         for source, made in zip(sources, objects, strict=True)
     ]
     with ThreadPoolExecutor(len(commands)) as pool:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpp_program import NAMES, OUT_BEFORE, build_program, read_output, write_call
+from cpp_program import (
+    HOPPER_NAMES,
+    NAMES,
+    OUT_BEFORE,
+    build_program,
+    names_on,
+    read_output,
+    write_call,
+)
 from harness import attention_for, bounds, launch, plan_of, problem_of
 
 from attn_runtime.build import default_target
@@ -66,10 +74,14 @@ def task_of(kernel: Kernel, split: SplitPolicy) -> Task:
     [SplitPolicy.off(), SplitPolicy.fixed(3), SplitPolicy.fixed_size(128)],
     ids=["unsplit", "fixed", "fixed_size"],
 )
-@pytest.mark.parametrize("kernel", [pytest.param(kernel_named(name), id=name) for name in NAMES])
+@pytest.mark.parametrize(
+    "kernel", [pytest.param(kernel_named(name), id=name) for name in NAMES + HOPPER_NAMES]
+)
 def test_cpp_and_python_give_the_same_bits_and_plan(
     kernel: Kernel, split: SplitPolicy, program: Path, tmp_path: Path
 ) -> None:
+    if kernel.config.name not in names_on(default_target()):
+        pytest.skip(f"needs a Hopper GPU: this one is {default_target()}")
     task = task_of(kernel, split)
     inputs = write_call(tmp_path, kernel, task)
     done = subprocess.run(

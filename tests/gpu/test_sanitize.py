@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cpp_program import NAMES, build_program, write_call
+from cpp_program import build_program, names_on, write_call
 
+from attn_codegen.config import Arch
 from attn_runtime.build import default_target
 from attn_runtime.plan import SplitPolicy
 from attn_runtime.toolchain import find_nvcc
@@ -45,7 +46,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Calls of every cache, split and not: windows, empty sequences, tails of tiles and blocks."""
     made = []
-    for name in NAMES:
+    for name in names_on(default_target()):
         kernel = kernel_named(name)
         for index, split in enumerate(SPLITS):
             finished = (False, False, False, False, index == 1)
@@ -59,7 +60,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
                 finished=finished,
             )
             folder = tmp_path_factory.mktemp(name) / str(index)
-            write_call(folder, kernel, Task(batch, block_len=7, q_padding=8, split=split))
+            # Hopper kernels are chosen for blocks of whole boxes; the others gather.
+            block_len = 64 if kernel.config.arch is Arch.SM90 else 7
+            write_call(folder, kernel, Task(batch, block_len=block_len, q_padding=8, split=split))
             made.append(folder)
     return made
 

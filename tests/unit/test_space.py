@@ -41,9 +41,8 @@ configs = st.builds(
 REFUSED = {
     "mode-emitted": AttentionConfig(mode=Mode.DECODE),
     "arch-emitted": AttentionConfig(arch=Arch.SM75),
-    "sm90-head-dim": AttentionConfig(arch=Arch.SM90, head_dim=80, cache=Cache.LINEAR),
-    "sm90-one-width": AttentionConfig(arch=Arch.SM90, head_dim_v=64, cache=Cache.LINEAR),
-    "sm90-cache": AttentionConfig(arch=Arch.SM90, cache=Cache.PAGED),
+    "sm90-widths": AttentionConfig(arch=Arch.SM90, head_dim_v=64, cache=Cache.LINEAR),
+    "sm90-cache": AttentionConfig(arch=Arch.SM90, cache=Cache.BLOCK),
     "reduce-one-arch": AttentionConfig.of(mode="reduce", arch="sm90"),
     "kv-dtype-emitted": AttentionConfig(kv_dtype=KvDtype.INT8),
     "head-dim-range": AttentionConfig(head_dim=272),

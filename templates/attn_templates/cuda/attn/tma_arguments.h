@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <type_traits>
 
@@ -38,37 +39,39 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   return encoder;
 }
 
-// Rows of 16-bit elements: [tokens][heads][columns], the innermost dense, strides in elements.
+// 16-bit elements of an argument, innermost dimension first: columns, heads, rows and, for a pool,
+// blocks. Strides in elements; that of the columns is 1.
 struct MappedRows {
   const char* field;  // named by errors
   const void* data;
-  int columns;
-  int heads;
-  std::int64_t tokens;
-  std::int64_t head_stride;
-  std::int64_t token_stride;
+  int rank;  // 3, or 4 for a pool
+  std::int64_t extents[4];
+  std::int64_t strides[3];  // of heads, rows, blocks
 };
 
 constexpr unsigned kPanelColumns = 64;  // 128 bytes: the span of the swizzle
 
-// A map that reads or writes boxes of 64 columns of one head of `box_tokens` rows.
-inline TensorMap encode_rows(const MappedRows& rows, bool is_bf16, unsigned box_tokens) {
-  const cuuint64_t dims[3] = {static_cast<cuuint64_t>(rows.columns),
-                              static_cast<cuuint64_t>(rows.heads),
-                              static_cast<cuuint64_t>(std::max<std::int64_t>(rows.tokens, 1))};
-  // Bytes; the stride of a dimension of one element is not used, but must be a legal one.
-  const cuuint64_t strides[2] = {
-      static_cast<cuuint64_t>(rows.heads > 1 ? rows.head_stride : rows.columns) * 2,
-      static_cast<cuuint64_t>(rows.tokens > 1 ? rows.token_stride : rows.columns) * 2};
-  const cuuint32_t box[3] = {kPanelColumns, 1, box_tokens};
-  const cuuint32_t steps[3] = {1, 1, 1};
+// A map of boxes of 64 columns of one head and `box_rows` rows.
+inline TensorMap encode_rows(const MappedRows& rows, bool is_bf16, unsigned box_rows) {
+  cuuint64_t extents[4];
+  cuuint64_t strides[3];  // bytes
+  for (int i = 0; i < rows.rank; ++i) {
+    extents[i] = static_cast<cuuint64_t>(std::max<std::int64_t>(rows.extents[i], 1));
+  }
+  for (int i = 0; i + 1 < rows.rank; ++i) {
+    // The stride of a dimension of one element is not used, but must be a legal one.
+    const std::int64_t stride = extents[i + 1] > 1 ? rows.strides[i] : rows.extents[0];
+    strides[i] = static_cast<cuuint64_t>(stride) * 2;
+  }
+  const cuuint32_t box[4] = {kPanelColumns, 1, box_rows, 1};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
   CUtensorMap map;
   const CUresult result = tensor_map_encoder()(
       &map,
       is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-      3,
+      static_cast<cuuint32_t>(rows.rank),
       const_cast<void*>(rows.data),
-      dims,
+      extents,
       strides,
       box,
       steps,
@@ -107,57 +110,98 @@ int section_of(const AttentionParams<T>& params, const TilePlan& plan) {
   return static_cast<int>(std::max<std::int64_t>(1, std::min(section, columns)));
 }
 
-// The maps of a call. K and V of a cache that is not linear are looked up by address instead.
+// K and V of all tokens.
 template <class Config>
-void encode_maps(TmaArguments<typename Config::T>& arguments) {
-  const auto& params = arguments.params;
-  const bool is_bf16 = std::is_same_v<typename Config::T, __nv_bfloat16>;
-  constexpr unsigned kCtaS = TileOf<Config>::kCtaS;
-  arguments.q = encode_rows({"q",
-                             params.q,
-                             Config::kHeadDim,
-                             params.num_heads,
-                             params.token_num,
-                             Config::kHeadDim,
-                             params.stride},
-                            is_bf16,
-                            64);
-  arguments.out = encode_rows({"out",
-                               params.out,
-                               Config::kHeadDimV,
-                               params.num_heads,
-                               params.token_num,
-                               Config::kHeadDimV,
-                               static_cast<std::int64_t>(params.num_heads) * Config::kHeadDimV},
-                              is_bf16,
-                              16);
-  if constexpr (Config::kCache == CacheType::kLinear) {
-    const LinearIteratorParams& linear = params.linear_iter_params;
-    if (linear.token_count <= 0 && params.max_k_len > 0) {
+void encode_keys(TmaArguments<typename Config::T>& arguments,
+                 const LinearIteratorParams& linear,
+                 bool is_bf16) {
+  constexpr unsigned kBoxRows = TileOf<Config>::kCtaS;
+  const std::int64_t heads = arguments.params.num_kv_heads;
+  if (linear.token_count <= 0) {
+    if (arguments.params.max_k_len > 0) {
       throw Error(Status::kInvalidArgument,
                   "linear_iter_params.token_count",
                   "linear_iter_params.token_count is " + std::to_string(linear.token_count) +
                       ": give the rows that K and V have, a tensor map must know its bounds");
     }
-    if (linear.token_count > 0) {
-      arguments.k = encode_rows({"linear_iter_params.k",
-                                 linear.k,
-                                 Config::kHeadDim,
-                                 params.num_kv_heads,
-                                 linear.token_count,
-                                 linear.k_head_stride,
-                                 linear.k_token_stride},
-                                is_bf16,
-                                kCtaS);
-      arguments.v = encode_rows({"linear_iter_params.v",
-                                 linear.v,
-                                 Config::kHeadDimV,
-                                 params.num_kv_heads,
-                                 linear.token_count,
-                                 linear.v_head_stride,
-                                 linear.v_token_stride},
-                                is_bf16,
-                                kCtaS);
+    return;
+  }
+  arguments.k = encode_rows({"linear_iter_params.k",
+                             linear.k,
+                             3,
+                             {Config::kHeadDim, heads, linear.token_count},
+                             {linear.k_head_stride, linear.k_token_stride}},
+                            is_bf16,
+                            kBoxRows);
+  arguments.v = encode_rows({"linear_iter_params.v",
+                             linear.v,
+                             3,
+                             {Config::kHeadDimV, heads, linear.token_count},
+                             {linear.v_head_stride, linear.v_token_stride}},
+                            is_bf16,
+                            kBoxRows);
+}
+
+// The pools of K and V. A box is the most rows of a tile that always lie in one block; it starts at
+// a multiple of 8 rows, the period of the swizzle. Other block lengths are gathered without maps.
+template <class Config>
+void encode_keys(TmaArguments<typename Config::T>& arguments,
+                 const PagedIteratorParams& paged,
+                 bool is_bf16) {
+  constexpr int kSwizzleRows = 8;
+  if (paged.block_len % kSwizzleRows != 0) {
+    return;
+  }
+  if (paged.block_count <= 0 && arguments.params.max_k_len > 0) {
+    throw Error(Status::kInvalidArgument,
+                "paged_iter_params.block_count",
+                "paged_iter_params.block_count is " + std::to_string(paged.block_count) +
+                    ": give the blocks that the pools have, a tensor map must know its bounds");
+  }
+  const auto box_rows = static_cast<unsigned>(std::gcd(paged.block_len, TileOf<Config>::kCtaS));
+  const std::int64_t heads = arguments.params.num_kv_heads;
+  arguments.k = encode_rows({"paged_iter_params.k",
+                             paged.k,
+                             4,
+                             {Config::kHeadDim, heads, paged.block_len, paged.block_count},
+                             {paged.k_head_stride, paged.k_token_stride, paged.k_block_stride}},
+                            is_bf16,
+                            box_rows);
+  arguments.v = encode_rows({"paged_iter_params.v",
+                             paged.v,
+                             4,
+                             {Config::kHeadDimV, heads, paged.block_len, paged.block_count},
+                             {paged.v_head_stride, paged.v_token_stride, paged.v_block_stride}},
+                            is_bf16,
+                            box_rows);
+}
+
+// The maps of a call.
+template <class Config>
+void encode_maps(TmaArguments<typename Config::T>& arguments) {
+  const auto& params = arguments.params;
+  const bool is_bf16 = std::is_same_v<typename Config::T, __nv_bfloat16>;
+  const std::int64_t heads = params.num_heads;
+  arguments.q = encode_rows({"q",
+                             params.q,
+                             3,
+                             {Config::kHeadDim, heads, params.token_num},
+                             {Config::kHeadDim, params.stride}},
+                            is_bf16,
+                            64);
+  arguments.out = encode_rows({"out",
+                               params.out,
+                               3,
+                               {Config::kHeadDimV, heads, params.token_num},
+                               {Config::kHeadDimV, heads * Config::kHeadDimV}},
+                              is_bf16,
+                              16);
+  if constexpr (Config::kCache == CacheType::kLinear) {
+    encode_keys<Config>(arguments, params.linear_iter_params, is_bf16);
+  } else {
+    static_assert(Config::kCache == CacheType::kPaged, "blocks at any address have no tensor map");
+    if (params.max_k_len > 0) {
+      encode_keys<Config>(arguments, params.paged_iter_params, is_bf16);
     }
   }
 }

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host side of a prefill unit: the definition of invokeAttention, which the unit instantiates.
+#pragma once
+
+#include "attn/config.h"
+
+#ifndef __CUDACC_RTC__
+#include "attn/check.h"
+#include "attn/launch.h"
+#include "attn/reduce_template.h"
+#include "attn/tma_arguments.h"
+
+namespace attn {
+
+// Specialised by each unit: `static detail::Entry entry()`.
+template <class Kernel>
+struct EntryOf;
+
+namespace detail {
+
+template <class Kernel>
+KernelState& state_of() {
+  static KernelState state(EntryOf<Kernel>::entry());
+  return state;
+}
+
+template <class Kernel>
+Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
+  using Config = typename Kernel::Config;
+  Problem problem;
+  problem.token_num = params.token_num;
+  problem.batch_size = params.batch_size;
+  problem.max_q_len = params.max_q_len;
+  problem.max_k_len = params.max_k_len;
+  problem.num_heads = params.num_heads;
+  problem.num_kv_heads = params.num_kv_heads;
+  problem.head_dim_v = Config::kHeadDimV;
+  problem.window_size = params.window_size;
+  problem.causal = Config::kMask == Mask::kCausal;
+  problem.cp_size = params.cp_size;
+  DeviceLimits device;
+  device.sm_count = info.sm_count;
+  KernelLimits kernel;
+  kernel.cta_q = info.cta_q;
+  kernel.cta_s = info.cta_s;
+  kernel.ctas_per_sm = info.ctas_per_sm;
+  kernel.threads = info.threads;
+  kernel.shared_bytes = info.shared_bytes;
+  return plan(problem,
+              device,
+              kernel,
+              split_policy(params.max_split_k, params.split_cnt, params.split_size));
+}
+
+}  // namespace detail
+
+template <class Kernel>
+KernelInfo prepareAttention() {
+  prepareReduce<ReductionOf<Kernel>>();
+  return detail::state_of<Kernel>().on_current_device();
+}
+
+template <class Kernel>
+Plan planAttention(const typename Kernel::ParamType& params) {
+  return detail::plan_of<Kernel>(params, detail::state_of<Kernel>().on_current_device());
+}
+
+template <class Kernel>
+void invokeAttention(const typename Kernel::ParamType& params) {
+  using Config = typename Kernel::Config;
+
+  // 1. Check and plan. Without a workspace the planner's own choice is not to split.
+  if (params.token_num == 0 || params.batch_size == 0) {
+    return;
+  }
+  detail::check_params<Config>(params);
+  typename Kernel::Arguments arguments;
+  arguments.params = params;
+  arguments.params.causal = Config::kMask == Mask::kCausal;
+  const bool has_workspace = params.partial_O != nullptr && params.partial_ML != nullptr;
+  if (!has_workspace && params.split_cnt == 0 && params.split_size == 0) {
+    arguments.params.max_split_k = 1;
+  }
+  const KernelInfo& info = detail::state_of<Kernel>().on_current_device();
+  const Plan plan = detail::plan_of<Kernel>(arguments.params, info);
+  if (plan.split_cnt > 1 && !has_workspace) {
+    throw Error(Status::kWorkspaceTooSmall,
+                "partial_O",
+                "partial_O or partial_ML is null, but this call is split " +
+                    std::to_string(plan.split_cnt) + " ways: give a workspace of " +
+                    std::to_string(plan.workspace_bytes) +
+                    " bytes (set_workspace), or set max_split_k to 1");
+  }
+  arguments.plan = tile_plan(plan);
+  if (plan.grid_x == 0) {
+    return;
+  }
+  if constexpr (ArgumentsOf<typename Config::Arch, typename Config::T>::kHasMaps) {
+    detail::complete<Config>(arguments);
+  }
+
+  // 2. The kernel, then what the caller wants between, then the reduction.
+  const int grid_x = detail::ctas_of(EntryOf<Kernel>::entry(), plan, info);
+  detail::launch(EntryOf<Kernel>::entry(), grid_x, params.stream, arguments);
+  if (params.cp_fn != nullptr) {
+    params.cp_fn(params.cp_fn_ctx);
+  }
+  if (plan.split_cnt > 1) {
+    invokeReduce<ReductionOf<Kernel>>(
+        Arguments<typename Config::T>{arguments.params, arguments.plan}, plan.reduce_grid_x);
+  }
+}
+
+}  // namespace attn
+#endif

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// Refuses parameters that a kernel cannot run with, before anything is launched.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "attn/error.h"
+#include "attn/params.h"
+
+namespace attn::detail {
+
+[[noreturn]] inline void refuse_field(const char* field,
+                                      const std::string& what,
+                                      Status code = Status::kInvalidArgument) {
+  throw Error(code, field, std::string(field) + " " + what);
+}
+
+inline void need_pointer(const char* field, const void* pointer) {
+  if (pointer == nullptr) {
+    refuse_field(field, "is null: give a device address");
+  }
+}
+
+// Kernels move 16 bytes at a time.
+inline void need_aligned(const char* field, const void* pointer) {
+  need_pointer(field, pointer);
+  if (reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0) {
+    refuse_field(field, "is not aligned to 16 bytes: kernels read and write 16 bytes at a time");
+  }
+}
+
+// Elements are 16 bits wide, so 8 of them are 16 bytes.
+inline void need_stride(const char* field, std::int64_t stride) {
+  if (stride % 8 != 0) {
+    refuse_field(
+        field,
+        "is " + std::to_string(stride) +
+            " elements: it must be a multiple of 8, so that every row is aligned to 16 bytes");
+  }
+}
+
+inline void need_positive(const char* field, std::int64_t value) {
+  if (value <= 0) {
+    refuse_field(field, "is " + std::to_string(value) + ": it must be above 0");
+  }
+}
+
+inline void need_equal(const char* field, int got, int expected) {
+  if (got != expected) {
+    refuse_field(field,
+                 "is " + std::to_string(got) + ", but this kernel was compiled for " +
+                     std::to_string(expected) + ": take the kernel of your head size");
+  }
+}
+
+inline void check_cache(const LinearIteratorParams& linear) {
+  need_aligned("linear_iter_params.k", linear.k);
+  need_aligned("linear_iter_params.v", linear.v);
+  need_stride("linear_iter_params.k_token_stride", linear.k_token_stride);
+  need_stride("linear_iter_params.k_head_stride", linear.k_head_stride);
+  need_stride("linear_iter_params.v_token_stride", linear.v_token_stride);
+  need_stride("linear_iter_params.v_head_stride", linear.v_head_stride);
+}
+
+inline void check_cache(const BlockIteratorParams& block) {
+  need_pointer("block_iter_params.block_ptrs", block.block_ptrs);
+  need_pointer("block_iter_params.cu_block_nums", block.cu_block_nums);
+  need_positive("block_iter_params.block_len", block.block_len);
+  if (block.layer_offset % 16 != 0) {
+    refuse_field(
+        "block_iter_params.layer_offset",
+        "is " + std::to_string(block.layer_offset) + " bytes: it must be a multiple of 16");
+  }
+}
+
+inline void check_cache(const PagedIteratorParams& paged) {
+  need_aligned("paged_iter_params.k", paged.k);
+  need_aligned("paged_iter_params.v", paged.v);
+  need_stride("paged_iter_params.k_block_stride", paged.k_block_stride);
+  need_stride("paged_iter_params.k_token_stride", paged.k_token_stride);
+  need_stride("paged_iter_params.k_head_stride", paged.k_head_stride);
+  need_stride("paged_iter_params.v_block_stride", paged.v_block_stride);
+  need_stride("paged_iter_params.v_token_stride", paged.v_token_stride);
+  need_stride("paged_iter_params.v_head_stride", paged.v_head_stride);
+  need_pointer("paged_iter_params.block_table", paged.block_table);
+  need_positive("paged_iter_params.block_len", paged.block_len);
+  need_positive("paged_iter_params.max_blocks", paged.max_blocks);
+}
+
+// Everything that can be known without reading device memory. Counts and bounds are checked by the
+// planner.
+template <class Config>
+void check_params(const AttentionParams<typename Config::T>& params) {
+  need_aligned("out", params.out);
+  need_aligned("q", params.q);
+  need_stride("stride", params.stride);
+  need_pointer("cu_q_len", params.cu_q_len);
+  need_pointer("cu_k_len", params.cu_k_len);
+  need_equal("size_per_head", params.size_per_head, Config::kHeadDim);
+  if (params.size_per_head_v != 0) {
+    need_equal("size_per_head_v", params.size_per_head_v, Config::kHeadDimV);
+  }
+  if (!(params.inv_sqrt_dh > 0.0f) || params.inv_sqrt_dh > 3.4e38f) {
+    refuse_field(
+        "inv_sqrt_dh",
+        "is " + std::to_string(params.inv_sqrt_dh) +
+            ": the softmax scale must be finite and above 0, usually 1 / sqrt(size_per_head)");
+  }
+  if (params.cp_size != 1) {
+    refuse_field("cp_size",
+                 "is " + std::to_string(params.cp_size) +
+                     ": context parallelism is not implemented yet, set it to 1",
+                 Status::kNotSupported);
+  }
+  if (params.kv_type != KvType::kSame) {
+    refuse_field("kv_type",
+                 "is a quantised cache: only KvType::kSame is implemented yet",
+                 Status::kNotSupported);
+  }
+  if (params.max_k_len > 0) {
+    if constexpr (Config::kCache == CacheType::kLinear) {
+      check_cache(params.linear_iter_params);
+    } else if constexpr (Config::kCache == CacheType::kBlock) {
+      check_cache(params.block_iter_params);
+    } else {
+      check_cache(params.paged_iter_params);
+    }
+  }
+}
+
+}  // namespace attn::detail

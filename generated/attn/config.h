@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// A configuration as a C++ type, and the kernel type that stands for it.
+#pragma once
+
+#include "attn/params.h"
+#include "attn/types.h"
+
+namespace attn {
+
+// The tile that a configuration runs with when none is named.
+struct DefaultTile {};
+
+// A tile by its shape: query rows, keys, and a variant where one shape has several.
+//   t192x128   ->   Tile<192, 128>
+template <int CtaQ, int CtaS, int Variant = 0>
+struct Tile {};
+
+// What a prefill kernel is compiled for. Tkv is the element type of the cache.
+//
+//   Sm80, half, 128, kBlock   ->   prefill_sm80_f16_d128_block_causal
+template <class Arch_,
+          class T_,
+          int HeadDim,
+          CacheType Cache,
+          Mask AttentionMask = Mask::kCausal,
+          class Tkv_ = T_,
+          int HeadDimV = HeadDim,
+          class Tile_ = DefaultTile>
+struct AttentionConfig;
+
+// The tile that a unit is compiled with. Specialised by the unit: the numbers come from the
+// generator, which knows their limits.
+template <class Config>
+struct TileOf;
+
+// What a kernel of a family takes by value, and whether tensor maps are part of it.
+template <class Arch, class T>
+struct ArgumentsOf {
+  using Type = Arguments<T>;
+  static constexpr bool kHasMaps = false;
+};
+
+template <class T>
+struct ArgumentsOf<arch::Sm90, T> {
+  using Type = TmaArguments<T>;
+  static constexpr bool kHasMaps = true;
+};
+
+// A kernel: what it takes, what it keeps in shared memory. Only a unit completes SharedStorage.
+template <class Config_>
+struct AttentionUniversal {
+  using Config = Config_;
+  using ParamType = AttentionParams<typename Config::T>;
+  using Arguments = typename ArgumentsOf<typename Config::Arch, typename Config::T>::Type;
+  struct SharedStorage;
+};
+
+template <class Arch_,
+          class T_,
+          int HeadDim,
+          CacheType Cache,
+          Mask AttentionMask,
+          class Tkv_,
+          int HeadDimV,
+          class Tile_>
+struct AttentionConfig {
+  using Arch = Arch_;
+  using T = T_;
+  using Tkv = Tkv_;
+  using Tile = Tile_;
+  using Kernel = AttentionUniversal<AttentionConfig>;
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kHeadDimV = HeadDimV;
+  static constexpr CacheType kCache = Cache;
+  static constexpr Mask kMask = AttentionMask;
+
+  static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "a head is a multiple of 16 elements");
+};
+
+// The kernel that merges the splits of a row: one for each element type and width of V.
+template <class T_, int HeadDimV>
+struct ReduceConfig {
+  using T = T_;
+  static constexpr int kHeadDimV = HeadDimV;
+};
+
+}  // namespace attn

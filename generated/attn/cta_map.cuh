@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the index of a CTA to the query tile, head and split that it computes.
+#pragma once
+
+#include "attn/params.h"
+
+namespace attn {
+
+// The rows of one head that a CTA computes, and the lengths of their sequence.
+struct QueryTile {
+  int sequence;
+  int head;
+  int split;
+  int first_query;  // within the sequence
+  int rows;         // 0: nothing to do
+  int first_token;  // row of q and out that holds first_query
+  int q_len;
+  int k_len;
+};
+
+// The sequence that owns a slot of query tiles. Sequence b owns the slots from
+//   start(b) = floor((cu_q_len[b] + b * (cta_q - 1)) / cta_q)
+// which leaves room for ceil(q_len / cta_q) tiles before start(b + 1), with no list and no scan.
+// The owner is the last b with start(b) <= slot: a 32-way search, one probe per lane, one round for
+// up to 32 sequences.
+__device__ __forceinline__ int find_sequence(
+    const int* cu_q_len, int batch_size, int cta_q, int slot, int& start) {
+  const int lane = threadIdx.x % 32;
+  int low = 0;
+  int high = batch_size;
+  start = 0;
+  while (high - low > 1) {
+    const int stride = (high - low + 31) / 32;
+    const int probe = low + lane * stride;
+    int64_t probe_start = 0;
+    if (probe < high) {
+      probe_start = (cu_q_len[probe] + static_cast<int64_t>(probe) * (cta_q - 1)) / cta_q;
+    }
+    const bool reached = probe < high && probe_start <= slot;
+    const int last = 31 - __clz(__ballot_sync(0xffffffffu, reached));  // lane 0 always reaches
+    start = __shfl_sync(0xffffffffu, static_cast<int>(probe_start), last);
+    low += last * stride;
+    high = min(high, low + stride);
+  }
+  return low;
+}
+
+// CTAs are numbered with the head innermost, so that the heads of a group read their keys together,
+// then the query tile, then the split. Within a sequence the last tile comes first: under a causal
+// mask it is the longest.
+template <class T>
+__device__ __forceinline__ QueryTile
+map_cta(const AttentionParams<T>& params, const TilePlan& plan, int cta_q, unsigned cta) {
+  QueryTile tile;
+  tile.head = cta % params.num_heads;
+  const int rest = cta / params.num_heads;
+  const int slot = rest % plan.q_tiles;
+  tile.split = rest / plan.q_tiles;
+
+  int order;  // 0 for the last tile of the sequence
+  if (plan.tiles_per_sequence > 0) {
+    tile.sequence = slot % params.batch_size;
+    order = slot / params.batch_size;
+  } else {
+    int start;
+    tile.sequence = find_sequence(params.cu_q_len, params.batch_size, cta_q, slot, start);
+    order = slot - start;
+  }
+
+  const int q_begin = params.cu_q_len[tile.sequence];
+  tile.q_len = params.cu_q_len[tile.sequence + 1] - q_begin;
+  tile.k_len = params.cu_k_len[tile.sequence + 1] - params.cu_k_len[tile.sequence];
+  tile.first_query = ((tile.q_len + cta_q - 1) / cta_q - 1 - order) * cta_q;
+  tile.first_token = q_begin + tile.first_query;
+  tile.rows = tile.first_query < 0 ? 0 : min(cta_q, tile.q_len - tile.first_query);
+  if (params.finished != nullptr && params.finished[tile.sequence]) {
+    tile.rows = 0;
+  }
+  return tile;
+}
+
+}  // namespace attn

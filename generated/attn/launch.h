@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CUDA runtime knows of a kernel on each device, and launches that report errors by
+// attn::Error.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "attn/attention.h"
+
+namespace attn::detail {
+
+// A kernel as a unit knows it.
+struct Entry {
+  const char* name = nullptr;
+  const void* address = nullptr;
+  int threads = 0;
+  int shared_bytes = 0;  // dynamic
+  int cta_q = 0;
+  int cta_s = 0;
+  bool persistent = false;  // a CTA takes tiles until none is left
+};
+
+inline Status status_of(cudaError_t error) {
+  switch (error) {
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+      return Status::kNoDevice;
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+      return Status::kNoKernelImage;
+    default:
+      return Status::kCudaError;
+  }
+}
+
+inline const char* advice_for(Status status) {
+  switch (status) {
+    case Status::kNoDevice:
+      return "; an NVIDIA GPU and its driver are needed";
+    case Status::kNoKernelImage:
+      return "; compile the unit for this device, for example -gencode=arch=compute_80,code=sm_90";
+    default:
+      return "";
+  }
+}
+
+inline void check_cuda(cudaError_t error, const char* call, const char* kernel) {
+  if (error == cudaSuccess) {
+    return;
+  }
+  cudaGetLastError();  // the error is reported here, not by the caller's next call
+  const Status status = status_of(error);
+  throw Error(status,
+              "",
+              std::string(call) + " failed for " + kernel + ": " + cudaGetErrorString(error) +
+                  " (" + cudaGetErrorName(error) + ")" + advice_for(status));
+}
+
+// Asks the current device for what a launch needs, and opts in to the kernel's shared memory.
+inline KernelInfo resolve(const Entry& entry, int device) {
+  KernelInfo info{};
+  info.name = entry.name;
+  info.threads = entry.threads;
+  info.shared_bytes = entry.shared_bytes;
+  info.cta_q = entry.cta_q;
+  info.cta_s = entry.cta_s;
+  cudaFuncAttributes attributes{};
+  check_cuda(
+      cudaFuncGetAttributes(&attributes, entry.address), "cudaFuncGetAttributes", entry.name);
+  info.registers = attributes.numRegs;
+  info.local_bytes = static_cast<int>(attributes.localSizeBytes);
+
+  int shared_limit = 0;
+  check_cuda(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "cudaDeviceGetAttribute",
+             entry.name);
+  if (entry.shared_bytes > shared_limit) {
+    throw Error(Status::kNotSupported,
+                "",
+                std::string(entry.name) + " needs " + std::to_string(entry.shared_bytes) +
+                    " bytes of shared memory per CTA, but device " + std::to_string(device) +
+                    " has " + std::to_string(shared_limit) + ": take a kernel with a smaller tile");
+  }
+  check_cuda(cudaFuncSetAttribute(
+                 entry.address, cudaFuncAttributeMaxDynamicSharedMemorySize, entry.shared_bytes),
+             "cudaFuncSetAttribute",
+             entry.name);
+  check_cuda(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&info.ctas_per_sm,
+                                                    entry.address,
+                                                    entry.threads,
+                                                    static_cast<std::size_t>(entry.shared_bytes)),
+      "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
+      entry.name);
+  check_cuda(cudaDeviceGetAttribute(&info.sm_count, cudaDevAttrMultiProcessorCount, device),
+             "cudaDeviceGetAttribute",
+             entry.name);
+  return info;
+}
+
+// The state of one kernel, per device: a thread may switch devices between calls.
+class KernelState {
+ public:
+  explicit KernelState(const Entry& entry) : entry_(entry) {}
+
+  const KernelInfo& on_current_device() {
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), "cudaGetDevice", entry_.name);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = infos_.find(device);
+    if (found != infos_.end()) {
+      return found->second;
+    }
+    return infos_.emplace(device, resolve(entry_, device)).first->second;
+  }
+
+ private:
+  Entry entry_;
+  std::mutex mutex_;
+  std::map<int, KernelInfo> infos_;  // nodes stay where they are
+};
+
+// CTAs to launch: one for each tile and split, or as many as the device holds at a time.
+inline int ctas_of(const Entry& entry, const Plan& plan, const KernelInfo& info) {
+  return entry.persistent ? std::min(plan.grid_x, info.sm_count * info.ctas_per_sm) : plan.grid_x;
+}
+
+template <class Arguments>
+void launch(const Entry& entry, int grid_x, CUstream_st* stream, Arguments arguments) {
+  void* pointers[] = {&arguments};
+  check_cuda(cudaLaunchKernel(entry.address,
+                              dim3(static_cast<unsigned>(grid_x)),
+                              dim3(static_cast<unsigned>(entry.threads)),
+                              pointers,
+                              static_cast<std::size_t>(entry.shared_bytes),
+                              stream),
+             "cudaLaunchKernel",
+             entry.name);
+}
+
+}  // namespace attn::detail

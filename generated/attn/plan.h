@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a call is cut into CTAs: tiles of query rows, splits of keys, workspace. Pure: no device is
+// asked, and lengths are known by their bounds only, so that a captured launch stays right when
+// lengths change within them. attn_runtime/plan.py is the twin: same names, integers and messages.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "attn/error.h"
+#include "attn/params.h"
+
+namespace attn {
+
+// What is asked. Lengths are upper bounds: a larger one gives the same result.
+struct Problem {
+  int token_num = 0;
+  int batch_size = 0;
+  int max_q_len = 0;
+  int max_k_len = 0;
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim_v = 0;
+  int window_size = 0;  // 0: none
+  bool causal = true;
+  int cp_size = 1;  // ranks that the keys are sharded over
+};
+
+struct DeviceLimits {
+  int sm_count = 0;
+  std::int64_t max_grid_x = 2147483647;  // 2^31 - 1 on every device since compute capability 3.0
+};
+
+struct KernelLimits {
+  int cta_q = 0;        // query rows of a tile
+  int cta_s = 0;        // keys of a tile
+  int ctas_per_sm = 1;  // occupancy on the device
+  int threads = 0;
+  int shared_bytes = 0;  // dynamic shared memory of a CTA
+};
+
+enum class SplitKind : int { kHeuristic = 0, kFixed = 1, kFixedSize = 2, kOff = 3 };
+
+// How the keys of a query tile are split.
+struct SplitPolicy {
+  SplitKind kind = SplitKind::kHeuristic;
+  int value = 0;        // kFixed: splits; kFixedSize: keys of a split
+  int max_split_k = 0;  // splits that the workspace holds; 0: no bound
+};
+
+struct Plan {
+  int q_tiles = 0;             // tiles of one head that the grid has room for
+  int tiles_per_sequence = 0;  // of each sequence; 0: found from cu_q_len by search
+  int split_cnt = 1;           // no query tile has more splits
+  int split_tiles = 0;         // 0: equal splits; n: chunks of n key tiles
+  int cta_q = 0;
+  int cta_s = 0;
+  int grid_x = 0;  // 0: nothing to launch
+  int threads = 0;
+  int shared_bytes = 0;
+  std::int64_t partial_O_bytes = 0;
+  std::int64_t partial_ML_offset = 0;  // bytes from the start of the workspace
+  std::int64_t workspace_bytes = 0;    // 0: no reduction
+  int reduce_grid_x = 0;
+};
+
+// One warp reduces one row, four rows to a CTA of 128 threads.
+inline constexpr int kReduceRowsPerCta = 4;
+inline constexpr int kWorkspaceAlignment = 256;  // bytes
+
+// A split costs 8 (head_dim_v + 2) bytes of workspace traffic per query row, against
+// 2 (head_dim + head_dim_v) bytes of K and V per key: for a tile of 64 rows, 256 keys keep the
+// first at half of the second.
+inline constexpr int kMinKeysPerSplit = 256;
+inline constexpr int kMaxHeuristicSplits = 128;
+
+namespace detail {
+
+inline constexpr std::int64_t kMaxBytes = std::numeric_limits<std::int64_t>::max();
+
+[[noreturn]] inline void refuse(const char* field, const std::string& message) {
+  throw Error(Status::kInvalidArgument, field, message);
+}
+
+inline void need_at_least(const char* field, std::int64_t value, std::int64_t least) {
+  if (value < least) {
+    refuse(field,
+           std::string(field) + " is " + std::to_string(value) + ": it must be at least " +
+               std::to_string(least));
+  }
+}
+
+// a * b for a, b >= 0, refused when it does not fit 64 bits.
+inline std::int64_t multiply_bytes(std::int64_t a, std::int64_t b) {
+  if (b != 0 && a > kMaxBytes / b) {
+    refuse("token_num", "the split workspace exceeds 2^63 bytes: split less, or send fewer tokens");
+  }
+  return a * b;
+}
+
+constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t step) {
+  return value / step + (value % step != 0);
+}
+
+inline void check(const Problem& problem,
+                  const DeviceLimits& device,
+                  const KernelLimits& kernel,
+                  const SplitPolicy& policy) {
+  need_at_least("token_num", problem.token_num, 0);
+  need_at_least("batch_size", problem.batch_size, 0);
+  need_at_least("max_q_len", problem.max_q_len, 0);
+  need_at_least("max_k_len", problem.max_k_len, 0);
+  need_at_least("num_heads", problem.num_heads, 1);
+  need_at_least("num_kv_heads", problem.num_kv_heads, 1);
+  need_at_least("head_dim_v", problem.head_dim_v, 1);
+  need_at_least("window_size", problem.window_size, 0);
+  need_at_least("cp_size", problem.cp_size, 1);
+  if (problem.num_heads % problem.num_kv_heads != 0) {
+    refuse("num_kv_heads",
+           "num_kv_heads is " + std::to_string(problem.num_kv_heads) +
+               ": it must divide num_heads, which is " + std::to_string(problem.num_heads));
+  }
+  need_at_least("sm_count", device.sm_count, 1);
+  need_at_least("max_grid_x", device.max_grid_x, 1);
+  need_at_least("cta_q", kernel.cta_q, 1);
+  need_at_least("cta_s", kernel.cta_s, 1);
+  need_at_least("ctas_per_sm", kernel.ctas_per_sm, 1);
+  need_at_least("max_split_k", policy.max_split_k, 0);
+  if (policy.kind == SplitKind::kFixed) {
+    need_at_least("split_cnt", policy.value, 1);
+  }
+  if (policy.kind == SplitKind::kFixedSize) {
+    need_at_least("split_size", policy.value, 1);
+  }
+}
+
+struct QTiles {
+  std::int64_t count;
+  std::int64_t per_sequence;
+};
+
+// Tiles of cta_q rows never span two sequences. Two grids have room for every mixture of lengths:
+//
+//   by the longest:   batch_size * ceil(max_q_len / cta_q)
+//   by the tokens:    floor((token_num + batch_size (cta_q - 1)) / cta_q)
+//
+// and the smaller one is taken; on a tie the first, which finds its sequence without a search.
+inline QTiles q_tiles(const Problem& problem, int cta_q) {
+  const std::int64_t batch = problem.batch_size;
+  const std::int64_t longest = std::min(problem.max_q_len, problem.token_num);
+  const std::int64_t per_sequence = ceil_div(longest, cta_q);
+  const std::int64_t by_longest = batch * per_sequence;
+  const std::int64_t by_tokens = (problem.token_num + batch * (cta_q - 1)) / cta_q;
+  if (by_longest <= by_tokens) {
+    return {by_longest, batch == 0 ? 0 : per_sequence};
+  }
+  return {by_tokens, 0};
+}
+
+// Keys of one rank.
+inline std::int64_t local_keys(const Problem& problem) {
+  return ceil_div(problem.max_k_len, problem.cp_size);
+}
+
+// Most keys that one query tile sees. Its rows stand at cta_q consecutive positions, and the row at
+// position p sees
+//
+//   causal, window w:   p - w < j <= p       w + cta_q - 1 keys together
+//   full, window w:     p - w < j < p + w    2 w + cta_q - 2
+inline std::int64_t key_span(const Problem& problem, int cta_q) {
+  const std::int64_t window = problem.window_size;
+  if (window == 0) {
+    return local_keys(problem);
+  }
+  const std::int64_t seen = problem.causal ? window + cta_q - 1 : 2 * window + cta_q - 2;
+  return std::min(local_keys(problem), seen);
+}
+
+// Pieces of `size` keys, counted from key 0, that `span` consecutive keys touch when they may start
+// anywhere: floor((span + size - 2) / size) + 1, and never more than there are.
+inline std::int64_t pieces_of_span(const Problem& problem, std::int64_t span, std::int64_t size) {
+  if (span == 0) {
+    return 0;
+  }
+  return std::min((span + size - 2) / size + 1, ceil_div(local_keys(problem), size));
+}
+
+// Query tiles with rows, over all heads, if the sequences were equally long: what the machine is
+// filled with.
+inline std::int64_t useful_ctas(const Problem& problem, const KernelLimits& kernel) {
+  if (problem.batch_size == 0) {
+    return 0;
+  }
+  const std::int64_t mean = ceil_div(problem.token_num, problem.batch_size);
+  const std::int64_t tiles = problem.batch_size * ceil_div(mean, kernel.cta_q);
+  return std::min(tiles, q_tiles(problem, kernel.cta_q).count) * problem.num_heads;
+}
+
+// FlashAttention's rule (num_splits_heuristic, csrc/flash_attn/flash_api.cpp): no split when the
+// tiles fill 0.8 of the machine or the keys are few; otherwise the fewest splits that fill their
+// waves 0.85 times as well as the best count does. Counts that do not shorten the longest split are
+// passed over.
+//
+//   waves(s) = ctas s / capacity    efficiency(s) = waves(s) / ceil(waves(s)) ~ s / ceil(waves(s))
+//
+// Ours besides: a floor of keys per split (kMinKeysPerSplit).
+inline std::int64_t heuristic_splits(const Problem& problem,
+                                     const DeviceLimits& device,
+                                     const KernelLimits& kernel,
+                                     std::int64_t tiles,
+                                     int max_split_k) {
+  const std::int64_t capacity = std::int64_t{device.sm_count} * kernel.ctas_per_sm;
+  const std::int64_t ctas = useful_ctas(problem, kernel);
+  if (ctas >= capacity - capacity / 5 || tiles <= 4) {
+    return 1;
+  }
+  std::int64_t most = tiles / ceil_div(kMinKeysPerSplit, kernel.cta_s);
+  most = std::min<std::int64_t>(most, kMaxHeuristicSplits);
+  if (max_split_k > 0) {
+    most = std::min<std::int64_t>(most, max_split_k);
+  }
+  const auto waves = [&](std::int64_t splits) { return ceil_div(ctas * splits, capacity); };
+  const auto shortens = [&](std::int64_t splits) {
+    return splits == 1 || ceil_div(tiles, splits) < ceil_div(tiles, splits - 1);
+  };
+  std::int64_t best = 1;
+  for (std::int64_t splits = 2; splits <= most; ++splits) {
+    if (shortens(splits) && splits * waves(best) > best * waves(splits)) {
+      best = splits;
+    }
+  }
+  for (std::int64_t splits = 1; splits < best; ++splits) {
+    if (shortens(splits) && 100 * splits * waves(best) >= 85 * best * waves(splits)) {
+      return splits;
+    }
+  }
+  return best;
+}
+
+// Upper bound of the splits of any query tile, at least 1, in any batch within the bounds.
+inline std::int64_t split_bound(const Problem& problem,
+                                const DeviceLimits& device,
+                                const KernelLimits& kernel,
+                                const SplitPolicy& policy,
+                                std::int64_t split_tiles) {
+  const std::int64_t span = key_span(problem, kernel.cta_q);
+  const std::int64_t tiles = pieces_of_span(problem, span, kernel.cta_s);
+  std::int64_t bound = 1;
+  if (policy.kind == SplitKind::kHeuristic) {
+    bound = heuristic_splits(problem, device, kernel, tiles, policy.max_split_k);
+  } else if (policy.kind == SplitKind::kFixed) {
+    bound = std::min<std::int64_t>(policy.value, tiles);
+    if (policy.max_split_k > 0) {
+      bound = std::min<std::int64_t>(bound, policy.max_split_k);
+    }
+  } else if (policy.kind == SplitKind::kFixedSize) {
+    bound = pieces_of_span(problem, span, split_tiles * kernel.cta_s);
+    if (policy.max_split_k > 0 && bound > policy.max_split_k) {
+      refuse("max_split_k",
+             "max_split_k is " + std::to_string(policy.max_split_k) + ", but split_size " +
+                 std::to_string(policy.value) + " cuts a sequence of max_k_len " +
+                 std::to_string(problem.max_k_len) + " into up to " + std::to_string(bound) +
+                 " splits: give a larger workspace, a larger split_size or a smaller max_k_len");
+    }
+  }
+  return std::max<std::int64_t>(bound, 1);
+}
+
+inline void check_grid(std::int64_t ctas,
+                       const DeviceLimits& device,
+                       const char* field,
+                       const char* next) {
+  if (ctas > device.max_grid_x) {
+    refuse(field,
+           std::string(field) + " gives a grid of " + std::to_string(ctas) + " CTAs: at most " +
+               std::to_string(device.max_grid_x) + " can be launched; " + next);
+  }
+}
+
+// partial_O float [split_cnt, token_num, num_heads, head_dim_v], then, from the next multiple
+// of 256 bytes, partial_ML float [split_cnt, token_num, num_heads, 2]; only when anything may be
+// split.
+inline void set_workspace(const Problem& problem, const DeviceLimits& device, Plan& plan) {
+  if (plan.split_cnt == 1) {
+    return;
+  }
+  const std::int64_t rows = std::int64_t{problem.token_num} * problem.num_heads;
+  const std::int64_t reduce_ctas = ceil_div(rows, kReduceRowsPerCta);
+  check_grid(reduce_ctas, device, "token_num", "send fewer tokens, or turn splitting off");
+  plan.reduce_grid_x = static_cast<int>(reduce_ctas);
+  const std::int64_t rows_of_all_splits = multiply_bytes(rows, plan.split_cnt);
+  plan.partial_O_bytes = multiply_bytes(rows_of_all_splits, std::int64_t{4} * problem.head_dim_v);
+  plan.partial_ML_offset =
+      multiply_bytes(ceil_div(plan.partial_O_bytes, kWorkspaceAlignment), kWorkspaceAlignment);
+  const std::int64_t partial_ML_bytes = multiply_bytes(rows_of_all_splits, 8);
+  if (plan.partial_ML_offset > kMaxBytes - partial_ML_bytes) {
+    multiply_bytes(kMaxBytes, 2);
+  }
+  plan.workspace_bytes = plan.partial_ML_offset + partial_ML_bytes;
+}
+
+}  // namespace detail
+
+// Plans one call. Throws Error(kInvalidArgument) that names the field: a value out of range, a
+// split size that needs more splits than the workspace holds, or a grid that no device can launch.
+// Nothing overflows silently.
+inline Plan plan(const Problem& problem,
+                 const DeviceLimits& device,
+                 const KernelLimits& kernel,
+                 const SplitPolicy& policy) {
+  detail::check(problem, device, kernel, policy);
+
+  Plan result;
+  result.cta_q = kernel.cta_q;
+  result.cta_s = kernel.cta_s;
+  result.threads = kernel.threads;
+  result.shared_bytes = kernel.shared_bytes;
+
+  const detail::QTiles tiles = detail::q_tiles(problem, kernel.cta_q);
+  const std::int64_t split_tiles =
+      policy.kind == SplitKind::kFixedSize ? detail::ceil_div(policy.value, kernel.cta_s) : 0;
+  result.split_tiles = static_cast<int>(split_tiles);
+  if (tiles.count == 0) {
+    return result;
+  }
+  const char* fewer = "send fewer tokens at a time";
+  detail::check_grid(tiles.count, device, "token_num", fewer);
+  detail::check_grid(tiles.count * problem.num_heads, device, "token_num", fewer);
+  const std::int64_t splits = detail::split_bound(problem, device, kernel, policy, split_tiles);
+  const char* request = policy.kind == SplitKind::kFixedSize ? "split_size" : "split_cnt";
+  const std::int64_t grid = tiles.count * problem.num_heads * splits;
+  detail::check_grid(grid, device, request, "split less, or send fewer tokens at a time");
+
+  result.q_tiles = static_cast<int>(tiles.count);
+  result.tiles_per_sequence = static_cast<int>(tiles.per_sequence);
+  result.split_cnt = static_cast<int>(splits);
+  result.grid_x = static_cast<int>(grid);
+  detail::set_workspace(problem, device, result);
+  return result;
+}
+
+// The split policy that AttentionParams asks for: a size, a count, never (max_split_k == 1), or the
+// planner's choice.
+inline SplitPolicy split_policy(int max_split_k, int split_cnt, int split_size) {
+  detail::need_at_least("split_cnt", split_cnt, 0);
+  detail::need_at_least("split_size", split_size, 0);
+  if (split_cnt > 0 && split_size > 0) {
+    detail::refuse("split_size",
+                   "split_cnt is " + std::to_string(split_cnt) + " and split_size is " +
+                       std::to_string(split_size) + ": set one of them, the other is 0");
+  }
+  if (split_size > 0) {
+    return {SplitKind::kFixedSize, split_size, max_split_k};
+  }
+  if (max_split_k == 1) {
+    return {SplitKind::kOff, 0, max_split_k};
+  }
+  if (split_cnt > 0) {
+    return {SplitKind::kFixed, split_cnt, max_split_k};
+  }
+  return {SplitKind::kHeuristic, 0, max_split_k};
+}
+
+// The part of a plan that the kernels read.
+inline TilePlan tile_plan(const Plan& plan) {
+  TilePlan tiles;
+  tiles.q_tiles = plan.q_tiles;
+  tiles.tiles_per_sequence = plan.tiles_per_sequence;
+  tiles.split_cnt = plan.split_cnt;
+  tiles.split_tiles = plan.split_tiles;
+  tiles.cta_q = plan.cta_q;
+  tiles.cta_s = plan.cta_s;
+  return tiles;
+}
+
+}  // namespace attn

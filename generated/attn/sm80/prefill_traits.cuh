@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shapes of a prefill kernel, derived from its configuration and tile, and its shared memory.
+#pragma once
+
+#include "attn/cache_iterator.cuh"
+#include "attn/config.h"
+#include "attn/cta_map.cuh"
+#include "attn/key_range.cuh"
+#include "attn/sm80/shared_tile.cuh"
+
+namespace attn::sm80 {
+
+template <class Config>
+struct PrefillTraits {
+  using T = typename Config::T;
+  using Cache = CacheIterator<Config::kCache, T, Config::kHeadDim>;
+
+  static constexpr int kHeadDim = Config::kHeadDim;
+  static constexpr int kHeadDimV = Config::kHeadDimV;
+  static constexpr int kCtaQ = TileOf<Config>::kCtaQ;
+  static constexpr int kCtaS = TileOf<Config>::kCtaS;
+  static constexpr int kWarps = TileOf<Config>::kWarps;
+  static constexpr int kStages = TileOf<Config>::kStages;
+  static constexpr int kThreads = kWarps * 32;
+
+  // A warp owns kWarpRows rows of Q and of the output, and multiplies them with every key of the
+  // tile.
+  static constexpr int kWarpRows = kCtaQ / kWarps;
+
+  // Shapes in 16x16 fragments.
+  static constexpr int kRowFragments = kWarpRows / 16;
+  static constexpr int kKeyFragments = kCtaS / 16;
+  static constexpr int kDepthFragments = kHeadDim / 16;
+  static constexpr int kValueFragments = kHeadDimV / 16;
+
+  // Q stays in registers where scores and output leave room for it; otherwise its fragments are
+  // read again for every tile. Beside the accumulators, each row fragment needs about 30 registers
+  // for its softmax state, fragments in flight and addresses (measured: one step more spills).
+  static constexpr int kAccumulators = kRowFragments * 8 * (kKeyFragments + kValueFragments);
+  static constexpr int kQueryRegisters = kRowFragments * 4 * kDepthFragments;
+  static constexpr bool kQueryInRegisters =
+      kAccumulators + kQueryRegisters + 30 * kRowFragments <= 240;
+
+  static_assert(kCtaQ % (kWarps * 16) == 0, "every warp owns whole fragments of rows");
+  static_assert(kCtaS % 16 == 0, "a tile of keys is whole fragments");
+  static_assert(kStages >= 2, "one tile is computed while the next is copied");
+  static_assert(kCtaS <= kThreads, "one thread looks up the address of one row");
+
+  // The output leaves through the rows of Q, so they are as wide as the wider of the two.
+  using QueryTileStorage = SharedTile<T, kCtaQ, (kHeadDim > kHeadDimV ? kHeadDim : kHeadDimV)>;
+  using KeyTileStorage = SharedTile<T, kCtaS, kHeadDim>;
+  using ValueTileStorage = SharedTile<T, kCtaS, kHeadDimV>;
+};
+
+// Addresses of the rows of two tiles: of the one being copied, and of the one after it.
+template <bool kGathered, int kCtaS>
+struct RowTable {
+  alignas(128) RowAddress rows[2][kCtaS];
+
+  __device__ __forceinline__ RowAddress* table(int tile) {
+    return rows[static_cast<unsigned>(tile) % 2];
+  }
+};
+
+template <int kCtaS>
+struct RowTable<false, kCtaS> {};
+
+// What the CTA works on. It lies in shared memory because the loop over keys needs every register
+// for arithmetic.
+template <class Cache>
+struct Work {
+  QueryTile tile;
+  TileRange keys;  // tiles of keys of this split
+  Cache cache;
+  VisibleKeys visible;
+  KeyRange seen_by_all;  // keys that need no mask
+  int splits;            // of this query tile
+};
+
+template <class Config>
+struct PrefillStorage
+    : RowTable<PrefillTraits<Config>::Cache::kGathered, PrefillTraits<Config>::kCtaS> {
+  using Traits = PrefillTraits<Config>;
+
+  typename Traits::QueryTileStorage query;  // at the end: the output
+  typename Traits::KeyTileStorage key[Traits::kStages];
+  typename Traits::ValueTileStorage value[Traits::kStages];
+  alignas(128) Work<typename Traits::Cache> work;
+};
+
+}  // namespace attn::sm80

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loader: brings Q, K and V of tile after tile to shared memory, ahead of the consumers.
+#pragma once
+
+#include "attn/sm90/gathered_rows.cuh"
+#include "attn/sm90/key_boxes.cuh"
+#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/tma.cuh"
+
+namespace attn::sm90 {
+
+// Source brings K and V: TokenBoxes, BlockBoxes or GatheredRows. All of its threads run the loader;
+// where that is more than one thread, one leads: it loads Q and hands out the items.
+template <class Traits, class Source>
+class Loader {
+  using T = typename Traits::T;
+  using Storage = SharedStorage<Traits>;
+
+  // Blocks that are left of a tile when the next one is asked for: as long as finding a tile takes,
+  // and no longer, because no other CTA can take what one has claimed.
+  static constexpr int kRequestAhead = 4;
+
+ public:
+  __device__ __forceinline__ Loader(Storage& storage, const Arguments<T>& arguments)
+      : storage_(storage), arguments_(arguments), source_(storage, arguments) {}
+
+  __device__ __forceinline__ void run() {
+    if (source_.leads()) {
+      prefetch_map(arguments_.q);
+      prefetch_map(arguments_.out);
+    }
+    uint32_t phase = 0;
+    while (true) {
+      wait(storage_.work_full, phase);  // the work is visible
+      if (storage_.work[phase].item.end_block == 0) {
+        break;
+      }
+      load_tile(phase);
+      phase ^= 1;
+    }
+    source_.publish();
+    dismiss_consumers();
+  }
+
+ private:
+  // In the order in which the consumers need it: V runs one block behind K.
+  __device__ __forceinline__ void load_tile(int work_slot) {
+    const WorkItem& item = storage_.work[work_slot].item;
+    source_.begin_tile(work_slot);
+    int block = item.end_block - 1;
+    if (block <= item.first_block + kRequestAhead) {
+      request_next();
+    }
+    if constexpr (Traits::kQuerySlots > 1) {
+      load_queries(item);
+      load_keys(block);
+    } else {
+      // Q waits for the last Q.K of the tile before: bring it as near as L2 meanwhile.
+      if (source_.leads()) {
+        prefetch_queries(item);
+      }
+      load_keys(block);
+      load_queries(item);
+    }
+#pragma unroll 1
+    for (; block > item.first_block; --block) {
+      if (block - 1 == item.first_block + kRequestAhead) {
+        request_next();
+      }
+      load_keys(block - 1);
+      load_values(block);
+    }
+    load_values(block);
+  }
+
+  // Lets the scheduler write the next work in place of the one before this.
+  __device__ __forceinline__ void request_next() {
+    if (source_.signals()) {
+      storage_.work_empty.arrive();
+    }
+  }
+
+  // Each consumer has its own barriers for Q, and its own copy of the item, so that none waits for
+  // another.
+  __device__ __forceinline__ void load_queries(const WorkItem& item) {
+#pragma unroll 1
+    for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
+      Barrier& full = storage_.q_full[queries_.slot()][consumer];
+      wait_query_slot(consumer);
+      if (source_.leads()) {
+        storage_.items[item_slot()][consumer] = item;
+        full.arrive_and_expect(Traits::kQueryBytes);
+#pragma unroll
+        for (int panel = 0; panel < Traits::kPanels; ++panel) {
+          load_box(&storage_.q[queries_.slot()][consumer].panel[panel],
+                   arguments_.q,
+                   full,
+                   query_box(item, consumer, panel),
+                   CacheHint::kEvictFirst);
+        }
+      }
+    }
+    queries_.advance();
+  }
+
+  __device__ __forceinline__ void prefetch_queries(const WorkItem& item) const {
+#pragma unroll 1
+    for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
+#pragma unroll
+      for (int panel = 0; panel < Traits::kPanels; ++panel) {
+        prefetch_box(arguments_.q, query_box(item, consumer, panel));
+      }
+    }
+  }
+
+  __device__ __forceinline__ static BoxOrigin query_box(const WorkItem& item,
+                                                        int consumer,
+                                                        int panel) {
+    return {panel * Traits::kPanelColumns,
+            item.head,
+            item.first_token + consumer * Traits::kConsumerRows};
+  }
+
+  __device__ __forceinline__ void load_keys(int block) {
+    wait(storage_.k_empty[keys_.slot()], keys_.phase() ^ 1);  // all consumers have left the slot
+    source_.load_keys(block, keys_.slot());
+    keys_.advance();
+  }
+
+  __device__ __forceinline__ void load_values(int block) {
+    wait(storage_.v_empty[values_.slot()],
+         values_.phase() ^ 1);  // all consumers have left the slot
+    source_.load_values(block, values_.slot());
+    values_.advance();
+  }
+
+  // An item without blocks, and no Q with it.
+  __device__ __forceinline__ void dismiss_consumers() {
+#pragma unroll 1
+    for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
+      wait_query_slot(consumer);
+      if (source_.leads()) {
+        storage_.items[item_slot()][consumer].first_block = 0;
+        storage_.items[item_slot()][consumer].end_block = 0;
+        storage_.q_full[queries_.slot()][consumer].arrive();
+      }
+    }
+  }
+
+  // Waits until a consumer has left the Q slot that is filled next. Only the leader fills it.
+  __device__ __forceinline__ void wait_query_slot(int consumer) {
+    if (source_.in_leading_warp()) {
+      wait(storage_.q_empty[queries_.slot()][consumer], queries_.phase() ^ 1);
+    }
+  }
+
+  // Whoever waits here may wait for a consumer that waits for the last load: publish that first.
+  __device__ __forceinline__ void wait(const Barrier& barrier, uint32_t phase) {
+    if constexpr (Source::kDefers) {
+      if (!__all_sync(0xffffffffu, barrier.ended(phase))) {
+        source_.publish();
+      }
+    }
+    barrier.wait(phase);
+  }
+
+  __device__ __forceinline__ int item_slot() const {
+    return Traits::kQuerySlots > 1 ? queries_.slot() : static_cast<int>(queries_.phase());
+  }
+
+  Storage& storage_;
+  const Arguments<T>& arguments_;
+  Source source_;
+  PackedRingPosition<Traits::kQuerySlots> queries_;
+  PackedRingPosition<Traits::kStages> keys_;
+  PackedRingPosition<Traits::kStages> values_;
+};
+
+}  // namespace attn::sm90

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Prefill attention for Hopper: persistent CTAs of one producer warpgroup and two to four consumer
+// warpgroups.
+#pragma once
+
+#include "attn/sm90/consumer.cuh"
+#include "attn/sm90/loader.cuh"
+#include "attn/sm90/scheduler.cuh"
+
+namespace attn::sm90 {
+
+// Barriers in their first phase, visible to all threads and to TMA.
+template <class Traits>
+__device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage, KeySource source) {
+  if (threadIdx.x == 0) {
+    // A consumer hands Q back as a whole, or each of its warps the 16 rows that its output left
+    // through.
+    constexpr int kQueryReleases = Traits::kOutputRoute == OutputRoute::kThroughQuery ? 4 : 1;
+    // One thread announces the bytes of its boxes, or each warp signals for the rows it gathered.
+    const int loader_warps = source == KeySource::kGathered ? Traits::kGatherWarps : 1;
+    for (int slot = 0; slot < Traits::kQuerySlots; ++slot) {
+      for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
+        storage.q_full[slot][consumer].init(1);
+        storage.q_empty[slot][consumer].init(kQueryReleases);
+      }
+    }
+    for (int stage = 0; stage < Traits::kStages; ++stage) {
+      storage.k_full[stage].init(loader_warps);
+      storage.k_empty[stage].init(Traits::kConsumers);
+      storage.v_full[stage].init(loader_warps);
+      storage.v_empty[stage].init(Traits::kConsumers);
+    }
+    storage.work_full.init(1);
+    storage.work_empty.init(loader_warps);
+    fence_barrier_init();
+  }
+  __syncthreads();  // no thread meets a barrier that is not set up
+}
+
+// Warps 1 .. of the producers. A kernel holds only the sources that its cache can have.
+template <class Traits>
+__device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
+                                           const Arguments<typename Traits::T>& arguments,
+                                           KeySource source,
+                                           int warp) {
+  constexpr CacheType kCache = Traits::Config::kCache;
+  if constexpr (kCache == CacheType::kLinear) {
+    if (warp == 1 && elect_one()) {
+      Loader<Traits, TokenBoxes<Traits>>(storage, arguments).run();
+    }
+  }
+  if constexpr (kCache == CacheType::kPaged) {
+    if (source == KeySource::kBlockBoxes && warp == 1) {
+      Loader<Traits, BlockBoxes<Traits>>(storage, arguments).run();
+    }
+  }
+  if constexpr (kCache != CacheType::kLinear) {
+    if (source == KeySource::kGathered) {
+      Loader<Traits, GatheredRows<Traits>>(storage, arguments).run();
+    }
+  }
+}
+
+template <class Config>
+__device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& storage,
+                                        const Arguments<typename Config::T>& arguments) {
+  using Traits = PrefillTraits<Config>;
+  const int warpgroup = warp_uniform(threadIdx.x / 128);
+  const int warp = warp_uniform(threadIdx.x / 32);
+  const KeySource source = key_source<Traits>(arguments.params);
+  init_barriers<Traits>(storage, source);
+
+  // The roles share nothing from here on: registers move from the producers to the consumers.
+  if (warpgroup == 0) {
+    release_registers<Traits::Registers::kProducer>();
+    if (warp == 0) {
+      schedule_tiles<Traits>(storage, arguments);
+    } else {
+      run_loader<Traits>(storage, arguments, source, warp);
+    }
+  } else {
+    acquire_registers<Traits::Registers::kConsumer>();
+    Consumer<Traits>(storage, arguments, warpgroup - 1).run();
+  }
+}
+
+}  // namespace attn::sm90
+
+namespace attn {
+
+template <class Config>
+struct AttentionUniversal<Config>::SharedStorage
+    : sm90::SharedStorage<sm90::PrefillTraits<Config>> {};
+
+}  // namespace attn

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shapes of a prefill kernel, derived from its configuration and tile, and its shared memory.
+#pragma once
+
+#include "attn/cache_iterator.cuh"
+#include "attn/config.h"
+#include "attn/sm90/barriers.cuh"
+
+namespace attn::sm90 {
+
+// When a consumer takes the exponentials of its scores.
+enum class SoftmaxForm : int {
+  kInPlace,     // after the maximum of the block is known; P replaces the scores
+  kOptimistic,  // before it is known, and again if it exceeds the limit; P lies beside them, twice
+};
+
+// How the output leaves the registers of a consumer.
+enum class OutputRoute : int {
+  kThroughQuery,    // through its own rows of Q, which nobody reads any more (Q has two slots)
+  kThroughStaging,  // through 16 rows per warp of half the panels, in two turns (Q has one slot)
+};
+
+// How K and V come to shared memory.
+//
+//   cache     block_len                  way
+//   linear                               kTokenBoxes
+//   paged     a multiple of 8            kBlockBoxes
+//   paged     any other                  kGathered
+//   block     any                        kGathered: no map describes addresses of blocks
+enum class KeySource : int {
+  kTokenBoxes,  // TMA: a box is the rows of a block of keys
+  kBlockBoxes,  // TMA: a box is rows of one block of the cache, box_rows() of them
+  kGathered,    // one 16-byte copy after another, to a row's address
+};
+
+// Registers of a thread, for one producer warpgroup and kConsumers consumer warpgroups of 64 query
+// rows each. After the producers have given theirs back, the sum over the warpgroups must not
+// exceed what the CTA was launched with (65,536 / threads, rounded down to a multiple of 8, for
+// each warpgroup), or the consumers wait forever. Producers that gather compute addresses.
+template <int kConsumers, bool kGathers>
+struct RegisterBudget;
+
+template <bool kGathers>
+struct RegisterBudget<2, kGathers> {  // of 3 * 168
+  static constexpr int kProducer = kGathers ? 56 : 40;
+  static constexpr int kConsumer = kGathers ? 224 : 232;
+};
+
+template <bool kGathers>
+struct RegisterBudget<3, kGathers> {  // of 4 * 128
+  static constexpr int kProducer = 32;
+  static constexpr int kConsumer = 160;
+};
+
+template <bool kGathers>
+struct RegisterBudget<4, kGathers> {  // of 5 * 96
+  static constexpr int kProducer = 32;
+  static constexpr int kConsumer = 112;
+};
+
+template <class Config_>
+struct PrefillTraits {
+  using Config = Config_;
+  using T = typename Config::T;
+  using Tile = TileOf<Config>;
+
+  // Shapes, in elements. Shared memory holds panels of 64 columns; TMA fills what a head has not
+  // with zeros.
+  static constexpr int kHeadDim = Config::kHeadDim;
+  static constexpr int kHeadDimV = Config::kHeadDimV;
+  static constexpr int kPanelColumns = 64;
+  static constexpr int kPanels = (kHeadDim + kPanelColumns - 1) / kPanelColumns;  // of Q and K
+  static constexpr int kPanelsV =
+      (kHeadDimV + kPanelColumns - 1) / kPanelColumns;  // of V and the output
+  static constexpr int kOutputColumns = kPanelsV * kPanelColumns;
+  static constexpr int kConsumerRows = 64;  // of Q, one warpgroup's
+  static constexpr int kWarpRows = 16;
+  static constexpr int kCtaQ = Tile::kCtaQ;
+  static constexpr int kCtaS = Tile::kCtaS;
+
+  static constexpr int kStages = Tile::kStages;  // blocks of K, and blocks of V, in flight
+  static constexpr int kQuerySlots =
+      Tile::kQuerySlots;  // 2: the next tile's Q arrives while this one is computed
+  static constexpr SoftmaxForm kSoftmaxForm = Tile::kSoftmaxForm;
+  static constexpr OutputRoute kOutputRoute =
+      kQuerySlots > 1 ? OutputRoute::kThroughQuery : OutputRoute::kThroughStaging;
+
+  // Wide heads rescale the output while Q.K runs, before P.V is issued; narrow ones after P.V has
+  // ended, which keeps the scale factors out of the way of the next softmax.
+  static constexpr bool kRescaleFirst = kHeadDimV > 128;
+
+  // The panels of the output that leave first, and those that follow in a second turn.
+  static constexpr int kEarlyPanels = (kPanelsV + 1) / 2;
+  static constexpr int kLatePanels = kPanelsV - kEarlyPanels;
+
+  using Cache = CacheIterator<Config::kCache, T, kHeadDim>;
+  static constexpr int kGatherWarps = 3;  // producer warps that gather, where K and V are gathered
+  // Rows of a block of keys that one of them gathers: four at a time, 8 lanes a row.
+  static constexpr int kGatherRows = (kCtaS + 4 * kGatherWarps - 1) / (4 * kGatherWarps) * 4;
+
+  static constexpr int kConsumers = kCtaQ / kConsumerRows;  // warpgroups
+  static constexpr int kThreads = (kConsumers + 1) * 128;
+  using Registers = RegisterBudget<kConsumers, Cache::kGathered>;
+
+  // Bytes.
+  static constexpr int kQueryPanelBytes = kConsumerRows * kPanelColumns * sizeof(T);
+  static constexpr int kKeyPanelBytes = kCtaS * kPanelColumns * sizeof(T);
+  static constexpr int kQueryBytes = kPanels * kQueryPanelBytes;  // of one warpgroup
+  static constexpr int kKeyBytes = kPanels * kKeyPanelBytes;
+  static constexpr int kValueBytes = kPanelsV * kKeyPanelBytes;
+
+  static_assert(kCtaQ % kConsumerRows == 0, "a warpgroup multiplies 64 rows");
+  static_assert(kCtaS % 16 == 0, "P.V runs 16 keys at a time");
+  static_assert(kStages >= 2, "a block is loaded while another is computed");
+  static_assert(kOutputRoute == OutputRoute::kThroughStaging || kPanelsV <= kPanels,
+                "the output leaves through the rows of Q");
+  static_assert(kOutputRoute == OutputRoute::kThroughQuery || kLatePanels > 0,
+                "the output leaves in two turns of whole panels");
+  static_assert(kCtaS % 8 == 0 && kCtaS <= 256,
+                "a box of the cache starts at a multiple of 8 rows");
+};
+
+// What a consumer warpgroup computes between two outputs: its 64 rows of a query tile against a
+// range of key blocks.
+struct alignas(16) WorkItem {
+  int first_block;  // key blocks [first_block, end_block); none: the consumer may leave
+  int end_block;
+  int first_query;  // of the tile, within its sequence
+  int q_len;
+  int k_len;
+  int head;
+  int first_token;  // row of q and out that holds first_query
+  int split;        // kWholeRow, or the slot of the workspace that takes the result
+};
+
+constexpr int kWholeRow = -1;
+
+// A tile as the loader takes it.
+struct Work {
+  WorkItem item;  // end_block 0: there are no more
+  int sequence;
+  int kv_head;
+  int key_token;  // kTokenBoxes: row of K and V that holds key 0 of the sequence
+};
+
+// Rows of one block of a paged cache that one TMA box takes: as many as divide both the cache's
+// blocks and the kernel's, because a box must not leave either.
+__device__ __forceinline__ int box_rows(int block_len, int cta_s) {
+  int divisor = cta_s;
+  for (int rest = block_len; rest != 0;) {
+    const int next = divisor % rest;
+    divisor = rest;
+    rest = next;
+  }
+  return divisor;
+}
+
+template <class Traits>
+__device__ __forceinline__ KeySource key_source(const AttentionParams<typename Traits::T>& params) {
+  if constexpr (Traits::Config::kCache == CacheType::kLinear) {
+    return KeySource::kTokenBoxes;
+  } else if constexpr (Traits::Config::kCache == CacheType::kBlock) {
+    return KeySource::kGathered;
+  } else {
+    // Boxes start at multiples of 8 rows, where the swizzle pattern starts over.
+    return params.paged_iter_params.block_len % 8 == 0 ? KeySource::kBlockBoxes
+                                                       : KeySource::kGathered;
+  }
+}
+
+// Addresses of the rows of two blocks of keys (K runs one block ahead of V), each warp's apart.
+template <class Traits, bool kGathers = Traits::Cache::kGathered>
+struct RowTables {};
+
+template <class Traits>
+struct RowTables<Traits, true> {
+  RowAddress rows[Traits::kGatherWarps][2][Traits::kGatherRows];
+};
+
+// Room for half of a warp's panels of the output, where they do not leave through Q.
+template <class Traits, OutputRoute kRoute = Traits::kOutputRoute>
+struct OutputStaging {};
+
+template <class Traits>
+struct OutputStaging<Traits, OutputRoute::kThroughStaging> {
+  using Panel = typename Traits::T[Traits::kWarpRows * Traits::kPanelColumns];
+
+  struct alignas(1024) WarpRows {
+    Panel panel[Traits::kEarlyPanels];
+  };
+
+  WarpRows staging[Traits::kConsumers * 4];
+};
+
+// Everything in the shared memory of a CTA. Panels start at multiples of 1024 bytes, as their
+// swizzle needs.
+template <class Traits>
+struct SharedStorage : OutputStaging<Traits> {
+  using T = typename Traits::T;
+  static constexpr int kConsumers = Traits::kConsumers;
+  using QueryPanel = T[Traits::kConsumerRows * Traits::kPanelColumns];
+  using KeyPanel = T[Traits::kCtaS * Traits::kPanelColumns];
+
+  struct alignas(1024) Queries {
+    QueryPanel panel[Traits::kPanels];
+  };
+  struct alignas(1024) Keys {
+    KeyPanel panel[Traits::kPanels];
+  };
+  struct alignas(1024) Values {
+    KeyPanel panel[Traits::kPanelsV];
+  };
+
+  Queries q[Traits::kQuerySlots][kConsumers];
+  Keys k[Traits::kStages];
+  Values v[Traits::kStages];
+
+  RowTables<Traits> tables;
+
+  // full: filled by the loader. empty: handed back by the consumers.
+  Barrier q_full[Traits::kQuerySlots][kConsumers];
+  Barrier q_empty[Traits::kQuerySlots][kConsumers];
+  Barrier k_full[Traits::kStages];
+  Barrier k_empty[Traits::kStages];
+  Barrier v_full[Traits::kStages];
+  Barrier v_empty[Traits::kStages];
+
+  // From the scheduler to the loader: the tile that is being loaded, and the next.
+  Work work[2];
+  Barrier work_full;
+  Barrier work_empty;
+
+  // Each consumer's current and next item, written by the loader before it fills q_full. Two are
+  // enough: the item after the next is written when the Q of the next has been handed back.
+  WorkItem items[2][kConsumers];
+};
+
+}  // namespace attn::sm90

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host side of the kernels that read by TMA: the tensor maps of a call, and its scheduling.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <type_traits>
+
+#include "attn/config.h"
+#include "attn/error.h"
+#include "attn/params.h"
+
+namespace attn::detail {
+
+static_assert(sizeof(TensorMap) == sizeof(CUtensorMap), "a tensor map of the driver");
+
+// The driver's encoder, without linking the driver.
+inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
+  static const auto encoder = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion(
+        "cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+    if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) {
+      throw Error(
+          Status::kNoDevice,
+          "",
+          "the driver has no cuTensorMapEncodeTiled: update it to one for CUDA 12 or later");
+    }
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  return encoder;
+}
+
+// 16-bit elements of an argument, innermost dimension first: columns, heads, rows and, for a pool,
+// blocks. Strides in elements; that of the columns is 1.
+struct MappedRows {
+  const char* field;  // named by errors
+  const void* data;
+  int rank;  // 3, or 4 for a pool
+  std::int64_t extents[4];
+  std::int64_t strides[3];  // of heads, rows, blocks
+};
+
+constexpr unsigned kPanelColumns = 64;  // 128 bytes: the span of the swizzle
+
+// A map of boxes of 64 columns of one head and `box_rows` rows.
+inline TensorMap encode_rows(const MappedRows& rows, bool is_bf16, unsigned box_rows) {
+  cuuint64_t extents[4];
+  cuuint64_t strides[3];  // bytes
+  for (int i = 0; i < rows.rank; ++i) {
+    extents[i] = static_cast<cuuint64_t>(std::max<std::int64_t>(rows.extents[i], 1));
+  }
+  for (int i = 0; i + 1 < rows.rank; ++i) {
+    // The stride of a dimension of one element is not used, but must be a legal one.
+    const std::int64_t stride = extents[i + 1] > 1 ? rows.strides[i] : rows.extents[0];
+    strides[i] = static_cast<cuuint64_t>(stride) * 2;
+  }
+  const cuuint32_t box[4] = {kPanelColumns, 1, box_rows, 1};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  CUtensorMap map;
+  const CUresult result = tensor_map_encoder()(
+      &map,
+      is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      static_cast<cuuint32_t>(rows.rank),
+      const_cast<void*>(rows.data),
+      extents,
+      strides,
+      box,
+      steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw Error(Status::kInvalidArgument,
+                rows.field,
+                std::string(rows.field) + " cannot be read by TMA (cuTensorMapEncodeTiled: error " +
+                    std::to_string(static_cast<int>(result)) +
+                    "): rows must be aligned to 16 bytes and strides must be positive multiples "
+                    "of 16 bytes below 2^40");
+  }
+  TensorMap encoded;
+  std::memcpy(&encoded, &map, sizeof(encoded));
+  return encoded;
+}
+
+// Heads that are scheduled together. Under a causal mask the longest tiles of a section come first,
+// so a section is as many heads as have their K and V in 32 MiB of L2, and at least 16, so that few
+// CTAs share a head; without a mask, the heads of one group.
+template <class T>
+int section_of(const AttentionParams<T>& params, const TilePlan& plan) {
+  constexpr std::int64_t kL2Bytes = 32 << 20;
+  const std::int64_t columns = static_cast<std::int64_t>(params.num_heads) *
+                               (plan.tiles_per_sequence > 0 ? params.batch_size : 1);
+  const std::int64_t group = params.num_heads / params.num_kv_heads;
+  std::int64_t section = group;
+  if (params.causal) {
+    const std::int64_t head_bytes = static_cast<std::int64_t>(params.max_k_len) *
+                                    (params.size_per_head + params.size_per_head_v) * 2;
+    section = std::max<std::int64_t>(16, kL2Bytes / std::max<std::int64_t>(head_bytes, 1) * group);
+  }
+  return static_cast<int>(std::max<std::int64_t>(1, std::min(section, columns)));
+}
+
+// K and V of all tokens.
+template <class Config>
+void encode_keys(TmaArguments<typename Config::T>& arguments,
+                 const LinearIteratorParams& linear,
+                 bool is_bf16) {
+  constexpr unsigned kBoxRows = TileOf<Config>::kCtaS;
+  const std::int64_t heads = arguments.params.num_kv_heads;
+  if (linear.token_count <= 0) {
+    if (arguments.params.max_k_len > 0) {
+      throw Error(Status::kInvalidArgument,
+                  "linear_iter_params.token_count",
+                  "linear_iter_params.token_count is " + std::to_string(linear.token_count) +
+                      ": give the rows that K and V have, a tensor map must know its bounds");
+    }
+    return;
+  }
+  arguments.k = encode_rows({"linear_iter_params.k",
+                             linear.k,
+                             3,
+                             {Config::kHeadDim, heads, linear.token_count},
+                             {linear.k_head_stride, linear.k_token_stride}},
+                            is_bf16,
+                            kBoxRows);
+  arguments.v = encode_rows({"linear_iter_params.v",
+                             linear.v,
+                             3,
+                             {Config::kHeadDimV, heads, linear.token_count},
+                             {linear.v_head_stride, linear.v_token_stride}},
+                            is_bf16,
+                            kBoxRows);
+}
+
+// The pools of K and V. A box is the most rows of a tile that always lie in one block; it starts at
+// a multiple of 8 rows, the period of the swizzle. Other block lengths are gathered without maps.
+template <class Config>
+void encode_keys(TmaArguments<typename Config::T>& arguments,
+                 const PagedIteratorParams& paged,
+                 bool is_bf16) {
+  constexpr int kSwizzleRows = 8;
+  if (paged.block_len % kSwizzleRows != 0) {
+    return;
+  }
+  if (paged.block_count <= 0 && arguments.params.max_k_len > 0) {
+    throw Error(Status::kInvalidArgument,
+                "paged_iter_params.block_count",
+                "paged_iter_params.block_count is " + std::to_string(paged.block_count) +
+                    ": give the blocks that the pools have, a tensor map must know its bounds");
+  }
+  const auto box_rows = static_cast<unsigned>(std::gcd(paged.block_len, TileOf<Config>::kCtaS));
+  const std::int64_t heads = arguments.params.num_kv_heads;
+  arguments.k = encode_rows({"paged_iter_params.k",
+                             paged.k,
+                             4,
+                             {Config::kHeadDim, heads, paged.block_len, paged.block_count},
+                             {paged.k_head_stride, paged.k_token_stride, paged.k_block_stride}},
+                            is_bf16,
+                            box_rows);
+  arguments.v = encode_rows({"paged_iter_params.v",
+                             paged.v,
+                             4,
+                             {Config::kHeadDimV, heads, paged.block_len, paged.block_count},
+                             {paged.v_head_stride, paged.v_token_stride, paged.v_block_stride}},
+                            is_bf16,
+                            box_rows);
+}
+
+// The maps of a call.
+template <class Config>
+void encode_maps(TmaArguments<typename Config::T>& arguments) {
+  const auto& params = arguments.params;
+  const bool is_bf16 = std::is_same_v<typename Config::T, __nv_bfloat16>;
+  const std::int64_t heads = params.num_heads;
+  arguments.q = encode_rows({"q",
+                             params.q,
+                             3,
+                             {Config::kHeadDim, heads, params.token_num},
+                             {Config::kHeadDim, params.stride}},
+                            is_bf16,
+                            64);
+  arguments.out = encode_rows({"out",
+                               params.out,
+                               3,
+                               {Config::kHeadDimV, heads, params.token_num},
+                               {Config::kHeadDimV, heads * Config::kHeadDimV}},
+                              is_bf16,
+                              16);
+  if constexpr (Config::kCache == CacheType::kLinear) {
+    encode_keys<Config>(arguments, params.linear_iter_params, is_bf16);
+  } else {
+    static_assert(Config::kCache == CacheType::kPaged, "blocks at any address have no tensor map");
+    if (params.max_k_len > 0) {
+      encode_keys<Config>(arguments, params.paged_iter_params, is_bf16);
+    }
+  }
+}
+
+// The part of the arguments that follows the plan.
+template <class Config>
+void complete(TmaArguments<typename Config::T>& arguments) {
+  AttentionParams<typename Config::T>& params = arguments.params;
+  params.size_per_head_v = Config::kHeadDimV;
+  if (params.counters == nullptr) {
+    throw Error(
+        Status::kInvalidArgument,
+        "counters",
+        "counters is null: kernels of this family take their tiles from a counter; give one "
+        "int of device memory per stream, zeroed once (it resets itself)");
+  }
+  arguments.section = section_of(params, arguments.plan);
+  encode_maps<Config>(arguments);
+}
+
+}  // namespace attn::detail

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// A tile whose queries see no key at all: out = 0, lse = -inf. It never reaches the consumers.
+#pragma once
+
+#include "attn/cta_map.cuh"
+#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/softmax.cuh"
+
+namespace attn::sm90 {
+
+// By one warp.
+template <class Traits>
+__device__ __forceinline__ void write_empty_tile(const AttentionParams<typename Traits::T>& params,
+                                                 const QueryTile& tile) {
+  const int lane = threadIdx.x % 32;
+  constexpr int kChunks = Traits::kHeadDimV / 8;  // of 16 bytes
+#pragma unroll 1
+  for (int row = 0; row < tile.rows; ++row) {
+    // out [token_num, num_heads, head_dim_v]
+    const int64_t out_row =
+        static_cast<int64_t>(tile.first_token + row) * params.num_heads + tile.head;
+    if (lane < kChunks) {
+      *reinterpret_cast<uint4*>(params.out + out_row * Traits::kHeadDimV + lane * 8) =
+          uint4{0, 0, 0, 0};
+    }
+  }
+  if (params.lse != nullptr) {
+#pragma unroll 1
+    for (int row = lane; row < tile.rows; row += 32) {
+      // lse [num_heads, token_num]
+      params.lse[static_cast<int64_t>(tile.head) * params.token_num + tile.first_token + row] =
+          -kInfinity;
+    }
+  }
+}
+
+}  // namespace attn::sm90
