@@ -35,7 +35,6 @@ _HEAD_DIMS: Final = tuple(range(HEAD_DIM_STEP, HEAD_DIM_MAX + 1, HEAD_DIM_STEP))
 _PRESET_HEAD_DIMS: Final = (64, 128, 192, 256)
 _PRESET_UNEQUAL: Final = ((192, 128),)
 _SM90_UNEQUAL: Final = ((192, 128),)
-_SM90_CACHES: Final = (Cache.LINEAR, Cache.PAGED)
 _SM90_INSTEAD: Final = "or arch sm80, which runs on Hopper too"
 HEAD_DIM_HINT: Final = f"use a multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}"
 
@@ -120,14 +119,6 @@ RULES: Final[tuple[Rule, ...]] = (
             or c.head_dim_v == c.head_dim
             or (c.head_dim, c.head_dim_v) in _SM90_UNEQUAL
         ),
-    ),
-    Rule(
-        "sm90-cache",
-        "cache",
-        "arch",
-        "an sm90 kernel reads K and V by TMA, and blocks at any address have no tensor map",
-        f"use {join_words(_SM90_CACHES)}, {_SM90_INSTEAD}",
-        lambda c: c.arch is not Arch.SM90 or c.cache is None or c.cache in _SM90_CACHES,
     ),
     Rule(
         "reduce-one-arch",

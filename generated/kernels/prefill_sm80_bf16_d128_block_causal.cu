@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         6820a638b0f120f07ce10249f3e8f43aa19c7cf7f726972bea7ab146bee05d8d
+// digest         f28a2e012bc9703a5299f1026bb999c274e03491ff92b59e35bb72cc2758b47f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         a71f0f8ac718b177f17438100b0861a1d30941e90700388f70f802def7a15d58
+// digest         7e64c47d50d0cff6c18850da5fe997d26e461049394948742f7cb88ddea074a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         e01ddce8548717a97aa42f6d49e6d6cbcd87ea2fcea084eb3d0120700388e02e
+// digest         867e627a7f0d98298605ab71267f88d1eea2c486b34933a96e87aa1ded33c79d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

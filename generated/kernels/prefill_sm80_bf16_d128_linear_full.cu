@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         c14add0643b49ecce96a025b9e932cc8a34874124e22a74f4c0a0b5e587465ab
+// digest         128a66cd2b459ad88098de712e056eaf1f75c9f5e1b403b6b4696d31ae8958ca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

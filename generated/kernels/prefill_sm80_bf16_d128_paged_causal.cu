@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         92408b87d981d97e94e92946c57b4462432b8b5f0dddbdfe2fbb9e9a871d81a3
+// digest         5d526056868bc08392af6075a99153e8b56fdffeb3292a48688dd570ba893244
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

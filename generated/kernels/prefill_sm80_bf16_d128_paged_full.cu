@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         ab1ee258276ec856019f45bd3e60ff25b13324eb7849d597dc7ddec160d70a9c
+// digest         a05dd375a178787f1089c22d9c056a5de7f52115ed23f5af912ac2bcfb3d58e7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

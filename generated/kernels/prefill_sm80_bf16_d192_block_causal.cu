@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d2913340db59610c8c923cc9fff76f20eb50fd083f0ca0740ff704eb85e1a439
+// digest         974915f17df1023b2afb532b80fa636408ad3ed6f79b9f8c0ffa203223269671
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

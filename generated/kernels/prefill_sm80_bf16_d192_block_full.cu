@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         6000b9f0e374970452877dc5a41fbd7149792605a2c18aa13e12cb84f79a8f11
+// digest         049165e3270712b584091573d14a17d6df542d4e49aa4c88b0a58453d887f640
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         4ee9c4410573584e1166714c96f440059d6810a16ffe50026c81b98d61197fa5
+// digest         7d4ff6ad1d333b638d55a75f5a2d55533ccd1f0b3e6df3e2a5a72ea336bf6d69
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         5a1e443c384957423c193dcf654515db04f48e00b2ce2d2ca645553b73d16e9b
+// digest         9b95da885e89eb68c8d327a0f98983b5e30d4ddeaef239f730585f6e987aac10
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

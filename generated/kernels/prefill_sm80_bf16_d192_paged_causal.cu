@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         9baaf3a1cd54fce7c9e6c5119874b4fc8e1e66078c7a6555ef887eb525140a49
+// digest         755d20ac0c30e290ceecca609fb8f7c38248cb78f468dced77a64910f7110be0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

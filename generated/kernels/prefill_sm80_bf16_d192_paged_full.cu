@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         020b4390800fb0119da93058871252a7805c1055e786efe0f049e26704c12225
+// digest         5bc6e88d8c1067083368aad3aa233b02ad9faf29b74858b5d6ba53771da77613
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

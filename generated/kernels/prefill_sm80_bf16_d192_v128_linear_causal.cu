@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         ebf69f44f6228cfce306cbb4a7126ff4ac9d1573512c52cfaf86490aa6e6b9d9
+// digest         00fc0de28a672251f65f5228b17fb0926f792a8224c54fbe2fc98a90536f2a62
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         a8f82a5bf752151ccd7fabbdbb70ef16708846bb72bc253ad539b447e036a1c6
+// digest         f2e2880fe55cc287348397ced808a764ecd0f466ac71c02f065877607bacbe51
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         a19ba10075ceb841b2160eeed5c8ff1c1ba7126ff6a590a15f119e1e81f8c589
+// digest         dd766ee57ba7485ea32dea42334e9854e6a4a14f1e7de76d84ac466ab2daabe6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

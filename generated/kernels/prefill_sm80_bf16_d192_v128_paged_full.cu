@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         1ec05fb1bb4286a6d1bb9a28483a39286d153a3d77aa156303423ea8a0d8b5a7
+// digest         76e7dd0d891fee1564bc3ab3ca34111f8a1d72aefb3d6a3b87710e57cebb205c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

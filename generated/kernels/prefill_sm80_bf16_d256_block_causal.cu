@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         1ac29940c1dc2bef894565ddc6fe3b4bd88e31ad1ef0b95081ada5ea365bf9d5
+// digest         fc327c3b2a2c86d915f8919ddd85badf36e10941f81e9824838969612e20809d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         339d244dfd6aa7d4226e88cc67250f3fbb57fa9aac265a878f044f0fad19fda6
+// digest         2a881c33a12c91a188870fa8ce72dbaa6021f21192224dbb062df67cf674a943
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

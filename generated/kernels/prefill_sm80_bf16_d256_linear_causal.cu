@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         12274e4c6cc9c2e9a8a78431c72a7d5320c659b91f98f6624350c9b9807ae1b1
+// digest         62a71cb3d632c587e51454797f0a8a8dc19220499b70b194232cce20bc0c5e22
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

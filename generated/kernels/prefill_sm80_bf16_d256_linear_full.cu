@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         acfafc80595a2bb9336b61a2f85977ad3d7cd81d2e8e0e0b7a3d7cb6bae48229
+// digest         8fcc4cec6c4544bec2fbf6221080e7821019fa5796bc5dd5e8631c86e645ffc0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

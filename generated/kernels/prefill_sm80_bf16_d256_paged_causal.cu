@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         19c86929bc2ab8d4e32ee6dd7813b12f11d706c184ff658cf284e818172807e1
+// digest         26202926b7cc907c03568e9e803260d86da784fda4f1f3068eff2a6774d094f4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         eabc664a22f6189a50de64e235962084f99bc07a99c57dce8620137b4cfa7f61
+// digest         da38cabf91b08fb7ba1fe4a8cdd62896eff2380ee79eeae9f4fb83dc086de726
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         0cb33225f1d33c56361d3e26afa722aeb5dbf38ebaad183b9ea67bb0fd2764a4
+// digest         f8eca87b68c39730f9d0c9bd1e48cd2bf19872685314d14eb48c902cfa12a0f3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         12b9f58f6338736d7a1274fe8ad465681c856386d5a0795606eb081212476623
+// digest         31660c64239e49d258368685c28c92ed950d459371d66daf77bce566f544d69f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

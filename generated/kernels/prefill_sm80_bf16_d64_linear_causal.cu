@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         a559c749946451daa2629a386146748a04ff7d68421f43f6ae26e04e2e8038f2
+// digest         451fa8d4a8fdcc1aa85a68a583cb8d5a8388ff7711ba3ec12b66a733110d7f6c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

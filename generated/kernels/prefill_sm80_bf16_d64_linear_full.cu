@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         d8e5137cb6f99905a20ccde514cc0ba2997267afb99506010a953bf7d22ce3fd
+// digest         693301053431384e8ca3271334a106ef20230bd14d698178f75b353489ea935e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

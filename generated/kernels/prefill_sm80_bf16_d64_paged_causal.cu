@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         fb5a81a1f29b57099b7bef9f48a4fbc8fbe1074673f2a8a25e248169ca7ecd7d
+// digest         15c43940561a3277a5cfd15f89e9eb2b6249d9b6b48ad1d266a1b13563214a5b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         9def62839982b5e3000996595ee69c86f0ef15ecd37f917dda66758800cb9d19
+// digest         fb1d3e8581ee92f921782a04729f3e0c9fa204b58cdda03b3bf4f482f77b344c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         a779f9c0fb82f7e74d19f1ee191a9aeedacdbe4db289715b2fd2b153055c773b
+// digest         bd306d0761a7b986c004ac6cceca34bedcd75afdc9962cd70036320c5542d8ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         b7b268bf848afbc90f025172bd0399fab1a4c9fc5c3ecf4e704a90c87245893e
+// digest         f149a2003c1ee62d282e5728345967c5d4d8cfbf2161e54b8992b422ee05a5c3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         24820f851ae0faf844b264ed8da016368328e5b6d4da96b55e4f3198f25d98e0
+// digest         c154bd5ee4e4cfe5581c9b07c95c8fd661b38f1ed66354cd1f5e55500cf08ce9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

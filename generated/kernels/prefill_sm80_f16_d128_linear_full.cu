@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         1adac5f7ed8be26a343533e70d166815e237c5760baeaff704e8d204a3d0e86c
+// digest         8acfff7db14872129358f3d181a6a9a064648614036dd4bec85619829e72b2a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

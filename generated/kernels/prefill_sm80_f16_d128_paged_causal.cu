@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         65ed264ec5f54ccc92d05e1b679ca26db2255c4dbb429f601a823fcd90f974ed
+// digest         1b914effedad4f398ceed15806aba7be6c79a59ac0569172c2ba9433b867961d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         ab8775b44fba6220f5885fffcd223fc0313a32181bcfe7c7a87cf0780b2c3479
+// digest         3dd4e60503364cb2889ddeeecc58092ee657e52557061c860a0909a4850af863
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

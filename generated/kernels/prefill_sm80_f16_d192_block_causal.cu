@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         2447ce8e12b01e43573630523e01331517bedcad3ba25b829cc20f6c6261ac66
+// digest         57130780389bf32b8688154d9ae29e11b4d64beccc79534d469f9194c40f692f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

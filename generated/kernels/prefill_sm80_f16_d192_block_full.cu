@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         2799c58da813bb85c2ea13d50ce07aae999ebc427de538503a1af587ac26e399
+// digest         242718194728c668808f70333964aa68f5b441f778ed5ba5e22c15f7e3856614
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

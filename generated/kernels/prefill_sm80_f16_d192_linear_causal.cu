@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         7b5ff5dd73d24633aec6e2f402e51afc170a1243ea239c439df888dc25b21308
+// digest         c9ad7cd820602c60c016737f7aa117107bec8547a9b58509615456886c872585
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         7206ea866e0c16cd56821d7fa02c7b0db2a0ddd880eb2a8098a448687979a401
+// digest         7a6e1fbef99b4a339cbd9be5d4990149d686a0ceb2eb076b0a0886671157a7f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

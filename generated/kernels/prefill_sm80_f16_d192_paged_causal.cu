@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         8be28cb37dedb400dddafc6a147b3f7562e202e9c91829b642065e94869fe66b
+// digest         2e6de7a26a7a3dc958ade680838a27738b880eba32c6486cec9b5766cf186a8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         27ae5b928588ec17a38b99d622fe5d6012c13fd630bf27d6822887ea72b48a6a
+// digest         b284c1f16505ef486f45708344155278b656a2f221b88ed5d646f1fb4e202c9a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         bd1b3433d61444e6dbac9b42ef5626e1e435037c1f4fccb67b53d7a31759acb2
+// digest         99e6c7e27c1451068db2a955ee532d7ef5f5b29d16c73726158cfa38b7103181
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

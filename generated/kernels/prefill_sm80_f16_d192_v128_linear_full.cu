@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         070ffec6f36d326c5ef1dfccacd1dd455a08982a3f0f6bf17e5913f51d13e894
+// digest         c10981a6f7307b86e3aeb3197d6d8d4844774d147834dc42fa0dcf98a1b9ed05
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         8c4e5f428d11d18911a6c7708c5782ecab5344f74752e8e06d249ba39a651342
+// digest         fa1b22ff16f1ca10cf31121e9e1dd21b9819351dce9f6fe56289452b0c4586fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

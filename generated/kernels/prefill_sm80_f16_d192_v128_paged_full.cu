@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         c75d618ca970c20e43e35f190359a27fdb600ad4c3c5bdb375b3d1c807df27e9
+// digest         f197492f884291a92cb0e6d2e54572ce9c73d5557a264f583ad5b6aa01a6a7dd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         bfddefae4b3f097914c37a0402380e01c27f417be4218ee62519e36d48fa2e90
+// digest         78932062aee0619e6eeeea2f1cd9ca8a83e36a6e1c02b3e2a23280b3dc3a5d08
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

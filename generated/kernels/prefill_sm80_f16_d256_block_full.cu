@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         2e129526fbf1a8fd1c34e9955ba314a0d2439e155a46f86e2f0059f9d9cd674b
+// digest         8adec16aac6755c5099a2c1638d875e3fdc7f6266076ac4cdb855876ca25ca72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

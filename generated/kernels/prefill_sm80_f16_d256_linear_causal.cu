@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         e40e7ff86f0ee449ccc9b551deee7b2175231ab21977330c9795c5a287ebda9d
+// digest         d54da9c906cd77ba70b82170ad63594fcd29b4d0cdccbdeab169c02cb9595b58
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

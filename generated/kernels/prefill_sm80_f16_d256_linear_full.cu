@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         44f98baeb76efa36569f4b72f4a4bdd0291b7a21f37bf4fc7e647c2e0afef7b4
+// digest         7c9710c330a8d5fa7fad821e0b793d498de57f63478af379e494dde5b37ed826
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         80a73a84328ee546baf1ae7f1e28bcca2e830d8d7c69d036fa7199d544e834e1
+// digest         a738fed58e5171a77765e7f6f020033794ae721beeab1a11565cc73b9134fae8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         05d183b2138c912244763bfbc935641470d1eb61b9133bc93e655e0a5cf4a42a
+// digest         e7cbcbdc1702817923559dffa6e5a68cabe79db49c02f6ff9f475882d323bb8d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         82b7ecfeb792e42d3224056037b9cda2b26ecae89add1647ee58516dc2b8ac89
+// digest         7f30ed17413e95955d19219a47116822f42502a89b398dc72d69f24a8ce99499
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

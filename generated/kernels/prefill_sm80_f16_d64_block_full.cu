@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         1cc941038beee7f147f2e26ee953b92c8c144801b1383e73debe7a32c1ac212c
+// digest         167d5acd27209dbe75f57f4a53024fa6c41cdcdffebbbdf142588b10a7edc677
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         3cc8dd2841f50173bb3e3687430486341cdda634af14f6996903e082cd2e0b3f
+// digest         1d1ec38e59ff635314a383e02b989edf3b5814b6b094a9631f2141bdcbb9aeaa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         12a422dedb6c436f41a60facc11535d82954a09cbf575b7dd169affc5871cd7d
+// digest         7404ad29a9db3eb41a292bd5dffe463dffac9e9638b2a71182805381d5c03f61
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

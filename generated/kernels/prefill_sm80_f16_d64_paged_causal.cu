@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         1e4dab7596979b6d2a3b049ec82b6f7e55bbff73d3783425db814a3fbb21954b
+// digest         e7b3ed97c17faa052b90b5c7ee67e3d47b299b7343b35734538dbb0e4287facb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         bbf712da00c2870e3d489a6ada8f9147948c8b0c69547091f4c8a68d59458fa7
+// digest         78dcbc6e53de7f492c169d0fccc2c7fb711337870077a5faa9e86ccc1b30fcb6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         6c6cc105706633d2e68eea38f64adc3225f804f539cfe6cb932958cb68e44a7d
+// digest         222eed5777d102187444f502b416c64019cd1d7ef8442603d1a3e327856b6979
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

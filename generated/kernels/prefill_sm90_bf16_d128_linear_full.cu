@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         c3177ee38416f0e50874d042b7da529348a8bd16fddb46364d7f10adc83273ac
+// digest         61d4eda52d70670f3894b63c12232ce47aea036b6afac15a6a5ca42da91e49f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f37ebb5992440abbdc1c5d4e2d04deaed3fa14cff2e182daf56cf916105d2094
+// digest         d0c8547d066d0de4e4edfdea3bd6ceada5cb77a5bf674cc880b122b6553aeb53
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         dfae2c5a672ab867f996aa550fcd730415f8e4f50a7d2402e6b06eb7f802c522
+// digest         92dac90b29d2c50ccd740bdfff6bf6e201d2c3f98e29bae04951354c241a92d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

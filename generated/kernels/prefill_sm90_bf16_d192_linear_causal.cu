@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         5d3d17a8ec568dab394974863236c579d4fba34b814450ca864584e3bfe1297f
+// digest         1dfa1cb22aeb394d839d7e1e8713e32645329a68e0c6ff8c3d36fefed83594ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         402a79121b74399357acf1dc060887fc9acafaa0c0275786d295f6ecf261f04c
+// digest         68bf831d9f6e569e51dc73acb093e784dba694312d5810b14c21dc1894333b53
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

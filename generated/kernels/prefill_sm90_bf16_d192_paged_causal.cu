@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         124f42c6f9b1eec2f8edb20a0cd0c4ddda440c8b82dac9410c4dd741bf1323fa
+// digest         5eb6852c535bac371e953da373edd6f6c756473433ed1e622b76d95233a937b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         3915bdcfe2f31208507644abfd6e64374910d9d39bfaab17072d4cf43446fbe8
+// digest         582dd12b9ae5d5e463745f40f007e0934d80baab974da61a4aaa678c717d8a6f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         de1a254961e7a0c16adf5744cd486e69ee5af78050c6c9489215adecdc75d631
+// digest         e28b44246ed552e043f771fec059afd32d8034b171199d069212a562388c88cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         cdabbc6997c53a42681b909b8e7ca77478ece317dbb3de8e2718d581b56b82c0
+// digest         8bb324be8e10e45ca7259fd1ca33dc8a6e66077b9c14c2ff3b2e81ded7e00598
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         a39d9d6a59b09e525b3ffef1e7346c21b4a53c07e07f7442fc3b155d37d00fa4
+// digest         7238588531d61a76d24b06296b04b94bdd37c02c2376d9a8841a9a36bb9fedf6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         cae20aea298449a128667a6a715513d210be7ce177a58be53b4f378a19d0d674
+// digest         754a5b0dbf74c26f84664e80e6cb7fa2d977221282a5e75687670c6daf179286
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         e00c71588e1b96b111152690ce02fb28188bc357922f4ebbb51a092214cf53ea
+// digest         716227c191dcd4f0b288019bf14cfbd8942b95f67ab90a397291037c7d8344a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         2faf9750d7986f0777f8ad2782a43bd8f36ba0dc126efe7eb163e4381ffd5f8d
+// digest         9c879105f6c9518a18878004ecaa614c057546fc19f528270e635e86f629587e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         93fd8d2830478ab8446b581776a9b1498fdb6e82b4e0ed61268ab50f5a79b339
+// digest         12f60c3c2bbb89c6b2246aefa93c6e6aad849c83ee3cf8b81dcac10e7750b076
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

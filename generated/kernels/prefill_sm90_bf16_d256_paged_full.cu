@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         8ab3e35a6fc3cbbc8f1a26b011f01f9b4f51de8e59e0c6b1fe3e4dffbbff5b9d
+// digest         2fdeb11f2c31da6d078d7ab716f7e694dc50825c3934cde99be56735357c2d27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         f7c0e0e282c7af888034860109b5242b58aa50bd03ff4ae24fd73e859881e848
+// digest         d99cf77d0eff635ec4ee5a849a0edeea6e075620236a99a73600d93cab1afaab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         4eddfbc721ee12d9725a9cfa2923a1e66e664afb8bdf7acf0cabb24ed87a82a2
+// digest         5d761831ef80d70b0acfcb8f83d11ae8512cc57b06494a9abfe30b4d63e24318
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         1c1e09d2d32e12901c06c91601c98fda21059983afa4dfc56b51409b135d5549
+// digest         545ace2a77ef2db573c5a8cf43d7e7ed2013a5409f492faf88a596c6817b532f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         2f0fe0a6ed9210c6201833f00ae6ea6a3291bfdf8bfdc24e51c55c4a9d5ce3fa
+// digest         6f650b0bffd04a53cc23bf2d640bbb77eb2d682f14670651fafc56985cdec372
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         ed073c773820782912f6be1ba90c9f081c7a7cd0a6a28467b3cb49605d06337f
+// digest         19f1adf496768c7e3a925d214fa2554f2ae073c5800badfd385e4063c88d389b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         431472f68afc11ab93fc7de263da732ba5836442f67214b5a5c1c134209eb356
+// digest         e14ffc338ffaaa52ce6c5972f3f2e057d5982c9f443160e8e43e52ba1d913fb2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         e3e11e3c743c68317ae9bc086b8f4b24b91753f5e3421b02bbe8cd650d58d667
+// digest         cfdb1bb867744d2c44e33f6baa7e1e9584c53e4f1e8465d957c15bd3504d34e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         b15bff285adafbd4ab8328682afb847d90de909a36779855a84d9e0a6cc57b19
+// digest         bc67441539e56092379fa51029ee932cff3a55ea16fd45029fccf9d45817144d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

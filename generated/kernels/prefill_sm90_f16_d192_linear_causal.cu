@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         cc96ad5169a0bf8cf5427b23a7583a63de4c08f3648c3900e0930699dce7e971
+// digest         9278a2981adaddcdbbab7706447fd96c104933d414b1a16718c97092baeefea9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

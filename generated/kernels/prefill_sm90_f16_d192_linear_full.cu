@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         8bf3ef9e75a84563a1d2fe00d2ff48de64e1bd8221e3c54f252f0d514accfe1e
+// digest         b082566ce59ea8a4a9af958653cf51adaf8da7e9c23fafbb6717f4c502d7a238
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         9ba78c9c2478e890feb306ae9d3a2eefddf8d9d6a20957fbffaa5dad3a8b38c1
+// digest         83b1f0e141a990b1340aca058f364d1106e715f7a65e2d5fdb26926f6f9c7408
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         a8c113322f88cc16f92e03edfb74853e1a4cf3a0603870ddd3f3bce8b92a0554
+// digest         63108504d5f48cf70959bf60826a5232406d707360dd986112f98df89088f56e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

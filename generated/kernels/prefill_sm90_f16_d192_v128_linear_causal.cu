@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         dfbd2b5f5a696e8640989fa0a872e9934f3da5864f6d94f27f9bd8eb00df478c
+// digest         5ee9d58e34c427a7f4334c385349ae544fa41fa49234268484fdcb4bd2da6f2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         906e6f2293120c68d1a6f283bc993cb659dd0d8adbf9419066696a3385679c39
+// digest         acdd4e6a3ca811e241c4e948370ffcf3309c87e2d9c9c03d2841855cd369bb32
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         fa66ddf3c28846a02c30dc7b9496223547c3f18778cf3b0fb7d0362e20ddd062
+// digest         f7cf90de7c576e3ddf054cb14c923ae0a1c38663f1ffdd72a7fe8086d152f882
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

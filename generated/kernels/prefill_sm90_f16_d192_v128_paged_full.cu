@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         f1f84b17fbaf0cfaef6a69738a7cb65b6d64b8ad635478d5311fcf70a3933e86
+// digest         888d5b66c28e81fa76f477139b5fbfae4e0424ef0a1d30c2c43800a5f591866d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         9a95ea7048b508d15b7f362652d5ab7201d437317bc23b7d5ed1c7ecfc550a50
+// digest         4d535e425e4f070f6feb4668d0b3537e62c32b7c11bedb58efd31b8b0eb762c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         f137af0223090647d1545f6816998a5145e9dd6976696581a9987a678ab15612
+// digest         56497a57cd9e00fc49534c600600d358902b9ee1d0eeb8dbc9d318590a84fc56
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

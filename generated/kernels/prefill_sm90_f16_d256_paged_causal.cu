@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         fcc7e18bc3479651e27342fb03b90900b43ffd2c1e4d45fa935afb1912541aca
+// digest         29ce1c757d7371bff368b58aa54878834ba8f59c64f67e3a379fdd3ddbb85a7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

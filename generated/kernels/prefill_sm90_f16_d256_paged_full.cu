@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         c380027b98ada8e3c844b126b8c0f85991de521e5d6136ec922f3b6e8a60e00e
+// digest         5e32679eccb65685be90570fc18fc943b2723e277e2bab4d8f196bab6c204f2e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

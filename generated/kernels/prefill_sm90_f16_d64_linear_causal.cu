@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         b0e4201dd0fc0a8f6435a86f5a1f109667b1939a85daa60875c04d9c80036c10
+// digest         254d3b4e1c8ea18c59311aa31fdf2e1618ad759b2b9a8e52ac94b53a721f385a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         c0f8e7226628e0fb38d5fc3db21e0e96116be98ab36dee2250ac67598ec72e5f
+// digest         4d9bb2d4b32eee0472af21a4d85a9b8527c9f659e1e87921c830003a37b29cc5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         b6dfa5d0391c2c2bac9d5512f0c124315fb5d7c3bd3a6c7cd540e9cb3e3035c2
+// digest         da683d7179527fa2c1d27ae757b0f693a76fa2c7077a70d03cf45d4c0da6cce4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

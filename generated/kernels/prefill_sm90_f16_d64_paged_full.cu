@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         3e6666427ba990f5030a18486c79ac3856c877ebf3b209e628c2b83a799ee8ca
+// digest         26c5fba815880fb7dd48b5a2e99410f596572016da5a2b184777f7b9a8f0fe7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         8620b97572504f2eee4abcf8595adcf039259f916426d554fd569b437fb8d424
+// digest         61830c98dd587faaa2a168139fd0777c6d4f18622c25bc6b61f624b82308c241
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         f98a58af64073dff7622ec80f0e7bc2381ad378da0db6ea93517d07365819857
+// digest         15538168ae99035ac4fd4ac760649f767682bb16c96256fbc5dbe20ee61d23af
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         f896c08209ad5d476e0c6188e2e983e52e302f4f04be3320cf935267de62c7b5
+// digest         e69a848d7ab4c5d711c2517881b353c0cb2daacb65ab69a06a43cf5f3623a96b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

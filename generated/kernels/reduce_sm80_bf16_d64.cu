@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         7bcf1a135da15fe32a64e80cff58f369eca56fb6b2f832ec4743473dfad666fe
+// digest         7835ff59cc07806fa1a5603be3b6133999d8ae6c9e6bb23f954110571f6331e7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

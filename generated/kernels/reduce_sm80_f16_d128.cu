@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         db04984dcc3ecb8f0a7398b5c350962d2193a3890441fda81610e39b492c3cad
+// digest         9545e68761c78fb765989c741f7cc22da298f80df10e0c402adfa0ec8d42f7bc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         f77e8588389f51290ef40e52ac6a6318fed6a7a992536b5c6c6c9f92c01329a4
+// digest         347f2668cc09cc8c88a1cb9006f97e3009b3596ebf8cd23b3e6aad3349b81218
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

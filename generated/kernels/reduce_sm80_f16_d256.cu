@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         bb7cb77d99fb1974c3676c4853a194213ba09ad14cec254121e5a7402fbb8746
+// digest         23d8111477e52079e25d6b62c4f50c9427ad4dcb9598a390a6404f60a8eae4d1
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         deeddbc33ae4569ef664f230f4065546f416e6357c544613484d2656f8167a76
+// digest         824b87afc5c5be848aa72206eb56fdd13e3078da9ca1823b4b6ebbc7a60a8fa6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

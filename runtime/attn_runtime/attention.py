@@ -83,17 +83,10 @@ class Attention:
         """The configuration, in the least kernel family that has it."""
         return self.settings.config
 
-    def prepare(self, *, block_len: int | None = None) -> None:
+    def prepare(self) -> None:
         """Compile and load the kernel and the reduction, so that no call and no graph capture has
-        to. On Hopper the kernel for a paged cache depends on its block_len: give it, or the kernels
-        for every block_len are loaded.
-
-        Raises ToolchainError, CompileError, DriverError or DeviceError.
-        """
-        context = self._own_context()
-        load_kernels(self.settings, context, block_len)
-        if block_len is None:
-            load_kernels(self.settings, context, block_len=1)
+        to. Raises ToolchainError, CompileError, DriverError or DeviceError."""
+        load_kernels(self.settings, self._own_context())
 
     def plan(
         self,
@@ -102,10 +95,8 @@ class Attention:
         batch_size: int,
         max_k_len: int,
         max_q_len: int | None = None,
-        block_len: int | None = None,
     ) -> Plan:
-        """How a call of these bounds is cut on the device; compiles and loads what it needs. Give
-        the block_len of a paged cache: the kernel may depend on it."""
+        """How a call of these bounds is cut on the device; compiles and loads what it needs."""
         settings, context = self.settings, self._own_context()
         longest = token_num if max_q_len is None else max_q_len
         problem = Problem(
@@ -119,8 +110,7 @@ class Attention:
             window_size=settings.window_size,
             causal=settings.config.mask is Mask.CAUSAL,
         )
-        kernels = load_kernels(settings, context, block_len)
-        return plan_call(settings, problem, kernels, context)
+        return plan_call(settings, problem, load_kernels(settings, context), context)
 
     def workspace_size(
         self,
@@ -129,20 +119,14 @@ class Attention:
         batch_size: int,
         max_k_len: int,
         max_q_len: int | None = None,
-        block_len: int | None = None,
     ) -> int:
         """Bytes of workspace that a call of exactly these bounds takes; 0 when it is not split.
-        Give the block_len of a paged cache: the kernel may depend on it.
 
         Fewer tokens may be split more. A bound for every call of up to token_num tokens is that of
         a policy with max_split_k: max_split_k * token_num * num_heads * (head_dim_v + 2) * 4 + 256.
         """
         return self.plan(
-            token_num=token_num,
-            batch_size=batch_size,
-            max_q_len=max_q_len,
-            max_k_len=max_k_len,
-            block_len=block_len,
+            token_num=token_num, batch_size=batch_size, max_q_len=max_q_len, max_k_len=max_k_len
         ).workspace_bytes
 
     def __call__(

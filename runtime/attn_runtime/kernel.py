@@ -20,8 +20,6 @@ from attn_runtime.problem import KernelLimits
 
 LEAST_CAPABILITY: Final = (8, 0)
 HOPPER: Final = (9, 0)
-BOX_ROWS: Final = 64
-"""Rows of a block from which a Hopper kernel reads paged caches faster than an sm80 kernel."""
 
 _lock = threading.RLock()
 _kernels: dict[tuple[int, AttentionConfig], Kernel] = {}
@@ -38,15 +36,9 @@ class Kernel:
     build: Build
 
 
-def on_device(
-    config: AttentionConfig, device: Device, block_len: int | None = None
-) -> AttentionConfig:
-    """The configuration in the best family for a device: Hopper's own where it has the kernel and
-    the blocks of the cache are whole TMA boxes, otherwise the one that every device runs.
-
-    Shorter blocks take a box each, or a gather, and were slower than sm80's gather on an H200.
-    Raises DeviceError when none serves it.
-    """
+def on_device(config: AttentionConfig, device: Device) -> AttentionConfig:
+    """The configuration in the best family for a device: Hopper's own where it has the kernel,
+    otherwise the one that every device runs. Raises DeviceError when none serves it."""
     if device.capability < LEAST_CAPABILITY:
         least = ".".join(map(str, LEAST_CAPABILITY))
         raise DeviceError(
@@ -55,8 +47,7 @@ def on_device(
             "and later; run on such a GPU (device= or CUDA_VISIBLE_DEVICES choose one)"
         )
     own = replace(config, arch=Arch.SM90)
-    boxes = block_len is None or block_len % BOX_ROWS == 0
-    return own if device.capability == HOPPER and boxes and is_valid(own) else config
+    return own if device.capability == HOPPER and is_valid(own) else config
 
 
 def load(config: AttentionConfig, context: Context) -> Kernel:

@@ -91,12 +91,11 @@ class Memory:
         self.last_key, self.last_call = key, call
 
 
-def load_kernels(settings: Settings, context: Context, block_len: int | None = None) -> Kernels:
-    """Compile and load what a device needs, where that has not been done. `block_len` is that of a
-    paged cache, where it is known."""
+def load_kernels(settings: Settings, context: Context) -> Kernels:
+    """Compile and load what a device needs, where that has not been done."""
     config = settings.config
     if not settings.is_arch_fixed:
-        config = on_device(config, context.device, block_len)
+        config = on_device(config, context.device)
     kernels = Kernels(load(config, context), load(reduction_of(config), context))
     if kernels.attention.tiling.persistent:
         driver.counters_of(context)  # allocated here, so that no call and no graph capture has to
@@ -110,8 +109,7 @@ def prepare_call(
     views = _views(given, context)
     check_devices(views, context.device.ordinal)
     call = check_call(settings, views, numbers)
-    paged_len = call.values.get("paged_iter_params.block_len")
-    kernels = load_kernels(settings, context, None if paged_len is None else int(paged_len))
+    kernels = load_kernels(settings, context)
     workspace = views.get("workspace")
     found = plan_call(settings, call.problem, kernels, context, workspace)
     if workspace is not None:

@@ -23,6 +23,7 @@ OUT_BOX: Final = 16
 """Tokens of a box of out: the rows of a warp."""
 SWIZZLE_ROWS: Final = 8
 """Rows after which the swizzle repeats: where a box may start in a tile."""
+ADDRESS_BASE: Final = 128
 L2_BYTES: Final = 32 << 20
 LEAST_SECTION: Final = 16
 
@@ -37,6 +38,8 @@ class RowsMap:
     dims: tuple[int, ...]
     strides: tuple[int, ...]
     box_rows: int
+    address: int | None = None
+    """Where the map begins, if not at the argument."""
 
     @property
     def byte_strides(self) -> tuple[int, ...]:
@@ -57,7 +60,7 @@ def maps_of(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[Rows
     width, width_v = config.head_dim, config.head_dim_v
     q = RowsMap("q", (width, heads, tokens), (width, int(values["stride"])), QUERY_BOX)
     out = RowsMap("out", (width_v, heads, tokens), (width_v, heads * width_v), OUT_BOX)
-    keys = {Cache.LINEAR: _linear_maps, Cache.PAGED: _paged_maps}
+    keys = {Cache.LINEAR: _linear_maps, Cache.PAGED: _paged_maps, Cache.BLOCK: _block_maps}
     assert config.cache in keys  # a rule of the space
     return (q, *keys[config.cache](config, tile, values), out)
 
@@ -96,6 +99,20 @@ def _paged_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[
         )
         for name, columns in (("k", config.head_dim), ("v", config.head_dim_v))
     )
+
+
+def _block_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[RowsMap, ...]:
+    """Blocks lie at any address, so one map covers all memory: rows of head_dim elements that begin
+    every 16 bytes (dimension 1) from every 16 GiB (dimension 3); the kernel takes an address apart
+    into the two. It begins at ADDRESS_BASE, since no map may begin at 0.
+    """
+    block_len = int(values["block_iter_params.block_len"])
+    if block_len % SWIZZLE_ROWS:
+        return ()
+    rows = gcd(block_len, tile.cta_s)
+    dims = (config.head_dim, 1 << 30, rows, 1 << 20)
+    strides = (8, config.head_dim, 1 << 33)
+    return tuple(RowsMap(name, dims, strides, rows, ADDRESS_BASE) for name in ("k", "v"))
 
 
 def section_of(config: AttentionConfig, values: Values, plan: Plan) -> int:

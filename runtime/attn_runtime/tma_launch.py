@@ -25,18 +25,19 @@ _OFFSETS: Final = {name: offset for name, _, offset in params.leaves("TmaArgumen
 class _Map:
     """One tensor map of the arguments, encoded again when its address changes."""
 
-    __slots__ = ("_address", "_argument", "_layout", "_offset", "_source")
+    __slots__ = ("_address", "_argument", "_fixed", "_layout", "_offset", "_source")
 
     def __init__(self, rows: RowsMap, is_bf16: bool) -> None:
         self._layout = RowsLayout(is_bf16, rows.dims, rows.byte_strides, rows.box)
         self._argument = rows.argument
         self._source = ARRAYS.index(rows.argument)
         self._offset = _OFFSETS[rows.argument]
+        self._fixed = rows.address
         self._address = 0
 
     def write(self, buffer: bytearray, start: int, addresses: Sequence[int]) -> None:
         """Bring the map of the argument up to date."""
-        address = addresses[self._source]
+        address = addresses[self._source] if self._fixed is None else self._fixed
         if address == self._address or not address:
             return
         try:

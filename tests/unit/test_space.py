@@ -42,7 +42,6 @@ REFUSED = {
     "mode-emitted": AttentionConfig(mode=Mode.DECODE),
     "arch-emitted": AttentionConfig(arch=Arch.SM75),
     "sm90-widths": AttentionConfig(arch=Arch.SM90, head_dim_v=64, cache=Cache.LINEAR),
-    "sm90-cache": AttentionConfig(arch=Arch.SM90, cache=Cache.BLOCK),
     "reduce-one-arch": AttentionConfig.of(mode="reduce", arch="sm90"),
     "kv-dtype-emitted": AttentionConfig(kv_dtype=KvDtype.INT8),
     "head-dim-range": AttentionConfig(head_dim=272),
@@ -129,7 +128,7 @@ def test_the_nearest_configurations_are_valid_and_distinct(config: AttentionConf
     ("asked", "nearest"),
     [
         (AttentionConfig(head_dim=100), "prefill_sm80_f16_d96_block_causal"),
-        (AttentionConfig(arch=Arch.SM90), "prefill_sm80_f16_d128_block_causal"),
+        (AttentionConfig(arch=Arch.SM75), "prefill_sm80_f16_d128_block_causal"),
         (
             AttentionConfig(head_dim=576, head_dim_v=512, cache=Cache.PAGED),
             "prefill_sm80_f16_d256_paged_causal",

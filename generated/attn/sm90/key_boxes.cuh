@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // K and V of a block of keys by TMA: one box per panel of a linear cache, one per panel and block
-// of a paged one.
+// of one that consists of blocks.
 #pragma once
 
 #include "attn/sm90/prefill_traits.cuh"
@@ -15,8 +15,6 @@ class TokenBoxes {
   using Storage = SharedStorage<Traits>;
 
  public:
-  static constexpr bool kDefers = false;
-
   __device__ __forceinline__ TokenBoxes(Storage& storage, const Arguments<T>& arguments)
       : storage_(storage), arguments_(arguments) {
     prefetch_map(arguments.k);
@@ -26,9 +24,9 @@ class TokenBoxes {
   __device__ __forceinline__ static constexpr bool leads() { return true; }
   __device__ __forceinline__ static constexpr bool in_leading_warp() { return true; }
   __device__ __forceinline__ static constexpr bool signals() { return true; }
-  __device__ __forceinline__ void publish() {}
 
   __device__ __forceinline__ void begin_tile(int work_slot) { work_slot_ = work_slot; }
+  __device__ __forceinline__ void look_ahead(int) {}
 
   __device__ __forceinline__ void load_keys(int block, int slot) {
     load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], block);
@@ -63,111 +61,188 @@ class TokenBoxes {
   int work_slot_ = 0;  // of the tile being loaded
 };
 
-// A paged cache, in boxes of box_rows() rows, each within one block of the cache. By one warp: lane
-// i looks up the block of box i, lane 0 loads. Boxes behind the end of the sequence are left out:
-// their entries in the block table may be wild.
+// Where a box lies: two coordinates of its map, from the innermost dimension to the outermost:
+//   paged   {columns, kv heads, rows of a block, blocks}: row and block
+//   block   {columns, units of 16 bytes, rows of a box, units of 2^34 bytes}: the two parts of an
+//           address, because the map covers all memory from address kMapBase on
+struct BoxPlace {
+  int minor;
+  int major;
+};
+
+constexpr int64_t kMapBase = 128;
+constexpr int kAddressBits = 30;  // of an address in units of 16 bytes: those in `minor`
+
+__device__ __forceinline__ BoxPlace place_of(int64_t address) {
+  const int64_t units = (address - kMapBase) >> 4;
+  return {static_cast<int>(units & ((1 << kAddressBits) - 1)),
+          static_cast<int>(units >> kAddressBits)};
+}
+
+// A paged or block cache, in boxes of box_rows() rows, each within one block of the cache. By
+// kBoxWarps warps, which share the boxes: lane i of each looks up where box i lies, one block ahead
+// of K, and one lane loads. Boxes behind the end of the sequence are left out: their entries in the
+// block table may be wild.
 template <class Traits>
 class BlockBoxes {
   using T = typename Traits::T;
   using Storage = SharedStorage<Traits>;
+  using Cache = typename Traits::Cache;
+
+  static constexpr bool kByAddress = Traits::Config::kCache == CacheType::kBlock;
 
  public:
-  static constexpr bool kDefers = false;
-
   __device__ __forceinline__ BlockBoxes(Storage& storage, const Arguments<T>& arguments)
       : storage_(storage),
         arguments_(arguments),
-        lane_(threadIdx.x % 32),
-        rows_(box_rows(arguments.params.paged_iter_params.block_len, Traits::kCtaS)) {
+        rows_(box_rows(block_len_of<Traits>(arguments.params), Traits::kCtaS)),
+        splitter_(BlockSplitter::make(block_len_of<Traits>(arguments.params))) {
     if (leads()) {
       prefetch_map(arguments.k);
       prefetch_map(arguments.v);
     }
   }
 
-  __device__ __forceinline__ bool leads() const { return lane_ == 0; }
-  __device__ __forceinline__ static constexpr bool in_leading_warp() { return true; }
-  __device__ __forceinline__ void publish() {}
+  __device__ __forceinline__ bool leads() const { return in_leading_warp() && elect_one(); }
+  __device__ __forceinline__ bool in_leading_warp() const { return warp() == 0; }
 
-  // One lane, once all have read what the signal gives away.
+  // One lane of each warp, once all have read what the signal gives away.
   __device__ __forceinline__ bool signals() const {
     __syncwarp();
-    return lane_ == 0;
+    return elect_one();
   }
 
   __device__ __forceinline__ void begin_tile(int work_slot) {
     work_slot_ = work_slot;
-    look_up(work().item.end_block - 1);
+    kv_head_ = warp_uniform(work().kv_head);
+    if (!looked_ahead_) {
+      look_up(work(), work().item.end_block - 1);
+    }
+    looked_ahead_ = false;
+  }
+
+  // If the work after this tile is known already, starts the look-up for it.
+  __device__ __forceinline__ void look_ahead(int next_slot) {
+    if (__all_sync(0xffffffffu, storage_.work_full.ended(next_slot))) {
+      const Work& next = storage_.work[next_slot];
+      if (warp_uniform(next.item.end_block) > 0) {
+        look_up(next, next.item.end_block - 1);
+        looked_ahead_ = true;
+      }
+    }
   }
 
   __device__ __forceinline__ void load_keys(int block, int slot) {
     // K runs one block ahead of V, and the look-up one ahead of K.
-    value_entry_ = key_entry_;
-    key_entry_ = next_entry_;
+    values_ = keys_;
+    keys_ = place(next_entry_);
     key_block_ = block;
     if (block > work().item.first_block) {
-      look_up(block - 1);
+      look_up(work(), block - 1);
     }
-    load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], block, key_entry_);
+    load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], keys_);
   }
 
   __device__ __forceinline__ void load_values(int block, int slot) {
-    const int entry = block == key_block_ ? key_entry_ : value_entry_;
-    load(storage_.v[slot].panel, arguments_.v, storage_.v_full[slot], block, entry);
+    Boxes boxes = block == key_block_ ? keys_ : values_;
+    if constexpr (kByAddress) {
+      // Behind the K rows of the block and head.
+      boxes.place.minor += splitter_.block_len * (Cache::kRowBytes / 16);
+      boxes.place.major += boxes.place.minor >> kAddressBits;
+      boxes.place.minor &= (1 << kAddressBits) - 1;
+    }
+    load(storage_.v[slot].panel, arguments_.v, storage_.v_full[slot], boxes);
   }
 
  private:
-  __device__ __forceinline__ const Work& work() const { return storage_.work[work_slot_]; }
+  // The boxes of a block of keys.
+  struct Boxes {
+    int count = 0;
+    BoxPlace place{};  // of box `lane`
+  };
 
-  __device__ __forceinline__ void look_up(int block) {
-    const int first_row = lane_ * rows_;
+  // The block table's part of that, on its way.
+  struct Pending {
+    int count = 0;
+    int token = 0;
+    typename Cache::Entry entry{};
+  };
+
+  __device__ __forceinline__ const Work& work() const { return storage_.work[work_slot_]; }
+  __device__ __forceinline__ static int warp() {
+    return warp_uniform(recomputed(threadIdx.x) / 32) - 1;
+  }
+  __device__ __forceinline__ static int lane() { return recomputed(threadIdx.x) % 32; }
+
+  __device__ __forceinline__ void look_up(const Work& work, int block) {
+    const int first_row = lane() * rows_;
     const int token = block * Traits::kCtaS + first_row;
-    if (first_row < Traits::kCtaS && token < work().item.k_len) {
-      const auto cache = Traits::Cache::make(arguments_.params, work().sequence, 0);
-      next_entry_ = cache.entry(token);
+    const bool exists = first_row < Traits::kCtaS && token < work.item.k_len;
+    next_entry_.count = __popc(__ballot_sync(0xffffffffu, exists));
+    next_entry_.token = token;
+    if (exists) {
+      next_entry_.entry = Cache::make(arguments_.params, work.sequence, 0).entry(token);
+    }
+  }
+
+  __device__ __forceinline__ Boxes place(const Pending& pending) const {
+    const int row = splitter_.row(pending.token);
+    if constexpr (kByAddress) {
+      const BlockIteratorParams& cache = arguments_.params.block_iter_params;
+      return {pending.count,
+              place_of(pending.entry + cache.layer_offset +
+                       (static_cast<int64_t>(kv_head_) * 2 * splitter_.block_len + row) *
+                           Cache::kRowBytes)};
+    } else {
+      return {pending.count, {row, pending.entry}};
     }
   }
 
   template <class Panel, int kPanels>
-  __device__ __forceinline__ void load(
-      Panel (&panels)[kPanels], const TensorMap& map, Barrier& full, int block, int entry) {
-    constexpr int kRowBytes = Traits::kPanelColumns * sizeof(T);
-    const int first_token = block * Traits::kCtaS;
-    const int boxes = (min(Traits::kCtaS, work().item.k_len - first_token) + rows_ - 1) / rows_;
-    if (leads()) {
-      full.arrive_and_expect(boxes * rows_ * kRowBytes * kPanels);
+  __device__ __forceinline__ void load(Panel (&panels)[kPanels],
+                                       const TensorMap& map,
+                                       Barrier& full,
+                                       const Boxes& boxes) {
+    const int box_bytes = rows_ * (Traits::kPanelColumns * sizeof(T));
+    const int count = warp_uniform(boxes.count);
+    const int mine = (count - warp() + Traits::kBoxWarps - 1) / Traits::kBoxWarps;
+    if (elect_one()) {
+      full.arrive_and_expect(mine * box_bytes * kPanels);
     }
-    const auto splitter = BlockSplitter::make(arguments_.params.paged_iter_params.block_len);
+    char* target = reinterpret_cast<char*>(&panels[0]) + warp() * box_bytes;
 #pragma unroll 1
-    for (int box = 0; box < boxes; ++box) {
-      const int block_id = __shfl_sync(0xffffffffu, entry, box);
-      const int row_in_block = splitter.row(first_token + box * rows_);
-      if (leads()) {
+    for (int box = warp(); box < count; box += Traits::kBoxWarps) {
+      const int minor = __shfl_sync(0xffffffffu, boxes.place.minor, box);
+      const int major = __shfl_sync(0xffffffffu, boxes.place.major, box);
+      if (elect_one()) {
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
-          load_box(
-              reinterpret_cast<char*>(&panels[panel]) + box * rows_ * kRowBytes,
-              map,
-              full,
-              BlockBoxOrigin{panel * Traits::kPanelColumns, work().kv_head, row_in_block, block_id},
-              CacheHint::kEvictLast);
+          load_box(target + panel * sizeof(Panel),
+                   map,
+                   full,
+                   kByAddress
+                       ? BlockBoxOrigin{panel * Traits::kPanelColumns, minor, 0, major}
+                       : BlockBoxOrigin{panel * Traits::kPanelColumns, kv_head_, minor, major},
+                   CacheHint::kEvictLast);
         }
       }
+      target += Traits::kBoxWarps * box_bytes;
     }
   }
 
   Storage& storage_;
   const Arguments<T>& arguments_;
-  const int lane_;
   const int rows_;  // of a box
+  const BlockSplitter splitter_;
 
   int work_slot_ = 0;  // of the tile being loaded
+  int kv_head_ = 0;
+  bool looked_ahead_ = false;  // next_entry_ belongs to the tile after this
 
-  // Of box `lane`: what the block table says.
-  int key_block_ = 0;  // the block of keys that key_entry_ belongs to
-  int key_entry_ = 0;
-  int value_entry_ = 0;  // of the block after it
-  int next_entry_ = 0;   // of the block before it, on its way
+  int key_block_ = 0;  // the block of keys that keys_ belongs to
+  Boxes keys_;
+  Boxes values_;        // of the block after it
+  Pending next_entry_;  // of the block before it
 };
 
 }  // namespace attn::sm90

@@ -16,8 +16,11 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage, Ke
     // A consumer hands Q back as a whole, or each of its warps the 16 rows that its output left
     // through.
     constexpr int kQueryReleases = Traits::kOutputRoute == OutputRoute::kThroughQuery ? 4 : 1;
-    // One thread announces the bytes of its boxes, or each warp signals for the rows it gathered.
-    const int loader_warps = source == KeySource::kGathered ? Traits::kGatherWarps : 1;
+    // One thread of each warp announces the bytes of its boxes, or each thread's last copy signals.
+    const int loader_warps = source == KeySource::kTokenBoxes ? 1
+                             : source == KeySource::kGathered ? Traits::kGatherWarps
+                                                              : Traits::kBoxWarps;
+    const int fillers = source == KeySource::kGathered ? 32 * Traits::kGatherWarps : loader_warps;
     for (int slot = 0; slot < Traits::kQuerySlots; ++slot) {
       for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
         storage.q_full[slot][consumer].init(1);
@@ -25,9 +28,9 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage, Ke
       }
     }
     for (int stage = 0; stage < Traits::kStages; ++stage) {
-      storage.k_full[stage].init(loader_warps);
+      storage.k_full[stage].init(fillers);
       storage.k_empty[stage].init(Traits::kConsumers);
-      storage.v_full[stage].init(loader_warps);
+      storage.v_full[stage].init(fillers);
       storage.v_empty[stage].init(Traits::kConsumers);
     }
     storage.work_full.init(1);
@@ -49,14 +52,11 @@ __device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
       Loader<Traits, TokenBoxes<Traits>>(storage, arguments).run();
     }
   }
-  if constexpr (kCache == CacheType::kPaged) {
-    if (source == KeySource::kBlockBoxes && warp == 1) {
-      Loader<Traits, BlockBoxes<Traits>>(storage, arguments).run();
-    }
-  }
   if constexpr (kCache != CacheType::kLinear) {
     if (source == KeySource::kGathered) {
       Loader<Traits, GatheredRows<Traits>>(storage, arguments).run();
+    } else if (warp <= Traits::kBoxWarps) {
+      Loader<Traits, BlockBoxes<Traits>>(storage, arguments).run();
     }
   }
 }

@@ -50,6 +50,7 @@ struct MappedRows {
 };
 
 constexpr unsigned kPanelColumns = 64;  // 128 bytes: the span of the swizzle
+constexpr int kSwizzleRows = 8;         // after which it repeats: where a box may start
 
 // A map of boxes of 64 columns of one head and `box_rows` rows.
 inline TensorMap encode_rows(const MappedRows& rows, bool is_bf16, unsigned box_rows) {
@@ -148,7 +149,6 @@ template <class Config>
 void encode_keys(TmaArguments<typename Config::T>& arguments,
                  const PagedIteratorParams& paged,
                  bool is_bf16) {
-  constexpr int kSwizzleRows = 8;
   if (paged.block_len % kSwizzleRows != 0) {
     return;
   }
@@ -176,6 +176,27 @@ void encode_keys(TmaArguments<typename Config::T>& arguments,
                             box_rows);
 }
 
+// Blocks lie at any address, so one map covers all memory: rows of head_dim elements that begin
+// every 16 bytes (dimension 1) from every 16 GiB (dimension 3); the kernel takes an address apart
+// into the two. It begins at address 128, since no map may begin at 0.
+template <class Config>
+void encode_keys(TmaArguments<typename Config::T>& arguments,
+                 const BlockIteratorParams& block,
+                 bool is_bf16) {
+  if (block.block_len % kSwizzleRows != 0) {
+    return;
+  }
+  constexpr std::uintptr_t kBase = 128;
+  const auto box_rows = static_cast<unsigned>(std::gcd(block.block_len, TileOf<Config>::kCtaS));
+  const MappedRows memory{"block_iter_params.block_ptrs",
+                          reinterpret_cast<const void*>(kBase),
+                          4,
+                          {Config::kHeadDim, 1LL << 30, box_rows, 1LL << 20},
+                          {8, Config::kHeadDim, 1LL << 33}};
+  arguments.k = encode_rows(memory, is_bf16, box_rows);
+  arguments.v = arguments.k;
+}
+
 // The maps of a call.
 template <class Config>
 void encode_maps(TmaArguments<typename Config::T>& arguments) {
@@ -198,10 +219,11 @@ void encode_maps(TmaArguments<typename Config::T>& arguments) {
                               16);
   if constexpr (Config::kCache == CacheType::kLinear) {
     encode_keys<Config>(arguments, params.linear_iter_params, is_bf16);
-  } else {
-    static_assert(Config::kCache == CacheType::kPaged, "blocks at any address have no tensor map");
-    if (params.max_k_len > 0) {
+  } else if (params.max_k_len > 0) {
+    if constexpr (Config::kCache == CacheType::kPaged) {
       encode_keys<Config>(arguments, params.paged_iter_params, is_bf16);
+    } else {
+      encode_keys<Config>(arguments, params.block_iter_params, is_bf16);
     }
   }
 }

@@ -47,7 +47,7 @@ class Consumer {
     }
     next_item();
     if (has_work()) {
-      storage_.k_full[keys_.slot].wait(keys_.phase);  // K of the first block has landed
+      wait_keys();  // K of the first block has landed
       issue_scores();
     }
     while (has_work()) {
@@ -117,7 +117,7 @@ class Consumer {
     for (int i = 0; i < kOutput; ++i) {
       output_[i] = 0.0f;
     }
-    if (Traits::Config::kCache != CacheType::kBlock && (block + 1) * Traits::kCtaS > item().k_len) {
+    if ((block + 1) * Traits::kCtaS > item().k_len) {
       clear_values(item().k_len - block * Traits::kCtaS);
     }
   }
@@ -128,7 +128,7 @@ class Consumer {
   __device__ __forceinline__ void skip_blocks(int last_block) {
 #pragma unroll 1
     while (end_block_ - 1 > last_block) {
-      storage_.k_full[keys_.slot].wait(keys_.phase);      // K of the block before has landed
+      wait_keys();                                        // K of the block before has landed
       storage_.v_full[values_.slot].wait(values_.phase);  // the phase handed back has begun
       wait_turn();
       issue_scores();
@@ -142,10 +142,10 @@ class Consumer {
   }
 
   // Zeros the rows of V behind the end of the sequence, from `row` on: they may hold NaN, and
-  // 0 * NaN would spoil the output. (Gathered rows are zero already.) Every consumer does, because
+  // 0 * NaN would spoil the output. Every consumer does, because
   // none waits for another; all write the same.
   __device__ __forceinline__ void clear_values(int row) {
-    storage_.v_full[values_.slot].wait(values_.phase);  // nothing more lands in these rows
+    wait_values();  // nothing more lands in these rows
     char* const first = reinterpret_cast<char*>(&storage_.v[values_.slot]) + row * 128;
     const int chunks = (Traits::kCtaS - row) * 8;  // of 16 bytes
 #pragma unroll 1
@@ -212,13 +212,13 @@ class Consumer {
   // S = Q K_block^T and O += P V_(block + 1) together; then next_p = softmax(S).
   template <bool kMasked>
   __device__ __forceinline__ void step(int block, Probabilities& p, Probabilities& next_p) {
-    storage_.k_full[keys_.slot].wait(keys_.phase);  // K of this block has landed
+    wait_keys();  // K of this block has landed
     wait_turn();
     issue_scores();
     if constexpr (Traits::kRescaleFirst) {
       softmax_.rescale(output_);
     }
-    storage_.v_full[values_.slot].wait(values_.phase);  // V of the block before has landed
+    wait_values();  // V of the block before has landed
     issue_output(p);
     pass_turn();
 
@@ -264,7 +264,7 @@ class Consumer {
     const OutputRows rows = output_rows();
     const int slot = queries_.slot;
     wait_turn();
-    storage_.v_full[values_.slot].wait(values_.phase);  // V of the first block has landed
+    wait_values();  // V of the first block has landed
     issue_output(p_);
 
     // After the last tile this product reads what lies in shared memory and nobody reads its
@@ -272,7 +272,7 @@ class Consumer {
     queries_.advance();
     next_item();
     if (has_work()) {
-      storage_.k_full[keys_.slot].wait(keys_.phase);  // K of the next tile's first block has landed
+      wait_keys();  // K of the next tile's first block has landed
     }
     issue_scores();
     pass_turn();
@@ -290,6 +290,25 @@ class Consumer {
       store_lse<Traits>(arguments_.params, softmax_, rows, lane());
     }
     unreleased_slot_ = slot;
+  }
+
+  // --- slots filled by the loader --------------------------------------------------------------
+
+  __device__ __forceinline__ void wait_keys() const {
+    storage_.k_full[keys_.slot].wait(keys_.phase);
+    fence_copies();
+  }
+
+  __device__ __forceinline__ void wait_values() const {
+    storage_.v_full[values_.slot].wait(values_.phase);
+    fence_copies();
+  }
+
+  // Copies write through another proxy than wgmma reads.
+  __device__ __forceinline__ void fence_copies() const {
+    if (key_source<Traits>(arguments_.params) == KeySource::kGathered) {
+      fence_async_proxy();
+    }
   }
 
   // --- products --------------------------------------------------------------------------------

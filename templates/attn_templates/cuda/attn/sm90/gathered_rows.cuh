@@ -9,23 +9,16 @@ namespace attn::sm90 {
 
 // --- asynchronous copies ------------------------------------------------------------------------
 
-// Copies 16 bytes, or writes zeros where the source does not exist and is not read then.
-__device__ __forceinline__ void copy_async(uint32_t shared, const char* global, bool exists) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
-               "l"(global),
-               "r"(exists ? 16 : 0)
+__device__ __forceinline__ void copy_async(uint32_t shared, const char* global) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(shared), "l"(global)
                : "memory");
 }
 
-// Closes the group of copies that this thread has issued since the last commit.
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-}
-
-// Waits until at most kPending of this thread's groups are still in flight.
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+// Arrives at the barrier when all copies that this thread has issued are complete.
+__device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
+  asm volatile(
+      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(&barrier.word))
+      : "memory");
 }
 
 // --- the source ---------------------------------------------------------------------------------
@@ -34,9 +27,9 @@ __device__ __forceinline__ void wait_copies() {
 // leads; each takes kGatherRows rows of every block. Within a warp 8 lanes copy a row, 128 bytes at
 // a time.
 //
-// wgmma reads shared memory through another proxy than the copies write it: a writer has to wait
-// for its copies and to fence before it signals. So that it need not wait for memory each time, a
-// load is published one load later, or when the loader has to wait for something else.
+// Nobody here waits for a copy: each thread's last one signals. wgmma reads shared memory through
+// another proxy than the copies write it, so the consumers fence after they have waited. Rows
+// behind the end of the sequence are left out.
 template <class Traits>
 class GatheredRows {
   using T = typename Traits::T;
@@ -44,8 +37,6 @@ class GatheredRows {
   using Cache = typename Traits::Cache;
 
  public:
-  static constexpr bool kDefers = true;
-
   __device__ __forceinline__ GatheredRows(Storage& storage, const Arguments<T>& arguments)
       : storage_(storage), params_(arguments.params) {}
 
@@ -60,13 +51,27 @@ class GatheredRows {
 
   __device__ __forceinline__ void begin_tile(int work_slot) {
     work_slot_ = work_slot;
-    look_up(work().item.end_block - 1);
+    if (!looked_ahead_) {
+      look_up(work(), work().item.end_block - 1);
+    }
+    looked_ahead_ = false;
+  }
+
+  // If the work after this tile is known already, starts the look-up for it.
+  __device__ __forceinline__ void look_ahead(int next_slot) {
+    if (__all_sync(0xffffffffu, storage_.work_full.ended(next_slot))) {
+      const Work& next = storage_.work[next_slot];
+      if (warp_uniform(next.item.end_block) > 0) {
+        look_up(next, next.item.end_block - 1);
+        looked_ahead_ = true;
+      }
+    }
   }
 
   __device__ __forceinline__ void load_keys(int block, int slot) {
     write_addresses(block);
     if (block > work().item.first_block) {
-      look_up(block - 1);
+      look_up(work(), block - 1);
     }
     copy_rows<Traits::kHeadDim>(
         &RowAddress::k, storage_.k[slot].panel, storage_.k_full[slot], block);
@@ -75,14 +80,6 @@ class GatheredRows {
   __device__ __forceinline__ void load_values(int block, int slot) {
     copy_rows<Traits::kHeadDimV>(
         &RowAddress::v, storage_.v[slot].panel, storage_.v_full[slot], block);
-  }
-
-  // Tells the consumers of the last load, once it has arrived.
-  __device__ __forceinline__ void publish() {
-    if (unpublished_ != 0) {
-      wait_copies<0>();
-      signal_unpublished();
-    }
   }
 
  private:
@@ -101,13 +98,13 @@ class GatheredRows {
   }
 
   // Starts to read the entries of rows lane, lane + 32 of this warp.
-  __device__ __forceinline__ void look_up(int block) {
-    const Cache cache = Cache::make(params_, work().sequence, work().kv_head);
+  __device__ __forceinline__ void look_up(const Work& work, int block) {
+    const Cache cache = Cache::make(params_, work.sequence, work.kv_head);
     const int first_token = block * Traits::kCtaS + first_row();
 #pragma unroll
     for (int i = 0; i < kLookups; ++i) {
       const int row = i * 32 + lane();
-      if (row < Traits::kGatherRows && first_token + row < work().item.k_len) {
+      if (row < Traits::kGatherRows && first_token + row < work.item.k_len) {
         entries_[i] = cache.entry(first_token + row);
       }
     }
@@ -128,61 +125,53 @@ class GatheredRows {
     __syncwarp();  // the addresses are visible to the warp
   }
 
-  // Rows behind the end of the sequence become zeros: 0 * NaN would spoil the output.
   template <int kColumns, class Panel, int kPanels>
   __device__ __forceinline__ void copy_rows(const char* RowAddress::* part,
                                             Panel (&panels)[kPanels],
                                             Barrier& full,
                                             int block) {
-    constexpr int kPanelBytes = sizeof(Panel);
     const RowAddress* const addresses = table(block);
     const int chunk = lane() % 8;
-    const int rows = min(Traits::kGatherRows, Traits::kCtaS - first_row());
+    const int first = lane() / 8;
     const int existing = work().item.k_len - block * Traits::kCtaS - first_row();
-    const uint32_t first = shared_address(&panels[0]) + first_row() * 128;
+    const int rows = min(min(Traits::kGatherRows, Traits::kCtaS - first_row()), existing);
+    const uint32_t target = shared_address(&panels[0]) + (first_row() + first) * 128;
+    // first_row() is a multiple of 4, and so is what follows: bit 2 of a row alternates.
+    const int swizzled = (chunk ^ ((first_row() + first) % 8)) << 4;
+    // Addresses of a few rows are read before the first is used.
 #pragma unroll 1
-    for (int row = lane() / 8; row < rows; row += 4) {
-      const bool exists = row < existing;
-      // A place that may be read, though nothing is.
-      const char* source = reinterpret_cast<const char*>(params_.q);
-      if (exists) {
-        source = addresses[row].*part + chunk * 16;
-      }
-      const uint32_t target = first + row * 128 + ((chunk ^ ((first_row() + row) % 8)) << 4);
+    for (int i = 0; i * 4 + first < rows; i += kBatch) {
+      const char* source[kBatch];
 #pragma unroll
-      for (int panel = 0; panel < kPanels; ++panel) {
-        if ((panel + 1) * Traits::kPanelColumns <= kColumns ||
-            panel * Traits::kPanelColumns + chunk * 8 < kColumns) {
-          copy_async(target + panel * kPanelBytes,
-                     exists ? source + panel * Traits::kPanelColumns * sizeof(T) : source,
-                     exists);
+      for (int j = 0; j < kBatch; ++j) {
+        source[j] = addresses[min((i + j) * 4 + first, Traits::kGatherRows - 1)].*part + chunk * 16;
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        if ((i + j) * 4 + first < rows) {
+          const uint32_t place = target + (i + j) * 512 + (swizzled ^ ((i + j) % 2 << 6));
+#pragma unroll
+          for (int panel = 0; panel < kPanels; ++panel) {
+            if ((panel + 1) * Traits::kPanelColumns <= kColumns ||
+                panel * Traits::kPanelColumns + chunk * 8 < kColumns) {
+              copy_async(place + panel * static_cast<int>(sizeof(Panel)),
+                         source[j] + panel * Traits::kPanelColumns * sizeof(T));
+            }
+          }
         }
       }
     }
-    commit_copies();
-    if (unpublished_ != 0) {
-      wait_copies<1>();  // the load before this one is complete
-      signal_unpublished();
-    }
-    unpublished_ = shared_address(&full);
+    arrive_after_copies(full);
   }
 
-  __device__ __forceinline__ void signal_unpublished() {
-    fence_async_proxy();
-    __syncwarp();  // all lanes have fenced
-    if (lane() == 0) {
-      arrive_at(unpublished_);
-    }
-    unpublished_ = 0;
-  }
-
+  static constexpr int kBatch = Traits::kConsumers > 2 ? 2 : 4;
   static constexpr int kLookups = (Traits::kGatherRows + 31) / 32;
 
   Storage& storage_;
   const AttentionParams<T>& params_;
-  uint32_t unpublished_ = 0;  // shared address of the `full` of the last load; 0: none
 
-  int work_slot_ = 0;  // of the tile being loaded
+  int work_slot_ = 0;          // of the tile being loaded
+  bool looked_ahead_ = false;  // entries_ belong to the tile after this
 
   // What the table of blocks says of this lane's rows of the block of keys that is loaded next.
   typename Cache::Entry entries_[kLookups] = {};

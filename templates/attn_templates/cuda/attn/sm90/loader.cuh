@@ -31,14 +31,13 @@ class Loader {
     }
     uint32_t phase = 0;
     while (true) {
-      wait(storage_.work_full, phase);  // the work is visible
+      storage_.work_full.wait(phase);  // the work is visible
       if (storage_.work[phase].item.end_block == 0) {
         break;
       }
       load_tile(phase);
       phase ^= 1;
     }
-    source_.publish();
     dismiss_consumers();
   }
 
@@ -70,6 +69,7 @@ class Loader {
       load_keys(block - 1);
       load_values(block);
     }
+    source_.look_ahead(work_slot ^ 1);
     load_values(block);
   }
 
@@ -122,14 +122,13 @@ class Loader {
   }
 
   __device__ __forceinline__ void load_keys(int block) {
-    wait(storage_.k_empty[keys_.slot()], keys_.phase() ^ 1);  // all consumers have left the slot
+    storage_.k_empty[keys_.slot()].wait(keys_.phase() ^ 1);  // all consumers have left the slot
     source_.load_keys(block, keys_.slot());
     keys_.advance();
   }
 
   __device__ __forceinline__ void load_values(int block) {
-    wait(storage_.v_empty[values_.slot()],
-         values_.phase() ^ 1);  // all consumers have left the slot
+    storage_.v_empty[values_.slot()].wait(values_.phase() ^ 1);  // all consumers have left the slot
     source_.load_values(block, values_.slot());
     values_.advance();
   }
@@ -150,18 +149,8 @@ class Loader {
   // Waits until a consumer has left the Q slot that is filled next. Only the leader fills it.
   __device__ __forceinline__ void wait_query_slot(int consumer) {
     if (source_.in_leading_warp()) {
-      wait(storage_.q_empty[queries_.slot()][consumer], queries_.phase() ^ 1);
+      storage_.q_empty[queries_.slot()][consumer].wait(queries_.phase() ^ 1);
     }
-  }
-
-  // Whoever waits here may wait for a consumer that waits for the last load: publish that first.
-  __device__ __forceinline__ void wait(const Barrier& barrier, uint32_t phase) {
-    if constexpr (Source::kDefers) {
-      if (!__all_sync(0xffffffffu, barrier.ended(phase))) {
-        source_.publish();
-      }
-    }
-    barrier.wait(phase);
   }
 
   __device__ __forceinline__ int item_slot() const {

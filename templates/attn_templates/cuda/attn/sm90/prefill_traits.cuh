@@ -22,11 +22,10 @@ enum class OutputRoute : int {
 
 // How K and V come to shared memory.
 //
-//   cache     block_len                  way
-//   linear                               kTokenBoxes
-//   paged     a multiple of 8            kBlockBoxes
-//   paged     any other                  kGathered
-//   block     any                        kGathered: no map describes addresses of blocks
+//   cache          block_len         way
+//   linear                           kTokenBoxes
+//   paged, block   a multiple of 8   kBlockBoxes
+//   paged, block   any other         kGathered
 enum class KeySource : int {
   kTokenBoxes,  // TMA: a box is the rows of a block of keys
   kBlockBoxes,  // TMA: a box is rows of one block of the cache, box_rows() of them
@@ -94,6 +93,7 @@ struct PrefillTraits {
   static constexpr int kLatePanels = kPanelsV - kEarlyPanels;
 
   using Cache = CacheIterator<Config::kCache, T, kHeadDim>;
+  static constexpr int kBoxWarps = 3;  // producer warps that load boxes of a paged or block cache
   static constexpr int kGatherWarps = 3;  // producer warps that gather, where K and V are gathered
   // Rows of a block of keys that one of them gathers: four at a time, 8 lanes a row.
   static constexpr int kGatherRows = (kCtaS + 4 * kGatherWarps - 1) / (4 * kGatherWarps) * 4;
@@ -155,16 +155,20 @@ __device__ __forceinline__ int box_rows(int block_len, int cta_s) {
   return divisor;
 }
 
+// Of the cache, where it consists of blocks.
+template <class Traits>
+__device__ __forceinline__ int block_len_of(const AttentionParams<typename Traits::T>& params) {
+  return Traits::Config::kCache == CacheType::kBlock ? params.block_iter_params.block_len
+                                                     : params.paged_iter_params.block_len;
+}
+
 template <class Traits>
 __device__ __forceinline__ KeySource key_source(const AttentionParams<typename Traits::T>& params) {
   if constexpr (Traits::Config::kCache == CacheType::kLinear) {
     return KeySource::kTokenBoxes;
-  } else if constexpr (Traits::Config::kCache == CacheType::kBlock) {
-    return KeySource::kGathered;
   } else {
     // Boxes start at multiples of 8 rows, where the swizzle pattern starts over.
-    return params.paged_iter_params.block_len % 8 == 0 ? KeySource::kBlockBoxes
-                                                       : KeySource::kGathered;
+    return block_len_of<Traits>(params) % 8 == 0 ? KeySource::kBlockBoxes : KeySource::kGathered;
   }
 }
 
