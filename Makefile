@@ -32,7 +32,7 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
-	find templates -name '*.h' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
+	find templates examples -name '*.h' -o -name '*.cuh' -o -name '*.cpp' | xargs $(VENV)/bin/clang-format -i
 
 # The tests run compute-sanitizer themselves, over a program that holds nothing but kernels.
 sanitize: $(VENV)/.test

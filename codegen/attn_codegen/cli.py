@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from attn_codegen import __version__, renderer, report, space, writer
+from attn_codegen import __version__, renderer, report, space, templates, writer
 from attn_codegen.config import AttentionConfig
 from attn_codegen.errors import CodegenError, ConfigError, SelectionError
 from attn_codegen.namespace import DEFAULT_NAMESPACE
@@ -150,21 +151,48 @@ def list_kernels(preset: str | None, as_json: bool, **axes: object) -> None:
 
 @main.command()
 @click.argument("name")
+@click.option(
+    "--device",
+    "on_device",
+    is_flag=True,
+    help="Ask the GPU too: registers, occupancy. Needs the runtime; compiles what it has not yet.",
+)
 @json_option
-def show(name: str, as_json: bool) -> None:
+def show(name: str, on_device: bool, as_json: bool) -> None:
     """Show one kernel: tile shape, warps, stages, shared memory, limits.
 
     \b
-    Example:
+    Examples:
       attn-codegen show prefill_sm80_bf16_d128_paged_causal
+      attn-codegen show prefill_sm80_bf16_d128_paged_causal --device
     """
     config = space.require_valid(AttentionConfig.parse(name))
     tile = tiling(config)
+    facts = None
+    if on_device:
+        # A GPU and a compiler are the runtime's: everything else here works without it.
+        from attn_runtime.kernel_info import kernel_info
+
+        facts = kernel_info(config)
     if as_json:
         entry = renderer.kernel_entry(config).to_json()
-        click.echo(report.as_json(entry | {"limits": report.limits(config, tile)}))
+        data = entry | {"limits": report.limits(config, tile)}
+        click.echo(report.as_json(data | ({"device": asdict(facts)} if facts else {})))
     else:
         click.echo(report.kernel_text(config, tile))
+        if facts:
+            click.echo(report.device_text(facts))
+
+
+@main.command("cmake-dir")
+def cmake_dir() -> None:
+    """Print the folder in which CMake finds find_package(attn_codegen).
+
+    \b
+    Example:
+      cmake -B build -Dattn_codegen_DIR="$(attn-codegen cmake-dir)"
+    """
+    click.echo(templates.cmake_folder())
 
 
 @main.command()

@@ -45,7 +45,7 @@ class KernelEntry:
     """Dynamic shared memory of a CTA, in bytes."""
     config: dict[str, str | int | None]
     digest: str
-    """sha256 of the unit and of every header."""
+    """sha256 of the unit and of the headers that it includes."""
     tile: TileEntry
     persistent: bool
     """Launched with as many CTAs as fit on the device; each takes tiles until none is left."""

@@ -23,6 +23,13 @@ _KEYWORDS: Final = frozenset(
     void volatile wchar_t while xor xor_eq
     """.split()  # noqa: SIM905  (a table of words)
 )
+_RENAMED: Final = (
+    (re.compile(r"\bnamespace attn\b"), "namespace {0}"),
+    (re.compile(r"\battn::"), "{0}::"),
+    # not a file attn/attn_..., nor a package of this tool
+    (re.compile(r"(?<![/\w])attn_(?!(?:codegen|runtime|templates)\b)"), "{0}_"),
+    (re.compile(r"\bATTN_"), "{1}_"),
+)
 
 
 @cache
@@ -46,8 +53,10 @@ def symbol_of(name: str, namespace: str) -> str:
 
 
 def moved(text: str, namespace: str) -> str:
-    """The text with namespace attn renamed; include paths keep their attn/."""
+    """The text with namespace attn renamed, and with it the prefix of its C functions, types and
+    constants and of its CMake names; include paths keep their attn/."""
     if namespace == DEFAULT_NAMESPACE:
         return text
-    renamed = re.sub(r"\bnamespace attn\b", f"namespace {namespace}", text)
-    return re.sub(r"\battn::", f"{namespace}::", renamed)
+    for pattern, replacement in _RENAMED:
+        text = pattern.sub(replacement.format(namespace, namespace.upper()), text)
+    return text

@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateNotFound
 
-from attn_codegen import __version__, params
+from attn_codegen import __version__, includes, params, product, templates
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode, reduction_of
 from attn_codegen.errors import RenderError
 from attn_codegen.manifest import FILE_NAME, KernelEntry, Manifest, TileEntry, sha256
@@ -21,6 +18,9 @@ from attn_codegen.namespace import DEFAULT_NAMESPACE, checked, moved, symbol_of
 from attn_codegen.tiling import Tiling, tiling
 
 PARAMS_PATH: Final = "attn/params.h"
+C_HEADER_PATH: Final = "attn/attn_c.h"
+EMITTED_PATH: Final = "attn/emitted.h"
+PUBLIC_PATHS: Final = ("attn/attention.h", C_HEADER_PATH)
 
 _CPP_DTYPE: Final = {Dtype.F16: "half", Dtype.BF16: "__nv_bfloat16"}
 _CPP_ARCH: Final = {
@@ -38,22 +38,27 @@ _CPP_MASK: Final = {Mask.CAUSAL: "Mask::kCausal", Mask.FULL: "Mask::kFull"}
 _CAPABILITY: Final = {Arch.SM70: "70", Arch.SM75: "75", Arch.SM80: "80", Arch.SM90: "90a"}
 
 _HEADER_SUFFIXES: Final = (".h", ".cuh")
+_HOST_SUFFIX: Final = ".cpp"
 
 
 def render(
     configs: Iterable[AttentionConfig], *, namespace: str = DEFAULT_NAMESPACE
 ) -> dict[str, str]:
-    """Every file of a generated folder, sorted by path: headers, units and the manifest.
+    """Every file of a generated folder, sorted by path: headers, units, what makes a library of
+    them, and the manifest.
 
     The order of the configurations and repeats do not matter. Raises ConfigError for a namespace
     that C++ cannot take, RenderError when the templates do not fit.
     """
-    texts = dict(headers(namespace))
-    entries = []
+    texts = headers(namespace) | dict(_host_sources(namespace))
+    entries, lines = [], []
     for config in sorted(set(configs), key=lambda config: config.name):
         entry, text = _unit(config, namespace)
         entries.append(entry)
         texts[entry.file] = text
+        if entry.reduction is not None:
+            lines.append(product.line_of(config, entry.reduction))
+    texts |= _library(lines, namespace)
     manifest = Manifest(
         tool_version=__version__,
         namespace=namespace,
@@ -65,9 +70,12 @@ def render(
 
 
 def unit_sources(config: AttentionConfig, *, namespace: str = DEFAULT_NAMESPACE) -> dict[str, str]:
-    """{path: text} of what one kernel is compiled from: its unit and all headers."""
+    """{path: text} of what one kernel is compiled from: its unit and the headers it includes."""
     entry, text = _unit(config, namespace)
-    return headers(namespace) | {entry.file: text}
+    texts = headers(namespace)
+    return {path: texts[path] for path in _closure(includes.direct(text), namespace)} | {
+        entry.file: text
+    }
 
 
 def kernel_entry(config: AttentionConfig, *, namespace: str = DEFAULT_NAMESPACE) -> KernelEntry:
@@ -76,7 +84,7 @@ def kernel_entry(config: AttentionConfig, *, namespace: str = DEFAULT_NAMESPACE)
 
 
 def headers(namespace: str = DEFAULT_NAMESPACE) -> dict[str, str]:
-    """{path: text} of the headers, sorted by path."""
+    """{path: text} of the headers that are the same for every choice of kernels, by path."""
     return dict(_headers(checked(namespace)))
 
 
@@ -85,9 +93,10 @@ def _unit(config: AttentionConfig, namespace: str) -> tuple[KernelEntry, str]:
     namespace = checked(namespace)
     tile = tiling(config)
     symbol = symbol_of(config.name, namespace)
-    hashed = _header_hash(namespace).copy()
     file = f"kernels/{config.name}.cu"
-    _add_field(hashed, file, _unit_text(config, tile, namespace, symbol, digest=""))
+    undigested = _unit_text(config, tile, namespace, symbol, digest="")
+    hashed = _header_hash(includes.direct(undigested), namespace).copy()
+    _add_field(hashed, file, undigested)
     digest = hashed.hexdigest()
     arguments = params.arguments_of(config.arch)
     entry = KernelEntry(
@@ -133,7 +142,7 @@ def _spellings(config: AttentionConfig) -> dict[str, str]:
     if config.mask is not None:
         cpp["mask"] = _CPP_MASK[config.mask]
     if config.tile:
-        cpp["tile"] = f"Tile<{', '.join(re.findall('[0-9]+', config.tile))}>"
+        cpp["tile"] = product.tile_type(config.tile)
     return cpp
 
 
@@ -141,20 +150,59 @@ def _gencode(arch: Arch) -> str:
     return f"-gencode=arch=compute_{_CAPABILITY[arch]},code=sm_{_CAPABILITY[arch]}"
 
 
+def _library(lines: list[product.Line], namespace: str) -> dict[str, str]:
+    """What depends on the list of kernels: the header that holds it, and the CMake files."""
+
+    def text(template: str, **context: object) -> str:
+        rendered = _render(template, tool_version=__version__, kernels=lines, **context)
+        return moved(rendered, namespace)
+
+    emitted = text("emitted.h.j2")
+    known = headers(namespace) | {EMITTED_PATH: emitted}
+    public = includes.closure(PUBLIC_PATHS, known)
+    return {
+        EMITTED_PATH: emitted,
+        "CMakeLists.txt": text("CMakeLists.txt.j2", namespace=namespace),
+        "cmake/kernels.cmake": text(
+            "kernels.cmake.j2",
+            families=product.FAMILIES,
+            headers=[path for path in public if path != EMITTED_PATH],
+        ),
+    }
+
+
 @cache
 def _headers(namespace: str) -> tuple[tuple[str, str], ...]:
-    texts = {path: moved(text, namespace) for path, text in _verbatim()}
+    texts = {
+        path: moved(text, namespace) for path, text in templates.verbatim("attn", _HEADER_SUFFIXES)
+    }
     texts[PARAMS_PATH] = _render(
         "params.h.j2", namespace=namespace, tool_version=__version__, **params.template_context()
     )
+    c_header = _render("attn_c.h.j2", structs=product.c_structs(), tool_version=__version__)
+    texts[C_HEADER_PATH] = moved(c_header, namespace)
     return tuple(sorted(texts.items()))
 
 
 @cache
-def _header_hash(namespace: str) -> hashlib._Hash:
+def _host_sources(namespace: str) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (path, moved(text, namespace)) for path, text in templates.verbatim("src", _HOST_SUFFIX)
+    )
+
+
+@cache
+def _closure(roots: tuple[str, ...], namespace: str) -> tuple[str, ...]:
+    return includes.closure(roots, headers(namespace))
+
+
+@cache
+def _header_hash(roots: tuple[str, ...], namespace: str) -> hashlib._Hash:
+    """Over the headers that a unit with these includes is compiled with."""
     hashed = hashlib.sha256()
-    for path, text in _headers(namespace):
-        _add_field(hashed, path, text)
+    texts = headers(namespace)
+    for path in _closure(roots, namespace):
+        _add_field(hashed, path, texts[path])
     return hashed
 
 
@@ -166,52 +214,15 @@ def _add_field(hashed: hashlib._Hash, label: str, text: str) -> None:
 
 
 @cache
-def _verbatim() -> tuple[tuple[str, str], ...]:
-    """(path, text) of the plain CUDA headers."""
-    root = _package().joinpath("cuda", "attn")
-    found = tuple(_walk(root, "attn"))
-    if not found:
-        raise RenderError(
-            f"no headers in {root}: reinstall attn-codegen, its templates are missing"
-        )
-    return found
-
-
-def _walk(folder: Traversable, path: str) -> Iterator[tuple[str, str]]:
-    if not folder.is_dir():
-        return
-    for item in folder.iterdir():
-        if item.is_dir():
-            yield from _walk(item, f"{path}/{item.name}")
-        elif item.name.endswith(_HEADER_SUFFIXES) and not item.name.startswith("."):
-            yield f"{path}/{item.name}", item.read_text(encoding="utf-8")
-
-
-def _package() -> Traversable:
-    try:
-        return files("attn_templates")
-    except ModuleNotFoundError:
-        raise RenderError(
-            "the package attn_templates is missing: install attn-codegen, or add templates/ of "
-            "the checkout to PYTHONPATH"
-        ) from None
-
-
-@cache
 def _environment() -> Environment:
     return Environment(
-        loader=FunctionLoader(_template_source),
+        loader=FunctionLoader(templates.jinja_source),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         auto_reload=False,
     )
-
-
-def _template_source(name: str) -> str | None:
-    item = _package().joinpath("jinja", name)
-    return item.read_text(encoding="utf-8") if item.is_file() else None
 
 
 def _render(template: str, **context: object) -> str:

@@ -132,6 +132,19 @@ def kernel_text(config: AttentionConfig, tile: Tiling) -> str:
     return "\n".join([config.name, *(f"  {what:<14} {value}" for what, value in [*axes, *lines])])
 
 
+def device_text(facts: Any) -> str:
+    """What the runtime's KernelInfo adds to `kernel_text`."""
+    lines = [
+        ("on", f"{facts.device_name} (GPU {facts.device}), {facts.target}, {facts.sm_count} SMs"),
+        ("registers", f"{facts.registers} per thread"),
+        ("spilled", f"{facts.spill_bytes} bytes per thread"),
+        ("local memory", f"{facts.local_bytes} bytes per thread"),
+        ("static shared", f"{facts.static_shared_bytes} bytes"),
+        ("occupancy", f"{facts.ctas_per_sm} CTAs, {facts.warps_per_sm} warps per SM"),
+    ]
+    return "\n".join(f"  {what:<14} {value}" for what, value in lines)
+
+
 def builds_text(builds: Sequence[Any]) -> str:
     """A table of the runtime's build reports; seconds are those of the compile, whenever it was."""
     header = ("name", "target", "seconds", "registers", "spill bytes", "shared bytes", "from")

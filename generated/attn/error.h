@@ -17,10 +17,11 @@ enum class Status : int {
   kNoDevice,
   kNoKernelImage,
   kCudaError,
+  kInternalError,
 };
 
 // The message says what is wrong, what was given, what is allowed and what to do next.
-class Error : public std::runtime_error {
+class __attribute__((visibility("default"))) Error : public std::runtime_error {
  public:
   Error(Status code, std::string field, const std::string& message)
       : std::runtime_error(message), code_(code), field_(std::move(field)) {}

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         974915f17df1023b2afb532b80fa636408ad3ed6f79b9f8c0ffa203223269671
+// digest         fbb61199454f857272a65a87db22168e1c8b0d63f861134136a1520858d5d3fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -69,6 +69,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         00fc0de28a672251f65f5228b17fb0926f792a8224c54fbe2fc98a90536f2a62
+// digest         3ac4578ebec627b0006286bc0dca5f1e768e768e3a63dcef4be5f796d98dd5bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -69,6 +69,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

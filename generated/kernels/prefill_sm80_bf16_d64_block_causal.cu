@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         f8eca87b68c39730f9d0c9bd1e48cd2bf19872685314d14eb48c902cfa12a0f3
+// digest         8ba2a5067e80ee7895d9aac1e07d651524603a8c1a68ff68d6f1cfa7d3e755de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -69,6 +69,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

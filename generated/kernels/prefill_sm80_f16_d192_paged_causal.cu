@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         2e6de7a26a7a3dc958ade680838a27738b880eba32c6486cec9b5766cf186a8e
+// digest         ec214f2972402da5c4d3c8d9fe07219edd7e1124c814aa201361453d9530fd80
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -69,6 +69,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

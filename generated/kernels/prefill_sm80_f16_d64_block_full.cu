@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         167d5acd27209dbe75f57f4a53024fa6c41cdcdffebbbdf142588b10a7edc677
+// digest         edd22866423c2f81e6f5a724e868bfee64ac7dd59173b7899675684328f13df6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -69,6 +69,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

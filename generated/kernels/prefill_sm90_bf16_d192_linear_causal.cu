@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         1dfa1cb22aeb394d839d7e1e8713e32645329a68e0c6ff8c3d36fefed83594ee
+// digest         f57c5f50936ebfd4f148b56b572f043d8a0b860a8ca9e28bcb1d577a37595021
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -73,6 +73,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

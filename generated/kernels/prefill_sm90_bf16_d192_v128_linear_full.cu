@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         8bb324be8e10e45ca7259fd1ca33dc8a6e66077b9c14c2ff3b2e81ded7e00598
+// digest         aca8b425903db09b12fb9d174a8d593ace6b73eb7de4b2799db13c9fc593da7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -73,6 +73,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

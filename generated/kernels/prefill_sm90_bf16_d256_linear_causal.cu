@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         716227c191dcd4f0b288019bf14cfbd8942b95f67ab90a397291037c7d8344a1
+// digest         f337f12e20b4d0ab02c9ff9916c482a0242f9ed8180edf13a978b7c927002da2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -73,6 +73,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

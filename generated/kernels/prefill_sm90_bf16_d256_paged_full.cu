@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         2fdeb11f2c31da6d078d7ab716f7e694dc50825c3934cde99be56735357c2d27
+// digest         403d300178aff4e764fe3348aaa04ae81d6c77dc28e0ab324a32cfedf8981d80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -73,6 +73,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         bc67441539e56092379fa51029ee932cff3a55ea16fd45029fccf9d45817144d
+// digest         b070a9817d5a5c8e74935908c8c5931da8bcb5d451da6e2a23b9d569ff0cad36
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -73,6 +73,7 @@ template __attribute__((visibility("default"))) void invokeAttention<Kernel>(
 template __attribute__((visibility("default"))) Plan
 planAttention<Kernel>(const Kernel::ParamType&);
 template __attribute__((visibility("default"))) KernelInfo prepareAttention<Kernel>();
+template __attribute__((visibility("default"))) KernelInfo describeAttention<Kernel>();
 #endif
 
 }  // namespace attn

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         61830c98dd587faaa2a168139fd0777c6d4f18622c25bc6b61f624b82308c241
+// digest         4a02eaf06085ee6b6de0a0d5bc96a6467fa2157546f7c5fe41ea682c691a0036
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         15538168ae99035ac4fd4ac760649f767682bb16c96256fbc5dbe20ee61d23af
+// digest         ec1ea90674c997050ea83f41ed6d2c4b9cda680d39a88138650c2969683fab9e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

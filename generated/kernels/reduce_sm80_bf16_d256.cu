@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         e69a848d7ab4c5d711c2517881b353c0cb2daacb65ab69a06a43cf5f3623a96b
+// digest         e57f1879ffaeedd0b7a110b4681d490801bb6a2b0bf8ab3b07c637ffe4801761
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

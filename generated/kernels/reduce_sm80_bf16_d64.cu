@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         7835ff59cc07806fa1a5603be3b6133999d8ae6c9e6bb23f954110571f6331e7
+// digest         00121f017673ebe624e7a3a9e337a0724acec06cc77228e9aaf262f789dbdabf
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         9545e68761c78fb765989c741f7cc22da298f80df10e0c402adfa0ec8d42f7bc
+// digest         15d72e6cb11ec35653b93ea48ad433980900af48d0d41e8a613fab5615084dff
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         347f2668cc09cc8c88a1cb9006f97e3009b3596ebf8cd23b3e6aad3349b81218
+// digest         6d89afb9ca929aaa94c3fce4c7d7465dd4b5e88689d7e14ad8b715fcd634e1e4
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         23d8111477e52079e25d6b62c4f50c9427ad4dcb9598a390a6404f60a8eae4d1
+// digest         e86a8c42df6277e0f3e9c829390cfe02135b34d4ffb6818f6512fad47f3a6dbc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

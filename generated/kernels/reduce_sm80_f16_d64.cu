@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         824b87afc5c5be848aa72206eb56fdd13e3078da9ca1823b4b6ebbc7a60a8fa6
+// digest         a6f12f0c041b202bb40387d7154273e9b38c5a8567770861d8ad7c9084b9dcd6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -178,7 +178,10 @@ def test_headers_are_the_template_files_byte_for_byte() -> None:
     folder = ROOT / "templates" / "attn_templates" / "cuda"
     files = [path for path in (folder / "attn").rglob("*") if path.suffix in (".h", ".cuh")]
     texts = renderer.headers()
-    assert set(texts) == {path.relative_to(folder).as_posix() for path in files} | {"attn/params.h"}
+    assert set(texts) == {path.relative_to(folder).as_posix() for path in files} | {
+        "attn/params.h",
+        "attn/attn_c.h",
+    }
     for path in files:
         assert texts[path.relative_to(folder).as_posix()].encode() == path.read_bytes()
 
@@ -187,7 +190,9 @@ def test_another_namespace_leaves_no_trace_of_the_default_one() -> None:
     texts = renderer.render([PAGED, AttentionConfig.of(mode="reduce")], namespace="vendor_x")
     for path, text in texts.items():
         if path != FILE_NAME:
-            assert not re.search(r"\battn::|\bnamespace attn\b", text), path
+            assert not re.search(r"\battn::|\bnamespace attn\b|\bATTN_", text), path
+            words = set(re.findall(r"(?<!attn/)(?<!src/)\battn_\w+", text))
+            assert words <= {"attn_runtime"}, path
     assert any('#include "attn/' in text for text in units(texts).values())
     for entry in entries(texts):
         assert entry["symbol"] == f"vendor_x_{entry['name']}"

@@ -17,12 +17,19 @@ from attn_codegen.config import AttentionConfig
 
 ROOT = Path(__file__).parents[2]
 CLANG_FORMAT_MAJOR = 23
-CUDA = sorted(path for path in (ROOT / "templates").rglob("*") if path.suffix in (".h", ".cuh"))
+CPP_SUFFIXES = (".h", ".cuh", ".cu", ".cpp")
+CUDA = sorted(
+    path
+    for folder in ("templates", "examples")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in CPP_SUFFIXES
+)
 SOURCES = sorted(
     path
     for folder in ("codegen", "runtime", "templates", "tests", "examples", ".ci")
     for path in (ROOT / folder).rglob("*")
-    if path.suffix in (".py", ".h", ".cuh", ".cpp", ".cu", ".j2", ".sh") or path.name == "run"
+    if path.suffix in (".py", ".h", ".cuh", ".c", ".cpp", ".cu", ".j2", ".cmake", ".sh")
+    or path.name in ("run", "CMakeLists.txt")
     if path.is_file() and "golden" not in path.parts
 )
 SETTINGS = [
@@ -94,6 +101,6 @@ def test_the_headers_are_as_clang_format_writes_them() -> None:
 def test_everything_emitted_is_as_clang_format_writes_it(tmp_path: Path) -> None:
     configs = [*space.preset("default"), *map(AttentionConfig.parse, SAMPLE)]
     writer.write(renderer.render(configs), tmp_path / "generated")
-    emitted = [p for p in (tmp_path / "generated").rglob("*") if p.suffix in (".h", ".cuh", ".cu")]
+    emitted = [p for p in (tmp_path / "generated").rglob("*") if p.suffix in CPP_SUFFIXES]
     assert len(emitted) > len(configs)
     assert unformatted(emitted) == ""

@@ -5,58 +5,163 @@
 //   using Config = attn::AttentionConfig<attn::arch::Sm80, half, 128, attn::CacheType::kBlock>;
 //   attn::AttentionParams<half> params;                 // see attn/params.h
 //   attn::invokeAttention<Config::Kernel>(params);      // on params.stream; throws attn::Error
+//   attn::dispatchAttention(params);                    // the kernel that fits params and device
+//
+// Everything here may be called from any thread, and works on the device that is current there.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
 
 #include "attn/config.h"
+#include "attn/emitted.h"
 #include "attn/error.h"
+#include "attn/kernel_info.h"
 #include "attn/plan.h"
 
 namespace attn {
 
-// What the current device says of a kernel.
-struct KernelInfo {
-  const char* name;  // the entry symbol
-  int threads;       // of a CTA
-  int shared_bytes;  // dynamic shared memory of a CTA
-  int registers;     // of a thread
-  int local_bytes;   // of a thread: spilled registers and arrays
-  int ctas_per_sm;   // occupancy
-  int sm_count;      // multiprocessors of the device
-  int cta_q;         // query rows of a tile
-  int cta_s;         // keys of a tile
+// Whether a kernel of this configuration was emitted and chosen to be built.
+template <class Config>
+inline constexpr bool is_emitted = detail::contains<Config>(EmittedKernels{});
+
+namespace detail {
+
+// void, for a kernel that there is.
+template <class Kernel>
+struct Emitted {
+  static_assert(is_emitted<typename Kernel::Config>,
+                "this configuration was not emitted: emit it (attn-codegen emit --config NAME), or "
+                "let ATTN_KERNELS choose it; attn/emitted.h lists those that there are");
+  using type = void;
 };
+
+template <class Kernel>
+using RequireEmitted = typename Emitted<Kernel>::type;
+
+}  // namespace detail
 
 // Runs attention on the current device: plans it, launches the kernel and, where keys were split,
 // the reduction. Nothing is copied to the host and nothing waits, so a call may be captured in a
 // CUDA graph once prepare() or an earlier call has loaded the kernel. Throws Error, which names the
 // field; then nothing was launched.
-template <class Kernel>
+template <class Kernel, class = detail::RequireEmitted<Kernel>>
 void invokeAttention(const typename Kernel::ParamType& params);
+
+// How invokeAttention would cut a call, on the current device. Reads no device memory.
+template <class Kernel, class = detail::RequireEmitted<Kernel>>
+Plan planAttention(const typename Kernel::ParamType& params);
 
 // Loads the kernel and its reduction on the current device, and asks for the shared memory they
 // need.
-template <class Kernel>
+template <class Kernel, class = detail::RequireEmitted<Kernel>>
 KernelInfo prepareAttention();
 
-// How invokeAttention would cut a call, on the current device. Reads no device memory.
-template <class Kernel>
-Plan planAttention(const typename Kernel::ParamType& params);
+// What was compiled; asks no device.
+template <class Kernel, class = detail::RequireEmitted<Kernel>>
+KernelInfo describeAttention();
 
-// Bytes of partial_O and partial_ML together for a plan, 0 when nothing is split. partial_O is the
-// start of the workspace, aligned to 256 bytes; partial_ML starts plan.partial_ML_offset bytes
-// behind it.
+namespace detail {
+
+// Defined for half and __nv_bfloat16, in src/dispatch.cpp.
+template <class T>
+void dispatch(const AttentionParams<T>& params);
+
+template <class T>
+Plan plan_dispatch(const AttentionParams<T>& params);
+
+template <class T>
+KernelInfo find_kernel(const AttentionParams<T>& params);
+
+template <class T>
+constexpr void require_element() {
+  static_assert(has_element<T>(EmittedKernels{}),
+                "no kernel of this element type was emitted: half and __nv_bfloat16 can be "
+                "(attn-codegen emit --dtype); attn/emitted.h lists the kernels that there are");
+}
+
+}  // namespace detail
+
+// invokeAttention with the linked kernel that fits the params (T, causal, cache, kv_type,
+// size_per_head, size_per_head_v) and the current device; on Hopper that may be one of the sm90
+// family, which takes its tiles from params.counters. Throws Error with kNotSupported where there
+// is none: it names the field, and the nearest kernel that is linked.
+template <class T>
+void dispatchAttention(const AttentionParams<T>& params) {
+  detail::require_element<T>();
+  detail::dispatch(params);
+}
+
+// The plan of that kernel.
+template <class T>
+Plan plan(const AttentionParams<T>& params) {
+  detail::require_element<T>();
+  return detail::plan_dispatch(params);
+}
+
+// That kernel, on the current device.
+template <class T>
+KernelInfo kernel_of(const AttentionParams<T>& params) {
+  detail::require_element<T>();
+  return detail::find_kernel(params);
+}
+
+// Loads every linked kernel that runs on a device, so that no later call on it pays for that.
+// Returns them as the device sees them. The current device stays what it is.
+std::vector<KernelInfo> prepare(int device);
+
+// Every linked kernel, as compiled; asks no device.
+std::vector<KernelInfo> kernels();
+
+// Bytes of partial_O and partial_ML together, 0 when nothing is split. partial_O is the start of
+// the workspace, aligned to 256 bytes; partial_ML starts plan.partial_ML_offset bytes behind it.
 inline std::size_t workspace_size(const Plan& plan) {
   return static_cast<std::size_t>(plan.workspace_bytes);
 }
 
-// Points the params to a workspace of workspace_size(plan) bytes.
 template <class T>
-void set_workspace(AttentionParams<T>& params, const Plan& plan, void* workspace) {
+std::size_t workspace_size(const AttentionParams<T>& params) {
+  return workspace_size(plan(params));
+}
+
+namespace detail {
+
+inline void check_workspace(const Plan& plan, const void* workspace, std::size_t bytes) {
+  const std::size_t needed = workspace_size(plan);
+  if (needed > 0 && workspace == nullptr) {
+    throw Error(Status::kInvalidArgument,
+                "workspace",
+                "workspace is null: this call is split, give " + std::to_string(needed) + " bytes");
+  }
+  if (bytes < needed) {
+    throw Error(Status::kWorkspaceTooSmall,
+                "workspace",
+                "workspace has " + std::to_string(bytes) + " bytes: this call is split " +
+                    std::to_string(plan.split_cnt) + " ways and needs " + std::to_string(needed) +
+                    " (workspace_size); give more, or set max_split_k");
+  }
+  if (reinterpret_cast<std::uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
+    throw Error(Status::kInvalidArgument,
+                "workspace",
+                "workspace is not aligned to " + std::to_string(kWorkspaceAlignment) + " bytes");
+  }
+}
+
+}  // namespace detail
+
+// Points the params to a workspace. Throws Error where `bytes`, its size, is known and less than
+// workspace_size(plan).
+template <class T>
+void set_workspace(AttentionParams<T>& params,
+                   const Plan& plan,
+                   void* workspace,
+                   std::size_t bytes = SIZE_MAX) {
+  detail::check_workspace(plan, workspace, bytes);
   char* const base = static_cast<char*>(workspace);
   params.partial_O = reinterpret_cast<float*>(base);
   params.partial_ML = reinterpret_cast<float*>(base + plan.partial_ML_offset);

@@ -7,6 +7,7 @@
 #ifndef __CUDACC_RTC__
 #include "attn/check.h"
 #include "attn/launch.h"
+#include "attn/plan.h"
 #include "attn/reduce_template.h"
 #include "attn/tma_arguments.h"
 
@@ -26,18 +27,6 @@ KernelState& state_of() {
 
 template <class Kernel>
 Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
-  using Config = typename Kernel::Config;
-  Problem problem;
-  problem.token_num = params.token_num;
-  problem.batch_size = params.batch_size;
-  problem.max_q_len = params.max_q_len;
-  problem.max_k_len = params.max_k_len;
-  problem.num_heads = params.num_heads;
-  problem.num_kv_heads = params.num_kv_heads;
-  problem.head_dim_v = Config::kHeadDimV;
-  problem.window_size = params.window_size;
-  problem.causal = Config::kMask == Mask::kCausal;
-  problem.cp_size = params.cp_size;
   DeviceLimits device;
   device.sm_count = info.sm_count;
   KernelLimits kernel;
@@ -46,7 +35,7 @@ Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
   kernel.ctas_per_sm = info.ctas_per_sm;
   kernel.threads = info.threads;
   kernel.shared_bytes = info.shared_bytes;
-  return plan(problem,
+  return plan(problem_of<typename Kernel::Config>(params),
               device,
               kernel,
               split_policy(params.max_split_k, params.split_cnt, params.split_size));
@@ -54,18 +43,24 @@ Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
 
 }  // namespace detail
 
-template <class Kernel>
+// The second parameter is void: attention.h, for callers, puts a check in its place.
+template <class Kernel, class = void>
+KernelInfo describeAttention() {
+  return detail::describe(EntryOf<Kernel>::entry());
+}
+
+template <class Kernel, class = void>
 KernelInfo prepareAttention() {
   prepareReduce<ReductionOf<Kernel>>();
   return detail::state_of<Kernel>().on_current_device();
 }
 
-template <class Kernel>
+template <class Kernel, class = void>
 Plan planAttention(const typename Kernel::ParamType& params) {
   return detail::plan_of<Kernel>(params, detail::state_of<Kernel>().on_current_device());
 }
 
-template <class Kernel>
+template <class Kernel, class = void>
 void invokeAttention(const typename Kernel::ParamType& params) {
   using Config = typename Kernel::Config;
 

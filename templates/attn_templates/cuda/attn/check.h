@@ -7,6 +7,7 @@
 
 #include "attn/error.h"
 #include "attn/params.h"
+#include "attn/plan.h"
 
 namespace attn::detail {
 
@@ -88,8 +89,24 @@ inline void check_cache(const PagedIteratorParams& paged) {
   need_positive("paged_iter_params.max_blocks", paged.max_blocks);
 }
 
-// Everything that can be known without reading device memory. Counts and bounds are checked by the
-// planner.
+// What the planner is asked, of a call of one kernel.
+template <class Config>
+Problem problem_of(const AttentionParams<typename Config::T>& params) {
+  Problem problem;
+  problem.token_num = params.token_num;
+  problem.batch_size = params.batch_size;
+  problem.max_q_len = params.max_q_len;
+  problem.max_k_len = params.max_k_len;
+  problem.num_heads = params.num_heads;
+  problem.num_kv_heads = params.num_kv_heads;
+  problem.head_dim_v = Config::kHeadDimV;
+  problem.window_size = params.window_size;
+  problem.causal = Config::kMask == Mask::kCausal;
+  problem.cp_size = params.cp_size;
+  return problem;
+}
+
+// Everything that can be known without a device.
 template <class Config>
 void check_params(const AttentionParams<typename Config::T>& params) {
   need_aligned("out", params.out);
@@ -127,6 +144,8 @@ void check_params(const AttentionParams<typename Config::T>& params) {
       check_cache(params.paged_iter_params);
     }
   }
+  check(problem_of<Config>(params));
+  split_policy(params.max_split_k, params.split_cnt, params.split_size);
 }
 
 }  // namespace attn::detail

@@ -10,7 +10,9 @@
 #include <mutex>
 #include <string>
 
-#include "attn/attention.h"
+#include "attn/error.h"
+#include "attn/kernel_info.h"
+#include "attn/plan.h"
 
 namespace attn::detail {
 
@@ -61,28 +63,37 @@ inline void check_cuda(cudaError_t error, const char* call, const char* kernel) 
                   " (" + cudaGetErrorName(error) + ")" + advice_for(status));
 }
 
-// Asks the current device for what a launch needs, and opts in to the kernel's shared memory.
-inline KernelInfo resolve(const Entry& entry, int device) {
-  KernelInfo info{};
+// What needs no device to be asked.
+inline KernelInfo describe(const Entry& entry) {
+  KernelInfo info;
   info.name = entry.name;
   info.threads = entry.threads;
+  info.warps = entry.threads / 32;
   info.shared_bytes = entry.shared_bytes;
   info.cta_q = entry.cta_q;
   info.cta_s = entry.cta_s;
+  return info;
+}
+
+// Asks the current device for what a launch needs, and opts in to the kernel's shared memory.
+inline KernelInfo resolve(const Entry& entry, int device) {
+  KernelInfo info = describe(entry);
   cudaFuncAttributes attributes{};
   check_cuda(
       cudaFuncGetAttributes(&attributes, entry.address), "cudaFuncGetAttributes", entry.name);
   info.registers = attributes.numRegs;
   info.local_bytes = static_cast<int>(attributes.localSizeBytes);
+  info.static_shared_bytes = static_cast<int>(attributes.sharedSizeBytes);
 
   int shared_limit = 0;
   check_cuda(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
              "cudaDeviceGetAttribute",
              entry.name);
-  if (entry.shared_bytes > shared_limit) {
+  if (entry.shared_bytes + info.static_shared_bytes > shared_limit) {
     throw Error(Status::kNotSupported,
                 "",
-                std::string(entry.name) + " needs " + std::to_string(entry.shared_bytes) +
+                std::string(entry.name) + " needs " +
+                    std::to_string(entry.shared_bytes + info.static_shared_bytes) +
                     " bytes of shared memory per CTA, but device " + std::to_string(device) +
                     " has " + std::to_string(shared_limit) + ": take a kernel with a smaller tile");
   }

@@ -104,10 +104,7 @@ constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t step) {
   return value / step + (value % step != 0);
 }
 
-inline void check(const Problem& problem,
-                  const DeviceLimits& device,
-                  const KernelLimits& kernel,
-                  const SplitPolicy& policy) {
+inline void check(const Problem& problem) {
   need_at_least("token_num", problem.token_num, 0);
   need_at_least("batch_size", problem.batch_size, 0);
   need_at_least("max_q_len", problem.max_q_len, 0);
@@ -122,6 +119,13 @@ inline void check(const Problem& problem,
            "num_kv_heads is " + std::to_string(problem.num_kv_heads) +
                ": it must divide num_heads, which is " + std::to_string(problem.num_heads));
   }
+}
+
+inline void check(const Problem& problem,
+                  const DeviceLimits& device,
+                  const KernelLimits& kernel,
+                  const SplitPolicy& policy) {
+  check(problem);
   need_at_least("sm_count", device.sm_count, 1);
   need_at_least("max_grid_x", device.max_grid_x, 1);
   need_at_least("cta_q", kernel.cta_q, 1);

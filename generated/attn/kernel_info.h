@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is known of a kernel: how it was compiled, and what a device says of it.
+#pragma once
+
+namespace attn {
+
+struct KernelInfo {
+  const char* name = nullptr;  // of the configuration
+
+  // As compiled.
+  int threads = 0;  // of a CTA
+  int warps = 0;
+  int shared_bytes = 0;  // dynamic shared memory of a CTA
+  int cta_q = 0;         // query rows of a tile
+  int cta_s = 0;         // keys of a tile
+
+  // On a device; 0 where none was asked.
+  int registers = 0;            // of a thread
+  int local_bytes = 0;          // of a thread: spilled registers and arrays
+  int static_shared_bytes = 0;  // of a CTA, beside the dynamic ones
+  int ctas_per_sm = 0;          // occupancy
+  int sm_count = 0;             // multiprocessors
+};
+
+}  // namespace attn

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The words of configuration names as C++, for lists of kernels:
+//
+//   prefill_sm80_bf16_d192_v128_paged_causal   prefill<sm80, bf16, 192, 128, paged, causal>
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "attn/config.h"
+
+namespace attn::words {
+
+using sm70 = arch::Sm70;
+using sm75 = arch::Sm75;
+using sm80 = arch::Sm80;
+using sm90 = arch::Sm90;
+
+using f16 = half;
+using bf16 = __nv_bfloat16;
+
+inline constexpr CacheType linear = CacheType::kLinear;
+inline constexpr CacheType block = CacheType::kBlock;
+inline constexpr CacheType paged = CacheType::kPaged;
+
+inline constexpr Mask causal = Mask::kCausal;
+inline constexpr Mask full = Mask::kFull;
+
+template <class Arch,
+          class T,
+          int HeadDim,
+          int HeadDimV,
+          CacheType Cache,
+          Mask AttentionMask,
+          class Tile = DefaultTile>
+using prefill = AttentionConfig<Arch, T, HeadDim, Cache, AttentionMask, T, HeadDimV, Tile>;
+
+}  // namespace attn::words

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of attn/emitted.h as a table of functions. Whoever dispatches links all of them, and
+// nobody else does: nothing registers itself, so nothing is lost in a static library.
+#include <array>
+
+#include "attn/check.h"
+#include "attn/dispatch.h"
+
+namespace attn::detail {
+
+namespace {
+
+template <class Kernel>
+const typename Kernel::ParamType& params_of(const void* params) {
+  return *static_cast<const typename Kernel::ParamType*>(params);
+}
+
+template <class Config>
+constexpr KernelRow row_of() {
+  using Kernel = typename Config::Kernel;
+  static_assert(std::is_same_v<typename Config::Tkv, typename Config::T>,
+                "no KvType stands for this cache element");
+  KernelRow row{};
+  row.traits.element = element_of<typename Config::T>;
+  row.traits.kv_type = KvType::kSame;
+  row.traits.cache = Config::kCache;
+  row.traits.causal = Config::kMask == Mask::kCausal;
+  row.traits.size_per_head = Config::kHeadDim;
+  row.traits.size_per_head_v = Config::kHeadDimV;
+  row.family = family_of(typename Config::Arch{});
+  row.describe = [] { return describeAttention<Kernel>(); };
+  row.prepare = [] { return prepareAttention<Kernel>(); };
+  row.check = [](const void* params) { check_params<Config>(params_of<Kernel>(params)); };
+  row.plan = [](const void* params) { return planAttention<Kernel>(params_of<Kernel>(params)); };
+  row.invoke = [](const void* params) { invokeAttention<Kernel>(params_of<Kernel>(params)); };
+  return row;
+}
+
+template <class... Configs>
+constexpr std::array<KernelRow, sizeof...(Configs)> rows_of(ConfigList<Configs...>) {
+  return {row_of<Configs>()...};
+}
+
+constexpr auto kRows = rows_of(EmittedKernels{});
+
+}  // namespace
+
+KernelTable kernel_table() { return {kRows.data(), static_cast<int>(kRows.size())}; }
+
+}  // namespace attn::detail

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of the linked kernels, and how one is chosen from it. For the sources in src/; callers
+// include attn/attention.h.
+#pragma once
+
+#include <type_traits>
+
+#include "attn/attention.h"
+
+namespace attn::detail {
+
+// The numbers are part of the C ABI.
+enum class Element : int { kF16 = 0, kBf16 = 1 };
+
+template <class T>
+inline constexpr Element element_of = std::is_same_v<T, half> ? Element::kF16 : Element::kBf16;
+
+// Compute capabilities that the kernels of a family run on, as 10 * major + minor.
+struct Family {
+  int number = 0;  // of two families that run on a device, the one with the higher number is taken
+  int first = 0;
+  int last = 0;
+
+  bool runs_on(int capability) const { return first <= capability && capability <= last; }
+};
+
+inline constexpr int kAnyLater = 9999;
+
+constexpr Family family_of(arch::Sm70) { return {70, 70, 74}; }
+constexpr Family family_of(arch::Sm75) { return {75, 75, 79}; }
+constexpr Family family_of(arch::Sm80) { return {80, 80, kAnyLater}; }
+constexpr Family family_of(arch::Sm90) { return {90, 90, 90}; }
+
+// What a kernel is chosen by, beside the device.
+struct Traits {
+  Element element = Element::kF16;
+  KvType kv_type = KvType::kSame;
+  CacheType cache = CacheType::kBlock;
+  bool causal = true;
+  int size_per_head = 0;
+  int size_per_head_v = 0;
+};
+
+constexpr bool operator==(const Traits& a, const Traits& b) {
+  return a.element == b.element && a.kv_type == b.kv_type && a.cache == b.cache &&
+         a.causal == b.causal && a.size_per_head == b.size_per_head &&
+         a.size_per_head_v == b.size_per_head_v;
+}
+
+template <class T>
+Traits traits_of(const AttentionParams<T>& params) {
+  Traits traits;
+  traits.element = element_of<T>;
+  traits.kv_type = params.kv_type;
+  traits.cache = params.cache;
+  traits.causal = params.causal;
+  traits.size_per_head = params.size_per_head;
+  traits.size_per_head_v =
+      params.size_per_head_v == 0 ? params.size_per_head : params.size_per_head_v;
+  return traits;
+}
+
+// A linked kernel. `params` are AttentionParams of its element type.
+struct KernelRow {
+  Traits traits;
+  Family family;
+  KernelInfo (*describe)();
+  KernelInfo (*prepare)();
+  void (*check)(const void* params);
+  Plan (*plan)(const void* params);
+  void (*invoke)(const void* params);
+};
+
+struct KernelTable {
+  const KernelRow* rows;
+  int count;
+
+  const KernelRow* begin() const { return rows; }
+  const KernelRow* end() const { return rows + count; }
+};
+
+// The kernels of attn/emitted.h, sorted by name.
+KernelTable kernel_table();
+
+// The compute capability of a device.
+int capability_of(int device);
+
+int current_device();
+
+// The kernel for params with these traits, whatever the device (that of the latest family), or for
+// one device. Throws Error where none is linked.
+const KernelRow& kernel_for(const Traits& traits);
+const KernelRow& kernel_for(const Traits& traits, int device);
+
+// The device itself. Throws Error where there is no such device.
+int checked_device(int device);
+
+// Nothing to do: the other fields may hold anything.
+template <class T>
+bool is_empty(const AttentionParams<T>& params) {
+  return params.token_num == 0 || params.batch_size == 0;
+}
+
+// The kernel for a call on the current device. What is wrong with the call is told before the
+// device is asked.
+template <class T>
+const KernelRow& kernel_here(const AttentionParams<T>& params) {
+  const Traits traits = traits_of(params);
+  kernel_for(traits).check(&params);
+  return kernel_for(traits, current_device());
+}
+
+// Makes a device current, and the former one again at the end.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int device);
+  ~DeviceScope();
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+ private:
+  int former_;
+};
+
+}  // namespace attn::detail

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// The C ABI over the C++ API: converts the structs, catches everything, remembers what failed.
+#include "attn/attn_c.h"
+
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <string>
+#include <type_traits>
+
+#include "attn/dispatch.h"
+
+namespace attn {
+
+namespace {
+
+static_assert(ATTN_INTERNAL_ERROR == static_cast<int>(Status::kInternalError) &&
+                  ATTN_BF16 == static_cast<int>(detail::Element::kBf16) &&
+                  ATTN_PAGED == static_cast<int>(CacheType::kPaged) &&
+                  ATTN_KV_E4M3 == static_cast<int>(KvType::kE4m3),
+              "C and C++ count alike");
+
+// Of a fixed size, so that an error can be kept when memory cannot be had.
+struct LastError {
+  char message[1024];
+  char field[64];
+};
+
+thread_local LastError last_error{};
+
+attn_status_t remember(Status status, const char* field, const char* message) noexcept {
+  std::snprintf(last_error.message, sizeof(last_error.message), "%s", message);
+  std::snprintf(last_error.field, sizeof(last_error.field), "%s", field);
+  return static_cast<attn_status_t>(status);
+}
+
+template <class Call>
+attn_status_t guarded(Call&& call) noexcept {
+  try {
+    call();
+    return ATTN_SUCCESS;
+  } catch (const Error& error) {
+    return remember(error.code(), error.field().c_str(), error.what());
+  } catch (const std::exception& error) {
+    return remember(Status::kInternalError, "", error.what());
+  } catch (...) {
+    return remember(Status::kInternalError, "", "an exception that is no std::exception");
+  }
+}
+
+[[noreturn]] void refuse(const char* field, const std::string& message) {
+  throw Error(Status::kInvalidArgument, field, std::string(field) + " " + message);
+}
+
+void need_argument(const char* name, const void* pointer) {
+  if (pointer == nullptr) {
+    refuse(name, "is null: give an address");
+  }
+}
+
+template <class Struct>
+void need_struct(const char* name, const Struct* given) {
+  need_argument(name, given);
+  if (given->struct_size != sizeof(Struct)) {
+    refuse("struct_size",
+           "of " + std::string(name) + " is " + std::to_string(given->struct_size) +
+               ": this library knows the struct by " + std::to_string(sizeof(Struct)) +
+               " bytes; set it to the sizeof of this library's attn/attn_c.h");
+  }
+}
+
+// The C struct is AttentionParams behind the members that only C has.
+template <class T>
+AttentionParams<T> converted(const attn_params_t& from) {
+  using Params = AttentionParams<T>;
+  constexpr std::size_t kFirst = offsetof(attn_params_t, out);
+  static_assert(std::is_trivially_copyable_v<Params> && std::is_standard_layout_v<Params>);
+  static_assert(sizeof(attn_params_t) == kFirst + sizeof(Params) &&
+                    offsetof(attn_params_t, stream) == kFirst + offsetof(Params, stream),
+                "both structs come from one declaration");
+  Params to;
+  std::memcpy(static_cast<void*>(&to), reinterpret_cast<const char*>(&from) + kFirst, sizeof(to));
+  if (to.cp_size == 0) {
+    to.cp_size = 1;  // a struct of zeros means no context parallelism
+  }
+  return to;
+}
+
+// Calls `call` with the AttentionParams that a C caller means.
+template <class Call>
+void with_params(const attn_params_t* params, Call&& call) {
+  need_struct("params", params);
+  switch (params->dtype) {
+    case ATTN_F16:
+      return call(converted<half>(*params));
+    case ATTN_BF16:
+      return call(converted<__nv_bfloat16>(*params));
+    default:
+      refuse("dtype", "is " + std::to_string(params->dtype) + ": use ATTN_F16 or ATTN_BF16");
+  }
+}
+
+const detail::KernelRow& row_at(int kernel) {
+  const detail::KernelTable table = detail::kernel_table();
+  if (kernel < 0 || kernel >= table.count) {
+    refuse("kernel",
+           "is " + std::to_string(kernel) + ": " + std::to_string(table.count) +
+               " kernels are linked, counted from 0");
+  }
+  return table.rows[kernel];
+}
+
+KernelInfo info_of(const detail::KernelRow& row, int device) {
+  if (device == ATTN_ANY_DEVICE) {
+    return row.describe();
+  }
+  const detail::DeviceScope scope(device);
+  return row.prepare();
+}
+
+void fill(const detail::KernelRow& row, const KernelInfo& from, attn_kernel_info_t& to) {
+  to.name = from.name;
+  to.dtype = static_cast<int>(row.traits.element);
+  to.kv_type = static_cast<int>(row.traits.kv_type);
+  to.cache = static_cast<int>(row.traits.cache);
+  to.causal = row.traits.causal;
+  to.size_per_head = row.traits.size_per_head;
+  to.size_per_head_v = row.traits.size_per_head_v;
+  to.first_capability = row.family.first;
+  to.last_capability = row.family.last;
+  to.threads = from.threads;
+  to.warps = from.warps;
+  to.shared_bytes = from.shared_bytes;
+  to.cta_q = from.cta_q;
+  to.cta_s = from.cta_s;
+  to.registers = from.registers;
+  to.local_bytes = from.local_bytes;
+  to.static_shared_bytes = from.static_shared_bytes;
+  to.ctas_per_sm = from.ctas_per_sm;
+  to.sm_count = from.sm_count;
+}
+
+template <class T>
+void run(AttentionParams<T> params, void* workspace, std::size_t workspace_bytes) {
+  if (detail::is_empty(params) || (workspace == nullptr && workspace_bytes == 0)) {
+    detail::dispatch(params);
+    return;
+  }
+  const detail::KernelRow& row = detail::kernel_here(params);
+  set_workspace(params, row.plan(&params), workspace, workspace_bytes);
+  row.invoke(&params);
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+
+// C has no namespaces: these are global under their C names.
+extern "C" {
+
+int attn_kernel_count(void) { return detail::kernel_table().count; }
+
+attn_status_t attn_kernel_info(int kernel, int device, attn_kernel_info_t* info) {
+  return guarded([&] {
+    need_struct("info", info);
+    const detail::KernelRow& row = row_at(kernel);
+    fill(row, info_of(row, device), *info);
+  });
+}
+
+attn_status_t attn_find(const attn_params_t* params, int device, int* kernel) {
+  return guarded([&] {
+    need_argument("kernel", kernel);
+    with_params(params, [&](const auto& call) {
+      const detail::Traits traits = detail::traits_of(call);
+      const detail::KernelRow& row =
+          device == ATTN_ANY_DEVICE ? detail::kernel_for(traits)
+                                    : detail::kernel_for(traits, detail::checked_device(device));
+      *kernel = static_cast<int>(&row - detail::kernel_table().rows);
+    });
+  });
+}
+
+attn_status_t attn_workspace_size(const attn_params_t* params, size_t* bytes) {
+  return guarded([&] {
+    need_argument("bytes", bytes);
+    with_params(params,
+                [&](const auto& call) { *bytes = workspace_size(detail::plan_dispatch(call)); });
+  });
+}
+
+attn_status_t attn_prefill(const attn_params_t* params, void* workspace, size_t workspace_bytes) {
+  return guarded([&] {
+    with_params(params, [&](const auto& call) { run(call, workspace, workspace_bytes); });
+  });
+}
+
+const char* attn_status_string(attn_status_t status) {
+  switch (status) {
+    case ATTN_SUCCESS:
+      return "success";
+    case ATTN_INVALID_ARGUMENT:
+      return "invalid argument";
+    case ATTN_NOT_SUPPORTED:
+      return "not supported by a linked kernel";
+    case ATTN_WORKSPACE_TOO_SMALL:
+      return "workspace too small";
+    case ATTN_NO_DEVICE:
+      return "no GPU or no driver";
+    case ATTN_NO_KERNEL_IMAGE:
+      return "no linked kernel runs on this device";
+    case ATTN_CUDA_ERROR:
+      return "CUDA error";
+    case ATTN_INTERNAL_ERROR:
+      return "internal error";
+  }
+  return "unknown status";
+}
+
+const char* attn_last_error(void) { return last_error.message; }
+
+const char* attn_last_error_field(void) { return last_error.field; }
+
+}  // extern "C"
+
+#pragma GCC visibility pop
+
+}  // namespace attn

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vendored library on a GPU: its C ABI gives the bits of the Python call, from any thread and
+on any device, and the example of the README runs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import (
+    Output,
+    Problem,
+    attention_for,
+    bounds,
+    difference,
+    fresh_output,
+    launch,
+    poisoned_workspace,
+    problem_of,
+)
+
+import c_abi
+from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype
+from attn_runtime.build import default_target
+from attn_runtime.kernel_info import kernel_info
+from attn_runtime.plan import SplitKind, SplitPolicy
+from attn_runtime.toolchain import find_nvcc
+from c_abi import Info, Library, Params
+from cases import Kernel, Task, batch_for, kernel_named
+from cmake_project import Project, checked, emit, missing_cmake
+from layouts import LinearStyle, PagedStyle
+from reference_torch import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(missing_cmake() is not None, reason=missing_cmake() or ""),
+]
+
+WATCHDOG_S = 300
+THREADS = 4
+EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
+NAMES = (
+    "prefill_sm80_bf16_d128_paged_causal",
+    "prefill_sm80_bf16_d192_v128_linear_full",
+    "prefill_sm80_f16_d128_block_causal",
+)
+HOPPER = "prefill_sm90_bf16_d128_linear_causal"
+SPLITS = (
+    SplitPolicy.off(),
+    SplitPolicy.heuristic(),
+    SplitPolicy.fixed(3),
+    SplitPolicy.fixed_size(128),
+)
+kernels = pytest.mark.parametrize(
+    "kernel", [pytest.param(kernel_named(name), id=name) for name in (*NAMES, HOPPER)]
+)
+DTYPES = {Dtype.F16: c_abi.F16, Dtype.BF16: c_abi.BF16}
+CACHES = {Cache.LINEAR: 0, Cache.BLOCK: 1, Cache.PAGED: 2}
+
+
+def architecture() -> str:
+    return f"{default_target().removeprefix('sm_')}-real"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return emit(tmp_path_factory.mktemp("vendor") / "generated", (*NAMES, HOPPER))
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path) -> Path:
+    """The shared library."""
+    project = Project(folder, folder.with_name("build"))
+    checked(project.configure(ATTN_SHARED="ON", CMAKE_CUDA_ARCHITECTURES=architecture()))
+    project.make()
+    return project.build / "libattn.so"
+
+
+@pytest.fixture
+def library(built: Path, tmp_path: Path) -> Library:
+    """The library as a fresh copy, which has loaded no kernel yet."""
+    copy = tmp_path / "libattn.so"
+    shutil.copy(built, copy)
+    return Library(copy)
+
+
+def task_of(kernel: Kernel, split: SplitPolicy) -> Task:
+    """Queries, keys, a window and a finished sequence that leave nothing simple."""
+    batch = batch_for(
+        kernel,
+        [130, 0, 1, 33, 9],
+        [400, 5, 777, 20, 64],
+        window=150,
+        finished=(False, False, False, False, True),
+    )
+    return Task(
+        batch,
+        linear_style=LinearStyle.PADDED,
+        paged_style=PagedStyle.HND,
+        q_padding=64,
+        split=split,
+        seed=7,
+    )
+
+
+def c_call(
+    problem: Problem, split: SplitPolicy, output: Output, counters: torch.Tensor | None = None
+) -> Params:
+    """The call of a problem for C."""
+    config, batch, call = problem.kernel.config, problem.batch, problem.call
+    most = bounds(batch)
+    given = Params(
+        dtype=DTYPES[config.dtype],
+        cache=CACHES[config.cache],
+        causal=batch.causal,
+        out=output.out.data_ptr(),
+        lse=output.lse.data_ptr(),
+        q=call["q"].data_ptr(),
+        stride=call["q"].stride(0),
+        cu_q_len=call["cu_q_len"].data_ptr(),
+        cu_k_len=call["cu_k_len"].data_ptr(),
+        finished=call["finished"].data_ptr(),
+        token_num=batch.token_num,
+        batch_size=len(batch.q_lens),
+        num_heads=batch.num_heads,
+        num_kv_heads=batch.num_kv_heads,
+        size_per_head=config.head_dim,
+        size_per_head_v=config.head_dim_v,
+        inv_sqrt_dh=batch.softmax_scale,
+        window_size=batch.window,
+        counters=None if counters is None else counters.data_ptr(),
+        stream=torch.cuda.current_stream().cuda_stream,
+        max_split_k=1 if split.kind is SplitKind.OFF else split.max_split_k,
+        split_cnt=split.value if split.kind is SplitKind.FIXED else 0,
+        split_size=split.value if split.kind is SplitKind.FIXED_SIZE else 0,
+        **most,
+    )
+    _fill_cache(given, config, call)
+    return given
+
+
+def _fill_cache(given: Params, config: AttentionConfig, call: dict[str, Any]) -> None:
+    if config.cache is Cache.BLOCK:
+        block = given.block_iter_params
+        block.block_ptrs = call["block_ptrs"].data_ptr()
+        block.cu_block_nums = call["cu_block_nums"].data_ptr()
+        block.layer_offset, block.block_len = call["layer_offset"], call["block_len"]
+        return
+    k, v = call["k"], call["v"]
+    if config.cache is Cache.LINEAR:
+        rows, axes = given.linear_iter_params, ("token", "head")
+        rows.token_count = k.shape[0]
+    else:
+        rows, axes = given.paged_iter_params, ("block", "token", "head")
+        rows.block_table = call["block_table"].data_ptr()
+        rows.max_blocks = call["block_table"].shape[1]
+        rows.block_count, rows.block_len = k.shape[:2]
+    rows.k, rows.v = k.data_ptr(), v.data_ptr()
+    for name, array in (("k", k), ("v", v)):
+        for axis, stride in zip(axes, array.stride(), strict=False):
+            setattr(rows, f"{name}_{axis}_stride", stride)
+
+
+def run_c(library: Library, problem: Problem, split: SplitPolicy) -> Output:
+    """The call through C into a fresh output and a workspace of NaN."""
+    output = fresh_output(problem)
+    counters = torch.zeros(1, dtype=torch.int32, device=output.out.device)
+    given = c_call(problem, split, output, counters)
+    status, size = library.workspace_size(given)
+    assert status == c_abi.SUCCESS, library.last_error()
+    workspace = poisoned_workspace(size) if size else None
+    address = workspace.data_ptr() if workspace is not None else None
+    status = library.prefill(given, address, size)
+    assert status == c_abi.SUCCESS, library.last_error()
+    torch.cuda.current_stream().synchronize()  # the workspace is in use until then
+    return output
+
+
+def run_python(problem: Problem, split: SplitPolicy) -> Output:
+    attn = attention_for(problem.kernel.config, problem.batch, split)
+    return launch(problem, attn, **bounds(problem.batch))
+
+
+@kernels
+@pytest.mark.parametrize("split", SPLITS, ids=lambda split: split.kind.name.lower())
+def test_c_and_python_give_the_same_bits(
+    kernel: Kernel, split: SplitPolicy, library: Library
+) -> None:
+    if kernel.config.arch is Arch.SM90 and default_target() != "sm_90":
+        pytest.skip(f"needs a Hopper GPU: this one is {default_target()}")
+    problem = problem_of(kernel, task_of(kernel, split))
+    expected = run_python(problem, split)
+    assert not difference("C", run_c(library, problem, split), expected)
+
+
+def test_four_threads_may_call_at_once_from_the_first_call_on(library: Library) -> None:
+    split = SplitPolicy.fixed(3)
+    problems = [problem_of(k, task_of(k, split)) for k in map(kernel_named, NAMES)]
+    expected = [run_python(problem, split) for problem in problems]
+    torch.cuda.synchronize()
+
+    def work(thread: int) -> list[str]:
+        found = []
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for turn in range(30):
+                index = (thread + turn) % len(problems)
+                got = run_c(library, problems[index], split)
+                found += difference(f"thread {thread}, turn {turn}", got, expected[index])
+        return found
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        assert not [fault for faults in pool.map(work, range(THREADS)) for fault in faults]
+
+
+@pytest.mark.skipif("torch.cuda.device_count() < 2", reason="needs two GPUs: this process sees one")
+def test_a_thread_may_change_devices_between_calls(library: Library) -> None:
+    kernel, split = kernel_named(NAMES[0]), SplitPolicy.fixed(3)
+    outputs = []
+    for device in (0, 1, 0, 1):
+        with torch.cuda.device(device):
+            problem = problem_of(kernel, task_of(kernel, split))
+            outputs.append(run_c(library, problem, split))
+            assert outputs[-1].out.device.index == device
+    first = outputs[0]
+    for output in outputs[1:]:
+        moved = Output(*(array.to(first.out.device) for array in output))
+        assert not difference("another device", moved, first)
+
+
+def test_the_device_says_the_same_of_a_kernel_to_c_and_to_python(library: Library) -> None:
+    capability = int(default_target().removeprefix("sm_"))
+    for index, info in enumerate(library.kernels()):
+        if not info.first_capability <= capability <= info.last_capability:
+            continue
+        assert library.kernel_info(index, 0, info) == c_abi.SUCCESS, library.last_error()
+        known = kernel_info(AttentionConfig.parse(info.name.decode()))
+        for name in ("threads", "warps", "shared_bytes", "registers", "ctas_per_sm", "sm_count"):
+            assert getattr(info, name) == getattr(known, name), (info.name, name)
+        assert info.registers > 0
+        assert info.local_bytes == known.local_bytes
+
+
+def test_what_only_a_device_can_refuse_names_the_field(library: Library) -> None:
+    kernel = kernel_named(NAMES[0])
+    problem = problem_of(kernel, task_of(kernel, SplitPolicy.fixed(3)))
+    output = fresh_output(problem)
+    given = c_call(problem, SplitPolicy.fixed(3), output)
+    _, size = library.workspace_size(given)
+    workspace = poisoned_workspace(size)
+    refused = {
+        "workspace": lambda: library.prefill(given, workspace.data_ptr(), size - 1),
+        "partial_O": lambda: library.prefill(given),
+        "device": lambda: library.find(given, device=99)[0],
+    }
+    for field, call in refused.items():
+        assert call() != c_abi.SUCCESS, field
+        assert library.last_error_field() == field
+    assert library.kernel_info(0, 99, Info()) == c_abi.INVALID_ARGUMENT
+    assert library.last_error_field() == "device"
+    torch.cuda.synchronize()
+    assert not difference("nothing was launched", output, fresh_output(problem))
+
+
+@pytest.fixture(scope="module")
+def example(folder: Path) -> Project:
+    project = Project(EXAMPLE, folder.with_name("example"))
+    options = {"ATTN_FOLDER": folder, "CMAKE_CUDA_ARCHITECTURES": architecture()}
+    checked(project.configure(**options))
+    project.make()
+    return project
+
+
+def test_the_example_computes_attention(example: Project) -> None:
+    command = [example.build / "attn_example"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kernel, *errors = done.stdout.splitlines()
+    assert "prefill_sm80_f16_d128_block_causal: " in kernel
+    for line in errors:
+        # P and the output are rounded to f16, by up to 2^-11 each, and V is below 8.
+        assert float(line.split()[-1]) < 2 * 8 * 2**-11
+    assert len(errors) == 2
+
+
+def test_the_example_is_clean_under_compute_sanitizer(example: Project) -> None:
+    beside = find_nvcc().nvcc.resolve().with_name("compute-sanitizer")
+    found = shutil.which("compute-sanitizer") or (str(beside) if beside.is_file() else None)
+    if found is None:
+        pytest.skip(f"needs compute-sanitizer: not on PATH and not beside nvcc ({beside.parent})")
+    command = [found, "--error-exitcode", "9", example.build / "attn_example"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "ERROR SUMMARY: 0 errors" in done.stdout
