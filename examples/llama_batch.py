@@ -2,6 +2,7 @@
 """Attention for a Llama-shaped batch over a paged KV cache, checked against float64."""
 
 import torch
+
 from attn_runtime import Attention
 
 q_lens, k_lens = [700, 1, 64], [700, 3000, 1500]  # a prompt, a decode step, a chunk of a prompt
