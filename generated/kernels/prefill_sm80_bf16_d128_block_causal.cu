@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         31d8b36ccb2784dbde80fb24c05001633b8587b970c52164b79bdbb54eca1ebb
+// digest         e820192d881e9ed6fee6a8dc5f6c19a1770812005ebe1efea788407c43822df3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         acd751e876a0d8e4514c7f93d9861e54e27bd6296da078269b0911c7af6f2b94
+// digest         40e5f553b3a21ab794e419b3bbc856c250b4c7d9b38045e734b6c7a9da446b86
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         032f109bf4ccea6978fd774e18f7e36f73e3a24d23100ba161aa63191088a076
+// digest         f88d1136a231a8e0a30edb45765222cf395c074ecba4934837fa0822ac89dd9b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         05d752fa48c2d202f593a9e3b0f04eeb08b7d9dd1d649a502f0960cc2edb0e65
+// digest         25dfa87241188f9b8be77234f6fe3d290a6b5f29ab29c978d4d8c60d794526a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

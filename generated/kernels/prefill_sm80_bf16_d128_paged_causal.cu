@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         088041adb672b014e1f94347e5743a261f9701181fc9b1ba05a835212ce7d109
+// digest         7512cbfaa6d4d69e24fbd69b2fe91a820a77ca5ed1d93758e07692fcabbda32b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         5c97f8b7771c97c7a3bb179f1deda2bdae655fad02e94c1cf175668d0f959236
+// digest         1f2d6ebf152096da6091388cc5c93920c8fd05ca40cabc893de9c9ed84870c07
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         fbb61199454f857272a65a87db22168e1c8b0d63f861134136a1520858d5d3fc
+// digest         7e1c4168c514dd4b4580259bf75813971f01f8b3dd7f8b991733bd5d17d37fed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

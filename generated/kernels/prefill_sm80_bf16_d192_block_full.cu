@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         15f088490803b84c7531bee9225c8c136bfb969109ab550a91ebbd211d85face
+// digest         ae6437f89705d47aa0075670cb84a90455df7149f0c694073ca60d5d5ff72138
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         6301719b150b0b6146c500668562910cf066c0d5ec815c867dd057ac8edbb0bd
+// digest         bd70ff4c43be07cb643c811114bd2bf2bec58cac6f5249d13b2da68dccc006b3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

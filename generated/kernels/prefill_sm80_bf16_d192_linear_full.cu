@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         c4bb11e3c605aa59e46bfa2adec550194c3e2c88ee110fd9cfcd011f230e99f8
+// digest         87c644ccb6a2fd22717229d32751973e5f2ddc6b3038cd0f841f93babe33fd31
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         1692c544c4051d8650ad344bb88a519c90fdbe6e7ebaca6f16118d0549b15418
+// digest         d7a99a74b663364b9d06f13fd315676b3b01342b0595b5fc1aa1ed0d78a0082e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         bb87b5611f21c6e84aa4a62808ef3a10391d0820bbcf79d2210c58b36ef76a67
+// digest         4d3520fa7927f71015e72c17205617bb1b045e81b31eaab5c464c7015c0c0c0c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         3ac4578ebec627b0006286bc0dca5f1e768e768e3a63dcef4be5f796d98dd5bb
+// digest         9713a5d025fad39796345aeb6bde79003b0a65de4425678ec8960a952b4f7e5b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

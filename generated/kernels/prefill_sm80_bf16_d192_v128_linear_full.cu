@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         0b0fd78058a628a9f2585faa03d39891d6421e0f6ed0a33091f59d1a559082ad
+// digest         aef1d6327a5f1631bed75fe072266128e54c1c81f16ba2ddf822ac7326bd3c5f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         079954a3179829f8e165b5aba038781ed7b3039eb9c594cb33f959e3e0f4a2f4
+// digest         19676a8b496557d4c3b99a768579cc68987d3b4b47396e894c83c10ccbfe595e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

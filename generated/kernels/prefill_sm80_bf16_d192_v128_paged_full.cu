@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         70f239f019ba78d58bfb7a806722f38f856cd84ac26947d04df78a59b9bde405
+// digest         48a44dc630dd4dcd291fc7f78310554e4c3a5be7a67b85534bf30ade8cd80d1a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

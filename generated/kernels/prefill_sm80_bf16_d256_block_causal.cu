@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         6c8dc09e2e459ba0133f1a3f7c7cd5c66538c976cf442ab4b7b2bdbbe0300213
+// digest         1740fb2d3abd2bbb5bdf86216f823f1d67e7c79456777faa4ee49c515a8e75eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         aace1fed75ec7c19f1c128649a5ed3eb24c9c9894e02b1fe04b9888ee283e756
+// digest         c3d5496c0a4a97dbbb9ea0ed0564088a4c44a7671cc8cb75a42db8a16a95af44
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

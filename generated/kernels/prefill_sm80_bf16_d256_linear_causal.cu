@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         d5b8bb83f92a8642672f4f7bb3bd99544e8f210563b6ca4ce9f0ef854f5b7025
+// digest         179b6b424305e04be12a1cb838ee82b84d3d061c584c93ba9f1c749f54eb82f4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

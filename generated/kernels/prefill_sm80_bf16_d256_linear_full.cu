@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         17dd7a0574bcb2ab085dc675f5ee3b5db7591d5ea0096c7c1494d08140f9f1c1
+// digest         fdd566f17a791ba9d17d2dcfee658fffa4aee8d7859540937ae9cb68177a5001
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

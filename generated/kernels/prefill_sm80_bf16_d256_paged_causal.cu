@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         4d1883fd79066fea00da16494f7e29fffb6ac108b146943c1556dff88ac9ec51
+// digest         58b6a5fc76670be8d240da3ae687ae2c203a37754114fffe285aa4f8c45148f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

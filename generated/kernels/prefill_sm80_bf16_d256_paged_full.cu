@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         50c921bd2ac0e85e9e61b8d222108a7c370b0dfab78d736a4231dd2a8b17c93c
+// digest         b102603b3b798562fcab23bc7b6ae549dd8ee636147ef15b9bc0d241c3bd8cb1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

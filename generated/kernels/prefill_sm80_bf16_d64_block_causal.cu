@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         8ba2a5067e80ee7895d9aac1e07d651524603a8c1a68ff68d6f1cfa7d3e755de
+// digest         1e41d3657070a861d6e00dad4e287676aa845797976976d4844cd9f5703ef3eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         0db884cfc51924ddecd46647c2ce8e4386a11526083b80bb5d892fc5502acd94
+// digest         63a12544ae724363a6fa82ac1ff44782fd178f7cafb47d2c8054fe3ead27afc7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

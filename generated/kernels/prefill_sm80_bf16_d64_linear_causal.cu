@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         7599676a7b4d73e2b027f007013a1a4fc67ebab93a7be49bf65b15c7c07045fd
+// digest         f0c90293f91a5bcd4819046a21d674beb66f2d76665ec7957e88519d1ef6e46f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

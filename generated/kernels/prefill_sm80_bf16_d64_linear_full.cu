@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         9bd1147f6e7bc49a12ac1f66eb1122c13c07d746b8b8103df680b573358c02b6
+// digest         2092f38721702c438a5f647ba3c5fb791d2cca07625c4ded46e757a7c8064d71
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

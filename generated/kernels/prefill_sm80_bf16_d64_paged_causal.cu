@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         96a6a7b44b5ddff85c0200c41843cf405fff5ce52fb06eda8206a204977866e3
+// digest         02ffe8aaa11d2f83d969d81337044e629954b297c2fd01adc3d1c5dc2db89bfa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         73a2e1ee56a3542b4b2818b8291466b7096b2690d2431ae4b067f9433af4a74b
+// digest         2e52ff8842aca4e9894ec5c9b1ed4cdfc6de8c3913ca0cd96b01d862a390e7f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         1cba4ebf2098aece9ab1fc8fc804c8c6aa05f0266dc0287ff94ab87e511e3e21
+// digest         d812e24ae69dce7b6e20a6b06abe873aef30d02f18ccc90899d50c0e9c4947ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

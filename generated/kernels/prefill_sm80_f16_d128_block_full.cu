@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         d2db9221c945a86728d709a2b16e6d1320cee6e0aedcb2313cf6fbf1b51b7e31
+// digest         86de4d017943034f84b764d9867c1ee7fd7590076ff199f5c637316928f98d5e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         a1f6a2b771c178a27a244a142e3dc102844a6ff58918e396fa783038c30999f2
+// digest         e0584fb567f351e9f8ed407aa62679d0ca5de73da72296a158ea8031fef01dd4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

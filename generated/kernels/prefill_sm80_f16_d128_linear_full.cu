@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         19a93094d1e9fe1c07b2b09ead36b9de0c9894436a99def58a6c4e6d121eabea
+// digest         a8c7efab91e59df6d0826877bb92da26050e858e7f5b61cff77dddd8929d0117
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         e4b755dd3c35796140dd57c92222b235cbfe3d4b8b9d82ccd8d0716999af922c
+// digest         8f1e9b2872934a062681399cc5f9f5be464d1c10cb7ba5de64804899632504f2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         c12a00738ad00205d2b1935f040b7b072372871b7601de9c057475062ae0b2ba
+// digest         3cc4565b48de30febe3faee3b2a21027a171204aa107f99ffe3fb13df29a5777
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         804163334490b73da15fe451c1d1eeadfbde67207130b736712c9eaae346086b
+// digest         77e2528174d4973f5cefcde24dfc9e583f731d34f0a103c5679bf69b6100d106
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         43836ce2562820db9c0e73ba4cf67f60d98db8167a899fb96f5b60360300259b
+// digest         520e5be13987129cb8ab639c209ef095dd300f6948fe1634f75c7a64ac549ea8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

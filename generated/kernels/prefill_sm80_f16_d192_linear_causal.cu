@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         37df321eedbb67d8ba6deb8d63a072a108f9df28718a1a7f2b0a2d2dbe2a9e81
+// digest         112cb43c8a1cc424ce4c6f9cc1c147ee7be41c9d8e1c5a3776ba38a74e87234c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

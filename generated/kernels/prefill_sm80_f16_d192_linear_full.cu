@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         08f2d97903c1c8da8d1309b5278ba78b0061639e525fe4e3734c0d1fb4622168
+// digest         621953e6f0a090cb497bb5ac3eff7f657b8dd1ba7d5ce7c53caca0791391ba30
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

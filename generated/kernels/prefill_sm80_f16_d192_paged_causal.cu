@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         ec214f2972402da5c4d3c8d9fe07219edd7e1124c814aa201361453d9530fd80
+// digest         e7035975d881fbc5ce428b70a0eedf6fd5415bba858d1e9035d1e7cbd9fcd1f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         318dfb56b44eb5cc60b6d2a25971b8b7191300460e14e8beb2a30af66b78a92a
+// digest         2b6d5765db4cf427e067c7cd7677efd8f13bac8cc79233375c9d16245ac5eecf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         1fed8f9c6149df4138f191f062b9e86ff2387bfdb6aaed72518071b283ef43fe
+// digest         3d978ef5081c72a1d586578055751ec29bc04e5de2f77b25ac1d4a14ee50f0df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

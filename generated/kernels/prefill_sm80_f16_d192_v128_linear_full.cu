@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         6e20701260cc067d2a935a87196e090c09fc5bb7f2527362ef080f4a6f5673b3
+// digest         50da8dd7327b136c61e9014dbdc4da542a1fd944141b1959565b3b99f63f8577
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

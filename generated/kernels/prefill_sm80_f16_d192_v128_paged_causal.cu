@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         9536cfe1ff643e1250804c84dd3f839e88226be2fb6420d72d9a606d32d1b598
+// digest         9c2d65278a47d1a044170514c0a1e1435a95f1c536791092d94a835a38a027b8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         6084aefae8c3dc8ba03d1db87bc20c2ab46afcdbb59d0125841dd597b2487127
+// digest         4359b8d36889d1334176f8565b7e41dd4f2c3b31acfa23b5632d1de7c1d0287a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         d3ac554e593bf995a1643cef067a31d76d44714d649057c79a6aa09c2818cc5f
+// digest         f505a6b522850993031b56c8444d606d2e14a6397f1ae30bac70fb729a38b07f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

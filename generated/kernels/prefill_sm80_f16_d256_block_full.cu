@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         089604517babd3d5db29fbb9f76c0ebf422e472dc0e7837ff2a0dd0090522362
+// digest         65c76b1abe010cbbf6be07541abb4abe1531f868c073b2bfb0c5fd370e0ef284
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         99465474f153a8a9cba6fed3dfb27d9383564384661fdc11d37b208b06ed2726
+// digest         dc9a3114aa2335b5f144711dee6311be91c6eef2fc97cb877e969c21410fb10b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

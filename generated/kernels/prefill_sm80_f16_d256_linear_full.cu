@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         65d90563498d31a0ba4e1bbd0f3cabe70978151646d0088d03a461de06fca00f
+// digest         63aa4f4264ff3dae1003ae43334d17cd9a9557ad32d86548b65d96529acc1a9c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         87327606da63236502f096a8a5e6280160a716378124bd51eb7b9d594949e5da
+// digest         3265ead963d6131bd412252b3ed5af77d46ddcab498760ed4f7d3b630fd09aec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         75fb18665d3ebf186053d0864c40dd06e069d9b0c9c9a96933f14bef56790197
+// digest         5ab7eab455874b5353a20f6174971ecb93573120c69b2838ae0aa2b7b7563ee3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

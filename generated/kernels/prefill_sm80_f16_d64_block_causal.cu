@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         d5bed64f155f694541198cc5d514798f1b4a55c57060655367afab36db5911b3
+// digest         ee6ccd71be863f1aa9d586b390511117a116f089738d3531e92fe8dfd5da2566
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

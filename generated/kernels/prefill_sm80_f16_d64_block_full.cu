@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         edd22866423c2f81e6f5a724e868bfee64ac7dd59173b7899675684328f13df6
+// digest         4c95e6cf253a5214d356fea4643f43ce0bc4eff13917e778439f61a8b3745894
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         6d90212b52a1f29cc53471b0fd9f8de10d43af34a3ff65f0c37c64f0c47ef166
+// digest         ff20802fc4e37eaed41a9664268103ba4b74cfd60add0099503ec00b6d3ed2e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

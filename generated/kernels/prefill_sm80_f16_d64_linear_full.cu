@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         2050640f0a467cb3e51c0dab0d9050f64c79f296073c67751b6611250b455768
+// digest         ec448c0ec3f89c31c44796dff853d0aebf442fba7285c0107b7e07c1708ad114
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         88a6fc50e334e1edba0c9c98e53dc6d16f97d7f2b4cd4613e557ad6065fe961a
+// digest         0405de4880176ce6037d4fad84dc0eba68688c689ea54e44a1fa7b23f349e3fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

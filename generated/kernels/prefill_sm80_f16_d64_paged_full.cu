@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         4ba00661869df895e713d7ef89a922de0ec35bfd6fe8eff5d5b180099b50ce1b
+// digest         cbc04d626b419fcb61f58da0c9ad055a788ec6f8a8e1b143deecf45e2a6d20c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
