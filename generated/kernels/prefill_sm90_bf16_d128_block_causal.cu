@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         05a953fb1425c888e6c7b63b95a6731a8645bcddff59bc4cde6f3013708c7b1d
+// digest         502be93e43663f2d1e4a4cb7cb640946f11f10d5ff72d8f0067c50743d36e553
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         a5d5ff28dc06ca8c0f67a37b8258c5e00dc51830015bc60a36f71ff51c2eef49
+// digest         d341fd04c22735eba4963fc0a07623032c02cf0de4f525598126f87259199764
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

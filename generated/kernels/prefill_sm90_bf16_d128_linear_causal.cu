@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         a6442e4dc05e17ebcc165c73ec6e445a44aaf97515cd322c684b2a7d8d056675
+// digest         98a07abd4ef4888388d53107f014cfd6ceecea3c964e3dd7d72d97ee3f44b6b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

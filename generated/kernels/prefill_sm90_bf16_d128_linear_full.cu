@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         6245ce9d40ccf9682ae668cff64857ad94d4c13a46e7635bfd3d0c0bd2fab350
+// digest         54c5a13d3fa2eaffe6763deb09635adc850d98ca9a9fc01451aeb7d43e2b8bbb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         1fcaaca7bbcf20fcae8861db7a84a36d2cdf8e27a37e05ea63a2da30349c40d4
+// digest         787e38f6f32547b88f05dd368c4fd042ba1e60ebf0b8ea3f66073d582d40dbd2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

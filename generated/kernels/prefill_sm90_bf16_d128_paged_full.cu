@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         477dc31a7755521381b8464bd13c5d4620abeed2fa90c32eecee29c2219d7a3c
+// digest         48edea4ddade5cbfc84eed8abaaf7aa8aaf3559a395fb653d702bd60dd1da436
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

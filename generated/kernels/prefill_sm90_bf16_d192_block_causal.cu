@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         e5876ab2c67d991836d96d77dc3a6c7dd0746bdf88ed4e85cd5fbdd6bc87463f
+// digest         5e63ac0a630885327712afb56964573a0afd345b1a4947413d6326b4d32fade7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

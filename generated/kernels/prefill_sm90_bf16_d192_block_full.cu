@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         4fb8a554adcdefb93a1d51b9f88debf04d62e717a32a6f153df78da2810103b5
+// digest         545195b4b8435b0dc1f906eb5febc023625dacea8fd70f1498a7b153ee5f7940
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

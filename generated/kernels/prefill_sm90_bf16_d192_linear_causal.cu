@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         f57c5f50936ebfd4f148b56b572f043d8a0b860a8ca9e28bcb1d577a37595021
+// digest         98f499edbe7997813d13bee9d8fc66d97dbff16ee015c9b6685d390325dca9e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

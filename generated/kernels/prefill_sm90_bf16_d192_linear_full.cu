@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         abadf557e5be31e707e455b14af3c62300aa7e17954ac3cead2644d9a629c2af
+// digest         dab607c6a0d953e9546c5721204dd0f70aff3bd5b028bfd790bca56ce5f4ccbc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

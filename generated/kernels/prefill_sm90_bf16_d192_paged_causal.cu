@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         33a8058302771ff37c84de10f15347c91ace023e6801c968e603fe812546b81e
+// digest         fa16b91b2b10a2d03a030d54748cf1e35d60069a4e0b3e0cdf5a91ef5083b9c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         93df29ebc988a9c7574f7af05103a0f38844f12ecd28f321d5d2d4ed31f81a61
+// digest         b21155cbf63a81cc8c4cb3b045fc880caa257d4354a082c5e19c3d39dfa052f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

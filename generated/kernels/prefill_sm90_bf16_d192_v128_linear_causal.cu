@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         5dda80b3dbbb9a4fea3c0428c771b0a3090069ce28f645026e7ec9584befb7b5
+// digest         a52ceae83192de6fb62b8786d3c462c1b8aea3cea9076a18d70eb36d33a28dad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

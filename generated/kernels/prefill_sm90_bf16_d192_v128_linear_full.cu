@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         aca8b425903db09b12fb9d174a8d593ace6b73eb7de4b2799db13c9fc593da7e
+// digest         d8bb0c03a7edaeb98483f44d6e35c644ed1a0e6233b9ffff3fdbeb65fce6a0e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         1e74dadce5df18b0b8cf029ceda42129cf24166b10de65c0bde4916021d1102a
+// digest         97269a721bb2f04b5a2b134d85e8d9a483ef5facc0c3c1db4468400b35aeed8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d4aed43e35f8026c982eb9e7a6b6ade91261b101be166c4b79b73f638257e4bf
+// digest         535990890e15f1f73d784d9084ee376cd50c716080e14c3f210b774c92a24b4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

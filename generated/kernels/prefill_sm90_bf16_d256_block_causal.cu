@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         752bb68e6eddbf32ff071452d75457cd628c5267e83774bdb4e40d43f7432e4e
+// digest         290742ed8fcedd2e5b4c95cb111e5eda0e05d072636f294fd32240852c9af3bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         abf0cbe3498b28aad3e4aa1fde6402f6b019a086ce94be16d292a10a6ab69bd6
+// digest         ec7f04b24cc9bec2d376b493593192f6c352ae45db8bf51679f637560fe1992b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

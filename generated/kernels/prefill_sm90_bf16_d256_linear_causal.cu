@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         f337f12e20b4d0ab02c9ff9916c482a0242f9ed8180edf13a978b7c927002da2
+// digest         d19cbf86731b52bf9597c3589db1d007b38062eae313d54ab6080507672ae0dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         edb2e415d0e15f29526745788fc7b177b2376531c50b4fecad2bb18580043189
+// digest         192fa9693976ca8ddb016b6eae1564de96f6df16035e30166584852e4d289761
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         03ab062b263bdf17847d1f66f46ab509fe58e14c1e09588d934363cf4e7c3489
+// digest         a5f9ec67800b80abacbf56e81e25349da1394447c4676870d87b24d10d5b853d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         403d300178aff4e764fe3348aaa04ae81d6c77dc28e0ab324a32cfedf8981d80
+// digest         1b611510f7f4c614926aff660ced12b187b4748f8f8fb5a5bd6773562b294d48
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         a2ff2701a4ea0a69187be20acce7efc21c0bdee7ae47e03d782e9558f2b7206f
+// digest         0ed52bdda9d2c531a74ae29390c89a3224004323089902654951ef814816df07
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

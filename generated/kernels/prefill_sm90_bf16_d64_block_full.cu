@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         77bd23dbc29870713bf74a1a67e0c48486a58fa274c1bf67ce8bd569eb7d913f
+// digest         7ffe4ac4f7006dcb333ec92d56ecaf43acc09eb1a131342bad77d024e045660d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         9626c758ff24803c59bd7adac6de584ad5dc69d6f63e31f13f8b6aacfb2a6453
+// digest         33f1b2657501e992739360fde9f98a52f3558daf6a7942ea78f0eac4cb60f5ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

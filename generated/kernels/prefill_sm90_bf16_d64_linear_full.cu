@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         3e79c000c21b831968f2d921fe294d9c7536154e378a7e282981af6bb2729aad
+// digest         4b454bb7a9e38c51e196233b3a2689b3b42784fa12920f22263490884b15dcba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         1d5178316b690d14677be3a8bf6e6427169c8b2cf2d277e10f95b993ebbdbf24
+// digest         ebeb4b45d53c2b05dc627cce8565296faf82567d6b25da0beea3f2c404d2be0c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

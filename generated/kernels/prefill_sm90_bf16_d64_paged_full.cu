@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         fef3244f17c4b65921a5c4c0bd936f4da621f049b78f2d83c7434ac90f41e63d
+// digest         f49ca425dde4c338b8bb1c6d7c94ad0f299a9c551566ab5c6958eec1608b8f8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         c5cda681c9da4acabe44f37ae2fbb574a58f37bffb4843a7e627b9f3e072040a
+// digest         bc179231cc9704a50f1926da5118cbd2d1b02d943d6c0b83ae981c8da1780ebb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         2fbdba97b741c66da401c9d3602953aa0f32f38fec2949fa117c1369300b948c
+// digest         380168a7dfb2d40b3c18f9d2cd669983bdebe5e04cf25f9028af039503e0ced9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

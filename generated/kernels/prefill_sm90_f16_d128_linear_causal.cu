@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         45b5986c2059fe00ad49e174c6d3b74e5d7a2ea7a6c45fa1f2c781e5ccf0b4e3
+// digest         8901aa7d93e405442b59efd6dd6e04d1ea92582d69667da3d8bca1271a5de3ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         2cecb7d2f84f01473d1117223f94eefcf4486f2928ccfe22ca7570bae2af13ab
+// digest         f09f27cd9be8fc3b57328f1e93b07d6e2560b214271e8f6b5e35ff6def7d6414
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

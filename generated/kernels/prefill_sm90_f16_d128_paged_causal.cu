@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         142efce266fb87197af4b91a9a8198fdb3a1a6bc71e86ae44870246ed49c5023
+// digest         3fd5b834236e45b041bb771546089ca57b9c0c81789c10e05cce3a8f5adc8252
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         b070a9817d5a5c8e74935908c8c5931da8bcb5d451da6e2a23b9d569ff0cad36
+// digest         1164661e6e97227e2a9405ff2e26ae36cf059cbbed448486df0ed07d709baf42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         7dfd4cb8a873498647119fadd7b98136130c7c3e3f5b020526b8cda1614c4db1
+// digest         105b550385347f74cb60c16f346dc172b98465572cd823ee5c179bbea70760d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         b93d351692fe430c43974fc163a07e09b89370ab38a617b022fc3e6886d10be5
+// digest         3b665ebdbefe52c1110f4f56fb57e84f6c69139377f4adb02b63380674fd6539
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

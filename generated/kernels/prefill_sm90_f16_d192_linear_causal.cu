@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         1744cd83e2459498436bd6d95538848d78c4a8a091be67ab81df6dad9981ff4d
+// digest         24f28e4850f07733b170a7a9c8ab3158c0a6beab9c9ef965f34231401787e448
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         79a53e7e84bf5362571ef7797ed2ddf2843ad25d63fcdb0fb077c3f83f891c78
+// digest         35cf438dd74fe439d611830574f3f40a9079fc280abb43825d2cc8b743ccf339
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         bdcf4c0f467d1ec794d67086dd310b2401e6a5c9eac53f9d3f9e9520b27fb430
+// digest         adf8fb6080ef42932e4bc24f4500236d8b500ff78c8c148cf1c5ba26088f9da9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

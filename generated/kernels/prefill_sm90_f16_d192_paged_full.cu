@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         7559bdc678340fca57c0a9e098bd2f2c9351e45c553ba3622ae2b51545dcdece
+// digest         225c50e7bdcc9e1a4b67ce1d9b35f83fe2655ec1b06a1d3b56bfccf68ccb589b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         7b6171a9e0fbc878cb0088a355efea38aaccdd5133a653715cba4cbe4a8e9d85
+// digest         3f66996c079b431fea6a4e8209d44f3eaa61716cddc15770f02ba4d09975f187
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

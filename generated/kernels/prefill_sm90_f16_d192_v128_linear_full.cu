@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         d1e5189c13580157a3440208660f0b8ca2830fec63d7b2f46e3887eff4f86797
+// digest         a93c23372e2997b812b26fc2adeb7f6e9e7b8c3a7622ef3a3fc8f61d430e426a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         4d918257fad49db52763b97a7aa4df551c107f079748fad676a8aa70a66f6686
+// digest         3408aaeee251ccf2611b64605f99c46994266bb8f9eea8f58fabab8f9ee4cc85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         888a63b85d01ee7c1c76d81a46cd3de7ac117e64efe04f5478ebb3e155f92242
+// digest         f5c68df3e7ddfba7eb7ce570c4fcf5cbcac078ee867b6d4541d8ad2f6c2a39e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         e98581d2410e9ddf7b6734582ae29376853bf597788db6114578eadaa065b1bc
+// digest         f0f5025d3a9daad6e0a8f77ff8ae7595e8b93e62290fd98b76c88be01a062717
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

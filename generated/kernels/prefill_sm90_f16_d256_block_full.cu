@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         f5c0228f6367dc70fd34feab01b28acab32ce6a4dd3bbfe8c612e3e1b8620b15
+// digest         a6ac77d8fbcd876abe7d51ef875a411e45705913fd3949485ec15eeafc2d0cb4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         8272e088b8415538ef2777ab3f3fa18236b2274cfac48d8b88b6bd072f94d472
+// digest         995ad95ab344eb28d7d4e5813fd6f9a0993987db181828c097d1d1069fc6fe2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         d2289f45a0123198c5fdef95cab51a46432e4ffb6ab659dd8529bff2b367513e
+// digest         d7d37dc23f860f9a2201af6921a87e5a2d1ee4094a267dfed0aa0842944eaeb3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         6bc5ebf65d0f336ff5e69ad5c375bd9d0e6cf7b374f04538779cc88fb14da8c6
+// digest         b401b6b64b51caf8f55449b4b1d14bf71ef24fedf65a1554ec7bbd349fbbf06f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         cc5e1a973285d7d2ab292d99cb8d8f48a8ff6e15a2e8782eb92635011babb312
+// digest         065c17612eccd29988704339fe6ccc3c23d65829c63a395ed73346549288dac1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

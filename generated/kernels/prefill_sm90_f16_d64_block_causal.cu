@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         6ab80a6e838b45d0e218b301eb5cc595d8e6c56245fa597b96ae56edb7490146
+// digest         f3754580c63085854c53145f09fafa10c4d272c8f6c25f1c4788fd4d0a692287
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         98a619350924195b5794dbc50f6d2d771a05c16ce01c460ce54a3a03ba4e6854
+// digest         3c786dd295924fd8eb30273836f5a04dc274433c1a3de546f26dc475072b1ad3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         24435df2f84d8a7b66ce91ec83626d723af38880fe28bc61efc5b5976ba88a7d
+// digest         edfda7a5d1ce55dd4fa8161943cab1b34dce9ee24e7bb6555450e55518e901de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         c3a9ec5182a37cd84dc3f6cdc17b81f90407ddc0591a905e2e0168db77a10a8e
+// digest         5753827596d3b9da33f98a75019f5f762ac5391ed8ab510a61b9692bde688797
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         9824eae6866bc3d9c14e768b2694c95b1e1b3134a12e3fe9f12a085abc31598f
+// digest         706ac9c86a1162bb44597e9bb875a5370e983c6f94e7af2963a58addb0657f82
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         cf14784ea8106240363984e223ca2f682890afe5ff82f3f08b292000a94791f4
+// digest         5529e2b6ea552095e0ca1db655f0b7c73f739455fd391d6fda2767f2f22719d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -161,6 +161,14 @@ __device__ __forceinline__ Value recomputed(Value value) {
   return value;
 }
 
+// A thread within its warpgroup. What is made of its number is recomputed: it is needed rarely.
+struct WarpgroupThread {
+  uint32_t index;
+
+  __device__ __forceinline__ int warp() const { return recomputed(index) / 32u; }
+  __device__ __forceinline__ int lane() const { return recomputed(index) % 32u; }
+};
+
 // Hands registers back to the CTA's pool; by all warps of a warpgroup.
 template <int kRegisters>
 __device__ __forceinline__ void release_registers() {

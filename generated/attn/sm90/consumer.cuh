@@ -14,9 +14,11 @@
 
 #include "attn/sm90/mask.cuh"
 #include "attn/sm90/output.cuh"
+#include "attn/sm90/output_route.cuh"
 #include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/products.cuh"
+#include "attn/sm90/slots.cuh"
 #include "attn/sm90/softmax.cuh"
-#include "attn/sm90/wgmma.cuh"
 
 namespace attn::sm90 {
 
@@ -28,27 +30,26 @@ class Consumer {
   using Probabilities = typename Softmax::Probabilities;
 
   static constexpr bool kOptimistic = Traits::kSoftmaxForm == SoftmaxForm::kOptimistic;
-  static constexpr bool kThroughQuery = Traits::kOutputRoute == OutputRoute::kThroughQuery;
+  static constexpr int kClearBarrier = Turns<Traits::kConsumers>::kEndOfBarriers;  // + index
 
  public:
   __device__ __forceinline__ Consumer(Storage& storage, const Arguments<T>& arguments, int index)
-      : storage_(storage),
-        arguments_(arguments),
+      : arguments_(arguments),
         softmax_(arguments.params.inv_sqrt_dh),
         index_(index),
-        thread_(threadIdx.x % 128),
-        signals_(thread_ == 0),
+        thread_{threadIdx.x % 128},
+        path_(storage, arguments, index, thread_),
+        slots_(storage, arguments.params, index, thread_.index == 0),
+        turns_(index),
         opaque_zero_(static_cast<uint32_t>(arguments.section) >> 31) {}
 
   __device__ __forceinline__ void run() {
     // 1. The first tile: what each later tile finds already done.
-    if (Traits::kConsumers > 1 && index_ == 0) {
-      named_barrier_arrive(turn_barrier(0), 256);  // the first turn is consumer 0's
-    }
+    turns_.begin();
     next_item();
     if (has_work()) {
-      wait_keys();  // K of the first block has landed
-      issue_scores();
+      slots_.wait_keys();  // K of the first block has landed
+      issue_scores<Traits>(scores_, slots_.queries(), slots_.keys());
     }
     while (has_work()) {
       // 2. The first block, whose Q.K is running.
@@ -60,10 +61,7 @@ class Consumer {
     }
     // 5. Nothing of this warpgroup may be running when it leaves.
     wgmma_wait<0>();
-    send_late_half();
-    if (lane() == 0) {
-      wait_stores();
-    }
+    path_.end();
   }
 
  private:
@@ -71,13 +69,11 @@ class Consumer {
 
   __device__ __forceinline__ bool has_work() const { return end_block_ > 0; }
 
-  __device__ __forceinline__ const WorkItem& item() const {
-    return storage_.items[kThroughQuery ? queries_.slot : queries_.phase][index_];
-  }
+  __device__ __forceinline__ const WorkItem& item() const { return slots_.item(); }
 
   // Waits for the Q of the next tile, which comes with its item.
   __device__ __forceinline__ void next_item() {
-    storage_.q_full[queries_.slot][index_].wait(queries_.phase);  // Q and the item are visible
+    slots_.wait_queries();  // Q and the item are visible
     first_block_ = warp_uniform(item().first_block);
     end_block_ = warp_uniform(item().end_block);
   }
@@ -100,19 +96,18 @@ class Consumer {
 
     wgmma_wait<0>();  // S is complete
     pin_registers(scores_);
-    release_keys();
+    slots_.release_keys();
     if constexpr (Traits::Config::kMask == Mask::kCausal) {
       skip_blocks(block);
     }
     if (block == first_block_) {
-      release_query();
+      slots_.release_queries();
     }
     if (masked) {
       mask(block, ends);
     }
     softmax_.first(scores_, p_, first_row() < rows, first_row() + 8 < rows);
-    release_output_rows();
-    send_late_half();
+    path_.go_on();
 #pragma unroll
     for (int i = 0; i < kOutput; ++i) {
       output_[i] = 0.0f;
@@ -128,28 +123,28 @@ class Consumer {
   __device__ __forceinline__ void skip_blocks(int last_block) {
 #pragma unroll 1
     while (end_block_ - 1 > last_block) {
-      wait_keys();                                        // K of the block before has landed
-      storage_.v_full[values_.slot].wait(values_.phase);  // the phase handed back has begun
-      wait_turn();
-      issue_scores();
-      pass_turn();
+      slots_.wait_keys();  // K of the block before has landed
+      slots_.wait_values_unread();
+      turns_.wait();
+      issue_scores<Traits>(scores_, slots_.queries(), slots_.keys());
+      turns_.pass();
       wgmma_wait<0>();  // S is complete, so all four warps are past their waits
       pin_registers(scores_);
-      release_keys();
-      release_values();
+      slots_.release_keys();
+      slots_.release_values();
       --end_block_;
     }
   }
 
   // Zeros the rows of V behind the end of the sequence, from `row` on: they may hold NaN, and
-  // 0 * NaN would spoil the output. Every consumer does, because
-  // none waits for another; all write the same.
+  // 0 * NaN would spoil the output. Every consumer does, because none waits for another; all write
+  // the same.
   __device__ __forceinline__ void clear_values(int row) {
-    wait_values();  // nothing more lands in these rows
-    char* const first = reinterpret_cast<char*>(&storage_.v[values_.slot]) + row * 128;
+    slots_.wait_values();  // nothing more lands in these rows
+    char* const first = slots_.value_rows() + row * 128;
     const int chunks = (Traits::kCtaS - row) * 8;  // of 16 bytes
 #pragma unroll 1
-    for (int chunk = recomputed(thread_); chunk < chunks; chunk += 128) {
+    for (int chunk = recomputed(thread_.index); chunk < chunks; chunk += 128) {
 #pragma unroll
       for (int panel = 0; panel < Traits::kPanelsV; ++panel) {
         *reinterpret_cast<uint4*>(first + panel * Traits::kKeyPanelBytes + chunk * 16) =
@@ -158,7 +153,7 @@ class Consumer {
     }
     fence_async_proxy();
     // The zeros of all four warps are there, for the products of each.
-    named_barrier_sync(clear_barrier(), 128);
+    named_barrier_sync(kClearBarrier + index_, 128);
   }
 
   // From the last block to the first: masked ones on the right, unmasked ones, masked ones on the
@@ -212,15 +207,15 @@ class Consumer {
   // S = Q K_block^T and O += P V_(block + 1) together; then next_p = softmax(S).
   template <bool kMasked>
   __device__ __forceinline__ void step(int block, Probabilities& p, Probabilities& next_p) {
-    wait_keys();  // K of this block has landed
-    wait_turn();
-    issue_scores();
+    slots_.wait_keys();  // K of this block has landed
+    turns_.wait();
+    issue_scores<Traits>(scores_, slots_.queries(), slots_.keys());
     if constexpr (Traits::kRescaleFirst) {
       softmax_.rescale(output_);
     }
-    wait_values();  // V of the block before has landed
-    issue_output(p);
-    pass_turn();
+    slots_.wait_values();  // V of the block before has landed
+    issue_output<Traits>(output_, p, slots_.values());
+    turns_.pass();
 
     ColumnLimits ends;
     if constexpr (kMasked) {
@@ -228,9 +223,9 @@ class Consumer {
     }
     wgmma_wait<1>();  // S is complete, P.V still runs
     pin_registers(scores_);
-    release_keys();
+    slots_.release_keys();
     if (block == first_block_) {
-      release_query();
+      slots_.release_queries();
     }
     if constexpr (kMasked) {
       mask(block, ends);
@@ -243,7 +238,7 @@ class Consumer {
 
     wgmma_wait<0>();  // P.V is complete: P and O may be touched again
     pin_registers(output_);
-    release_values();
+    slots_.release_values();
     if constexpr (!kOptimistic) {
 #pragma unroll
       for (int i = 0; i < kScores / 2; ++i) {
@@ -262,142 +257,39 @@ class Consumer {
     // Read before the next Q.K is issued: behind it another warp may hand Q back, and the loader
     // write the next item but one in its place.
     const OutputRows rows = output_rows();
-    const int slot = queries_.slot;
-    wait_turn();
-    wait_values();  // V of the first block has landed
-    issue_output(p_);
+    const int query_slot = slots_.query_slot();
+    turns_.wait();
+    slots_.wait_values();  // V of the first block has landed
+    issue_output<Traits>(output_, p_, slots_.values());
 
     // After the last tile this product reads what lies in shared memory and nobody reads its
     // result: without a branch the pipeline stays one straight line.
-    queries_.advance();
+    slots_.next_queries();
     next_item();
     if (has_work()) {
-      wait_keys();  // K of the next tile's first block has landed
+      slots_.wait_keys();  // K of the next tile's first block has landed
     }
-    issue_scores();
-    pass_turn();
+    issue_scores<Traits>(scores_, slots_.queries(), slots_.keys());
+    turns_.pass();
 
     softmax_.finish();
     wgmma_wait<1>();  // O is complete, the next tile's Q.K runs
     pin_registers(output_);
-    release_values();
+    slots_.release_values();
     if (rows.split != kWholeRow) {
       store_partial<Traits>(arguments_.params, softmax_, output_, rows, lane());
-      drop_late_half();
+      path_.skip(query_slot);
     } else {
-      send_output(slot, rows);
+      path_.send(softmax_, output_, query_slot, rows);
       // Behind the fence for TMA, which would wait for these stores.
       store_lse<Traits>(arguments_.params, softmax_, rows, lane());
-    }
-    unreleased_slot_ = slot;
-  }
-
-  // --- slots filled by the loader --------------------------------------------------------------
-
-  __device__ __forceinline__ void wait_keys() const {
-    storage_.k_full[keys_.slot].wait(keys_.phase);
-    fence_copies();
-  }
-
-  __device__ __forceinline__ void wait_values() const {
-    storage_.v_full[values_.slot].wait(values_.phase);
-    fence_copies();
-  }
-
-  // Copies write through another proxy than wgmma reads.
-  __device__ __forceinline__ void fence_copies() const {
-    if (key_source<Traits>(arguments_.params) == KeySource::kGathered) {
-      fence_async_proxy();
-    }
-  }
-
-  // --- products --------------------------------------------------------------------------------
-
-  // S = Q K^T for the block at keys_, as one group.
-  __device__ __forceinline__ void issue_scores() {
-    const uint32_t q = row_descriptor(shared_address(&storage_.q[queries_.slot][index_]));
-    const uint32_t k = row_descriptor(shared_address(&storage_.k[keys_.slot]));
-    pin_registers(scores_);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < Traits::kHeadDim / 16; ++i) {
-      multiply_shared<T>(scores_,
-                         q + row_step(i, Traits::kQueryPanelBytes),
-                         k + row_step(i, Traits::kKeyPanelBytes),
-                         i > 0);
-    }
-    wgmma_commit();
-  }
-
-  // O += P V for the block at values_, as one group.
-  __device__ __forceinline__ void issue_output(Probabilities& p) {
-    const uint32_t v =
-        column_descriptor(shared_address(&storage_.v[values_.slot]), Traits::kKeyPanelBytes);
-    pin_registers(output_);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < Traits::kCtaS / 16; ++i) {
-      multiply_registers<T>(output_, &p[4 * i], v + column_step(i));
-    }
-    wgmma_commit();
-  }
-
-  // Ping-pong. A turn's barrier counts its owner and the consumer before it.
-  __device__ __forceinline__ static int turn_barrier(int consumer) { return 1 + consumer; }
-
-  // A consumer's own.
-  __device__ __forceinline__ int clear_barrier() const { return 1 + Traits::kConsumers + index_; }
-
-  __device__ __forceinline__ void wait_turn() {
-    if constexpr (Traits::kConsumers > 1) {
-      named_barrier_sync(turn_barrier(index_), 256);
-    }
-  }
-
-  __device__ __forceinline__ void pass_turn() {
-    if constexpr (Traits::kConsumers > 1) {
-      named_barrier_arrive(turn_barrier(index_ + 1 == Traits::kConsumers ? 0 : index_ + 1), 256);
-    }
-  }
-
-  // --- slots handed back to the loader -------------------------------------------------------
-
-  // A product that has ended has ended for all four warps: one thread signals for the warpgroup.
-  __device__ __forceinline__ void release_keys() {
-    if (signals_) {
-      storage_.k_empty[keys_.slot].arrive();
-    }
-    keys_.advance();
-  }
-
-  __device__ __forceinline__ void release_values() {
-    if (signals_) {
-      storage_.v_empty[values_.slot].arrive();
-    }
-    values_.advance();
-  }
-
-  // After the last Q.K of a tile, unless the output still needs the rows of Q.
-  __device__ __forceinline__ void release_query() {
-    if (!kThroughQuery && signals_) {
-      storage_.q_empty[queries_.slot][index_].arrive();
-    }
-  }
-
-  // The rows of Q through which this warp sent the output of the tile before, once TMA has read
-  // them.
-  __device__ __forceinline__ void release_output_rows() {
-    if (kThroughQuery && unreleased_slot_ >= 0 && lane() == 0) {
-      wait_stores_read();
-      storage_.q_empty[unreleased_slot_][index_].arrive();
     }
   }
 
   // --- rows ------------------------------------------------------------------------------------
 
-  // Within the warpgroup.
-  __device__ __forceinline__ int warp() const { return recomputed(thread_) / 32u; }
-  __device__ __forceinline__ int lane() const { return recomputed(thread_) % 32u; }
+  __device__ __forceinline__ int warp() const { return thread_.warp(); }
+  __device__ __forceinline__ int lane() const { return thread_.lane(); }
 
   // First of this thread's two rows within the warpgroup; the other is 8 further.
   __device__ __forceinline__ int first_row() const {
@@ -431,100 +323,28 @@ class Consumer {
             warp_uniform(item().split)};
   }
 
-  // --- the output ------------------------------------------------------------------------------
-
-  __device__ __forceinline__ void send_output(int slot, OutputRows rows) {
-    const float first = softmax_.inverse(0);
-    const float second = softmax_.inverse(1);
-    if constexpr (kThroughQuery) {
-      // Through this warp's own 16 rows of the finished Q: nobody else reads or writes them.
-      char* const own =
-          reinterpret_cast<char*>(&storage_.q[slot][index_]) + warp() * Traits::kWarpRows * 128;
-      const StagedPanels panels{own, Traits::kQueryPanelBytes};
-      uint32_t packed[kOutput / 2];
-      pack_columns<T, 0>(packed, output_, first, second);
-      stage_columns(panels, packed, lane());
-      send_panels<Traits, Traits::kPanelsV>(arguments_, panels, 0, rows, lane());
-    } else {
-      // The first panels through the warp's staging now, the others when that is free again.
-      uint32_t packed[kOutput / 2 - kLateHalf];
-      pack_columns<T, 0>(packed, output_, first, second);
-      wait_staging();
-      stage_columns(staging(), packed, lane());
-      send_panels<Traits, Traits::kEarlyPanels>(arguments_, staging(), 0, rows, lane());
-      pack_columns<T, kOutput - 2 * kLateHalf>(late_half_, output_, first, second);
-      late_rows_ = rows;
-    }
-  }
-
-  // The second half of the last tile's output, which waits in registers until the softmax of the
-  // next tile's first block is done: by then TMA has read the first half.
-  __device__ __forceinline__ void send_late_half() {
-    if constexpr (!kThroughQuery) {
-      if (late_rows_.count > 0) {
-        wait_staging();
-        stage_columns(staging(), late_half_, lane());
-        send_panels<Traits, Traits::kLatePanels>(arguments_,
-                                                 staging(),
-                                                 Traits::kEarlyPanels * Traits::kPanelColumns,
-                                                 late_rows_,
-                                                 lane());
-      }
-    }
-  }
-
-  // Nothing waits. The registers are set all the same: otherwise they would count as used through
-  // the next tile.
-  __device__ __forceinline__ void drop_late_half() {
-#pragma unroll
-    for (int i = 0; i < kLateHalf; ++i) {
-      late_half_[i] = 0;
-    }
-    late_rows_.count = 0;
-  }
-
-  __device__ __forceinline__ StagedPanels staging() const {
-    auto& rows = storage_.staging[index_ * 4 + warp()];
-    return {reinterpret_cast<char*>(&rows), static_cast<int>(sizeof(rows.panel[0]))};
-  }
-
-  __device__ __forceinline__ void wait_staging() {
-    if (lane() == 0) {
-      wait_stores_read();
-    }
-    __syncwarp();  // TMA has read what the staging held
-  }
-
   // --- state -----------------------------------------------------------------------------------
 
   static constexpr int kScores = Traits::kCtaS / 2;
   static constexpr int kOutput = Traits::kOutputColumns / 2;
-  static constexpr int kLateHalf =
-      kThroughQuery ? 1 : Traits::kLatePanels * Traits::kPanelColumns / 4;
 
-  Storage& storage_;
   const Arguments<T>& arguments_;
 
   float scores_[kScores];
   float output_[kOutput];
   Probabilities p_;
   Probabilities other_p_;  // kOptimistic only
-  uint32_t late_half_[kLateHalf];
   Softmax softmax_;
-
-  RingPosition<Traits::kQuerySlots> queries_;
-  RingPosition<Traits::kStages> keys_;
-  RingPosition<Traits::kStages> values_;
 
   int first_block_;
   int end_block_;
   TileRange unmasked_;
-  OutputRows late_rows_{0, 0, 0, kWholeRow};
-  int unreleased_slot_ = -1;
 
-  const int index_;        // of the warpgroup among the consumers
-  const uint32_t thread_;  // within the warpgroup
-  const bool signals_;
+  const int index_;  // of the warpgroup among the consumers
+  const WarpgroupThread thread_;
+  OutputPath<Traits> path_;
+  FilledSlots<Traits> slots_;
+  Turns<Traits::kConsumers> turns_;
   const uint32_t opaque_zero_;  // 0, but the compiler cannot know
 };
 

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared memory as a consumer sees it: slots that the loader fills, and that are handed back.
+#pragma once
+
+#include "attn/sm90/prefill_traits.cuh"
+
+namespace attn::sm90 {
+
+// One consumer's place in the rings of Q, K and V.
+template <class Traits>
+class FilledSlots {
+  using T = typename Traits::T;
+  using Storage = SharedStorage<Traits>;
+
+  static constexpr bool kThroughQuery = Traits::kOutputRoute == OutputRoute::kThroughQuery;
+
+ public:
+  // `signals` in one thread of the warpgroup. A product that has ended has ended for all four
+  // warps, so one thread hands a slot back for all of them.
+  __device__ __forceinline__
+  FilledSlots(Storage& storage, const AttentionParams<T>& params, int consumer, bool signals)
+      : storage_(storage), params_(params), consumer_(consumer), signals_(signals) {}
+
+  // --- what lies there -------------------------------------------------------------------------
+
+  __device__ __forceinline__ const WorkItem& item() const {
+    return storage_.items[kThroughQuery ? queries_.slot : queries_.phase][consumer_];
+  }
+
+  __device__ __forceinline__ int query_slot() const { return queries_.slot; }
+
+  // Recomputed: an address kept through a tile would stay in an ordinary register, and each
+  // descriptor made of it would have to be moved to a uniform one.
+  __device__ __forceinline__ uint32_t queries() const {
+    return recomputed(shared_address(&storage_.q[queries_.slot][consumer_]));
+  }
+  __device__ __forceinline__ uint32_t keys() const {
+    return shared_address(&storage_.k[keys_.slot]);
+  }
+  __device__ __forceinline__ uint32_t values() const {
+    return shared_address(&storage_.v[values_.slot]);
+  }
+  __device__ __forceinline__ char* value_rows() const {
+    return reinterpret_cast<char*>(&storage_.v[values_.slot]);
+  }
+
+  // --- filled by the loader --------------------------------------------------------------------
+
+  // Q of a tile and its item.
+  __device__ __forceinline__ void wait_queries() const {
+    storage_.q_full[queries_.slot][consumer_].wait(queries_.phase);
+  }
+
+  __device__ __forceinline__ void wait_keys() const {
+    storage_.k_full[keys_.slot].wait(keys_.phase);
+    fence_copies();
+  }
+
+  __device__ __forceinline__ void wait_values() const {
+    wait_values_unread();
+    fence_copies();
+  }
+
+  // For values that nobody reads: the phase that is handed back must have begun.
+  __device__ __forceinline__ void wait_values_unread() const {
+    storage_.v_full[values_.slot].wait(values_.phase);
+  }
+
+  // --- handed back -----------------------------------------------------------------------------
+
+  __device__ __forceinline__ void release_keys() {
+    if (signals_) {
+      storage_.k_empty[keys_.slot].arrive();
+    }
+    keys_.advance();
+  }
+
+  __device__ __forceinline__ void release_values() {
+    if (signals_) {
+      storage_.v_empty[values_.slot].arrive();
+    }
+    values_.advance();
+  }
+
+  // After the last Q.K of a tile, unless the output still needs the rows of Q: then they are handed
+  // back warp by warp when TMA has read them.
+  __device__ __forceinline__ void release_queries() {
+    if (!kThroughQuery && signals_) {
+      storage_.q_empty[queries_.slot][consumer_].arrive();
+    }
+  }
+
+  __device__ __forceinline__ void next_queries() { queries_.advance(); }
+
+ private:
+  // Copies write through another proxy than wgmma reads.
+  __device__ __forceinline__ void fence_copies() const {
+    if (key_source<Traits>(params_) == KeySource::kGathered) {
+      fence_async_proxy();
+    }
+  }
+
+  Storage& storage_;
+  const AttentionParams<T>& params_;
+  const int consumer_;
+  const bool signals_;
+
+  RingPosition<Traits::kQuerySlots> queries_;
+  RingPosition<Traits::kStages> keys_;
+  RingPosition<Traits::kStages> values_;
+};
+
+}  // namespace attn::sm90
