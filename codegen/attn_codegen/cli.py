@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from attn_codegen import __version__, renderer, report, space, templates, writer
+from attn_codegen.cli_bench import bench
 from attn_codegen.config import AttentionConfig
 from attn_codegen.errors import CodegenError, ConfigError, SelectionError
 from attn_codegen.namespace import DEFAULT_NAMESPACE
@@ -270,3 +271,6 @@ def build(
     for failure in failures:
         click.echo(f"attn-codegen: error: {failure}", err=True)
     ctx.exit(FAILED if failures else DONE)
+
+
+main.add_command(bench)

@@ -20,7 +20,7 @@ CLANG_FORMAT_MAJOR = 23
 CPP_SUFFIXES = (".h", ".cuh", ".cu", ".cpp")
 CUDA = sorted(
     path
-    for folder in ("templates", "examples")
+    for folder in ("templates", "examples", "runtime")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in CPP_SUFFIXES
 )

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures as a picture: one panel per row of the table, one line per contender."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from attn_runtime.bench.errors import BenchError
+from attn_runtime.bench.report import OURS, Results, unique
+
+INSTALL: Final = "pip install 'attn-codegen[bench]'"
+_COLOURS: Final = {OURS: "#0b6e4f", "cudnn": "#c05a1c", "flash": "#3a66b0", "fa3": "#7b4aa0"}
+_PANELS_PER_LINE: Final = 3
+
+
+def require_matplotlib() -> None:
+    """Raise BenchError before anything is timed for a picture that cannot be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise BenchError(f"--plot needs matplotlib ({error}): {INSTALL}") from error
+
+
+def plot(results: Results, path: Path) -> None:
+    """Write the picture; its format is that of the path's suffix. Raises BenchError."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    rows = unique(cell.row for cell in results.cells)
+    across = min(_PANELS_PER_LINE, len(rows))
+    down = -(-len(rows) // across)
+    figure = Figure(figsize=(4.2 * across, 3.1 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False, sharey=True).flat
+    for panel, row in zip(panels, rows, strict=False):
+        _draw_row(panel, results, row)
+    for panel in list(panels)[len(rows) :]:
+        panel.set_axis_off()
+    device = results.facts.get("device", "")
+    figure.suptitle(f"{results.title}\n{device}, {results.facts.get('date', '')}", fontsize=9)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:  # a suffix that matplotlib does not know
+        raise BenchError(f"cannot draw {path}: {error}") from error
+
+
+def _draw_row(panel: Any, results: Results, row: str) -> None:
+    cells = [cell for cell in results.cells if cell.row == row]
+    for name in (OURS, *results.peers):
+        known = [(cell.column, cell.tflops[name]) for cell in cells if name in cell.tflops]
+        if known:
+            columns, figures = zip(*known, strict=True)
+            width = 2.2 if name == OURS else 1.4
+            panel.plot(
+                columns, figures, "o-", label=name, color=_COLOURS.get(name), lw=width, ms=3.5
+            )
+    panel.set_title(f"head_dim {row}" if row[:1].isdigit() and "x" not in row else row, fontsize=9)
+    panel.set_ylabel("TFLOP/s", fontsize=8)
+    panel.set_xlabel("sequence length", fontsize=8)
+    panel.set_ylim(bottom=0)
+    panel.tick_params(labelsize=8)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=7, loc="lower right")

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bench prefill`: TFLOP/s of every shape, beside the peers, in one process."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
+from attn_runtime import driver
+from attn_runtime.bench import machine, oracle, peers, report
+from attn_runtime.bench.device import Bench
+from attn_runtime.bench.errors import Unavailable
+from attn_runtime.bench.ours import OurCall, Setup
+from attn_runtime.bench.peers import Contender
+from attn_runtime.bench.report import OURS, Cell, Results
+from attn_runtime.bench.shapes import Shape
+from attn_runtime.bench.timing import Call, Schedule, measure
+from attn_runtime.build import build
+from attn_runtime.driver import Device
+from attn_runtime.files import replace_text
+from attn_runtime.kernel import on_device
+from attn_runtime.settings import refuse_unsupported
+
+Echo = Callable[[str], None]
+_WORK_MS: Final = 500.0
+_MOST_QUEUED: Final = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to time, and how."""
+
+    shapes: tuple[Shape, ...]
+    setup: Setup
+    peers: tuple[str, ...]
+    schedule: Schedule
+    title: str
+
+
+def title_of(setup: Setup, schedule: Schedule, what: str) -> str:
+    """One line that says what the figures are."""
+    cache = f"{setup.cache} cache"
+    if setup.cache.value != "linear":
+        cache += f" of {setup.block_len} tokens a block"
+    family = f"{setup.arch} kernels, " if setup.arch else ""
+    state = "cool card" if schedule.pause_s else "warm card"
+    return (
+        f"prefill, {setup.dtype}, {cache}, {family}{what}; "
+        f"medians of {schedule.rounds} shuffled rounds, {state}"
+    )
+
+
+def run(request: Request, echo: Echo) -> Results:
+    """Time every shape; `echo` gets each line of the report as it becomes known.
+
+    Raises DriverError without a GPU, BenchError when an output is wrong, and what compiling and
+    loading raise.
+    """
+    context = driver.context_of_device(driver.current_device())
+    with context:
+        _compile_ahead(request, context.device)
+        bench = Bench(context)
+        facts = machine.facts_of(context.device)
+        clocks = {"before": machine.clocks(context.device.ordinal)}
+        for line in (*report.header(request.title, facts), f"clocks before: {clocks['before']}"):
+            echo(line)
+        echo("")
+        cells = _cells(request, bench, clocks, echo)
+        found = Results(request.title, request.peers, facts, clocks, tuple(cells))
+        echo("")
+        echo(f"clocks at work: {clocks['at work']}")
+        for line in report.closing(cells, request.peers):
+            echo(line)
+    return found
+
+
+def _compile_ahead(request: Request, device: Device) -> None:
+    """All kernels side by side; a unit that fails is reported when it is loaded."""
+    configs = []
+    for shape in request.shapes:
+        config = AttentionConfig.of(
+            mode=Mode.PREFILL,
+            arch=request.setup.arch or Arch.SM80,
+            dtype=request.setup.dtype,
+            head_dim=shape.heads.head_dim,
+            cache=request.setup.cache,
+            mask=shape.mask,
+        )
+        refuse_unsupported(config)
+        chosen = config if request.setup.arch else on_device(config, device)
+        configs += [chosen, reduction_of(chosen)]
+    build(configs)
+
+
+def _cells(request: Request, bench: Bench, clocks: dict[str, str], echo: Echo) -> list[Cell]:
+    """Every cell; a row of the table is shown when it is complete."""
+    rows = report.unique(shape.row for shape in request.shapes)
+    columns = report.unique(shape.column for shape in request.shapes)
+    cells: list[Cell] = []
+    for row in rows:
+        own = [shape for shape in request.shapes if shape.row == row]
+        timed = [_time_shape(request, bench, shape, clocks) for shape in own]
+        lines = report.lines_of(timed, request.peers, columns)
+        table = report.text_table(columns, lines, max(map(len, rows)))
+        has_heading = row == rows[0] and any(columns)
+        for line in table[0 if has_heading else 1 :]:
+            echo(line)
+        cells += timed
+    return cells
+
+
+def _time_shape(request: Request, bench: Bench, shape: Shape, clocks: dict[str, str]) -> Cell:
+    """Check ours, then time it beside every peer that runs the shape."""
+    ours = OurCall(bench, shape, request.setup)
+    oracle.spot_check(ours)
+    contenders = {OURS: Contender(ours, shape.flops)}
+    missing: dict[str, str] = {}
+    for name in request.peers:
+        try:
+            contenders[name] = peers.build(name, bench, shape, request.setup)
+        except Unavailable as error:
+            missing[name] = str(error)
+    calls = {name: contender.call for name, contender in contenders.items()}
+    times = measure(calls, bench, request.schedule, random.Random(shape.token_num))
+    if shape is request.shapes[-1]:
+        clocks["at work"] = _clocks_at_work(ours, times[OURS], bench)
+    rates = {name: contenders[name].flops / ms / 1e9 for name, ms in times.items()}
+    del contenders, calls
+    _free_torch_memory()
+    return Cell(shape.row, shape.column, rates, times, missing)
+
+
+def _clocks_at_work(call: Call, milliseconds: float, bench: Bench) -> str:
+    """Asks nvidia-smi, which takes a while, behind a full queue."""
+    for _ in range(max(1, min(_MOST_QUEUED, int(_WORK_MS / milliseconds)))):
+        call()
+    state = machine.clocks(bench.context.device.ordinal)
+    bench.synchronize()
+    return state
+
+
+def _free_torch_memory() -> None:
+    """Arrays of the next shape may be PyCUDA's, which do not come from torch's pool."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+
+def save(results: Results, path: Path) -> None:
+    """Write the results as JSON, for `bench show`. Raises OSError."""
+    replace_text(path, json.dumps(results.to_json(), indent=2) + "\n")

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures as tables, as markdown and as JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from attn_runtime.bench.errors import BenchError
+from attn_runtime.bench.shapes import geometric_mean
+
+OURS = "ours"
+SCHEMA = "attn-codegen bench prefill 1"
+_WHAT_WIDTH = len("x flashinfer")
+_FIGURE_WIDTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One shape: TFLOP/s and milliseconds of each contender, and why others are missing."""
+
+    row: str
+    column: str
+    tflops: dict[str, float]
+    milliseconds: dict[str, float]
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def ratio(self, peer: str) -> float | None:
+        """How much faster ours does the work; None where the peer did not run."""
+        if peer not in self.tflops or OURS not in self.tflops:
+            return None
+        return self.tflops[OURS] / self.tflops[peer]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A run: what was asked, on what, and every cell."""
+
+    title: str
+    peers: tuple[str, ...]
+    facts: dict[str, str]
+    clocks: dict[str, str]
+    cells: tuple[Cell, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as data."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Results:
+        """Raises BenchError for data of another kind."""
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise BenchError(f"the file holds no results of this version: expected {SCHEMA!r}")
+        return cls(
+            title=data["title"],
+            peers=tuple(data["peers"]),
+            facts=data["facts"],
+            clocks=data["clocks"],
+            cells=tuple(Cell(**cell) for cell in data["cells"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a table: a label for the row, one for what is shown, and a figure per column."""
+
+    row: str
+    what: str
+    figures: tuple[str, ...]
+
+
+def unique(items: Iterable[str]) -> list[str]:
+    """Each item once, in the order of their first appearance."""
+    return list(dict.fromkeys(items))
+
+
+def lines_of(cells: Sequence[Cell], peers: Sequence[str], columns: Sequence[str]) -> list[Line]:
+    """Ours in TFLOP/s, then how many times each peer that is."""
+    lines = []
+    for row in unique(cell.row for cell in cells):
+        known = {cell.column: cell for cell in cells if cell.row == row}
+        own = [known.get(column) for column in columns]
+        rates = tuple("-" if cell is None else f"{cell.tflops[OURS]:.0f}" for cell in own)
+        lines.append(Line(row, "TFLOP/s", rates))
+        for peer in peers:
+            lines.append(Line("", f"x {peer}", tuple(_times(cell, peer) for cell in own)))
+    return lines
+
+
+def _times(cell: Cell | None, peer: str) -> str:
+    ratio = None if cell is None else cell.ratio(peer)
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
+def text_table(columns: Sequence[str], lines: Sequence[Line], row_width: int = 0) -> list[str]:
+    """Figures to the right, labels to the left, under a heading. Tables with the same columns and
+    row_width stand under one another."""
+    first = max([row_width, *(len(line.row) for line in lines)])
+    second = max([_WHAT_WIDTH, *(len(line.what) for line in lines)])
+    widths = [
+        max([_FIGURE_WIDTH, len(column), *(len(line.figures[i]) for line in lines)])
+        for i, column in enumerate(columns)
+    ]
+
+    def text(row: str, what: str, figures: Sequence[str]) -> str:
+        cells = [word.rjust(width) for word, width in zip(figures, widths, strict=True)]
+        return "  ".join([row.ljust(first), what.ljust(second), *cells]).rstrip()
+
+    body = [text(line.row, line.what, line.figures) for line in lines]
+    return [text("", "", columns), *body]
+
+
+def markdown_table(columns: Sequence[str], lines: Sequence[Line]) -> list[str]:
+    """The same for a README."""
+    head = ["", "", *columns]
+    rows = [[line.row, line.what, *line.figures] for line in lines]
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def summary(cells: Sequence[Cell], peer: str) -> str:
+    """The geometric mean of the ratios to a peer, and the lowest."""
+    ratios = [(ratio, cell) for cell in cells if (ratio := cell.ratio(peer)) is not None]
+    if not ratios:
+        return f"x {peer}: ran none of the shapes"
+    lowest, cell = min(ratios, key=lambda pair: pair[0])
+    mean = geometric_mean([ratio for ratio, _ in ratios])
+    where = ", ".join(filter(None, (cell.row, cell.column)))
+    count = f"{len(ratios)} cell{'' if len(ratios) == 1 else 's'}"
+    return f"x {peer}: geometric mean {mean:.3f} of {count}, lowest {lowest:.2f} ({where})"
+
+
+def missing_lines(cells: Sequence[Cell]) -> list[str]:
+    """Why peers are missing, each reason once."""
+    return unique(f"{peer}: {why}" for cell in cells for peer, why in cell.missing.items())
+
+
+def header(title: str, facts: dict[str, str]) -> list[str]:
+    """What is measured, and on what."""
+    versions = [f"{name} {facts[name]}" for name in facts if name not in ("device", "date")]
+    return [f"{facts['device']}, {facts['date']}", ", ".join(versions), title]
+
+
+def results_text(results: Results, *, markdown: bool = False) -> str:
+    """A whole report."""
+    table = markdown_table if markdown else text_table
+    columns = unique(cell.column for cell in results.cells)
+    return "\n".join(
+        [
+            *header(results.title, results.facts),
+            *(f"clocks {when}: {state}" for when, state in results.clocks.items()),
+            "",
+            *table(columns, lines_of(results.cells, results.peers, columns)),
+            "",
+            *closing(results.cells, results.peers),
+        ]
+    )
+
+
+def closing(cells: Sequence[Cell], peers: Sequence[str]) -> list[str]:
+    """The lines below a table."""
+    return [*(summary(cells, peer) for peer in peers), *missing_lines(cells)]

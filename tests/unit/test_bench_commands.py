@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attn-codegen bench` from the command line to the report, with a clock in place of a GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attn_codegen.config import Arch, Cache, Dtype
+from attn_runtime import driver
+from attn_runtime.bench import compile as compiling
+from attn_runtime.bench import machine, oracle, peers, prefill
+from attn_runtime.bench.errors import BenchError, Unavailable
+from attn_runtime.bench.shapes import Shape
+from attn_runtime.errors import DriverError
+from commands import run
+
+COMMANDS = ("prefill", "compile", "overhead", "show")
+
+
+class Clock:
+    """A device whose calls take one second per 1e15 operations, and twice that for a peer."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    def milliseconds(self, call: Any, repeats: int, host_s: float) -> float:
+        return float(call.ms)
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Timed:
+    """A call that knows how long it takes."""
+
+    asked: list[tuple[Shape, Any]] = []  # noqa: RUF012  # of all instances
+
+    def __init__(self, _: Any, shape: Shape, setup: Any, slower: float = 1.0) -> None:
+        self.ms = slower * shape.flops / 1e12
+        if slower == 1.0:
+            self.asked.append((shape, setup))
+
+    def __call__(self) -> None:
+        pass
+
+
+class Context:
+    class device:
+        ordinal, name, capability, target = 0, "A GPU", (8, 0), "sm_80"
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def peer_of(name: str, bench: Any, shape: Shape, setup: Any) -> peers.Contender:
+    if name == "flash":
+        raise Unavailable("takes sequences of one length")
+    return peers.Contender(Timed(bench, shape, setup, 2.0), shape.flops)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Shape, Any]]:
+    """Replaces the GPU; the shapes that are asked for."""
+    monkeypatch.setattr(driver, "current_device", lambda: 0)
+    monkeypatch.setattr(driver, "context_of_device", lambda _: Context())
+    monkeypatch.setattr(prefill, "Bench", Clock)
+    monkeypatch.setattr(prefill, "OurCall", Timed)
+    monkeypatch.setattr(prefill, "build", lambda configs: [])
+    monkeypatch.setattr(oracle, "spot_check", lambda call: 4)
+    monkeypatch.setattr(peers, "build", peer_of)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(machine, "clocks", lambda _: "SM 1980 MHz")
+    monkeypatch.setattr(machine, "facts_of", lambda _: {"device": "A GPU", "date": "2026-01-31"})
+    monkeypatch.setattr(Timed, "asked", [])
+    return Timed.asked
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise DriverError("no NVIDIA GPU can be used: install the driver")
+
+    monkeypatch.setattr(driver, "current_device", refuse)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example_in_its_help(command: str) -> None:
+    done = run("bench", command, "--help")
+    assert done.code == 0
+    assert f"attn-codegen bench {command}" in done.out.split("Example")[1]
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("command", ["prefill", "overhead"])
+def test_without_a_gpu_one_sentence_says_so(command: str) -> None:
+    done = run("bench", command)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == ("attn-codegen: error: no NVIDIA GPU can be used: install the driver\n")
+
+
+def test_the_paper_s_grid_is_one_option(clock: list[tuple[Shape, Any]]) -> None:
+    done = run("bench", "prefill", "--grid", "fa3", "--peers", "cudnn")
+    assert done.code == 0, done.err
+    assert len(clock) == 36
+    lines = done.out.splitlines()
+    assert lines[0] == "A GPU, 2026-01-31"
+    assert "clocks at work: SM 1980 MHz" in lines
+    assert "x cudnn: geometric mean 2.000 of 36 cells, lowest 2.00 (64 full, 512)" in lines
+    (heading,) = (line for line in lines if line.split() == ["512", "1k", "2k", "4k", "8k", "16k"])
+    for row in ("64 full", "64 causal", "128 full", "128 causal", "256 full", "256 causal"):
+        (line,) = (line for line in lines if line.startswith(f"{row} "))
+        assert line.split()[2:] == ["TFLOP/s", *["1000"] * 6]
+        assert len(line) == len(heading)
+
+
+def test_a_model_a_cache_and_a_family_reach_every_call(clock: list[tuple[Shape, Any]]) -> None:
+    done = run(
+        *("bench", "prefill", "--model", "llama3-8b", "--cache", "paged", "--block-len", "16"),
+        *("--arch", "sm80", "--dtype", "f16", "--mask", "causal", "--lengths", "1k,3000"),
+        *("--batch", "2", "--peers", "none"),
+    )
+    assert done.code == 0, done.err
+    assert [shape.k_lens for shape, _ in clock] == [(1024, 1024), (3000, 3000)]
+    for shape, setup in clock:
+        assert (shape.heads.num_heads, shape.heads.num_kv_heads) == (32, 8)
+        assert (setup.dtype, setup.cache, setup.block_len) == (Dtype.F16, Cache.PAGED, 16)
+        assert setup.arch is Arch.SM80
+
+
+def test_a_peer_that_does_not_run_a_shape_is_a_dash_with_a_reason(
+    clock: list[tuple[Shape, Any]],
+) -> None:
+    done = run("bench", "prefill", "--varlen", "--peers", "flash", "--lengths", "512")
+    assert clock[0][0].token_num == 16_384
+    lines = done.out.splitlines()
+    assert any(line.split() == ["x", "flash", "-"] for line in lines)
+    assert lines[-2:] == [
+        "x flash: ran none of the shapes",
+        "flash: takes sequences of one length",
+    ]
+
+
+def test_shapes_of_one_s_own_come_from_words_and_files(
+    clock: list[tuple[Shape, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "shapes.txt"
+    file.write_text("1x8x8x100x200x64\n")
+    args = ("--shapes", str(file), "--shapes", "2x4x4x7x7x128", "--mask", "full")
+    done = run("bench", "prefill", *args, "--peers", "cudnn")
+    assert done.code == 0, done.err
+    assert [shape.row for shape, _ in clock] == ["1x8x8x100x200x64 full", "2x4x4x7x7x128 full"]
+    assert "1x8x8x100x200x64 full  TFLOP/s" in done.out
+
+
+@pytest.mark.usefixtures("clock")
+def test_saved_results_are_shown_again(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    args = ("--chunk", "512:32k", "--heads", "32", "--kv-heads", "8", "--peers", "cudnn")
+    first = run("bench", "prefill", *args, "--save", str(file))
+    assert first.code == 0, first.err
+    again = run("bench", "show", str(file))
+    assert sorted(again.out.splitlines()) == sorted(first.out.splitlines())
+    as_json = run("bench", "prefill", *args, "--json")
+    assert json.loads(as_json.out)["cells"] == json.loads(file.read_text())["cells"]
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--model", "llama9"), "model 'llama9' is unknown: use one of gemma2-9b"),
+        (("--model", "llama3-8b", "--heads", "4"), "--model fixes the heads"),
+        (("--peers", "fa4"), "peer 'fa4' is unknown: use some of cudnn, flash"),
+        (("--lengths", "x"), "length 'x' is no length"),
+        (("--shapes", "1x2"), "shape '1x2' is no shape"),
+        (("--head-dim", "100"), "head_dim 100"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(args: tuple[str, ...], said: str) -> None:
+    done = run("bench", "prefill", *args)
+    assert done.code != 0
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_peer_that_is_not_installed_is_named_only_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert peers.choose(None) == []
+    assert peers.choose("none") == []
+    with pytest.raises(BenchError, match="peer fa3 needs flash_attn_interface"):
+        peers.choose("fa3")
+
+
+def test_a_picture_without_matplotlib_is_refused_before_anything_runs(
+    clock: list[tuple[Shape, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run("bench", "prefill", "--plot", "speed.png")
+    assert done.code == 1
+    assert "--plot needs matplotlib" in done.err
+    assert "pip install 'attn-codegen[bench]'" in done.err
+    assert not clock
+
+
+def test_a_picture_of_the_results_is_drawn(tmp_path: Path, clock: list[tuple[Shape, Any]]) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: not installed")
+    picture = tmp_path / "speed.png"
+    done = run("bench", "prefill", "--grid", "fa3", "--peers", "cudnn", "--plot", str(picture))
+    assert done.code == 0, done.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_memory_of_a_process_is_that_of_its_largest_part(tmp_path: Path) -> None:
+    child = "x = bytearray(80_000_000); print(len(x))"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    done = compiling.run_and_weigh((sys.executable, "-c", code), tmp_path)
+    assert done.code == 0
+    assert done.output.strip() == "80000000"
+    assert 80_000_000 < done.peak_bytes < 300_000_000
+
+
+def test_the_costs_of_compiling_are_a_line_per_unit_and_a_sum() -> None:
+    costs = [
+        compiling.Cost("one", "sm_90", 1.5, 200_000_000, 80_000, 168, 0),
+        compiling.Cost("another", "sm_90", 2.5, 100_000_000, 40_000, 255, 8),
+    ]
+    _, _, first, second, total = compiling.text(costs)
+    assert first.split() == ["one", "1.50", "200", "80.0", "168", "0"]
+    assert second.split() == ["another", "2.50", "100", "40.0", "255", "8"]
+    assert total == (
+        "2 units, one core each: 4.0 s in total, median 2.00 s, slowest 2.50 s, "
+        "largest 200 MB, 1 with spills"
+    )
