@@ -55,7 +55,7 @@ class Struct:
     is_template: bool = False
 
 
-ENUMS = ("CacheType", "KvType")
+ENUMS = ("CacheType", "KvType", "KeySharding", "CpForm", "Merge")
 
 # One member a line: a table to be read.
 # fmt: off
@@ -63,7 +63,8 @@ ENUMS = ("CacheType", "KvType")
 
 LINEAR = Struct(
     "LinearIteratorParams",
-    "K and V of all sequences, rows back to back: token t of sequence b is row cu_k_len[b] + t.",
+    "K and V of all sequences, rows back to back: the t-th key that is here of sequence b is row\n"
+    "cu_rows[b] + t.",
     (
         Field("const void*", "k", "T [token_count, num_kv_heads, head_dim] through the strides below", "nullptr"),
         Field("const void*", "v", "T [token_count, num_kv_heads, head_dim_v]", "nullptr"),
@@ -72,6 +73,7 @@ LINEAR = Struct(
         Field("int64_t", "v_token_stride", "elements"),
         Field("int64_t", "v_head_stride", "elements"),
         Field("int64_t", "token_count", "rows that exist in K and in V"),
+        Field("const int*", "cu_rows", "[batch_size] first row of each sequence; null: cu_k_len", "nullptr"),
     ),
 )
 
@@ -115,7 +117,7 @@ PARAMS = Struct(
         Field("int64_t", "stride", "elements between two tokens of q"),
         Field("float*", "lse", "[num_heads, token_num] natural log, or null; -inf where nothing is attended", "nullptr"),
         Field("const int*", "cu_q_len", "[batch_size + 1] on the device; a sequence may be empty", "nullptr"),
-        Field("const int*", "cu_k_len", "[batch_size + 1] on the device", "nullptr"),
+        Field("const int*", "cu_k_len", "[batch_size + 1] on the device; lengths of whole sequences on every rank", "nullptr"),
         Field("const bool*", "finished", "[batch_size] or null; rows of a finished sequence are left alone", "nullptr"),
         Field("LinearIteratorParams", "linear_iter_params", "read by CacheType::kLinear", ""),
         Field("BlockIteratorParams", "block_iter_params", "read by CacheType::kBlock", ""),
@@ -140,10 +142,16 @@ PARAMS = Struct(
         Field("float*", "partial_ML", "[splits, token_num, num_heads, 2] (max in log2 units, sum); workspace", "nullptr"),
         Field("int*", "counters", "zeroed once by the owner, reset themselves; null where no kernel needs them", "nullptr"),
         Field("int", "cp_rank", "context parallel: this rank"),
-        Field("int", "cp_size", "context parallel: ranks; only 1 today", "1"),
-        Field("CpCallback", "cp_fn", "called between the kernel and the reduction", "nullptr"),
+        Field("int", "cp_size", "context parallel: ranks that the keys of each sequence are spread over", "1"),
+        Field("KeySharding", "cp_sharding", "which keys each of them has", "KeySharding::kInterleaved"),
+        Field("int", "cp_chunk", "kInterleaved: consecutive keys that go to one rank", "1"),
+        Field("CpForm", "cp_form", "what a rank has at the end", "CpForm::kScaled"),
+        Field("float*", "cp_O", "[token_num, num_heads, size_per_head_v] this rank's part: unnormalised output; workspace", "nullptr"),
+        Field("float*", "cp_ML", "[token_num, num_heads, 2] this rank's part: (max in log2 units, sum); workspace", "nullptr"),
+        Field("int64_t", "cp_stride", "floats from a rank's part to that of the next rank; even"),
+        Field("CpCallback", "cp_fn", "called between the kernel and the reduction: gathers the parts of the ranks", "nullptr"),
         Field("void*", "cp_fn_ctx", "argument of cp_fn", "nullptr"),
-        Field("int", "offset_q", "context parallel: rows of q before this rank's"),
+        Field("const int*", "offset_q", "[batch_size] position of each sequence's first query; null: queries are the last", "nullptr"),
         Field("CUstream_st*", "stream", "a cudaStream_t", "nullptr"),
     ),
     is_template=True,
@@ -159,6 +167,7 @@ TILE_PLAN = Struct(
         Field("int", "split_tiles", "0: equal splits; n: split s holds the key tiles [s * n, (s + 1) * n)"),
         Field("int", "cta_q", "query rows of a tile"),
         Field("int", "cta_s", "keys of a tile"),
+        Field("Merge", "merge", "what the reduction merges", "Merge::kSplits"),
     ),
 )
 

@@ -87,8 +87,7 @@ _C_STRUCTS: Final = {
     params.PARAMS.name: "attn_params_t",
 }
 _C_TYPES: Final = _C_STRUCTS | {
-    "CacheType": "int",
-    "KvType": "int",
+    **dict.fromkeys(params.ENUMS, "int"),
     "CpCallback": "attn_callback_t",
     "CUstream_st*": "void*",
 }

@@ -41,6 +41,12 @@ Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
               split_policy(params.max_split_k, params.split_cnt, params.split_size));
 }
 
+template <class Kernel>
+void reduce(Arguments<typename Kernel::Config::T> arguments, Merge merge, const Plan& plan) {
+  arguments.plan.merge = merge;
+  invokeReduce<ReductionOf<Kernel>>(arguments, plan.reduce_grid_x);
+}
+
 }  // namespace detail
 
 // The second parameter is void: attention.h, for callers, puts a check in its place.
@@ -86,9 +92,14 @@ void invokeAttention(const typename Kernel::ParamType& params) {
                     std::to_string(plan.workspace_bytes) +
                     " bytes (set_workspace), or set max_split_k to 1");
   }
+  detail::check_parts(params, plan);
   arguments.plan = tile_plan(plan);
   if (plan.grid_x == 0) {
     return;
+  }
+  if (params.cp_size > 1 && plan.split_cnt == 1) {
+    arguments.params.partial_O = params.cp_O;  // the kernel leaves this rank's part itself
+    arguments.params.partial_ML = params.cp_ML;
   }
   if constexpr (ArgumentsOf<typename Config::Arch, typename Config::T>::kHasMaps) {
     detail::complete<Config>(arguments);
@@ -97,12 +108,24 @@ void invokeAttention(const typename Kernel::ParamType& params) {
   // 2. The kernel, then what the caller wants between, then the reduction.
   const int grid_x = detail::ctas_of(EntryOf<Kernel>::entry(), plan, info);
   detail::launch(EntryOf<Kernel>::entry(), grid_x, params.stream, arguments);
-  if (params.cp_fn != nullptr) {
-    params.cp_fn(params.cp_fn_ctx);
+  const Arguments<typename Config::T> finished{arguments.params, arguments.plan};
+  if (params.cp_size == 1) {
+    if (params.cp_fn != nullptr) {
+      params.cp_fn(params.cp_fn_ctx);
+    }
+    if (plan.split_cnt > 1) {
+      detail::reduce<Kernel>(finished, Merge::kSplits, plan);
+    }
+    return;
   }
+
+  // 3. Of many ranks: the splits of this one, the exchange, the parts of all.
   if (plan.split_cnt > 1) {
-    invokeReduce<ReductionOf<Kernel>>(
-        Arguments<typename Config::T>{arguments.params, arguments.plan}, plan.reduce_grid_x);
+    detail::reduce<Kernel>(finished, Merge::kSplitsToPart, plan);
+  }
+  if (params.cp_form != CpForm::kPartOnly) {
+    params.cp_fn(params.cp_fn_ctx);
+    detail::reduce<Kernel>(finished, Merge::kRanks, plan);
   }
 }
 

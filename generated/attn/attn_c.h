@@ -14,8 +14,8 @@
  *
  * A struct starts with its own size, which the caller fills in: a library that knows the struct by
  * another size refuses it. C has no default values: a struct of zeros is not causal, its cache is
- * ATTN_LINEAR, and its cp_size of 0 means 1. Every function may be called from any thread. None
- * throws, prints or aborts; where one fails, nothing was launched.
+ * ATTN_LINEAR, and its cp_size and cp_chunk of 0 mean 1. Every function may be called from any
+ * thread. None throws, prints or aborts; where one fails, nothing was launched.
  */
 #pragma once
 
@@ -54,7 +54,8 @@ enum { ATTN_ANY_DEVICE = -1 };
 
 typedef void (*attn_callback_t)(void*);
 
-/* K and V of all sequences, rows back to back: token t of sequence b is row cu_k_len[b] + t. */
+/* K and V of all sequences, rows back to back: the t-th key that is here of sequence b is row */
+/* cu_rows[b] + t. */
 typedef struct attn_linear_iterator_params_t {
   /* T [token_count, num_kv_heads, head_dim] through the strides below */
   const void* k;
@@ -70,6 +71,8 @@ typedef struct attn_linear_iterator_params_t {
   int64_t v_head_stride;
   /* rows that exist in K and in V */
   int64_t token_count;
+  /* [batch_size] first row of each sequence; null: cu_k_len */
+  const int* cu_rows;
 } attn_linear_iterator_params_t;
 
 /* TurboMind's cache. A block holds, from layer_offset on: [kv_head][K, V][token][head_dim] of T. */
@@ -129,7 +132,7 @@ typedef struct attn_params_t {
   float* lse;
   /* [batch_size + 1] on the device; a sequence may be empty */
   const int* cu_q_len;
-  /* [batch_size + 1] on the device */
+  /* [batch_size + 1] on the device; lengths of whole sequences on every rank */
   const int* cu_k_len;
   /* [batch_size] or null; rows of a finished sequence are left alone */
   const bool* finished;
@@ -179,14 +182,26 @@ typedef struct attn_params_t {
   int* counters;
   /* context parallel: this rank */
   int cp_rank;
-  /* context parallel: ranks; only 1 today */
+  /* context parallel: ranks that the keys of each sequence are spread over */
   int cp_size;
-  /* called between the kernel and the reduction */
+  /* which keys each of them has */
+  int cp_sharding;
+  /* kInterleaved: consecutive keys that go to one rank */
+  int cp_chunk;
+  /* what a rank has at the end */
+  int cp_form;
+  /* [token_num, num_heads, size_per_head_v] this rank's part: unnormalised output; workspace */
+  float* cp_O;
+  /* [token_num, num_heads, 2] this rank's part: (max in log2 units, sum); workspace */
+  float* cp_ML;
+  /* floats from a rank's part to that of the next rank; even */
+  int64_t cp_stride;
+  /* called between the kernel and the reduction: gathers the parts of the ranks */
   attn_callback_t cp_fn;
   /* argument of cp_fn */
   void* cp_fn_ctx;
-  /* context parallel: rows of q before this rank's */
-  int offset_q;
+  /* [batch_size] position of each sequence's first query; null: queries are the last */
+  const int* offset_q;
   /* a cudaStream_t */
   void* stream;
 } attn_params_t;

@@ -48,6 +48,13 @@ struct BlockSplitter {
 template <CacheType kCache, class T, int kHeadDim>
 struct CacheIterator;
 
+// Row of a linear cache that holds the first key of a sequence.
+template <class T>
+__device__ __forceinline__ int first_linear_row(const AttentionParams<T>& params, int sequence) {
+  const int* const rows = params.linear_iter_params.cu_rows;
+  return rows == nullptr ? params.cu_k_len[sequence] : rows[sequence];
+}
+
 template <class T, int kHeadDim>
 struct CacheIterator<CacheType::kLinear, T, kHeadDim> {
   static constexpr bool kGathered = false;
@@ -60,7 +67,7 @@ struct CacheIterator<CacheType::kLinear, T, kHeadDim> {
                                                        int sequence,
                                                        int kv_head) {
     const LinearIteratorParams& linear = params.linear_iter_params;
-    const int64_t first = params.cu_k_len[sequence];
+    const int64_t first = first_linear_row(params, sequence);
     return {static_cast<const T*>(linear.k) + first * linear.k_token_stride +
                 kv_head * linear.k_head_stride,
             static_cast<const T*>(linear.v) + first * linear.v_token_stride +

@@ -10,7 +10,8 @@ struct CUstream_st;  // cudaStream_t is a pointer to it
 
 namespace attn {
 
-// K and V of all sequences, rows back to back: token t of sequence b is row cu_k_len[b] + t.
+// K and V of all sequences, rows back to back: the t-th key that is here of sequence b is row
+// cu_rows[b] + t.
 struct LinearIteratorParams {
   // T [token_count, num_kv_heads, head_dim] through the strides below
   const void* k = nullptr;
@@ -26,8 +27,10 @@ struct LinearIteratorParams {
   int64_t v_head_stride = 0;
   // rows that exist in K and in V
   int64_t token_count = 0;
+  // [batch_size] first row of each sequence; null: cu_k_len
+  const int* cu_rows = nullptr;
 };
-static_assert(sizeof(LinearIteratorParams) == 56, "the layout that the runtime packs");
+static_assert(sizeof(LinearIteratorParams) == 64, "the layout that the runtime packs");
 
 // TurboMind's cache. A block holds, from layer_offset on: [kv_head][K, V][token][head_dim] of T.
 struct BlockIteratorParams {
@@ -85,7 +88,7 @@ struct AttentionParams {
   float* lse = nullptr;
   // [batch_size + 1] on the device; a sequence may be empty
   const int* cu_q_len = nullptr;
-  // [batch_size + 1] on the device
+  // [batch_size + 1] on the device; lengths of whole sequences on every rank
   const int* cu_k_len = nullptr;
   // [batch_size] or null; rows of a finished sequence are left alone
   const bool* finished = nullptr;
@@ -135,18 +138,30 @@ struct AttentionParams {
   int* counters = nullptr;
   // context parallel: this rank
   int cp_rank = 0;
-  // context parallel: ranks; only 1 today
+  // context parallel: ranks that the keys of each sequence are spread over
   int cp_size = 1;
-  // called between the kernel and the reduction
+  // which keys each of them has
+  KeySharding cp_sharding = KeySharding::kInterleaved;
+  // kInterleaved: consecutive keys that go to one rank
+  int cp_chunk = 1;
+  // what a rank has at the end
+  CpForm cp_form = CpForm::kScaled;
+  // [token_num, num_heads, size_per_head_v] this rank's part: unnormalised output; workspace
+  float* cp_O = nullptr;
+  // [token_num, num_heads, 2] this rank's part: (max in log2 units, sum); workspace
+  float* cp_ML = nullptr;
+  // floats from a rank's part to that of the next rank; even
+  int64_t cp_stride = 0;
+  // called between the kernel and the reduction: gathers the parts of the ranks
   CpCallback cp_fn = nullptr;
   // argument of cp_fn
   void* cp_fn_ctx = nullptr;
-  // context parallel: rows of q before this rank's
-  int offset_q = 0;
+  // [batch_size] position of each sequence's first query; null: queries are the last
+  const int* offset_q = nullptr;
   // a cudaStream_t
   CUstream_st* stream = nullptr;
 };
-static_assert(sizeof(AttentionParams<char>) == 360, "the layout that the runtime packs");
+static_assert(sizeof(AttentionParams<char>) == 408, "the layout that the runtime packs");
 
 // The part of a plan that the kernels read (attn/plan.h makes it).
 struct TilePlan {
@@ -162,8 +177,10 @@ struct TilePlan {
   int cta_q = 0;
   // keys of a tile
   int cta_s = 0;
+  // what the reduction merges
+  Merge merge = Merge::kSplits;
 };
-static_assert(sizeof(TilePlan) == 24, "the layout that the runtime packs");
+static_assert(sizeof(TilePlan) == 28, "the layout that the runtime packs");
 
 // What the attention kernel and the reduction take, by value.
 template <class T>
@@ -173,7 +190,7 @@ struct Arguments {
   // how it is cut
   TilePlan plan;
 };
-static_assert(sizeof(Arguments<char>) == 384, "the layout that the runtime packs");
+static_assert(sizeof(Arguments<char>) == 440, "the layout that the runtime packs");
 
 // What a kernel takes that reads its tiles by TMA. It begins like Arguments. The maps hold 16-bit
 // elements in boxes of 64 columns, with a 128-byte swizzle and zeros outside.

@@ -25,7 +25,11 @@ struct Problem {
   int head_dim_v = 0;
   int window_size = 0;  // 0: none
   bool causal = true;
-  int cp_size = 1;  // ranks that the keys are sharded over
+  int cp_rank = 0;
+  int cp_size = 1;  // ranks that the keys of each sequence are spread over
+  KeySharding cp_sharding = KeySharding::kInterleaved;
+  int cp_chunk = 1;  // kInterleaved: consecutive keys that go to one rank
+  CpForm cp_form = CpForm::kScaled;
 };
 
 struct DeviceLimits {
@@ -62,7 +66,10 @@ struct Plan {
   int shared_bytes = 0;
   std::int64_t partial_O_bytes = 0;
   std::int64_t partial_ML_offset = 0;  // bytes from the start of the workspace
-  std::int64_t workspace_bytes = 0;    // 0: no reduction
+  std::int64_t cp_O_offset = 0;        // of this rank's part, where keys are spread over ranks
+  std::int64_t cp_ML_offset = 0;
+  std::int64_t cp_stride = 0;        // floats from a rank's part to the next
+  std::int64_t workspace_bytes = 0;  // 0: no reduction
   int reduce_grid_x = 0;
 };
 
@@ -79,6 +86,7 @@ inline constexpr int kMaxHeuristicSplits = 128;
 namespace detail {
 
 inline constexpr std::int64_t kMaxBytes = std::numeric_limits<std::int64_t>::max();
+inline constexpr std::int64_t kMaxKeys = std::numeric_limits<int>::max();
 
 [[noreturn]] inline void refuse(const char* field, const std::string& message) {
   throw Error(Status::kInvalidArgument, field, message);
@@ -114,6 +122,20 @@ inline void check(const Problem& problem) {
   need_at_least("head_dim_v", problem.head_dim_v, 1);
   need_at_least("window_size", problem.window_size, 0);
   need_at_least("cp_size", problem.cp_size, 1);
+  need_at_least("cp_rank", problem.cp_rank, 0);
+  need_at_least("cp_chunk", problem.cp_chunk, 1);
+  if (problem.cp_rank >= problem.cp_size) {
+    refuse("cp_rank",
+           "cp_rank is " + std::to_string(problem.cp_rank) +
+               ": ranks count from 0 to cp_size - 1, "
+               "which is " +
+               std::to_string(problem.cp_size - 1));
+  }
+  if (std::int64_t{problem.cp_chunk} * problem.cp_size > kMaxKeys) {
+    refuse("cp_chunk",
+           "cp_chunk is " + std::to_string(problem.cp_chunk) + ": times cp_size, which is " +
+               std::to_string(problem.cp_size) + ", it must stay below 2^31");
+  }
   if (problem.num_heads % problem.num_kv_heads != 0) {
     refuse("num_kv_heads",
            "num_kv_heads is " + std::to_string(problem.num_kv_heads) +
@@ -163,9 +185,25 @@ inline QTiles q_tiles(const Problem& problem, int cta_q) {
   return {by_tokens, 0};
 }
 
-// Keys of one rank.
+// Most keys of a sequence that one rank has (attn/key_range.cuh says which). For length L, n ranks
+// and chunks of c keys:
+//
+//   interleaved   floor(L / (c n)) c + min(L mod (c n), c)     rank 0 has the most
+//   contiguous    ceil(L / n)
+//   zig-zag       min(L, 2 ceil(L / (2 n)))
 inline std::int64_t local_keys(const Problem& problem) {
-  return ceil_div(problem.max_k_len, problem.cp_size);
+  const std::int64_t length = problem.max_k_len;
+  const std::int64_t ranks = problem.cp_size;
+  const std::int64_t chunk = problem.cp_chunk;
+  switch (problem.cp_sharding) {
+    case KeySharding::kInterleaved:
+      return length / (chunk * ranks) * chunk + std::min(length % (chunk * ranks), chunk);
+    case KeySharding::kContiguous:
+      return ceil_div(length, ranks);
+    case KeySharding::kZigZag:
+      break;
+  }
+  return std::min(length, 2 * ceil_div(length, 2 * ranks));
 }
 
 // Most keys that one query tile sees. Its rows stand at cta_q consecutive positions, and the row at
@@ -283,26 +321,48 @@ inline void check_grid(std::int64_t ctas,
   }
 }
 
-// partial_O float [split_cnt, token_num, num_heads, head_dim_v], then, from the next multiple
-// of 256 bytes, partial_ML float [split_cnt, token_num, num_heads, 2]; only when anything may be
-// split.
+inline std::int64_t add_bytes(std::int64_t a, std::int64_t b) {
+  return a > kMaxBytes - b ? multiply_bytes(kMaxBytes, 2) : a + b;
+}
+
+// The next multiple of 256 bytes.
+inline std::int64_t align_bytes(std::int64_t bytes) {
+  return multiply_bytes(ceil_div(bytes, kWorkspaceAlignment), kWorkspaceAlignment);
+}
+
+// Where anything may be split: partial_O float [split_cnt, rows, head_dim_v], then, from the next
+// multiple of 256 bytes, partial_ML float [split_cnt, rows, 2]; a row is a head of a token. Where
+// keys are spread over ranks, from the next multiple on:
+//
+//   kScaled               (max, sum) float [cp_size, rows, 2]; from the next multiple on, O float
+//                         [rows, head_dim_v] of this rank alone
+//   kComplete, kPartOnly  [cp_size] parts: O float [rows, head_dim_v], (max, sum) float [rows, 2]
 inline void set_workspace(const Problem& problem, const DeviceLimits& device, Plan& plan) {
-  if (plan.split_cnt == 1) {
+  if (plan.split_cnt == 1 && problem.cp_size == 1) {
     return;
   }
   const std::int64_t rows = std::int64_t{problem.token_num} * problem.num_heads;
   const std::int64_t reduce_ctas = ceil_div(rows, kReduceRowsPerCta);
   check_grid(reduce_ctas, device, "token_num", "send fewer tokens, or turn splitting off");
   plan.reduce_grid_x = static_cast<int>(reduce_ctas);
-  const std::int64_t rows_of_all_splits = multiply_bytes(rows, plan.split_cnt);
-  plan.partial_O_bytes = multiply_bytes(rows_of_all_splits, std::int64_t{4} * problem.head_dim_v);
-  plan.partial_ML_offset =
-      multiply_bytes(ceil_div(plan.partial_O_bytes, kWorkspaceAlignment), kWorkspaceAlignment);
-  const std::int64_t partial_ML_bytes = multiply_bytes(rows_of_all_splits, 8);
-  if (plan.partial_ML_offset > kMaxBytes - partial_ML_bytes) {
-    multiply_bytes(kMaxBytes, 2);
+  if (plan.split_cnt > 1) {
+    const std::int64_t rows_of_all_splits = multiply_bytes(rows, plan.split_cnt);
+    plan.partial_O_bytes = multiply_bytes(rows_of_all_splits, std::int64_t{4} * problem.head_dim_v);
+    plan.partial_ML_offset = align_bytes(plan.partial_O_bytes);
+    plan.workspace_bytes = add_bytes(plan.partial_ML_offset, multiply_bytes(rows_of_all_splits, 8));
   }
-  plan.workspace_bytes = plan.partial_ML_offset + partial_ML_bytes;
+  if (problem.cp_size > 1) {
+    const std::int64_t begin = align_bytes(plan.workspace_bytes);
+    const std::int64_t O_bytes = multiply_bytes(rows, std::int64_t{4} * problem.head_dim_v);
+    const bool gathers_O = problem.cp_form != CpForm::kScaled;
+    const std::int64_t part_bytes = add_bytes(gathers_O ? O_bytes : 0, 8 * rows);
+    const std::int64_t own = add_bytes(begin, multiply_bytes(problem.cp_rank, part_bytes));
+    const std::int64_t end = add_bytes(begin, multiply_bytes(problem.cp_size, part_bytes));
+    plan.cp_stride = part_bytes / 4;
+    plan.cp_ML_offset = gathers_O ? own + O_bytes : own;
+    plan.cp_O_offset = gathers_O ? own : align_bytes(end);
+    plan.workspace_bytes = gathers_O ? end : add_bytes(plan.cp_O_offset, O_bytes);
+  }
 }
 
 }  // namespace detail

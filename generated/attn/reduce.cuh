@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Merges the splits of each row: what follows the attention kernel when keys were split.
+// Merges what is known of each row in pieces: the splits of its keys, or the parts of the ranks of
+// a context-parallel group.
 #pragma once
 
 #include "attn/cta_map.cuh"
@@ -23,31 +24,166 @@ __device__ __forceinline__ int sequence_of_token(const int* cu_q_len, int batch_
 template <class T>
 __device__ __forceinline__ int splits_of_token(const AttentionParams<T>& params,
                                                const TilePlan& plan,
+                                               int sequence,
                                                int token) {
-  const int sequence = sequence_of_token(params.cu_q_len, params.batch_size, token);
-  if (params.finished != nullptr && params.finished[sequence]) {
-    return 0;
-  }
   const int q_begin = params.cu_q_len[sequence];
   const int q_len = params.cu_q_len[sequence + 1] - q_begin;
-  const int k_len = params.cu_k_len[sequence + 1] - params.cu_k_len[sequence];
-  const VisibleKeys visible{q_len, k_len, params.window_size, params.causal};
+  const VisibleKeys visible = visible_keys(params, sequence, q_len, params.causal);
   const int first_query = (token - q_begin) / plan.cta_q * plan.cta_q;
   const int last_query = min(first_query + plan.cta_q, q_len) - 1;
   const TileRange tiles = tiles_of(visible.any(first_query, last_query), plan.cta_s);
   return split_count(tiles.begin, tiles.end, plan);
 }
 
-// One warp merges one row of [token_num, num_heads]:
-//   M   = max_s m_s                          m_s in log2 units
-//   w_s = 2^(m_s - M)
-//   out = sum_s w_s O_s / sum_s w_s l_s      lse = ln 2 * (M + log2 sum_s w_s l_s)
-// A row whose splits have all seen nothing gets zeros and -inf. Rows that were not split are
-// complete already.
+// The pieces of one row. Piece s is (m_s in log2 units, l_s) and the unnormalised output O_s; only
+// the outputs of [first_output, end_output) are at hand.
+struct Pieces {
+  const float2* max_and_sum;  // of piece 0
+  const float* output;        // of piece 0
+  int64_t max_and_sum_step;   // from a piece to the next, in pairs
+  int64_t output_step;        // floats
+  int count;
+  int first_output;
+  int end_output;
+};
+
+// The splits of a row.
+template <int kHeadDimV, class T>
+__device__ __forceinline__ Pieces
+splits_of_row(const AttentionParams<T>& params, int64_t rows, int64_t row, int splits) {
+  return {reinterpret_cast<const float2*>(params.partial_ML) + row,  // [splits, rows]
+          params.partial_O + row * kHeadDimV,                        // [splits, rows, head_dim_v]
+          rows,
+          rows * kHeadDimV,
+          splits,
+          0,
+          splits};
+}
+
+// The parts that the ranks have left of a row. Where the caller adds up the outputs of the ranks,
+// this one has its own O only.
+template <int kHeadDimV, class T>
+__device__ __forceinline__ Pieces parts_of_row(const AttentionParams<T>& params, int64_t row) {
+  const bool is_complete = params.cp_form == CpForm::kComplete;
+  const int64_t to_first = -params.cp_rank * params.cp_stride;  // from this rank's part to rank 0's
+  return {reinterpret_cast<const float2*>(params.cp_ML + to_first) + row,  // [rows]
+          params.cp_O + to_first + row * kHeadDimV,                        // [rows, head_dim_v]
+          params.cp_stride / 2,
+          params.cp_stride,
+          params.cp_size,
+          is_complete ? 0 : params.cp_rank,
+          is_complete ? params.cp_size : params.cp_rank + 1};
+}
+
+// What a row comes to:
+//   M = max_s m_s        w_s = 2^(m_s - M)
+//   O = sum_s w_s O_s    L = sum_s w_s l_s
+// M is 0 where no piece has seen a key: then O = L = 0.
+template <int kPairs>
+struct MergedRow {
+  float2 output[kPairs];  // columns lane * 2 + i * 64 and the next
+  float reference;        // M
+  float sum;              // L
+};
+
+// By one warp.
+template <int kHeadDimV, int kPairs>
+__device__ __forceinline__ MergedRow<kPairs> merge(const Pieces& pieces, int lane) {
+  // 1. The common reference.
+  float top = -kInfinity;
+  for (int s = lane; s < pieces.count; s += 32) {
+    top = fmaxf(top, pieces.max_and_sum[s * pieces.max_and_sum_step].x);
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, step));
+  }
+  MergedRow<kPairs> row{};
+  row.reference = top == -kInfinity ? 0.0f : top;
+
+  // 2. The weighted sums.
+  for (int first = 0; first < pieces.count; first += 32) {
+    float weight = 0.0f;
+    if (first + lane < pieces.count) {
+      const float2 mine = pieces.max_and_sum[(first + lane) * pieces.max_and_sum_step];
+      weight = exp2f(mine.x - row.reference);
+      row.sum += weight * mine.y;
+    }
+    const int begin = max(first, pieces.first_output);
+    const int end = min(min(first + 32, pieces.count), pieces.end_output);
+    for (int s = begin; s < end; ++s) {
+      const float w = __shfl_sync(0xffffffffu, weight, s - first);
+      const float* const output = pieces.output + s * pieces.output_step;
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const int column = lane * 2 + i * 64;
+        if (column < kHeadDimV) {
+          const float2 o = *reinterpret_cast<const float2*>(output + column);
+          row.output[i].x += w * o.x;
+          row.output[i].y += w * o.y;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    row.sum += __shfl_xor_sync(0xffffffffu, row.sum, step);
+  }
+  return row;
+}
+
+// out = O / L and lse = ln 2 * (M + log2 L); zeros and -inf for a row that has seen nothing.
+template <class Config, int kPairs>
+__device__ __forceinline__ void store_row(const AttentionParams<typename Config::T>& params,
+                                          const MergedRow<kPairs>& merged,
+                                          int64_t row,
+                                          int token,
+                                          int lane) {
+  using T = typename Config::T;
+  const float inverse = merged.sum > 0.0f ? 1.0f / merged.sum : 0.0f;
+  T* const out = params.out + row * Config::kHeadDimV;
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int column = lane * 2 + i * 64;
+    if (column < Config::kHeadDimV) {
+      out[column] = static_cast<T>(merged.output[i].x * inverse);
+      out[column + 1] = static_cast<T>(merged.output[i].y * inverse);
+    }
+  }
+  if (params.lse != nullptr && lane == 0) {
+    const int64_t head = row - static_cast<int64_t>(token) * params.num_heads;
+    params.lse[head * params.token_num + token] =
+        merged.sum > 0.0f ? (merged.reference + log2f(merged.sum)) * 0.6931471805599453f
+                          : -kInfinity;
+  }
+}
+
+// Leaves O and (M, L) in this rank's part.
+template <class Config, int kPairs>
+__device__ __forceinline__ void store_part(const AttentionParams<typename Config::T>& params,
+                                           const MergedRow<kPairs>& merged,
+                                           int64_t row,
+                                           int lane) {
+  float* const output = params.cp_O + row * Config::kHeadDimV;
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int column = lane * 2 + i * 64;
+    if (column < Config::kHeadDimV) {
+      *reinterpret_cast<float2*>(output + column) = merged.output[i];
+    }
+  }
+  if (lane == 0) {
+    *reinterpret_cast<float2*>(params.cp_ML + row * 2) = {
+        merged.sum > 0.0f ? merged.reference : -kInfinity, merged.sum};
+  }
+}
+
+// One warp merges one row of [token_num, num_heads]. Rows that were not split are complete already,
+// unless they go to a part.
 template <class Config>
 __device__ __forceinline__ void reduce(const Arguments<typename Config::T>& arguments) {
-  using T = typename Config::T;
-  const AttentionParams<T>& params = arguments.params;
+  constexpr int kPairs = (Config::kHeadDimV + 63) / 64;
+  const AttentionParams<typename Config::T>& params = arguments.params;
   const int lane = threadIdx.x % 32;
   const unsigned row =
       blockIdx.x * kReduceWarps + threadIdx.x / 32;  // the planner keeps rows below 2^32
@@ -56,71 +192,23 @@ __device__ __forceinline__ void reduce(const Arguments<typename Config::T>& argu
   if (row >= rows || token >= params.cu_q_len[params.batch_size]) {
     return;
   }
-  const int splits = splits_of_token(params, arguments.plan, token);
-  if (splits <= 1) {
+  const int sequence = sequence_of_token(params.cu_q_len, params.batch_size, token);
+  if (params.finished != nullptr && params.finished[sequence]) {
     return;
   }
-  const float2* const ml = reinterpret_cast<const float2*>(params.partial_ML);  // [splits, rows]
-
-  // 1. The common reference.
-  float max = -kInfinity;
-  for (int split = lane; split < splits; split += 32) {
-    max = fmaxf(max, ml[split * rows + row].x);
+  if (arguments.plan.merge == Merge::kRanks) {
+    const Pieces parts = parts_of_row<Config::kHeadDimV>(params, row);
+    store_row<Config>(params, merge<Config::kHeadDimV, kPairs>(parts, lane), row, token, lane);
+    return;
   }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, step));
-  }
-  const float reference = max == -kInfinity ? 0.0f : max;
-
-  // 2. The weighted sums; a lane owns the columns lane * 2 + i * 64 and the next.
-  constexpr int kPairs = (Config::kHeadDimV + 63) / 64;
-  float2 sums[kPairs] = {};
-  float weighted_l = 0.0f;
-  for (int first = 0; first < splits; first += 32) {
-    float weight = 0.0f;
-    if (first + lane < splits) {
-      const float2 mine = ml[(first + lane) * rows + row];
-      weight = exp2f(mine.x - reference);
-      weighted_l += weight * mine.y;
-    }
-    const int count = min(32, splits - first);
-    for (int s = 0; s < count; ++s) {
-      const float w = __shfl_sync(0xffffffffu, weight, s);
-      // [splits, rows, head_dim_v]
-      const float* const partial =
-          params.partial_O + ((first + s) * rows + row) * Config::kHeadDimV;
-#pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const int column = lane * 2 + i * 64;
-        if (column < Config::kHeadDimV) {
-          const float2 o = *reinterpret_cast<const float2*>(partial + column);
-          sums[i].x += w * o.x;
-          sums[i].y += w * o.y;
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    weighted_l += __shfl_xor_sync(0xffffffffu, weighted_l, step);
-  }
-
-  // 3. The row and its lse.
-  const float inverse = weighted_l > 0.0f ? 1.0f / weighted_l : 0.0f;
-  T* const out = params.out + static_cast<int64_t>(row) * Config::kHeadDimV;
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    const int column = lane * 2 + i * 64;
-    if (column < Config::kHeadDimV) {
-      out[column] = static_cast<T>(sums[i].x * inverse);
-      out[column + 1] = static_cast<T>(sums[i].y * inverse);
-    }
-  }
-  if (params.lse != nullptr && lane == 0) {
-    const int64_t head = row % static_cast<unsigned>(params.num_heads);
-    params.lse[head * params.token_num + token] =
-        weighted_l > 0.0f ? (reference + log2f(weighted_l)) * 0.6931471805599453f : -kInfinity;
+  const int splits = splits_of_token(params, arguments.plan, sequence, token);
+  if (arguments.plan.merge == Merge::kSplitsToPart) {
+    // A row that sees no key has one piece all the same, left by split 0.
+    const Pieces pieces = splits_of_row<Config::kHeadDimV>(params, rows, row, max(splits, 1));
+    store_part<Config>(params, merge<Config::kHeadDimV, kPairs>(pieces, lane), row, lane);
+  } else if (splits > 1) {
+    const Pieces pieces = splits_of_row<Config::kHeadDimV>(params, rows, row, splits);
+    store_row<Config>(params, merge<Config::kHeadDimV, kPairs>(pieces, lane), row, token, lane);
   }
 }
 

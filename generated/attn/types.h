@@ -36,6 +36,22 @@ enum class Mask : int { kCausal = 0, kFull = 1 };
 // How the cache is quantised.
 enum class KvType : int { kSame = 0, kInt8 = 1, kInt4 = 2, kE4m3 = 3 };
 
+// How the keys of a sequence are spread over the ranks of a context-parallel group;
+// attn/key_range.cuh has the formulas.
+enum class KeySharding : int { kInterleaved = 0, kContiguous = 1, kZigZag = 2 };
+
+// What a rank of a context-parallel group has at the end of a call.
+//   kScaled     its own keys' share of the output: the caller adds up `out` over the ranks
+//   kComplete   the output
+//   kPartOnly   its part (cp_O, cp_ML): cp_fn and the merge are left out
+enum class CpForm : int { kScaled = 0, kComplete = 1, kPartOnly = 2 };
+
+// What the reduction merges, and into what.
+//   kSplits         the splits of each row that has several, into the output
+//   kSplitsToPart   the splits of each row, into this rank's part
+//   kRanks          the parts of all ranks, into the output
+enum class Merge : int { kSplits = 0, kSplitsToPart = 1, kRanks = 2 };
+
 // A CUtensorMap as the driver encodes it (cuTensorMapEncodeTiled), opaque here.
 struct alignas(128) TensorMap {
   uint64_t words[16];

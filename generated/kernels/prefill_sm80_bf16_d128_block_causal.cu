@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         e820192d881e9ed6fee6a8dc5f6c19a1770812005ebe1efea788407c43822df3
+// digest         8a06ba6a2d90159e825a876e564ceb9534c9e19d7a370618a1c679d4d8f416fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         40e5f553b3a21ab794e419b3bbc856c250b4c7d9b38045e734b6c7a9da446b86
+// digest         704770c1a3febf1777f7e58d94669581346397c502e4acdab2a95d3073e7f132
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         f88d1136a231a8e0a30edb45765222cf395c074ecba4934837fa0822ac89dd9b
+// digest         2ef2a7b417ac0906a31e24c8f695b0d32980ec69ca9e1b72b02618f6339a31ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

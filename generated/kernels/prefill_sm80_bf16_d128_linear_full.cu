@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         25dfa87241188f9b8be77234f6fe3d290a6b5f29ab29c978d4d8c60d794526a3
+// digest         1a47c94d3f4c15a8b2a748ae358a16d1342e470a6c490fa8feb8e4ca66d7bacf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         7512cbfaa6d4d69e24fbd69b2fe91a820a77ca5ed1d93758e07692fcabbda32b
+// digest         1fc84edb90149e032516c84da2efe3f5c7122845232d5b0bd83200713ec01182
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         1f2d6ebf152096da6091388cc5c93920c8fd05ca40cabc893de9c9ed84870c07
+// digest         af3374a3887938293e66482397483422085cd1b325cf53e933ffc0a412dd66ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

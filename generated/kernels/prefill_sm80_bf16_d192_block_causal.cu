@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         7e1c4168c514dd4b4580259bf75813971f01f8b3dd7f8b991733bd5d17d37fed
+// digest         97f20878979ab6ca7af10b762bb03720bcc609da8dc743733b2d4ef8404927b0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

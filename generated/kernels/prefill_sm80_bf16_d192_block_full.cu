@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         ae6437f89705d47aa0075670cb84a90455df7149f0c694073ca60d5d5ff72138
+// digest         25f85023e816189f1cc170de5d5e3152337db6cd033734feaaefb96efda25cd2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

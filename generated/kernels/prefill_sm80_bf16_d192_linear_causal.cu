@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         bd70ff4c43be07cb643c811114bd2bf2bec58cac6f5249d13b2da68dccc006b3
+// digest         28a70b0464826449c99a9dbc63f8ac9fc50f118c0c66a270cbd371c1c9266626
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         87c644ccb6a2fd22717229d32751973e5f2ddc6b3038cd0f841f93babe33fd31
+// digest         cbc78ab5196d66951aaae590b091b556caea5b46eca66ebf548fc9bd149e27af
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         d7a99a74b663364b9d06f13fd315676b3b01342b0595b5fc1aa1ed0d78a0082e
+// digest         0463baccc7817fb70a3651399388d94b53f26f1ef08d00bdfe88a6c574c0bb92
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

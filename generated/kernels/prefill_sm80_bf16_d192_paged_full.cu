@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         4d3520fa7927f71015e72c17205617bb1b045e81b31eaab5c464c7015c0c0c0c
+// digest         177e3f01e955937ed233ec005b39e06183a693120e7787c330c60437c3d874bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         9713a5d025fad39796345aeb6bde79003b0a65de4425678ec8960a952b4f7e5b
+// digest         886f53be5249efee9cefb53375bf24d01e0a824c2220caee5d10050b8a615ac6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         aef1d6327a5f1631bed75fe072266128e54c1c81f16ba2ddf822ac7326bd3c5f
+// digest         d5c8aa63f3b2a1957e100506e59717bad8226860a43cc5849588d2f079927c7a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         19676a8b496557d4c3b99a768579cc68987d3b4b47396e894c83c10ccbfe595e
+// digest         cdd7bafa567d714440776d690517e1b02c2310705403278e3466224333a61f7a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         48a44dc630dd4dcd291fc7f78310554e4c3a5be7a67b85534bf30ade8cd80d1a
+// digest         2e3aa894bfb256658c819b39e9b2865e7672b98b167da011048841dfbef20eaa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

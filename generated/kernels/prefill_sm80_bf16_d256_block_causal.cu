@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         1740fb2d3abd2bbb5bdf86216f823f1d67e7c79456777faa4ee49c515a8e75eb
+// digest         7853518c1006453383ae19535f6c4b08e9e1e6f8dc159e359a5d8903f2fe0593
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

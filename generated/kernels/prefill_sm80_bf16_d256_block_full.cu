@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         c3d5496c0a4a97dbbb9ea0ed0564088a4c44a7671cc8cb75a42db8a16a95af44
+// digest         b293caa51608c646302738fab8835efffc75c5f6b0423f80e48fa2354e04a1ad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

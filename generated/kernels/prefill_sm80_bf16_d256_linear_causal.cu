@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         179b6b424305e04be12a1cb838ee82b84d3d061c584c93ba9f1c749f54eb82f4
+// digest         bf73982bb2551a6882280117ca1447e1169b187a23ab9c2a330342a03e349036
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         fdd566f17a791ba9d17d2dcfee658fffa4aee8d7859540937ae9cb68177a5001
+// digest         0e86682b43d4d9edb2b3fbe1ce29fec99f7d7d8303e2a169d741eead4bf55c4b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

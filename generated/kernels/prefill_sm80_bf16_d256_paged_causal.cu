@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         58b6a5fc76670be8d240da3ae687ae2c203a37754114fffe285aa4f8c45148f0
+// digest         a28c7a0d31b40f9ec7e5441923ae87c9836f7fa860b59ca3be16a9d2637bf67c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

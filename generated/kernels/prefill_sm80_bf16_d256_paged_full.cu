@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         b102603b3b798562fcab23bc7b6ae549dd8ee636147ef15b9bc0d241c3bd8cb1
+// digest         de292691f3f7d8f0c55f395d9afd39f023fa487f5b52c786fae73bc03d681bc9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

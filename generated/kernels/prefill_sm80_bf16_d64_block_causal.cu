@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         1e41d3657070a861d6e00dad4e287676aa845797976976d4844cd9f5703ef3eb
+// digest         6752e0db83c4df770aa7b8664a757e900a37a9fd6f35ee276a03245691d195fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

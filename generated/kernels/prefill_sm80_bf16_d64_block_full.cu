@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         63a12544ae724363a6fa82ac1ff44782fd178f7cafb47d2c8054fe3ead27afc7
+// digest         d42cdcc88337ae93e1a7f0e616737b1b1bb95755bfb31d5512c5c143ab958553
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

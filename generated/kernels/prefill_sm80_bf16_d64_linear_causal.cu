@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         f0c90293f91a5bcd4819046a21d674beb66f2d76665ec7957e88519d1ef6e46f
+// digest         d907348c45ec503ae754e3fbb0c129a0bb42e5f8d52facd73508cc191165e68f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

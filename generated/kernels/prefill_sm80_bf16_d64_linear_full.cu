@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         2092f38721702c438a5f647ba3c5fb791d2cca07625c4ded46e757a7c8064d71
+// digest         a4b742d22e6a8ebc03284b1b414c300424ad572d9655e80fcae1a238a4b41f6e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         02ffe8aaa11d2f83d969d81337044e629954b297c2fd01adc3d1c5dc2db89bfa
+// digest         1f8f3f7d75055ebbdfff2e165bc94934ea363be3a367a0e384cfb02acf93d3e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

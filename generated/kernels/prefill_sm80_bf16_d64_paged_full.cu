@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         2e52ff8842aca4e9894ec5c9b1ed4cdfc6de8c3913ca0cd96b01d862a390e7f1
+// digest         41b2fa303ac57b594814e30a64bedb2d95afedbdb5d660636c5ba5dedbd8dc4d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         d812e24ae69dce7b6e20a6b06abe873aef30d02f18ccc90899d50c0e9c4947ab
+// digest         69c52cdebfecb5bca9ba23a6909d0c723d74099f22979bd8a076d7cf9654e035
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

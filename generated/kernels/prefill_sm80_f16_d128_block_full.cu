@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         86de4d017943034f84b764d9867c1ee7fd7590076ff199f5c637316928f98d5e
+// digest         079413983080f5fa747e3ce8890ceb794118868de0a7674796f919f388b4c05c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         e0584fb567f351e9f8ed407aa62679d0ca5de73da72296a158ea8031fef01dd4
+// digest         7bef43d17017f26dfbb7fbfc78bfec30ffb79e2cc1b134e8d0dee8a8932ca8b7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

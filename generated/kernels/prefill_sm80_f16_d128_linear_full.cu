@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         a8c7efab91e59df6d0826877bb92da26050e858e7f5b61cff77dddd8929d0117
+// digest         6280af53a8cc460799574d5ece88a170d1b948740fa73b4377a44c89637fe443
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         8f1e9b2872934a062681399cc5f9f5be464d1c10cb7ba5de64804899632504f2
+// digest         7be02aa16de1a8222b28b0ff64b67edef0db2e2f2e49475cadd84b34e5b4aa3e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

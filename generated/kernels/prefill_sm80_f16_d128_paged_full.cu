@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         3cc4565b48de30febe3faee3b2a21027a171204aa107f99ffe3fb13df29a5777
+// digest         e2eb3c144f57469bc3d8780c475f236dbdf96b185025ac0103c0a7be53c2184a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         77e2528174d4973f5cefcde24dfc9e583f731d34f0a103c5679bf69b6100d106
+// digest         430258501499b23453b6e240f5f5beaf2a4130e573c1330af7f6a65f7f885d26
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

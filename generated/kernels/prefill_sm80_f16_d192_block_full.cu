@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         520e5be13987129cb8ab639c209ef095dd300f6948fe1634f75c7a64ac549ea8
+// digest         b50eed5fcf28d1a775f5b5a06ea42fd47ef9d02b5092a24213cb78585da8dc2c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

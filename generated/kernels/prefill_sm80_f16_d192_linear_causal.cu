@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         112cb43c8a1cc424ce4c6f9cc1c147ee7be41c9d8e1c5a3776ba38a74e87234c
+// digest         d4a2cedadece64723ee16dbc5feff9c2020bc6841861fdaa9c67c7e47046e484
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

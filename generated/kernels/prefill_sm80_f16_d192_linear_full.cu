@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         621953e6f0a090cb497bb5ac3eff7f657b8dd1ba7d5ce7c53caca0791391ba30
+// digest         ef4be78ff89e7445b2876c210dc42c99d4682d8b4f10b2e0ee154f429be92db7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

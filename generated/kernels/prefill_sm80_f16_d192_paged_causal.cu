@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         e7035975d881fbc5ce428b70a0eedf6fd5415bba858d1e9035d1e7cbd9fcd1f0
+// digest         683bb89a29774d7c4f526bbca9c1485fc2c48d3529b05a4226622966cbd07ef2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

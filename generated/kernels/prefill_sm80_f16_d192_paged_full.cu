@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         2b6d5765db4cf427e067c7cd7677efd8f13bac8cc79233375c9d16245ac5eecf
+// digest         442675acc3fa6f572b3fd9bc43f8b2b02804f079c852d10ec00f47ab0e284cc1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         3d978ef5081c72a1d586578055751ec29bc04e5de2f77b25ac1d4a14ee50f0df
+// digest         727f30efcfc39f03416e3b2456cb1f66ffa385df84f12318d37ef84214321a6d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         50da8dd7327b136c61e9014dbdc4da542a1fd944141b1959565b3b99f63f8577
+// digest         b1bd5cda7f3f1c5fd62065fcad640effbc13222df14728dbfd6dbe6f3e0c7193
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

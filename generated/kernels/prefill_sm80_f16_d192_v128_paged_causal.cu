@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         9c2d65278a47d1a044170514c0a1e1435a95f1c536791092d94a835a38a027b8
+// digest         8866f19254d0e469cff16bb3feb3d7629855516938efa3e69a80da86ecab8edd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

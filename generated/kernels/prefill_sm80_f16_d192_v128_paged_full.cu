@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         4359b8d36889d1334176f8565b7e41dd4f2c3b31acfa23b5632d1de7c1d0287a
+// digest         51a9ef9f5f40dd1e6e2f564e326371750edf9547006c495835402489b88590fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

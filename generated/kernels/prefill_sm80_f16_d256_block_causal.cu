@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         f505a6b522850993031b56c8444d606d2e14a6397f1ae30bac70fb729a38b07f
+// digest         6b6fbc6c11959cf0d7695b0991c6508a47f5ddce2d9f6688a0760001a5adeb35
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         65c76b1abe010cbbf6be07541abb4abe1531f868c073b2bfb0c5fd370e0ef284
+// digest         487f700ba1bafe0a7a33ec1ab71f47791b390e0dfad0a071ca0f73f3b41269de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

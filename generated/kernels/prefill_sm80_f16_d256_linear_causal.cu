@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         dc9a3114aa2335b5f144711dee6311be91c6eef2fc97cb877e969c21410fb10b
+// digest         792b5e7c511a400560b6d080fc5e559689f22ad0e62de9beb0db4eafbdff17a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         63aa4f4264ff3dae1003ae43334d17cd9a9557ad32d86548b65d96529acc1a9c
+// digest         881d69d88247852b8402b8c7035646259cf8f35fe42618faea6ecf65c3ff411d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         3265ead963d6131bd412252b3ed5af77d46ddcab498760ed4f7d3b630fd09aec
+// digest         b98237b93d58fdf0618fb383c0136e76caf07f466d4665bb0d8ee3cf60c2cd6a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         5ab7eab455874b5353a20f6174971ecb93573120c69b2838ae0aa2b7b7563ee3
+// digest         fd115a59b49b979c98d9ae6d4c2b58ab9809bd2eeb3f4ecb2480aa23d263896b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         ee6ccd71be863f1aa9d586b390511117a116f089738d3531e92fe8dfd5da2566
+// digest         b06850c947bbe00d698f625e4f8507b783053028a7bf283ce787a7842318336f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         4c95e6cf253a5214d356fea4643f43ce0bc4eff13917e778439f61a8b3745894
+// digest         798b94b5d4f8c55b3bbd5b12b96ec798e4f719447784bc42087b0b7f00b143ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         ff20802fc4e37eaed41a9664268103ba4b74cfd60add0099503ec00b6d3ed2e5
+// digest         c9e2e130027ff4d81cb6b66a9615bfb978ec849df7658828c6bc346be158796b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         ec448c0ec3f89c31c44796dff853d0aebf442fba7285c0107b7e07c1708ad114
+// digest         bd28c47387a616f03a70ef3555f20e33a0a417cd730d808d45ae4d3581b4c901
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         0405de4880176ce6037d4fad84dc0eba68688c689ea54e44a1fa7b23f349e3fa
+// digest         5d4d7c5012d780a03ee8f5e6681c579383fa8d433e3738ca569c015fcdca7bbc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

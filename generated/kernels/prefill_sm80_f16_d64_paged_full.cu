@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         cbc04d626b419fcb61f58da0c9ad055a788ec6f8a8e1b143deecf45e2a6d20c1
+// digest         5347bd09af49340bcbf3c595fd3534bf2405061466382a76699a9f7f789d8162
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

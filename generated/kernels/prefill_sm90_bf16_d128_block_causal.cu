@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         502be93e43663f2d1e4a4cb7cb640946f11f10d5ff72d8f0067c50743d36e553
+// digest         adbed463f7d14ca18ccb5a05ded3b2d9f33c4be90a320abaae3e86323c5bb1ff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         d341fd04c22735eba4963fc0a07623032c02cf0de4f525598126f87259199764
+// digest         c0612eee19ac8c94d28b1e61f9a9dbf5d735611d938968324d89e65e43c979fe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         98a07abd4ef4888388d53107f014cfd6ceecea3c964e3dd7d72d97ee3f44b6b3
+// digest         eee3efecb04fa27719883e70e8a8f73c8581d6e8eb95684cfd1ea64fddd7514a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

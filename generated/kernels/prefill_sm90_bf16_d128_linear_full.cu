@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         54c5a13d3fa2eaffe6763deb09635adc850d98ca9a9fc01451aeb7d43e2b8bbb
+// digest         bb9ce156aae5fe0b383e4ba9b1e9211c0a1b24a46ed59df3e96e0f80c3cfb7b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

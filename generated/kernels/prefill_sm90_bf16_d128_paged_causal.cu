@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         787e38f6f32547b88f05dd368c4fd042ba1e60ebf0b8ea3f66073d582d40dbd2
+// digest         f714226c720e6b06837a31335bfa6dd1c3ddee325d1cd5a0a6bed15d2459ee89
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

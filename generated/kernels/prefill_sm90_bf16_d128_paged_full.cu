@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         48edea4ddade5cbfc84eed8abaaf7aa8aaf3559a395fb653d702bd60dd1da436
+// digest         fa9ffec9292e872643701e793c7f6eb3fb6f7ba1c993ca2f8dc56bc7e9e4af3a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         5e63ac0a630885327712afb56964573a0afd345b1a4947413d6326b4d32fade7
+// digest         a092b17ed47b3aa920d07a7fcc3a31f08d19c6e5c88a01239f7b1f12b3cc7381
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

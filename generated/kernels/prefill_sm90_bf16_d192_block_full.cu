@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         545195b4b8435b0dc1f906eb5febc023625dacea8fd70f1498a7b153ee5f7940
+// digest         979166c94b8d51beefc7af4041f7839e88d0057547f02337d74b683959eb9daf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         98f499edbe7997813d13bee9d8fc66d97dbff16ee015c9b6685d390325dca9e6
+// digest         e9724e8b72879f45bc89b529dadc1a2c2df78556738f0e3e3032a8f26c3b8efc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

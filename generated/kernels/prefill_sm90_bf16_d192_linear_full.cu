@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         dab607c6a0d953e9546c5721204dd0f70aff3bd5b028bfd790bca56ce5f4ccbc
+// digest         17414c4acad5158778dd14974848acc2cee7fb6b4596bef073867d9d11c6cf52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         fa16b91b2b10a2d03a030d54748cf1e35d60069a4e0b3e0cdf5a91ef5083b9c4
+// digest         4093daeb180a2959d1d0d24c072550479dc75a857565ae327b692ce02846f7f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

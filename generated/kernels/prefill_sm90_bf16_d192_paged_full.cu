@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         b21155cbf63a81cc8c4cb3b045fc880caa257d4354a082c5e19c3d39dfa052f3
+// digest         a14c87e5fb8b1f3fd5805128d2f9458d7f77190dd641b8bc48e83bd6293d7122
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

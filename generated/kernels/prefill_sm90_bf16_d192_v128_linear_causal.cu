@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         a52ceae83192de6fb62b8786d3c462c1b8aea3cea9076a18d70eb36d33a28dad
+// digest         b424dffd0cd3c02c7f2eea3470d2758379f72bc5305cd78e59774426dc00051b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         d8bb0c03a7edaeb98483f44d6e35c644ed1a0e6233b9ffff3fdbeb65fce6a0e5
+// digest         72cf3326f34f943a8b368d2c969986e01b38af06bacbf12263a6886ba63f135c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         97269a721bb2f04b5a2b134d85e8d9a483ef5facc0c3c1db4468400b35aeed8c
+// digest         573970b172cd88cf0582e55a0b24071cea485b4753a7e358772568cee7fc4db7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

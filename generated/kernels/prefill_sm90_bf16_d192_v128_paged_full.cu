@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         535990890e15f1f73d784d9084ee376cd50c716080e14c3f210b774c92a24b4a
+// digest         c7e8d9870781d7afd7f0705eb71431d08c14777855ecb6e703d3a600777e3360
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         290742ed8fcedd2e5b4c95cb111e5eda0e05d072636f294fd32240852c9af3bc
+// digest         1daf9168f62672535e9e3152a95e63f2438f7fc22e6df163e3220b67e5b66a9b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         ec7f04b24cc9bec2d376b493593192f6c352ae45db8bf51679f637560fe1992b
+// digest         7a2f2eb7154045b4b48d70f5a8ab8561b36f62d53ebf7b1e6503cad2e8545960
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         d19cbf86731b52bf9597c3589db1d007b38062eae313d54ab6080507672ae0dc
+// digest         d290a79f410ede3f3e68c485fd513fdd1b7528228ccc8d3d3c325994618c25d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

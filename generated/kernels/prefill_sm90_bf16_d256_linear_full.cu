@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         192fa9693976ca8ddb016b6eae1564de96f6df16035e30166584852e4d289761
+// digest         89b15e80a74dafdc0bd79bae10dca97e574d8d58f9387c996cc595d0743acb7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

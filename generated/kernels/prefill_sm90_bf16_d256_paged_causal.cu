@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         a5f9ec67800b80abacbf56e81e25349da1394447c4676870d87b24d10d5b853d
+// digest         ca9e10d1a342917a37c48a86f58bad4d8667f4bdde318bd097ee0fb41de2a49b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         1b611510f7f4c614926aff660ced12b187b4748f8f8fb5a5bd6773562b294d48
+// digest         92fc6cf966f5d6d65aaea2c371409e27068f34f15e28cf29c68243f490c59521
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

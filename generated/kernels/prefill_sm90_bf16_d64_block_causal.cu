@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         0ed52bdda9d2c531a74ae29390c89a3224004323089902654951ef814816df07
+// digest         a6b1a6fd7d61753d0eb6b8ee51aa465833d51f971d997dd303a0c0f44a51cacc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

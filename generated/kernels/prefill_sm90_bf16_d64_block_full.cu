@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         7ffe4ac4f7006dcb333ec92d56ecaf43acc09eb1a131342bad77d024e045660d
+// digest         b8efc32966ddb36f1ae85bffe16cfb800dabcfd0aebfebf27ecfbdc0be132129
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         33f1b2657501e992739360fde9f98a52f3558daf6a7942ea78f0eac4cb60f5ce
+// digest         24d49700bf03b53df80ff01924ba6ea26f34b7439c3b1f08fd9efc3edecb4f9c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         4b454bb7a9e38c51e196233b3a2689b3b42784fa12920f22263490884b15dcba
+// digest         366d34439f368d5abf0752dc5bbc0519b8298535da095d655d5e6cfcff0036f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         ebeb4b45d53c2b05dc627cce8565296faf82567d6b25da0beea3f2c404d2be0c
+// digest         c7ca40cc75c1e16291874906d8c569e7bf8058444b96666b6554ebf14430c064
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         f49ca425dde4c338b8bb1c6d7c94ad0f299a9c551566ab5c6958eec1608b8f8a
+// digest         3ac0d1bc68257f1cf51dc872fb6697c0a58f0ab32d682dd6ff22bc537a66c97a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

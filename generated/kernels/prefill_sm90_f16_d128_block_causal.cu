@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         bc179231cc9704a50f1926da5118cbd2d1b02d943d6c0b83ae981c8da1780ebb
+// digest         1b1e420ea1bced8449d7f5ebc37809a4dd50c7e3d9137e70fee70af3fd38c339
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

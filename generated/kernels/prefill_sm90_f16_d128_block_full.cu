@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         380168a7dfb2d40b3c18f9d2cd669983bdebe5e04cf25f9028af039503e0ced9
+// digest         af1b06c54620a63c51f1beb6103d8898c09cc009d5a608112c06cd453b4d28cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         8901aa7d93e405442b59efd6dd6e04d1ea92582d69667da3d8bca1271a5de3ac
+// digest         e38ab84b426c087efadc271a0e5df37d5ca144f90c55136dabb892f7fae175cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

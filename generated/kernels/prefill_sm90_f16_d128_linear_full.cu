@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         f09f27cd9be8fc3b57328f1e93b07d6e2560b214271e8f6b5e35ff6def7d6414
+// digest         8526c46ddda35cc21dc01c69381033e6f3b2f0f5d5a2b5acd3f84ae502583661
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         3fd5b834236e45b041bb771546089ca57b9c0c81789c10e05cce3a8f5adc8252
+// digest         8aa5595dfcb59b9b9545eebdd64535c992a1a776ba491a4226d5cc5e420691a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         1164661e6e97227e2a9405ff2e26ae36cf059cbbed448486df0ed07d709baf42
+// digest         11c2f4af7a930ecddfef459b8d016a5ec3503bd1a4949d442a118aee7b633eca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         105b550385347f74cb60c16f346dc172b98465572cd823ee5c179bbea70760d4
+// digest         7c230a2f6164d377cde7d26dd7e72fd126fa54d5cda2dbd10be1db3dfc196877
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

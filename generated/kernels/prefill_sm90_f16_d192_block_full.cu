@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         3b665ebdbefe52c1110f4f56fb57e84f6c69139377f4adb02b63380674fd6539
+// digest         ff9df6f4c37c0c46ec34417c7b5c085af726783364e9c0a4e9e5aba1769fca4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

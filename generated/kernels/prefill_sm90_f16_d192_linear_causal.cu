@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         24f28e4850f07733b170a7a9c8ab3158c0a6beab9c9ef965f34231401787e448
+// digest         1ba438610d96e201ff7b3c15ccb9541ae4f7cdcff83ddef0a6fa132953e898ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         35cf438dd74fe439d611830574f3f40a9079fc280abb43825d2cc8b743ccf339
+// digest         3273be8de5d7308bcb8cc27310ecadb2fb0d786d7f0eead68a43be9271107076
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         adf8fb6080ef42932e4bc24f4500236d8b500ff78c8c148cf1c5ba26088f9da9
+// digest         6ba8de2fcbcf1fbbe7ddc08f683b5edc63fcd86bd4146a51e12d6415051476f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         225c50e7bdcc9e1a4b67ce1d9b35f83fe2655ec1b06a1d3b56bfccf68ccb589b
+// digest         6e41f277d3a2c1d599979a1c42b31359719d9344ada1f8759a57f44d8a2b30b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         3f66996c079b431fea6a4e8209d44f3eaa61716cddc15770f02ba4d09975f187
+// digest         ca5d96ac9b4ac43e5cb0ac592231d09fd4f638d2a689ccbff8ddcc3631a8a96f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         a93c23372e2997b812b26fc2adeb7f6e9e7b8c3a7622ef3a3fc8f61d430e426a
+// digest         b27e1561597bc9232826384f05623867b698dae1c856a11d081c64ffb4296d8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         3408aaeee251ccf2611b64605f99c46994266bb8f9eea8f58fabab8f9ee4cc85
+// digest         c9d682f85656b5158580aa61c152bb55568a1d9c27c0c46fa7aeb395fe75d861
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         f5c68df3e7ddfba7eb7ce570c4fcf5cbcac078ee867b6d4541d8ad2f6c2a39e7
+// digest         360b594cd1e988c6b672766f8ad3f15f545a6534097c66caf1f6562d61bf750a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

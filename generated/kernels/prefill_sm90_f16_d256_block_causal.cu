@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         f0f5025d3a9daad6e0a8f77ff8ae7595e8b93e62290fd98b76c88be01a062717
+// digest         e1d8f98cff0b9cc6ad8709cc7fc6845251554594274dbac7b375589ee9ba159e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

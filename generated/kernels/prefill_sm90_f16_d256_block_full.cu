@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         a6ac77d8fbcd876abe7d51ef875a411e45705913fd3949485ec15eeafc2d0cb4
+// digest         5dd5934fcb17cb2bedfe0f5bdfba852295aac0bfd913c994a06677a538073602
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

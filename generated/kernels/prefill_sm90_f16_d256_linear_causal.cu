@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         995ad95ab344eb28d7d4e5813fd6f9a0993987db181828c097d1d1069fc6fe2a
+// digest         9eb09bd4ad5c3acd836d03f231181ae6783a9e3d0e18f30ad746740de28e40e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         d7d37dc23f860f9a2201af6921a87e5a2d1ee4094a267dfed0aa0842944eaeb3
+// digest         b26d46d2b61c155bce06acaa6a6c48de620f0458d12bee0ef304dbea28c52121
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

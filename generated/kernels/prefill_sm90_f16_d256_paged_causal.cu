@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         b401b6b64b51caf8f55449b4b1d14bf71ef24fedf65a1554ec7bbd349fbbf06f
+// digest         42fb220027ed29ce8ec3763277d3e758f82e6d5b8d4868f1d388e8f86732a4ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         065c17612eccd29988704339fe6ccc3c23d65829c63a395ed73346549288dac1
+// digest         e92126c587e60a5bfdf3c02d3108fc13f75e4bc9e445f849f9f7fb5863441ad7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

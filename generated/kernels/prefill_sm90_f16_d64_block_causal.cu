@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         f3754580c63085854c53145f09fafa10c4d272c8f6c25f1c4788fd4d0a692287
+// digest         06e7097e3b47509d21e21a991f654ff7c1c0f1ae0403cbe6add06fa4face95e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

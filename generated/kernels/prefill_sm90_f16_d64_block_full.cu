@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         3c786dd295924fd8eb30273836f5a04dc274433c1a3de546f26dc475072b1ad3
+// digest         a5d60ce9489e7bddbca44a3b60c9482f768eddf528da71f10d41384ad1dc82a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

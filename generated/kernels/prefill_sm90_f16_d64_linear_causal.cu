@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         edfda7a5d1ce55dd4fa8161943cab1b34dce9ee24e7bb6555450e55518e901de
+// digest         cefe870c009bce7805d9d41fa0ca8221cad78cd7e29dcdd671e7eee35f2ccc0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         5753827596d3b9da33f98a75019f5f762ac5391ed8ab510a61b9692bde688797
+// digest         2437128e8d9ef8211b3bbb31a90863a3405ac7ae841a1d4563847ed269007253
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         706ac9c86a1162bb44597e9bb875a5370e983c6f94e7af2963a58addb0657f82
+// digest         00598318de0fac28876501c082f87267aa654e77d4c7af3d79d34729aa7ed481
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

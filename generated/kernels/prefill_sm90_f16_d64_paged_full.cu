@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         5529e2b6ea552095e0ca1db655f0b7c73f739455fd391d6fda2767f2f22719d7
+// digest         3b99c2ace5bb92249a90d9d98fedf92f158d88e89d7b10d12c53e6dd5d70cea1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         4a02eaf06085ee6b6de0a0d5bc96a6467fa2157546f7c5fe41ea682c691a0036
+// digest         10da85b47ba265d2958a3aba88a03fc4b1683edf360385e7a12a993e1f0c8c7f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

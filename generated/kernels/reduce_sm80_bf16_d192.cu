@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         ec1ea90674c997050ea83f41ed6d2c4b9cda680d39a88138650c2969683fab9e
+// digest         8ecba47889027b855de978596f0d60fa781b81b8e7a7e1e7b644608010a8a40c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

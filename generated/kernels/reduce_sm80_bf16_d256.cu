@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         e57f1879ffaeedd0b7a110b4681d490801bb6a2b0bf8ab3b07c637ffe4801761
+// digest         48b1cf6530cb8bb3e0365ed2131c2126229096a8d5beaae993925f1d586eba78
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         00121f017673ebe624e7a3a9e337a0724acec06cc77228e9aaf262f789dbdabf
+// digest         49bf05c3a1405c39149807c412ef1a18669c48553ff31989e99a457521946e24
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         15d72e6cb11ec35653b93ea48ad433980900af48d0d41e8a613fab5615084dff
+// digest         ce865625595352b7133b1beec1deb5a3213b8d425992b4f75abdc665bf887198
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         6d89afb9ca929aaa94c3fce4c7d7465dd4b5e88689d7e14ad8b715fcd634e1e4
+// digest         b53ef6a2c4368105948ecdecafa104dac79c57164bbb2ced25d2ed654295affb
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

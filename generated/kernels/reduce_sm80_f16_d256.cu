@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         e86a8c42df6277e0f3e9c829390cfe02135b34d4ffb6818f6512fad47f3a6dbc
+// digest         a5b9a4a8dd8a096477afe1be72f9abfb3768a24cff33de2588efd5ffb210f260
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         a6f12f0c041b202bb40387d7154273e9b38c5a8567770861d8ad7c9084b9dcd6
+// digest         fa21c7137b342361931aa5590f1361baf4e1a3a5712c7f027fa491916dcbe7aa
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -130,7 +130,8 @@ def packed_values(plan: Plan, values: Values) -> dict[str, int | float | bool]:
     }
     packed["params.max_split_k"] = plan.split_cnt
     for name in _names("TilePlan"):
-        packed[f"plan.{name}"] = getattr(plan, name)
+        if name != "merge":  # each launch of a reduction says what it merges
+            packed[f"plan.{name}"] = getattr(plan, name)
     return packed
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from attn_runtime.problem import (
+    CpForm,
     DeviceLimits,
     KernelLimits,
+    KeySharding,
     PlanError,
     Problem,
     SplitKind,
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "CpForm",
     "DeviceLimits",
     "KernelLimits",
+    "KeySharding",
     "Plan",
     "PlanError",
     "Problem",
@@ -58,7 +62,8 @@ class Plan:
     """The grid, the splits and the workspace of one call; the fields are those of attn::Plan.
 
     `tiles_per_sequence` 0: found from cu_q_len by search. `split_tiles` 0: equal splits; n: chunks
-    of n key tiles. `grid_x` 0: nothing to launch. `workspace_bytes` 0: no reduction.
+    of n key tiles. `grid_x` 0: nothing to launch. `workspace_bytes` 0: no reduction. `cp_stride`
+    floats lie between the parts of two ranks.
     """
 
     q_tiles: int
@@ -72,6 +77,9 @@ class Plan:
     shared_bytes: int
     partial_O_bytes: int
     partial_ML_offset: int
+    cp_O_offset: int
+    cp_ML_offset: int
+    cp_stride: int
     workspace_bytes: int
     reduce_grid_x: int
 
@@ -95,7 +103,7 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
         grid = tiles.total * problem.num_heads * splits
         request = "split_size" if sized else "split_cnt"
         _check_grid(grid, device, request, "split less, or send fewer tokens at a time")
-    workspace = _workspace(problem, device, splits)
+    workspace = _workspace(problem, device, splits) if tiles.total else _Workspace()
     return Plan(
         q_tiles=tiles.total,
         tiles_per_sequence=tiles.per_sequence,
@@ -108,6 +116,9 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
         shared_bytes=kernel.shared_bytes,
         partial_O_bytes=workspace.partial_O_bytes,
         partial_ML_offset=workspace.partial_ML_offset,
+        cp_O_offset=workspace.cp_O_offset,
+        cp_ML_offset=workspace.cp_ML_offset,
+        cp_stride=workspace.cp_stride,
         workspace_bytes=workspace.total_bytes,
         reduce_grid_x=workspace.reduce_grid_x,
     )
@@ -162,6 +173,9 @@ class _QTiles(NamedTuple):
 class _Workspace(NamedTuple):
     partial_O_bytes: int = 0
     partial_ML_offset: int = 0
+    cp_O_offset: int = 0
+    cp_ML_offset: int = 0
+    cp_stride: int = 0
     total_bytes: int = 0
     reduce_grid_x: int = 0
 
@@ -184,9 +198,21 @@ def _q_tiles(problem: Problem, cta_q: int) -> _QTiles:
     return _QTiles(by_tokens, 0)
 
 
-def _local_keys(problem: Problem) -> int:
-    """Keys of one rank."""
-    return _ceil_div(problem.max_k_len, problem.cp_size)
+def local_keys(problem: Problem) -> int:
+    """Most keys of a sequence that one rank has (attn/key_range.cuh says which). For length L, n
+    ranks and chunks of c keys:
+
+    interleaved   floor(L / (c n)) c + min(L mod (c n), c)     rank 0 has the most
+    contiguous    ceil(L / n)
+    zig-zag       min(L, 2 ceil(L / (2 n)))
+    """
+    length, ranks, chunk = problem.max_k_len, problem.cp_size, problem.cp_chunk
+    if problem.cp_sharding is KeySharding.INTERLEAVED:
+        rounds, rest = divmod(length, chunk * ranks)
+        return rounds * chunk + min(rest, chunk)
+    if problem.cp_sharding is KeySharding.CONTIGUOUS:
+        return _ceil_div(length, ranks)
+    return min(length, 2 * _ceil_div(length, 2 * ranks))
 
 
 def _key_span(problem: Problem, cta_q: int) -> int:
@@ -198,9 +224,9 @@ def _key_span(problem: Problem, cta_q: int) -> int:
     """
     window = problem.window_size
     if window == 0:
-        return _local_keys(problem)
+        return local_keys(problem)
     seen = window + cta_q - 1 if problem.causal else 2 * window + cta_q - 2
-    return min(_local_keys(problem), seen)
+    return min(local_keys(problem), seen)
 
 
 def _pieces_of_span(problem: Problem, span: int, size: int) -> int:
@@ -208,7 +234,7 @@ def _pieces_of_span(problem: Problem, span: int, size: int) -> int:
     start anywhere: floor((span + size - 2) / size) + 1, and never more than there are."""
     if span == 0:
         return 0
-    return min((span + size - 2) // size + 1, _ceil_div(_local_keys(problem), size))
+    return min((span + size - 2) // size + 1, _ceil_div(local_keys(problem), size))
 
 
 def _useful_ctas(problem: Problem, kernel: KernelLimits) -> int:
@@ -282,23 +308,54 @@ def _split_bound(
 
 
 def _workspace(problem: Problem, device: DeviceLimits, splits: int) -> _Workspace:
-    """partial_O float [split_cnt, token_num, num_heads, head_dim_v], then, from the next multiple
-    of 256 bytes, partial_ML float [split_cnt, token_num, num_heads, 2]; only when anything may be
-    split."""
-    if splits == 1:
+    """Where anything may be split: partial_O float [split_cnt, rows, head_dim_v], then, from the
+    next multiple of 256 bytes, partial_ML float [split_cnt, rows, 2]; a row is a head of a token.
+    Where keys are spread over ranks, from the next multiple on:
+
+    SCALED                 (max, sum) float [cp_size, rows, 2]; from the next multiple on, O float
+                           [rows, head_dim_v] of this rank alone
+    COMPLETE, PART_ONLY    [cp_size] parts: O float [rows, head_dim_v], (max, sum) float [rows, 2]
+    """
+    if splits == 1 and problem.cp_size == 1:
         return _Workspace()
     rows = problem.token_num * problem.num_heads
     reduce_ctas = _ceil_div(rows, REDUCE_ROWS_PER_CTA)
     _check_grid(reduce_ctas, device, "token_num", "send fewer tokens, or turn splitting off")
-    partial_O_bytes = rows * splits * 4 * problem.head_dim_v
-    offset = _ceil_div(partial_O_bytes, WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
-    total = offset + rows * splits * 8
-    if total > MAX_BYTES:
+    rows_of_all_splits = rows * splits if splits > 1 else 0
+    partial_O_bytes = rows_of_all_splits * 4 * problem.head_dim_v
+    partial_ML_offset = _aligned(partial_O_bytes)
+    parts = _Workspace(total_bytes=partial_ML_offset + rows_of_all_splits * 8)
+    if problem.cp_size > 1:
+        parts = _parts(problem, rows, _aligned(parts.total_bytes))
+    if parts.total_bytes > MAX_BYTES:
         raise PlanError(
             "token_num",
             "the split workspace exceeds 2^63 bytes: split less, or send fewer tokens",
         )
-    return _Workspace(partial_O_bytes, offset, total, reduce_ctas)
+    return parts._replace(
+        partial_O_bytes=partial_O_bytes,
+        partial_ML_offset=partial_ML_offset,
+        reduce_grid_x=reduce_ctas,
+    )
+
+
+def _parts(problem: Problem, rows: int, begin: int) -> _Workspace:
+    """The parts of the ranks, from byte `begin` of the workspace on."""
+    O_bytes = rows * 4 * problem.head_dim_v
+    gathers_O = problem.cp_form is not CpForm.SCALED
+    part_bytes = (O_bytes if gathers_O else 0) + 8 * rows
+    own, end = begin + problem.cp_rank * part_bytes, begin + problem.cp_size * part_bytes
+    cp_O_offset = own if gathers_O else _aligned(end)
+    return _Workspace(
+        cp_O_offset=cp_O_offset,
+        cp_ML_offset=own + O_bytes if gathers_O else own,
+        cp_stride=part_bytes // 4,
+        total_bytes=end if gathers_O else cp_O_offset + O_bytes,
+    )
+
+
+def _aligned(offset: int) -> int:
+    return _ceil_div(offset, WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
 
 
 def _check_grid(ctas: int, device: DeviceLimits, field: str, next_step: str) -> None:

@@ -24,11 +24,28 @@ class PlanError(ValueError):
         self.field = field
 
 
+class KeySharding(IntEnum):
+    """Which keys of a sequence each rank has; the numbers are those of attn::KeySharding."""
+
+    INTERLEAVED = 0
+    CONTIGUOUS = 1
+    ZIGZAG = 2
+
+
+class CpForm(IntEnum):
+    """What a rank has at the end of a call; the numbers are those of attn::CpForm."""
+
+    SCALED = 0
+    COMPLETE = 1
+    PART_ONLY = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What is asked. Lengths are upper bounds: a larger one gives the same result.
 
-    `window_size` 0 is none. `cp_size` is the number of ranks that the keys are sharded over.
+    `window_size` 0 is none. `cp_size` is the number of ranks that the keys of each sequence are
+    spread over, `cp_chunk` how many consecutive ones go to one rank where they are interleaved.
     """
 
     token_num: int
@@ -40,7 +57,11 @@ class Problem:
     head_dim_v: int
     window_size: int = 0
     causal: bool = True
+    cp_rank: int = 0
     cp_size: int = 1
+    cp_sharding: KeySharding = KeySharding.INTERLEAVED
+    cp_chunk: int = 1
+    cp_form: CpForm = CpForm.SCALED
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +137,9 @@ def check(
     _need(problem, "head_dim_v", 1)
     _need(problem, "window_size", 0)
     _need(problem, "cp_size", 1)
+    _need(problem, "cp_rank", 0)
+    _need(problem, "cp_chunk", 1)
+    _check_ranks(problem)
     if problem.num_heads % problem.num_kv_heads:
         raise PlanError(
             "num_kv_heads",
@@ -132,6 +156,21 @@ def check(
         _need(policy, "value", 1, "split_cnt")
     if policy.kind is SplitKind.FIXED_SIZE:
         _need(policy, "value", 1, "split_size")
+
+
+def _check_ranks(problem: Problem) -> None:
+    size = problem.cp_size
+    if problem.cp_rank >= size:
+        raise PlanError(
+            "cp_rank",
+            f"cp_rank is {problem.cp_rank}: ranks count from 0 to cp_size - 1, which is {size - 1}",
+        )
+    if problem.cp_chunk * size > INT_MAX:
+        raise PlanError(
+            "cp_chunk",
+            f"cp_chunk is {problem.cp_chunk}: times cp_size, which is {size}, it must stay below "
+            "2^31",
+        )
 
 
 def _need(owner: Any, attribute: str, least: int, field: str = "") -> None:

@@ -36,7 +36,7 @@ REFUSED_FIELDS = [
     "size_per_head",
     "num_kv_heads",
     "inv_sqrt_dh",
-    "cp_size",
+    "cp_fn",
     "window_size",
     "partial_O",
     "paged_iter_params.block_table",

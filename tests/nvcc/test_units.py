@@ -74,7 +74,7 @@ def test_params_of_another_size_than_the_runtime_packs_do_not_compile(
 ) -> None:
     unit = unit_of(AttentionConfig())
     text = unit.texts["attn/params.h"].replace("  int token_num", "  int added;\n  int token_num")
-    text = text.replace("  int offset_q", "  int added_too;\n  int64_t more;\n  int offset_q")
+    text = text.replace("  void* cp_fn_ctx", "  int added_too;\n  int64_t more;\n  void* cp_fn_ctx")
     wrong = replace(unit, texts={**unit.texts, "attn/params.h": text})
     with pytest.raises(CompileError, match="the layout that the runtime packs"):
         compile_unit(wrong, "sm_80", toolchain)

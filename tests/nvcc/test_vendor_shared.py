@@ -149,7 +149,7 @@ def test_a_kernel_is_found_by_what_a_call_says(library: Library) -> None:
         ({"num_kv_heads": 3}, "num_kv_heads"),
         ({"inv_sqrt_dh": 0.0}, "inv_sqrt_dh"),
         ({"window_size": -1}, "window_size"),
-        ({"cp_size": 2}, "cp_size"),
+        ({"cp_size": 2}, "cp_fn"),
         ({"split_size": -1}, "split_size"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

@@ -109,8 +109,9 @@ def test_numbers_and_plan_stay_what_they_were_packed_as() -> None:
         assert found["params"]["inv_sqrt_dh"] == np.float32(0.125)
         assert found["params"]["causal"]
         assert found["params"]["max_split_k"] == 3
-        for name in params.field_names("TilePlan"):
+        for name in set(params.field_names("TilePlan")) - {"merge"}:
             assert found["plan"][name] == getattr(expected, name)
+        assert found["plan"]["merge"] == 0, "splits, into the output"
 
 
 def test_a_repeated_run_brings_its_own_addresses() -> None:

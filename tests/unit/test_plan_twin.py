@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shlex
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
@@ -14,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from attn_codegen.renderer import headers
 from attn_runtime.plan import (
+    CpForm,
     DeviceLimits,
     KernelLimits,
+    KeySharding,
     Plan,
     PlanError,
     Problem,
@@ -31,7 +29,6 @@ from attn_runtime.plan import (
 PROBLEMS_PER_POLICY = 2000
 RANGES_PER_PROBLEM = 3
 PLAN_FIELDS = [field.name for field in fields(Plan)]
-FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-D__device__=", "-D__forceinline__=inline")
 
 MAIN = """
 #include <iostream>
@@ -48,7 +45,11 @@ attn::Plan read_and_plan(std::istream& in) {
   attn::SplitPolicy s;
   int kind;
   in >> p.token_num >> p.batch_size >> p.max_q_len >> p.max_k_len >> p.num_heads >> p.num_kv_heads;
-  in >> p.head_dim_v >> p.window_size >> p.causal >> p.cp_size;
+  int sharding, form;
+  in >> p.head_dim_v >> p.window_size >> p.causal >> p.cp_rank >> p.cp_size;
+  in >> sharding >> p.cp_chunk >> form;
+  p.cp_sharding = static_cast<attn::KeySharding>(sharding);
+  p.cp_form = static_cast<attn::CpForm>(form);
   in >> d.sm_count >> d.max_grid_x;
   in >> k.cta_q >> k.cta_s >> k.ctas_per_sm >> k.threads >> k.shared_bytes;
   in >> kind >> s.value >> s.max_split_k;
@@ -142,31 +143,6 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def compile_main(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Compiles a main() against the rendered headers with the host compiler."""
-    given = shlex.split(os.environ.get("CXX", ""))
-    compilers = [given] if given else [["g++"], ["c++"]]
-    compiler = next((words for words in compilers if shutil.which(words[0])), None)
-    if compiler is None:
-        pytest.skip("needs a host C++ compiler: CXX is unset or names none, no g++ or c++ on PATH")
-    folder = tmp_path_factory.mktemp("twin")
-    for path, text in headers().items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-
-    def compile_source(name: str, source: str) -> Path:
-        program = folder / name
-        (folder / f"{name}.cpp").write_text(source)
-        subprocess.run(
-            [*compiler, *FLAGS, "-O1", "-I", folder, "-o", program, f"{program}.cpp"],
-            check=True,
-        )
-        return program
-
-    return compile_source
-
-
-@pytest.fixture(scope="module")
 def twin(compile_main: Callable[[str, str], Path]) -> Callable[[list[Case]], list[str]]:
     """Runs cases through the C++ planner; one line of answer each."""
     printed = "\n".join(f"  std::cout << ' ' << p.{name};" for name in PLAN_FIELDS)
@@ -241,6 +217,7 @@ def random_problem(rng: random.Random, extreme: bool) -> Problem:
     tokens = size(rng, 31 if extreme else 15)
     num_kv_heads = rng.choice([1, 2, 8, size(rng, 15) if extreme else 16])
     num_heads = num_kv_heads * rng.choice([1, 4, 5, 16])
+    cp_size = rng.choice([1, 1, 1, 2, 3, 7, 64])
     if rng.random() < 0.01:
         num_kv_heads += 1
     return Problem(
@@ -253,7 +230,11 @@ def random_problem(rng: random.Random, extreme: bool) -> Problem:
         head_dim_v=rng.choice([64, 128, 192, 2**31 - 1 if extreme else 256]),
         window_size=rng.choice([0, 0, 1, 63, 64, size(rng, 31 if extreme else 12)]),
         causal=rng.random() < 0.5,
-        cp_size=rng.choice([1, 1, 1, 2, 3]),
+        cp_rank=rng.randrange(cp_size) if rng.random() < 0.99 else cp_size,
+        cp_size=cp_size,
+        cp_sharding=rng.choice(list(KeySharding)),
+        cp_chunk=rng.choice([1, 1, 16, 64, size(rng, 31)]),
+        cp_form=rng.choice(list(CpForm)),
     )
 
 

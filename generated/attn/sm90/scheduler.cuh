@@ -37,32 +37,42 @@ class TileOrder {
 
   __device__ __forceinline__ int size() const { return rows() * columns(); }
 
+  // What the queries of a tile's sequence see.
+  __device__ __forceinline__ VisibleKeys visible(const QueryTile& tile) const {
+    return visible_keys(params_, tile.sequence, tile.q_len, Traits::Config::kMask == Mask::kCausal);
+  }
+
   // The key blocks that some query of a tile with rows sees.
-  __device__ __forceinline__ TileRange blocks_seen(const QueryTile& tile) const {
-    const VisibleKeys visible{
-        tile.q_len, tile.k_len, params_.window_size, Traits::Config::kMask == Mask::kCausal};
+  __device__ __forceinline__ static TileRange blocks_seen(const QueryTile& tile,
+                                                          const VisibleKeys& visible) {
     return tiles_of(visible.any(tile.first_query, tile.first_query + tile.rows - 1), Traits::kCtaS);
   }
 
   // Writes what there is to do for a tile that sees the blocks `whole`; false where its split has
   // none of them. By a whole warp.
-  __device__ __forceinline__ bool assign(const QueryTile& tile, TileRange whole, Work& work) const {
+  __device__ __forceinline__ bool assign(const QueryTile& tile,
+                                         const VisibleKeys& visible,
+                                         TileRange whole,
+                                         Work& work) const {
     const TileRange mine = split_range(whole.begin, whole.end, plan_, tile.split);
     if (mine.begin >= mine.end) {
       return false;
     }
     if (elect_one()) {
-      const bool is_split = split_count(whole.begin, whole.end, plan_) > 1;
+      const bool leaves_partial =
+          params_.cp_size > 1 || split_count(whole.begin, whole.end, plan_) > 1;
       work.item.first_block = mine.begin;
       work.item.end_block = mine.end;
       work.item.first_query = tile.first_query;
       work.item.q_len = tile.q_len;
-      work.item.k_len = tile.k_len;
+      work.item.k_len = visible.k_len;
+      work.item.origin = visible.origin;
+      work.item.chunk = visible.shards.chunk;
       work.item.head = tile.head;
       work.item.first_token = tile.first_token;
-      work.item.split = is_split ? tile.split : kWholeRow;
+      work.item.split = leaves_partial ? tile.split : kWholeRow;
       work.sequence = tile.sequence;
-      work.key_token = params_.cu_k_len[tile.sequence];
+      work.key_token = Traits::Cache::kGathered ? 0 : first_linear_row(params_, tile.sequence);
       const int group = recomputed(params_.num_heads) / recomputed(params_.num_kv_heads);
       work.kv_head = tile.head / group;
     }
@@ -98,7 +108,6 @@ class TileOrder {
 
     const int q_begin = params_.cu_q_len[tile.sequence];
     tile.q_len = params_.cu_q_len[tile.sequence + 1] - q_begin;
-    tile.k_len = params_.cu_k_len[tile.sequence + 1] - params_.cu_k_len[tile.sequence];
     const int tiles = (tile.q_len + Traits::kCtaQ - 1) / Traits::kCtaQ;
     tile.first_query = (tiles - 1 - from_last) * Traits::kCtaQ;
     tile.first_token = q_begin + tile.first_query;
@@ -139,8 +148,9 @@ __device__ __forceinline__ void schedule_tiles(SharedStorage<Traits>& storage,
   while (index < size) {
     const QueryTile tile = order.query_tile(index);
     if (tile.rows > 0) {
-      const TileRange blocks = order.blocks_seen(tile);
-      if (order.assign(tile, blocks, storage.work[phase])) {
+      const VisibleKeys visible = order.visible(tile);
+      const TileRange blocks = order.blocks_seen(tile, visible);
+      if (order.assign(tile, visible, blocks, storage.work[phase])) {
         if (elect_one()) {
           storage.work_full.arrive();
         }

@@ -165,6 +165,9 @@ void set_workspace(AttentionParams<T>& params,
   char* const base = static_cast<char*>(workspace);
   params.partial_O = reinterpret_cast<float*>(base);
   params.partial_ML = reinterpret_cast<float*>(base + plan.partial_ML_offset);
+  params.cp_O = reinterpret_cast<float*>(base + plan.cp_O_offset);
+  params.cp_ML = reinterpret_cast<float*>(base + plan.cp_ML_offset);
+  params.cp_stride = plan.cp_stride;
   params.max_split_k = plan.split_cnt;
 }
 

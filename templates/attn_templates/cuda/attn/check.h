@@ -102,8 +102,61 @@ Problem problem_of(const AttentionParams<typename Config::T>& params) {
   problem.head_dim_v = Config::kHeadDimV;
   problem.window_size = params.window_size;
   problem.causal = Config::kMask == Mask::kCausal;
+  problem.cp_rank = params.cp_rank;
   problem.cp_size = params.cp_size;
+  problem.cp_sharding = params.cp_sharding;
+  problem.cp_chunk = params.cp_chunk;
+  problem.cp_form = params.cp_form;
   return problem;
+}
+
+inline void need_word(const char* field, int value, int last) {
+  if (value < 0 || value > last) {
+    refuse_field(
+        field,
+        "is " + std::to_string(value) + ": it must be an enumerator, 0 to " + std::to_string(last));
+  }
+}
+
+template <class T>
+void check_context_parallel(const AttentionParams<T>& params) {
+  need_word("cp_sharding", static_cast<int>(params.cp_sharding), 2);
+  need_word("cp_form", static_cast<int>(params.cp_form), 2);
+  if (params.cp_size <= 1) {
+    return;
+  }
+  if (params.cp_fn == nullptr && params.cp_form != CpForm::kPartOnly) {
+    refuse_field("cp_fn",
+                 "is null, but keys are spread over " + std::to_string(params.cp_size) +
+                     " ranks: give a function that gathers their parts, or set cp_form to "
+                     "kPartOnly");
+  }
+  if (params.cache == CacheType::kLinear && params.batch_size > 1 &&
+      params.linear_iter_params.cu_rows == nullptr) {
+    refuse_field("linear_iter_params.cu_rows",
+                 "is null, but cu_k_len counts keys of all " + std::to_string(params.cp_size) +
+                     " ranks: give the first row of each sequence in this rank's K and V");
+  }
+}
+
+// Where the keys are spread over ranks, a call leaves its part whether it is split or not.
+template <class T>
+void check_parts(const AttentionParams<T>& params, const Plan& plan) {
+  if (params.cp_size == 1) {
+    return;
+  }
+  if (params.cp_O == nullptr || params.cp_ML == nullptr) {
+    throw Error(Status::kWorkspaceTooSmall,
+                "cp_O",
+                "cp_O or cp_ML is null, but keys are spread over " +
+                    std::to_string(params.cp_size) + " ranks: give a workspace of " +
+                    std::to_string(plan.workspace_bytes) + " bytes (set_workspace)");
+  }
+  if (params.cp_stride < plan.cp_stride || params.cp_stride % 2 != 0) {
+    refuse_field("cp_stride",
+                 "is " + std::to_string(params.cp_stride) + ": a part takes " +
+                     std::to_string(plan.cp_stride) + " floats, and starts at an even one");
+  }
 }
 
 // Everything that can be known without a device.
@@ -124,12 +177,7 @@ void check_params(const AttentionParams<typename Config::T>& params) {
         "is " + std::to_string(params.inv_sqrt_dh) +
             ": the softmax scale must be finite and above 0, usually 1 / sqrt(size_per_head)");
   }
-  if (params.cp_size != 1) {
-    refuse_field("cp_size",
-                 "is " + std::to_string(params.cp_size) +
-                     ": context parallelism is not implemented yet, set it to 1",
-                 Status::kNotSupported);
-  }
+  check_context_parallel(params);
   if (params.kv_type != KvType::kSame) {
     refuse_field("kv_type",
                  "is a quantised cache: only KvType::kSame is implemented yet",

@@ -6,7 +6,7 @@
 
 namespace attn {
 
-// The rows of one head that a CTA computes, and the lengths of their sequence.
+// The rows of one head that a CTA computes, and the length of their sequence.
 struct QueryTile {
   int sequence;
   int head;
@@ -15,7 +15,6 @@ struct QueryTile {
   int rows;         // 0: nothing to do
   int first_token;  // row of q and out that holds first_query
   int q_len;
-  int k_len;
 };
 
 // The sequence that owns a slot of query tiles. Sequence b owns the slots from
@@ -69,7 +68,6 @@ map_cta(const AttentionParams<T>& params, const TilePlan& plan, int cta_q, unsig
 
   const int q_begin = params.cu_q_len[tile.sequence];
   tile.q_len = params.cu_q_len[tile.sequence + 1] - q_begin;
-  tile.k_len = params.cu_k_len[tile.sequence + 1] - params.cu_k_len[tile.sequence];
   tile.first_query = ((tile.q_len + cta_q - 1) / cta_q - 1 - order) * cta_q;
   tile.first_token = q_begin + tile.first_query;
   tile.rows = tile.first_query < 0 ? 0 : min(cta_q, tile.q_len - tile.first_query);

@@ -84,6 +84,9 @@ AttentionParams<T> converted(const attn_params_t& from) {
   if (to.cp_size == 0) {
     to.cp_size = 1;  // a struct of zeros means no context parallelism
   }
+  if (to.cp_chunk == 0) {
+    to.cp_chunk = 1;  // and keys interleaved one by one
+  }
   return to;
 }
 

@@ -26,8 +26,8 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   if (tile.rows <= 0) {
     return;
   }
-  const VisibleKeys visible{
-      tile.q_len, tile.k_len, params.window_size, Config::kMask == Mask::kCausal};
+  const VisibleKeys visible =
+      visible_keys(params, tile.sequence, tile.q_len, Config::kMask == Mask::kCausal);
   const int last_query = tile.first_query + tile.rows - 1;
   const TileRange tiles = tiles_of(visible.any(tile.first_query, last_query), Traits::kCtaS);
   const int splits = split_count(tiles.begin, tiles.end, arguments.plan);
@@ -94,7 +94,7 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   __syncthreads();  // without keys, Q may still be on its way into the rows that take the output
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (work.splits > 1) {
+  if (work.splits > 1 || params.cp_size > 1) {
     store_partial<Config>(output, softmax, params, work.tile, warp, lane);
   } else {
     store_output<Config>(storage.query, output, softmax, params, work.tile, warp, lane);

@@ -85,7 +85,7 @@ class TileStream {
   // counts groups.
   __device__ __forceinline__ void copy(int tile) {
     if (tile >= storage_.work.keys.begin) {
-      const int rows = storage_.work.tile.k_len - tile * Traits::kCtaS;
+      const int rows = storage_.work.visible.k_len - tile * Traits::kCtaS;
       if (rows >= Traits::kCtaS && storage_.work.cache.evenly_spaced(Traits::kCtaS)) {
         copy_evenly(tile);
       } else {
@@ -153,7 +153,7 @@ class TileStream {
 
   __device__ __forceinline__ bool owns_key_of(int tile) const {
     return static_cast<int>(threadIdx.x) < Traits::kCtaS && tile >= storage_.work.keys.begin &&
-           key_of(tile) < storage_.work.tile.k_len;
+           key_of(tile) < storage_.work.visible.k_len;
   }
 
   Storage& storage_;

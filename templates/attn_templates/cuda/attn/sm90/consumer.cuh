@@ -297,10 +297,13 @@ class Consumer {
   }
 
   __device__ __forceinline__ VisibleKeys visible() const {
-    return {item().q_len,
-            item().k_len,
-            arguments_.params.window_size,
-            Traits::Config::kMask == Mask::kCausal};
+    const AttentionParams<T>& params = arguments_.params;
+    return {
+        item().origin,
+        item().k_len,
+        params.window_size,
+        Traits::Config::kMask == Mask::kCausal,
+        {params.cp_size, params.cp_rank, item().chunk, params.cp_sharding == KeySharding::kZigZag}};
   }
 
   // The first query of this thread; the other is 8 further.

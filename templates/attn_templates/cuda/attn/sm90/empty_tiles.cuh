@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tile whose queries see no key at all: out = 0, lse = -inf. It never reaches the consumers.
+// A tile whose queries see no key at all: out = 0, lse = -inf, or, of a rank that leaves a part,
+// what stands for no key in a merge. It never reaches the consumers.
 #pragma once
 
 #include "attn/cta_map.cuh"
@@ -8,10 +9,34 @@
 
 namespace attn::sm90 {
 
+// By one warp: output 0, maximum -inf, sum 0, in the place of the tile's first split.
+template <class Traits>
+__device__ __forceinline__ void write_empty_partial(
+    const AttentionParams<typename Traits::T>& params, const QueryTile& tile) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int row = 0; row < tile.rows; ++row) {
+    // [token_num, num_heads]
+    const int64_t partial =
+        static_cast<int64_t>(tile.first_token + row) * params.num_heads + tile.head;
+    for (int column = lane * 2; column < Traits::kHeadDimV; column += 64) {
+      *reinterpret_cast<float2*>(params.partial_O + partial * Traits::kHeadDimV + column) = {0.0f,
+                                                                                             0.0f};
+    }
+    if (lane == 0) {
+      *reinterpret_cast<float2*>(params.partial_ML + partial * 2) = {-kInfinity, 0.0f};
+    }
+  }
+}
+
 // By one warp.
 template <class Traits>
 __device__ __forceinline__ void write_empty_tile(const AttentionParams<typename Traits::T>& params,
                                                  const QueryTile& tile) {
+  if (params.cp_size > 1) {
+    write_empty_partial<Traits>(params, tile);
+    return;
+  }
   const int lane = threadIdx.x % 32;
   constexpr int kChunks = Traits::kHeadDimV / 8;  // of 16 bytes
 #pragma unroll 1

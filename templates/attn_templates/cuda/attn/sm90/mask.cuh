@@ -14,8 +14,7 @@ struct ColumnLimits {
 };
 
 // The limits below which the queries `query` and `query + 8` see the keys of a block that starts at
-// first_key. Without a window this is VisibleKeys::end with 32-bit sums, which cannot overflow
-// then.
+// first_key: VisibleKeys::end, shortened where one rank has all keys and there is no window.
 __device__ __forceinline__ ColumnLimits column_ends(const VisibleKeys& visible,
                                                     int query,
                                                     int first_key,
@@ -24,11 +23,12 @@ __device__ __forceinline__ ColumnLimits column_ends(const VisibleKeys& visible,
   ColumnLimits ends;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int position = query + 8 * h + visible.k_len - visible.q_len;
+    const int position = visible.position(query + 8 * h);
     const bool to_last = !visible.causal && visible.window == 0;
-    const int end = to_last          ? visible.k_len
-                    : visible.causal ? min(position + 1, visible.k_len)
-                                     : visible.end(query + 8 * h);
+    const bool is_simple = visible.causal && visible.shards.size == 1;
+    const int end = to_last     ? visible.k_len
+                    : is_simple ? min(position + 1, visible.k_len)
+                                : visible.end(query + 8 * h);
     ends.limit[h] = end - origin;
   }
   return ends;

@@ -122,12 +122,14 @@ struct PrefillTraits {
 
 // What a consumer warpgroup computes between two outputs: its 64 rows of a query tile against a
 // range of key blocks.
-struct alignas(16) WorkItem {
+struct WorkItem {
   int first_block;  // key blocks [first_block, end_block); none: the consumer may leave
   int end_block;
   int first_query;  // of the tile, within its sequence
   int q_len;
-  int k_len;
+  int k_len;   // keys of the sequence on this rank
+  int origin;  // position of the sequence's query 0
+  int chunk;   // keys of a chunk, where the ranks of a group share the sequence
   int head;
   int first_token;  // row of q and out that holds first_query
   int split;        // kWholeRow, or the slot of the workspace that takes the result

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Headers of the kernels, compiled for the host: what tests ask their C++ side by."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from attn_codegen.renderer import headers
+
+FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-D__device__=", "-D__forceinline__=inline")
+
+
+@pytest.fixture(scope="module")
+def compile_main(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Compiles a main() against the rendered headers with the host compiler."""
+    given = shlex.split(os.environ.get("CXX", ""))
+    compilers = [given] if given else [["g++"], ["c++"]]
+    compiler = next((words for words in compilers if shutil.which(words[0])), None)
+    if compiler is None:
+        pytest.skip("needs a host C++ compiler: CXX is unset or names none, no g++ or c++ on PATH")
+    folder = tmp_path_factory.mktemp("twin")
+    for path, text in headers().items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+
+    def compile_source(name: str, source: str) -> Path:
+        program = folder / name
+        (folder / f"{name}.cpp").write_text(source)
+        subprocess.run(
+            [*compiler, *FLAGS, "-O1", "-I", folder, "-o", program, f"{program}.cpp"],
+            check=True,
+        )
+        return program
+
+    return compile_source
