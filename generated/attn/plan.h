@@ -9,7 +9,9 @@
 #include <limits>
 #include <string>
 
+#include "attn/cost.h"
 #include "attn/error.h"
+#include "attn/limits.h"
 #include "attn/params.h"
 
 namespace attn {
@@ -30,19 +32,6 @@ struct Problem {
   KeySharding cp_sharding = KeySharding::kInterleaved;
   int cp_chunk = 1;  // kInterleaved: consecutive keys that go to one rank
   CpForm cp_form = CpForm::kScaled;
-};
-
-struct DeviceLimits {
-  int sm_count = 0;
-  std::int64_t max_grid_x = 2147483647;  // 2^31 - 1 on every device since compute capability 3.0
-};
-
-struct KernelLimits {
-  int cta_q = 0;        // query rows of a tile
-  int cta_s = 0;        // keys of a tile
-  int ctas_per_sm = 1;  // occupancy on the device
-  int threads = 0;
-  int shared_bytes = 0;  // dynamic shared memory of a CTA
 };
 
 enum class SplitKind : int { kHeuristic = 0, kFixed = 1, kFixedSize = 2, kOff = 3 };
@@ -77,11 +66,9 @@ struct Plan {
 inline constexpr int kReduceRowsPerCta = 4;
 inline constexpr int kWorkspaceAlignment = 256;  // bytes
 
-// A split costs 8 (head_dim_v + 2) bytes of workspace traffic per query row, against
-// 2 (head_dim + head_dim_v) bytes of K and V per key: for a tile of 64 rows, 256 keys keep the
-// first at half of the second.
-inline constexpr int kMinKeysPerSplit = 256;
 inline constexpr int kMaxHeuristicSplits = 128;
+// Tiles for so many waves leave too little of the device idle for splits to win.
+inline constexpr int kFullWaves = 8;
 
 namespace detail {
 
@@ -100,16 +87,21 @@ inline void need_at_least(const char* field, std::int64_t value, std::int64_t le
   }
 }
 
+inline void need_cost(const char* field, std::int64_t value) {
+  need_at_least(field, value, 0);
+  if (value > kCostMax) {
+    refuse(field,
+           std::string(field) + " is " + std::to_string(value) + ": it must be at most " +
+               std::to_string(kCostMax));
+  }
+}
+
 // a * b for a, b >= 0, refused when it does not fit 64 bits.
 inline std::int64_t multiply_bytes(std::int64_t a, std::int64_t b) {
   if (b != 0 && a > kMaxBytes / b) {
     refuse("token_num", "the split workspace exceeds 2^63 bytes: split less, or send fewer tokens");
   }
   return a * b;
-}
-
-constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t step) {
-  return value / step + (value % step != 0);
 }
 
 inline void check(const Problem& problem) {
@@ -153,6 +145,8 @@ inline void check(const Problem& problem,
   need_at_least("cta_q", kernel.cta_q, 1);
   need_at_least("cta_s", kernel.cta_s, 1);
   need_at_least("ctas_per_sm", kernel.ctas_per_sm, 1);
+  need_cost("tile_ns", kernel.tile_ns);
+  need_cost("step_ns", kernel.step_ns);
   need_at_least("max_split_k", policy.max_split_k, 0);
   if (policy.kind == SplitKind::kFixed) {
     need_at_least("split_cnt", policy.value, 1);
@@ -229,53 +223,51 @@ inline std::int64_t pieces_of_span(const Problem& problem, std::int64_t span, st
   return std::min((span + size - 2) / size + 1, ceil_div(local_keys(problem), size));
 }
 
-// Query tiles with rows, over all heads, if the sequences were equally long: what the machine is
-// filled with.
-inline std::int64_t useful_ctas(const Problem& problem, const KernelLimits& kernel) {
-  if (problem.batch_size == 0) {
-    return 0;
+// What a call has to do if its sequences are equally long, as long as the bounds allow. Under a
+// causal mask the first of the query tiles sees what lies before the queries and its own rows, the
+// last one everything.
+inline Work work_of(const Problem& problem, const KernelLimits& kernel) {
+  const std::int64_t batch = problem.batch_size;
+  const std::int64_t mean = ceil_div(problem.token_num, std::max<std::int64_t>(batch, 1));
+  const std::int64_t q_len = std::min<std::int64_t>(mean, problem.max_q_len);
+  std::int64_t tiles = batch * ceil_div(q_len, kernel.cta_q);
+  tiles = std::min(tiles, q_tiles(problem, kernel.cta_q).count);
+  const std::int64_t span = key_span(problem, kernel.cta_q);
+  Work work;
+  work.tiles = std::min(tiles, kMostTiles) * problem.num_heads;
+  work.longest = work.shortest = pieces_of_span(problem, span, kernel.cta_s);
+  if (problem.causal) {
+    const std::int64_t before = local_keys(problem) - ceil_div(q_len, problem.cp_size);
+    const std::int64_t seen = std::min(std::max<std::int64_t>(before, 0) + kernel.cta_q, span);
+    work.shortest = std::min(ceil_div(seen, kernel.cta_s), work.longest);
   }
-  const std::int64_t mean = ceil_div(problem.token_num, problem.batch_size);
-  const std::int64_t tiles = problem.batch_size * ceil_div(mean, kernel.cta_q);
-  return std::min(tiles, q_tiles(problem, kernel.cta_q).count) * problem.num_heads;
+  work.rows = std::int64_t{problem.token_num} * problem.num_heads;
+  work.row_bytes = 4 * (std::int64_t{problem.head_dim_v} + 2);
+  return bounded(work);
 }
 
-// FlashAttention's rule (num_splits_heuristic, csrc/flash_attn/flash_api.cpp): no split when the
-// tiles fill 0.8 of the machine or the keys are few; otherwise the fewest splits that fill their
-// waves 0.85 times as well as the best count does. Counts that do not shorten the longest split are
-// passed over.
-//
-//   waves(s) = ctas s / capacity    efficiency(s) = waves(s) / ceil(waves(s)) ~ s / ceil(waves(s))
-//
-// Ours besides: a floor of keys per split (kMinKeysPerSplit).
-inline std::int64_t heuristic_splits(const Problem& problem,
+// The count that is estimated fastest; of equals, the least. A count that does not shorten the
+// longest split is passed over. With max_split_k set to the count found, the count is found again.
+inline std::int64_t heuristic_splits(const Work& work,
                                      const DeviceLimits& device,
                                      const KernelLimits& kernel,
-                                     std::int64_t tiles,
                                      int max_split_k) {
-  const std::int64_t capacity = std::int64_t{device.sm_count} * kernel.ctas_per_sm;
-  const std::int64_t ctas = useful_ctas(problem, kernel);
-  if (ctas >= capacity - capacity / 5 || tiles <= 4) {
+  if (work.tiles >= kFullWaves * slots_of(device, kernel)) {
     return 1;
   }
-  std::int64_t most = tiles / ceil_div(kMinKeysPerSplit, kernel.cta_s);
-  most = std::min<std::int64_t>(most, kMaxHeuristicSplits);
+  std::int64_t most = std::min<std::int64_t>(work.longest, kMaxHeuristicSplits);
   if (max_split_k > 0) {
     most = std::min<std::int64_t>(most, max_split_k);
   }
-  const auto waves = [&](std::int64_t splits) { return ceil_div(ctas * splits, capacity); };
-  const auto shortens = [&](std::int64_t splits) {
-    return splits == 1 || ceil_div(tiles, splits) < ceil_div(tiles, splits - 1);
-  };
   std::int64_t best = 1;
+  std::int64_t least = estimate_ns(work, device, kernel, 1);
   for (std::int64_t splits = 2; splits <= most; ++splits) {
-    if (shortens(splits) && splits * waves(best) > best * waves(splits)) {
-      best = splits;
-    }
-  }
-  for (std::int64_t splits = 1; splits < best; ++splits) {
-    if (shortens(splits) && 100 * splits * waves(best) >= 85 * best * waves(splits)) {
-      return splits;
+    if (ceil_div(work.longest, splits) < ceil_div(work.longest, splits - 1)) {
+      const std::int64_t taken = estimate_ns(work, device, kernel, splits);
+      if (taken < least) {
+        best = splits;
+        least = taken;
+      }
     }
   }
   return best;
@@ -291,7 +283,7 @@ inline std::int64_t split_bound(const Problem& problem,
   const std::int64_t tiles = pieces_of_span(problem, span, kernel.cta_s);
   std::int64_t bound = 1;
   if (policy.kind == SplitKind::kHeuristic) {
-    bound = heuristic_splits(problem, device, kernel, tiles, policy.max_split_k);
+    bound = heuristic_splits(work_of(problem, kernel), device, kernel, policy.max_split_k);
   } else if (policy.kind == SplitKind::kFixed) {
     bound = std::min<std::int64_t>(policy.value, tiles);
     if (policy.max_split_k > 0) {

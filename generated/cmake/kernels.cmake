@@ -241,8 +241,10 @@ set(attn_headers
     attn/attn_c.h
     attn/config.h
     attn/config_list.h
+    attn/cost.h
     attn/error.h
     attn/kernel_info.h
+    attn/limits.h
     attn/params.h
     attn/plan.h
     attn/types.h

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         8a06ba6a2d90159e825a876e564ceb9534c9e19d7a370618a1c679d4d8f416fc
+// digest         fefc7af0a23741ad036c3845a787cc53cda5eb724bee4c249babca2d5af3626d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

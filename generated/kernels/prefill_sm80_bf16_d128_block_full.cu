@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         704770c1a3febf1777f7e58d94669581346397c502e4acdab2a95d3073e7f132
+// digest         2b753a91bf0427f8625d21881bf9f2d80ad1c014901d8f28836832d13473dc68
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         2ef2a7b417ac0906a31e24c8f695b0d32980ec69ca9e1b72b02618f6339a31ae
+// digest         9b30d58d75c8e3bdf39852dc5712c99fec62d817931bf9a527501bdac24b4c72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

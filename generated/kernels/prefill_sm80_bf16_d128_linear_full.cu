@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         1a47c94d3f4c15a8b2a748ae358a16d1342e470a6c490fa8feb8e4ca66d7bacf
+// digest         d44e2efa5a6c7c7c7749bf7f115c5d069315235be188c95665faf7cf4260003c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

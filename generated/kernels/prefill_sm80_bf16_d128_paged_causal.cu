@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         1fc84edb90149e032516c84da2efe3f5c7122845232d5b0bd83200713ec01182
+// digest         f7849572490a6343ac621a656fa89681c4ac840e53e0e849f8b7296a31030c6a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         af3374a3887938293e66482397483422085cd1b325cf53e933ffc0a412dd66ab
+// digest         a2153adb55a69452278300edb2cbb42061674e37be7e1007d381979d3a0e01de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         97f20878979ab6ca7af10b762bb03720bcc609da8dc743733b2d4ef8404927b0
+// digest         1dc136afd9605a3a0b87f0a0133eec98c9d485629528ed01ab6f86b6597c069d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

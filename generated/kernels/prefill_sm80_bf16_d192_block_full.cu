@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         25f85023e816189f1cc170de5d5e3152337db6cd033734feaaefb96efda25cd2
+// digest         e128024b861635f9f8feb44721b14215a9555fc3625cb152808c5942cc83dde7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

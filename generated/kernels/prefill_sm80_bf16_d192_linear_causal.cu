@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         28a70b0464826449c99a9dbc63f8ac9fc50f118c0c66a270cbd371c1c9266626
+// digest         bb20a847de3206fc6e481ad7f266b789499c8245501a227b11ec5b4bb8e12286
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

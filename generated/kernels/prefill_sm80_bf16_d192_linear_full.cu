@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         cbc78ab5196d66951aaae590b091b556caea5b46eca66ebf548fc9bd149e27af
+// digest         43da23b4ead588b1314b2ce3a24a2bdfc73965fceb829aae84e57ee0a4977643
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

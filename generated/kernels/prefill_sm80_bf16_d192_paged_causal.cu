@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         0463baccc7817fb70a3651399388d94b53f26f1ef08d00bdfe88a6c574c0bb92
+// digest         3123e5bc0b2a90fae76a8ddf39d3c62435e5b98a54577afe7e229d2811e3831b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         177e3f01e955937ed233ec005b39e06183a693120e7787c330c60437c3d874bf
+// digest         6eeb227f6abdc5133be10532d30eaa363e4532fb397a5fb4b55906ad1076439c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

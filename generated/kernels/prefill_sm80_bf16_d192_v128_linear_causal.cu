@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         886f53be5249efee9cefb53375bf24d01e0a824c2220caee5d10050b8a615ac6
+// digest         ad8538550b4461b5bb8e16fe91e58ca68c892e78d82640fc94506768b3e8ad85
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         d5c8aa63f3b2a1957e100506e59717bad8226860a43cc5849588d2f079927c7a
+// digest         64b535ae7b3e6cfb49620800b6b245a45ee9bc608311198068b8d8ed2b97b744
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         cdd7bafa567d714440776d690517e1b02c2310705403278e3466224333a61f7a
+// digest         9375c820eaf622cfdba0d408b57838024f9d6977e591d542911ec46e2b9a3b60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

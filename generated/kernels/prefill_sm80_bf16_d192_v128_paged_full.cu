@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         2e3aa894bfb256658c819b39e9b2865e7672b98b167da011048841dfbef20eaa
+// digest         a1f92a85d612408c47bf122db659f86a88f36e09984a3ef933877b7ee9009f1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         7853518c1006453383ae19535f6c4b08e9e1e6f8dc159e359a5d8903f2fe0593
+// digest         42be340c3cefe1cb8339ea1629a609698d1409347b551de439fb23bf8370ca37
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         b293caa51608c646302738fab8835efffc75c5f6b0423f80e48fa2354e04a1ad
+// digest         59f9e9a79d82089557b6be8f5ece542fc49aea2a4f3a1719372a9a3c52e38009
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         bf73982bb2551a6882280117ca1447e1169b187a23ab9c2a330342a03e349036
+// digest         a58e846e9655f2740330074774627743b1930561ce3caa7025449acb4bd79113
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

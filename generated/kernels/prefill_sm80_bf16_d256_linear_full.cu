@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         0e86682b43d4d9edb2b3fbe1ce29fec99f7d7d8303e2a169d741eead4bf55c4b
+// digest         c1b1989c93ec994a25bad35f93bb658b6f19c69f9a3eea21337d6afc2f39b91b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         a28c7a0d31b40f9ec7e5441923ae87c9836f7fa860b59ca3be16a9d2637bf67c
+// digest         98bf903031a5c44f4fc84eba1e93f3e3ea4ba01569f95872908fb7bda8a101b9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

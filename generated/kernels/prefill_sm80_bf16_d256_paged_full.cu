@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         de292691f3f7d8f0c55f395d9afd39f023fa487f5b52c786fae73bc03d681bc9
+// digest         aa827fd48ba8eb0fad2d6549cf0d2b902fe615f47b81fc24bf36fb5432758be1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

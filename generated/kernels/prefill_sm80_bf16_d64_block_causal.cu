@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         6752e0db83c4df770aa7b8664a757e900a37a9fd6f35ee276a03245691d195fd
+// digest         74a7f34e244b0309e25240b97a1a886dd25a80fa6532c037a22a7f44ae9531a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

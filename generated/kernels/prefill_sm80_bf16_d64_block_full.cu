@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         d42cdcc88337ae93e1a7f0e616737b1b1bb95755bfb31d5512c5c143ab958553
+// digest         252ba9a86d5323d527d024c0a7b3fd6573928646f5b49c73e90df45922c1b8cc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         d907348c45ec503ae754e3fbb0c129a0bb42e5f8d52facd73508cc191165e68f
+// digest         d7118559e0ed18512545100619cf0f56ce185f0e5b3ddced8c619f07ec7b18ce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

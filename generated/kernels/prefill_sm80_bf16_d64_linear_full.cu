@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         a4b742d22e6a8ebc03284b1b414c300424ad572d9655e80fcae1a238a4b41f6e
+// digest         e94ea41e21e6352e1cff10570f6104b8cf0193e3817c13de43c1c33ffcbac32f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         1f8f3f7d75055ebbdfff2e165bc94934ea363be3a367a0e384cfb02acf93d3e5
+// digest         4e3ff19beda9de7ba0ad656a0d0b7b4b30b68121902aa329a29738c4f4a8cad6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         41b2fa303ac57b594814e30a64bedb2d95afedbdb5d660636c5ba5dedbd8dc4d
+// digest         64a6962dff2bfb2590829e423ddb6d5e02def46c52d80f575537760c260d25bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

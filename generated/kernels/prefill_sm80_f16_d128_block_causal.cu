@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         69c52cdebfecb5bca9ba23a6909d0c723d74099f22979bd8a076d7cf9654e035
+// digest         4ba7625d251c479a7ce143e5453e4f7ce8472c3a470c3d6bd29d623e89fb5009
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

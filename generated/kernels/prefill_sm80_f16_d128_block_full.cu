@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         079413983080f5fa747e3ce8890ceb794118868de0a7674796f919f388b4c05c
+// digest         771d930ed08f5b557374813cb688bf576fefcc203cf9924ce019f262a2e23379
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7bef43d17017f26dfbb7fbfc78bfec30ffb79e2cc1b134e8d0dee8a8932ca8b7
+// digest         a7ca9f7eae13c8aa5c67c48edde25fa6dcfb86fcd9d357ac75f024395dc141d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

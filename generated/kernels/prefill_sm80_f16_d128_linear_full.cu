@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         6280af53a8cc460799574d5ece88a170d1b948740fa73b4377a44c89637fe443
+// digest         f3d67f037e48bd68efc2039d5cc313af43c49a204b172b49e12abc711200a5cc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

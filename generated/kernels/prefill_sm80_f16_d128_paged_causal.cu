@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         7be02aa16de1a8222b28b0ff64b67edef0db2e2f2e49475cadd84b34e5b4aa3e
+// digest         c2f740b786bfb211a913fc8d836bfc41a6fe6a709170f48ddc29de86c4255aac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

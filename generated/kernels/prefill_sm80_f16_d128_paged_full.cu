@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         e2eb3c144f57469bc3d8780c475f236dbdf96b185025ac0103c0a7be53c2184a
+// digest         1217fdfc650c6059f49bb59e01818fe029613123378f14fd75839e792d54ea8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         430258501499b23453b6e240f5f5beaf2a4130e573c1330af7f6a65f7f885d26
+// digest         f6cd099a23ff228544ec651023b30c1fcc95500f03ed47ded3ddae1da641285f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         b50eed5fcf28d1a775f5b5a06ea42fd47ef9d02b5092a24213cb78585da8dc2c
+// digest         4d3b6d9e4637c0a0938c90ec22ded3b2c70c3af8e57fe3df47c4a77bf3f92879
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         d4a2cedadece64723ee16dbc5feff9c2020bc6841861fdaa9c67c7e47046e484
+// digest         7c2c49eb93ca695bfa83fe415c517cbc42621d328fbc8641e7c6ebba78d2b971
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

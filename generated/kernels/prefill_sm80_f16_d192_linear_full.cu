@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         ef4be78ff89e7445b2876c210dc42c99d4682d8b4f10b2e0ee154f429be92db7
+// digest         ca808b313c0e20f0b7b8be74c48812498ca8da1c53f6e87596a32dd8e30c9cd8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         683bb89a29774d7c4f526bbca9c1485fc2c48d3529b05a4226622966cbd07ef2
+// digest         74ea2a388053780c175cca4376c2d25fc7584296c2d2b94468eb972b1ab31b27
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

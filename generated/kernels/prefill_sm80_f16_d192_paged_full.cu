@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         442675acc3fa6f572b3fd9bc43f8b2b02804f079c852d10ec00f47ab0e284cc1
+// digest         bdef1b3203daa41d3137b80ae82c9ae8dba1eac6c2975ad31040bad24bd58f27
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

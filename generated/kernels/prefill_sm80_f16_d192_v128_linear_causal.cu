@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         727f30efcfc39f03416e3b2456cb1f66ffa385df84f12318d37ef84214321a6d
+// digest         91efc135dc1b39d402c4c4bc042d8335ce17e70e40aa1a6f70b84bbfb7e01c10
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

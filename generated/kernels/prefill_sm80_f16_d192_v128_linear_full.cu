@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         b1bd5cda7f3f1c5fd62065fcad640effbc13222df14728dbfd6dbe6f3e0c7193
+// digest         afb214efb54babb67d3be3ea5b96cf3af62fe1831ec4f11033008ae8b650b9ec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         8866f19254d0e469cff16bb3feb3d7629855516938efa3e69a80da86ecab8edd
+// digest         fe70e1dac66eb950dd2ed7ced6072a988546e6ac3a5964b7c4613ce4b7b18183
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         51a9ef9f5f40dd1e6e2f564e326371750edf9547006c495835402489b88590fa
+// digest         0edc0aacb6203c1d69c454311435218206b565ac8b3cd5b758663b95c974b262
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

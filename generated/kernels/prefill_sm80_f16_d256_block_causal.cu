@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         6b6fbc6c11959cf0d7695b0991c6508a47f5ddce2d9f6688a0760001a5adeb35
+// digest         92eeac041d4c0d5b83bf463343ccd4f067fa263a1fa5b13884f470f55b765565
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         487f700ba1bafe0a7a33ec1ab71f47791b390e0dfad0a071ca0f73f3b41269de
+// digest         e468ef05808b97c2991922005abb049e2bf50766174ca75e36d3d0e2b48ca99c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

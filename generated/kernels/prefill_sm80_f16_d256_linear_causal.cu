@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         792b5e7c511a400560b6d080fc5e559689f22ad0e62de9beb0db4eafbdff17a9
+// digest         2e88ab8bd2485183275aac20037b487cd47f2b4b365f5b6836d49ebe647e889a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

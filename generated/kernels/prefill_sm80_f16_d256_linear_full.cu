@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         881d69d88247852b8402b8c7035646259cf8f35fe42618faea6ecf65c3ff411d
+// digest         ba119f9a5285cf108f171da74c0054a50d255bcf81149bf3ec2e9e51837313ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         b98237b93d58fdf0618fb383c0136e76caf07f466d4665bb0d8ee3cf60c2cd6a
+// digest         acaa4d45d87291fce828bc3ee1a42484800032a5479f1bbf05adb25c7000de9e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         fd115a59b49b979c98d9ae6d4c2b58ab9809bd2eeb3f4ecb2480aa23d263896b
+// digest         ed024fb3fb036e087bf66473776b504458380a77822789240a4eb783b14cee02
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         b06850c947bbe00d698f625e4f8507b783053028a7bf283ce787a7842318336f
+// digest         eb97b07dbf35c328a4240a881dd0c8349dae1d732b683c7f1e103830f3424914
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         798b94b5d4f8c55b3bbd5b12b96ec798e4f719447784bc42087b0b7f00b143ea
+// digest         c82c78bd8387957c660038114252ce5e45d651269c7d86f64b6bda6f1cba3e0a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         c9e2e130027ff4d81cb6b66a9615bfb978ec849df7658828c6bc346be158796b
+// digest         153b114556d9ce57e5fb4197bd5ed61883eab1477a1fa5502d0b61e7e45d57e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

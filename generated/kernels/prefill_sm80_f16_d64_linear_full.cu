@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         bd28c47387a616f03a70ef3555f20e33a0a417cd730d808d45ae4d3581b4c901
+// digest         4baa6a3292d07c51c223e082b59c785033ed9988920179decd8effa0a7caabbb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         5d4d7c5012d780a03ee8f5e6681c579383fa8d433e3738ca569c015fcdca7bbc
+// digest         7e4f1d1b61a533d533d57ac4e318a8b92a4889da702f0da24ea5271e472e2716
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

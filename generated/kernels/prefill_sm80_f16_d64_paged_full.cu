@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         5347bd09af49340bcbf3c595fd3534bf2405061466382a76699a9f7f789d8162
+// digest         30ae1b181a9011862bed008911fc8b35de24e7ac8b82a27a507cae7bbd36af46
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         adbed463f7d14ca18ccb5a05ded3b2d9f33c4be90a320abaae3e86323c5bb1ff
+// digest         858b6a8769037c293a864cb08d1952929e27f846aaaff316ab3f7ace26257966
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         c0612eee19ac8c94d28b1e61f9a9dbf5d735611d938968324d89e65e43c979fe
+// digest         04a6fea3f43aad0ae6e9d49f449ea46b86ce596a35c024532b2f01dcafc5f4bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

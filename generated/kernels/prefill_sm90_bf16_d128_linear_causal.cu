@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         eee3efecb04fa27719883e70e8a8f73c8581d6e8eb95684cfd1ea64fddd7514a
+// digest         8c168951868fd332adb8590956c63eff70bf66f6175e39b5426544a665f33bbc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         bb9ce156aae5fe0b383e4ba9b1e9211c0a1b24a46ed59df3e96e0f80c3cfb7b5
+// digest         b0392d838b394aca3998493b993f7aafb6551cb30362ee54992900f3674c49eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f714226c720e6b06837a31335bfa6dd1c3ddee325d1cd5a0a6bed15d2459ee89
+// digest         2f18e3fdac5061dda7da335dc11530d5e26723044f83ae6c3a6f6b23ee492807
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         fa9ffec9292e872643701e793c7f6eb3fb6f7ba1c993ca2f8dc56bc7e9e4af3a
+// digest         e024777cc52ac276cf90665418834c343796fd3c2b5aad04a43baa6b4d2892e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

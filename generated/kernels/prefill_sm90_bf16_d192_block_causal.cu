@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         a092b17ed47b3aa920d07a7fcc3a31f08d19c6e5c88a01239f7b1f12b3cc7381
+// digest         2b92563bee9f31a27b02cf2b06bb70b640c7dc761b489dfc71d322122972e36c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         979166c94b8d51beefc7af4041f7839e88d0057547f02337d74b683959eb9daf
+// digest         413e2a9cae28ab1b03accb63a5953b74926f1c6e0421686274b5b4f866e72f92
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

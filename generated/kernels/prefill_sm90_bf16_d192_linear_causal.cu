@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         e9724e8b72879f45bc89b529dadc1a2c2df78556738f0e3e3032a8f26c3b8efc
+// digest         c71877189d5d33d2a7b0ab2949e671f4c9d992ef2740d7bb43adc3c828c7e728
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

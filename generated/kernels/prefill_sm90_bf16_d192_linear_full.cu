@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         17414c4acad5158778dd14974848acc2cee7fb6b4596bef073867d9d11c6cf52
+// digest         bf763ee285feaa9df85724e82ad8d1d5ac29dcb3666a87cf7d4c4c189d4651bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

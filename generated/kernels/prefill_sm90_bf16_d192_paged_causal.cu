@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         4093daeb180a2959d1d0d24c072550479dc75a857565ae327b692ce02846f7f1
+// digest         42df88fe31e967dbdc1890081323bcd49c66ba9b6cdb8b0bb48287b43bce7f07
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

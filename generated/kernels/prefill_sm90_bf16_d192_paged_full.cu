@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         a14c87e5fb8b1f3fd5805128d2f9458d7f77190dd641b8bc48e83bd6293d7122
+// digest         de1b745d90639e02ee9fd845dd0f7fb9aa91fb2d33c8abdcb332ad4d8ebc63f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

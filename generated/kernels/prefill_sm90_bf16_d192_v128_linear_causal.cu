@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         b424dffd0cd3c02c7f2eea3470d2758379f72bc5305cd78e59774426dc00051b
+// digest         e2562bd33f01cdc6975ac1af9d24f5aac8c760144c0cfdf03f19a2ba85f9927c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         72cf3326f34f943a8b368d2c969986e01b38af06bacbf12263a6886ba63f135c
+// digest         497bef11a24b44b00e33a721518de87a156aa625d12d79b9bc280ae086216478
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

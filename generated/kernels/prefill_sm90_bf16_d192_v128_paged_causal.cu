@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         573970b172cd88cf0582e55a0b24071cea485b4753a7e358772568cee7fc4db7
+// digest         897344f1a8c35b0042c1e067a924437e88808648a70e1d2cdd57b3cd59c1f830
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

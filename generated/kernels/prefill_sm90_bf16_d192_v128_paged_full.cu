@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         c7e8d9870781d7afd7f0705eb71431d08c14777855ecb6e703d3a600777e3360
+// digest         3ab142d1f256bdac896f97077096bc746d3b888902a4848416e274752e84b846
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

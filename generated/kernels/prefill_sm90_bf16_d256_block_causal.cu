@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         1daf9168f62672535e9e3152a95e63f2438f7fc22e6df163e3220b67e5b66a9b
+// digest         e6bcd5c3fedd0e5896de6467fa2d40b4bc7e59a29d0aa910817479c4a1ea100d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         7a2f2eb7154045b4b48d70f5a8ab8561b36f62d53ebf7b1e6503cad2e8545960
+// digest         b49c831a056cfb938c65cfcb0e5d9145c931633ddf39e2c30a84b42dcb7a00b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         d290a79f410ede3f3e68c485fd513fdd1b7528228ccc8d3d3c325994618c25d4
+// digest         0c82ae59f89052be3ae188cd370c17628bc2414a17115a205a949a30c7dcd7b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

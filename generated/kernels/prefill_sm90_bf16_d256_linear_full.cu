@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         89b15e80a74dafdc0bd79bae10dca97e574d8d58f9387c996cc595d0743acb7b
+// digest         49e243c6d483708d8ea1fe63a32fa8b051dd69b8bf15e7be1d8bdf9b87c7fa09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         ca9e10d1a342917a37c48a86f58bad4d8667f4bdde318bd097ee0fb41de2a49b
+// digest         624f4b309bad28f115d9259870dc22c0cbbf06c35cab71876ea58a5db09c5138
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         92fc6cf966f5d6d65aaea2c371409e27068f34f15e28cf29c68243f490c59521
+// digest         8206e100e155f55929edb2a851d66210108d5f4795ae5dc9817cf86fa821bb23
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

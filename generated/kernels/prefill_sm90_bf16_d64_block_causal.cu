@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         a6b1a6fd7d61753d0eb6b8ee51aa465833d51f971d997dd303a0c0f44a51cacc
+// digest         a23a00ec1f5655d1885a03e65bf6c44431a8be680d0d01a4143d800211dadae5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         b8efc32966ddb36f1ae85bffe16cfb800dabcfd0aebfebf27ecfbdc0be132129
+// digest         965054da29ca0a9edb4325567bdfb8ce06e584cadcfe66cbc75cefd91a466d9c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         24d49700bf03b53df80ff01924ba6ea26f34b7439c3b1f08fd9efc3edecb4f9c
+// digest         21ea4450543ae330b0cae9fa5c130bce24b61cafc8dbdf51b9040e0eb8e406b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         366d34439f368d5abf0752dc5bbc0519b8298535da095d655d5e6cfcff0036f2
+// digest         6bcc6a7f8b96671f2b9463325249e28e49a57518e8da6b3550487e629e4f5bd5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

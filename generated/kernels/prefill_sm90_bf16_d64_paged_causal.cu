@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         c7ca40cc75c1e16291874906d8c569e7bf8058444b96666b6554ebf14430c064
+// digest         3c566c9a0cf83fbed21cb12ed08783fa474541221226b27b123427b13759eb9e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         3ac0d1bc68257f1cf51dc872fb6697c0a58f0ab32d682dd6ff22bc537a66c97a
+// digest         3eb015282cbbdf7cee06118733dafd2b502e2eb5ca6e6a3de07222693e15c3b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

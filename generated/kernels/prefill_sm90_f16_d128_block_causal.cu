@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         1b1e420ea1bced8449d7f5ebc37809a4dd50c7e3d9137e70fee70af3fd38c339
+// digest         a32f2c9e760699e2bf0178da654bc1b0a8a26ea5d48bf4718e7bc8cdeae8d25f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

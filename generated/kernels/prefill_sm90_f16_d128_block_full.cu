@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         af1b06c54620a63c51f1beb6103d8898c09cc009d5a608112c06cd453b4d28cf
+// digest         6431f784b4639787de2b202db56d396c8f992b13f9b862857a8cbe674f168a3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         e38ab84b426c087efadc271a0e5df37d5ca144f90c55136dabb892f7fae175cb
+// digest         c5a64254639c15b7b2b1031195237929f76b3e6c21e8a760d849c8f59420f215
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         8526c46ddda35cc21dc01c69381033e6f3b2f0f5d5a2b5acd3f84ae502583661
+// digest         162681dd75f1c7c39a7ed797beb2f03e36d5fdc0b2145cba2f4dedd5d3db4679
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

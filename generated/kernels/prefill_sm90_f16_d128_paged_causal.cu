@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         8aa5595dfcb59b9b9545eebdd64535c992a1a776ba491a4226d5cc5e420691a2
+// digest         0b5fdf9f9a68ec48ae278740b631d82dc38f6f64a5859a0bc373af9c33381574
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         11c2f4af7a930ecddfef459b8d016a5ec3503bd1a4949d442a118aee7b633eca
+// digest         f0b18306276ad0a9014f955223f9882e83f05cac5336ff46ab3d28d0dd3ba7a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

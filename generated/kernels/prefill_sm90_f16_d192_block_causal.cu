@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         7c230a2f6164d377cde7d26dd7e72fd126fa54d5cda2dbd10be1db3dfc196877
+// digest         0d7fdd75ce7efb01142726e00bb969bacf97c6e685d9e52e2392d01fb890dcb4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

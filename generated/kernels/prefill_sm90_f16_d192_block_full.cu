@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         ff9df6f4c37c0c46ec34417c7b5c085af726783364e9c0a4e9e5aba1769fca4f
+// digest         0e1edab1f92c87133462a6e4e74b27f446acdb48e07272cbd29dd61683f0cccf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         1ba438610d96e201ff7b3c15ccb9541ae4f7cdcff83ddef0a6fa132953e898ef
+// digest         79f7d8f8d4f36006065691062d04563e270fa182a8e31636b323e783edd3a9c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         3273be8de5d7308bcb8cc27310ecadb2fb0d786d7f0eead68a43be9271107076
+// digest         f7b90fcef47bd217aaf7a96391fe420baaa738498d94140c11090cdda73698b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         6ba8de2fcbcf1fbbe7ddc08f683b5edc63fcd86bd4146a51e12d6415051476f2
+// digest         de99feb2adc32c7691ade2fd727ac5f6032e2536672dc83e603710a7f3859ac6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         6e41f277d3a2c1d599979a1c42b31359719d9344ada1f8759a57f44d8a2b30b8
+// digest         d943a32cb042ebb55c87d2737f4e5b90a79316f0713d948d14f0a312e6b796cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         ca5d96ac9b4ac43e5cb0ac592231d09fd4f638d2a689ccbff8ddcc3631a8a96f
+// digest         f73aec286c35b0427b2cfe0a37808751cf46689c0339439fc6262f0a8b456e6e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         b27e1561597bc9232826384f05623867b698dae1c856a11d081c64ffb4296d8d
+// digest         3bd0b8d8d681cb79749b4b90148cb8bba77540349601d2b8569d520e1cbefec5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         c9d682f85656b5158580aa61c152bb55568a1d9c27c0c46fa7aeb395fe75d861
+// digest         3d70345ae2630d0c766c88ef414e5ee19a03407a33a00e4ef59bd0550674e325
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

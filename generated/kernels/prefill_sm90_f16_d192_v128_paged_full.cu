@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         360b594cd1e988c6b672766f8ad3f15f545a6534097c66caf1f6562d61bf750a
+// digest         1e58fcd04b14f773fb7dcf785ffc0260ee453d37a48e07368d401077de535243
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

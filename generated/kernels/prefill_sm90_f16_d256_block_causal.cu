@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         e1d8f98cff0b9cc6ad8709cc7fc6845251554594274dbac7b375589ee9ba159e
+// digest         8d768a7656c119f5e8e4a571f6d6d340431ed090db527e311ddc182f8d11551d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         5dd5934fcb17cb2bedfe0f5bdfba852295aac0bfd913c994a06677a538073602
+// digest         400e7364083246e6fa47bcf91cfdc14f907a5bb4b1b3686dbb564dfa48ba8c16
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

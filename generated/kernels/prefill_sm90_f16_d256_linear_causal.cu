@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         9eb09bd4ad5c3acd836d03f231181ae6783a9e3d0e18f30ad746740de28e40e9
+// digest         3c612652f7909c208dae7d580683933c095b77d24ac5ba8b4d0c2b25c8a4c5ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         b26d46d2b61c155bce06acaa6a6c48de620f0458d12bee0ef304dbea28c52121
+// digest         fe2f0b6ae67738c3c6d8c805acbdf69d6f69f1637a0db5f057b0580c29d9057f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

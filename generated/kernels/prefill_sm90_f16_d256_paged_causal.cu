@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         42fb220027ed29ce8ec3763277d3e758f82e6d5b8d4868f1d388e8f86732a4ef
+// digest         e0eabeaedaf9e70eb3de258854579a6b3e0721c55fbac8cecfde05fb5d28d312
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

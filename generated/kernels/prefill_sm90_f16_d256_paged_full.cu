@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         e92126c587e60a5bfdf3c02d3108fc13f75e4bc9e445f849f9f7fb5863441ad7
+// digest         b301071676b04b46435ef962eb0dcc9b145d2a908bfc3866fb3481d9469369e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         06e7097e3b47509d21e21a991f654ff7c1c0f1ae0403cbe6add06fa4face95e2
+// digest         c8c3fa5e5d5d6689cd3bcec521e2363aacab850197b82e776d382a3b46e9c6da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

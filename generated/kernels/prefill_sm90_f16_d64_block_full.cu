@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         a5d60ce9489e7bddbca44a3b60c9482f768eddf528da71f10d41384ad1dc82a6
+// digest         c73d42cdfb9517fe7e7463cfc1c7672a440dc97d34e568427d1a29b18979048f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

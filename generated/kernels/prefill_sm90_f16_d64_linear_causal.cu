@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         cefe870c009bce7805d9d41fa0ca8221cad78cd7e29dcdd671e7eee35f2ccc0e
+// digest         f721acb4e2e4b299b069bd4d2449af375a48450e379ed3b1d8e46a1d4657af4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

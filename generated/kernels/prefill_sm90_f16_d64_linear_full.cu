@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         2437128e8d9ef8211b3bbb31a90863a3405ac7ae841a1d4563847ed269007253
+// digest         22cc7562e01fb9447fdb26c11d74bb3494a753335a981b65887737dbc0f8d16e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         00598318de0fac28876501c082f87267aa654e77d4c7af3d79d34729aa7ed481
+// digest         834c3fee5f8620385f3b216ae3cb323aa212dc4eeac483b338e4ac3b5d6d853a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         3b99c2ace5bb92249a90d9d98fedf92f158d88e89d7b10d12c53e6dd5d70cea1
+// digest         96359c9cb6715877545e669a65e40c4c778fc4561abe7364cbef0b6e1b4a1dff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

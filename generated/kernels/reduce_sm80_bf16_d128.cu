@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         10da85b47ba265d2958a3aba88a03fc4b1683edf360385e7a12a993e1f0c8c7f
+// digest         de5424992e99dfd75f83703fdfd652375c9e8bd110b829288b0f121a24098cbe
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         8ecba47889027b855de978596f0d60fa781b81b8e7a7e1e7b644608010a8a40c
+// digest         0ab52cce694d3123ecf6c790cae704c6f2c511976b1190c052cead484503973e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

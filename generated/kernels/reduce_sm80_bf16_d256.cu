@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         48b1cf6530cb8bb3e0365ed2131c2126229096a8d5beaae993925f1d586eba78
+// digest         b5b8dae3575f57e8f5bfee41033b706907ee0a9ce535a8e77bc029ad6e59fc3b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         49bf05c3a1405c39149807c412ef1a18669c48553ff31989e99a457521946e24
+// digest         cfe67feb929ae18335dbbff1c7d85486df58ca097f626a8e6d42f1874b917bc9
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         ce865625595352b7133b1beec1deb5a3213b8d425992b4f75abdc665bf887198
+// digest         60112ac05ac1b07677b1805c83f5015877e2b07c907760a1daae32da5d604f5e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         b53ef6a2c4368105948ecdecafa104dac79c57164bbb2ced25d2ed654295affb
+// digest         19385bc04449e30e9ff63418a45f5276d61dcb1ddc5232431f91c728502fdf79
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         a5b9a4a8dd8a096477afe1be72f9abfb3768a24cff33de2588efd5ffb210f260
+// digest         40d151da772c39549f720fe0b76d5a38c8b5a97eba521abd9f52ae19655a22a2
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

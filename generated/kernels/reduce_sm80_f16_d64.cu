@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         fa21c7137b342361931aa5590f1361baf4e1a3a5712c7f027fa491916dcbe7aa
+// digest         e56d9d3d913f4c56d6a52f5a7cdf74cc261db899983a64e5f740b69ebfd03367
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

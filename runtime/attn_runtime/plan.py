@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from attn_runtime.cost import Work, bounded, estimate_ns, slots_of
 from attn_runtime.problem import (
     CpForm,
     DeviceLimits,
@@ -49,12 +50,10 @@ REDUCE_ROWS_PER_CTA = 4
 
 WORKSPACE_ALIGNMENT = 256
 
-MIN_KEYS_PER_SPLIT = 256
-"""A split costs 8 (head_dim_v + 2) bytes of workspace traffic per query row, against
-2 (head_dim + head_dim_v) bytes of K and V per key: for a tile of 64 rows, 256 keys keep the first
-at half of the second."""
-
 MAX_HEURISTIC_SPLITS = 128
+
+FULL_WAVES = 8
+"""Tiles for so many waves leave too little of the device idle for splits to win."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,46 +236,50 @@ def _pieces_of_span(problem: Problem, span: int, size: int) -> int:
     return min((span + size - 2) // size + 1, _ceil_div(local_keys(problem), size))
 
 
-def _useful_ctas(problem: Problem, kernel: KernelLimits) -> int:
-    """Query tiles with rows, over all heads, if the sequences were equally long: what the machine
-    is filled with."""
-    if problem.batch_size == 0:
-        return 0
-    mean = _ceil_div(problem.token_num, problem.batch_size)
-    tiles = problem.batch_size * _ceil_div(mean, kernel.cta_q)
-    return min(tiles, _q_tiles(problem, kernel.cta_q).total) * problem.num_heads
+def work_of(problem: Problem, kernel: KernelLimits) -> Work:
+    """What a call has to do if its sequences are equally long, as long as the bounds allow.
 
-
-def _heuristic_splits(
-    problem: Problem, device: DeviceLimits, kernel: KernelLimits, tiles: int, max_split_k: int
-) -> int:
-    """FlashAttention's rule (num_splits_heuristic, csrc/flash_attn/flash_api.cpp): no split when
-    the tiles fill 0.8 of the machine or the keys are few; otherwise the fewest splits that fill
-    their waves 0.85 times as well as the best count does. Counts that do not shorten the longest
-    split are passed over.
-
-    waves(s) = ctas s / capacity    efficiency(s) = waves(s) / ceil(waves(s)) ~ s / ceil(waves(s))
-
-    Ours besides: a floor of keys per split (MIN_KEYS_PER_SPLIT).
+    Under a causal mask the first of T query tiles sees what lies before the queries and its own
+    rows, the last one everything.
     """
-    capacity = device.sm_count * kernel.ctas_per_sm
-    ctas = _useful_ctas(problem, kernel)
-    if ctas >= capacity - capacity // 5 or tiles <= 4:
+    q_len = min(_ceil_div(problem.token_num, max(problem.batch_size, 1)), problem.max_q_len)
+    tiles = problem.batch_size * _ceil_div(q_len, kernel.cta_q)
+    span = _key_span(problem, kernel.cta_q)
+    longest = shortest = _pieces_of_span(problem, span, kernel.cta_s)
+    if problem.causal:
+        before = max(local_keys(problem) - _ceil_div(q_len, problem.cp_size), 0)
+        shortest = min(_ceil_div(min(before + kernel.cta_q, span), kernel.cta_s), longest)
+    return bounded(
+        Work(
+            tiles=min(tiles, _q_tiles(problem, kernel.cta_q).total) * problem.num_heads,
+            shortest=shortest,
+            longest=longest,
+            rows=problem.token_num * problem.num_heads,
+            row_bytes=4 * (problem.head_dim_v + 2),
+        )
+    )
+
+
+def heuristic_splits(
+    work: Work, device: DeviceLimits, kernel: KernelLimits, max_split_k: int = 0
+) -> int:
+    """The count that is estimated fastest; of equals, the least. A count that does not shorten the
+    longest split is passed over.
+
+    With max_split_k set to the count found, the count is found again.
+    """
+    if work.tiles >= FULL_WAVES * slots_of(device, kernel):
         return 1
-    most = min(tiles // _ceil_div(MIN_KEYS_PER_SPLIT, kernel.cta_s), MAX_HEURISTIC_SPLITS)
+    most = min(work.longest, MAX_HEURISTIC_SPLITS)
     if max_split_k > 0:
         most = min(most, max_split_k)
-    counts = [1] + [
-        splits
-        for splits in range(2, most + 1)
-        if _ceil_div(tiles, splits) < _ceil_div(tiles, splits - 1)
-    ]
-    waves = {splits: _ceil_div(ctas * splits, capacity) for splits in counts}
-    best = 1
-    for splits in counts:
-        if splits * waves[best] > best * waves[splits]:
-            best = splits
-    return next(s for s in counts if 100 * s * waves[best] >= 85 * best * waves[s])
+    best, least = 1, estimate_ns(work, device, kernel, 1)
+    for splits in range(2, most + 1):
+        if _ceil_div(work.longest, splits) < _ceil_div(work.longest, splits - 1):
+            taken = estimate_ns(work, device, kernel, splits)
+            if taken < least:
+                best, least = splits, taken
+    return best
 
 
 def _split_bound(
@@ -292,7 +295,7 @@ def _split_bound(
     cap = policy.max_split_k
     bound = 1
     if policy.kind is SplitKind.HEURISTIC:
-        bound = _heuristic_splits(problem, device, kernel, tiles, cap)
+        bound = heuristic_splits(work_of(problem, kernel), device, kernel, cap)
     elif policy.kind is SplitKind.FIXED:
         bound = min(policy.value, tiles, cap) if cap > 0 else min(policy.value, tiles)
     elif policy.kind is SplitKind.FIXED_SIZE:

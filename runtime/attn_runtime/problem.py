@@ -11,6 +11,8 @@ from enum import IntEnum
 from typing import Any
 
 INT_MAX = 2**31 - 1
+COST_MAX = 2**16 - 1
+"""Nanoseconds of a tile or a step, so that sums of them stay in 64 bits."""
 
 
 class PlanError(ValueError):
@@ -66,21 +68,30 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:
-    """What the device can hold; grid.x reaches 2^31 - 1 since compute capability 3.0."""
+    """What the device can hold; grid.x reaches 2^31 - 1 since compute capability 3.0.
+
+    `shared_per_cta`: bytes of shared memory that a CTA can opt in to.
+    """
 
     sm_count: int
     max_grid_x: int = INT_MAX
+    shared_per_cta: int = INT_MAX
 
 
 @dataclass(frozen=True, slots=True)
 class KernelLimits:
-    """The tile of a kernel (query rows x keys), and its occupancy on the device."""
+    """The tile of a kernel (query rows x keys), and its occupancy on the device.
+
+    `tile_ns`, `step_ns`: what a query tile costs, and each of its key tiles, on a full device.
+    """
 
     cta_q: int
     cta_s: int
     ctas_per_sm: int
     threads: int
     shared_bytes: int
+    tile_ns: int = 2000
+    step_ns: int = 1500
 
 
 class SplitKind(IntEnum):
@@ -151,6 +162,8 @@ def check(
     _need(kernel, "cta_q", 1)
     _need(kernel, "cta_s", 1)
     _need(kernel, "ctas_per_sm", 1)
+    _need(kernel, "tile_ns", 0, most=COST_MAX)
+    _need(kernel, "step_ns", 0, most=COST_MAX)
     _need(policy, "max_split_k", 0)
     if policy.kind is SplitKind.FIXED:
         _need(policy, "value", 1, "split_cnt")
@@ -173,9 +186,9 @@ def _check_ranks(problem: Problem) -> None:
         )
 
 
-def _need(owner: Any, attribute: str, least: int, field: str = "") -> None:
+def _need(owner: Any, attribute: str, least: int, field: str = "", *, most: int = INT_MAX) -> None:
     field, value = field or attribute, getattr(owner, attribute)
     if value < least:
         raise PlanError(field, f"{field} is {value}: it must be at least {least}")
-    if value > INT_MAX:
-        raise PlanError(field, f"{field} is {value}: it must be at most {INT_MAX}")
+    if value > most:
+        raise PlanError(field, f"{field} is {value}: it must be at most {most}")

@@ -50,8 +50,9 @@ attn::Plan read_and_plan(std::istream& in) {
   in >> sharding >> p.cp_chunk >> form;
   p.cp_sharding = static_cast<attn::KeySharding>(sharding);
   p.cp_form = static_cast<attn::CpForm>(form);
-  in >> d.sm_count >> d.max_grid_x;
+  in >> d.sm_count >> d.max_grid_x >> d.shared_per_cta;
   in >> k.cta_q >> k.cta_s >> k.ctas_per_sm >> k.threads >> k.shared_bytes;
+  in >> k.tile_ns >> k.step_ns;
   in >> kind >> s.value >> s.max_split_k;
   s.kind = static_cast<attn::SplitKind>(kind);
   return attn::plan(p, d, k, s);
@@ -208,6 +209,8 @@ def random_cases(rng: random.Random, kind: SplitKind) -> Iterator[Case]:
             ctas_per_sm=rng.choice([1, 2, 3, 8, 2**31 - 1 if extreme else 4]),
             threads=128,
             shared_bytes=98304,
+            tile_ns=rng.choice([0, 900, 2500, 2**16 - 1, 2**16 if extreme else 4000]),
+            step_ns=rng.choice([0, 400, 1500, 2**16 - 1]),
         )
         yield Case(problem, device, kernel, random_policy(rng, kind), tuple(ranges))
 

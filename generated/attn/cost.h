@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a launch is estimated to take, in nanoseconds: splits and tiles are chosen by it. A model of
+// three terms, not a simulation: it must rank choices. attn_runtime/cost.py is the twin: same names
+// and integers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "attn/limits.h"
+
+namespace attn::detail {
+
+// The launch of the reduction behind the kernel, measured on an H200.
+inline constexpr std::int64_t kMergeNs = 4000;
+// Partials are written and read back through L2: 2 TB/s, measured on an H200.
+inline constexpr std::int64_t kMergeBytesPerNs = 2000;
+
+// Above these only orders of magnitude count, and no product leaves 64 bits.
+inline constexpr std::int64_t kMostTiles = 1 << 24;
+inline constexpr std::int64_t kMostSteps = 1 << 21;
+inline constexpr std::int64_t kMostRows = 2147483647;
+inline constexpr std::int64_t kMostRowBytes = 1 << 15;
+inline constexpr std::int64_t kCostMax = 65535;
+
+constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t step) {
+  return value / step + (value % step != 0);
+}
+
+// What a kernel has to do when nothing is split.
+struct Work {
+  std::int64_t tiles;      // query tiles with rows, over all heads
+  std::int64_t shortest;   // key tiles that a query tile sees at least,
+  std::int64_t longest;    // and at most
+  std::int64_t rows;       // of the output
+  std::int64_t row_bytes;  // that a split leaves of each
+};
+
+// The work with every number below the one that matters no more.
+inline Work bounded(const Work& work) {
+  return {std::min(work.tiles, kMostTiles),
+          std::min(work.shortest, kMostSteps),
+          std::min(work.longest, kMostSteps),
+          std::min(work.rows, kMostRows),
+          std::min(work.row_bytes, kMostRowBytes)};
+}
+
+// CTAs that the device holds at a time.
+inline std::int64_t slots_of(const DeviceLimits& device, const KernelLimits& kernel) {
+  return std::min(std::int64_t{device.sm_count} * kernel.ctas_per_sm, kMostTiles);
+}
+
+// Every split writes its part of a row, and the reduction reads it.
+inline std::int64_t merge_ns(const Work& work, std::int64_t splits) {
+  if (splits == 1) {
+    return 0;
+  }
+  return kMergeNs + 2 * work.rows * work.row_bytes * splits / kMergeBytesPerNs;
+}
+
+// The costs are those of an SM that holds all the CTAs it can. A CTA that has fewer beside it is
+// faster, at most twice: half of its time is its own, half is shared.
+inline std::int64_t shared_ns(std::int64_t full_ns,
+                              std::int64_t pieces,
+                              const DeviceLimits& device,
+                              const KernelLimits& kernel) {
+  const std::int64_t beside =
+      std::min<std::int64_t>(ceil_div(pieces, device.sm_count), kernel.ctas_per_sm);
+  const std::int64_t half = full_ns / 2;
+  return half + half / kernel.ctas_per_sm * beside;
+}
+
+// What a launch and its reduction take. `work` is bounded; splits are at most 128.
+//
+// CTAs are handed out as others end, the longest first where they differ. So the end waits for the
+// longest, or for an even share of everything, in which slots that the last wave leaves idle count
+// as if they had one of the shortest:
+//
+//   piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
+//   even     = (sum of pieces + idle piece(shortest)) / slots
+//   total    = max(piece(longest), even) + merge
+inline std::int64_t estimate_ns(const Work& work,
+                                const DeviceLimits& device,
+                                const KernelLimits& kernel,
+                                std::int64_t splits) {
+  const std::int64_t pieces = work.tiles * splits;
+  const std::int64_t slots = slots_of(device, kernel);
+  const std::int64_t longest = kernel.tile_ns + ceil_div(work.longest, splits) * kernel.step_ns;
+  const std::int64_t shortest = kernel.tile_ns + ceil_div(work.shortest, splits) * kernel.step_ns;
+  const std::int64_t steps = work.tiles * (work.shortest + work.longest) / 2;
+  const std::int64_t busy = pieces * kernel.tile_ns + steps * kernel.step_ns;
+  const std::int64_t idle = (slots - pieces % slots) % slots;
+  const std::int64_t even = (busy + idle * shortest) / slots;
+  return shared_ns(std::max(longest, even), pieces, device, kernel) + merge_ns(work, splits);
+}
+
+}  // namespace attn::detail

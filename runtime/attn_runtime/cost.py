@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a launch is estimated to take, in nanoseconds: splits and tiles are chosen by it.
+
+A model of three terms, not a simulation: it must rank choices. The C++ twin is attn/cost.h: same
+names and integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attn_runtime.problem import DeviceLimits, KernelLimits
+
+MERGE_NS = 4000
+"""The launch of the reduction behind the kernel, measured on an H200."""
+
+MERGE_BYTES_PER_NS = 2000
+"""Partials are written and read back through L2: 2 TB/s, measured on an H200."""
+
+# Above these only orders of magnitude count, and no product leaves 64 bits.
+MOST_TILES = 2**24
+MOST_STEPS = 2**21
+MOST_ROWS = 2**31 - 1
+MOST_ROW_BYTES = 2**15
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a kernel has to do when nothing is split.
+
+    `tiles`: query tiles with rows, over all heads. `shortest`, `longest`: key tiles that a query
+    tile sees at least and at most. `rows`, `row_bytes`: rows of the output, and what a split leaves
+    of each.
+    """
+
+    tiles: int
+    shortest: int
+    longest: int
+    rows: int
+    row_bytes: int
+
+
+def bounded(work: Work) -> Work:
+    """The work with every number below the one that matters no more."""
+    return Work(
+        min(work.tiles, MOST_TILES),
+        min(work.shortest, MOST_STEPS),
+        min(work.longest, MOST_STEPS),
+        min(work.rows, MOST_ROWS),
+        min(work.row_bytes, MOST_ROW_BYTES),
+    )
+
+
+def slots_of(device: DeviceLimits, kernel: KernelLimits) -> int:
+    """CTAs that the device holds at a time."""
+    return min(device.sm_count * kernel.ctas_per_sm, MOST_TILES)
+
+
+def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: int) -> int:
+    """What a launch and its reduction take. `work` is bounded; splits are at most 128.
+
+    CTAs are handed out as others end, the longest first where they differ. So the end waits for the
+    longest, or for an even share of everything, in which slots that the last wave leaves idle
+    count as if they had one of the shortest:
+
+    piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
+    even     = (sum of pieces + idle piece(shortest)) / slots
+    total    = max(piece(longest), even) + merge
+    """
+    pieces = work.tiles * splits
+    slots = slots_of(device, kernel)
+    longest = kernel.tile_ns + -(-work.longest // splits) * kernel.step_ns
+    shortest = kernel.tile_ns + -(-work.shortest // splits) * kernel.step_ns
+    steps = work.tiles * (work.shortest + work.longest) // 2
+    busy = pieces * kernel.tile_ns + steps * kernel.step_ns
+    idle = -pieces % slots
+    even = (busy + idle * shortest) // slots
+    return _shared_ns(max(longest, even), pieces, device, kernel) + _merge_ns(work, splits)
+
+
+def _shared_ns(full_ns: int, pieces: int, device: DeviceLimits, kernel: KernelLimits) -> int:
+    """The costs are those of an SM that holds all the CTAs it can. A CTA that has fewer beside it
+    is faster, at most twice: half of its time is its own, half is shared."""
+    beside = min(-(-pieces // device.sm_count), kernel.ctas_per_sm)
+    half = full_ns // 2
+    return half + half // kernel.ctas_per_sm * beside
+
+
+def _merge_ns(work: Work, splits: int) -> int:
+    """Every split writes its part of a row, and the reduction reads it."""
+    if splits == 1:
+        return 0
+    return MERGE_NS + 2 * work.rows * work.row_bytes * splits // MERGE_BYTES_PER_NS
