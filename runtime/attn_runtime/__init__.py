@@ -6,10 +6,12 @@ Importing this package imports neither PyCUDA, nor cuda.bindings, nor torch.
 
 from attn_codegen.errors import ConfigError
 from attn_runtime.attention import Attention
+from attn_runtime.context_parallel import ContextParallel
 from attn_runtime.errors import (
     ArgumentError,
     AttnError,
     CompileError,
+    ContextParallelError,
     DeviceError,
     DriverError,
     ToolchainError,
@@ -22,6 +24,8 @@ __all__ = [
     "AttnError",
     "CompileError",
     "ConfigError",
+    "ContextParallel",
+    "ContextParallelError",
     "DeviceError",
     "DriverError",
     "Plan",

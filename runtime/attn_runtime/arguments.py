@@ -26,6 +26,7 @@ from attn_runtime.checks import (
 from attn_runtime.errors import ArgumentError
 from attn_runtime.kv_cache import CacheCall, Values, check_cache
 from attn_runtime.problem import INT_MAX, Problem
+from attn_runtime.ranks import Ranks
 from attn_runtime.settings import Settings
 
 CACHE_TYPE: Final = {Cache.LINEAR: 0, Cache.BLOCK: 1, Cache.PAGED: 2}
@@ -68,16 +69,18 @@ def check_call(settings: Settings, views: Views, numbers: Numbers) -> Call:
     out_shape = (token_num, settings.num_heads, config.head_dim_v)
     lse_shape = (settings.num_heads, token_num)
     _check_outputs(config, views, out_shape, lse_shape)
+    _check_ranks(settings, views, batch)
     problem = Problem(
         token_num=token_num,
         batch_size=batch,
         max_q_len=_bound("max_q_len", numbers.max_q_len, token_num),
-        max_k_len=_bound("max_k_len", numbers.max_k_len, capacity),
+        max_k_len=_bound("max_k_len", numbers.max_k_len, _longest(settings.ranks, capacity)),
         num_heads=settings.num_heads,
         num_kv_heads=settings.num_kv_heads,
         head_dim_v=config.head_dim_v,
         window_size=settings.window_size,
         causal=config.mask is Mask.CAUSAL,
+        **settings.ranks.fields(),
     )
     values = fields | _common_values(settings, problem, q_stride)
     return Call(problem, values, out_shape, lse_shape)
@@ -130,7 +133,7 @@ def _common_values(settings: Settings, problem: Problem, q_stride: int) -> Value
         "window_size": problem.window_size,
         "causal": problem.causal,
         "cache": CACHE_TYPE[config.cache],
-        "cp_size": problem.cp_size,
+        **settings.ranks.fields(),
     }
 
 
@@ -188,6 +191,32 @@ def _check_outputs(
             raise ArgumentError(name, f"{name} is read-only, and results are written there")
 
 
-def _bound(name: str, value: int | None, default: int) -> int:
+def _check_ranks(settings: Settings, views: Views, batch: int) -> None:
+    """What a call takes that sees part of its keys, or part of its queries."""
+    offset_q, cu_rows = views.get("offset_q"), views.get("cu_rows")
+    if offset_q is not None:
+        need_ints("offset_q", offset_q, ("batch_size",), (batch,))
+    if cu_rows is not None:
+        need_ints("cu_rows", cu_rows, ("batch_size + 1",), (batch + 1,))
+    elif settings.ranks.size > 1 and batch > 1 and settings.config.cache is Cache.LINEAR:
+        raise ArgumentError(
+            "cu_rows",
+            f"cu_rows is missing: cu_k_len counts the keys of all {settings.ranks.size} ranks, so "
+            "give the sums of the keys that this rank has (ContextParallel.local_lens)",
+        )
+
+
+def _longest(ranks: Ranks, capacity: int) -> int | None:
+    """Keys of the longest sequence that the arrays have room for; None where a rank cannot know."""
+    return capacity if ranks.size == 1 else None
+
+
+def _bound(name: str, value: int | None, default: int | None) -> int:
     """An upper bound of lengths: any larger value gives the same result."""
-    return min(default, INT_MAX) if value is None else need_int(name, value)
+    if value is None and default is None:
+        raise ArgumentError(
+            name,
+            f"{name} is missing: where keys are spread over ranks, what one of them has does not "
+            "bound the length of a sequence; give the longest, all ranks' keys together",
+        )
+    return min(default or 0, INT_MAX) if value is None else need_int(name, value)

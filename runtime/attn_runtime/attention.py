@@ -12,6 +12,7 @@ from attn_runtime import driver
 from attn_runtime.arguments import Numbers
 from attn_runtime.arrays import PYCUDA, Key, adapter_of
 from attn_runtime.checks import need_int
+from attn_runtime.context_parallel import ContextParallel
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
 from attn_runtime.launch import ARRAYS
@@ -27,6 +28,7 @@ from attn_runtime.prepared import (
     prepare_call,
     refuse_misaligned,
 )
+from attn_runtime.ranks import ONE_RANK
 from attn_runtime.settings import Settings, device_ordinal, make_settings
 from attn_runtime.streams import is_pycuda_stream, stream_handle
 
@@ -40,7 +42,8 @@ class Attention:
     below p + w). softmax_scale is 1 / sqrt(head_dim) unless given. split says how the keys of a
     row are cut: "heuristic", "off" or a SplitPolicy. `device` is the GPU that `prepare` and `plan`
     use; calls run where q is. `arch` is the kernel family; left out, it is the fastest that the
-    device and the combination have.
+    device and the combination have. With `context_parallel`, the keys of each sequence are spread
+    over the ranks of a group: every rank makes the same calls, with its own part of the cache.
 
     Raises ConfigError for a combination that no kernel serves (why, and what works), ArgumentError
     for a number out of range. Safe to call from several threads.
@@ -61,6 +64,7 @@ class Attention:
         split: SplitPolicy | str = "heuristic",
         device: Any = None,
         arch: Arch | str | None = None,
+        context_parallel: ContextParallel | None = None,
     ) -> None:
         self.settings: Final[Settings] = make_settings(
             num_heads=num_heads,
@@ -74,7 +78,9 @@ class Attention:
             softmax_scale=softmax_scale,
             split=split,
             arch=arch,
+            ranks=ONE_RANK if context_parallel is None else context_parallel.ranks,
         )
+        self.context_parallel: Final = context_parallel
         self.device: Final = device_ordinal(device)
         self._local = threading.local()
 
@@ -109,6 +115,7 @@ class Attention:
             head_dim_v=settings.config.head_dim_v,
             window_size=settings.window_size,
             causal=settings.config.mask is Mask.CAUSAL,
+            **settings.ranks.fields(),
         )
         return plan_call(settings, problem, load_kernels(settings, context), context)
 
@@ -145,6 +152,8 @@ class Attention:
         max_q_len: int | None = None,
         max_k_len: int | None = None,
         finished: Any = None,
+        cu_rows: Any = None,
+        offset_q: Any = None,
         out: Any = None,
         lse: Any = None,
         return_lse: bool = False,
@@ -162,6 +171,11 @@ class Attention:
         block cache: block_ptrs int64 [block_count], addresses; cu_block_nums int32
         [batch_size + 1]; block_len tokens; layer_offset bytes.
 
+        offset_q int32 [batch_size]: position of each sequence's first query, where the queries are
+        not its last tokens. With context_parallel, lengths are those of whole sequences, K and V
+        are this rank's, max_k_len must be given, and a linear cache takes cu_rows int32
+        [batch_size + 1]: sums of the keys that this rank has.
+
         max_q_len and max_k_len are upper bounds of the lengths; left out, they are what the arrays
         have room for. Results that are not given are allocated by q's library where that is torch,
         and else by PyCUDA (bf16 as uint16 that holds its bits). With `out` and `workspace` (bytes:
@@ -173,7 +187,7 @@ class Attention:
         """
         arrays = (
             *(q, k, v, block_table, block_ptrs, cu_block_nums),
-            *(cu_q_len, cu_k_len, finished, out, lse, workspace),
+            *(cu_q_len, cu_k_len, finished, cu_rows, offset_q, out, lse, workspace),
         )  # in the order of ARRAYS
         adapter = adapter_of(q, "q")
         handle = adapter.current_stream(q) if stream is None else stream_handle(stream)
@@ -248,7 +262,8 @@ class Attention:
                 f"q is in the memory of GPU {context.device.ordinal}, and this Attention was built "
                 f"for GPU {self.device}: move q, or build an Attention without device=",
             )
-        return prepare_call(self.settings, given, Numbers(*numbers), context)
+        exchange = self.context_parallel if self.settings.ranks.exchanges else None
+        return prepare_call(self.settings, given, Numbers(*numbers), context, exchange)
 
 
 def _run(call: Prepared, addresses: list[int], own: bool, stream: Any, handle: int) -> None:

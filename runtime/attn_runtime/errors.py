@@ -40,6 +40,10 @@ class DeviceError(AttnError):
     """The device cannot run the kernel that was asked for."""
 
 
+class ContextParallelError(AttnError):
+    """The ranks of a group did not complete an exchange together; its communicator is gone."""
+
+
 class ArgumentError(AttnError, ValueError):
     """An argument of a call is wrong; `argument` names it. Nothing was launched."""
 

@@ -27,7 +27,7 @@ LAYER_ALIGNMENT: Final = 16
 """Bytes: layer_offset keeps rows aligned."""
 
 _ARGUMENTS: Final = {
-    Cache.LINEAR: ("k", "v"),
+    Cache.LINEAR: ("k", "v", "cu_rows"),
     Cache.PAGED: ("k", "v", "block_table"),
     Cache.BLOCK: ("block_ptrs", "cu_block_nums", "block_len", "layer_offset"),
 }

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Sequence
 from functools import cache
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from attn_codegen import params
 from attn_codegen.config import Cache
 from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
 from attn_runtime.plan import Plan
+from attn_runtime.ranks import Merge
+from attn_runtime.streams import stream_handle
 
 ARRAYS: Final = (
     "q",
@@ -26,29 +29,57 @@ ARRAYS: Final = (
     "cu_q_len",
     "cu_k_len",
     "finished",
+    "cu_rows",
+    "offset_q",
     "out",
     "lse",
     "workspace",
 )
 """The array arguments of a call, in the order in which `Launch.run` takes their addresses."""
 
-_COMMON: Final = ("q", "cu_q_len", "cu_k_len", "finished", "out", "lse")
+_COMMON: Final = ("q", "cu_q_len", "cu_k_len", "finished", "offset_q", "out", "lse")
 _OF_CACHE: Final = {
-    Cache.LINEAR: ("linear_iter_params", ("k", "v")),
+    Cache.LINEAR: ("linear_iter_params", ("k", "v", "cu_rows")),
     Cache.PAGED: ("paged_iter_params", ("k", "v", "block_table")),
     Cache.BLOCK: ("block_iter_params", ("block_ptrs", "cu_block_nums")),
 }
-_SOURCES: Final = len(ARRAYS) + 1
+_IN_WORKSPACE: Final = ("partial_O", "partial_ML", "cp_O", "cp_ML")
+_SOURCES: Final = len(ARRAYS) + len(_IN_WORKSPACE)
+_OUT: Final = ARRAYS.index("out")
+_MERGE_AT: Final = {name: at for name, _, at in params.leaves("Arguments")}["plan.merge"]
 ADDRESS_BYTES: Final = 8
+
+
+class Exchange(Protocol):
+    """What a call needs of the group whose ranks share its keys. Both are enqueued on a stream."""
+
+    def gather(self, first: int, floats: int, stream: int) -> None:
+        """Bring the parts of all ranks together: `floats` of each, in order from address `first`
+        on, where this rank's is in its place."""
+
+    def finish(self, out: int, elements: int, dtype: str, stream: int) -> None:
+        """What follows the merge: `out` is the address of this rank's output."""
 
 
 class Launch:
     """One call, ready but for its addresses. Belongs to one thread: all runs share its buffer."""
 
     def __init__(
-        self, kernel: Kernel, reduction: Kernel, plan: Plan, cache: Cache, values: Values
+        self,
+        kernel: Kernel,
+        reduction: Kernel,
+        plan: Plan,
+        cache: Cache,
+        values: Values,
+        exchange: Exchange | None = None,
     ) -> None:
-        self._plan = plan
+        self._plan, self._exchange = plan, exchange
+        self._is_part = int(values.get("cp_size", 1)) > 1
+        self._rank = int(values.get("cp_rank", 0))
+        self._elements = math.prod(
+            int(values.get(name, 1)) for name in ("token_num", "num_heads", "size_per_head_v")
+        )
+        self._offsets = _workspace_offsets(plan, self._is_part)
         self._kernel, self._reduction = kernel, reduction
         packed = self._packed(plan, values)
         self._pad = max(kernel.function.argument_offset, reduction.function.argument_offset)
@@ -95,17 +126,42 @@ class Launch:
             kernel.function.launch(
                 plan.grid_x, plan.threads, plan.shared_bytes, stream, self._parameters
             )
-            self._reduce(stream)
+            self._finish(addresses, stream)
+
+    def _finish(self, addresses: Sequence[int], stream: int) -> None:
+        """What follows the kernel: the merge of splits or, where keys are spread over ranks, that
+        of this rank's splits, the exchange, and the merge of all parts."""
+        plan = self._plan
+        if not self._is_part:
+            if plan.reduce_grid_x:
+                self._reduce(stream)
+            return
+        if plan.split_cnt > 1:
+            self._merge(Merge.SPLITS_TO_PART, stream)
+        if self._exchange is None:
+            return
+        # A part begins with its output, or is the (max, sum) alone.
+        own = addresses[-1] + min(plan.cp_O_offset, plan.cp_ML_offset)
+        self._exchange.gather(own - 4 * self._rank * plan.cp_stride, plan.cp_stride, stream)
+        self._merge(Merge.RANKS, stream)
+        dtype = self._kernel.config.dtype.value
+        self._exchange.finish(addresses[_OUT], self._elements, dtype, stream)
+
+    def _merge(self, merge: Merge, stream: int) -> None:
+        struct.pack_into("<i", self._buffer, self._pad + _MERGE_AT, merge)
+        self._reduce(stream)
 
     def _reduce(self, stream: int) -> None:
-        plan, tile = self._plan, self._reduction.tiling
-        if plan.reduce_grid_x:
-            self._reduction.function.launch(
-                plan.reduce_grid_x, tile.threads, tile.shared_bytes, stream, self._parameters
-            )
+        tile = self._reduction.tiling
+        self._reduction.function.launch(
+            self._plan.reduce_grid_x, tile.threads, tile.shared_bytes, stream, self._parameters
+        )
 
     def run_on_own(self, addresses: Sequence[int], stream: Any) -> None:
         """As `run`, on a stream of PyCUDA, None for the default one."""
+        if self._is_part:
+            self.run(addresses, stream_handle(stream))
+            return
         self._write(addresses)
         plan, kernel = self._plan, self._kernel
         if plan.grid_x:
@@ -119,8 +175,14 @@ class Launch:
             )
 
     def _write(self, addresses: Sequence[int]) -> None:
-        partial_ML = addresses[-1] + self._plan.partial_ML_offset
-        self._pack(self._buffer, self._pad, *self._pick((*addresses, partial_ML, *self._constants)))
+        workspace = addresses[-1]
+        partial_O, partial_ML, cp_O, cp_ML = self._offsets
+        sources = (
+            *addresses,
+            *(workspace + partial_O, workspace + partial_ML),
+            *(workspace + cp_O, workspace + cp_ML, *self._constants),
+        )
+        self._pack(self._buffer, self._pad, *self._pick(sources))
 
 
 def packed_values(plan: Plan, values: Values) -> dict[str, int | float | bool]:
@@ -129,6 +191,7 @@ def packed_values(plan: Plan, values: Values) -> dict[str, int | float | bool]:
         f"params.{name}": value for name, value in values.items()
     }
     packed["params.max_split_k"] = plan.split_cnt
+    packed["params.cp_stride"] = plan.cp_stride
     for name in _names("TilePlan"):
         if name != "merge":  # each launch of a reduction says what it merges
             packed[f"plan.{name}"] = getattr(plan, name)
@@ -148,11 +211,22 @@ def _names(struct_name: str) -> tuple[str, ...]:
 @cache
 def _address_fields(kv_cache: Cache) -> tuple[tuple[int, int], ...]:
     """(byte offset in Arguments, index into the sources) of each address that a call brings. The
-    sources are ARRAYS, whose last is the workspace and so partial_O, then partial_ML."""
+    sources are ARRAYS, then what lies in the workspace."""
     owner, names = _OF_CACHE[kv_cache]
     fields = {name: f"params.{name}" for name in _COMMON}
     fields |= {name: f"params.{owner}.{name}" for name in names}
-    fields["workspace"] = "params.partial_O"
     offsets = {name: offset for name, _, offset in params.leaves("Arguments")}
     found = [(offsets[field], ARRAYS.index(name)) for name, field in fields.items()]
-    return (*found, (offsets["params.partial_ML"], len(ARRAYS)))
+    found += [
+        (offsets[f"params.{name}"], len(ARRAYS) + at) for at, name in enumerate(_IN_WORKSPACE)
+    ]
+    return tuple(found)
+
+
+def _workspace_offsets(plan: Plan, is_part: bool) -> tuple[int, int, int, int]:
+    """Where _IN_WORKSPACE lie, in bytes. A kernel that is not split leaves this rank's part
+    itself."""
+    cp = (plan.cp_O_offset, plan.cp_ML_offset)
+    if is_part and plan.split_cnt == 1:
+        return (*cp, *cp)
+    return (0, plan.partial_ML_offset, *cp)

@@ -16,8 +16,8 @@ from attn_runtime.checks import Views
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError, DriverError
 from attn_runtime.kernel import Kernel, load, on_device
-from attn_runtime.launch import ARRAYS, Launch
-from attn_runtime.plan import DeviceLimits, Plan, Problem, SplitKind, plan
+from attn_runtime.launch import ARRAYS, Exchange, Launch
+from attn_runtime.plan import DeviceLimits, Plan, Problem, SplitKind, SplitPolicy, plan
 from attn_runtime.settings import Settings
 from attn_runtime.tma_launch import TmaLaunch
 
@@ -103,7 +103,11 @@ def load_kernels(settings: Settings, context: Context) -> Kernels:
 
 
 def prepare_call(
-    settings: Settings, given: Sequence[Given], numbers: Numbers, context: Context
+    settings: Settings,
+    given: Sequence[Given],
+    numbers: Numbers,
+    context: Context,
+    exchange: Exchange | None = None,
 ) -> Prepared:
     """Everything that can be known before the addresses of the next call."""
     views = _views(given, context)
@@ -119,7 +123,9 @@ def prepare_call(
     return Prepared(
         context=context,
         plan=found,
-        launch=_launch_of(kernels)(kernels.attention, kernels.reduction, found, cache, call.values),
+        launch=_launch_of(kernels)(
+            kernels.attention, kernels.reduction, found, cache, call.values, exchange
+        ),
         out_shape=call.out_shape,
         out_dtype=q.dtype,
         lse_shape=call.lse_shape,
@@ -146,8 +152,11 @@ def plan_call(
     have = array_bytes(workspace)
     if found.workspace_bytes <= have:
         return found
-    # partial_O and partial_ML of one split, and the most that lies between them
+    # partial_O and partial_ML of one split, and the most that lies between them and around
     split_bytes = problem.token_num * problem.num_heads * 4 * (problem.head_dim_v + 2)
+    unsplit_bytes = plan(problem, device, limits, SplitPolicy.off()).workspace_bytes
+    if unsplit_bytes:
+        have -= unsplit_bytes + 255
     most = max(1, (have - 255) // split_bytes)
     return plan(problem, device, limits, replace(settings.policy, max_split_k=most))
 
@@ -178,8 +187,9 @@ def context_of(name: str, pointer: int) -> Context:
 def refuse_misaligned(addresses: list[int]) -> None:
     """Raise ArgumentError for an address that kernels cannot move data from. One test for all
     comes first: the bits below each alignment, in the order of ARRAYS."""
-    q, k, v, table, blocks, block_nums, q_len, k_len, _, out, lse, workspace = addresses
-    rows, words = q | k | v | out, table | block_nums | q_len | k_len | lse
+    q, k, v, table, blocks, block_nums, *others = addresses
+    q_len, k_len, _, cu_rows, offset_q, out, lse, workspace = others
+    rows, words = q | k | v | out, table | block_nums | q_len | k_len | cu_rows | offset_q | lse
     if rows & 15 or words & 3 or blocks & 7 or workspace & 255:
         raise _misaligned(addresses)
 

@@ -14,6 +14,7 @@ from attn_codegen.errors import ConfigError
 from attn_runtime.checks import need_int
 from attn_runtime.errors import ArgumentError
 from attn_runtime.problem import SplitKind, SplitPolicy
+from attn_runtime.ranks import ONE_RANK, Ranks
 
 FLOAT_MAX: Final = 3.4028234663852886e38
 FLOAT_MIN: Final = 2.0**-149
@@ -33,6 +34,7 @@ class Settings:
     window_size: int
     softmax_scale: float
     policy: SplitPolicy
+    ranks: Ranks = ONE_RANK
 
 
 def make_settings(
@@ -48,6 +50,7 @@ def make_settings(
     softmax_scale: float | None,
     split: SplitPolicy | str,
     arch: Arch | str | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> Settings:
     """Check and convert. Raises ConfigError for a combination that no kernel serves, with the
     rules' reasons and the nearest that work, and ArgumentError for a number out of range."""
@@ -70,7 +73,14 @@ def make_settings(
         )
     scale = _scale(softmax_scale, config.head_dim)
     return Settings(
-        config, arch is not None, heads, kv_heads, _window(window_size), scale, _policy(split)
+        config=config,
+        is_arch_fixed=arch is not None,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        window_size=_window(window_size),
+        softmax_scale=scale,
+        policy=_policy(split),
+        ranks=ranks,
     )
 
 

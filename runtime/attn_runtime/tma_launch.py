@@ -14,7 +14,7 @@ from attn_runtime.driver import RowsLayout
 from attn_runtime.errors import ArgumentError, DriverError
 from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
-from attn_runtime.launch import ARRAYS, Launch
+from attn_runtime.launch import ARRAYS, Exchange, Launch
 from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
 from attn_runtime.tensor_maps import RowsMap, maps_of, section_of
@@ -57,10 +57,16 @@ class TmaLaunch(Launch):
     """One call of a persistent kernel. Belongs to one thread: all runs share its buffer."""
 
     def __init__(
-        self, kernel: Kernel, reduction: Kernel, plan: Plan, cache: Cache, values: Values
+        self,
+        kernel: Kernel,
+        reduction: Kernel,
+        plan: Plan,
+        cache: Cache,
+        values: Values,
+        exchange: Exchange | None = None,
     ) -> None:
         self._config, self._tile = kernel.config, kernel.tiling
-        super().__init__(kernel, reduction, plan, cache, values)
+        super().__init__(kernel, reduction, plan, cache, values, exchange)
         is_bf16 = kernel.config.dtype is Dtype.BF16
         self._maps = [_Map(rows, is_bf16) for rows in maps_of(kernel.config, self._tile, values)]
         context = kernel.function.context
@@ -88,7 +94,7 @@ class TmaLaunch(Launch):
         self._kernel.function.launch(
             self._ctas, plan.threads, plan.shared_bytes, stream, self._parameters
         )
-        self._reduce(stream)
+        self._finish(addresses, stream)
 
     def run_on_own(self, addresses: Sequence[int], stream: Any) -> None:
         """As `run`, on a stream of PyCUDA, None for the default one."""

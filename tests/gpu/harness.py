@@ -11,7 +11,7 @@ import numpy as np
 
 import layouts
 from attn_codegen.config import AttentionConfig, Cache
-from attn_runtime import Attention
+from attn_runtime import Attention, ContextParallel
 from attn_runtime.plan import SplitPolicy
 from cases import Kernel, Task, draw_inputs
 from criterion import complaints, lse_limit
@@ -78,7 +78,12 @@ class Problem:
         return self.kernel.config.dtype.value
 
 
-def attention_for(config: AttentionConfig, batch: Batch, split: SplitPolicy | str) -> Attention:
+def attention_for(
+    config: AttentionConfig,
+    batch: Batch,
+    split: SplitPolicy | str,
+    context_parallel: ContextParallel | None = None,
+) -> Attention:
     """The runtime's Attention of a configuration."""
     assert config.cache is not None and config.mask is not None
     return Attention(
@@ -93,6 +98,7 @@ def attention_for(config: AttentionConfig, batch: Batch, split: SplitPolicy | st
         softmax_scale=batch.scale or None,
         split=split,
         arch=config.arch,
+        context_parallel=context_parallel,
     )
 
 
@@ -109,7 +115,7 @@ def problem_of(kernel: Kernel, task: Task) -> Problem:
     }
     if batch.finished:
         call["finished"] = torch.tensor(batch.finished, device=DEVICE)
-    call |= _cache_call(kernel.config, task, bits.k, bits.v, rng, uploads)
+    call |= cache_call(kernel.config, task, bits.k, bits.v, rng, uploads)
     q, k, v = (from_bits(values, dtype, DEVICE) for values in bits)
     return Problem(kernel, batch, q, k, v, call, uploads)
 
@@ -225,7 +231,7 @@ def _differing(a: torch.Tensor, b: torch.Tensor) -> int:
     return int((a.contiguous().view(kind) != b.contiguous().view(kind)).sum().item())
 
 
-def _cache_call(
+def cache_call(
     config: AttentionConfig,
     task: Task,
     k: Bits,

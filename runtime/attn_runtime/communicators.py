@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collectives of the communicator that a program already has: torch.distributed, or nccl4py.
+
+The transport is NCCL's. Memory is named by its address, whatever library owns it.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Protocol
+
+from attn_runtime import driver
+from attn_runtime.array_view import TORCH_NAMES
+from attn_runtime.errors import ArgumentError
+from attn_runtime.events import Event, make_stream
+
+_TYPESTR: Final = {"f32": "<f4", "f16": "<f2", "u8": "|u1"}
+
+
+class Communicator(Protocol):
+    """What a group of ranks can do together. Each call is enqueued: what `stream` is given before
+    comes first, what it is given after waits. Every rank makes the same calls in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Ranks."""
+
+    def all_gather(self, first: int, count: int, stream: int) -> None:
+        """`count` floats of each rank, in order from address `first` on; this rank's are there."""
+
+    def all_reduce(self, address: int, count: int, dtype: str, stream: int) -> None:
+        """Add up `count` elements (f32, f16 or bf16) over the ranks, in place."""
+
+    def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
+        """Send `count` bytes to the next rank, and receive as many from the one before."""
+
+    def abort(self) -> None:
+        """End what is under way, on the GPU too. The communicator cannot be used any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`count` elements of device memory that somebody else keeps alive."""
+
+    address: int
+    count: int
+    dtype: str = "f32"
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        typestr = _TYPESTR.get(self.dtype, "<f2")  # bf16 has no name here: viewed afterwards
+        return {
+            "data": (self.address, False),
+            "shape": (self.count,),
+            "typestr": typestr,
+            "version": 3,
+        }
+
+
+def communicator_of(group: Any) -> Communicator:
+    """The communicator of a torch.distributed process group (None: the default one), or of an
+    nccl.core.Communicator; an object that has the methods of Communicator is one.
+
+    Raises ArgumentError for anything else.
+    """
+    names = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(group).__mro__}
+    if "nccl.Communicator" in names:
+        return NcclCommunicator(group)
+    if hasattr(group, "all_gather") and hasattr(group, "rotate"):
+        own: Communicator = group
+        return own
+    if group is None or "torch.ProcessGroup" in names:
+        return TorchCommunicator(group)
+    raise ArgumentError(
+        "group",
+        f"group is a {type(group).__name__}: give a process group of torch.distributed (None: the "
+        "default one) or an nccl.core.Communicator",
+    )
+
+
+def _torch_tensor(span: Span) -> Any:
+    """The memory as a tensor of torch, on the current device."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        raise ArgumentError(
+            "output",
+            "output is reduced, and without torch nccl4py has no word for bf16 memory: import "
+            "torch, or take output='complete'",
+        )
+    tensor = torch.as_tensor(span, device=f"cuda:{driver.current_device()}")
+    return tensor.view(getattr(torch, TORCH_NAMES[span.dtype]))
+
+
+class TorchCommunicator:
+    """A process group of torch.distributed on NCCL, which runs collectives on a stream of its own
+    and orders it by events."""
+
+    def __init__(self, group: Any) -> None:
+        torch = sys.modules.get("torch")
+        distributed = getattr(torch, "distributed", None)
+        if torch is None or distributed is None or not distributed.is_initialized():
+            raise ArgumentError(
+                "group",
+                "group is None, and torch.distributed is not initialised: call "
+                "init_process_group('nccl') first, or give a communicator",
+            )
+        self._torch: Any = torch
+        self._group = distributed.group.WORLD if group is None else group
+        self.rank: int = distributed.get_rank(self._group)
+        self.size: int = distributed.get_world_size(self._group)
+        self._tensor = lru_cache(maxsize=256)(_torch_tensor)
+
+    def all_gather(self, first: int, count: int, stream: int) -> None:
+        """See Communicator."""
+        whole = self._tensor(Span(first, self.size * count))
+        own = self._tensor(Span(first + 4 * self.rank * count, count))
+        with self._on(stream):
+            self._torch.distributed.all_gather_into_tensor(whole, own, group=self._group)
+
+    def all_reduce(self, address: int, count: int, dtype: str, stream: int) -> None:
+        """See Communicator."""
+        with self._on(stream):
+            self._torch.distributed.all_reduce(
+                self._tensor(Span(address, count, dtype)), group=self._group
+            )
+
+    def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
+        """See Communicator."""
+        distributed = self._torch.distributed
+        after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        operations = [
+            distributed.P2POp(
+                call, self._tensor(Span(at, count, "u8")), group=self._group, group_peer=peer
+            )
+            for call, at, peer in (
+                (distributed.isend, send, after),
+                (distributed.irecv, receive, before),
+            )
+        ]
+        with self._on(stream):
+            for work in distributed.batch_isend_irecv(operations):
+                work.wait()  # the stream waits, the host does not
+
+    def abort(self) -> None:
+        """See Communicator."""
+        backend = self._group._get_backend(self._torch.device("cuda"))
+        backend.abort()
+
+    def _on(self, stream: int) -> AbstractContextManager[Any]:
+        cuda = self._torch.cuda
+        if stream == cuda.current_stream().cuda_stream:
+            return nullcontext()
+        external: AbstractContextManager[Any] = cuda.stream(cuda.ExternalStream(stream))
+        return external
+
+
+class NcclCommunicator:
+    """NVIDIA's nccl4py. Its calls run on a stream of this communicator, ordered by events."""
+
+    def __init__(self, communicator: Any) -> None:
+        self._nccl = communicator
+        self.rank: int = int(communicator.rank)
+        self.size: int = int(communicator.nranks)
+        self._stream: int | None = None
+        self._before: Event
+        self._after: Event
+
+    def all_gather(self, first: int, count: int, stream: int) -> None:
+        """See Communicator."""
+        own = Span(first + 4 * self.rank * count, count)
+        handle = self._enter(stream)
+        self._nccl.allgather(own, Span(first, self.size * count), stream=handle)
+        self._leave(stream)
+
+    def all_reduce(self, address: int, count: int, dtype: str, stream: int) -> None:
+        """See Communicator."""
+        from nccl.core import SUM
+
+        span: Any = Span(address, count, dtype)
+        if dtype == "bf16":  # which the array interface of CUDA has no name for
+            span = _torch_tensor(span)
+        handle = self._enter(stream)
+        self._nccl.allreduce(span, span, SUM, stream=handle)
+        self._leave(stream)
+
+    def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
+        """See Communicator."""
+        from nccl.core import group
+
+        handle = self._enter(stream)
+        with group():
+            self._nccl.send(Span(send, count, "u8"), (self.rank + 1) % self.size, stream=handle)
+            self._nccl.recv(Span(receive, count, "u8"), (self.rank - 1) % self.size, stream=handle)
+        self._leave(stream)
+
+    def abort(self) -> None:
+        """See Communicator."""
+        self._nccl.abort()
+
+    def _enter(self, stream: int) -> int:
+        """The own stream, behind what the caller's has been given."""
+        if self._stream is None:
+            self._stream, self._before, self._after = make_stream(), Event(), Event()
+        self._before.record(stream)
+        self._before.hold(self._stream)
+        return self._stream
+
+    def _leave(self, stream: int) -> None:
+        """The caller's stream waits for the own one."""
+        assert self._stream is not None
+        self._after.record(self._stream)
+        self._after.hold(stream)

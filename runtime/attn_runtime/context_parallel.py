@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One attention over many GPUs: the keys of each sequence are spread over the ranks of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from itertools import accumulate
+from typing import Any, Final, TypeVar
+
+from attn_runtime.checks import need_int
+from attn_runtime.communicators import Communicator, communicator_of
+from attn_runtime.deadlines import Deadlines
+from attn_runtime.errors import ArgumentError
+from attn_runtime.events import Event, is_capturing, thread_entry
+from attn_runtime.problem import CpForm, KeySharding
+from attn_runtime.ranks import Ranks
+from attn_runtime.shards import shards_of
+
+
+class Sharding(StrEnum):
+    """Which keys of a sequence each of n ranks has.
+
+    INTERLEAVED: key t is on rank t / chunk % n (chunk 1 is TurboMind's); a growing sequence stays
+    where it is. CONTIGUOUS: rank r has the r-th of n equal pieces. ZIGZAG: rank r has the pieces r
+    and 2 n - 1 - r of 2 n, which balances causal work where queries are spread alike.
+    """
+
+    INTERLEAVED = "interleaved"
+    CONTIGUOUS = "contiguous"
+    ZIGZAG = "zigzag"
+
+
+class Output(StrEnum):
+    """What every rank has at the end of a call, and what is exchanged for it, of each row (a head
+    of a token) by each of n ranks.
+
+    COMPLETE: the output, merged in float32; one all-gather of 4 (head_dim_v + 2) bytes.
+    REDUCED: the output, as a sum of the ranks' rounded shares; an all-gather of 8 bytes and an
+    all-reduce of 2 head_dim_v bytes. For many rows.
+    SCALED: this rank's share of it, for a sum that follows anyway; an all-gather of 8 bytes.
+    """
+
+    COMPLETE = "complete"
+    REDUCED = "reduced"
+    SCALED = "scaled"
+
+
+class ContextParallel:
+    """The group that an Attention is spread over, and how.
+
+    `group` is the communicator that the program has: a process group of torch.distributed (None:
+    the default one), an nccl.core.Communicator, or an object with the methods of
+    communicators.Communicator. All ranks make the same calls in the same order, from one thread at
+    a time. `timeout_s` is how long an exchange may take once this rank has come to it: when a rank
+    has failed, the communicator is aborted then, so that nothing waits forever, and the next call,
+    `check` or `wait` raises ContextParallelError.
+    """
+
+    def __init__(
+        self,
+        group: Any = None,
+        *,
+        sharding: Sharding | str = Sharding.INTERLEAVED,
+        chunk: int = 1,
+        output: Output | str = Output.COMPLETE,
+        timeout_s: float = 600.0,
+    ) -> None:
+        self.communicator: Final[Communicator] = communicator_of(group)
+        self.output: Final = _word(Output, "output", output)
+        own = _word(Sharding, "sharding", sharding)
+        if not timeout_s > 0:
+            raise ArgumentError(
+                "timeout_s", f"timeout_s is {timeout_s}: give the seconds that an exchange may take"
+            )
+        self.ranks: Final = Ranks(
+            size=self.communicator.size,
+            rank=self.communicator.rank,
+            sharding=KeySharding[own.name],
+            chunk=need_int("chunk", chunk, least=1),
+            form=CpForm.COMPLETE if self.output is Output.COMPLETE else CpForm.SCALED,
+        )
+        self._timeout_s = timeout_s
+        self._deadlines: Deadlines | None = None
+
+    def local_lens(self, lens: Sequence[int]) -> list[int]:
+        """How many keys this rank has of sequences of these lengths."""
+        ranks = self.ranks
+        return [
+            int(
+                shards_of(ranks.sharding, ranks.size, ranks.rank, ranks.chunk, length).keys_before(
+                    length
+                )
+            )
+            for length in lens
+        ]
+
+    def cu_rows(self, lens: Sequence[int]) -> list[int]:
+        """[batch_size + 1] sums of the keys that this rank has: where each sequence begins in its
+        linear cache."""
+        return [0, *accumulate(self.local_lens(lens))]
+
+    def positions(self, length: int) -> Any:
+        """The positions of this rank's keys of a sequence, in the order of its cache (numpy)."""
+        ranks = self.ranks
+        return shards_of(ranks.sharding, ranks.size, ranks.rank, ranks.chunk, length).positions(
+            length
+        )
+
+    def check(self) -> None:
+        """Raise ContextParallelError if an exchange has failed; waits for nothing."""
+        if self._deadlines is not None:
+            self._deadlines.check()
+
+    def wait(self) -> None:
+        """Until every exchange so far has ended; raises ContextParallelError if one fails."""
+        if self._deadlines is not None:
+            self._deadlines.wait()
+
+    # --- what a launch asks for -----------------------------------------------------------------
+
+    def gather(self, first: int, floats: int, stream: int) -> None:
+        """See launch.Exchange."""
+        ranks = self.ranks
+        what = f"all-gather of {4 * floats} bytes from each of {ranks.size} ranks"
+        with self._watched(what, stream):
+            self.communicator.all_gather(first, floats, stream)
+
+    def finish(self, out: int, elements: int, dtype: str, stream: int) -> None:
+        """See launch.Exchange."""
+        if self.output is Output.REDUCED:
+            with self._watched(f"all-reduce of {elements} elements of {dtype}", stream):
+                self.communicator.all_reduce(out, elements, dtype, stream)
+
+    def _watched(self, what: str, stream: int) -> _Watched:
+        self.check()
+        if is_capturing(stream):
+            return _Watched(None, what, stream)
+        if self._deadlines is None:
+            who = f"rank {self.ranks.rank} of {self.ranks.size}"
+            self._deadlines = Deadlines(
+                self._timeout_s, self.communicator.abort, who, thread_entry()
+            )
+        return _Watched(self._deadlines, what, stream)
+
+
+class _Watched:
+    """An exchange between two events, with a deadline; none within a graph capture."""
+
+    __slots__ = ("_begin", "_deadlines", "_stream", "_what")
+
+    def __init__(self, deadlines: Deadlines | None, what: str, stream: int) -> None:
+        self._deadlines, self._what, self._stream = deadlines, what, stream
+
+    def __enter__(self) -> None:
+        if self._deadlines is not None:
+            self._begin = Event()
+            self._begin.record(self._stream)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._deadlines is not None and kind is None:
+            end = Event()
+            end.record(self._stream)
+            self._deadlines.expect(self._what, self._begin, end)
+
+
+_Word = TypeVar("_Word", bound=StrEnum)
+
+
+def _word(kind: type[_Word], argument: str, value: _Word | str) -> _Word:
+    try:
+        return kind(value)
+    except ValueError:
+        allowed = ", ".join(kind)
+        raise ArgumentError(
+            argument, f"{argument} is {value!r}: it must be one of {allowed}"
+        ) from None
