@@ -165,8 +165,9 @@ TILE_PLAN = Struct(
         Field("int", "tiles_per_sequence", "tiles of each sequence; 0: found from cu_q_len by search"),
         Field("int", "split_cnt", "most splits of a query tile", "1"),
         Field("int", "split_tiles", "0: equal splits; n: split s holds the key tiles [s * n, (s + 1) * n)"),
-        Field("int", "cta_q", "query rows of a tile"),
+        Field("int", "cta_q", "query tokens of a tile"),
         Field("int", "cta_s", "keys of a tile"),
+        Field("int", "packed_heads", "query heads of a group that share a tile: its row r is head r % n of token r / n", "1"),
         Field("Merge", "merge", "what the reduction merges", "Merge::kSplits"),
     ),
 )
@@ -189,10 +190,10 @@ TMA_ARGUMENTS = Struct(
         Field("AttentionParams<T>", "params", "the call", ""),
         Field("TilePlan", "plan", "how it is cut", ""),
         Field("int", "section", "heads of all sequences that are scheduled together: their K and V fit into L2"),
-        Field("TensorMap", "q", "[token_num, num_heads, head_dim], box 64 tokens", ""),
+        Field("TensorMap", "q", "[token_num, num_heads, head_dim], box 64 rows: packed_heads heads of each token", ""),
         Field("TensorMap", "k", "[token_count, num_kv_heads, head_dim], box cta_s tokens", ""),
         Field("TensorMap", "v", "[token_count, num_kv_heads, head_dim_v], box cta_s tokens", ""),
-        Field("TensorMap", "out", "[token_num, num_heads, head_dim_v], box 16 tokens", ""),
+        Field("TensorMap", "out", "[token_num, num_heads, head_dim_v], box 16 rows, likewise", ""),
     ),
     is_template=True,
 )

@@ -20,6 +20,7 @@ SM80_SHARED_LIMIT = 99 * 1024
 SM90_SHARED_LIMIT = 227 * 1024  # of one CTA, which then has the SM to itself
 REDUCE_WARPS = 4
 
+SM90_PACKED_HEADS = 1  # off until it is measured
 WARPGROUP_ROWS = 64  # query rows that a Hopper warpgroup multiplies
 WARPGROUP_WARPS = 4
 SM90_GATHER_WARPS = 3
@@ -33,8 +34,9 @@ class Tiling:
 
     cta_q: query rows of a CTA (reduction: rows that it merges). cta_s: keys of a tile. stages:
     tiles of K and V in shared memory. ctas_per_sm: what __launch_bounds__ leaves registers for.
-    shared_bytes: dynamic shared memory. persistent: a CTA takes tiles until none is left. Of sm90
-    only: query_slots, tiles of Q in shared memory, 2 where the next arrives while one is computed;
+    shared_bytes: dynamic shared memory. persistent: a CTA takes tiles until none is left.
+    packed_heads: most query heads of a group that its rows may belong to. Of sm90 only:
+    query_slots, tiles of Q in shared memory, 2 where the next arrives while one is computed;
     softmax, which of sm90::SoftmaxForm.
     """
 
@@ -45,6 +47,7 @@ class Tiling:
     ctas_per_sm: int
     shared_bytes: int
     persistent: bool = False
+    packed_heads: int = 1
     query_slots: int = 0
     softmax: str = ""
 
@@ -105,15 +108,20 @@ def _sized(
 def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:
     """The default tile first. Each was the fastest for some lengths on an H200.
 
-    Up to 64 columns, four warpgroups of 64 keys keep the exponentials busiest; three of 128 keys
-    come within 2 % for long full attention. Up to 128, taking the exponentials before the maximum
-    is known hides the reduction; in place they cost less per tile, which short sequences feel.
+    Tiles of 64 rows have one warpgroup: where few rows are asked for, they fill more of the
+    machine. Up to 64 columns, four warpgroups of 64 keys keep the exponentials busiest; three of
+    128 keys come within 2 % for long full attention. Up to 128, taking the exponentials before the
+    maximum is known hides the reduction; in place they cost less per tile, which short sequences
+    feel.
     Wider outputs have no room for a second tile of Q.
     """
     width, width_v = _padded(config.head_dim), _padded(config.head_dim_v)
     linear = config.cache is Cache.LINEAR
     if max(width, width_v) <= 64:
-        tiles = {"": _sm90_sized(config, 256, 64, stages=4, query_slots=2)}
+        tiles = {
+            "": _sm90_sized(config, 256, 64, stages=4, query_slots=2),
+            "t64x128": _sm90_sized(config, 64, 128, stages=2, query_slots=2, ctas_per_sm=2),
+        }
         if linear:
             tiles["t192x128"] = _sm90_sized(config, 192, 128, stages=3, query_slots=2)
         return tiles
@@ -121,6 +129,8 @@ def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:
         return {
             "": _sm90_sized(config, 128, 128, stages=2, query_slots=2, softmax="kOptimistic"),
             "t128x128": _sm90_sized(config, 128, 128, stages=2, query_slots=2),
+            "t64x128": _sm90_sized(config, 64, 128, stages=2, query_slots=2),
+            "t64x64": _sm90_sized(config, 64, 64, stages=2, query_slots=2, ctas_per_sm=2),
         }
     if width <= 192 and width_v <= 128:
         return {"": _sm90_sized(config, 128, 96, stages=2, query_slots=2)}
@@ -131,7 +141,10 @@ def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:
                 "t128x64": _sm90_sized(config, 128, 64, stages=2, query_slots=2),
             }
         return {"": _sm90_sized(config, 128, 64, stages=2, query_slots=2)}
-    return {"": _sm90_sized(config, 128, 64, stages=2, query_slots=1)}
+    return {
+        "": _sm90_sized(config, 128, 64, stages=2, query_slots=1),
+        "t64x64": _sm90_sized(config, 64, 64, stages=2, query_slots=2),
+    }
 
 
 def _sm90_sized(
@@ -142,6 +155,7 @@ def _sm90_sized(
     stages: int,
     query_slots: int,
     softmax: str = "kInPlace",
+    ctas_per_sm: int = 1,
 ) -> Tiling:
     """Adds the shared memory of sm90::SharedStorage: Q, the rings of K and V, where Q has one slot
     half of the output's width as staging, and where rows are gathered their addresses."""
@@ -161,9 +175,10 @@ def _sm90_sized(
         cta_s,
         warps,
         stages,
-        ctas_per_sm=1,
+        ctas_per_sm=ctas_per_sm,
         shared_bytes=shared_bytes,
         persistent=True,
+        packed_heads=SM90_PACKED_HEADS,
         query_slots=query_slots,
         softmax=softmax,
     )

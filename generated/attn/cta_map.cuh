@@ -18,7 +18,7 @@ struct QueryTile {
 };
 
 // The sequence that owns a slot of query tiles. Sequence b owns the slots from
-//   start(b) = floor((cu_q_len[b] + b * (cta_q - 1)) / cta_q)
+//   start(b) = floor((cu_q_len[b] + b (cta_q - 1)) / cta_q) = b + floor((cu_q_len[b] - b) / cta_q)
 // which leaves room for ceil(q_len / cta_q) tiles before start(b + 1), with no list and no scan.
 // The owner is the last b with start(b) <= slot: a 32-way search, one probe per lane, one round for
 // up to 32 sequences.
@@ -31,13 +31,15 @@ __device__ __forceinline__ int find_sequence(
   while (high - low > 1) {
     const int stride = (high - low + 31) / 32;
     const int probe = low + lane * stride;
-    int64_t probe_start = 0;
+    int probe_start = 0;
     if (probe < high) {
-      probe_start = (cu_q_len[probe] + static_cast<int64_t>(probe) * (cta_q - 1)) / cta_q;
+      const int rest = cu_q_len[probe] - probe;  // below 0 where sequences are empty
+      const unsigned whole = static_cast<unsigned>(rest < 0 ? cta_q - 1 - rest : rest) / cta_q;
+      probe_start = probe + static_cast<int>(rest < 0 ? 0u - whole : whole);
     }
     const bool reached = probe < high && probe_start <= slot;
     const int last = 31 - __clz(__ballot_sync(0xffffffffu, reached));  // lane 0 always reaches
-    start = __shfl_sync(0xffffffffu, static_cast<int>(probe_start), last);
+    start = __shfl_sync(0xffffffffu, probe_start, last);
     low += last * stride;
     high = min(high, low + stride);
   }

@@ -24,6 +24,7 @@ struct Entry {
   int shared_bytes = 0;  // dynamic
   int cta_q = 0;
   int cta_s = 0;
+  int packed_heads = 1;     // most query heads of a group that share a tile
   bool persistent = false;  // a CTA takes tiles until none is left
 };
 
@@ -72,6 +73,7 @@ inline KernelInfo describe(const Entry& entry) {
   info.shared_bytes = entry.shared_bytes;
   info.cta_q = entry.cta_q;
   info.cta_s = entry.cta_s;
+  info.packed_heads = entry.packed_heads;
   return info;
 }
 

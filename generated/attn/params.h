@@ -173,14 +173,16 @@ struct TilePlan {
   int split_cnt = 1;
   // 0: equal splits; n: split s holds the key tiles [s * n, (s + 1) * n)
   int split_tiles = 0;
-  // query rows of a tile
+  // query tokens of a tile
   int cta_q = 0;
   // keys of a tile
   int cta_s = 0;
+  // query heads of a group that share a tile: its row r is head r % n of token r / n
+  int packed_heads = 1;
   // what the reduction merges
   Merge merge = Merge::kSplits;
 };
-static_assert(sizeof(TilePlan) == 28, "the layout that the runtime packs");
+static_assert(sizeof(TilePlan) == 32, "the layout that the runtime packs");
 
 // What the attention kernel and the reduction take, by value.
 template <class T>
@@ -202,13 +204,13 @@ struct TmaArguments {
   TilePlan plan;
   // heads of all sequences that are scheduled together: their K and V fit into L2
   int section = 0;
-  // [token_num, num_heads, head_dim], box 64 tokens
+  // [token_num, num_heads, head_dim], box 64 rows: packed_heads heads of each token
   TensorMap q;
   // [token_count, num_kv_heads, head_dim], box cta_s tokens
   TensorMap k;
   // [token_count, num_kv_heads, head_dim_v], box cta_s tokens
   TensorMap v;
-  // [token_num, num_heads, head_dim_v], box 16 tokens
+  // [token_num, num_heads, head_dim_v], box 16 rows, likewise
   TensorMap out;
 };
 static_assert(sizeof(TmaArguments<char>) == 1024, "the layout that the runtime packs");

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "attn/cost.h"
@@ -44,13 +45,14 @@ struct SplitPolicy {
 };
 
 struct Plan {
-  int q_tiles = 0;             // tiles of one head that the grid has room for
+  int q_tiles = 0;             // tiles of one head, or pack of heads, that the grid has room for
   int tiles_per_sequence = 0;  // of each sequence; 0: found from cu_q_len by search
   int split_cnt = 1;           // no query tile has more splits
   int split_tiles = 0;         // 0: equal splits; n: chunks of n key tiles
-  int cta_q = 0;
+  int cta_q = 0;               // query tokens of a tile
   int cta_s = 0;
-  int grid_x = 0;  // 0: nothing to launch
+  int packed_heads = 1;  // query heads of a group that share a tile
+  int grid_x = 0;        // 0: nothing to launch
   int threads = 0;
   int shared_bytes = 0;
   std::int64_t partial_O_bytes = 0;
@@ -66,6 +68,7 @@ struct Plan {
 inline constexpr int kReduceRowsPerCta = 4;
 inline constexpr int kWorkspaceAlignment = 256;  // bytes
 
+inline constexpr int kMaxSplits = 1 << 16;  // of equal ones: their products stay below 2^32
 inline constexpr int kMaxHeuristicSplits = 128;
 // Tiles for so many waves leave too little of the device idle for splits to win.
 inline constexpr int kFullWaves = 8;
@@ -147,6 +150,12 @@ inline void check(const Problem& problem,
   need_at_least("ctas_per_sm", kernel.ctas_per_sm, 1);
   need_cost("tile_ns", kernel.tile_ns);
   need_cost("step_ns", kernel.step_ns);
+  need_at_least("packed_heads", kernel.packed_heads, 1);
+  if (kernel.cta_q % kernel.packed_heads != 0) {
+    refuse("packed_heads",
+           "packed_heads is " + std::to_string(kernel.packed_heads) +
+               ": it must divide cta_q, which is " + std::to_string(kernel.cta_q));
+  }
   need_at_least("max_split_k", policy.max_split_k, 0);
   if (policy.kind == SplitKind::kFixed) {
     need_at_least("split_cnt", policy.value, 1);
@@ -223,9 +232,9 @@ inline std::int64_t pieces_of_span(const Problem& problem, std::int64_t span, st
   return std::min((span + size - 2) / size + 1, ceil_div(local_keys(problem), size));
 }
 
-// What a call has to do if its sequences are equally long, as long as the bounds allow. Under a
-// causal mask the first of the query tiles sees what lies before the queries and its own rows, the
-// last one everything.
+// What a packed call has to do if its sequences are equally long, as long as the bounds allow.
+// Under a causal mask the first of the query tiles sees what lies before the queries and its own
+// rows, the last one everything.
 inline Work work_of(const Problem& problem, const KernelLimits& kernel) {
   const std::int64_t batch = problem.batch_size;
   const std::int64_t mean = ceil_div(problem.token_num, std::max<std::int64_t>(batch, 1));
@@ -242,7 +251,7 @@ inline Work work_of(const Problem& problem, const KernelLimits& kernel) {
     work.shortest = std::min(ceil_div(seen, kernel.cta_s), work.longest);
   }
   work.rows = std::int64_t{problem.token_num} * problem.num_heads;
-  work.row_bytes = 4 * (std::int64_t{problem.head_dim_v} + 2);
+  work.row_bytes = 4 * (std::int64_t{problem.head_dim_v} + 2) * kernel.packed_heads;
   return bounded(work);
 }
 
@@ -285,7 +294,7 @@ inline std::int64_t split_bound(const Problem& problem,
   if (policy.kind == SplitKind::kHeuristic) {
     bound = heuristic_splits(work_of(problem, kernel), device, kernel, policy.max_split_k);
   } else if (policy.kind == SplitKind::kFixed) {
-    bound = std::min<std::int64_t>(policy.value, tiles);
+    bound = std::min({std::int64_t{policy.value}, tiles, std::int64_t{kMaxSplits}});
     if (policy.max_split_k > 0) {
       bound = std::min<std::int64_t>(bound, policy.max_split_k);
     }
@@ -359,22 +368,42 @@ inline void set_workspace(const Problem& problem, const DeviceLimits& device, Pl
 
 }  // namespace detail
 
+// A call as its tiles see it: a pack of heads is one head, a tile has cta_q tokens.
+struct PackedCall {
+  Problem problem;
+  KernelLimits kernel;
+};
+
+// As many heads of a group are packed as the kernel can and as divide the group: they read the same
+// keys, so short queries fill a tile, and no row of a long one is worse off. The bits of a row
+// depend on it, so it depends on nothing that a batch or a bound of lengths changes.
+inline PackedCall pack_heads(const Problem& problem, const KernelLimits& kernel) {
+  const int heads = std::gcd(problem.num_heads / problem.num_kv_heads, kernel.packed_heads);
+  PackedCall packed{problem, kernel};
+  packed.problem.num_heads /= heads;
+  packed.kernel.cta_q /= heads;
+  packed.kernel.packed_heads = heads;
+  return packed;
+}
+
 // Plans one call. Throws Error(kInvalidArgument) that names the field: a value out of range, a
 // split size that needs more splits than the workspace holds, or a grid that no device can launch.
 // Nothing overflows silently.
 inline Plan plan(const Problem& problem,
                  const DeviceLimits& device,
-                 const KernelLimits& kernel,
+                 const KernelLimits& limits,
                  const SplitPolicy& policy) {
-  detail::check(problem, device, kernel, policy);
+  detail::check(problem, device, limits, policy);
+  const auto [packed, kernel] = pack_heads(problem, limits);
 
   Plan result;
+  result.packed_heads = kernel.packed_heads;
   result.cta_q = kernel.cta_q;
   result.cta_s = kernel.cta_s;
   result.threads = kernel.threads;
   result.shared_bytes = kernel.shared_bytes;
 
-  const detail::QTiles tiles = detail::q_tiles(problem, kernel.cta_q);
+  const detail::QTiles tiles = detail::q_tiles(packed, kernel.cta_q);
   const std::int64_t split_tiles =
       policy.kind == SplitKind::kFixedSize ? detail::ceil_div(policy.value, kernel.cta_s) : 0;
   result.split_tiles = static_cast<int>(split_tiles);
@@ -383,10 +412,10 @@ inline Plan plan(const Problem& problem,
   }
   const char* fewer = "send fewer tokens at a time";
   detail::check_grid(tiles.count, device, "token_num", fewer);
-  detail::check_grid(tiles.count * problem.num_heads, device, "token_num", fewer);
-  const std::int64_t splits = detail::split_bound(problem, device, kernel, policy, split_tiles);
+  detail::check_grid(tiles.count * packed.num_heads, device, "token_num", fewer);
+  const std::int64_t splits = detail::split_bound(packed, device, kernel, policy, split_tiles);
   const char* request = policy.kind == SplitKind::kFixedSize ? "split_size" : "split_cnt";
-  const std::int64_t grid = tiles.count * problem.num_heads * splits;
+  const std::int64_t grid = tiles.count * packed.num_heads * splits;
   detail::check_grid(grid, device, request, "split less, or send fewer tokens at a time");
 
   result.q_tiles = static_cast<int>(tiles.count);
@@ -428,6 +457,7 @@ inline TilePlan tile_plan(const Plan& plan) {
   tiles.split_tiles = plan.split_tiles;
   tiles.cta_q = plan.cta_q;
   tiles.cta_s = plan.cta_s;
+  tiles.packed_heads = plan.packed_heads;
   return tiles;
 }
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         d44e2efa5a6c7c7c7749bf7f115c5d069315235be188c95665faf7cf4260003c
+// digest         9c27ae4cb53e07625cd3cfa3cc14a16282d5a50f906a6e51fb48dd68b4631774
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -59,6 +59,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = false;
     return entry;
   }

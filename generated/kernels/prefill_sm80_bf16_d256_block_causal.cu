@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         42be340c3cefe1cb8339ea1629a609698d1409347b551de439fb23bf8370ca37
+// digest         9d068a23872e6d31c820e6add8fea8da8cd962c60d15fd97437a4202049fa006
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -59,6 +59,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = false;
     return entry;
   }

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         74a7f34e244b0309e25240b97a1a886dd25a80fa6532c037a22a7f44ae9531a5
+// digest         c4805b0760aac8f2402852c070cab63f88ad5e76280f7e577409c67d2337cda9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -59,6 +59,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = false;
     return entry;
   }

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         f3d67f037e48bd68efc2039d5cc313af43c49a204b172b49e12abc711200a5cc
+// digest         7bb73149977298c4ef84c6b405a8ac49ddb601b3cf30e4e291eae40c7e98e3d3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -59,6 +59,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = false;
     return entry;
   }

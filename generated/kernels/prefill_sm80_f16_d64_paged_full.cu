@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         30ae1b181a9011862bed008911fc8b35de24e7ac8b82a27a507cae7bbd36af46
+// digest         afd6e98d6955efe0167fcea28fcfdbae4fb4961baee0cc9388642860064d0dbe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -59,6 +59,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = false;
     return entry;
   }

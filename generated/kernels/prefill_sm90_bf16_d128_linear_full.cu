@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         b0392d838b394aca3998493b993f7aafb6551cb30362ee54992900f3674c49eb
+// digest         43c8c882a78d731162f4808c1fdb5665e7abeca5fbcd5cc82ea3b52a8234ae57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,6 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = true;
     return entry;
   }

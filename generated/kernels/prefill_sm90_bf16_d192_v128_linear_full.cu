@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         497bef11a24b44b00e33a721518de87a156aa625d12d79b9bc280ae086216478
+// digest         479e894bdec9434c27b7917714ec4c20025bbb97656f2feccd06151e9daad313
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,6 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = true;
     return entry;
   }

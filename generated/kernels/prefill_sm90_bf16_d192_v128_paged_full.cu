@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         3ab142d1f256bdac896f97077096bc746d3b888902a4848416e274752e84b846
+// digest         319cdb41a7b047b1102f542f1a1406782e05a7487a1a405943f2a4c20db20008
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,6 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = true;
     return entry;
   }

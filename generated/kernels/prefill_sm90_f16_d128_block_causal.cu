@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         a32f2c9e760699e2bf0178da654bc1b0a8a26ea5d48bf4718e7bc8cdeae8d25f
+// digest         5b9e2601754c20871a3928b6b39fbbd915eba0ee0f6bbf71d606d9dc66b57267
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,6 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = true;
     return entry;
   }

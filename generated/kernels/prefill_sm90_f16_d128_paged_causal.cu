@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         0b5fdf9f9a68ec48ae278740b631d82dc38f6f64a5859a0bc373af9c33381574
+// digest         07884388e9afc38f6496db4499b0068c927b89d99d01981795dc05dd6af2d4f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,6 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
+    entry.packed_heads = 1;
     entry.persistent = true;
     return entry;
   }

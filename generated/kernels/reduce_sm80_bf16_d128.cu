@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         de5424992e99dfd75f83703fdfd652375c9e8bd110b829288b0f121a24098cbe
+// digest         e3695faaef09e98392fad43a80d33c9c2cee32a0c4a9d1dc0eaa230e486a659c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         0ab52cce694d3123ecf6c790cae704c6f2c511976b1190c052cead484503973e
+// digest         0f9577dcdd581bfecfdbb78e08fa0a0a2b45782a62ac13f22d8a093cbf39f24d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         b5b8dae3575f57e8f5bfee41033b706907ee0a9ce535a8e77bc029ad6e59fc3b
+// digest         1ca4b37bae201c693458682699c9af63efe21e7ff2d27a230f09b3d4926d5d8e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

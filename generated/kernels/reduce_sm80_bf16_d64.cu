@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         cfe67feb929ae18335dbbff1c7d85486df58ca097f626a8e6d42f1874b917bc9
+// digest         892dca21ec2711d5a5c9722e7db1f2c1a4dc4f929c05a2a5111f2a616c0aeee4
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

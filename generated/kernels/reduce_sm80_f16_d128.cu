@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         60112ac05ac1b07677b1805c83f5015877e2b07c907760a1daae32da5d604f5e
+// digest         be0419e28ba4de65cb9a949a3193ede886165afb1e53ea91778b036c59e53219
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

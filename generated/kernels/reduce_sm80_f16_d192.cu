@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         19385bc04449e30e9ff63418a45f5276d61dcb1ddc5232431f91c728502fdf79
+// digest         d6a8e09f2df32e8208e569b4c24c08300386377263c4114dd6c730b1d4ad580c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         40d151da772c39549f720fe0b76d5a38c8b5a97eba521abd9f52ae19655a22a2
+// digest         fa20de782ac2c96230ebce3101239083bd3f8678034926f5fff3d0ffde8ca012
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

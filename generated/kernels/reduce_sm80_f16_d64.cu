@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         e56d9d3d913f4c56d6a52f5a7cdf74cc261db899983a64e5f740b69ebfd03367
+// digest         b8e1902efd020a8673e517b9cad2e5bb178aceb1a4c9908a58352df6c329a562
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

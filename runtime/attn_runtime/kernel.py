@@ -80,7 +80,14 @@ def _load(config: AttentionConfig, context: Context) -> Kernel:
             f"threads of {function.registers} registers and {tile.shared_bytes} bytes of shared "
             "memory; take a smaller head_dim"
         )
-    limits = KernelLimits(tile.cta_q, tile.cta_s, ctas, tile.threads, tile.shared_bytes)
+    limits = KernelLimits(
+        tile.cta_q,
+        tile.cta_s,
+        ctas,
+        tile.threads,
+        tile.shared_bytes,
+        packed_heads=tile.packed_heads,
+    )
     return Kernel(config, tile, limits, function, cubin.build)
 
 

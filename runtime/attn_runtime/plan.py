@@ -8,7 +8,8 @@ messages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import gcd
 from typing import TYPE_CHECKING, NamedTuple
 
 from attn_runtime.cost import Work, bounded, estimate_ns, slots_of
@@ -50,6 +51,9 @@ REDUCE_ROWS_PER_CTA = 4
 
 WORKSPACE_ALIGNMENT = 256
 
+MAX_SPLITS = 2**16
+"""Of equal splits: the products that cut them (split.cuh) stay below 2^32."""
+
 MAX_HEURISTIC_SPLITS = 128
 
 FULL_WAVES = 8
@@ -60,9 +64,10 @@ FULL_WAVES = 8
 class Plan:
     """The grid, the splits and the workspace of one call; the fields are those of attn::Plan.
 
-    `tiles_per_sequence` 0: found from cu_q_len by search. `split_tiles` 0: equal splits; n: chunks
-    of n key tiles. `grid_x` 0: nothing to launch. `workspace_bytes` 0: no reduction. `cp_stride`
-    floats lie between the parts of two ranks.
+    `q_tiles` counts those of one head, or of one pack: `packed_heads` heads of a group share a tile
+    of `cta_q` tokens. `tiles_per_sequence` 0: found from cu_q_len by search. `split_tiles` 0: equal
+    splits; n: chunks of n key tiles. `grid_x` 0: nothing to launch. `workspace_bytes` 0: no
+    reduction. `cp_stride` floats lie between the parts of two ranks.
     """
 
     q_tiles: int
@@ -71,6 +76,7 @@ class Plan:
     split_tiles: int
     cta_q: int
     cta_s: int
+    packed_heads: int
     grid_x: int
     threads: int
     shared_bytes: int
@@ -90,16 +96,17 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
     than the workspace holds, or a grid that no device can launch.
     """
     check(problem, device, kernel, policy)
-    tiles = _q_tiles(problem, kernel.cta_q)
+    packed, kernel = pack_heads(problem, kernel)
+    tiles = _q_tiles(packed, kernel.cta_q)
     sized = policy.kind is SplitKind.FIXED_SIZE
     split_tiles = _ceil_div(policy.value, kernel.cta_s) if sized else 0
     splits, grid = 1, 0
     if tiles.total:
         fewer = "send fewer tokens at a time"
         _check_grid(tiles.total, device, "token_num", fewer)
-        _check_grid(tiles.total * problem.num_heads, device, "token_num", fewer)
-        splits = _split_bound(problem, device, kernel, policy, split_tiles)
-        grid = tiles.total * problem.num_heads * splits
+        _check_grid(tiles.total * packed.num_heads, device, "token_num", fewer)
+        splits = _split_bound(packed, device, kernel, policy, split_tiles)
+        grid = tiles.total * packed.num_heads * splits
         request = "split_size" if sized else "split_cnt"
         _check_grid(grid, device, request, "split less, or send fewer tokens at a time")
     workspace = _workspace(problem, device, splits) if tiles.total else _Workspace()
@@ -110,6 +117,7 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
         split_tiles=split_tiles,
         cta_q=kernel.cta_q,
         cta_s=kernel.cta_s,
+        packed_heads=kernel.packed_heads,
         grid_x=grid,
         threads=kernel.threads,
         shared_bytes=kernel.shared_bytes,
@@ -179,6 +187,20 @@ class _Workspace(NamedTuple):
     reduce_grid_x: int = 0
 
 
+def pack_heads(problem: Problem, kernel: KernelLimits) -> tuple[Problem, KernelLimits]:
+    """The call as its tiles see it: a pack of heads is one head, a tile has cta_q tokens.
+
+    As many heads of a group are packed as the kernel can and as divide the group: they read the
+    same keys, so short queries fill a tile, and no row of a long one is worse off. The bits of a
+    row depend on it, so it depends on nothing that a batch or a bound of lengths changes.
+    """
+    heads = gcd(problem.num_heads // problem.num_kv_heads, kernel.packed_heads)
+    return (
+        replace(problem, num_heads=problem.num_heads // heads),
+        replace(kernel, cta_q=kernel.cta_q // heads, packed_heads=heads),
+    )
+
+
 def _q_tiles(problem: Problem, cta_q: int) -> _QTiles:
     """Tiles of cta_q rows never span two sequences. Two grids have room for every mixture of
     lengths:
@@ -237,7 +259,7 @@ def _pieces_of_span(problem: Problem, span: int, size: int) -> int:
 
 
 def work_of(problem: Problem, kernel: KernelLimits) -> Work:
-    """What a call has to do if its sequences are equally long, as long as the bounds allow.
+    """What a packed call has to do if its sequences are equally long, as long as the bounds allow.
 
     Under a causal mask the first of T query tiles sees what lies before the queries and its own
     rows, the last one everything.
@@ -255,7 +277,7 @@ def work_of(problem: Problem, kernel: KernelLimits) -> Work:
             shortest=shortest,
             longest=longest,
             rows=problem.token_num * problem.num_heads,
-            row_bytes=4 * (problem.head_dim_v + 2),
+            row_bytes=4 * (problem.head_dim_v + 2) * kernel.packed_heads,
         )
     )
 
@@ -297,7 +319,7 @@ def _split_bound(
     if policy.kind is SplitKind.HEURISTIC:
         bound = heuristic_splits(work_of(problem, kernel), device, kernel, cap)
     elif policy.kind is SplitKind.FIXED:
-        bound = min(policy.value, tiles, cap) if cap > 0 else min(policy.value, tiles)
+        bound = min(policy.value, tiles, cap or MAX_SPLITS, MAX_SPLITS)
     elif policy.kind is SplitKind.FIXED_SIZE:
         bound = _pieces_of_span(problem, span, split_tiles * kernel.cta_s)
         if 0 < cap < bound:

@@ -83,6 +83,7 @@ class KernelLimits:
     """The tile of a kernel (query rows x keys), and its occupancy on the device.
 
     `tile_ns`, `step_ns`: what a query tile costs, and each of its key tiles, on a full device.
+    `packed_heads` is how many query heads of a group its rows may belong to, a power of two.
     """
 
     cta_q: int
@@ -92,6 +93,7 @@ class KernelLimits:
     shared_bytes: int
     tile_ns: int = 2000
     step_ns: int = 1500
+    packed_heads: int = 1
 
 
 class SplitKind(IntEnum):
@@ -164,6 +166,12 @@ def check(
     _need(kernel, "ctas_per_sm", 1)
     _need(kernel, "tile_ns", 0, most=COST_MAX)
     _need(kernel, "step_ns", 0, most=COST_MAX)
+    _need(kernel, "packed_heads", 1)
+    if kernel.cta_q % kernel.packed_heads:
+        raise PlanError(
+            "packed_heads",
+            f"packed_heads is {kernel.packed_heads}: it must divide cta_q, which is {kernel.cta_q}",
+        )
     _need(policy, "max_split_k", 0)
     if policy.kind is SplitKind.FIXED:
         _need(policy, "value", 1, "split_cnt")

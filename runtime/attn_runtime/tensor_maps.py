@@ -17,10 +17,10 @@ from attn_runtime.plan import Plan
 
 PANEL_COLUMNS: Final = 64
 """Columns of a box: 128 bytes, the span of the swizzle."""
-QUERY_BOX: Final = 64
-"""Tokens of a box of q: the rows of a warpgroup."""
-OUT_BOX: Final = 16
-"""Tokens of a box of out: the rows of a warp."""
+QUERY_ROWS: Final = 64
+"""Rows of a box of q: those of a warpgroup."""
+OUT_ROWS: Final = 16
+"""Rows of a box of out: those of a warp."""
 SWIZZLE_ROWS: Final = 8
 """Rows after which the swizzle repeats: where a box may start in a tile."""
 ADDRESS_BASE: Final = 128
@@ -30,14 +30,16 @@ LEAST_SECTION: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class RowsMap:
-    """16-bit elements of an argument that boxes of `box_rows` rows by 64 columns of one head are
-    read from or written to. Innermost dimension first; strides in elements, the first one's is 1.
+    """16-bit elements of an argument that boxes of `box_rows` rows by 64 columns are read from or
+    written to, of `box_heads` heads side by side. Innermost dimension first; strides in elements,
+    the first one's is 1.
     """
 
     argument: str
     dims: tuple[int, ...]
     strides: tuple[int, ...]
     box_rows: int
+    box_heads: int = 1
     address: int | None = None
     """Where the map begins, if not at the argument."""
 
@@ -49,17 +51,31 @@ class RowsMap:
 
     @property
     def box(self) -> tuple[int, ...]:
-        """Extents of a box: columns, one head, rows, and one of what is further out."""
-        return (PANEL_COLUMNS, 1, self.box_rows, *(1 for _ in self.dims[3:]))
+        """Extents of a box: columns, heads, rows, and one of what is further out."""
+        return (PANEL_COLUMNS, self.box_heads, self.box_rows, *(1 for _ in self.dims[3:]))
 
 
-def maps_of(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[RowsMap, ...]:
+def maps_of(
+    config: AttentionConfig, tile: Tiling, plan: Plan, values: Values
+) -> tuple[RowsMap, ...]:
     """The maps of a call. K and V have none where rows must be gathered: there the kernel does not
-    read their maps."""
-    heads, tokens = int(values["num_heads"]), max(1, int(values["token_num"]))
+    read their maps. Rows of q and out are tokens, or packed heads of fewer tokens."""
+    pack, heads, tokens = plan.packed_heads, int(values["num_heads"]), int(values["token_num"])
     width, width_v = config.head_dim, config.head_dim_v
-    q = RowsMap("q", (width, heads, tokens), (width, int(values["stride"])), QUERY_BOX)
-    out = RowsMap("out", (width_v, heads, tokens), (width_v, heads * width_v), OUT_BOX)
+    q = RowsMap(
+        "q",
+        (width, heads, max(1, tokens)),
+        (width, int(values["stride"])),
+        QUERY_ROWS // pack,
+        pack,
+    )
+    out = RowsMap(
+        "out",
+        (width_v, heads, max(1, tokens)),
+        (width_v, heads * width_v),
+        OUT_ROWS // pack,
+        pack,
+    )
     keys = {Cache.LINEAR: _linear_maps, Cache.PAGED: _paged_maps, Cache.BLOCK: _block_maps}
     assert config.cache in keys  # a rule of the space
     return (q, *keys[config.cache](config, tile, values), out)
@@ -112,20 +128,20 @@ def _block_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[
     rows = gcd(block_len, tile.cta_s)
     dims = (config.head_dim, 1 << 30, rows, 1 << 20)
     strides = (8, config.head_dim, 1 << 33)
-    return tuple(RowsMap(name, dims, strides, rows, ADDRESS_BASE) for name in ("k", "v"))
+    return tuple(RowsMap(name, dims, strides, rows, address=ADDRESS_BASE) for name in ("k", "v"))
 
 
 def section_of(config: AttentionConfig, values: Values, plan: Plan) -> int:
-    """Heads that are scheduled together.
+    """Heads, or packs of heads, that are scheduled together.
 
     Under a causal mask the longest tiles of a section come first, so a section is as many heads as
     have their K and V in 32 MiB of L2, and at least 16, so that few CTAs share a head (measured on
     an H200). Without a mask it is the heads of one group.
     """
     heads = int(values["num_heads"])
-    columns = heads * (int(values["batch_size"]) if plan.tiles_per_sequence else 1)
     section = group = heads // int(values["num_kv_heads"])
     if config.mask is Mask.CAUSAL:
         head_bytes = int(values["max_k_len"]) * (config.head_dim + config.head_dim_v) * 2
         section = max(LEAST_SECTION, L2_BYTES // max(head_bytes, 1) * group)
-    return max(1, min(section, columns))
+    columns = heads * (int(values["batch_size"]) if plan.tiles_per_sequence else 1)
+    return max(1, min(section, columns) // plan.packed_heads)

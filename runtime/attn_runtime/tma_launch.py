@@ -68,7 +68,9 @@ class TmaLaunch(Launch):
         self._config, self._tile = kernel.config, kernel.tiling
         super().__init__(kernel, reduction, plan, cache, values, exchange)
         is_bf16 = kernel.config.dtype is Dtype.BF16
-        self._maps = [_Map(rows, is_bf16) for rows in maps_of(kernel.config, self._tile, values)]
+        self._maps = [
+            _Map(rows, is_bf16) for rows in maps_of(kernel.config, self._tile, plan, values)
+        ]
         context = kernel.function.context
         self._counters = driver.counters_of(context)
         self._counter_at = self._pad + _OFFSETS["params.counters"]

@@ -53,6 +53,7 @@ attn::Plan read_and_plan(std::istream& in) {
   in >> d.sm_count >> d.max_grid_x >> d.shared_per_cta;
   in >> k.cta_q >> k.cta_s >> k.ctas_per_sm >> k.threads >> k.shared_bytes;
   in >> k.tile_ns >> k.step_ns;
+  in >> k.packed_heads;
   in >> kind >> s.value >> s.max_split_k;
   s.kind = static_cast<attn::SplitKind>(kind);
   return attn::plan(p, d, k, s);
@@ -211,6 +212,7 @@ def random_cases(rng: random.Random, kind: SplitKind) -> Iterator[Case]:
             shared_bytes=98304,
             tile_ns=rng.choice([0, 900, 2500, 2**16 - 1, 2**16 if extreme else 4000]),
             step_ns=rng.choice([0, 400, 1500, 2**16 - 1]),
+            packed_heads=rng.choice([1, 1, 4, 16]),
         )
         yield Case(problem, device, kernel, random_policy(rng, kind), tuple(ranges))
 

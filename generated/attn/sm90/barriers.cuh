@@ -169,16 +169,20 @@ struct WarpgroupThread {
   __device__ __forceinline__ int lane() const { return recomputed(index) % 32u; }
 };
 
-// Hands registers back to the CTA's pool; by all warps of a warpgroup.
+// Hands registers back to the CTA's pool; by all warps of a warpgroup. 0: keeps what it has.
 template <int kRegisters>
 __device__ __forceinline__ void release_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+  if constexpr (kRegisters > 0) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+  }
 }
 
-// Takes registers from the pool, and waits until it has them.
+// Takes registers from the pool, and waits until it has them. 0: keeps what it has.
 template <int kRegisters>
 __device__ __forceinline__ void acquire_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+  if constexpr (kRegisters > 0) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+  }
 }
 
 }  // namespace attn::sm90

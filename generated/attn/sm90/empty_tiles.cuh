@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attn/cta_map.cuh"
+#include "attn/sm90/arguments.h"
 #include "attn/sm90/prefill_traits.cuh"
 #include "attn/sm90/softmax.cuh"
 
@@ -11,14 +12,17 @@ namespace attn::sm90 {
 
 // By one warp: output 0, maximum -inf, sum 0, in the place of the tile's first split.
 template <class Traits>
-__device__ __forceinline__ void write_empty_partial(
-    const AttentionParams<typename Traits::T>& params, const QueryTile& tile) {
+__device__ __forceinline__ void write_empty_partial(const Arguments<typename Traits::T>& arguments,
+                                                    const QueryTile& tile) {
+  const AttentionParams<typename Traits::T>& params = arguments.params;
+  const PackedRows packed = packed_rows(arguments);
+  const int rows = packed.rows(tile.rows);
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int row = 0; row < tile.rows; ++row) {
+  for (int row = 0; row < rows; ++row) {
     // [token_num, num_heads]
-    const int64_t partial =
-        static_cast<int64_t>(tile.first_token + row) * params.num_heads + tile.head;
+    const int64_t token = tile.first_token + packed.token(row);
+    const int64_t partial = token * params.num_heads + tile.head + packed.head(row);
     for (int column = lane * 2; column < Traits::kHeadDimV; column += 64) {
       *reinterpret_cast<float2*>(params.partial_O + partial * Traits::kHeadDimV + column) = {0.0f,
                                                                                              0.0f};
@@ -31,19 +35,22 @@ __device__ __forceinline__ void write_empty_partial(
 
 // By one warp.
 template <class Traits>
-__device__ __forceinline__ void write_empty_tile(const AttentionParams<typename Traits::T>& params,
+__device__ __forceinline__ void write_empty_tile(const Arguments<typename Traits::T>& arguments,
                                                  const QueryTile& tile) {
+  const AttentionParams<typename Traits::T>& params = arguments.params;
   if (params.cp_size > 1) {
-    write_empty_partial<Traits>(params, tile);
+    write_empty_partial<Traits>(arguments, tile);
     return;
   }
+  const PackedRows packed = packed_rows(arguments);
+  const int rows = packed.rows(tile.rows);
   const int lane = threadIdx.x % 32;
   constexpr int kChunks = Traits::kHeadDimV / 8;  // of 16 bytes
 #pragma unroll 1
-  for (int row = 0; row < tile.rows; ++row) {
+  for (int row = 0; row < rows; ++row) {
     // out [token_num, num_heads, head_dim_v]
-    const int64_t out_row =
-        static_cast<int64_t>(tile.first_token + row) * params.num_heads + tile.head;
+    const int64_t token = tile.first_token + packed.token(row);
+    const int64_t out_row = token * params.num_heads + tile.head + packed.head(row);
     if (lane < kChunks) {
       *reinterpret_cast<uint4*>(params.out + out_row * Traits::kHeadDimV + lane * 8) =
           uint4{0, 0, 0, 0};
@@ -51,10 +58,10 @@ __device__ __forceinline__ void write_empty_tile(const AttentionParams<typename 
   }
   if (params.lse != nullptr) {
 #pragma unroll 1
-    for (int row = lane; row < tile.rows; row += 32) {
+    for (int row = lane; row < rows; row += 32) {
       // lse [num_heads, token_num]
-      params.lse[static_cast<int64_t>(tile.head) * params.token_num + tile.first_token + row] =
-          -kInfinity;
+      const int64_t head = tile.head + packed.head(row);
+      params.lse[head * params.token_num + tile.first_token + packed.token(row)] = -kInfinity;
     }
   }
 }

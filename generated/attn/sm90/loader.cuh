@@ -113,12 +113,11 @@ class Loader {
     }
   }
 
-  __device__ __forceinline__ static BoxOrigin query_box(const WorkItem& item,
-                                                        int consumer,
-                                                        int panel) {
-    return {panel * Traits::kPanelColumns,
-            item.head,
-            item.first_token + consumer * Traits::kConsumerRows};
+  __device__ __forceinline__ BoxOrigin query_box(const WorkItem& item,
+                                                 int consumer,
+                                                 int panel) const {
+    const int token = packed_rows(arguments_).token(consumer * Traits::kConsumerRows);
+    return {panel * Traits::kPanelColumns, item.head, item.first_token + token};
   }
 
   __device__ __forceinline__ void load_keys(int block) {

@@ -13,22 +13,27 @@ struct ColumnLimits {
   int limit[2];
 };
 
-// The limits below which the queries `query` and `query + 8` see the keys of a block that starts at
-// first_key: VisibleKeys::end, shortened where one rank has all keys and there is no window.
+// The queries of a thread's two rows.
+struct QueryPair {
+  int query[2];
+};
+
+// The limits below which two queries see the keys of a block that starts at first_key:
+// VisibleKeys::end, shortened where one rank has all keys and there is no window.
 __device__ __forceinline__ ColumnLimits column_ends(const VisibleKeys& visible,
-                                                    int query,
+                                                    QueryPair pair,
                                                     int first_key,
                                                     int lane) {
   const int origin = first_key + lane % 4 * 2;
   ColumnLimits ends;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int position = visible.position(query + 8 * h);
+    const int position = visible.position(pair.query[h]);
     const bool to_last = !visible.causal && visible.window == 0;
     const bool is_simple = visible.causal && visible.shards.size == 1;
     const int end = to_last     ? visible.k_len
                     : is_simple ? min(position + 1, visible.k_len)
-                                : visible.end(query + 8 * h);
+                                : visible.end(pair.query[h]);
     ends.limit[h] = end - origin;
   }
   return ends;
@@ -36,11 +41,11 @@ __device__ __forceinline__ ColumnLimits column_ends(const VisibleKeys& visible,
 
 // The limits from which on they see them.
 __device__ __forceinline__ ColumnLimits column_begins(const VisibleKeys& visible,
-                                                      int query,
+                                                      QueryPair pair,
                                                       int first_key,
                                                       int lane) {
   const int origin = first_key + lane % 4 * 2;
-  return {{visible.first(query) - origin, visible.first(query + 8) - origin}};
+  return {{visible.first(pair.query[0]) - origin, visible.first(pair.query[1]) - origin}};
 }
 
 template <int kScores>

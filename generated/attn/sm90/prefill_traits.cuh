@@ -5,6 +5,7 @@
 #include "attn/cache_iterator.cuh"
 #include "attn/config.h"
 #include "attn/sm90/barriers.cuh"
+#include "attn/sm90/packed_rows.cuh"
 
 namespace attn::sm90 {
 
@@ -34,25 +35,37 @@ enum class KeySource : int {
 
 // Registers of a thread, for one producer warpgroup and kConsumers consumer warpgroups of 64 query
 // rows each. After the producers have given theirs back, the sum over the warpgroups must not
-// exceed what the CTA was launched with (65,536 / threads, rounded down to a multiple of 8, for
-// each warpgroup), or the consumers wait forever. Producers that gather compute addresses.
-template <int kConsumers, bool kGathers>
+// exceed what the CTA was launched with (65,536 / threads of an SM, rounded down to a multiple of
+// 8, for each warpgroup), or the consumers wait forever. Producers that gather compute addresses.
+template <int kConsumers, int kCtasPerSm, bool kGathers>
 struct RegisterBudget;
 
 template <bool kGathers>
-struct RegisterBudget<2, kGathers> {  // of 3 * 168
+struct RegisterBudget<1, 1, kGathers> {  // 255 for every thread: there is nothing to move
+  static constexpr int kProducer = 0;
+  static constexpr int kConsumer = 0;
+};
+
+template <bool kGathers>
+struct RegisterBudget<1, 2, kGathers> {  // of 2 * 128
+  static constexpr int kProducer = kGathers ? 56 : 40;
+  static constexpr int kConsumer = kGathers ? 200 : 216;
+};
+
+template <bool kGathers>
+struct RegisterBudget<2, 1, kGathers> {  // of 3 * 168
   static constexpr int kProducer = kGathers ? 56 : 40;
   static constexpr int kConsumer = kGathers ? 224 : 232;
 };
 
 template <bool kGathers>
-struct RegisterBudget<3, kGathers> {  // of 4 * 128
+struct RegisterBudget<3, 1, kGathers> {  // of 4 * 128
   static constexpr int kProducer = 32;
   static constexpr int kConsumer = 160;
 };
 
 template <bool kGathers>
-struct RegisterBudget<4, kGathers> {  // of 5 * 96
+struct RegisterBudget<4, 1, kGathers> {  // of 5 * 96
   static constexpr int kProducer = 32;
   static constexpr int kConsumer = 112;
 };
@@ -100,7 +113,7 @@ struct PrefillTraits {
 
   static constexpr int kConsumers = kCtaQ / kConsumerRows;  // warpgroups
   static constexpr int kThreads = (kConsumers + 1) * 128;
-  using Registers = RegisterBudget<kConsumers, Cache::kGathered>;
+  using Registers = RegisterBudget<kConsumers, Tile::kCtasPerSm, Cache::kGathered>;
 
   // Bytes.
   static constexpr int kQueryPanelBytes = kConsumerRows * kPanelColumns * sizeof(T);
@@ -127,10 +140,10 @@ struct WorkItem {
   int end_block;
   int first_query;  // of the tile, within its sequence
   int q_len;
-  int k_len;   // keys of the sequence on this rank
-  int origin;  // position of the sequence's query 0
-  int chunk;   // keys of a chunk, where the ranks of a group share the sequence
-  int head;
+  int k_len;        // keys of the sequence on this rank
+  int origin;       // position of the sequence's query 0
+  int chunk;        // keys of a chunk, where the ranks of a group share the sequence
+  int head;         // the first, where the tile has several
   int first_token;  // row of q and out that holds first_query
   int split;        // kWholeRow, or the slot of the workspace that takes the result
 };
@@ -155,6 +168,11 @@ __device__ __forceinline__ int box_rows(int block_len, int cta_s) {
     rest = next;
   }
   return divisor;
+}
+
+template <class T>
+__device__ __forceinline__ PackedRows packed_rows(const TmaArguments<T>& arguments) {
+  return {arguments.plan.packed_heads};
 }
 
 // Of the cache, where it consists of blocks.

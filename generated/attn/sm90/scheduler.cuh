@@ -23,10 +23,10 @@ __device__ __forceinline__ int claim(int* counter, int size) {
   return warp_uniform(claimed);
 }
 
-// All tiles in the order in which they are taken. A column is one head of one sequence (where the
-// tiles of a sequence are found by search: one head of all sequences), a row is a tile and a split
-// of it, the last tile first, because under a causal mask it is the longest. Columns go in sections
-// whose K and V fit into L2 together; within a section the order is row by row.
+// All tiles in the order in which they are taken. A column is one head, or pack of heads, of one
+// sequence (where the tiles of a sequence are found by search: of all sequences), a row is a tile
+// and a split of it, the last tile first, because under a causal mask it is the longest. Columns go
+// in sections whose K and V fit into L2 together; within a section the order is row by row.
 template <class Traits>
 class TileOrder {
   using T = typename Traits::T;
@@ -95,23 +95,23 @@ class TileOrder {
 
     int from_last = slot;  // 0: the last tile of its sequence
     if (plan_.tiles_per_sequence > 0) {
-      const int heads = recomputed(params_.num_heads);
+      const int heads = packs();
       tile.sequence = column / heads;
       tile.head = column - tile.sequence * heads;
     } else {
       int start;
-      tile.sequence =
-          find_sequence(params_.cu_q_len, params_.batch_size, Traits::kCtaQ, slot, start);
+      tile.sequence = find_sequence(params_.cu_q_len, params_.batch_size, plan_.cta_q, slot, start);
       tile.head = column;
       from_last = slot - start;
     }
+    tile.head *= plan_.packed_heads;
 
     const int q_begin = params_.cu_q_len[tile.sequence];
     tile.q_len = params_.cu_q_len[tile.sequence + 1] - q_begin;
-    const int tiles = (tile.q_len + Traits::kCtaQ - 1) / Traits::kCtaQ;
-    tile.first_query = (tiles - 1 - from_last) * Traits::kCtaQ;
+    const int tiles = (tile.q_len + plan_.cta_q - 1) / plan_.cta_q;
+    tile.first_query = (tiles - 1 - from_last) * plan_.cta_q;
     tile.first_token = q_begin + tile.first_query;
-    tile.rows = from_last < tiles ? min(Traits::kCtaQ, tile.q_len - tile.first_query) : 0;
+    tile.rows = from_last < tiles ? min(plan_.cta_q, tile.q_len - tile.first_query) : 0;
     if (params_.finished != nullptr && params_.finished[tile.sequence]) {
       tile.rows = 0;
     }
@@ -120,13 +120,17 @@ class TileOrder {
 
  private:
   __device__ __forceinline__ int columns() const {
-    return plan_.tiles_per_sequence > 0 ? params_.batch_size * params_.num_heads
-                                        : params_.num_heads;
+    return plan_.tiles_per_sequence > 0 ? params_.batch_size * packs() : packs();
+  }
+
+  // Of heads.
+  __device__ __forceinline__ int packs() const {
+    return PackedRows{recomputed(plan_.packed_heads)}.packs(recomputed(params_.num_heads));
   }
 
   __device__ __forceinline__ int rows() const {
-    return (plan_.tiles_per_sequence > 0 ? plan_.tiles_per_sequence : plan_.q_tiles) *
-           plan_.split_cnt;
+    const int per_sequence = recomputed(plan_.tiles_per_sequence);
+    return (per_sequence > 0 ? per_sequence : plan_.q_tiles) * plan_.split_cnt;
   }
 
   const AttentionParams<T>& params_;
@@ -142,10 +146,9 @@ template <class Traits>
 __device__ __forceinline__ void schedule_tiles(SharedStorage<Traits>& storage,
                                                const Arguments<typename Traits::T>& arguments) {
   const TileOrder<Traits> order(arguments);
-  const int size = order.size();
   int index = blockIdx.x;
   uint32_t phase = 0;
-  while (index < size) {
+  while (index < order.size()) {
     const QueryTile tile = order.query_tile(index);
     if (tile.rows > 0) {
       const VisibleKeys visible = order.visible(tile);
@@ -158,10 +161,10 @@ __device__ __forceinline__ void schedule_tiles(SharedStorage<Traits>& storage,
             phase);  // the loader asks for the next, and has left the other slot
         phase ^= 1;
       } else if (blocks.begin >= blocks.end && tile.split == 0) {
-        write_empty_tile<Traits>(arguments.params, tile);
+        write_empty_tile<Traits>(arguments, tile);
       }
     }
-    index = gridDim.x + claim(arguments.params.counters, size);
+    index = gridDim.x + claim(arguments.params.counters, order.size());
   }
   if (elect_one()) {
     storage.work[phase].item.end_block = 0;

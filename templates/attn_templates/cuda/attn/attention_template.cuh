@@ -35,6 +35,7 @@ Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
   kernel.ctas_per_sm = info.ctas_per_sm;
   kernel.threads = info.threads;
   kernel.shared_bytes = info.shared_bytes;
+  kernel.packed_heads = info.packed_heads;
   return plan(problem_of<typename Kernel::Config>(params),
               device,
               kernel,

@@ -13,6 +13,7 @@ struct KernelInfo {
   int shared_bytes = 0;  // dynamic shared memory of a CTA
   int cta_q = 0;         // query rows of a tile
   int cta_s = 0;         // keys of a tile
+  int packed_heads = 1;  // most query heads of a group that share a tile
 
   // On a device; 0 where none was asked.
   int registers = 0;            // of a thread

@@ -23,6 +23,8 @@ struct KernelLimits {
   // On a full device: what a query tile costs, and each of its key tiles, in nanoseconds.
   int tile_ns = 2000;
   int step_ns = 1500;
+
+  int packed_heads = 1;  // most query heads of a group that share a tile, a power of two
 };
 
 }  // namespace attn

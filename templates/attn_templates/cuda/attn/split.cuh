@@ -36,6 +36,7 @@ __device__ __forceinline__ int split_count(int begin, int end, const TilePlan& p
 // cover [begin, end); every later split is empty.
 //
 //   equal splits, T = end - begin tiles into n:   begin + [floor(s T / n), floor((s + 1) T / n))
+//   where, with T = q n + r,                      floor(s T / n) = s q + floor(s r / n)
 //   chunk c = floor(begin / split_tiles) + s:     [c split_tiles, (c + 1) split_tiles), clipped
 //
 // The bounds of a chunk depend on nothing but its index: neither on the batch nor on any length.
@@ -54,9 +55,11 @@ __device__ __forceinline__ TileRange split_range(int begin,
     return {first > begin ? static_cast<int>(first) : begin,
             last < end ? static_cast<int>(last) : end};
   }
-  const int64_t tiles = end - begin;  // 64-bit: split * tiles overflows 32 bits
-  return {begin + static_cast<int>(split * tiles / count),
-          begin + static_cast<int>((split + 1) * tiles / count)};
+  const unsigned each = static_cast<unsigned>(end - begin) / count;
+  const unsigned rest = static_cast<unsigned>(end - begin) % count;
+  const unsigned next = split + 1;  // at most kMaxSplits: the products stay below 2^32
+  return {begin + static_cast<int>(split * each + split * rest / count),
+          begin + static_cast<int>(next * each + next * rest / count)};
 }
 
 }  // namespace attn

@@ -52,8 +52,11 @@ struct MappedRows {
 constexpr unsigned kPanelColumns = 64;  // 128 bytes: the span of the swizzle
 constexpr int kSwizzleRows = 8;         // after which it repeats: where a box may start
 
-// A map of boxes of 64 columns of one head and `box_rows` rows.
-inline TensorMap encode_rows(const MappedRows& rows, bool is_bf16, unsigned box_rows) {
+// A map of boxes of 64 columns and `box_rows` rows, of `box_heads` heads side by side.
+inline TensorMap encode_rows(const MappedRows& rows,
+                             bool is_bf16,
+                             unsigned box_rows,
+                             unsigned box_heads = 1) {
   cuuint64_t extents[4];
   cuuint64_t strides[3];  // bytes
   for (int i = 0; i < rows.rank; ++i) {
@@ -64,7 +67,7 @@ inline TensorMap encode_rows(const MappedRows& rows, bool is_bf16, unsigned box_
     const std::int64_t stride = extents[i + 1] > 1 ? rows.strides[i] : rows.extents[0];
     strides[i] = static_cast<cuuint64_t>(stride) * 2;
   }
-  const cuuint32_t box[4] = {kPanelColumns, 1, box_rows, 1};
+  const cuuint32_t box[4] = {kPanelColumns, box_heads, box_rows, 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   CUtensorMap map;
   const CUresult result = tensor_map_encoder()(
@@ -93,9 +96,9 @@ inline TensorMap encode_rows(const MappedRows& rows, bool is_bf16, unsigned box_
   return encoded;
 }
 
-// Heads that are scheduled together. Under a causal mask the longest tiles of a section come first,
-// so a section is as many heads as have their K and V in 32 MiB of L2, and at least 16, so that few
-// CTAs share a head; without a mask, the heads of one group.
+// Heads, or packs of heads, that are scheduled together. Under a causal mask the longest tiles of a
+// section come first, so a section is as many heads as have their K and V in 32 MiB of L2, and at
+// least 16, so that few CTAs share a head; without a mask, the heads of one group.
 template <class T>
 int section_of(const AttentionParams<T>& params, const TilePlan& plan) {
   constexpr std::int64_t kL2Bytes = 32 << 20;
@@ -108,7 +111,8 @@ int section_of(const AttentionParams<T>& params, const TilePlan& plan) {
                                     (params.size_per_head + params.size_per_head_v) * 2;
     section = std::max<std::int64_t>(16, kL2Bytes / std::max<std::int64_t>(head_bytes, 1) * group);
   }
-  return static_cast<int>(std::max<std::int64_t>(1, std::min(section, columns)));
+  return static_cast<int>(
+      std::max<std::int64_t>(1, std::min(section, columns) / plan.packed_heads));
 }
 
 // K and V of all tokens.
@@ -197,26 +201,30 @@ void encode_keys(TmaArguments<typename Config::T>& arguments,
   arguments.v = arguments.k;
 }
 
-// The maps of a call.
+// The maps of a call. Rows of q and out are tokens, or packed heads of fewer tokens: a box of q is
+// the 64 rows of a warpgroup, one of out the 16 rows of a warp.
 template <class Config>
 void encode_maps(TmaArguments<typename Config::T>& arguments) {
   const auto& params = arguments.params;
   const bool is_bf16 = std::is_same_v<typename Config::T, __nv_bfloat16>;
   const std::int64_t heads = params.num_heads;
+  const auto pack = static_cast<unsigned>(arguments.plan.packed_heads);
   arguments.q = encode_rows({"q",
                              params.q,
                              3,
                              {Config::kHeadDim, heads, params.token_num},
                              {Config::kHeadDim, params.stride}},
                             is_bf16,
-                            64);
+                            64 / pack,
+                            pack);
   arguments.out = encode_rows({"out",
                                params.out,
                                3,
                                {Config::kHeadDimV, heads, params.token_num},
                                {Config::kHeadDimV, heads * Config::kHeadDimV}},
                               is_bf16,
-                              16);
+                              16 / pack,
+                              pack);
   if constexpr (Config::kCache == CacheType::kLinear) {
     encode_keys<Config>(arguments, params.linear_iter_params, is_bf16);
   } else if (params.max_k_len > 0) {

@@ -79,9 +79,10 @@ class Consumer {
   }
 
   __device__ __forceinline__ void first_block() {
-    const int first_query = item().first_query + index_ * Traits::kConsumerRows;
-    const int rows = item().q_len - first_query;  // that exist, of this warpgroup
-    const int last_query = first_query + min(Traits::kConsumerRows, max(rows, 1)) - 1;
+    const int rows = rows_from(index_ * Traits::kConsumerRows);  // that exist, of this warpgroup
+    const int first_query = query_of(index_ * Traits::kConsumerRows);
+    const int last_query =
+        query_of(index_ * Traits::kConsumerRows + min(Traits::kConsumerRows, max(rows, 1)) - 1);
     int block = end_block_ - 1;  // the last that this warpgroup sees something of, or the first
     if constexpr (Traits::Config::kMask == Mask::kCausal) {
       const int last_seen = (visible().end(last_query) - 1) / Traits::kCtaS;
@@ -92,7 +93,7 @@ class Consumer {
     unmasked_ = {warp_uniform(unmasked.begin), warp_uniform(unmasked.end)};
 
     const bool masked = block >= unmasked_.end || block < unmasked_.begin;
-    const ColumnLimits ends = column_ends(visible(), query(), block * Traits::kCtaS, lane());
+    const ColumnLimits ends = column_ends(visible(), queries(), block * Traits::kCtaS, lane());
 
     wgmma_wait<0>();  // S is complete
     pin_registers(scores_);
@@ -219,7 +220,7 @@ class Consumer {
 
     ColumnLimits ends;
     if constexpr (kMasked) {
-      ends = column_ends(visible(), query(), block * Traits::kCtaS, lane());
+      ends = column_ends(visible(), queries(), block * Traits::kCtaS, lane());
     }
     wgmma_wait<1>();  // S is complete, P.V still runs
     pin_registers(scores_);
@@ -277,12 +278,12 @@ class Consumer {
     pin_registers(output_);
     slots_.release_values();
     if (rows.split != kWholeRow) {
-      store_partial<Traits>(arguments_.params, softmax_, output_, rows, lane());
+      store_partial<Traits>(arguments_, softmax_, output_, rows, lane());
       path_.skip(query_slot);
     } else {
       path_.send(softmax_, output_, query_slot, rows);
       // Behind the fence for TMA, which would wait for these stores.
-      store_lse<Traits>(arguments_.params, softmax_, rows, lane());
+      store_lse<Traits>(arguments_, softmax_, rows, lane());
     }
   }
 
@@ -306,23 +307,34 @@ class Consumer {
         {params.cp_size, params.cp_rank, item().chunk, params.cp_sharding == KeySharding::kZigZag}};
   }
 
-  // The first query of this thread; the other is 8 further.
-  __device__ __forceinline__ int query() const {
-    return item().first_query + index_ * Traits::kConsumerRows + first_row();
+  // The query of a row of the tile.
+  __device__ __forceinline__ int query_of(int row) const {
+    return item().first_query + packed_rows(arguments_).token(row);
+  }
+
+  __device__ __forceinline__ QueryPair queries() const {
+    const int row = index_ * Traits::kConsumerRows + first_row();
+    return {{query_of(row), query_of(row + 8)}};
+  }
+
+  // Rows of the tile that exist, from a row on.
+  __device__ __forceinline__ int rows_from(int row) const {
+    const int tokens = min(item().q_len - item().first_query, Traits::kCtaQ);
+    return packed_rows(arguments_).rows(tokens) - row;
   }
 
   __device__ __forceinline__ void mask(int block, const ColumnLimits& ends) {
     mask_from(scores_, ends);
     if (arguments_.params.window_size > 0) {
-      mask_before(scores_, column_begins(visible(), query(), block * Traits::kCtaS, lane()));
+      mask_before(scores_, column_begins(visible(), queries(), block * Traits::kCtaS, lane()));
     }
   }
 
   __device__ __forceinline__ OutputRows output_rows() const {
     const int row = index_ * Traits::kConsumerRows + warp() * Traits::kWarpRows;  // within the tile
-    return {item().first_token + row,
+    return {item().first_token + packed_rows(arguments_).token(row),
             item().head,
-            warp_uniform(item().q_len - item().first_query - row),
+            warp_uniform(rows_from(row)),
             warp_uniform(item().split)};
   }
 

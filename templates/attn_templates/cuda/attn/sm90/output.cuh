@@ -11,7 +11,7 @@ namespace attn::sm90 {
 // Where the 16 rows of a warp go.
 struct OutputRows {
   int token;  // row of `out` that takes the first of them
-  int head;
+  int head;   // of the first of them
   int count;  // rows that exist; 16 or more: all
   int split;  // kWholeRow, or the slot of the workspace
 };
@@ -82,14 +82,15 @@ __device__ __forceinline__ void send_panels(const Arguments<typename Traits::T>&
     }
     return;
   }
+  const PackedRows packed = packed_rows(arguments);
   for (int chunk = lane; chunk < kPanels * Traits::kWarpRows * 8; chunk += 32) {
     const int panel = chunk / (Traits::kWarpRows * 8);
     const int row = chunk / 8 % Traits::kWarpRows;
     const int column = first_column + panel * Traits::kPanelColumns + chunk % 8 * 8;
     if (row < rows.count && column < Traits::kHeadDimV) {
       // out [token_num, num_heads, head_dim_v]
-      const int64_t out_row =
-          static_cast<int64_t>(rows.token + row) * arguments.params.num_heads + rows.head;
+      const int64_t token = rows.token + packed.token(row);
+      const int64_t out_row = token * arguments.params.num_heads + rows.head + packed.head(row);
       T* const out = arguments.params.out + out_row * Traits::kHeadDimV + column;
       *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(
           panels.first + panel * panels.stride + row * 128 + ((chunk % 8 ^ row % 8) << 4));
@@ -100,17 +101,19 @@ __device__ __forceinline__ void send_panels(const Arguments<typename Traits::T>&
 
 // Writes the lse of the rows that this thread holds.
 template <class Traits, class Softmax>
-__device__ __forceinline__ void store_lse(const AttentionParams<typename Traits::T>& params,
+__device__ __forceinline__ void store_lse(const Arguments<typename Traits::T>& arguments,
                                           const Softmax& softmax,
                                           OutputRows rows,
                                           int lane) {
+  const AttentionParams<typename Traits::T>& params = arguments.params;
+  const PackedRows packed = packed_rows(arguments);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = lane / 4 + 8 * h;
     if (params.lse != nullptr && lane % 4 == 0 && row < rows.count) {
       // lse [num_heads, token_num]
-      params.lse[static_cast<int64_t>(rows.head) * params.token_num + rows.token + row] =
-          softmax.log_sum_exp(h);
+      const int64_t head = rows.head + packed.head(row);
+      params.lse[head * params.token_num + rows.token + packed.token(row)] = softmax.log_sum_exp(h);
     }
   }
 }
@@ -118,18 +121,21 @@ __device__ __forceinline__ void store_lse(const AttentionParams<typename Traits:
 // Writes what one split of the keys leaves: the unnormalised output, and (reference in log2 units,
 // sum).
 template <class Traits, class Softmax, int kOutput>
-__device__ __forceinline__ void store_partial(const AttentionParams<typename Traits::T>& params,
+__device__ __forceinline__ void store_partial(const Arguments<typename Traits::T>& arguments,
                                               const Softmax& softmax,
                                               const float (&output)[kOutput],
                                               OutputRows rows,
                                               int lane) {
+  const AttentionParams<typename Traits::T>& params = arguments.params;
+  const PackedRows packed = packed_rows(arguments);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = lane / 4 + 8 * h;
     if (row < rows.count) {
       // [splits, token_num, num_heads]
-      const int64_t token = static_cast<int64_t>(rows.split) * params.token_num + rows.token + row;
-      const int64_t partial = token * params.num_heads + rows.head;
+      const int64_t token =
+          static_cast<int64_t>(rows.split) * params.token_num + rows.token + packed.token(row);
+      const int64_t partial = token * params.num_heads + rows.head + packed.head(row);
       float* const out = params.partial_O + partial * Traits::kHeadDimV + lane % 4 * 2;
 #pragma unroll
       for (int i = 2 * h; i < kOutput; i += 4) {
