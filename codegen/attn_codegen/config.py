@@ -180,6 +180,8 @@ class AttentionConfig:
                 given[axis] = _integer(axis, given[axis])
         if given.get("mode") is Mode.REDUCE:
             given = {"cache": None, "mask": None} | given
+        if given.get("mode") is Mode.WRITE:
+            given = {"mask": None} | given
         return cls(**given)
 
     def axes(self) -> dict[str, str | int | None]:

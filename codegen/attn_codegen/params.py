@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from attn_codegen.config import Arch
+from attn_codegen.config import Arch, AttentionConfig, Mode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +64,7 @@ ENUMS = ("CacheType", "KvType", "KeySharding", "CpForm", "Merge")
 LINEAR = Struct(
     "LinearIteratorParams",
     "K and V of all sequences, rows back to back: the t-th key that is here of sequence b is row\n"
-    "cu_rows[b] + t.",
+    "cu_rows[b] + t. Of a quantised cache, the elements of k and v are codes (attn/kv_type.h).",
     (
         Field("const void*", "k", "T [token_count, num_kv_heads, head_dim] through the strides below", "nullptr"),
         Field("const void*", "v", "T [token_count, num_kv_heads, head_dim_v]", "nullptr"),
@@ -74,12 +74,19 @@ LINEAR = Struct(
         Field("int64_t", "v_head_stride", "elements"),
         Field("int64_t", "token_count", "rows that exist in K and in V"),
         Field("const int*", "cu_rows", "[batch_size] first row of each sequence; null: cu_k_len", "nullptr"),
+        Field("const void*", "k_pairs", "int8, int4: T [token_count, num_kv_heads, 2] (scale, zero) of each row of K", "nullptr"),
+        Field("const void*", "v_pairs", "the same of V", "nullptr"),
+        Field("int64_t", "k_pair_token_stride", "elements of T; even"),
+        Field("int64_t", "k_pair_head_stride", "elements of T; even"),
+        Field("int64_t", "v_pair_token_stride", "elements of T; even"),
+        Field("int64_t", "v_pair_head_stride", "elements of T; even"),
     ),
 )
 
 BLOCK = Struct(
     "BlockIteratorParams",
-    "TurboMind's cache. A block holds, from layer_offset on: [kv_head][K, V][token][head_dim] of T.",
+    "TurboMind's cache. A block holds, from layer_offset on: [kv_head][K, V][token][head_dim] of T,\n"
+    "or codes and behind them, of int8 and int4, T [kv_head][K, V][token][scale, zero].",
     (
         Field("const int64_t*", "block_ptrs", "[cu_block_nums[batch_size]] addresses of blocks", "nullptr"),
         Field("const int*", "cu_block_nums", "[batch_size + 1] first entry of each sequence", "nullptr"),
@@ -91,7 +98,8 @@ BLOCK = Struct(
 PAGED = Struct(
     "PagedIteratorParams",
     "K and V pools indexed by a block table: token t of sequence b is row t % block_len of block\n"
-    "block_table[b][t / block_len]. Any strides: NHD, HND and one interleaved pool all fit.",
+    "block_table[b][t / block_len]. Any strides: NHD, HND and one interleaved pool all fit. Of a\n"
+    "quantised cache, the elements of k and v are codes (attn/kv_type.h).",
     (
         Field("const void*", "k", "T pool [block_count, block_len, num_kv_heads, head_dim]", "nullptr"),
         Field("const void*", "v", "T pool [block_count, block_len, num_kv_heads, head_dim_v]", "nullptr"),
@@ -101,6 +109,14 @@ PAGED = Struct(
         Field("int64_t", "v_block_stride", "elements"),
         Field("int64_t", "v_token_stride", "elements"),
         Field("int64_t", "v_head_stride", "elements"),
+        Field("const void*", "k_pairs", "int8, int4: T pool [block_count, block_len, num_kv_heads, 2] (scale, zero) of K", "nullptr"),
+        Field("const void*", "v_pairs", "the same of V", "nullptr"),
+        Field("int64_t", "k_pair_block_stride", "elements of T; even"),
+        Field("int64_t", "k_pair_token_stride", "elements of T; even"),
+        Field("int64_t", "k_pair_head_stride", "elements of T; even"),
+        Field("int64_t", "v_pair_block_stride", "elements of T; even"),
+        Field("int64_t", "v_pair_token_stride", "elements of T; even"),
+        Field("int64_t", "v_pair_head_stride", "elements of T; even"),
         Field("const int*", "block_table", "[batch_size, max_blocks] block ids; unused entries may be wild", "nullptr"),
         Field("int", "max_blocks", "entries of one row of block_table"),
         Field("int", "block_count", "blocks of a pool"),
@@ -119,10 +135,17 @@ PARAMS = Struct(
         Field("const int*", "cu_q_len", "[batch_size + 1] on the device; a sequence may be empty", "nullptr"),
         Field("const int*", "cu_k_len", "[batch_size + 1] on the device; lengths of whole sequences on every rank", "nullptr"),
         Field("const bool*", "finished", "[batch_size] or null; rows of a finished sequence are left alone", "nullptr"),
+        Field("const float*", "k_scale", "e4m3: code * k_scale is the element of K; null: 1", "nullptr"),
+        Field("const float*", "v_scale", "e4m3: the same of V", "nullptr"),
+        Field("int", "kv_scale_stride", "0: one k_scale and one v_scale; 1: [num_kv_heads] of each"),
+        Field("const T*", "k", "write: new token t, head h at k + t * k_stride + h * size_per_head", "nullptr"),
+        Field("const T*", "v", "write: new token t, head h at v + t * v_stride + h * size_per_head_v", "nullptr"),
+        Field("int64_t", "k_stride", "write: elements between two new tokens of k"),
+        Field("int64_t", "v_stride", "write: elements between two new tokens of v"),
         Field("LinearIteratorParams", "linear_iter_params", "read by CacheType::kLinear", ""),
         Field("BlockIteratorParams", "block_iter_params", "read by CacheType::kBlock", ""),
         Field("PagedIteratorParams", "paged_iter_params", "read by CacheType::kPaged", ""),
-        Field("int", "token_num", "rows of q and out"),
+        Field("int", "token_num", "rows of q and out; write: rows of k and v"),
         Field("int", "batch_size", "sequences"),
         Field("int", "max_q_len", "upper bound of the query lengths; a larger one gives the same result"),
         Field("int", "max_k_len", "upper bound of the key lengths; a larger one gives the same result"),
@@ -204,9 +227,11 @@ STRUCTS = (LINEAR, BLOCK, PAGED, PARAMS, TILE_PLAN, ARGUMENTS, TMA_ARGUMENTS)
 STRUCTS_BY_NAME = {struct.name: struct for struct in STRUCTS}
 
 
-def arguments_of(arch: Arch) -> str:
-    """The struct that the kernels of a family take by value."""
-    return "TmaArguments" if arch is Arch.SM90 else "Arguments"
+def arguments_of(config: AttentionConfig) -> str:
+    """The struct that a kernel takes by value."""
+    if config.mode is Mode.WRITE:
+        return "AttentionParams"
+    return "TmaArguments" if config.arch is Arch.SM90 else "Arguments"
 
 
 def align_of(name: str) -> int:

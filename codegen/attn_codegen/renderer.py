@@ -11,7 +11,16 @@ from typing import Final
 from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateNotFound
 
 from attn_codegen import __version__, includes, params, product, templates
-from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode, reduction_of
+from attn_codegen.config import (
+    Arch,
+    AttentionConfig,
+    Cache,
+    Dtype,
+    KvDtype,
+    Mask,
+    Mode,
+    reduction_of,
+)
 from attn_codegen.errors import RenderError
 from attn_codegen.manifest import FILE_NAME, KernelEntry, Manifest, TileEntry, sha256
 from attn_codegen.namespace import DEFAULT_NAMESPACE, checked, moved, symbol_of
@@ -36,6 +45,14 @@ _CPP_CACHE: Final = {
 }
 _CPP_MASK: Final = {Mask.CAUSAL: "Mask::kCausal", Mask.FULL: "Mask::kFull"}
 _CAPABILITY: Final = {Arch.SM70: "70", Arch.SM75: "75", Arch.SM80: "80", Arch.SM90: "90a"}
+
+_CPP_KV_DTYPE: Final = {KvDtype.INT8: "Int8", KvDtype.INT4: "Int4", KvDtype.E4M3: "E4m3"}
+
+_UNIT_TEMPLATES: Final = {
+    Mode.PREFILL: "unit.cu.j2",
+    Mode.WRITE: "write.cu.j2",
+    Mode.REDUCE: "reduce.cu.j2",
+}
 
 _HEADER_SUFFIXES: Final = (".h", ".cuh")
 _HOST_SUFFIX: Final = ".cpp"
@@ -98,7 +115,7 @@ def _unit(config: AttentionConfig, namespace: str) -> tuple[KernelEntry, str]:
     hashed = _header_hash(includes.direct(undigested), namespace).copy()
     _add_field(hashed, file, undigested)
     digest = hashed.hexdigest()
-    arguments = params.arguments_of(config.arch)
+    arguments = params.arguments_of(config)
     entry = KernelEntry(
         name=config.name,
         file=file,
@@ -121,9 +138,8 @@ def _unit(config: AttentionConfig, namespace: str) -> tuple[KernelEntry, str]:
 def _unit_text(
     config: AttentionConfig, tile: Tiling, namespace: str, symbol: str, digest: str
 ) -> str:
-    template = "reduce.cu.j2" if config.mode is Mode.REDUCE else "unit.cu.j2"
     return _render(
-        template,
+        _UNIT_TEMPLATES[config.mode],
         config=config,
         tiling=tile,
         namespace=namespace,
@@ -137,6 +153,7 @@ def _unit_text(
 def _spellings(config: AttentionConfig) -> dict[str, str]:
     """How C++ writes the axes that are types or enumerators."""
     cpp = {"dtype": _CPP_DTYPE[config.dtype], "arch": _CPP_ARCH[config.arch]}
+    cpp["kv_dtype"] = _CPP_KV_DTYPE.get(config.kv_dtype, "T")
     if config.cache is not None:
         cpp["cache"] = _CPP_CACHE[config.cache]
     if config.mask is not None:

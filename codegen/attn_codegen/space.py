@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from typing import Final
 
 from attn_codegen.config import (
@@ -27,15 +27,18 @@ HEAD_DIM_STEP: Final = 16
 HEAD_DIM_MAX: Final = 256
 PRESETS: Final = ("default", "all", "turbomind")
 
-_MODES: Final = (Mode.PREFILL, Mode.REDUCE)
+_MODES: Final = (Mode.PREFILL, Mode.WRITE, Mode.REDUCE)
 _ATTENTION_MODES: Final = (Mode.PREFILL, Mode.DECODE)
 _ARCHES: Final = (Arch.SM80, Arch.SM90)
-_KV_DTYPES: Final = (KvDtype.SAME,)
+_QUANTISED: Final = frozenset({(Mode.WRITE, Arch.SM80)})
+"""The modes and families that have kernels for quantised caches."""
 _HEAD_DIMS: Final = tuple(range(HEAD_DIM_STEP, HEAD_DIM_MAX + 1, HEAD_DIM_STEP))
 _PRESET_HEAD_DIMS: Final = (64, 128, 192, 256)
 _PRESET_UNEQUAL: Final = ((192, 128),)
+_DEFAULT_QUANTISED_HEAD_DIMS: Final = (64, 128)
 _SM90_UNEQUAL: Final = ((192, 128),)
 _SM90_INSTEAD: Final = "or arch sm80, which runs on Hopper too"
+INT4_STEP: Final = 32
 HEAD_DIM_HINT: Final = f"use a multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}"
 
 
@@ -84,6 +87,10 @@ def _is_reduce(config: AttentionConfig) -> bool:
     return config.mode is Mode.REDUCE
 
 
+def _is_quantised(config: AttentionConfig) -> bool:
+    return config.kv_dtype is not KvDtype.SAME
+
+
 def _tile_is_known(config: AttentionConfig) -> bool:
     if not config.tile:
         return True
@@ -129,12 +136,45 @@ RULES: Final[tuple[Rule, ...]] = (
         lambda c: not _is_reduce(c) or c.arch is Arch.SM80,
     ),
     Rule(
+        "write-one-arch",
+        "arch",
+        "mode",
+        "a writer waits for memory, and later instructions would not make it faster",
+        "use sm80",
+        lambda c: c.mode is not Mode.WRITE or c.arch is Arch.SM80,
+    ),
+    Rule(
+        "write-has-no-mask",
+        "mask",
+        "mode",
+        "every new row is written, whoever sees it",
+        "leave mask out",
+        lambda c: c.mode is not Mode.WRITE or c.mask is None,
+    ),
+    Rule(
         "kv-dtype-emitted",
         "kv_dtype",
-        "",
-        "the cache is read in the element type of q",
-        f"use {join_words(_KV_DTYPES)}",
-        lambda c: c.kv_dtype in _KV_DTYPES,
+        "mode",
+        "a quantised cache takes kernels that convert its codes; they are written for "
+        + ", ".join(sorted(f"{mode} on {arch}" for mode, arch in _QUANTISED)),
+        f"use {KvDtype.SAME}",
+        lambda c: not _is_quantised(c) or (c.mode, c.arch) in _QUANTISED,
+    ),
+    Rule(
+        "quantised-one-width",
+        "head_dim_v",
+        "kv_dtype",
+        "the codes of K and of V are converted by the same threads",
+        "leave head_dim_v out, or use kv_dtype same",
+        lambda c: not _is_quantised(c) or c.head_dim_v == c.head_dim,
+    ),
+    Rule(
+        "int4-head-dim",
+        "head_dim",
+        "kv_dtype",
+        "rows of codes are read 16 bytes at a time, which hold 32 codes of int4",
+        f"use a multiple of {INT4_STEP}, or kv_dtype int8",
+        lambda c: c.kv_dtype is not KvDtype.INT4 or c.head_dim % INT4_STEP == 0,
     ),
     Rule(
         "head-dim-range",
@@ -270,10 +310,20 @@ def nearest(config: AttentionConfig, n: int = 3) -> tuple[AttentionConfig, ...]:
 def preset(name: str) -> tuple[AttentionConfig, ...]:
     """The configurations of a preset, reductions included, sorted by name."""
     if name == "default":
-        return with_reductions(_product((Cache.LINEAR, Cache.BLOCK, Cache.PAGED), tuple(Mask)))
+        return _sorted(
+            [
+                *with_reductions(_product((Cache.LINEAR, Cache.BLOCK, Cache.PAGED), tuple(Mask))),
+                *_writers(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.BLOCK, Cache.PAGED)),
+            ]
+        )
     if name == "all":
         attention = _product((Cache.LINEAR, Cache.BLOCK, Cache.PAGED), tuple(Mask))
-        return with_reductions(tiled for config in attention for tiled in _with_tiles(config))
+        return _sorted(
+            [
+                *with_reductions(tiled for config in attention for tiled in _with_tiles(config)),
+                *_writers(_PRESET_HEAD_DIMS, tuple(Cache)),
+            ]
+        )
     if name == "turbomind":
         configs = _product((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
         return with_reductions(
@@ -307,22 +357,41 @@ def _product(caches: tuple[Cache, ...], masks: tuple[Mask, ...]) -> Iterator[Att
             yield config
 
 
+def _writers(head_dims: tuple[int, ...], caches: tuple[Cache, ...]) -> Iterator[AttentionConfig]:
+    """The cache writers for each kind of element."""
+    for dtype, kv_dtype, head_dim, kv_cache in product(Dtype, KvDtype, head_dims, caches):
+        yield AttentionConfig.of(
+            mode=Mode.WRITE, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, cache=kv_cache
+        )
+
+
 def _candidates() -> Iterator[AttentionConfig]:
     """Default tiles over the values that the rules of single axes let pass."""
     attention = product(
-        (mode for mode in _MODES if mode is not Mode.REDUCE),
+        (mode for mode in _MODES if mode in _ATTENTION_MODES),
         _ARCHES,
         Dtype,
-        _KV_DTYPES,
-        _HEAD_DIMS,
-        _HEAD_DIMS,
+        _kinds_of_rows(),
         Cache,
         Mask,
     )
-    for axes in attention:
-        yield AttentionConfig(*axes)
+    writers = product((Mode.WRITE,), _ARCHES, Dtype, _kinds_of_rows(), Cache, (None,))
+    for mode, arch, dtype, rows, kv_cache, mask in chain(attention, writers):
+        yield AttentionConfig(mode, arch, dtype, *rows, kv_cache, mask)
     for dtype, head_dim in product(Dtype, _HEAD_DIMS):
         yield reduction_of(AttentionConfig(dtype=dtype, head_dim=head_dim))
+
+
+@cache
+def _kinds_of_rows() -> tuple[tuple[KvDtype, int, int], ...]:
+    """(kv_dtype, head_dim, head_dim_v): any two widths, or codes of one width."""
+    plain = ((KvDtype.SAME, *widths) for widths in product(_HEAD_DIMS, _HEAD_DIMS))
+    codes = (
+        (kv_dtype, width, width)
+        for kv_dtype, width in product(KvDtype, _HEAD_DIMS)
+        if kv_dtype is not KvDtype.SAME
+    )
+    return (*plain, *codes)
 
 
 def _with_tiles(config: AttentionConfig) -> Iterator[AttentionConfig]:

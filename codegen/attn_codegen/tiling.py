@@ -19,6 +19,9 @@ PANEL = 64  # elements: a row in shared memory is a multiple of 128 bytes
 SM80_SHARED_LIMIT = 99 * 1024
 SM90_SHARED_LIMIT = 227 * 1024  # of one CTA, which then has the SM to itself
 REDUCE_WARPS = 4
+WRITE_WARPS = 8
+WRITE_STEPS = 4  # rows of K and of V that a thread has in flight
+WRITE_DESTINATION_BYTES = 16  # where one token goes
 
 SM90_PACKED_HEADS = 1  # off until it is measured
 WARPGROUP_ROWS = 64  # query rows that a Hopper warpgroup multiplies
@@ -32,12 +35,13 @@ SM90_ALIGNMENT = 1024  # bytes: that of a swizzled panel
 class Tiling:
     """How a CTA is shaped.
 
-    cta_q: query rows of a CTA (reduction: rows that it merges). cta_s: keys of a tile. stages:
-    tiles of K and V in shared memory. ctas_per_sm: what __launch_bounds__ leaves registers for.
-    shared_bytes: dynamic shared memory. persistent: a CTA takes tiles until none is left.
-    packed_heads: most query heads of a group that its rows may belong to. Of sm90 only:
-    query_slots, tiles of Q in shared memory, 2 where the next arrives while one is computed;
-    softmax, which of sm90::SoftmaxForm.
+    cta_q: query rows of a CTA (reduction: rows that it merges; writer: rows that it writes).
+    cta_s: keys of a tile. stages: tiles of K and V in shared memory. ctas_per_sm: what
+    __launch_bounds__ leaves registers for. shared_bytes: dynamic shared memory. persistent: a CTA
+    takes tiles until none is left. packed_heads: most query heads of a group that its rows may
+    belong to. Of sm90 only: query_slots, tiles of Q in shared memory, 2 where the next arrives
+    while one is computed; softmax, which of sm90::SoftmaxForm. Of writers only: lanes, threads of
+    a row.
     """
 
     cta_q: int
@@ -50,6 +54,7 @@ class Tiling:
     packed_heads: int = 1
     query_slots: int = 0
     softmax: str = ""
+    lanes: int = 0
 
     @property
     def threads(self) -> int:
@@ -61,6 +66,8 @@ def tilings(config: AttentionConfig) -> dict[str, Tiling]:
     """Every tile that a configuration can be compiled with, by its name axis; "" is the default."""
     if config.mode is Mode.REDUCE:
         return {"": Tiling(REDUCE_WARPS, 0, REDUCE_WARPS, 0, ctas_per_sm=8, shared_bytes=0)}
+    if config.mode is Mode.WRITE:
+        return {"": _write(config)}
     if config.arch is Arch.SM90:
         return _sm90_prefill(config)
     return {"": _sm80_prefill(config)}
@@ -89,6 +96,23 @@ def _sm80_prefill(config: AttentionConfig) -> Tiling:
     if width <= 192:
         return _sized(config, cta_q=128, cta_s=32, warps=8, ctas_per_sm=1)
     return _sized(config, cta_q=64, cta_s=32, warps=4, ctas_per_sm=2)
+
+
+def _write(config: AttentionConfig) -> Tiling:
+    """A row is read by as many threads as it has pieces of 16 bytes, rounded up to a power of two;
+    cta_q counts rows, each of one token and head. Shared memory holds where their tokens go."""
+    pieces = max(config.head_dim, config.head_dim_v) * ELEMENT_BYTES // 16
+    lanes = 1 << max(pieces - 1, 0).bit_length()
+    rows = WRITE_STEPS * WRITE_WARPS * WARP_THREADS // lanes
+    return Tiling(
+        rows,
+        cta_s=0,
+        warps=WRITE_WARPS,
+        stages=0,
+        ctas_per_sm=4,
+        shared_bytes=rows * WRITE_DESTINATION_BYTES,
+        lanes=lanes,
+    )
 
 
 def _sized(

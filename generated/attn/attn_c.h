@@ -55,7 +55,7 @@ enum { ATTN_ANY_DEVICE = -1 };
 typedef void (*attn_callback_t)(void*);
 
 /* K and V of all sequences, rows back to back: the t-th key that is here of sequence b is row */
-/* cu_rows[b] + t. */
+/* cu_rows[b] + t. Of a quantised cache, the elements of k and v are codes (attn/kv_type.h). */
 typedef struct attn_linear_iterator_params_t {
   /* T [token_count, num_kv_heads, head_dim] through the strides below */
   const void* k;
@@ -73,9 +73,22 @@ typedef struct attn_linear_iterator_params_t {
   int64_t token_count;
   /* [batch_size] first row of each sequence; null: cu_k_len */
   const int* cu_rows;
+  /* int8, int4: T [token_count, num_kv_heads, 2] (scale, zero) of each row of K */
+  const void* k_pairs;
+  /* the same of V */
+  const void* v_pairs;
+  /* elements of T; even */
+  int64_t k_pair_token_stride;
+  /* elements of T; even */
+  int64_t k_pair_head_stride;
+  /* elements of T; even */
+  int64_t v_pair_token_stride;
+  /* elements of T; even */
+  int64_t v_pair_head_stride;
 } attn_linear_iterator_params_t;
 
-/* TurboMind's cache. A block holds, from layer_offset on: [kv_head][K, V][token][head_dim] of T. */
+/* TurboMind's cache. A block holds, from layer_offset on: [kv_head][K, V][token][head_dim] of T, */
+/* or codes and behind them, of int8 and int4, T [kv_head][K, V][token][scale, zero]. */
 typedef struct attn_block_iterator_params_t {
   /* [cu_block_nums[batch_size]] addresses of blocks */
   const int64_t* block_ptrs;
@@ -88,7 +101,8 @@ typedef struct attn_block_iterator_params_t {
 } attn_block_iterator_params_t;
 
 /* K and V pools indexed by a block table: token t of sequence b is row t % block_len of block */
-/* block_table[b][t / block_len]. Any strides: NHD, HND and one interleaved pool all fit. */
+/* block_table[b][t / block_len]. Any strides: NHD, HND and one interleaved pool all fit. Of a */
+/* quantised cache, the elements of k and v are codes (attn/kv_type.h). */
 typedef struct attn_paged_iterator_params_t {
   /* T pool [block_count, block_len, num_kv_heads, head_dim] */
   const void* k;
@@ -106,6 +120,22 @@ typedef struct attn_paged_iterator_params_t {
   int64_t v_token_stride;
   /* elements */
   int64_t v_head_stride;
+  /* int8, int4: T pool [block_count, block_len, num_kv_heads, 2] (scale, zero) of K */
+  const void* k_pairs;
+  /* the same of V */
+  const void* v_pairs;
+  /* elements of T; even */
+  int64_t k_pair_block_stride;
+  /* elements of T; even */
+  int64_t k_pair_token_stride;
+  /* elements of T; even */
+  int64_t k_pair_head_stride;
+  /* elements of T; even */
+  int64_t v_pair_block_stride;
+  /* elements of T; even */
+  int64_t v_pair_token_stride;
+  /* elements of T; even */
+  int64_t v_pair_head_stride;
   /* [batch_size, max_blocks] block ids; unused entries may be wild */
   const int* block_table;
   /* entries of one row of block_table */
@@ -136,13 +166,27 @@ typedef struct attn_params_t {
   const int* cu_k_len;
   /* [batch_size] or null; rows of a finished sequence are left alone */
   const bool* finished;
+  /* e4m3: code * k_scale is the element of K; null: 1 */
+  const float* k_scale;
+  /* e4m3: the same of V */
+  const float* v_scale;
+  /* 0: one k_scale and one v_scale; 1: [num_kv_heads] of each */
+  int kv_scale_stride;
+  /* write: new token t, head h at k + t * k_stride + h * size_per_head */
+  const void* k;
+  /* write: new token t, head h at v + t * v_stride + h * size_per_head_v */
+  const void* v;
+  /* write: elements between two new tokens of k */
+  int64_t k_stride;
+  /* write: elements between two new tokens of v */
+  int64_t v_stride;
   /* read by CacheType::kLinear */
   attn_linear_iterator_params_t linear_iter_params;
   /* read by CacheType::kBlock */
   attn_block_iterator_params_t block_iter_params;
   /* read by CacheType::kPaged */
   attn_paged_iterator_params_t paged_iter_params;
-  /* rows of q and out */
+  /* rows of q and out; write: rows of k and v */
   int token_num;
   /* sequences */
   int batch_size;

@@ -2,6 +2,7 @@
 // Where the K and V rows of a token are, for each kind of cache.
 #pragma once
 
+#include "attn/kv_type.h"
 #include "attn/params.h"
 
 namespace attn {
@@ -38,14 +39,20 @@ struct BlockSplitter {
   }
 };
 
-// The rows of one sequence and one KV head.
+// Bytes that an even number of elements of a cache take.
+template <class Kv>
+__device__ __forceinline__ int64_t bytes_of(int64_t elements) {
+  return Kv::kBits >= 8 ? elements * (Kv::kBits / 8) : elements >> 1;
+}
+
+// The rows of one sequence and one KV head. Tkv: what the cache holds (attn/kv_type.h).
 //   kGathered   rows have no common stride: a kernel looks them up before it copies, in two steps
 //     entry(token)               what the block table says of the token's block: a load. Only for
 //                                tokens below k_len: entries behind the last used one may be wild
 //     row(params, token, entry)  the row's address: arithmetic
 //   otherwise   row(params, token)
 //   evenly_spaced(n)             n rows from a multiple of n on are stride(params) apart
-template <CacheType kCache, class T, int kHeadDim>
+template <CacheType kCache, class T, int kHeadDim, class Tkv = T>
 struct CacheIterator;
 
 // Row of a linear cache that holds the first key of a sequence.
@@ -55,44 +62,44 @@ __device__ __forceinline__ int first_linear_row(const AttentionParams<T>& params
   return rows == nullptr ? params.cu_k_len[sequence] : rows[sequence];
 }
 
-template <class T, int kHeadDim>
-struct CacheIterator<CacheType::kLinear, T, kHeadDim> {
+template <class T, int kHeadDim, class Tkv>
+struct CacheIterator<CacheType::kLinear, T, kHeadDim, Tkv> {
   static constexpr bool kGathered = false;
+  using Kv = KvTraits<T, Tkv>;
   struct Entry {};
 
-  const T* k;  // first row
-  const T* v;
+  const char* k;  // first row
+  const char* v;
 
   __device__ __forceinline__ static CacheIterator make(const AttentionParams<T>& params,
                                                        int sequence,
                                                        int kv_head) {
     const LinearIteratorParams& linear = params.linear_iter_params;
     const int64_t first = first_linear_row(params, sequence);
-    return {static_cast<const T*>(linear.k) + first * linear.k_token_stride +
-                kv_head * linear.k_head_stride,
-            static_cast<const T*>(linear.v) + first * linear.v_token_stride +
-                kv_head * linear.v_head_stride};
+    return {static_cast<const char*>(linear.k) +
+                bytes_of<Kv>(first * linear.k_token_stride + kv_head * linear.k_head_stride),
+            static_cast<const char*>(linear.v) +
+                bytes_of<Kv>(first * linear.v_token_stride + kv_head * linear.v_head_stride)};
   }
 
   __device__ __forceinline__ RowAddress row(const AttentionParams<T>& params, int token) const {
     const LinearIteratorParams& linear = params.linear_iter_params;
-    return {reinterpret_cast<const char*>(k + token * linear.k_token_stride),
-            reinterpret_cast<const char*>(v + token * linear.v_token_stride)};
+    return {k + bytes_of<Kv>(token * linear.k_token_stride),
+            v + bytes_of<Kv>(token * linear.v_token_stride)};
   }
 
   __device__ __forceinline__ bool evenly_spaced(int) const { return true; }
 
   __device__ __forceinline__ RowStride stride(const AttentionParams<T>& params) const {
     const LinearIteratorParams& linear = params.linear_iter_params;
-    constexpr int64_t kBytes = sizeof(T);
-    return {linear.k_token_stride * kBytes, linear.v_token_stride * kBytes};
+    return {bytes_of<Kv>(linear.k_token_stride), bytes_of<Kv>(linear.v_token_stride)};
   }
 };
 
-template <class T, int kHeadDim>
-struct CacheIterator<CacheType::kBlock, T, kHeadDim> {
+template <class T, int kHeadDim, class Tkv>
+struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv> {
   static constexpr bool kGathered = true;
-  static constexpr int kRowBytes = kHeadDim * sizeof(T);
+  static constexpr int kRowBytes = KvTraits<T, Tkv>::template kRowBytes<kHeadDim>;
   using Entry = int64_t;  // address of a block
 
   const int64_t* block_ptrs;  // of this sequence
@@ -130,13 +137,14 @@ struct CacheIterator<CacheType::kBlock, T, kHeadDim> {
   }
 };
 
-template <class T, int kHeadDim>
-struct CacheIterator<CacheType::kPaged, T, kHeadDim> {
+template <class T, int kHeadDim, class Tkv>
+struct CacheIterator<CacheType::kPaged, T, kHeadDim, Tkv> {
   static constexpr bool kGathered = true;
+  using Kv = KvTraits<T, Tkv>;
   using Entry = int;  // block id
 
-  const T* k;  // of this KV head
-  const T* v;
+  const char* k;  // of this KV head
+  const char* v;
   const int* block_table;  // of this sequence
   BlockSplitter splitter;
 
@@ -144,8 +152,8 @@ struct CacheIterator<CacheType::kPaged, T, kHeadDim> {
                                                        int sequence,
                                                        int kv_head) {
     const PagedIteratorParams& paged = params.paged_iter_params;
-    return {static_cast<const T*>(paged.k) + kv_head * paged.k_head_stride,
-            static_cast<const T*>(paged.v) + kv_head * paged.v_head_stride,
+    return {static_cast<const char*>(paged.k) + bytes_of<Kv>(kv_head * paged.k_head_stride),
+            static_cast<const char*>(paged.v) + bytes_of<Kv>(kv_head * paged.v_head_stride),
             paged.block_table + static_cast<int64_t>(sequence) * paged.max_blocks,
             BlockSplitter::make(paged.block_len)};
   }
@@ -160,10 +168,8 @@ struct CacheIterator<CacheType::kPaged, T, kHeadDim> {
     const PagedIteratorParams& paged = params.paged_iter_params;
     const int64_t block = id;
     const int64_t in_block = splitter.row(token);
-    return {reinterpret_cast<const char*>(k + block * paged.k_block_stride +
-                                          in_block * paged.k_token_stride),
-            reinterpret_cast<const char*>(v + block * paged.v_block_stride +
-                                          in_block * paged.v_token_stride)};
+    return {k + bytes_of<Kv>(block * paged.k_block_stride + in_block * paged.k_token_stride),
+            v + bytes_of<Kv>(block * paged.v_block_stride + in_block * paged.v_token_stride)};
   }
 
   __device__ __forceinline__ bool evenly_spaced(int rows) const {
@@ -172,8 +178,7 @@ struct CacheIterator<CacheType::kPaged, T, kHeadDim> {
 
   __device__ __forceinline__ RowStride stride(const AttentionParams<T>& params) const {
     const PagedIteratorParams& paged = params.paged_iter_params;
-    constexpr int64_t kBytes = sizeof(T);
-    return {paged.k_token_stride * kBytes, paged.v_token_stride * kBytes};
+    return {bytes_of<Kv>(paged.k_token_stride), bytes_of<Kv>(paged.v_token_stride)};
   }
 };
 

@@ -77,6 +77,36 @@ struct AttentionConfig {
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "a head is a multiple of 16 elements");
 };
 
+// What a cache writer is compiled for. It writes rows of T into a cache of Tkv.
+//
+//   Sm80, half, 128, kPaged, Int8   ->   write_sm80_f16_int8_d128_paged
+template <class Arch_,
+          class T_,
+          int HeadDim,
+          CacheType Cache,
+          class Tkv_ = T_,
+          int HeadDimV = HeadDim>
+struct WriteConfig;
+
+template <class Config_>
+struct CacheWriter {
+  using Config = Config_;
+  using ParamType = AttentionParams<typename Config::T>;
+  using Arguments = ParamType;
+  struct SharedStorage;
+};
+
+template <class Arch_, class T_, int HeadDim, CacheType Cache, class Tkv_, int HeadDimV>
+struct WriteConfig {
+  using Arch = Arch_;
+  using T = T_;
+  using Tkv = Tkv_;
+  using Kernel = CacheWriter<WriteConfig>;
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kHeadDimV = HeadDimV;
+  static constexpr CacheType kCache = Cache;
+};
+
 // The kernel that merges the splits of a row: one for each element type and width of V.
 template <class T_, int HeadDimV>
 struct ReduceConfig {

@@ -11,7 +11,7 @@ struct CUstream_st;  // cudaStream_t is a pointer to it
 namespace attn {
 
 // K and V of all sequences, rows back to back: the t-th key that is here of sequence b is row
-// cu_rows[b] + t.
+// cu_rows[b] + t. Of a quantised cache, the elements of k and v are codes (attn/kv_type.h).
 struct LinearIteratorParams {
   // T [token_count, num_kv_heads, head_dim] through the strides below
   const void* k = nullptr;
@@ -29,10 +29,23 @@ struct LinearIteratorParams {
   int64_t token_count = 0;
   // [batch_size] first row of each sequence; null: cu_k_len
   const int* cu_rows = nullptr;
+  // int8, int4: T [token_count, num_kv_heads, 2] (scale, zero) of each row of K
+  const void* k_pairs = nullptr;
+  // the same of V
+  const void* v_pairs = nullptr;
+  // elements of T; even
+  int64_t k_pair_token_stride = 0;
+  // elements of T; even
+  int64_t k_pair_head_stride = 0;
+  // elements of T; even
+  int64_t v_pair_token_stride = 0;
+  // elements of T; even
+  int64_t v_pair_head_stride = 0;
 };
-static_assert(sizeof(LinearIteratorParams) == 64, "the layout that the runtime packs");
+static_assert(sizeof(LinearIteratorParams) == 112, "the layout that the runtime packs");
 
-// TurboMind's cache. A block holds, from layer_offset on: [kv_head][K, V][token][head_dim] of T.
+// TurboMind's cache. A block holds, from layer_offset on: [kv_head][K, V][token][head_dim] of T,
+// or codes and behind them, of int8 and int4, T [kv_head][K, V][token][scale, zero].
 struct BlockIteratorParams {
   // [cu_block_nums[batch_size]] addresses of blocks
   const int64_t* block_ptrs = nullptr;
@@ -46,7 +59,8 @@ struct BlockIteratorParams {
 static_assert(sizeof(BlockIteratorParams) == 32, "the layout that the runtime packs");
 
 // K and V pools indexed by a block table: token t of sequence b is row t % block_len of block
-// block_table[b][t / block_len]. Any strides: NHD, HND and one interleaved pool all fit.
+// block_table[b][t / block_len]. Any strides: NHD, HND and one interleaved pool all fit. Of a
+// quantised cache, the elements of k and v are codes (attn/kv_type.h).
 struct PagedIteratorParams {
   // T pool [block_count, block_len, num_kv_heads, head_dim]
   const void* k = nullptr;
@@ -64,6 +78,22 @@ struct PagedIteratorParams {
   int64_t v_token_stride = 0;
   // elements
   int64_t v_head_stride = 0;
+  // int8, int4: T pool [block_count, block_len, num_kv_heads, 2] (scale, zero) of K
+  const void* k_pairs = nullptr;
+  // the same of V
+  const void* v_pairs = nullptr;
+  // elements of T; even
+  int64_t k_pair_block_stride = 0;
+  // elements of T; even
+  int64_t k_pair_token_stride = 0;
+  // elements of T; even
+  int64_t k_pair_head_stride = 0;
+  // elements of T; even
+  int64_t v_pair_block_stride = 0;
+  // elements of T; even
+  int64_t v_pair_token_stride = 0;
+  // elements of T; even
+  int64_t v_pair_head_stride = 0;
   // [batch_size, max_blocks] block ids; unused entries may be wild
   const int* block_table = nullptr;
   // entries of one row of block_table
@@ -73,7 +103,7 @@ struct PagedIteratorParams {
   // tokens of a block
   int block_len = 0;
 };
-static_assert(sizeof(PagedIteratorParams) == 88, "the layout that the runtime packs");
+static_assert(sizeof(PagedIteratorParams) == 152, "the layout that the runtime packs");
 
 // One attention call over a batch of variable-length sequences.
 template <class T>
@@ -92,13 +122,27 @@ struct AttentionParams {
   const int* cu_k_len = nullptr;
   // [batch_size] or null; rows of a finished sequence are left alone
   const bool* finished = nullptr;
+  // e4m3: code * k_scale is the element of K; null: 1
+  const float* k_scale = nullptr;
+  // e4m3: the same of V
+  const float* v_scale = nullptr;
+  // 0: one k_scale and one v_scale; 1: [num_kv_heads] of each
+  int kv_scale_stride = 0;
+  // write: new token t, head h at k + t * k_stride + h * size_per_head
+  const T* k = nullptr;
+  // write: new token t, head h at v + t * v_stride + h * size_per_head_v
+  const T* v = nullptr;
+  // write: elements between two new tokens of k
+  int64_t k_stride = 0;
+  // write: elements between two new tokens of v
+  int64_t v_stride = 0;
   // read by CacheType::kLinear
   LinearIteratorParams linear_iter_params;
   // read by CacheType::kBlock
   BlockIteratorParams block_iter_params;
   // read by CacheType::kPaged
   PagedIteratorParams paged_iter_params;
-  // rows of q and out
+  // rows of q and out; write: rows of k and v
   int token_num = 0;
   // sequences
   int batch_size = 0;
@@ -161,7 +205,7 @@ struct AttentionParams {
   // a cudaStream_t
   CUstream_st* stream = nullptr;
 };
-static_assert(sizeof(AttentionParams<char>) == 408, "the layout that the runtime packs");
+static_assert(sizeof(AttentionParams<char>) == 576, "the layout that the runtime packs");
 
 // The part of a plan that the kernels read (attn/plan.h makes it).
 struct TilePlan {
@@ -192,7 +236,7 @@ struct Arguments {
   // how it is cut
   TilePlan plan;
 };
-static_assert(sizeof(Arguments<char>) == 440, "the layout that the runtime packs");
+static_assert(sizeof(Arguments<char>) == 608, "the layout that the runtime packs");
 
 // What a kernel takes that reads its tiles by TMA. It begins like Arguments. The maps hold 16-bit
 // elements in boxes of 64 columns, with a 128-byte swizzle and zeros outside.
@@ -213,6 +257,6 @@ struct TmaArguments {
   // [token_num, num_heads, head_dim_v], box 16 rows, likewise
   TensorMap out;
 };
-static_assert(sizeof(TmaArguments<char>) == 1024, "the layout that the runtime packs");
+static_assert(sizeof(TmaArguments<char>) == 1152, "the layout that the runtime packs");
 
 }  // namespace attn

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         565f305c86d356b25079137ab27b941ba7865ccb5a79c9ba9e687ba547ac9ed2
+// digest         a5786ba9ebf0960168c84ebae6a96567bac3911ffc2bb0360f08404c2caf768c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

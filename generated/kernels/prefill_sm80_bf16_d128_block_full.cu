@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         492e45bc43911109432b336221acd7d95dfeb188cd26a06f4b87d69a986f25ce
+// digest         3e3e092e6dc95653ac1215240e30ac1b746847b52fdafc5803f5f6ab2854268f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         0884e42b8e2e2bed5f5431cd0532b837511e9c02d65ecef986baa3d5644eb2af
+// digest         9990993d85b48fe29c2c0c2b12e034eda78a513c7bfae1575e3c46b860873137
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

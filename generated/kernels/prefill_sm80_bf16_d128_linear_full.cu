@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         9c27ae4cb53e07625cd3cfa3cc14a16282d5a50f906a6e51fb48dd68b4631774
+// digest         2fa124383a47e502ab32e117df47e2b342c2329364c721870cb7e2e482a4058a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         4d123f5ce0dcc133ff4b0cc117692485e108aa1dfeb04b415480baffac71d43e
+// digest         d53730d20e954e58c795edf3a20ac5e328fdbdd51d4f4e483f4be64e0b0175d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

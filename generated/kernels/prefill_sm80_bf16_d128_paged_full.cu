@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         2a99babb2446cd6c6f7e0ed46831fa98945cf4ca5a184c8edd6f9a2f124544aa
+// digest         7196f8d7b22a46677b5a62676f40169ec84a58e8c0d8bf14848514349fee0466
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

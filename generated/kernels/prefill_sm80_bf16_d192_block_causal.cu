@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         7b829e40b8bdfc8fe574a01cb839da8d8726b518598eab9274756134eca138a4
+// digest         06d2087db4e48503ed46f887eaaaba00dbef6ca76a2087dada965ea25aab1cec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

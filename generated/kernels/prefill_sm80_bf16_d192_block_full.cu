@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         623e15192ac948656b923c4534caf0b5d01bb1940bc857a0d92b34f3154807a9
+// digest         7f092630c970395b63097e1a2fc21ef0af98211aac3c0012e462f33452dccb61
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

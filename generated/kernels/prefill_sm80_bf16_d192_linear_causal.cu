@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         538fe31a8f65fb70f03a3bfc6aefcffaea47800fad4fd8789208f5b6d5b05573
+// digest         c77def86e5ecc94d134bfcf5f6c3c9a83ed813496d58fd9a1ab6e842a6a71bfb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         6c28e0e50584927a72b83ea95322dd12602e63903ef8b49dc2ed206baa336b3d
+// digest         f032d47a8c48f5c2c21730493848267a2f2bc95557536836714f3d6fc89a0f77
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

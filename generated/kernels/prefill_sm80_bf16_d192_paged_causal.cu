@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         9c75f235b0287f68e47341cbbaee4a8915af5393cee854a89d5cd7a9959bcb82
+// digest         56b71080ed56322cf41da9e1623a889c195079611923541fed40ddd5a1b1466b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         e352898f684dfae00d13f3b22f9038837445bde5d15a9723348f2c422b7063b7
+// digest         2b0e6057112d5a9e8ead6723285c018afd592d6b6fcd983e10e82c1291fe0e84
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         70918cee6ee2de5cf1b7665f32f542b34b5997090bedc03745b386ad7c2dbfbc
+// digest         b293d6435082d5581a8b92ca21917105d130e90f910d76fcb75b394512509a3d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

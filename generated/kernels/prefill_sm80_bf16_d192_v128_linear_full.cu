@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         92ed8f69589588874d6411ded7cbf664eaaa9a6f4623452a891794eb2fd0137d
+// digest         87baca07e173c18e001aafa8eabaa269e2530a66fdd37675279770ec71c0d0fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         4f5fa40471f32d518dc68e37bc81c23791de41af23fd94d16996165e04bd9f36
+// digest         98aa98e3ed283e1c595bf972f461e86addea4eb1634e0d87c9c973be4a0b545e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         7e30d164a27e222c6b6c3cfffdb595e7224ea744f648d206a2a1782ed9fe8fe8
+// digest         bbf6991cf75b6762b18a7e46d787894176977dfa01df272b12a7e40381590d23
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

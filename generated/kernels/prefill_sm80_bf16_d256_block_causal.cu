@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         9d068a23872e6d31c820e6add8fea8da8cd962c60d15fd97437a4202049fa006
+// digest         ba5ce9e67fec7eaaeddca46218d85710bdd640bd7ca02bd4d11ab38939d45721
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         aac2248b82d13c428eba01232cd1090e29b166755edc0cefc7a950c90355ae49
+// digest         23b73b85d634586c7ad0f2ea5976e91fddb7e0e97791005dabd05e0194c1c379
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

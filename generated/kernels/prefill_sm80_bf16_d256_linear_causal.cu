@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         86fef7d4521c9c570a556aaf1f565d5ec29666e6577a485630ac6b111635e089
+// digest         f5a09eb2c3582258ac164010c3a561559cf49dd0b2fc48b91c7fa7b50870ee05
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

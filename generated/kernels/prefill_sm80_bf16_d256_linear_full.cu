@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         d2dbf1c2a3b1add8fa538c9aa3dfcd00f101fef03c96d673a8960a846f043144
+// digest         9bc9dcf4d04f6f2fa858d046039085b5fcd5ba11cad0775e7550a2fefac9dce2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         de26e15f6f4d236b358bd4eb16f659c8632ce2609f78c779dad2ed781170f571
+// digest         c5e77b5e78a4149552179b32bd86385510aadac94a50004ed1bb2189cc4f3bd5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

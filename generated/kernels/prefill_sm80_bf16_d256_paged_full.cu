@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         a0efb1edccf2cbaad7ca33b97e5c06b4e7303e64ee248a0010f0b6ea378bc845
+// digest         8bb243988600c7b5110cb8a4218191fd993273a181689057a1dffc26da7c1048
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

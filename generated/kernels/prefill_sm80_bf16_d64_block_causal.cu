@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         c4805b0760aac8f2402852c070cab63f88ad5e76280f7e577409c67d2337cda9
+// digest         9af76c9945846d1f98f102b2ab061d6d2562a8b2bbe00482e01b6b86e096fd78
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

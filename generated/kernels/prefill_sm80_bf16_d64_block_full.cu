@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         e62070e55ef5744940d127d066ca40ced478c503bec9066077404315b3560fa5
+// digest         444fb98221d2454ca7a676d51317b85d1b79db37926c8ba7daba57ee37b6abbe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         ef66c08c48b0b440af5fa813fb75d3de4867b287ff1969dbc713145a0ca25543
+// digest         fa1fec4a75f56a05cee22565c3124fe7f4c1a3df8f49fd1a0a77ef0539c076b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         70444f5be8acb79a10807a50a12a37658e9fbcb42f91a63b4b96dc865020d24d
+// digest         2ce1c4f507c0a6fec48b1055515c0ddadc769e044ecb7e5e1e3d4f0bdbf94f9c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

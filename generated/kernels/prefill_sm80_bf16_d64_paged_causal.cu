@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         64cf3b7a260e0bdc56a1d542f6a10b04a2f6d6c2912c01979fceaa46769d2448
+// digest         425bee18127a5ef82d37ca00507c57efb3d79ef08090a332255e8e68b7fe87b1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

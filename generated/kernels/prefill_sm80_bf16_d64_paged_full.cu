@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         2f18e5aec82ec80040b07724efdf451b2eb5510fc01501f479bd3a0168165fc4
+// digest         089185d512c24eaf30a3cfe7820784b00667f443624069749ef1455a68feaa4b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         0a0308129fc426de1978d66609f1c226618bd5b0c7cf1d2bdf468260c63506e4
+// digest         6e73dc2fc856921a140b6aa6a7a196b590a8533c08f2b5591549645bd0a354f8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         3a540b1ae6352a266d1ca1b0ef8db253c85629c8ddf2ac977f0543cb6f44c85b
+// digest         8a55ecdcc5529f7b16a91011cb2e12a2db3dadd5073484618bd05a71f526fce4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         bbc4a7ef272a2fac689bc0ac40cb4ae84d2f18d5d78f3f48a1b0bf175c3f81ac
+// digest         13fc1aba4cb820cdf33ed5402094efe1f2c1858be62ebf918c468c236ac44bab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         7bb73149977298c4ef84c6b405a8ac49ddb601b3cf30e4e291eae40c7e98e3d3
+// digest         8df683f81bfdffc079c6643726bb4ac5b9e4b7426a39626750dc8638cc381514
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         d01b795772d0b084d593982f4de3a8aa08ad2b6db26cfcac16e7d42914e27fe7
+// digest         a08ae7dce1ffe1d2fab5d0c15c3018777a1ed6b5daf75b0d04646b3f7c11d392
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         75ba1cd9344cd5c1dddfd28569b64caae4c62543d97e9e4057b7f511c1ca193b
+// digest         7957ee874e93097b59cc2e6b2cbd4a6cbcb8bbc53ebb4232b6cc93a3ddbf3cf2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         2cb974febb87336587be1586a17f10e9cf7b2cd31ba67d0e8eab82acfb807dcf
+// digest         cae4fedf8515c06c7315a22b11a6bbedd076cd7d680edeb49fbebe2d8625a743
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

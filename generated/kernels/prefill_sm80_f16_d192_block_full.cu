@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         b6866ae19420643c5d3ad248fc0b02b0556a7668f41a79a5498db64b2321ae9b
+// digest         494930cf675c66732d09ad2b96899c98139d16f9a517808f253be090c1e20cc0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         567d429627cf04c3ba50b2db1b7ebdd78d0e370462333c4fa48daa530fb5130e
+// digest         91348f948a10c243cc1e74b137a0ad09f7fee178b53c55ca8d914b2c2635b8e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

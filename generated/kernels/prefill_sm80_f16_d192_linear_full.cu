@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         7860a4a9f38cb075eb939784c4b6f7c006b2f2c46a7e2b4c215c7febcc0e67a0
+// digest         122c13de2a253facdb32226fed67a564cdcbc1e5e0bb263106a68a0a5024bd5a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         d19f3228928197b529511a4187151ed54fe4ca402f5d082a973f335f9858a843
+// digest         ff290d1aecf4dc0e0fe2026ec52994f36e04d89b2138c773f202c4ec6ea35903
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

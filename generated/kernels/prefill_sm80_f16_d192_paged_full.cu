@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         500c63a9b136cd9abdf8cd6367365e951fcd1f138961a93aee844e2805898730
+// digest         1833ebe0ace887a5fbf4d8f78264ba752f0c3c351e32b5ff1b83cbc88828040b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         498e2d1bcb5864494d9aba10c3547033758f9e33ace7d8e852038e63bdcf1025
+// digest         26e390b766bfc04f1c387bb8bd6bab4138c074d2fcacf00334fb236a42327737
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         52c1b9e2dae96de61fce749f3601db9e8d3962702b33ce6f9b994e8a85eab9ed
+// digest         af14b56fe1b7680c097cbaf067a6abf66d018b25a9621b6822c5940effba3306
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

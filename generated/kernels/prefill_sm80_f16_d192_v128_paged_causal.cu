@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         0168140607722d7f51f1db85e393538ae7b54d6f26fd6b5fc7e8723f9467978d
+// digest         50bb5cd17caea80773bc82248d797b2ec6837a0585b880a98aba21c8b800ad85
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

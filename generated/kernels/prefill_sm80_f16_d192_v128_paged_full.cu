@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         508ec0aea9f15abe745bf5d8c5b7f78ff8508495fe8a544a6c11e4391ca24dd6
+// digest         8401898580f77c3fcc9e7d7b87f6d544c80adcde5545231d5644ba51313e808a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

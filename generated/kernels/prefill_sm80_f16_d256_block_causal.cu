@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         84ef8d8ce380e831467819cbe61a3e69ba7d3bc7c8dc7999e6725e423c4db264
+// digest         feed98c026d043e68cb4b85e27c6075b48d04865a731a361dbdef3dd437423b5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

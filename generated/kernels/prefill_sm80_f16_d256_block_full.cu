@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         5bce9bb8ecbf33e5d83bb922f6a5461fd8f694e6a35fffeb20a02fe5c16e6ced
+// digest         d772ae7b54dc08939acee8faeb992cafcf038fdf5f41637fdd50527fc9cf48fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         f1d4b328d9fe0fcc01c87a79a2b2589eccf0e38ded584f7d41390f38bdc191e7
+// digest         d535e67a841b85cb23f2c94f8476d8c827a60c577441a8fb685cf5677d7bacec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         778183ecd635658e78b1f26e988cbbd0b37a3ba6b0fa2ed09e80f6468a2f0fb1
+// digest         9bf289a2a14a33c2cd9b5a0fcacc8d919243b6415dc59b8c25ce7e700c9d0364
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         05d66ef8c9e8beda875ce8138ea18649abadb4849c6d81b88daa911ad9c3a92f
+// digest         1c75af9d26c4d8350a7f819223022f4660963d76a00e26a2be48f0ed47fbfefb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         0f9266376d73392e6e8016341e023e5b5867d8300fc002ef7bf0952b48067421
+// digest         a51fc8972799347f48f0745349a081356edab262cae1aa6bbaaecd06c43d75cf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

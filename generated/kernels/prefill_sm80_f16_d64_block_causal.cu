@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         560c6144c68f6aaefb556189715eb2ef6a74e30ebdbce697d48781776bb13a42
+// digest         7bb91651894dddefc3298fe42e17c1bfa621aab37f8222f909724aefdedf01e0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         3b28e61d2796d51e28c072558b33eb13e1e1ac663733ef49e94d26ac363b0d89
+// digest         c39435896b53671265cdcf5f9a31195d0477c6dd32f84bffcaf2c33982b76cb6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

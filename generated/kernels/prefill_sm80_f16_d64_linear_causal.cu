@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         24e1bca41ccb65ce770657e83fc8cfe3207a6567d4a7d8c6b5b0c9f59e6cb0fa
+// digest         93b64368163d4f4bf6d11cd49a02376ba0b636e4b33dd23f73115114e5c15e26
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         b0b0c03759335277d48625c9cb94bd92b4e1f0880acbfdc27d8eb9601e432aa0
+// digest         2acf8c1cd33a1c92b2547515ce3951a4808ec4704199850bc94262bc376c8ce0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

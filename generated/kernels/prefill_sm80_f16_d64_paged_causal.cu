@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         f651dba8619907abf8132bc46559124209222141d18dc29ff0420329f5d2ab04
+// digest         e7afcbad5edebee5280cbe951dc2d5d3833d3e225674a6f81b21f15e78534950
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

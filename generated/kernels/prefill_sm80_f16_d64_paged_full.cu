@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         afd6e98d6955efe0167fcea28fcfdbae4fb4961baee0cc9388642860064d0dbe
+// digest         87aba95e41a836689675aa48f7428409b17fc3f91c22680d2b41bee883453382
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         140ae8a703fea5e32d2e102e621aeefb1bcbf1f3558424eb11d3e32a494997ee
+// digest         94f491504ea604f3d964ada18933a4cae98c0a4eb9624abe17b31c0c086b82e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

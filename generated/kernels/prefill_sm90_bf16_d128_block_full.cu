@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         b8ae744f928bafd9c31e75e7bb80b99e2dba5540d8412dddd92b8a78810a8f03
+// digest         3ebc07d06e9a6454ab7afca4b7165124e40e311caa16442706f7876a49cb5b9f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

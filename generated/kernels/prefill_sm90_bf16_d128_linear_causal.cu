@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         a300039c3cafb2a9633cea5ee78052338316880cef68e61f57caa9a21d44d6f4
+// digest         5be6c88e2f047dee4341ab9dc857eb00261a118f45e5da9bef2877c799b25552
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         43c8c882a78d731162f4808c1fdb5665e7abeca5fbcd5cc82ea3b52a8234ae57
+// digest         04c4b4d528055934814dfce0847a7a00b8dad8fd9a15ea777c6afbde19c011e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         7fe3b1735faeef99f23649bdf1f0ce8f0de196e30e310927e4c1fc96b102c9c2
+// digest         c46ae09f7cf6c99b669557a7fc1061050d4163b217cb3d03dd2a67a1cb39ee5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

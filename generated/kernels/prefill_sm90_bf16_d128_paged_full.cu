@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         e97e57153498bdbb571838fda09d83e4d9af18e98340deba90fdd260c1d80eb8
+// digest         273fc23de061f0b6afb53feb2cfa2d188fa50f7f1d67bf40b3580c1273c8bcff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

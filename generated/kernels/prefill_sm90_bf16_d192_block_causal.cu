@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         4f067b7656b67d63a74cc7352a3b53e4af22ff79f40a857d8df1f71c0a3e75b8
+// digest         ea964352f1b2551262a6efdf94a39ba9785115905b995a9cee83b579571ecb42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         fd35015f377196e806c8967249bba4a198c30c3d661b39745df5591f0789e034
+// digest         894d29f9b940b070a002c9cf989efa7a0982c470e6d0b0a9b76a1985a48dfbcb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         8324790d931b30d3096f10fc1fae199955a8dbb65b6f7c71dddb543cce59dbd4
+// digest         24812077a3905114e5ba37185f8e537780f5834e52842b76e693f079f8695697
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         020758c34256462cb2baec8fa0f85fd19497aa70c69abb0ae146433e8001dd77
+// digest         795508a9afb46d1572ee0160f6920b65bc46ee0ac9d3fe9f385d1cad27272db4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

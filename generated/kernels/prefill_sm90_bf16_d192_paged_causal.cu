@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         07d1bd6894c8cee22786e9cfbca7aac3924819a27a718873f06cb0a1bf41a1fa
+// digest         b302644307eefb7d8f43e3f9b508215ee818d6295cf2f998b249087e00ae6248
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

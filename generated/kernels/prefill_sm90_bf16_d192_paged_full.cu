@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         828a9bc51669f98ff06ea101823d11cfb8062a00be017d9a44ab7c1df43ec160
+// digest         74ccb11c88f5198d7bcd53bea0bd921693e00ae0db2115f242a19512e65bd116
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

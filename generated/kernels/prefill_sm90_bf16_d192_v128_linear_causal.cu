@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         fdbd12ff2fa0be9b07cd95bb140bb503ea41efd760a42557f84f60cf54e0cc5b
+// digest         f3f75115cc35f0389888d21715cd4a8cb9bea2e043338fce75545fd53e148680
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

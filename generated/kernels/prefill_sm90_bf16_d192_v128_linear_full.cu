@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         479e894bdec9434c27b7917714ec4c20025bbb97656f2feccd06151e9daad313
+// digest         157320761f87731e3146cff9485ee67e715ced67fdf85e4fbb14cd355b5424ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         e101642df263f7e076c6ba277b87349ab835281887d1bb7650b8fac1cf149a8a
+// digest         d196b2d416418c3ad94290027ac9ea802763af7ff3f6944ce637559bb33ae170
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         319cdb41a7b047b1102f542f1a1406782e05a7487a1a405943f2a4c20db20008
+// digest         140e437f173d968d49435ab96f50ccf787555369beada2447fc3bbeb553dac32
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         6a66712d98592e558d52ca23e0448e98296cc87640d383efa8e2b799631d33f3
+// digest         f225c5e9f3b1fc6b3b406c9c47e1c48e521903ab4a10560967b2f0e1ae82b4d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

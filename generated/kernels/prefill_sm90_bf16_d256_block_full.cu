@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         414566fe195ed0cf90463f0f2cd6cd9106ce7a8d7316d191049f514752b145a4
+// digest         cde30b367c06567df764f6ef92c0d94530a3e55f10e2fbb4d480a3a6ebd25a1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

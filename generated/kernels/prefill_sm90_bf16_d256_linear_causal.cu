@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         10d343c2fade702d2a932b5e7abb9ba875ec74ab86930b444fffe16e08b24425
+// digest         0df23daa412bbb8a13a2dc68281eb72c6254a037946e362c8462d5a27340ec9e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         308e4eb6e3e9ccb332d114853cd28ddaefadcc774e57155b3deed354bad35cf1
+// digest         732b13c4b8b6dc80acc757cb4f67d3e9a4f3118ef7d6fd03e9c870ed00435369
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         3ba0fd6f88fa5eb9b5ca42621f47a987836edc121eb4b58f1fc287df42b73b27
+// digest         f687cc82e0675c5275c7e3079af616bcee689465c6206be41e1a42a7ed4be224
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

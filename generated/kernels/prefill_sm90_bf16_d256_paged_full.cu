@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         984634aba1b32d9ff3463465badd60d280addd0fe0e50fdb527545432a207755
+// digest         b43bc28e3ab6e51c777e08f8b35f406dc9b56f9eddec128842f9c8d947bee019
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         b2beb7925df0e2177dccd193efa0bf40427b8a12d42f6d20e5c0cf310ea3bc58
+// digest         738787c459f85295178d98edd80efca8091372f102ef81f9a2de940d01cc81ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         1844ddf8bd7687ac97ce7ae6250708e798293f813c6af49fa31649b918be7038
+// digest         6204ab9256e434577c9fe5f97c68e2d4e8d77d6d0d2563f3e89125132dfbb025
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         883bc948ea7f6b365617bdf74b17994c78748708f7f44296edc2e87c9dbb3015
+// digest         07a1609134b1e9a437f4f8cca20e1eb73906a25dd6e3cd19ca055921b4ec7769
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

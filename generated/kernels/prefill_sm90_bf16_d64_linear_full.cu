@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         533008b8c33e2aac0a98d681090f17f48f94b1c551af320d9a961e649584593f
+// digest         6a8b2ea22a6c421b50667a8023f3abf1243badd2f078a9ece994a233eca1bc50
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

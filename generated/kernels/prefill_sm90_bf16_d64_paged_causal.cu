@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         f42a28ae9940f1043784ba5f167c82a27ac674d2e9029095f7837d63279f6192
+// digest         5f161819a88aec462b94a2a591fa7dbe147d09805582bba9571be633fc7b74d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

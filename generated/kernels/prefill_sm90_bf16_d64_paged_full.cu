@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         359619ac19197e037f845317b051921944e9a7165b9391f774a44a081c5963d8
+// digest         2de227a4ff25f031c4cf0f8b7d28705ab46c7d7a79adb1ef21baecda1912f96f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

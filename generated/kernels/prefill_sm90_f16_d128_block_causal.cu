@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         5b9e2601754c20871a3928b6b39fbbd915eba0ee0f6bbf71d606d9dc66b57267
+// digest         7239ed1f24e184c8102b1ad58412a8310e6821ee38aa6d733692d40ff89701e0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         8898809b012790777dfc987630620bf35855f9de104a518ab3c3360f7debbf11
+// digest         d769d7ed72718b11806901497fc00cd03dab646fc5e9fbfcf62a2d8442b77bd1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         0410673bf141b15c14f357031f361eb5b6881f6158ed7df2e1372dd691f0cd44
+// digest         4820478f5e16904cfb06fb7037ea5aa127b2b744acfc7216dc6ce5a3ff949480
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         a60b3267c6cd55dec19d51109416608b63a9290a60c9f4480fa020eaa63416a7
+// digest         d1730f9046d2b2dead24e9e4fbce6d24ed57d2c2f7246aa050163077e342cb17
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

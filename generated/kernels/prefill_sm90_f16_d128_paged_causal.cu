@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         07884388e9afc38f6496db4499b0068c927b89d99d01981795dc05dd6af2d4f6
+// digest         9acf71804f68942aacf4357ab33d6ef09e4eda9735e6226e06b362e206f5a163
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

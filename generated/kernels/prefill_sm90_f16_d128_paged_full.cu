@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         fb46636eb877e77e4a43fcd7a3875600072463ad332c5a90af8ca67a34dd3202
+// digest         d80d0930429ce8ff48ba7fe5e02ad16c0b2eaec973c03f17f2a4b3c80d20c125
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

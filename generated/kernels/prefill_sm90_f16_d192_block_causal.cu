@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         aa21b5f71af353f224a66bdd08cb36641830d06f8aaf15abaa02678283f8f2b8
+// digest         23b41eff1224d79de57e0645557b8bb0008b2816a91ce3df6fae6f005e5371df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         2d53d77591a06d16990e9975112dbbe7313333a90a8522ea85ec66c8f49599f7
+// digest         f454ff26bc5a04e53c6ad20c31ad0472c9099ee27db0d13fd6a37de8f586a3ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

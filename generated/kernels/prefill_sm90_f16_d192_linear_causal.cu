@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         65bd2d222b1a8035fe05990932e82e19a3334bd12c3202b3dc88da2553138c49
+// digest         c4973203868dfd8d174d6b31cec59b2d0e15684681c303d96a73bf03a9a7d788
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         8c7c21891540ce388643c6493435de86f63fc0ea1f9e52285f44b59dd4036cd9
+// digest         90d7eb4974d11d8b4d9737c283099118c5576b59c5124dcd4237d0047dd9454c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         cd4a452abf1a1e3511c2dd9b1af0ece0b56dcc7cc6a867731b62348fcd33b205
+// digest         2567b1ff9a9ab7b6e3d90c607a882e019a5192553e90523bd30588870d799fe2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

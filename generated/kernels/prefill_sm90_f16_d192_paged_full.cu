@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         1c0cfe84285e0ee8a1e6b86e0df8d86213be98808cee38d1106ff212a5e507cd
+// digest         7e9c65bb240aff39bec4b31bc4c635f28a5450355bfc37b3c81e65a2f7b6748a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         fd57605dcfd64bba32101145a54dc6ff998fdbe2a7a6a6cb97eba1bf9dc5bce7
+// digest         abe6279330ff7365d416d9f4008b02b552ba0030f1bb87b70157c587027477e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         b465118f63ce06c4add38f01415098fa33fe4091a4d15e2bfbcc3991e361dcbc
+// digest         bcb7f14d8ed086ee76d81bee2eb83d64667e518c4db6d3eb3bf2236dde254e98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

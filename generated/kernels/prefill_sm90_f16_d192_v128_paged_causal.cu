@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         2b1eb18ce207a92c2dd4c337e4728cbce5050020cf97c8ba622e460a1814c793
+// digest         e2db18c18489a392c6eeaa5e1fbd248f10652260c779ea66836e5e22b285fbd0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

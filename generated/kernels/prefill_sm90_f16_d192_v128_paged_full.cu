@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         d388ce080405f7f98c28e642123d6bb61bcc97f115564ce86d9b90f2f28795ab
+// digest         f927eaa90b70e5860e96702b98e012901c69d4da9a64675a4b65c0fb9e731738
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

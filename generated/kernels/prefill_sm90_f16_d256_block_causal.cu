@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         ce7b2a19b7b4bc9ad626baf288b58fba81812ec9c2a8280fc913815964d767ce
+// digest         d7bff88357be0dbb5f4b144bbcc3829bfef9859ba267273371ed00bb65c4d2e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

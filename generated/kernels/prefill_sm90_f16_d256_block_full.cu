@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         3040747f055f4badb74d308fb24593872fb20e9be088de3b5a9db943c6558135
+// digest         c7cd8b0682c53215eba57d66a39d5024fd9af4f05df95bee833962a652586c02
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         ae004e3a0a91294d3a7bdfb862d36494986d85ef6deafe7af389bae8a699f312
+// digest         4a7067ca74a057a3b32e69256572c2f04751a0112dd646bb3064f2f2b0f872b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         6b8505c0c16c959456c4daf0b521f1332c817fb20c2d35d32eefa4f0bdd73d26
+// digest         d63c1d4c2ec9526eeb3e71402edc79ca010f327122dfeef68c564b2a4b607c9a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         05fe8b4c3c9222b888638623b1024127555ec0a56d97f83532fefd3698d368fa
+// digest         46370db0f89d38c882d286846f4f5dc814dd76b739e7fa67f23accdd2e543ba2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         606ea1cb3f814ea98db146d9d0e99f478d8dbfc97289db4fa13fa2cc0efe75f8
+// digest         941be8005fe9086ad10889a20b755fb8eda0f2218d195e951db0e338316bc8f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         ffdc16dfbc818997af49c35dc333c0d3aa8882d29fcd6bf0b10a1f0574c9c25b
+// digest         848bc21f98d7da772ba7586202e3402b1ef7f3d930e48bdb32ff1827f87a49de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         48059858461be521942642a8aa29f2f0a0d6406433c60395eb32431ae28eee61
+// digest         f9e67faac769ee1fc3faa481b8340f46fa2d5d4eeccdb9989872937a0a4ce9f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         6c7842b89a4134438fba9f00ed79504fff7261d6009d36bc7aba4a9451e2a9b5
+// digest         db0d61f9603a90f1af2b2f1cc05dd700be9fd3b41ec3417c3b6d2a1e428833f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         b870a4b16cd31332dea0eb2f2ff872ce873dad2e02ebda3f6a088e73d289c1f5
+// digest         ca864e1a9805fce5e4c1a3214db500b670a2373cfdebb9ad2d5fa8ca8629bd8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         9cd3f4e04ef08b148598a6cec47f2a828d315b10a134e316228f7cee0c0aa58c
+// digest         f72ab58aaaa19ea6eebde756900f1ed5fac4514f45fea246bec03c3418856483
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         7bcac212fe192140fec977451acbd564b4db1ac39bbfd9ca59f1fe6a86d173a6
+// digest         4b14c5f9c654094d6d74cd6fa8d435e1e75180d907cea72748fceecf45815390
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

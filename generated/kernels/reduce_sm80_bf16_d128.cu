@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         e3695faaef09e98392fad43a80d33c9c2cee32a0c4a9d1dc0eaa230e486a659c
+// digest         d5d18a56bf70cbe2addbd29555df062bbe55d28119b83a798732cf8dc4e58955
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         0f9577dcdd581bfecfdbb78e08fa0a0a2b45782a62ac13f22d8a093cbf39f24d
+// digest         d37ddaea54fdcd8082fa8a4f09754c5f1bd24ea42fd697320a7bb2f8b13e5cc9
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         1ca4b37bae201c693458682699c9af63efe21e7ff2d27a230f09b3d4926d5d8e
+// digest         dc06562feabd46667c781e305bd0baeb2fc040531fbf5ff26a716eacb08d229c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

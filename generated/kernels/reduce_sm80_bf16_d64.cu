@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         892dca21ec2711d5a5c9722e7db1f2c1a4dc4f929c05a2a5111f2a616c0aeee4
+// digest         8ad45c42377ddcb05de3f1c6d84a54b83d0a6a508ed01acc762e8823024542ac
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         be0419e28ba4de65cb9a949a3193ede886165afb1e53ea91778b036c59e53219
+// digest         c4dc68fc4ac229ca9ef110a8573675ba6d59c84da4cc54b0fd084416f751a286
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

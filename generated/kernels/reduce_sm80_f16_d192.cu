@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         d6a8e09f2df32e8208e569b4c24c08300386377263c4114dd6c730b1d4ad580c
+// digest         98e5f0ca284b523e726169696b73a1490c6699d4cb07182861dd77b44d711856
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

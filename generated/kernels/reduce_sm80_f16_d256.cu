@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         fa20de782ac2c96230ebce3101239083bd3f8678034926f5fff3d0ffde8ca012
+// digest         a6ac775814f7155d366ba6dcb05431d785885923bc010d4c4a3b8d71be09b191
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

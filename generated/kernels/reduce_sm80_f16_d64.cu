@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         b8e1902efd020a8673e517b9cad2e5bb178aceb1a4c9908a58352df6c329a562
+// digest         05c787668c81d4fe8c66a3b00325524880f7bce0e6534212a6dbbec0d3a5dac5
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

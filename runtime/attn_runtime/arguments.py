@@ -60,7 +60,7 @@ def check_call(settings: Settings, views: Views, numbers: Numbers) -> Call:
     """
     config = settings.config
     token_num, q_stride = _check_q(settings, given(views, "q"))
-    batch = _check_lengths(views)
+    batch = check_lengths(views)
     fields, capacity = check_cache(
         CacheCall(
             config, settings.num_kv_heads, batch, views, numbers.block_len, numbers.layer_offset
@@ -152,7 +152,7 @@ def _check_q(settings: Settings, q: ArrayView) -> tuple[int, int]:
     return token_num, row_stride("q", q, 0)
 
 
-def _check_lengths(views: Views) -> int:
+def check_lengths(views: Views) -> int:
     """The batch size, from cu_q_len [batch_size + 1]."""
     cu_q_len, cu_k_len = given(views, "cu_q_len"), given(views, "cu_k_len")
     need_ints("cu_q_len", cu_q_len, ("batch_size + 1",), (None,))

@@ -7,16 +7,23 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any, Final
 
-from attn_codegen.config import Dtype
+from attn_codegen.config import Dtype, KvDtype
 from attn_runtime.array_view import ArrayView, dense_strides
 from attn_runtime.errors import ArgumentError
 from attn_runtime.problem import INT_MAX
 
 ROW_ELEMENTS: Final = 8
 """Kernels move 16 bytes at a time, and elements have 2: strides are multiples of 8 elements."""
+ROW_CODES: Final = 16
+"""The same of a quantised cache, whose arrays are of bytes."""
 
 # The bits of bf16 where a library has no such type.
 _ELEMENT_WORDS: Final = {Dtype.F16: ("f16",), Dtype.BF16: ("bf16", "u16")}
+_CODE_WORDS: Final = {
+    KvDtype.INT8: ("u8",),
+    KvDtype.INT4: ("u8",),
+    KvDtype.E4M3: ("u8", "float8_e4m3fn"),
+}
 
 Views = Mapping[str, ArrayView | None]
 """The array arguments of a call by name; None where one was left out."""
@@ -44,14 +51,26 @@ def is_step(view: ArrayView, axis: int, step: int) -> bool:
     return view.shape[axis] <= 1 or view.strides[axis] == step
 
 
-def row_stride(name: str, view: ArrayView, axis: int) -> int:
+def row_stride(name: str, view: ArrayView, axis: int, multiple: int = ROW_ELEMENTS) -> int:
     """The stride of an axis of rows, which 16-byte moves must be able to follow."""
     step = stride(view, axis)
-    if step % ROW_ELEMENTS:
+    if step % multiple:
         raise ArgumentError(
             name,
             f"{name} has strides {list(view.strides)}: all but the last must be multiples of "
-            f"{ROW_ELEMENTS} elements, so that every row is aligned to 16 bytes",
+            f"{multiple} elements, so that every row is aligned to 16 bytes",
+        )
+    return step
+
+
+def pair_stride(name: str, view: ArrayView, axis: int) -> int:
+    """The stride of an axis of (scale, zero) pairs, each read by one load of 4 bytes."""
+    step = stride(view, axis)
+    if step % 2:
+        raise ArgumentError(
+            name,
+            f"{name} has strides {list(view.strides)}: all but the last must be even, so that "
+            "every pair is aligned to 4 bytes",
         )
     return step
 
@@ -92,6 +111,22 @@ def need_elements(name: str, view: ArrayView, dtype: Dtype) -> None:
 def need_rows(name: str, view: ArrayView, dtype: Dtype) -> None:
     """Refuse another element type, and rows whose elements are apart."""
     need_elements(name, view, dtype)
+    _need_back_to_back(name, view)
+
+
+def need_codes(name: str, view: ArrayView, kv_dtype: KvDtype) -> None:
+    """Refuse what is not bytes of codes, and rows whose bytes are apart."""
+    allowed = _CODE_WORDS[kv_dtype]
+    if view.dtype not in allowed:
+        raise ArgumentError(
+            name,
+            f"{name} has dtype {view.dtype}: an {kv_dtype} cache is an array of "
+            f"{' or '.join(allowed)}; view it as that",
+        )
+    _need_back_to_back(name, view)
+
+
+def _need_back_to_back(name: str, view: ArrayView) -> None:
     if not is_step(view, len(view.shape) - 1, 1):
         raise ArgumentError(
             name,

@@ -103,7 +103,7 @@ def _check_shared_memory(config: AttentionConfig, tile: Tiling, function: Functi
 
 def _check_arguments(config: AttentionConfig, function: Function) -> None:
     """The struct that is packed here and the one that was compiled come from one declaration."""
-    expected = params.size_of(params.arguments_of(config.arch))
+    expected = params.size_of(params.arguments_of(config))
     if function.argument_bytes not in (0, expected):
         raise DeviceError(
             f"{function.symbol} takes {function.argument_bytes} bytes of arguments, and this "

@@ -7,18 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from attn_codegen.config import AttentionConfig, Cache
+from attn_codegen.config import AttentionConfig, Cache, KvDtype
 from attn_runtime.array_view import ArrayView
 from attn_runtime.checks import (
+    ROW_CODES,
     Views,
     given,
     is_step,
+    need_codes,
     need_dense,
     need_dtype,
     need_int,
     need_ints,
     need_rows,
     need_shape,
+    pair_stride,
     row_stride,
 )
 from attn_runtime.errors import ArgumentError
@@ -31,7 +34,14 @@ _ARGUMENTS: Final = {
     Cache.PAGED: ("k", "v", "block_table"),
     Cache.BLOCK: ("block_ptrs", "cu_block_nums", "block_len", "layer_offset"),
 }
-_ALL_ARGUMENTS: Final = tuple(sorted({name for names in _ARGUMENTS.values() for name in names}))
+_PAIRS: Final = ("k_pairs", "v_pairs")
+_SCALES: Final = ("k_scale", "v_scale")
+_ALL_ARGUMENTS: Final = tuple(
+    sorted({name for names in _ARGUMENTS.values() for name in names} | {*_PAIRS, *_SCALES})
+)
+
+KV_TYPE: Final = {KvDtype.SAME: 0, KvDtype.INT8: 1, KvDtype.INT4: 2, KvDtype.E4M3: 3}
+"""The numbers of attn::KvType."""
 
 Values = dict[str, int | float | bool]
 """Fields of Arguments that are no addresses, by dotted name."""
@@ -59,27 +69,81 @@ class CacheFields(NamedTuple):
 
 def check_cache(call: CacheCall) -> CacheFields:
     """Check the arguments of the cache that the configuration reads, and refuse those of others."""
-    cache = call.config.cache
-    assert cache is not None  # attention reads a cache: a rule of the space
+    cache, kv_dtype = call.config.cache, call.config.kv_dtype
+    assert cache is not None  # every mode that has arguments has a cache: a rule of the space
+    names = arguments_of(call.config)
     numbers = {"block_len": call.block_len, "layer_offset": call.layer_offset}
     for name in _ALL_ARGUMENTS:
         value: Any = numbers[name] if name in numbers else call.views.get(name)
-        if value is not None and name not in _ARGUMENTS[cache]:
+        if value is not None and name not in names:
+            kind = f"a {cache}" if kv_dtype is KvDtype.SAME else f"an {kv_dtype} {cache}"
             raise ArgumentError(
                 name,
-                f"{name} was given, but this Attention reads a {cache} cache, which takes "
-                f"{', '.join(_ARGUMENTS[cache])}: leave it out, or build another Attention",
+                f"{name} was given, but the call reads {kind} cache, which takes "
+                f"{', '.join(names)}: leave it out, or build another Attention",
             )
-    return _CHECKS[cache](call)
+    fields = _CHECKS[cache](call)
+    values = fields.values | {
+        "kv_type": KV_TYPE[kv_dtype],
+        "kv_scale_stride": _check_scales(call) if kv_dtype is KvDtype.E4M3 else 0,
+    }
+    return CacheFields(values, fields.capacity)
+
+
+def arguments_of(config: AttentionConfig) -> tuple[str, ...]:
+    """The arguments that describe the cache of a configuration."""
+    assert config.cache is not None
+    names: tuple[str, ...] = _ARGUMENTS[config.cache]
+    if has_pairs(config) and config.cache is not Cache.BLOCK:
+        names += _PAIRS
+    return names + _SCALES if config.kv_dtype is KvDtype.E4M3 else names
+
+
+def has_pairs(config: AttentionConfig) -> bool:
+    """Whether each row of the cache has a (scale, zero) pair."""
+    return config.kv_dtype in (KvDtype.INT8, KvDtype.INT4)
+
+
+def row_extent(config: AttentionConfig, head_dim: int) -> int:
+    """Elements of the array that a row of the cache takes: int4 has two codes in a byte."""
+    return head_dim // 2 if config.kv_dtype is KvDtype.INT4 else head_dim
+
+
+def _check_scales(call: CacheCall) -> int:
+    """kv_scale_stride: 0 where K and V have one scale each (or none, which is 1), 1 for one of each
+    KV head."""
+    heads, steps = call.num_kv_heads, {}
+    for name in _SCALES:
+        view = call.views.get(name)
+        if view is None:
+            continue
+        need_dtype(name, view, ("f32",))
+        need_dense(name, view, "scales")
+        if view.size not in (1, heads) or len(view.shape) > 1:
+            raise ArgumentError(
+                name,
+                f"{name} has shape {list(view.shape)}: it must be one scale, or "
+                f"[num_kv_heads] = [{heads}]",
+            )
+        steps[name] = int(view.size == heads and heads > 1)
+    if len(set(steps.values())) > 1:
+        raise ArgumentError(
+            "v_scale",
+            "k_scale and v_scale have different shapes: give one scale of each, or one of each "
+            "KV head",
+        )
+    return max(steps.values(), default=0)
 
 
 def _check_linear(call: CacheCall) -> CacheFields:
     """Rows back to back: [token_count, num_kv_heads, head_dim], any strides of tokens and heads."""
-    config, k, v = call.config, given(call.views, "k"), given(call.views, "v")
-    names, heads = ("token_count", "num_kv_heads"), call.num_kv_heads
-    need_shape("k", k, (*names, "head_dim"), (None, heads, config.head_dim))
-    need_shape("v", v, (*names, "head_dim_v"), (k.shape[0], heads, config.head_dim_v))
+    k, v, heads = given(call.views, "k"), given(call.views, "v"), call.num_kv_heads
+    names = ("token_count", "num_kv_heads")
+    width, width_v = _extents(call.config)
+    need_shape("k", k, (*names, "head_dim"), (None, heads, width))
+    need_shape("v", v, (*names, "head_dim_v"), (k.shape[0], heads, width_v))
     values = _strides("linear_iter_params", ("token", "head"), call, k, v)
+    values |= _pair_strides("linear_iter_params", ("token", "head"), call, (*names, "2"), k)
     values["linear_iter_params.token_count"] = k.shape[0]
     return CacheFields(values, k.shape[0])
 
@@ -87,10 +151,11 @@ def _check_linear(call: CacheCall) -> CacheFields:
 def _check_paged(call: CacheCall) -> CacheFields:
     """Pools [block_count, block_len, num_kv_heads, head_dim], any strides, and a block table
     [batch_size, max_blocks], whose rows may be those of a wider one."""
-    config, k, v = call.config, given(call.views, "k"), given(call.views, "v")
-    names, heads = ("block_count", "block_len", "num_kv_heads"), call.num_kv_heads
-    need_shape("k", k, (*names, "head_dim"), (None, None, heads, config.head_dim))
-    need_shape("v", v, (*names, "head_dim_v"), (*k.shape[:2], heads, config.head_dim_v))
+    k, v, heads = given(call.views, "k"), given(call.views, "v"), call.num_kv_heads
+    names = ("block_count", "block_len", "num_kv_heads")
+    width, width_v = _extents(call.config)
+    need_shape("k", k, (*names, "head_dim"), (None, None, heads, width))
+    need_shape("v", v, (*names, "head_dim_v"), (*k.shape[:2], heads, width_v))
     block_len = need_int("k", k.shape[1], least=1, what="block_len, the second extent of k,")
     table = given(call.views, "block_table")
     need_shape("block_table", table, ("batch_size", "max_blocks"), (call.batch_size, None))
@@ -102,7 +167,9 @@ def _check_paged(call: CacheCall) -> CacheFields:
             f"block_table has strides {list(table.strides)}: the entries of a row must lie back to "
             "back, and rows must not overlap; copy it",
         )
-    values = _strides("paged_iter_params", ("block", "token", "head"), call, k, v)
+    axes = ("block", "token", "head")
+    values = _strides("paged_iter_params", axes, call, k, v)
+    values |= _pair_strides("paged_iter_params", axes, call, (*names, "2"), k)
     values |= {
         "paged_iter_params.max_blocks": need_int(
             "block_table", width, what="the distance of the rows of block_table"
@@ -143,12 +210,42 @@ def _check_block(call: CacheCall) -> CacheFields:
 def _strides(
     prefix: str, axes: tuple[str, ...], call: CacheCall, k: ArrayView, v: ArrayView
 ) -> Values:
+    """Strides in elements of the cache, which are codes where it is quantised."""
     values: Values = {}
+    kv_dtype = call.config.kv_dtype
     for name, view in (("k", k), ("v", v)):
-        need_rows(name, view, call.config.dtype)
-        for axis, word in enumerate(axes):
-            values[f"{prefix}.{name}_{word}_stride"] = row_stride(name, view, axis)
+        if kv_dtype is KvDtype.SAME:
+            need_rows(name, view, call.config.dtype)
+            steps = [row_stride(name, view, axis) for axis in range(len(axes))]
+        else:
+            need_codes(name, view, kv_dtype)
+            codes = 2 if kv_dtype is KvDtype.INT4 else 1
+            steps = [codes * row_stride(name, view, axis, ROW_CODES) for axis in range(len(axes))]
+        for word, step in zip(axes, steps, strict=True):
+            values[f"{prefix}.{name}_{word}_stride"] = step
     return values
+
+
+def _pair_strides(
+    prefix: str, axes: tuple[str, ...], call: CacheCall, names: tuple[str, ...], k: ArrayView
+) -> Values:
+    """The (scale, zero) pairs of K and of V: arrays like k, whose rows are two elements of T."""
+    values: Values = {}
+    if not has_pairs(call.config):
+        return values
+    for name in _PAIRS:
+        view = given(call.views, name)
+        need_shape(name, view, names, (*k.shape[:-1], 2))
+        need_rows(name, view, call.config.dtype)
+        word = name.removesuffix("s")
+        for axis, of in enumerate(axes):
+            values[f"{prefix}.{word}_{of}_stride"] = pair_stride(name, view, axis)
+    return values
+
+
+def _extents(config: AttentionConfig) -> tuple[int, int]:
+    """The last extents of k and of v."""
+    return row_extent(config, config.head_dim), row_extent(config, config.head_dim_v)
 
 
 _CHECKS: Final[dict[Cache, Callable[[CacheCall], CacheFields]]] = {

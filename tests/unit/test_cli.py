@@ -81,7 +81,7 @@ def test_emit_again_leaves_everything_alone() -> None:
 def test_emit_tells_as_data_what_it_did(folder: Path) -> None:
     run("emit", "--preset", "turbomind")
     (folder / f"generated/kernels/{AttentionConfig().name}.cu").unlink()
-    block = ("--arch", "sm80", "--dtype", "f16", "--cache", "block")
+    block = ("--mode", "prefill", "--arch", "sm80", "--dtype", "f16", "--cache", "block")
     told = json.loads(run("emit", *block, "--json").out)
     assert told["created"] == [f"generated/kernels/{AttentionConfig().name}.cu"] + [
         f"generated/kernels/prefill_sm80_f16_d{width}_block_full.cu"
@@ -100,9 +100,8 @@ def test_emit_writes_each_preset(folder: Path, preset: str) -> None:
 
 
 def test_axis_options_filter_the_preset_and_add_the_reductions_that_are_left(folder: Path) -> None:
-    done = run(
-        "emit", "--dtype", "bf16", "--cache", "paged", "--head-dim", "64", "--head-dim", "192"
-    )
+    axes = ("--mode", "prefill", "--dtype", "bf16", "--cache", "paged")
+    done = run("emit", *axes, "--head-dim", "64", "--head-dim", "192")
     assert done.code == 0
     assert names_in(folder / "generated") == [
         "prefill_sm80_bf16_d192_paged_causal",

@@ -136,7 +136,7 @@ def test_the_manifest_says_of_each_kernel_what_the_tiling_says() -> None:
         assert entry["gencode"] == f"-gencode=arch=compute_{number},code=sm_{number}"
         assert entry["threads"] == tile.threads
         assert entry["shared_bytes"] == tile.shared_bytes
-        arguments = params.arguments_of(config.arch)
+        arguments = params.arguments_of(config)
         assert entry["argument_bytes"] == params.size_of(arguments)
         assert entry["argument_align"] == params.align_of(arguments)
 
@@ -145,8 +145,8 @@ def test_every_reduction_that_a_kernel_names_is_emitted_with_it() -> None:
     found = entries(renderer.render(DEFAULT))
     names = {entry["name"] for entry in found}
     for entry in found:
-        is_reduce = str(entry["name"]).startswith(Mode.REDUCE)
-        assert entry["reduction"] is None if is_reduce else entry["reduction"] in names
+        splits = str(entry["name"]).startswith((Mode.PREFILL, Mode.DECODE))
+        assert entry["reduction"] in names if splits else entry["reduction"] is None
 
 
 def test_the_manifest_has_the_sha256_of_every_other_file() -> None:

@@ -43,7 +43,13 @@ REFUSED = {
     "arch-emitted": AttentionConfig(arch=Arch.SM75),
     "sm90-widths": AttentionConfig(arch=Arch.SM90, head_dim_v=64, cache=Cache.LINEAR),
     "reduce-one-arch": AttentionConfig.of(mode="reduce", arch="sm90"),
-    "kv-dtype-emitted": AttentionConfig(kv_dtype=KvDtype.INT8),
+    "write-one-arch": AttentionConfig.of(mode="write", arch="sm90"),
+    "write-has-no-mask": AttentionConfig(mode=Mode.WRITE),
+    "kv-dtype-emitted": AttentionConfig(arch=Arch.SM90, kv_dtype=KvDtype.INT8),
+    "quantised-one-width": AttentionConfig.of(
+        mode="write", kv_dtype="int8", head_dim_v=64, cache="paged"
+    ),
+    "int4-head-dim": AttentionConfig.of(mode="write", kv_dtype="int4", head_dim=80),
     "head-dim-range": AttentionConfig(head_dim=272),
     "head-dim-step": AttentionConfig(head_dim=100),
     "head-dim-v-range": AttentionConfig(head_dim_v=272, cache=Cache.PAGED),

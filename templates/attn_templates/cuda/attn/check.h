@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attn/error.h"
+#include "attn/kv_type.h"
 #include "attn/params.h"
 #include "attn/plan.h"
 
@@ -31,13 +32,31 @@ inline void need_aligned(const char* field, const void* pointer) {
   }
 }
 
-// Elements are 16 bits wide, so 8 of them are 16 bytes.
-inline void need_stride(const char* field, std::int64_t stride) {
-  if (stride % 8 != 0) {
-    refuse_field(
-        field,
-        "is " + std::to_string(stride) +
-            " elements: it must be a multiple of 8, so that every row is aligned to 16 bytes");
+// So many elements are 16 bytes.
+template <class Kv>
+inline constexpr int kElementsOf16Bytes = 128 / Kv::kBits;
+
+inline void need_stride(const char* field, std::int64_t stride, int multiple = 8) {
+  if (stride % multiple != 0) {
+    refuse_field(field,
+                 "is " + std::to_string(stride) + " elements: it must be a multiple of " +
+                     std::to_string(multiple) + ", so that every row is aligned to 16 bytes");
+  }
+}
+
+// A pair is read by one load of 4 bytes.
+inline void need_pairs(const char* field, const void* pairs) {
+  need_pointer(field, pairs);
+  if (reinterpret_cast<std::uintptr_t>(pairs) % 4 != 0) {
+    refuse_field(field, "is not aligned to 4 bytes, the size of a (scale, zero) pair");
+  }
+}
+
+inline void need_pair_stride(const char* field, std::int64_t stride) {
+  if (stride % 2 != 0) {
+    refuse_field(field,
+                 "is " + std::to_string(stride) +
+                     " elements: it must be even, so that every pair is aligned to 4 bytes");
   }
 }
 
@@ -55,16 +74,27 @@ inline void need_equal(const char* field, int got, int expected) {
   }
 }
 
-inline void check_cache(const LinearIteratorParams& linear) {
+template <class Kv>
+void check_cache(const LinearIteratorParams& linear) {
+  constexpr int kMultiple = kElementsOf16Bytes<Kv>;
   need_aligned("linear_iter_params.k", linear.k);
   need_aligned("linear_iter_params.v", linear.v);
-  need_stride("linear_iter_params.k_token_stride", linear.k_token_stride);
-  need_stride("linear_iter_params.k_head_stride", linear.k_head_stride);
-  need_stride("linear_iter_params.v_token_stride", linear.v_token_stride);
-  need_stride("linear_iter_params.v_head_stride", linear.v_head_stride);
+  need_stride("linear_iter_params.k_token_stride", linear.k_token_stride, kMultiple);
+  need_stride("linear_iter_params.k_head_stride", linear.k_head_stride, kMultiple);
+  need_stride("linear_iter_params.v_token_stride", linear.v_token_stride, kMultiple);
+  need_stride("linear_iter_params.v_head_stride", linear.v_head_stride, kMultiple);
+  if constexpr (Kv::kHasPairs) {
+    need_pairs("linear_iter_params.k_pairs", linear.k_pairs);
+    need_pairs("linear_iter_params.v_pairs", linear.v_pairs);
+    need_pair_stride("linear_iter_params.k_pair_token_stride", linear.k_pair_token_stride);
+    need_pair_stride("linear_iter_params.k_pair_head_stride", linear.k_pair_head_stride);
+    need_pair_stride("linear_iter_params.v_pair_token_stride", linear.v_pair_token_stride);
+    need_pair_stride("linear_iter_params.v_pair_head_stride", linear.v_pair_head_stride);
+  }
 }
 
-inline void check_cache(const BlockIteratorParams& block) {
+template <class Kv>
+void check_cache(const BlockIteratorParams& block) {
   need_pointer("block_iter_params.block_ptrs", block.block_ptrs);
   need_pointer("block_iter_params.cu_block_nums", block.cu_block_nums);
   need_positive("block_iter_params.block_len", block.block_len);
@@ -75,18 +105,58 @@ inline void check_cache(const BlockIteratorParams& block) {
   }
 }
 
-inline void check_cache(const PagedIteratorParams& paged) {
+template <class Kv>
+void check_cache(const PagedIteratorParams& paged) {
+  constexpr int kMultiple = kElementsOf16Bytes<Kv>;
   need_aligned("paged_iter_params.k", paged.k);
   need_aligned("paged_iter_params.v", paged.v);
-  need_stride("paged_iter_params.k_block_stride", paged.k_block_stride);
-  need_stride("paged_iter_params.k_token_stride", paged.k_token_stride);
-  need_stride("paged_iter_params.k_head_stride", paged.k_head_stride);
-  need_stride("paged_iter_params.v_block_stride", paged.v_block_stride);
-  need_stride("paged_iter_params.v_token_stride", paged.v_token_stride);
-  need_stride("paged_iter_params.v_head_stride", paged.v_head_stride);
+  need_stride("paged_iter_params.k_block_stride", paged.k_block_stride, kMultiple);
+  need_stride("paged_iter_params.k_token_stride", paged.k_token_stride, kMultiple);
+  need_stride("paged_iter_params.k_head_stride", paged.k_head_stride, kMultiple);
+  need_stride("paged_iter_params.v_block_stride", paged.v_block_stride, kMultiple);
+  need_stride("paged_iter_params.v_token_stride", paged.v_token_stride, kMultiple);
+  need_stride("paged_iter_params.v_head_stride", paged.v_head_stride, kMultiple);
   need_pointer("paged_iter_params.block_table", paged.block_table);
   need_positive("paged_iter_params.block_len", paged.block_len);
   need_positive("paged_iter_params.max_blocks", paged.max_blocks);
+  if constexpr (Kv::kHasPairs) {
+    need_pairs("paged_iter_params.k_pairs", paged.k_pairs);
+    need_pairs("paged_iter_params.v_pairs", paged.v_pairs);
+    need_pair_stride("paged_iter_params.k_pair_block_stride", paged.k_pair_block_stride);
+    need_pair_stride("paged_iter_params.k_pair_token_stride", paged.k_pair_token_stride);
+    need_pair_stride("paged_iter_params.k_pair_head_stride", paged.k_pair_head_stride);
+    need_pair_stride("paged_iter_params.v_pair_block_stride", paged.v_pair_block_stride);
+    need_pair_stride("paged_iter_params.v_pair_token_stride", paged.v_pair_token_stride);
+    need_pair_stride("paged_iter_params.v_pair_head_stride", paged.v_pair_head_stride);
+  }
+}
+
+// The cache of a kernel, and that it holds what the kernel reads or writes.
+template <class Config>
+void check_cache_of(const AttentionParams<typename Config::T>& params) {
+  using Kv = KvTraits<typename Config::T, typename Config::Tkv>;
+  if (params.kv_type != Kv::kType) {
+    refuse_field("kv_type",
+                 "is " + std::to_string(static_cast<int>(params.kv_type)) +
+                     ", but this kernel was compiled for " +
+                     std::to_string(static_cast<int>(Kv::kType)) +
+                     ": take the kernel of your cache's elements (attn/types.h numbers them)");
+  }
+  if (params.kv_scale_stride != 0 && params.kv_scale_stride != 1) {
+    refuse_field("kv_scale_stride",
+                 "is " + std::to_string(params.kv_scale_stride) +
+                     ": it is 0 for one scale, and 1 for one of each KV head");
+  }
+  if (params.max_k_len <= 0) {
+    return;
+  }
+  if constexpr (Config::kCache == CacheType::kLinear) {
+    check_cache<Kv>(params.linear_iter_params);
+  } else if constexpr (Config::kCache == CacheType::kBlock) {
+    check_cache<Kv>(params.block_iter_params);
+  } else {
+    check_cache<Kv>(params.paged_iter_params);
+  }
 }
 
 // What the planner is asked, of a call of one kernel.
@@ -178,20 +248,7 @@ void check_params(const AttentionParams<typename Config::T>& params) {
             ": the softmax scale must be finite and above 0, usually 1 / sqrt(size_per_head)");
   }
   check_context_parallel(params);
-  if (params.kv_type != KvType::kSame) {
-    refuse_field("kv_type",
-                 "is a quantised cache: only KvType::kSame is implemented yet",
-                 Status::kNotSupported);
-  }
-  if (params.max_k_len > 0) {
-    if constexpr (Config::kCache == CacheType::kLinear) {
-      check_cache(params.linear_iter_params);
-    } else if constexpr (Config::kCache == CacheType::kBlock) {
-      check_cache(params.block_iter_params);
-    } else {
-      check_cache(params.paged_iter_params);
-    }
-  }
+  check_cache_of<Config>(params);
   check(problem_of<Config>(params));
   split_policy(params.max_split_k, params.split_cnt, params.split_size);
 }

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Refuses parameters that a cache writer cannot run with, before anything is launched.
+#pragma once
+
+#include <limits>
+
+#include "attn/check.h"
+#include "attn/kv_type.h"
+
+namespace attn::detail {
+
+template <class Config>
+void check_write(const AttentionParams<typename Config::T>& params) {
+  need_aligned("k", params.k);
+  need_aligned("v", params.v);
+  need_stride("k_stride", params.k_stride);
+  need_stride("v_stride", params.v_stride);
+  need_pointer("cu_q_len", params.cu_q_len);
+  need_pointer("cu_k_len", params.cu_k_len);
+  need_positive("num_kv_heads", params.num_kv_heads);
+  need_equal("size_per_head", params.size_per_head, Config::kHeadDim);
+  if (params.size_per_head_v != 0) {
+    need_equal("size_per_head_v", params.size_per_head_v, Config::kHeadDimV);
+  }
+  if (params.cp_size != 1) {
+    refuse_field("cp_size",
+                 "is " + std::to_string(params.cp_size) +
+                     ": a writer puts every new row into one cache; give each rank its own rows, "
+                     "and set it to 1",
+                 Status::kNotSupported);
+  }
+  check_cache_of<Config>(params);
+}
+
+// CTAs of `rows` rows, each of one token and KV head.
+template <class T>
+int write_grid(const AttentionParams<T>& params, int rows) {
+  const std::int64_t all = static_cast<std::int64_t>(params.token_num) * params.num_kv_heads;
+  const std::int64_t ctas = (all + rows - 1) / rows;
+  if (ctas > std::numeric_limits<int>::max()) {
+    refuse_field("token_num",
+                 "is " + std::to_string(params.token_num) + " tokens of " +
+                     std::to_string(params.num_kv_heads) +
+                     " KV heads: more rows than one launch takes, write them in parts");
+  }
+  return static_cast<int>(ctas);
+}
+
+}  // namespace attn::detail

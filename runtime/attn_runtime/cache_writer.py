@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door for cache writers: rows of K and V of new tokens into a cache of any kind."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from attn_codegen import params
+from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mode
+from attn_runtime import driver
+from attn_runtime.array_view import ArrayView
+from attn_runtime.arrays import adapter_of
+from attn_runtime.checks import need_int
+from attn_runtime.driver import Context
+from attn_runtime.errors import ArgumentError
+from attn_runtime.function import Function
+from attn_runtime.kernel import Kernel, load
+from attn_runtime.kv_cache import Values
+from attn_runtime.prepared import Given, context_of
+from attn_runtime.settings import device_ordinal, refuse_unsupported
+from attn_runtime.streams import stream_handle
+from attn_runtime.write_call import ARRAYS, address_fields, check_write, need_aligned
+
+_KEPT: Final = 256
+"""Kinds of calls that a thread remembers; the oldest is forgotten first."""
+_STRUCT: Final = "AttentionParams"
+
+
+class CacheWriter:
+    """Writes rows of K and V of new tokens into a linear, block or paged cache, quantised where
+    `kv_dtype` says so.
+
+    x is read back as code * scale + zero of its row (int8, int4) or code * scale of its head
+    (e4m3); attn/kv_type.h has the layout. Only rows of new tokens are written; the same call twice
+    leaves the same bits. `device` is the GPU that `prepare` uses; calls run where k_new is.
+
+    Raises ConfigError for a combination that no kernel serves. Safe to call from several threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_kv_heads: int,
+        head_dim: int,
+        head_dim_v: int | None = None,
+        dtype: Dtype | str = Dtype.BF16,
+        kv_dtype: KvDtype | str = KvDtype.SAME,
+        cache: Cache | str = Cache.PAGED,
+        device: Any = None,
+    ) -> None:
+        self.config: Final = AttentionConfig.of(
+            mode=Mode.WRITE,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            head_dim=head_dim,
+            head_dim_v=head_dim_v,
+            cache=cache,
+        )
+        refuse_unsupported(self.config)
+        self.num_kv_heads: Final = need_int("num_kv_heads", num_kv_heads, least=1)
+        self.device: Final = device_ordinal(device)
+        self._local = threading.local()
+
+    def prepare(self) -> None:
+        """Compile and load the kernel, so that no call and no graph capture has to. Raises
+        ToolchainError, CompileError, DriverError or DeviceError."""
+        ordinal = driver.current_device() if self.device is None else self.device
+        load(self.config, driver.context_of_device(ordinal))
+
+    def __call__(
+        self,
+        k_new: Any,
+        v_new: Any,
+        k: Any = None,
+        v: Any = None,
+        *,
+        cu_q_len: Any,
+        cu_k_len: Any,
+        k_pairs: Any = None,
+        v_pairs: Any = None,
+        k_scale: Any = None,
+        v_scale: Any = None,
+        block_table: Any = None,
+        block_ptrs: Any = None,
+        cu_block_nums: Any = None,
+        block_len: int | None = None,
+        layer_offset: int | None = None,
+        finished: Any = None,
+        stream: Any = None,
+    ) -> None:
+        """Enqueue one call.
+
+        k_new [token_num, num_kv_heads, head_dim], v_new [token_num, num_kv_heads, head_dim_v]: new
+        tokens of all sequences, cu_q_len int32 [batch_size + 1] their sums. cu_k_len int32
+        [batch_size + 1] are sums of the lengths with them: new token i of a sequence becomes its
+        key k_len - q_len + i. finished bool [batch_size]: sequences to leave alone.
+
+        The cache is given as to Attention. A quantised one has uint8 k and v (int4: half as many
+        bytes as head_dim); int8 and int4 have k_pairs and v_pairs beside them, [..., 2] of dtype
+        (linear: [tokens, num_kv_heads, 2], paged: [block_count, block_len, num_kv_heads, 2]); e4m3
+        has k_scale and v_scale, float32, one or [num_kv_heads], 1 where left out.
+
+        Raises ArgumentError, which names the argument; then nothing was launched.
+        """
+        arrays = (
+            *(k_new, v_new, k, v, k_pairs, v_pairs, k_scale, v_scale),
+            *(block_table, block_ptrs, cu_block_nums, cu_q_len, cu_k_len, finished),
+        )  # in the order of ARRAYS
+        adapter = adapter_of(k_new, "k_new")
+        handle = adapter.current_stream(k_new) if stream is None else stream_handle(stream)
+        keys, addresses, owners = adapter.read_all(arrays, ARRAYS, handle)
+        context = None if adapter.knows_device else self._context_of(addresses[0])
+        call = self._recall((tuple(keys), block_len, layer_offset, context))
+        if call is None:
+            given = [
+                Given(name, adapter_of(array, name), key, address)
+                for name, array, key, address in zip(ARRAYS, arrays, keys, addresses, strict=True)
+                if key is not None
+            ]
+            call = self._prepared(given, block_len, layer_offset, context)
+            self._keep((tuple(keys), block_len, layer_offset, context), call)
+        need_aligned(addresses)
+        with call.context:
+            call.run(addresses, handle)
+        del owners  # what exporters lent is needed until here
+
+    def _context_of(self, pointer: int) -> Context:
+        if pointer:
+            return context_of("k_new", pointer)
+        ordinal = driver.current_device() if self.device is None else self.device
+        return driver.context_of_device(ordinal)
+
+    def _recall(self, key: Any) -> WriteCall | None:
+        try:
+            found: WriteCall | None = self._calls().get(key)
+        except TypeError:  # a number that is none, such as a list: refused with its name later
+            return None
+        return found
+
+    def _keep(self, key: Any, call: WriteCall) -> None:
+        calls = self._calls()
+        if len(calls) >= _KEPT:
+            del calls[next(iter(calls))]
+        calls[key] = call
+
+    def _calls(self) -> dict[Any, WriteCall]:
+        """The calls of this thread."""
+        try:
+            calls: dict[Any, WriteCall] = self._local.calls
+        except AttributeError:
+            calls = self._local.calls = {}
+        return calls
+
+    def _prepared(
+        self,
+        given: Sequence[Given],
+        block_len: int | None,
+        layer_offset: int | None,
+        context: Context | None,
+    ) -> WriteCall:
+        """The first call of a kind, on the device of k_new."""
+        if context is None:
+            ordinal = given[0].describe().ordinal
+            if ordinal is None or ordinal < 0:
+                raise ArgumentError("k_new", "k_new is in host memory: move it to a GPU")
+            context = driver.context_of_device(ordinal)
+        views: dict[str, ArrayView | None] = dict.fromkeys(ARRAYS)
+        views |= {item.name: item.describe() for item in given}
+        values = check_write(
+            self.config, self.num_kv_heads, views, block_len, layer_offset, context.device.ordinal
+        )
+        return WriteCall(context, load(self.config, context), values)
+
+
+@dataclass(slots=True)
+class WriteCall:
+    """A checked call that lacks its addresses. Belongs to one thread."""
+
+    context: Context
+    kernel: Kernel
+    values: Values
+
+    def run(self, addresses: Sequence[int], stream: int) -> None:
+        """Launch on a stream, by its handle; the context must be current. The addresses are those
+        of ARRAYS, 0 for none."""
+        rows = int(self.values["token_num"]) * int(self.values["num_kv_heads"])
+        if not rows:
+            return
+        fields = self.values | address_fields(self.kernel.config, addresses)
+        packed = struct.pack(
+            params.struct_format(_STRUCT),
+            *(fields.get(name, 0) for name in params.field_names(_STRUCT)),
+        )
+        _launch(self.kernel, -(-rows // self.kernel.tiling.cta_q), packed, stream)
+
+
+def _launch(kernel: Kernel, grid_x: int, packed: bytes, stream: int) -> None:
+    function: Function = kernel.function
+    buffer = ctypes.create_string_buffer(packed, len(packed))
+    parameters = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
+    tile = kernel.tiling
+    function.launch(grid_x, tile.threads, tile.shared_bytes, stream, ctypes.addressof(parameters))
