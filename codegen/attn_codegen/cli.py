@@ -23,7 +23,9 @@ from attn_codegen.options import (
     axis_options,
     json_option,
     preset_option,
+    read_tuning,
     select,
+    tuning_option,
 )
 from attn_codegen.tiling import tiling
 
@@ -62,6 +64,7 @@ def main(ctx: click.Context) -> None:
     show_default=True,
     help="C++ namespace; another one also prefixes the entry symbols.",
 )
+@tuning_option
 @click.option(
     "--check", is_flag=True, help="Write nothing; list what differs and exit 1 if anything does."
 )
@@ -76,6 +79,7 @@ def emit(
     preset: str | None,
     names: tuple[str, ...],
     namespace: str,
+    tuning_file: Path | None,
     check: bool,
     force: bool,
     print_outputs: bool,
@@ -100,8 +104,9 @@ def emit(
         raise SelectionError(
             "--check, --force and --print-outputs exclude each other: use one of them"
         )
-    configs = space.with_reductions(select(preset, names, axes))
-    texts = renderer.render(configs, namespace=namespace)
+    tuning = read_tuning(tuning_file)
+    configs = space.with_reductions(select(preset, names, axes, tuning))
+    texts = renderer.render(configs, namespace=namespace, tuning=tuning)
     if print_outputs:
         paths = [str(out / path) for path in texts]
         click.echo(report.as_json(paths) if as_json else "\n".join(paths))

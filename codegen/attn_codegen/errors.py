@@ -16,6 +16,10 @@ class SelectionError(CodegenError):
     """The chosen presets, names and filters select no kernel."""
 
 
+class TuningError(CodegenError):
+    """A tuning file that cannot be read."""
+
+
 class ManifestError(CodegenError):
     """A manifest.json that cannot be read, or that must not be trusted."""
 

@@ -21,13 +21,16 @@ _SEAL = re.compile(r'"seal": "[0-9a-f]{64}"')
 
 @dataclass(frozen=True, slots=True)
 class TileEntry:
-    """The tile of a kernel: query rows, keys of a step, warps, stages of the ring, CTAs per SM."""
+    """The tile of a kernel: query rows, keys of a step, warps, stages of the ring, CTAs per SM, and
+    what it costs (attn_codegen.tuning)."""
 
     cta_q: int
     cta_s: int
     warps: int
     stages: int
     ctas_per_sm: int
+    tile_ns: int
+    step_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
-from attn_codegen import space
+from attn_codegen import space, tuning
 from attn_codegen.config import AXES, AXIS_NAMES, AttentionConfig, axis_value
 from attn_codegen.errors import CodegenError, ConfigError, SelectionError
+from attn_codegen.tuning import Tuning
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -117,9 +119,26 @@ preset_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def select(preset: str | None, names: Iterable[str], axes: Axes) -> tuple[AttentionConfig, ...]:
+tuning_option = click.option(
+    "--tuning",
+    "tuning_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What tiles cost: a file of `attn-codegen tune`.  [default: as measured on an H200]",
+)
+
+
+def read_tuning(path: Path | None) -> Tuning:
+    """The tuning of a file, or the one that comes with the package. Raises TuningError, OSError."""
+    if path is None:
+        return tuning.shipped()
+    return tuning.parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def select(
+    preset: str | None, names: Iterable[str], axes: Axes, tuned: Tuning | None = None
+) -> tuple[AttentionConfig, ...]:
     """The configurations of a preset that have one of the given values on each axis, or those
-    named; all valid.
+    named; all valid. `tuned` says which tiles are in the default preset.
 
     Raises ConfigError for a name that no kernel has, SelectionError when nothing is left or when
     the ways of choosing are mixed.
@@ -128,7 +147,7 @@ def select(preset: str | None, names: Iterable[str], axes: Axes) -> tuple[Attent
     given = {axis: axes[axis] for axis in AXIS_NAMES if axes.get(axis)}
     if not chosen:
         preset = preset or "default"
-        found = tuple(c for c in space.preset(preset) if _matches(c, given))
+        found = tuple(c for c in space.preset(preset, tuned) if _matches(c, given))
         if not found:
             raise SelectionError(_nothing_matches(preset, given))
         return found

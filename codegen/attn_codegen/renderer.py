@@ -25,6 +25,7 @@ from attn_codegen.errors import RenderError
 from attn_codegen.manifest import FILE_NAME, KernelEntry, Manifest, TileEntry, sha256
 from attn_codegen.namespace import DEFAULT_NAMESPACE, checked, moved, symbol_of
 from attn_codegen.tiling import Tiling, tiling
+from attn_codegen.tuning import TileCost, Tuning, shipped
 
 PARAMS_PATH: Final = "attn/params.h"
 C_HEADER_PATH: Final = "attn/attn_c.h"
@@ -59,18 +60,22 @@ _HOST_SUFFIX: Final = ".cpp"
 
 
 def render(
-    configs: Iterable[AttentionConfig], *, namespace: str = DEFAULT_NAMESPACE
+    configs: Iterable[AttentionConfig],
+    *,
+    namespace: str = DEFAULT_NAMESPACE,
+    tuning: Tuning | None = None,
 ) -> dict[str, str]:
     """Every file of a generated folder, sorted by path: headers, units, what makes a library of
     them, and the manifest.
 
-    The order of the configurations and repeats do not matter. Raises ConfigError for a namespace
+    The order of the configurations and repeats do not matter. `tuning` says what tiles cost; left
+    out, it is the one that comes with the package. Raises ConfigError for a namespace
     that C++ cannot take, RenderError when the templates do not fit.
     """
     texts = headers(namespace) | dict(_host_sources(namespace))
     entries, lines = [], []
     for config in sorted(set(configs), key=lambda config: config.name):
-        entry, text = _unit(config, namespace)
+        entry, text = _unit(config, namespace, tuning)
         entries.append(entry)
         texts[entry.file] = text
         if entry.reduction is not None:
@@ -105,13 +110,15 @@ def headers(namespace: str = DEFAULT_NAMESPACE) -> dict[str, str]:
     return dict(_headers(checked(namespace)))
 
 
-def _unit(config: AttentionConfig, namespace: str) -> tuple[KernelEntry, str]:
+def _unit(
+    config: AttentionConfig, namespace: str, tuning: Tuning | None = None
+) -> tuple[KernelEntry, str]:
     """The entry and the text of one kernel; the digest covers the text with no digest in it."""
     namespace = checked(namespace)
-    tile = tiling(config)
+    tile, cost = tiling(config), (tuning or shipped()).cost(config)
     symbol = symbol_of(config.name, namespace)
     file = f"kernels/{config.name}.cu"
-    undigested = _unit_text(config, tile, namespace, symbol, digest="")
+    undigested = _unit_text(config, tile, cost, namespace, symbol, digest="")
     hashed = _header_hash(includes.direct(undigested), namespace).copy()
     _add_field(hashed, file, undigested)
     digest = hashed.hexdigest()
@@ -125,23 +132,32 @@ def _unit(config: AttentionConfig, namespace: str) -> tuple[KernelEntry, str]:
         shared_bytes=tile.shared_bytes,
         config=config.axes(),
         digest=digest,
-        tile=TileEntry(tile.cta_q, tile.cta_s, tile.warps, tile.stages, tile.ctas_per_sm),
+        tile=TileEntry(
+            *(tile.cta_q, tile.cta_s, tile.warps, tile.stages, tile.ctas_per_sm),
+            *(cost.tile_ns, cost.step_ns),
+        ),
         persistent=tile.persistent,
         argument_bytes=params.size_of(arguments),
         argument_align=params.align_of(arguments),
         gencode=_gencode(config.arch),
         reduction=reduction_of(config).name if config.mode in (Mode.PREFILL, Mode.DECODE) else None,
     )
-    return entry, _unit_text(config, tile, namespace, symbol, digest)
+    return entry, _unit_text(config, tile, cost, namespace, symbol, digest)
 
 
 def _unit_text(
-    config: AttentionConfig, tile: Tiling, namespace: str, symbol: str, digest: str
+    config: AttentionConfig,
+    tile: Tiling,
+    cost: TileCost,
+    namespace: str,
+    symbol: str,
+    digest: str,
 ) -> str:
     return _render(
         _UNIT_TEMPLATES[config.mode],
         config=config,
         tiling=tile,
+        cost=cost,
         namespace=namespace,
         symbol=symbol,
         digest=digest,

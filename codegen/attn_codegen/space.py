@@ -22,6 +22,7 @@ from attn_codegen.config import (
 )
 from attn_codegen.errors import ConfigError
 from attn_codegen.tiling import tilings
+from attn_codegen.tuning import Tuning, shipped
 
 HEAD_DIM_STEP: Final = 16
 HEAD_DIM_MAX: Final = 256
@@ -307,12 +308,16 @@ def nearest(config: AttentionConfig, n: int = 3) -> tuple[AttentionConfig, ...]:
     return tuple(ranked[:n])
 
 
-def preset(name: str) -> tuple[AttentionConfig, ...]:
-    """The configurations of a preset, reductions included, sorted by name."""
+def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ...]:
+    """The configurations of a preset, reductions included, sorted by name. The default one has the
+    tiles that a plan may pick by `tuning`; left out, that is the one of the package."""
     if name == "default":
+        attention = _product((Cache.LINEAR, Cache.BLOCK, Cache.PAGED), tuple(Mask))
+        known = tuning or shipped()
+        tiled = (replace(config, tile=tile) for config in attention for tile in known.of(config))
         return _sorted(
             [
-                *with_reductions(_product((Cache.LINEAR, Cache.BLOCK, Cache.PAGED), tuple(Mask))),
+                *with_reductions(tiled),
                 *_writers(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.BLOCK, Cache.PAGED)),
             ]
         )

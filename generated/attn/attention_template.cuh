@@ -36,6 +36,8 @@ Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
   kernel.threads = info.threads;
   kernel.shared_bytes = info.shared_bytes;
   kernel.packed_heads = info.packed_heads;
+  kernel.tile_ns = info.tile_ns;
+  kernel.step_ns = info.step_ns;
   return plan(problem_of<typename Kernel::Config>(params),
               device,
               kernel,
@@ -71,7 +73,7 @@ template <class Kernel, class = void>
 void invokeAttention(const typename Kernel::ParamType& params) {
   using Config = typename Kernel::Config;
 
-  // 1. Check and plan. Without a workspace the planner's own choice is not to split.
+  // 1. Check and plan.
   if (params.token_num == 0 || params.batch_size == 0) {
     return;
   }
@@ -79,13 +81,10 @@ void invokeAttention(const typename Kernel::ParamType& params) {
   typename Kernel::Arguments arguments;
   arguments.params = params;
   arguments.params.causal = Config::kMask == Mask::kCausal;
-  const bool has_workspace = params.partial_O != nullptr && params.partial_ML != nullptr;
-  if (!has_workspace && params.split_cnt == 0 && params.split_size == 0) {
-    arguments.params.max_split_k = 1;
-  }
+  arguments.params.max_split_k = detail::launched_splits(params);
   const KernelInfo& info = detail::state_of<Kernel>().on_current_device();
   const Plan plan = detail::plan_of<Kernel>(arguments.params, info);
-  if (plan.split_cnt > 1 && !has_workspace) {
+  if (plan.split_cnt > 1 && (params.partial_O == nullptr || params.partial_ML == nullptr)) {
     throw Error(Status::kWorkspaceTooSmall,
                 "partial_O",
                 "partial_O or partial_ML is null, but this call is split " +

@@ -124,16 +124,28 @@ attn_kernel(prefill_sm80_f16_d64_paged_full sm80 reduce_sm80_f16_d64
             "prefill<sm80, f16, 64, 64, paged, full>")
 attn_kernel(prefill_sm90_bf16_d128_block_causal sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, block, causal>")
+attn_kernel(prefill_sm90_bf16_d128_block_causal_t128x128 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, block, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_block_full sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, block, full>")
+attn_kernel(prefill_sm90_bf16_d128_block_full_t128x128 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, block, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_linear_causal sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, linear, causal>")
+attn_kernel(prefill_sm90_bf16_d128_linear_causal_t128x128 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, linear, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_linear_full sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, linear, full>")
+attn_kernel(prefill_sm90_bf16_d128_linear_full_t128x128 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, linear, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_paged_causal sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, paged, causal>")
+attn_kernel(prefill_sm90_bf16_d128_paged_causal_t128x128 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, paged, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_paged_full sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, paged, full>")
+attn_kernel(prefill_sm90_bf16_d128_paged_full_t128x128 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, paged, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d192_block_causal sm90 reduce_sm80_bf16_d192
             "prefill<sm90, bf16, 192, 192, block, causal>")
 attn_kernel(prefill_sm90_bf16_d192_block_full sm90 reduce_sm80_bf16_d192
@@ -180,16 +192,28 @@ attn_kernel(prefill_sm90_bf16_d64_paged_full sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, paged, full>")
 attn_kernel(prefill_sm90_f16_d128_block_causal sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, block, causal>")
+attn_kernel(prefill_sm90_f16_d128_block_causal_t128x128 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, block, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_block_full sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, block, full>")
+attn_kernel(prefill_sm90_f16_d128_block_full_t128x128 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, block, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_linear_causal sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, linear, causal>")
+attn_kernel(prefill_sm90_f16_d128_linear_causal_t128x128 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, linear, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_linear_full sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, linear, full>")
+attn_kernel(prefill_sm90_f16_d128_linear_full_t128x128 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, linear, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_paged_causal sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, causal>")
+attn_kernel(prefill_sm90_f16_d128_paged_causal_t128x128 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, paged, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_paged_full sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, full>")
+attn_kernel(prefill_sm90_f16_d128_paged_full_t128x128 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, paged, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d192_block_causal sm90 reduce_sm80_f16_d192
             "prefill<sm90, f16, 192, 192, block, causal>")
 attn_kernel(prefill_sm90_f16_d192_block_full sm90 reduce_sm80_f16_d192

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         ba5ce9e67fec7eaaeddca46218d85710bdd640bd7ca02bd4d11ab38939d45721
+// digest         bbeb1b1c14f4646fd3d269f60117fd2e981dd4f8a83473603c4b520119ca3279
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -60,7 +60,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 1553;
+    entry.step_ns = 1553;
     return entry;
   }
 };

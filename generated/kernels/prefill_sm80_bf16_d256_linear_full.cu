@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         9bc9dcf4d04f6f2fa858d046039085b5fcd5ba11cad0775e7550a2fefac9dce2
+// digest         14bdad2ed570fe2b6561fb090ab9545271635ab918e00248be31956e23655ce6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -60,7 +60,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 1553;
+    entry.step_ns = 1553;
     return entry;
   }
 };

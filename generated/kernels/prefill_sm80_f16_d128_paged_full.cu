@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         7957ee874e93097b59cc2e6b2cbd4a6cbcb8bbc53ebb4232b6cc93a3ddbf3cf2
+// digest         ee5d09d5fcc88bb9305d31a1f80cc7214edfcb87968f54dcdcd9daef3f59a531
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -60,7 +60,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 3106;
+    entry.step_ns = 3106;
     return entry;
   }
 };

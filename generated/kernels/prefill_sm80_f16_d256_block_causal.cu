@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         feed98c026d043e68cb4b85e27c6075b48d04865a731a361dbdef3dd437423b5
+// digest         12f25a8d4dbb13f75d035c9a73e15b8831b2a45772c6ec8c193bdffb24732a45
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -60,7 +60,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 1553;
+    entry.step_ns = 1553;
     return entry;
   }
 };

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         9bf289a2a14a33c2cd9b5a0fcacc8d919243b6415dc59b8c25ce7e700c9d0364
+// digest         8bc254c8fa60a233626d997aa4b4bcb23ed6dd312a1dc3dbf7706c7dac6ddc4b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -60,7 +60,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 1553;
+    entry.step_ns = 1553;
     return entry;
   }
 };

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         894d29f9b940b070a002c9cf989efa7a0982c470e6d0b0a9b76a1985a48dfbcb
+// digest         fab500afcf72f3f3650cdeda70c806facd9f01acab0316b5a54f930de78417bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -64,7 +64,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 1258;
+    entry.step_ns = 1258;
     return entry;
   }
 };

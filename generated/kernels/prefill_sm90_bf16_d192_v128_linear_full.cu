@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         157320761f87731e3146cff9485ee67e715ced67fdf85e4fbb14cd355b5424ee
+// digest         0938d18bc261c680d9554c219171f04095f3ff7a332dc63d9d998543964f98fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -64,7 +64,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 1572;
+    entry.step_ns = 1572;
     return entry;
   }
 };

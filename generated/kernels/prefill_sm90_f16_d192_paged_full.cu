@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         7e9c65bb240aff39bec4b31bc4c635f28a5450355bfc37b3c81e65a2f7b6748a
+// digest         704cd129a58cff57f01bb02e3a17f0f864415f8ee15cec705cbe038295d3b9ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -64,7 +64,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 1258;
+    entry.step_ns = 1258;
     return entry;
   }
 };

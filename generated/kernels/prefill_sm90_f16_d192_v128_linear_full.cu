@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         bcb7f14d8ed086ee76d81bee2eb83d64667e518c4db6d3eb3bf2236dde254e98
+// digest         f16aa0b18eafa8e55480bbe88b5191f813e06db13ee4eec8e29d431aa61f7bb6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -64,7 +64,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 1572;
+    entry.step_ns = 1572;
     return entry;
   }
 };

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         d5d18a56bf70cbe2addbd29555df062bbe55d28119b83a798732cf8dc4e58955
+// digest         4a56ff90bf70a85584602955b98cb5a4ca208cd46a8617599312f4f9601721ad
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

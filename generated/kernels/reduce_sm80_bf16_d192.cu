@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         d37ddaea54fdcd8082fa8a4f09754c5f1bd24ea42fd697320a7bb2f8b13e5cc9
+// digest         adf660b1155da41f7508610e6c61851eedd56fd594002154420f0dade365829b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

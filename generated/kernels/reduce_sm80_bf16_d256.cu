@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         dc06562feabd46667c781e305bd0baeb2fc040531fbf5ff26a716eacb08d229c
+// digest         0026032bfbaad5a15df4a5b70087b854da5b2973e00083747d87243735d121dc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         8ad45c42377ddcb05de3f1c6d84a54b83d0a6a508ed01acc762e8823024542ac
+// digest         3c0e7313a0db7b39e93f1e6f756cef2f3dd202ae297aa71f246aad3d4667d098
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         c4dc68fc4ac229ca9ef110a8573675ba6d59c84da4cc54b0fd084416f751a286
+// digest         e3738f3ffd1118d6986b232711edfc7dfbb0a7807acb6cd1a056ff8edb544d2b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         98e5f0ca284b523e726169696b73a1490c6699d4cb07182861dd77b44d711856
+// digest         832f66c412d677a3ed987ea755f8d6a999f5fa72cf232cadb82479d15752195c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

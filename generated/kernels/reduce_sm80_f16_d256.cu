@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         a6ac775814f7155d366ba6dcb05431d785885923bc010d4c4a3b8d71be09b191
+// digest         c0b59a177165435c624f72262a22ad48336550da1191d1ae7d355b5297c4e3fc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         05c787668c81d4fe8c66a3b00325524880f7bce0e6534212a6dbbec0d3a5dac5
+// digest         f90b461fc025021eae09144d04f12dfbb4c6de0097e821e41548905a6d78a26e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

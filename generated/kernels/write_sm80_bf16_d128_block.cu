@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         4350a77da0e8e254be6cef8977c72ee33b33c942c7cc0b5338a5b8358564bf30
+// digest         e2d85861897d1729b0dad93f4f6631c9ca890f9f540f9bc037327160778f10f2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

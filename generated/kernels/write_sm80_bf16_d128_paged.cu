@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         f99b1218af15c8042b42d6f8288a380305a072d871b0010bc052443dae8a80c5
+// digest         92d48db1b59aee31e8edc9741098e6ee0e7782bd033e7da26a36d58922ecd8c4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         963c421e5d043f3cbfe2602c4ba8da4fa5510777f6ff9ca532ef351b7b7d1bf7
+// digest         fe904dc1441f4ce3f26b732e1bbbb58e7c2c9c5aa5e3690db90f7d7252b810fb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

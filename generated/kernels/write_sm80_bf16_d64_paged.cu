@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         c8ac5eb6b3a49f5f06cbb1c1252be1e029d934c3af8d2b8349f30b8d3888fbec
+// digest         71e128ff38e5392cb00a841f45e8298c34de7add53bf8a960b7ee0721e63531b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         6b3c31606a458e8bd18b13a9dcfc68b1191afb96bc10379009925ba8b9673215
+// digest         998018e03323f340047f1839807d6fe39563820bbf7f85117b651402a3ec6996
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

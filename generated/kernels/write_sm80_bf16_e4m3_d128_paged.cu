@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         02881ffba215e2377a0e71faa29c187d430a99b6b0dc66db2b8f0cdeb3467135
+// digest         fe4f4d2f0fb6c02fa96ef1e64cadc39e32afba68d95b211d258f022d6ce2fb7d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

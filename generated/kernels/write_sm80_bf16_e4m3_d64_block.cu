@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         9a4a83d5ca6909b8af4d82c205f983a901a82ba261dc21a0c7469c39fcaeaa83
+// digest         6bdfe545d7fa46cee1ee5fafeea73a959fe34433186710e15ca16e5f54920b42
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         0d70d7f81b83500fca373d74464e22c22b3c64a7e06252366945bc00a8a33950
+// digest         8b4103d9d1701e21820460c624cf314e42e5267c12595650147ee8c84df94554
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

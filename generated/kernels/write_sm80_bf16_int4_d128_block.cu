@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         2b8e3f28b532f137d47577a1fcc1672b8672734b680575d1cefdb536e1b8d71e
+// digest         06befd11cac2540c91f68d694f177becab82c66b42164134549dfc6ba6afbafc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         94e7ad132e61e7942b5cb3cf77d09bae11147c029abb3fcf4422be22deb969ab
+// digest         4976cc08efb1988c63781cffaf339b91caa54f494ec3f436660417bdbe5f0dfc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         9e5e37269996b60b74cd0ea16d737636b1d285615da7925542506bb55d7fb2f5
+// digest         4566a267419dcaf533454134e8a3eacfaca16af11bc9cfa7e20a7ba183b56ffd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         d365f745b1127069ef82287188fb0badfeec06c235ef918900d386546c4c67bf
+// digest         aa9aa58f00058a4cc19c914cc6439d56d2d09df10e4e5ac8fe64cda4e947be1f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         3f79c6a113f55e8fe41088639d1f41b3a3bb022a5670bf2a179c76409103d543
+// digest         251cc0ea1413fc533ed25a2ece62f948f4f02cf3877b3f30ae3405448cdf7fe9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

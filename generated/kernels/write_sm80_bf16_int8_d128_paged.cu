@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         e2e4898c40cc6eed466dcfdf97b584f05a1e28c1daf2f26f3f5a03cd6d30de7a
+// digest         c9a8a61dfd253a60a909fdb73c35ac2cfbc3e3254cf8dfcd4e46fed3a8c25fd7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         1c4739ba284ee9a615b385f2df29b4b0afd9fdc199c7696facf3449456c316b3
+// digest         b1d293092abb3a4a6dfca4a60fdba4eb9b62c35bc068e40e9d59cb3bd831d366
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         2d37615d59ff6fdc59e020f3f24ceaca74fa921482d76196fd560fed0f5751c5
+// digest         e7086f65a1f090de7154ef666535a4cb9d2a0ac57ac895289cac4149f9b181d4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         17c1e7f7e2a8d0a5d2201b952fc93f097cbc6220cc1241791d082f9f30f383db
+// digest         1e49e8f6edc13f11c714d216b75a114a040bb6342086c8b29df7315e9b0f01cb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

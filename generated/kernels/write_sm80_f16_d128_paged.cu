@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         88889123ab0c2239f12f14c6953c9f51e1d54357317faf1eba5f90c3b7e756c3
+// digest         71dbabf4da5c9822e039045e409867c3e110773f2130e2df48b01edbf36fb44e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         548ab165764bffee2a73b1e20da90767ea793f4ca99b14bfe8b8a08abf8d0982
+// digest         487350848770b80a769479c1f3af74183c229d7a7dc8d18b8ab4dbbbb32e2adc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         4749e255342c4b51dfaead3c6fc98a7410d2ceeee46dccdb0cfb09e5e4fb0b68
+// digest         48f670ec09600290d133dec5632886d513267a1dbc9d9619aab29fb4148fc1a5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         33c091081c9c68676ac2a13acb37b058fcf9fdda8877aaa2a8701c948e3080e5
+// digest         91fccd79cd92552b8dab167331e0716fbd9dd2a5dd2b15ec9b84b56c3ad6c758
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         e4201b250a350227e93b74a46b385f25a489385414521f2a0f323fdf15cbaaf3
+// digest         b7e15a6c319b50dba2ff7a1c49a93520e6cd17d4dd6514bc1c2476b1c20cde79
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

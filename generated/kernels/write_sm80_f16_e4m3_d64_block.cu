@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         d0c7e4e70b83b6624e7ab84488fd351eee99a7ce6274be41cc89d05cbd8d75de
+// digest         32d2896f30fc96901c877e35ae383f1f76124a689c169efecaaf73553536b903
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

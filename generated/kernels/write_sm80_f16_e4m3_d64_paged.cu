@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         a5ee006a3ee646e28da170962c2dcbe6eb2ffd7a22012f0ec57be2ea453648a2
+// digest         58769eee7d997bb759642ab5743298a67f231149e45178b1577f256cdc81f213
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         33c3a92ddd8f7dd6ce81fb963b39afb0d9c89b9764b265eb60f20807b13cea4b
+// digest         469eec2733c7b96dd85cccccd6273c8ece4afc7687d5bc25cb1d168639594cb5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         1e52fea250890a61448dde0720c798ddc4e2d656707b6ae82764b4e904c3d80e
+// digest         38a00e16767607cdfb2fda782af3c708d1f5c94274078139d6cbb467b6d451ad
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

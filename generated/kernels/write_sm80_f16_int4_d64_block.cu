@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         fec43e87b631054dfac84e23120050197fb614a4a85f2e025a45e8e86f32fa4d
+// digest         b1cf8c4c9c84b1a33880ea635ca180a37166f0eaa77fe15738870edf03e72801
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

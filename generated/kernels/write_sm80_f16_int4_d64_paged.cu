@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         eec0e6e0827907dcbdf820a80329b1f0d20cb377c8ecef64e13fd216ab79ff76
+// digest         f01dd4841679d975bf3c914da921601494f78bf73f9cf0acdf3d8397bcea51a7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

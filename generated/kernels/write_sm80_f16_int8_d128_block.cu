@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         8ac6f436c7ea855703a48a1d52385317718867051a962c22469dd56bf7ddd0fb
+// digest         85f23ecf9a2f4f9328b050dc9b70343a309a11a308a3018c6fb2827de90880ff
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

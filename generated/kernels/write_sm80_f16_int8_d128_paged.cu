@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         3f1f87228d109ab75c693bb787f3d57d24659073dad943f6c51295c6eb3c82e1
+// digest         57335cf0644800dc4a4dcd6eda7bbc6be6dba931faa74406f9c2e43c5e795022
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

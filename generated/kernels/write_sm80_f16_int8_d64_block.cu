@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         1f39402e02e089be9d8a4c7321f907bada509300b1ebaf749defefe1cc4dda87
+// digest         903eaaf7a5909ea8ad1ac398234f5babd65ac0f4292535e38e85ee49ea4c523a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         0c916236ee544330825ab7ddae7b69581c690bd7e29f4e5fd6064b1d0f03ba77
+// digest         c57c5ae9abb7786c2f3411ed2bb6d46bdf279d30e743dc060bb63271f24bb4ee
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -150,7 +150,7 @@ void run(AttentionParams<T> params, void* workspace, std::size_t workspace_bytes
     detail::dispatch(params);
     return;
   }
-  const detail::KernelRow& row = detail::kernel_here(params);
+  const detail::KernelRow& row = detail::kernel_here(params, params.max_split_k);
   set_workspace(params, row.plan(&params), workspace, workspace_bytes);
   row.invoke(&params);
 }
@@ -176,10 +176,10 @@ attn_status_t attn_find(const attn_params_t* params, int device, int* kernel) {
   return guarded([&] {
     need_argument("kernel", kernel);
     with_params(params, [&](const auto& call) {
-      const detail::Traits traits = detail::traits_of(call);
       const detail::KernelRow& row =
-          device == ATTN_ANY_DEVICE ? detail::kernel_for(traits)
-                                    : detail::kernel_for(traits, detail::checked_device(device));
+          device == ATTN_ANY_DEVICE
+              ? detail::kernel_for(detail::traits_of(call))
+              : detail::kernel_for(call, detail::checked_device(device), call.max_split_k);
       *kernel = static_cast<int>(&row - detail::kernel_table().rows);
     });
   });

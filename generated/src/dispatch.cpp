@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
+#include <limits>
 #include <string>
 
 #include "attn/launch.h"
@@ -137,7 +138,7 @@ std::string dotted(int capability) {
                   "; emit and link one for this device");
 }
 
-// Of the rows that fit, that of the latest family; null where none does.
+// Of the rows that fit, the first one of the latest family; null where none does.
 const KernelRow* find_row(const Traits& traits, int capability) {
   const KernelRow* found = nullptr;
   for (const KernelRow& row : kernel_table()) {
@@ -150,17 +151,45 @@ const KernelRow* find_row(const Traits& traits, int capability) {
   return found;
 }
 
+int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check_cuda(
+      cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute", "a device");
+  return value;
+}
+
+DeviceLimits limits_of(int device) {
+  DeviceLimits limits;
+  limits.sm_count = attribute_of(device, cudaDevAttrMultiProcessorCount);
+  limits.shared_per_cta = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return limits;
+}
+
+// Of the rows that differ from this one in their tiles alone, the one of least rank.
+const KernelRow& fastest_tile(const KernelRow& first,
+                              int device,
+                              const void* params,
+                              int max_split_k) {
+  const DeviceLimits limits = limits_of(device);
+  const KernelRow* fastest = &first;
+  std::int64_t least = std::numeric_limits<std::int64_t>::max();
+  for (const KernelRow& row : kernel_table()) {
+    if (row.traits == first.traits && row.family.number == first.family.number) {
+      const std::int64_t rank = row.rank(params, max_split_k, limits);
+      if (rank < least) {
+        fastest = &row;
+        least = rank;
+      }
+    }
+  }
+  return *fastest;
+}
+
 }  // namespace
 
 int capability_of(int device) {
-  int major = 0;
-  int minor = 0;
-  const char* const call = "cudaDeviceGetAttribute";
-  check_cuda(
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), call, "a device");
-  check_cuda(
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), call, "a device");
-  return 10 * major + minor;
+  return 10 * attribute_of(device, cudaDevAttrComputeCapabilityMajor) +
+         attribute_of(device, cudaDevAttrComputeCapabilityMinor);
 }
 
 int current_device() {
@@ -177,14 +206,14 @@ const KernelRow& kernel_for(const Traits& traits) {
   return *row;
 }
 
-const KernelRow& kernel_for(const Traits& traits, int device) {
+const KernelRow& kernel_for(const Traits& traits, int device, const void* params, int max_split_k) {
   const KernelRow& any = kernel_for(traits);
   const int capability = capability_of(device);
   const KernelRow* const row = find_row(traits, capability);
   if (row == nullptr) {
     refuse_device(any, device, capability);
   }
-  return *row;
+  return fastest_tile(*row, device, params, max_split_k);
 }
 
 int checked_device(int device) {
@@ -210,18 +239,18 @@ void dispatch(const AttentionParams<T>& params) {
   if (is_empty(params)) {
     kernel_for(traits_of(params));
   } else {
-    kernel_here(params).invoke(&params);
+    kernel_here(params, launched_splits(params)).invoke(&params);
   }
 }
 
 template <class T>
 Plan plan_dispatch(const AttentionParams<T>& params) {
-  return kernel_for(traits_of(params), current_device()).plan(&params);
+  return kernel_for(params, current_device(), params.max_split_k).plan(&params);
 }
 
 template <class T>
 KernelInfo find_kernel(const AttentionParams<T>& params) {
-  return kernel_for(traits_of(params), current_device()).prepare();
+  return kernel_for(params, current_device(), params.max_split_k).prepare();
 }
 
 template __attribute__((visibility("default"))) void dispatch(const AttentionParams<half>&);

@@ -15,6 +15,28 @@ const typename Kernel::ParamType& params_of(const void* params) {
   return *static_cast<const typename Kernel::ParamType*>(params);
 }
 
+KernelLimits limits_of(const KernelInfo& info) {
+  KernelLimits limits;
+  limits.cta_q = info.cta_q;
+  limits.cta_s = info.cta_s;
+  limits.ctas_per_sm = info.min_ctas_per_sm;
+  limits.threads = info.threads;
+  limits.shared_bytes = info.shared_bytes;
+  limits.packed_heads = info.packed_heads;
+  limits.tile_ns = info.tile_ns;
+  limits.step_ns = info.step_ns;
+  return limits;
+}
+
+template <class Config>
+std::int64_t rank_of(const void* any, int max_split_k, const DeviceLimits& device) {
+  const auto& params = params_of<typename Config::Kernel>(any);
+  return rank(problem_of<Config>(params),
+              device,
+              limits_of(describeAttention<typename Config::Kernel>()),
+              split_policy(max_split_k, params.split_cnt, params.split_size));
+}
+
 template <class Config>
 constexpr KernelRow row_of() {
   using Kernel = typename Config::Kernel;
@@ -31,6 +53,7 @@ constexpr KernelRow row_of() {
   row.describe = [] { return describeAttention<Kernel>(); };
   row.prepare = [] { return prepareAttention<Kernel>(); };
   row.check = [](const void* params) { check_params<Config>(params_of<Kernel>(params)); };
+  row.rank = rank_of<Config>;
   row.plan = [](const void* params) { return planAttention<Kernel>(params_of<Kernel>(params)); };
   row.invoke = [](const void* params) { invokeAttention<Kernel>(params_of<Kernel>(params)); };
   return row;

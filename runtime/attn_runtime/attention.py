@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask
+from attn_codegen.tuning import Tuning
 from attn_runtime import driver
 from attn_runtime.arguments import Numbers
 from attn_runtime.arrays import PYCUDA, Key, adapter_of
@@ -22,14 +23,16 @@ from attn_runtime.prepared import (
     Memory,
     NumberKey,
     Prepared,
+    candidates,
     context_of,
+    kernels_for,
     load_kernels,
     plan_call,
     prepare_call,
     refuse_misaligned,
 )
 from attn_runtime.ranks import ONE_RANK
-from attn_runtime.settings import Settings, device_ordinal, make_settings
+from attn_runtime.settings import Settings, device_ordinal, make_settings, tile_of, with_tile
 from attn_runtime.streams import is_pycuda_stream, stream_handle
 
 _OUT, _LSE, _WORKSPACE = (ARRAYS.index(name) for name in ("out", "lse", "workspace"))
@@ -44,6 +47,9 @@ class Attention:
     use; calls run where q is. `arch` is the kernel family; left out, it is the fastest that the
     device and the combination have. With `context_parallel`, the keys of each sequence are spread
     over the ranks of a group: every rank makes the same calls, with its own part of the cache.
+    `tile` is the word of the tile that every call takes, such as t128x128, or "default"; left out,
+    the plan picks one for each call, by the bounds of lengths and by what `tuning` says that tiles
+    cost (attn_codegen.tuning; left out, as measured on an H200).
 
     Raises ConfigError for a combination that no kernel serves (why, and what works), ArgumentError
     for a number out of range. Safe to call from several threads.
@@ -65,6 +71,8 @@ class Attention:
         device: Any = None,
         arch: Arch | str | None = None,
         context_parallel: ContextParallel | None = None,
+        tile: str | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         self.settings: Final[Settings] = make_settings(
             num_heads=num_heads,
@@ -79,6 +87,8 @@ class Attention:
             split=split,
             arch=arch,
             ranks=ONE_RANK if context_parallel is None else context_parallel.ranks,
+            tile=tile,
+            tuning=tuning,
         )
         self.context_parallel: Final = context_parallel
         self.device: Final = device_ordinal(device)
@@ -89,10 +99,19 @@ class Attention:
         """The configuration, in the least kernel family that has it."""
         return self.settings.config
 
-    def prepare(self) -> None:
-        """Compile and load the kernel and the reduction, so that no call and no graph capture has
-        to. Raises ToolchainError, CompileError, DriverError or DeviceError."""
-        load_kernels(self.settings, self._own_context())
+    def prepare(self, tiles: Iterable[str] | None = None) -> None:
+        """Compile and load the kernels and the reduction, so that no call and no graph capture has
+        to: one kernel for each tile that a plan may pick, or for those given by their words.
+
+        Raises ConfigError for a tile that there is not, ToolchainError, CompileError, DriverError
+        or DeviceError.
+        """
+        settings, context = self.settings, self._own_context()
+        chosen = candidates(settings, context)
+        if tiles is not None:
+            chosen = tuple(with_tile(chosen[0], tile_of(word) or "") for word in tiles)
+        for config in chosen:
+            load_kernels(config, context)
 
     def plan(
         self,
@@ -117,7 +136,7 @@ class Attention:
             causal=settings.config.mask is Mask.CAUSAL,
             **settings.ranks.fields(),
         )
-        return plan_call(settings, problem, load_kernels(settings, context), context)
+        return plan_call(settings, problem, kernels_for(settings, problem, context), context)
 
     def workspace_size(
         self,

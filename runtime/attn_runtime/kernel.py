@@ -11,6 +11,7 @@ from attn_codegen import params
 from attn_codegen.config import Arch, AttentionConfig
 from attn_codegen.space import is_valid
 from attn_codegen.tiling import Tiling, tiling
+from attn_codegen.tuning import Tuning, shipped
 from attn_runtime.cache import open_cache
 from attn_runtime.compiler import Build
 from attn_runtime.driver import Context, Device
@@ -50,6 +51,22 @@ def on_device(config: AttentionConfig, device: Device) -> AttentionConfig:
     return own if device.capability == HOPPER and is_valid(own) else config
 
 
+def nominal_limits(config: AttentionConfig, tuning: Tuning | None = None) -> KernelLimits:
+    """The limits of a kernel that is not loaded: it has the CTAs per SM that it is compiled for.
+    `tuning` says what its tile costs; left out, it is the one that comes with the package."""
+    tile, cost = tiling(config), (tuning or shipped()).cost(config)
+    return KernelLimits(
+        cta_q=tile.cta_q,
+        cta_s=tile.cta_s,
+        ctas_per_sm=tile.ctas_per_sm,
+        threads=tile.threads,
+        shared_bytes=tile.shared_bytes,
+        packed_heads=tile.packed_heads,
+        tile_ns=cost.tile_ns,
+        step_ns=cost.step_ns,
+    )
+
+
 def load(config: AttentionConfig, context: Context) -> Kernel:
     """The kernel of a configuration on a device, compiled where it must be, loaded once.
 
@@ -80,14 +97,7 @@ def _load(config: AttentionConfig, context: Context) -> Kernel:
             f"threads of {function.registers} registers and {tile.shared_bytes} bytes of shared "
             "memory; take a smaller head_dim"
         )
-    limits = KernelLimits(
-        tile.cta_q,
-        tile.cta_s,
-        ctas,
-        tile.threads,
-        tile.shared_bytes,
-        packed_heads=tile.packed_heads,
-    )
+    limits = replace(nominal_limits(config), ctas_per_sm=ctas)
     return Kernel(config, tile, limits, function, cubin.build)
 
 

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from attn_codegen.config import Arch, reduction_of
+from attn_codegen.config import Arch, AttentionConfig, reduction_of
+from attn_codegen.tiling import tiling
 from attn_runtime import driver
 from attn_runtime.arguments import Numbers, array_bytes, check_call, check_devices, check_workspace
 from attn_runtime.array_view import ArrayView
 from attn_runtime.arrays import Adapter, Key
 from attn_runtime.checks import Views
-from attn_runtime.driver import Context
+from attn_runtime.choose import choose
+from attn_runtime.driver import Context, Device
 from attn_runtime.errors import ArgumentError, DriverError
-from attn_runtime.kernel import Kernel, load, on_device
+from attn_runtime.kernel import Kernel, load, nominal_limits, on_device
 from attn_runtime.launch import ARRAYS, Exchange, Launch
 from attn_runtime.plan import DeviceLimits, Plan, Problem, SplitKind, SplitPolicy, plan
-from attn_runtime.settings import Settings
+from attn_runtime.settings import Settings, with_tile
 from attn_runtime.tma_launch import TmaLaunch
 
 _KEPT: Final = 1024
@@ -91,15 +93,40 @@ class Memory:
         self.last_key, self.last_call = key, call
 
 
-def load_kernels(settings: Settings, context: Context) -> Kernels:
-    """Compile and load what a device needs, where that has not been done."""
+def candidates(settings: Settings, context: Context) -> tuple[AttentionConfig, ...]:
+    """The kernels among which a plan picks on a device: one for each tile that fits there."""
     config = settings.config
     if not settings.is_arch_fixed:
         config = on_device(config, context.device)
+    if settings.tile is not None:
+        return (with_tile(config, settings.tile),)
+    tiles = [replace(config, tile=word) for word in settings.tuning.of(config)]
+    fit = [tiled for tiled in tiles if _fits(tiled, context.device)]
+    return tuple(fit or tiles[:1])  # the default one is refused with its reason when it is loaded
+
+
+def _fits(config: AttentionConfig, device: Device) -> bool:
+    return tiling(config).shared_bytes <= device.shared_per_block
+
+
+def kernels_for(settings: Settings, problem: Problem, context: Context) -> Kernels:
+    """The kernels that a call runs: the plan's choice of tile, compiled and loaded where needed."""
+    configs = candidates(settings, context)
+    limits = [nominal_limits(config, settings.tuning) for config in configs]
+    best = choose(problem, _device_limits(context.device), limits, settings.policy)
+    return load_kernels(configs[best], context)
+
+
+def load_kernels(config: AttentionConfig, context: Context) -> Kernels:
+    """Compile and load a kernel and its reduction, where that has not been done."""
     kernels = Kernels(load(config, context), load(reduction_of(config), context))
     if kernels.attention.tiling.persistent:
         driver.counters_of(context)  # allocated here, so that no call and no graph capture has to
     return kernels
+
+
+def _device_limits(device: Device) -> DeviceLimits:
+    return DeviceLimits(device.sm_count, shared_per_cta=device.shared_per_block)
 
 
 def prepare_call(
@@ -113,7 +140,7 @@ def prepare_call(
     views = _views(given, context)
     check_devices(views, context.device.ordinal)
     call = check_call(settings, views, numbers)
-    kernels = load_kernels(settings, context)
+    kernels = kernels_for(settings, call.problem, context)
     workspace = views.get("workspace")
     found = plan_call(settings, call.problem, kernels, context, workspace)
     if workspace is not None:
@@ -145,7 +172,9 @@ def plan_call(
 ) -> Plan:
     """The plan on a device. The heuristic splits no further than a given workspace holds; other
     policies are taken at their word, and a workspace too small for them is refused later."""
-    device, limits = DeviceLimits(context.device.sm_count), kernels.attention.limits
+    config, device = kernels.attention.config, _device_limits(context.device)
+    cost = settings.tuning.cost(config)
+    limits = replace(kernels.attention.limits, tile_ns=cost.tile_ns, step_ns=cost.step_ns)
     found = plan(problem, device, limits, settings.policy)
     if workspace is None or settings.policy.kind is not SplitKind.HEURISTIC:
         return found

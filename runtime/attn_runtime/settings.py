@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Final
 
 from attn_codegen import space
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode
 from attn_codegen.errors import ConfigError
+from attn_codegen.tuning import DEFAULT_TILE, Tuning, shipped
 from attn_runtime.checks import need_int
 from attn_runtime.errors import ArgumentError
 from attn_runtime.problem import SplitKind, SplitPolicy
@@ -25,7 +26,8 @@ _POLICIES: Final = {"heuristic": SplitPolicy.heuristic(), "off": SplitPolicy.off
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The kernel's configuration, and the numbers that every call carries. Unless `is_arch_fixed`,
-    `config.arch` is the least family, and a device may be served by a later one."""
+    `config.arch` is the least family, and a device may be served by a later one. `tile` is the word
+    of the tile that every call takes; None lets the plan pick one for each, by `tuning`."""
 
     config: AttentionConfig
     is_arch_fixed: bool
@@ -34,6 +36,8 @@ class Settings:
     window_size: int
     softmax_scale: float
     policy: SplitPolicy
+    tile: str | None
+    tuning: Tuning
     ranks: Ranks = ONE_RANK
 
 
@@ -51,6 +55,8 @@ def make_settings(
     split: SplitPolicy | str,
     arch: Arch | str | None = None,
     ranks: Ranks = ONE_RANK,
+    tile: str | None = None,
+    tuning: Tuning | None = None,
 ) -> Settings:
     """Check and convert. Raises ConfigError for a combination that no kernel serves, with the
     rules' reasons and the nearest that work, and ArgumentError for a number out of range."""
@@ -63,7 +69,8 @@ def make_settings(
         cache=cache,
         mask=mask,
     )
-    refuse_unsupported(config)
+    word = tile_of(tile)
+    refuse_unsupported(config if arch is None else replace(config, tile=word or ""))
     heads = need_int("num_heads", num_heads, least=1)
     kv_heads = heads if num_kv_heads is None else need_int("num_kv_heads", num_kv_heads, least=1)
     if heads % kv_heads:
@@ -81,6 +88,8 @@ def make_settings(
         softmax_scale=scale,
         policy=_policy(split),
         ranks=ranks,
+        tile=word,
+        tuning=tuning or shipped(),
     )
 
 
@@ -91,6 +100,26 @@ def refuse_unsupported(config: AttentionConfig) -> None:
         faults = "; ".join(f"{verdict.message}, since {verdict.rule.reason}" for verdict in failed)
         near = ", ".join(other.name for other in space.nearest(config))
         raise ConfigError(f"{faults}. Nearest valid configurations to {config.name}: {near}")
+
+
+def with_tile(config: AttentionConfig, tile: str) -> AttentionConfig:
+    """The configuration with another tile. Raises ConfigError where there is no such tile."""
+    tiled = replace(config, tile=tile)
+    refuse_unsupported(tiled)
+    return tiled
+
+
+def tile_of(tile: Any) -> str | None:
+    """The tile axis of a configuration, from what users write; None for none."""
+    if tile is None or tile == DEFAULT_TILE:
+        return None if tile is None else ""
+    if not isinstance(tile, str) or not tile:
+        raise ArgumentError(
+            "tile",
+            f"tile is {tile!r}: give a tile word such as t128x128 (`attn-codegen show` lists "
+            f"them), {DEFAULT_TILE!r}, or leave it out for the one that the plan picks",
+        )
+    return tile
 
 
 def _window(value: int) -> int:

@@ -60,7 +60,11 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.packed_heads = 1;
+    entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
+    entry.tile_ns = 3106;
+    entry.step_ns = 3106;
     return entry;
   }
 };

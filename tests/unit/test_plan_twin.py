@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attn/plan.h and split.cuh, compiled for the host, give the integers of attn_runtime.plan."""
+"""attn/plan.h, choose.h and split.cuh, compiled for the host, give the integers of attn_runtime."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from attn_runtime.choose import rank
 from attn_runtime.plan import (
     CpForm,
     DeviceLimits,
@@ -33,12 +34,13 @@ PLAN_FIELDS = [field.name for field in fields(Plan)]
 MAIN = """
 #include <iostream>
 
+#include "attn/choose.h"
 #include "attn/plan.h"
 #include "attn/split.cuh"
 
 namespace {
 
-attn::Plan read_and_plan(std::istream& in) {
+attn::Plan read_rank_and_plan(std::istream& in) {
   attn::Problem p;
   attn::DeviceLimits d;
   attn::KernelLimits k;
@@ -56,6 +58,7 @@ attn::Plan read_and_plan(std::istream& in) {
   in >> k.packed_heads;
   in >> kind >> s.value >> s.max_split_k;
   s.kind = static_cast<attn::SplitKind>(kind);
+  std::cout << attn::rank(p, d, k, s) << ' ';
   return attn::plan(p, d, k, s);
 }
 
@@ -77,7 +80,7 @@ int main() {
     attn::TilePlan tiles;
     tiles.cta_q = 0;
     try {
-      const attn::Plan plan = read_and_plan(std::cin);
+      const attn::Plan plan = read_rank_and_plan(std::cin);
       tiles = attn::tile_plan(plan);
       print(plan);
     } catch (const attn::Error& error) {
@@ -132,16 +135,19 @@ class Case:
         return " ".join(str(int(value)) for value in values)
 
     def answer(self) -> str:
-        """What the Python side says of it, as the C++ side prints it."""
+        """What the Python side says of it, as the C++ side prints it: its rank, then its plan."""
+        call = (self.problem, self.device, self.kernel, self.policy)
+        told = ""
         try:
-            made = plan(self.problem, self.device, self.kernel, self.policy)
+            told = f"{rank(*call)} "
+            made = plan(*call)
         except PlanError as error:
-            return f"error {error.field} {error}"
+            return f"{told}error {error.field} {error}"
         values = [getattr(made, name) for name in PLAN_FIELDS]
         for begin, end, split in self.ranges:
             first, last = split_range(begin, end, made, split)
             values += [split_count(begin, end, made), first, last]
-        return "plan " + " ".join(str(int(value)) for value in values)
+        return f"{told}plan " + " ".join(str(int(value)) for value in values)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +175,7 @@ def test_cpp_planner_gives_the_same_integers_and_errors(twin, kind):
         if ours != theirs
     ]
     assert not different, f"{len(different)} of {len(cases)} differ, first:\n{different[0]}"
-    planned = sum(answer.startswith("plan") for answer in expected)
+    planned = sum(" plan " in answer for answer in expected)
     assert 0.5 * len(cases) < planned < len(cases), "cases must cover plans and refusals"
 
 
@@ -203,7 +209,10 @@ def random_cases(rng: random.Random, kind: SplitKind) -> Iterator[Case]:
         for _ in range(RANGES_PER_PROBLEM):
             begin, end = rng.randrange(tiles), rng.randrange(tiles)
             ranges.append((begin, end, rng.choice([0, 1, rng.randrange(130)])))
-        device = DeviceLimits(rng.choice([1, 16, 108, 132, 2**31 - 1 if extreme else 84]))
+        device = DeviceLimits(
+            sm_count=rng.choice([1, 16, 108, 132, 2**31 - 1 if extreme else 84]),
+            shared_per_cta=rng.choice([232448, 101376, 65536]),
+        )
         kernel = KernelLimits(
             cta_q=rng.choice([1, 64, 128, 192, 2**31 - 1 if extreme else 16]),
             cta_s=rng.choice([16, 64, 80, 128, 2**31 - 1 if extreme else 32]),

@@ -51,7 +51,7 @@ def test_a_line_has_every_axis_of_the_name() -> None:
 
 def test_the_words_of_a_line_are_declared() -> None:
     declared = set(re.findall(r"(?:using|CacheType|Mask) (\w+) =", DEFAULT["attn/words.h"]))
-    used = set(re.findall(r"[a-z]\w*", " ".join(re.findall(r'"(prefill<[^"]+)"', CMAKE))))
+    used = set(re.findall(r"\b[a-z]\w*", " ".join(re.findall(r'"(prefill<[^"]+)"', CMAKE))))
     assert used <= declared
 
 

@@ -13,6 +13,8 @@ from attn_codegen.config import Arch, Cache, Dtype
 from attn_runtime.attention import Attention
 from attn_runtime.bench.device import Bench
 from attn_runtime.bench.shapes import Shape, cumulated
+from attn_runtime.plan import Plan
+from attn_runtime.problem import SplitPolicy
 
 _LAYER_OFFSET: Final = 256
 """Bytes of other layers in front of ours in a block; any multiple of 16 will do."""
@@ -20,12 +22,15 @@ _LAYER_OFFSET: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is timed, beside the shape. `arch` None: the fastest that the device has."""
+    """What is timed, beside the shape. `arch` None: the fastest that the device has; `tile` None:
+    the one that the plan picks."""
 
     dtype: Dtype
     cache: Cache = Cache.LINEAR
     block_len: int = 64
     arch: Arch | None = None
+    tile: str | None = None
+    split: SplitPolicy | str = "heuristic"
 
 
 class KeyStore(Protocol):
@@ -147,6 +152,8 @@ class OurCall:
             cache=setup.cache,
             mask=shape.mask,
             arch=setup.arch,
+            tile=setup.tile,
+            split=setup.split,
             device=bench.context.device.ordinal,
         )
         attention.prepare()
@@ -167,6 +174,14 @@ class OurCall:
             **bounds,
             **self.store.arguments,
         }
+
+    @property
+    def plan(self) -> Plan:
+        """How the call is cut."""
+        bounds = {name: self._given[name] for name in ("max_q_len", "max_k_len")}
+        return self._attention.plan(
+            token_num=self.shape.token_num, batch_size=self.shape.batch_size, **bounds
+        )
 
     def __call__(self) -> object:
         return self._attention(**self._given)

@@ -89,8 +89,10 @@ constexpr void require_element() {
 
 // invokeAttention with the linked kernel that fits the params (T, causal, cache, kv_type,
 // size_per_head, size_per_head_v) and the current device; on Hopper that may be one of the sm90
-// family, which takes its tiles from params.counters. Throws Error with kNotSupported where there
-// is none: it names the field, and the nearest kernel that is linked.
+// family, which takes its tiles from params.counters. Of kernels that differ in their tiles alone
+// it is the one that is estimated fastest for the bounds of the call (attn/choose.h). Throws Error
+// with kNotSupported where there is none: it names the field, and the nearest kernel that is
+// linked.
 template <class T>
 void dispatchAttention(const AttentionParams<T>& params) {
   detail::require_element<T>();

@@ -180,6 +180,15 @@ Problem problem_of(const AttentionParams<typename Config::T>& params) {
   return problem;
 }
 
+// The bound of splits that a launch plans with: without a workspace the planner's own choice is not
+// to split.
+template <class T>
+int launched_splits(const AttentionParams<T>& params) {
+  const bool has_workspace = params.partial_O != nullptr && params.partial_ML != nullptr;
+  const bool is_asked = params.split_cnt != 0 || params.split_size != 0;
+  return has_workspace || is_asked ? params.max_split_k : 1;
+}
+
 inline void need_word(const char* field, int value, int last) {
   if (value < 0 || value > last) {
     refuse_field(

@@ -6,6 +6,8 @@
 #include <type_traits>
 
 #include "attn/attention.h"
+#include "attn/check.h"
+#include "attn/choose.h"
 
 namespace attn::detail {
 
@@ -67,6 +69,9 @@ struct KernelRow {
   KernelInfo (*describe)();
   KernelInfo (*prepare)();
   void (*check)(const void* params);
+  // Of rows that differ in their tiles alone, the one of least rank takes a call, planned with at
+  // most max_split_k splits (choose.h).
+  std::int64_t (*rank)(const void* params, int max_split_k, const DeviceLimits& device);
   Plan (*plan)(const void* params);
   void (*invoke)(const void* params);
 };
@@ -87,10 +92,18 @@ int capability_of(int device);
 
 int current_device();
 
-// The kernel for params with these traits, whatever the device (that of the latest family), or for
-// one device. Throws Error where none is linked.
+// A kernel for params with these traits, whatever the device (one of the latest family). Throws
+// Error where none is linked.
 const KernelRow& kernel_for(const Traits& traits);
-const KernelRow& kernel_for(const Traits& traits, int device);
+
+// The kernel that takes a call on a device, when it is planned with at most max_split_k splits.
+// Throws Error where none is linked.
+const KernelRow& kernel_for(const Traits& traits, int device, const void* params, int max_split_k);
+
+template <class T>
+const KernelRow& kernel_for(const AttentionParams<T>& params, int device, int max_split_k) {
+  return kernel_for(traits_of(params), device, &params, max_split_k);
+}
 
 // The device itself. Throws Error where there is no such device.
 int checked_device(int device);
@@ -101,13 +114,12 @@ bool is_empty(const AttentionParams<T>& params) {
   return params.token_num == 0 || params.batch_size == 0;
 }
 
-// The kernel for a call on the current device. What is wrong with the call is told before the
-// device is asked.
+// The kernel for a call on the current device, planned with at most max_split_k splits. What is
+// wrong with the call is told before the device is asked.
 template <class T>
-const KernelRow& kernel_here(const AttentionParams<T>& params) {
-  const Traits traits = traits_of(params);
-  kernel_for(traits).check(&params);
-  return kernel_for(traits, current_device());
+const KernelRow& kernel_here(const AttentionParams<T>& params, int max_split_k) {
+  kernel_for(traits_of(params)).check(&params);
+  return kernel_for(params, current_device(), max_split_k);
 }
 
 // Makes a device current, and the former one again at the end.

@@ -10,10 +10,13 @@ struct KernelInfo {
   // As compiled.
   int threads = 0;  // of a CTA
   int warps = 0;
-  int shared_bytes = 0;  // dynamic shared memory of a CTA
-  int cta_q = 0;         // query rows of a tile
-  int cta_s = 0;         // keys of a tile
-  int packed_heads = 1;  // most query heads of a group that share a tile
+  int shared_bytes = 0;     // dynamic shared memory of a CTA
+  int cta_q = 0;            // query rows of a tile
+  int cta_s = 0;            // keys of a tile
+  int packed_heads = 1;     // most query heads of a group that share a tile
+  int min_ctas_per_sm = 0;  // that an SM has registers for
+  int tile_ns = 0;          // what a query tile costs on a full device,
+  int step_ns = 0;          // and each of its key tiles
 
   // On a device; 0 where none was asked.
   int registers = 0;            // of a thread

@@ -25,6 +25,9 @@ struct Entry {
   int cta_q = 0;
   int cta_s = 0;
   int packed_heads = 1;     // most query heads of a group that share a tile
+  int min_ctas_per_sm = 1;  // that an SM has registers for
+  int tile_ns = 0;          // what a query tile costs on a full device,
+  int step_ns = 0;          // and each of its key tiles
   bool persistent = false;  // a CTA takes tiles until none is left
 };
 
@@ -74,6 +77,9 @@ inline KernelInfo describe(const Entry& entry) {
   info.cta_q = entry.cta_q;
   info.cta_s = entry.cta_s;
   info.packed_heads = entry.packed_heads;
+  info.min_ctas_per_sm = entry.min_ctas_per_sm;
+  info.tile_ns = entry.tile_ns;
+  info.step_ns = entry.step_ns;
   return info;
 }
 
