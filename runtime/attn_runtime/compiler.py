@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from attn_codegen.config import AttentionConfig
 from attn_codegen.renderer import kernel_entry, unit_sources
 from attn_runtime.errors import CompileError, DeviceError, ToolchainError
 from attn_runtime.files import write_tree
+from attn_runtime.process import run_and_weigh
 from attn_runtime.toolchain import Toolchain
 
 BASE_FLAGS: Final = ("-cubin", "-std=c++17")
@@ -62,7 +62,7 @@ class Unit:
 @dataclass(frozen=True, slots=True)
 class Build:
     """A cubin and what the compiler said of it. Bytes are per thread; shared_bytes is the static
-    shared memory of a CTA."""
+    shared memory of a CTA, peak_bytes the memory of the largest process of the compile."""
 
     name: str
     symbol: str
@@ -76,6 +76,8 @@ class Build:
     command: tuple[str, ...] = field(repr=False)
     log: str = field(repr=False)
     cubin: bytes = field(repr=False)
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
 
     @property
     def spill_bytes(self) -> int:
@@ -183,37 +185,30 @@ def _compile(
     output = f"{unit.name}.cubin"
     command = (str(toolchain.nvcc), *options, *REPORT_FLAGS, "-I", ".", "-o", output, unit.file)
     started = time.perf_counter()
+    environment = {key: word for key, word in os.environ.items() if key not in _FLAG_VARIABLES}
     try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env={name: value for name, value in os.environ.items() if name not in _FLAG_VARIABLES},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        done = run_and_weigh(command, folder, environment)
     except OSError as error:
         raise ToolchainError(f"{toolchain.nvcc} cannot be run: {error}") from error
     seconds = time.perf_counter() - started
     try:
-        cubin = (folder / output).read_bytes() if done.returncode == 0 else b""
+        cubin = (folder / output).read_bytes() if done.code == 0 else b""
     except OSError:
         cubin = b""
     if not cubin:
-        log = f"{done.stdout.rstrip()}\nexit code {done.returncode}"
-        raise CompileError(unit.name, command, log, folder / unit.file, _hint(done.stdout))
+        log = f"{done.output.rstrip()}\nexit code {done.code}"
+        raise CompileError(unit.name, command, log, folder / unit.file, _hint(done.output))
     return Build(
         name=unit.name,
         symbol=unit.symbol,
         target=target,
         seconds=round(seconds, 3),
-        **parse_log(done.stdout, unit.symbol),
+        **parse_log(done.output, unit.symbol),
         command=command,
-        log=done.stdout,
+        log=done.output,
         cubin=cubin,
+        cpu_seconds=round(done.cpu_seconds, 3),
+        peak_bytes=done.peak_bytes,
     )
 
 

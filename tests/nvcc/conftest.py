@@ -6,14 +6,18 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from attn_codegen import renderer, space
-from attn_codegen.config import AttentionConfig
+from attn_codegen.config import Arch, AttentionConfig, Mode
+from attn_codegen.tiling import Tiling, tiling
 from attn_runtime.compiler import Build, compile_unit, own_target, unit_of
 from attn_runtime.errors import CompileError
 from attn_runtime.toolchain import Toolchain, find_nvcc
@@ -22,7 +26,8 @@ TARGET = "sm_80"
 ALL_TARGETS = ("sm_80", "sm_90")
 WARNINGS = ("-Werror", "all-warnings")
 
-# One per tile shape, element type, cache, mask and width of V, and a reduction.
+# Of sm80 one per tile shape, element type, cache, mask and width of V, and a reduction; those of
+# sm90, and the tiles that have a name, are added by `one_per_tile`.
 SAMPLE = (
     "prefill_sm80_bf16_d64_block_causal",
     "prefill_sm80_bf16_d128_paged_causal",
@@ -36,6 +41,19 @@ SAMPLE = (
 ODD_WIDTHS = ("prefill_sm80_bf16_d16_paged_causal", "prefill_sm80_f16_d80_v240_linear_full")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def one_per_tile(arch: Arch) -> Iterator[AttentionConfig]:
+    """A kernel for each tile of the preset's widths; element types, caches and masks take turns."""
+    turn = 0
+    kernels = [c for c in space.preset("all") if c.mode is Mode.PREFILL and c.arch is arch]
+    by_tile: dict[tuple[int, int, Tiling], list[AttentionConfig]] = {}
+    for config in kernels:
+        tile = replace(tiling(config), shared_bytes=0)  # its bytes differ from cache to cache
+        by_tile.setdefault((config.head_dim, config.head_dim_v, tile), []).append(config)
+    for configs in by_tile.values():
+        yield configs[turn % len(configs)]
+        turn += 5
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +88,8 @@ def host_compiler() -> str:
 def chosen(all_units: bool) -> tuple[AttentionConfig, ...]:
     """What the nvcc tests compile: a sample, or the default preset with --all-units."""
     names = (*SAMPLE, *ODD_WIDTHS)
-    sample = tuple(AttentionConfig.parse(name) for name in names)
+    named = [config for config in one_per_tile(Arch.SM80) if config.tile]
+    sample = (*map(AttentionConfig.parse, names), *named, *one_per_tile(Arch.SM90))
     return tuple(dict.fromkeys([*sample, *space.preset("default")])) if all_units else sample
 
 
@@ -98,6 +117,21 @@ def built(
         return {
             (config.name, target): made for (config, target), made in zip(jobs, done, strict=True)
         }
+
+
+@pytest.fixture(scope="session")
+def nvdisasm(toolchain: Toolchain) -> Path:
+    """NVIDIA's disassembler: of the toolkit, or of the package in the test extra."""
+    found = shutil.which("nvdisasm") or shutil.which("nvdisasm", path=toolchain.nvcc.parent)
+    if found is not None:
+        return Path(found)
+    with suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("nvidia-cuda-nvdisasm") or ():
+            if file.stem == "nvdisasm":
+                return Path(str(file.locate()))
+    pytest.skip(
+        "needs nvdisasm: not on PATH, not beside nvcc, and nvidia-cuda-nvdisasm is not installed"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import queue
 import shutil
-import subprocess
 import tempfile
 import threading
 import time
@@ -20,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from attn_codegen.config import AttentionConfig
 from attn_runtime.bench.machine import nvcc_version
 from attn_runtime.compiler import REPORT_FLAGS, Unit, flags, own_target, parse_log, unit_of
 from attn_runtime.errors import CompileError
 from attn_runtime.files import write_tree
+from attn_runtime.process import run_and_weigh
 from attn_runtime.toolchain import find_nvcc
 
 DEFAULT_TARGET: Final = "sm_90"
@@ -43,14 +43,6 @@ class Cost:
     cubin_bytes: int
     registers: int
     spill_bytes: int
-
-
-class Finished(NamedTuple):
-    """How a process ended, what it said, and the memory of its largest part."""
-
-    code: int
-    output: str
-    peak_bytes: int
 
 
 def run(configs: Iterable[AttentionConfig], target: str, jobs: int | None = None) -> list[Cost]:
@@ -103,18 +95,6 @@ def _timed(unit: Unit, target: str, nvcc: Path, folder: Path) -> Cost:
         registers=said["registers"],
         spill_bytes=said["spill_stores"] + said["spill_loads"],
     )
-
-
-def run_and_weigh(command: Sequence[str], folder: Path) -> Finished:
-    """Run a command and ask the system for its resource usage, children included."""
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait too
-        log.seek(0)
-        return Finished(process.returncode, log.read(), usage.ru_maxrss * 1024)
 
 
 def text(costs: Sequence[Cost]) -> list[str]:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a compiler and asks the system what it took, the processes that it started included."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Finished(NamedTuple):
+    """How a process ended, what it said (both streams), the processor time of all its parts and the
+    memory of the largest."""
+
+    code: int
+    output: str
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def run_and_weigh(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> Finished:
+    """Run a command in a folder to its end. Raises OSError when it cannot be started."""
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait too
+        log.seek(0)
+        cpu_seconds = usage.ru_utime + usage.ru_stime
+        return Finished(process.returncode, log.read(), cpu_seconds, usage.ru_maxrss * 1024)

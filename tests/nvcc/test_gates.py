@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What units must cost no more than, and what the machine code of Hopper units must hold."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from attn_codegen.config import Arch, AttentionConfig, Mode
+from attn_runtime.compiler import Build
+from attn_runtime.errors import CompileError
+
+pytestmark = pytest.mark.nvcc
+
+Builds = dict[tuple[str, str], Build | CompileError]
+"""By name and target."""
+
+LIMITS = {
+    "Hopper prefill": (3.0, 0.3e9),
+    "decode": (4.0, 0.5e9),
+    "other": (5.0, 0.5e9),
+}
+"""Seconds of one core, bytes of memory."""
+BUSY = 2.0
+"""A core that shares its caches and its clock with busy neighbours is slower, at most so much."""
+
+SERIALISED = re.compile(r"^.*\bC75\d\d\b.*$", re.MULTILINE)
+"""What ptxas says when it cannot keep wgmma instructions in flight."""
+
+
+def family_of(build: Build) -> str:
+    config = AttentionConfig.parse(build.name)
+    if config.mode is Mode.DECODE:
+        return "decode"
+    return "Hopper prefill" if config.arch is Arch.SM90 else "other"
+
+
+def hopper(built: Builds) -> list[Build]:
+    """The units that are written in wgmma and TMA."""
+    builds = (build for build in built.values() if isinstance(build, Build))
+    found = [build for build in builds if family_of(build) == "Hopper prefill"]
+    assert found, "the sample has Hopper units"
+    return found
+
+
+def test_ptxas_keeps_the_products_of_hopper_units_in_flight(built: Builds) -> None:
+    told = {build.name: SERIALISED.findall(build.log) for build in hopper(built)}
+    assert {name: lines for name, lines in told.items() if lines} == {}
+    assert SERIALISED.search("ptxas info : (C7510) Potential Performance Loss: wgmma is serialized")
+
+
+def test_hopper_machine_code_multiplies_by_wgmma_and_loads_by_tma(
+    built: Builds, nvdisasm: Path, tmp_path: Path
+) -> None:
+    def lacks(build: Build) -> set[str]:
+        cubin = tmp_path / f"{build.name}.cubin"
+        cubin.write_bytes(build.cubin)
+        command = [nvdisasm, "-c", cubin]
+        code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return {"HGMMA", "UTMALDG"} - set(re.findall(r"\b[A-Z]{5,}\b", code))
+
+    builds = hopper(built)
+    with ThreadPoolExecutor() as pool:
+        missing = dict(zip((build.name for build in builds), pool.map(lacks, builds), strict=True))
+    assert {name: words for name, words in missing.items() if words} == {}
+
+
+@pytest.mark.parametrize("family", LIMITS)
+def test_a_unit_compiles_within_the_limits_of_its_family(
+    family: str, built: Builds, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builds = [
+        build for build in built.values() if isinstance(build, Build) and family_of(build) == family
+    ]
+    if not builds:
+        pytest.skip(f"needs a {family} unit: none is emitted yet")
+    seconds, peak_bytes = LIMITS[family]
+    with capsys.disabled():
+        print(f"\n{family}: {costs(builds)}; at most {seconds} s, {peak_bytes / 1e6:.0f} MB")
+    assert [b.name for b in builds if b.cpu_seconds > BUSY * seconds] == []
+    assert [b.name for b in builds if b.peak_bytes > peak_bytes] == []
+
+
+def costs(builds: Iterable[Build]) -> str:
+    """The slowest and the largest compile."""
+    slowest = max(builds, key=lambda build: build.cpu_seconds)
+    largest = max(builds, key=lambda build: build.peak_bytes)
+    return (
+        f"{slowest.cpu_seconds:.1f} s ({slowest.name}), "
+        f"{largest.peak_bytes / 1e6:.0f} MB ({largest.name})"
+    )
