@@ -142,6 +142,7 @@ PARAMS = Struct(
         Field("const T*", "v", "write: new token t, head h at v + t * v_stride + h * size_per_head_v", "nullptr"),
         Field("int64_t", "k_stride", "write: elements between two new tokens of k"),
         Field("int64_t", "v_stride", "write: elements between two new tokens of v"),
+        Field("const float*", "sinks", "[num_heads] or null: a logit per head that only adds to the denominator; decode", "nullptr"),
         Field("LinearIteratorParams", "linear_iter_params", "read by CacheType::kLinear", ""),
         Field("BlockIteratorParams", "block_iter_params", "read by CacheType::kBlock", ""),
         Field("PagedIteratorParams", "paged_iter_params", "read by CacheType::kPaged", ""),
@@ -195,12 +196,37 @@ TILE_PLAN = Struct(
     ),
 )
 
+RANGE_PLAN = Struct(
+    "RangePlan",
+    "How decode kernels share the keys of all sequences out (attn/decode_ranges.cuh cuts them).",
+    (
+        Field("int", "ctas", "CTAs that are launched: the ranges of all columns together"),
+        Field("int", "row_heads", "query heads of a row tile"),
+        Field("int", "head_tiles", "row tiles of the heads of a group"),
+        Field("int", "row_slots", "rows that the workspace holds of a row tile"),
+        Field("int", "pieces", "1: whole splits of TilePlan are shared out; 0: stages, reduced in the kernel"),
+        Field("int", "aligned_units", "most units of a range for cuts that go to the ends of tiles"),
+        Field("int", "streamed_units", "most units of a column for which L2 keeps nothing of K and V"),
+    ),
+)
+
 ARGUMENTS = Struct(
     "Arguments",
     "What the attention kernel and the reduction take, by value.",
     (
         Field("AttentionParams<T>", "params", "the call", ""),
         Field("TilePlan", "plan", "how it is cut", ""),
+    ),
+    is_template=True,
+)
+
+DECODE_ARGUMENTS = Struct(
+    "DecodeArguments",
+    "What a decode kernel takes. It begins like Arguments.",
+    (
+        Field("AttentionParams<T>", "params", "the call", ""),
+        Field("TilePlan", "plan", "row tiles and splits", ""),
+        Field("RangePlan", "ranges", "which CTA computes what", ""),
     ),
     is_template=True,
 )
@@ -223,7 +249,17 @@ TMA_ARGUMENTS = Struct(
 
 # fmt: on
 
-STRUCTS = (LINEAR, BLOCK, PAGED, PARAMS, TILE_PLAN, ARGUMENTS, TMA_ARGUMENTS)
+STRUCTS = (
+    LINEAR,
+    BLOCK,
+    PAGED,
+    PARAMS,
+    TILE_PLAN,
+    RANGE_PLAN,
+    ARGUMENTS,
+    DECODE_ARGUMENTS,
+    TMA_ARGUMENTS,
+)
 STRUCTS_BY_NAME = {struct.name: struct for struct in STRUCTS}
 
 
@@ -231,6 +267,8 @@ def arguments_of(config: AttentionConfig) -> str:
     """The struct that a kernel takes by value."""
     if config.mode is Mode.WRITE:
         return "AttentionParams"
+    if config.mode is Mode.DECODE:
+        return "DecodeArguments"
     return "TmaArguments" if config.arch is Arch.SM90 else "Arguments"
 
 

@@ -51,6 +51,7 @@ _CPP_KV_DTYPE: Final = {KvDtype.INT8: "Int8", KvDtype.INT4: "Int4", KvDtype.E4M3
 
 _UNIT_TEMPLATES: Final = {
     Mode.PREFILL: "unit.cu.j2",
+    Mode.DECODE: "decode.cu.j2",
     Mode.WRITE: "write.cu.j2",
     Mode.REDUCE: "reduce.cu.j2",
 }

@@ -28,7 +28,6 @@ HEAD_DIM_STEP: Final = 16
 HEAD_DIM_MAX: Final = 256
 PRESETS: Final = ("default", "all", "turbomind")
 
-_MODES: Final = (Mode.PREFILL, Mode.WRITE, Mode.REDUCE)
 _ATTENTION_MODES: Final = (Mode.PREFILL, Mode.DECODE)
 _ARCHES: Final = (Arch.SM80, Arch.SM90)
 _QUANTISED: Final = frozenset({(Mode.WRITE, Arch.SM80)})
@@ -101,14 +100,6 @@ def _tile_is_known(config: AttentionConfig) -> bool:
 
 RULES: Final[tuple[Rule, ...]] = (
     Rule(
-        "mode-emitted",
-        "mode",
-        "",
-        f"kernels are written for {join_words(_MODES)}",
-        f"use {join_words(_MODES)}",
-        lambda c: c.mode in _MODES,
-    ),
-    Rule(
         "arch-emitted",
         "arch",
         "",
@@ -151,6 +142,30 @@ RULES: Final[tuple[Rule, ...]] = (
         "every new row is written, whoever sees it",
         "leave mask out",
         lambda c: c.mode is not Mode.WRITE or c.mask is None,
+    ),
+    Rule(
+        "decode-one-arch",
+        "arch",
+        "mode",
+        "decode waits for memory, and the sm80 kernels read it as fast as it goes on Hopper too",
+        "use sm80",
+        lambda c: c.mode is not Mode.DECODE or c.arch is Arch.SM80,
+    ),
+    Rule(
+        "decode-one-width",
+        "head_dim_v",
+        "mode",
+        "a decode kernel keeps rows of K and of V in pieces of one size",
+        "leave head_dim_v out, or use prefill, which takes one query as well",
+        lambda c: c.mode is not Mode.DECODE or c.head_dim_v == c.head_dim,
+    ),
+    Rule(
+        "decode-causal",
+        "mask",
+        "mode",
+        "the new tokens of a sequence see those before them; with one token causal and full agree",
+        "use causal, or prefill, which has the full mask",
+        lambda c: c.mode is not Mode.DECODE or c.mask is not Mask.FULL,
     ),
     Rule(
         "kv-dtype-emitted",
@@ -322,7 +337,7 @@ def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ..
             ]
         )
     if name == "all":
-        attention = _product((Cache.LINEAR, Cache.BLOCK, Cache.PAGED), tuple(Mask))
+        attention = _product(tuple(Cache), tuple(Mask))
         return _sorted(
             [
                 *with_reductions(tiled for config in attention for tiled in _with_tiles(config)),
@@ -347,10 +362,11 @@ def with_reductions(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig
 
 def _product(caches: tuple[Cache, ...], masks: tuple[Mask, ...]) -> Iterator[AttentionConfig]:
     widths = (*((width, width) for width in _PRESET_HEAD_DIMS), *_PRESET_UNEQUAL)
-    for arch, dtype, (head_dim, head_dim_v), kv_cache, mask in product(
-        _ARCHES, Dtype, widths, caches, masks
+    for mode, arch, dtype, (head_dim, head_dim_v), kv_cache, mask in product(
+        _ATTENTION_MODES, _ARCHES, Dtype, widths, caches, masks
     ):
         config = AttentionConfig(
+            mode=mode,
             arch=arch,
             dtype=dtype,
             head_dim=head_dim,
@@ -373,7 +389,7 @@ def _writers(head_dims: tuple[int, ...], caches: tuple[Cache, ...]) -> Iterator[
 def _candidates() -> Iterator[AttentionConfig]:
     """Default tiles over the values that the rules of single axes let pass."""
     attention = product(
-        (mode for mode in _MODES if mode in _ATTENTION_MODES),
+        _ATTENTION_MODES,
         _ARCHES,
         Dtype,
         _kinds_of_rows(),

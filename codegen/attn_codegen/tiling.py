@@ -24,6 +24,17 @@ WRITE_STEPS = 4  # rows of K and of V that a thread has in flight
 WRITE_DESTINATION_BYTES = 16  # where one token goes
 
 SM90_PACKED_HEADS = 1  # off until it is measured
+# Decode: a warp owns 16 tokens of each stage, in a ring of its own.
+DECODE_WARP_TOKENS = 16
+DECODE_RING_BYTES = 96 * 1024  # in flight on an SM twice: more than its share of the latency
+DECODE_CHUNKS = 32  # of sequences, whose keys are counted by different warps
+DECODE_COUNT_BYTES = 16  # what a warp has counted: tiles, most and fewest units, query tokens
+DECODE_SEGMENT_BYTES = 48
+DECODE_WORK_BYTES = 48
+DECODE_ROWS = (8, 16, 32)
+# Float accumulators and Q of a thread; more than this and Q stays in shared memory.
+DECODE_RESIDENT_REGISTERS = 112
+
 WARPGROUP_ROWS = 64  # query rows that a Hopper warpgroup multiplies
 WARPGROUP_WARPS = 4
 SM90_GATHER_WARPS = 3
@@ -68,6 +79,8 @@ def tilings(config: AttentionConfig) -> dict[str, Tiling]:
         return {"": Tiling(REDUCE_WARPS, 0, REDUCE_WARPS, 0, ctas_per_sm=8, shared_bytes=0)}
     if config.mode is Mode.WRITE:
         return {"": _write(config)}
+    if config.mode is Mode.DECODE:
+        return _decode(config)
     if config.arch is Arch.SM90:
         return _sm90_prefill(config)
     return {"": _sm80_prefill(config)}
@@ -112,6 +125,57 @@ def _write(config: AttentionConfig) -> Tiling:
         ctas_per_sm=4,
         shared_bytes=rows * WRITE_DESTINATION_BYTES,
         lanes=lanes,
+    )
+
+
+def _decode(config: AttentionConfig) -> dict[str, Tiling]:
+    """Rows of q on the narrow side of the products, keys on the wide one.
+
+    The default holds 8 rows and a ring of 96 KiB, which leaves room for two CTAs on an SM of 227
+    KiB and fits devices with 99. Wide groups take 16 or 32 rows, so that K and V are read once; a
+    call with few sequences takes one CTA per SM, whose ring holds twice the stages: fewer splits
+    then keep as many bytes in flight. Rows of 256 leave a stage to two warps.
+    """
+    width = _padded(config.head_dim)
+    warps = 4 if width <= 192 else 2
+    stages = DECODE_RING_BYTES // (warps * _decode_piece_bytes(width))
+    tiles = {"": _decode_sized(config, rows=8, warps=warps, stages=stages, ctas_per_sm=2)}
+    keys = warps * DECODE_WARP_TOKENS
+    for rows in DECODE_ROWS[1:]:
+        if rows * width <= 16 * 256:
+            tiles[f"t{rows}x{keys}"] = _decode_sized(
+                config, rows=rows, warps=warps, stages=stages, ctas_per_sm=2
+            )
+    if warps == 4:
+        tiles[f"t8x{keys}s{2 * stages}"] = _decode_sized(
+            config, rows=8, warps=warps, stages=2 * stages, ctas_per_sm=1
+        )
+    return tiles
+
+
+def _decode_piece_bytes(width: int) -> int:
+    """K and V rows of a warp in one stage."""
+    return 2 * DECODE_WARP_TOKENS * width * ELEMENT_BYTES
+
+
+def _decode_sized(
+    config: AttentionConfig, *, rows: int, warps: int, stages: int, ctas_per_sm: int
+) -> Tiling:
+    """Adds the shared memory of sm80::DecodeStorage: the rings, Q where registers do not hold it,
+    (max, sum) of each warp and row, what the warps count, and what the CTA works on."""
+    width = _padded(config.head_dim)
+    resident = rows * (config.head_dim + config.head_dim // 2) // 32 <= DECODE_RESIDENT_REGISTERS
+    query = 0 if resident else rows * width * ELEMENT_BYTES
+    counts = warps * rows * 8 + DECODE_CHUNKS * 4 + warps * DECODE_COUNT_BYTES
+    work = warps * (stages + 2) * DECODE_SEGMENT_BYTES + DECODE_WORK_BYTES
+    ring = warps * stages * _decode_piece_bytes(width)
+    return Tiling(
+        cta_q=rows,
+        cta_s=warps * DECODE_WARP_TOKENS,
+        warps=warps,
+        stages=stages,
+        ctas_per_sm=ctas_per_sm,
+        shared_bytes=_round_up(ring + query + counts + work, 128),
     )
 
 

@@ -25,10 +25,13 @@ KernelState& state_of() {
   return state;
 }
 
-template <class Kernel>
-Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
+inline DeviceLimits device_limits(const KernelInfo& info) {
   DeviceLimits device;
   device.sm_count = info.sm_count;
+  return device;
+}
+
+inline KernelLimits kernel_limits(const KernelInfo& info) {
   KernelLimits kernel;
   kernel.cta_q = info.cta_q;
   kernel.cta_s = info.cta_s;
@@ -38,9 +41,14 @@ Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
   kernel.packed_heads = info.packed_heads;
   kernel.tile_ns = info.tile_ns;
   kernel.step_ns = info.step_ns;
+  return kernel;
+}
+
+template <class Kernel>
+Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
   return plan(problem_of<typename Kernel::Config>(params),
-              device,
-              kernel,
+              device_limits(info),
+              kernel_limits(info),
               split_policy(params.max_split_k, params.split_cnt, params.split_size));
 }
 
@@ -48,6 +56,30 @@ template <class Kernel>
 void reduce(Arguments<typename Kernel::Config::T> arguments, Merge merge, const Plan& plan) {
   arguments.plan.merge = merge;
   invokeReduce<ReductionOf<Kernel>>(arguments, plan.reduce_grid_x);
+}
+
+// What follows a kernel that has left the splits of its rows, or complete rows: what the caller
+// wants between, and the reduction.
+template <class Kernel>
+void finish(const Arguments<typename Kernel::Config::T>& finished, const Plan& plan) {
+  const auto& params = finished.params;
+  if (params.cp_size == 1) {
+    if (params.cp_fn != nullptr) {
+      params.cp_fn(params.cp_fn_ctx);
+    }
+    if (plan.split_cnt > 1) {
+      reduce<Kernel>(finished, Merge::kSplits, plan);
+    }
+    return;
+  }
+  // Of many ranks: the splits of this one, the exchange, the parts of all.
+  if (plan.split_cnt > 1) {
+    reduce<Kernel>(finished, Merge::kSplitsToPart, plan);
+  }
+  if (params.cp_form != CpForm::kPartOnly) {
+    params.cp_fn(params.cp_fn_ctx);
+    reduce<Kernel>(finished, Merge::kRanks, plan);
+  }
 }
 
 }  // namespace detail
@@ -101,32 +133,14 @@ void invokeAttention(const typename Kernel::ParamType& params) {
     arguments.params.partial_O = params.cp_O;  // the kernel leaves this rank's part itself
     arguments.params.partial_ML = params.cp_ML;
   }
-  if constexpr (ArgumentsOf<typename Config::Arch, typename Config::T>::kHasMaps) {
+  if constexpr (ArgumentsOf<Config::kMode, typename Config::Arch, typename Config::T>::kHasMaps) {
     detail::complete<Config>(arguments);
   }
 
   // 2. The kernel, then what the caller wants between, then the reduction.
   const int grid_x = detail::ctas_of(EntryOf<Kernel>::entry(), plan, info);
   detail::launch(EntryOf<Kernel>::entry(), grid_x, params.stream, arguments);
-  const Arguments<typename Config::T> finished{arguments.params, arguments.plan};
-  if (params.cp_size == 1) {
-    if (params.cp_fn != nullptr) {
-      params.cp_fn(params.cp_fn_ctx);
-    }
-    if (plan.split_cnt > 1) {
-      detail::reduce<Kernel>(finished, Merge::kSplits, plan);
-    }
-    return;
-  }
-
-  // 3. Of many ranks: the splits of this one, the exchange, the parts of all.
-  if (plan.split_cnt > 1) {
-    detail::reduce<Kernel>(finished, Merge::kSplitsToPart, plan);
-  }
-  if (params.cp_form != CpForm::kPartOnly) {
-    params.cp_fn(params.cp_fn_ctx);
-    detail::reduce<Kernel>(finished, Merge::kRanks, plan);
-  }
+  detail::finish<Kernel>({arguments.params, arguments.plan}, plan);
 }
 
 }  // namespace attn

@@ -180,6 +180,8 @@ typedef struct attn_params_t {
   int64_t k_stride;
   /* write: elements between two new tokens of v */
   int64_t v_stride;
+  /* [num_heads] or null: a logit per head that only adds to the denominator; decode */
+  const float* sinks;
   /* read by CacheType::kLinear */
   attn_linear_iterator_params_t linear_iter_params;
   /* read by CacheType::kBlock */

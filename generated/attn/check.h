@@ -257,6 +257,11 @@ void check_params(const AttentionParams<typename Config::T>& params) {
             ": the softmax scale must be finite and above 0, usually 1 / sqrt(size_per_head)");
   }
   check_context_parallel(params);
+  if (Config::kMode != Mode::kDecode && params.sinks != nullptr) {
+    refuse_field("sinks",
+                 "is given, but only decode kernels add sinks: leave it null",
+                 Status::kNotSupported);
+  }
   check_cache_of<Config>(params);
   check(problem_of<Config>(params));
   split_policy(params.max_split_k, params.split_cnt, params.split_size);

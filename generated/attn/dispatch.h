@@ -35,6 +35,7 @@ constexpr Family family_of(arch::Sm90) { return {90, 90, 90}; }
 
 // What a kernel is chosen by, beside the device.
 struct Traits {
+  Mode mode = Mode::kPrefill;
   Element element = Element::kF16;
   KvType kv_type = KvType::kSame;
   CacheType cache = CacheType::kBlock;
@@ -44,8 +45,8 @@ struct Traits {
 };
 
 constexpr bool operator==(const Traits& a, const Traits& b) {
-  return a.element == b.element && a.kv_type == b.kv_type && a.cache == b.cache &&
-         a.causal == b.causal && a.size_per_head == b.size_per_head &&
+  return a.mode == b.mode && a.element == b.element && a.kv_type == b.kv_type &&
+         a.cache == b.cache && a.causal == b.causal && a.size_per_head == b.size_per_head &&
          a.size_per_head_v == b.size_per_head_v;
 }
 

@@ -136,6 +136,8 @@ struct AttentionParams {
   int64_t k_stride = 0;
   // write: elements between two new tokens of v
   int64_t v_stride = 0;
+  // [num_heads] or null: a logit per head that only adds to the denominator; decode
+  const float* sinks = nullptr;
   // read by CacheType::kLinear
   LinearIteratorParams linear_iter_params;
   // read by CacheType::kBlock
@@ -205,7 +207,7 @@ struct AttentionParams {
   // a cudaStream_t
   CUstream_st* stream = nullptr;
 };
-static_assert(sizeof(AttentionParams<char>) == 576, "the layout that the runtime packs");
+static_assert(sizeof(AttentionParams<char>) == 584, "the layout that the runtime packs");
 
 // The part of a plan that the kernels read (attn/plan.h makes it).
 struct TilePlan {
@@ -228,6 +230,25 @@ struct TilePlan {
 };
 static_assert(sizeof(TilePlan) == 32, "the layout that the runtime packs");
 
+// How decode kernels share the keys of all sequences out (attn/decode_ranges.cuh cuts them).
+struct RangePlan {
+  // CTAs that are launched: the ranges of all columns together
+  int ctas = 0;
+  // query heads of a row tile
+  int row_heads = 0;
+  // row tiles of the heads of a group
+  int head_tiles = 0;
+  // rows that the workspace holds of a row tile
+  int row_slots = 0;
+  // 1: whole splits of TilePlan are shared out; 0: stages, reduced in the kernel
+  int pieces = 0;
+  // most units of a range for cuts that go to the ends of tiles
+  int aligned_units = 0;
+  // most units of a column for which L2 keeps nothing of K and V
+  int streamed_units = 0;
+};
+static_assert(sizeof(RangePlan) == 28, "the layout that the runtime packs");
+
 // What the attention kernel and the reduction take, by value.
 template <class T>
 struct Arguments {
@@ -236,7 +257,19 @@ struct Arguments {
   // how it is cut
   TilePlan plan;
 };
-static_assert(sizeof(Arguments<char>) == 608, "the layout that the runtime packs");
+static_assert(sizeof(Arguments<char>) == 616, "the layout that the runtime packs");
+
+// What a decode kernel takes. It begins like Arguments.
+template <class T>
+struct DecodeArguments {
+  // the call
+  AttentionParams<T> params;
+  // row tiles and splits
+  TilePlan plan;
+  // which CTA computes what
+  RangePlan ranges;
+};
+static_assert(sizeof(DecodeArguments<char>) == 648, "the layout that the runtime packs");
 
 // What a kernel takes that reads its tiles by TMA. It begins like Arguments. The maps hold 16-bit
 // elements in boxes of 64 columns, with a 128-byte swizzle and zeros outside.

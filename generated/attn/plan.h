@@ -62,6 +62,8 @@ struct Plan {
   std::int64_t cp_stride = 0;        // floats from a rank's part to the next
   std::int64_t workspace_bytes = 0;  // 0: no reduction
   int reduce_grid_x = 0;
+  RangePlan ranges;     // decode: which CTA computes what
+  int counter_cnt = 0;  // decode: ints that AttentionParams::counters must hold
 };
 
 // One warp reduces one row, four rows to a CTA of 128 threads.
@@ -331,6 +333,20 @@ inline std::int64_t align_bytes(std::int64_t bytes) {
   return multiply_bytes(ceil_div(bytes, kWorkspaceAlignment), kWorkspaceAlignment);
 }
 
+// Where keys are spread over ranks, room for the parts of all behind what the workspace has so far.
+inline void add_parts(const Problem& problem, std::int64_t rows, Plan& plan) {
+  const std::int64_t begin = align_bytes(plan.workspace_bytes);
+  const std::int64_t O_bytes = multiply_bytes(rows, std::int64_t{4} * problem.head_dim_v);
+  const bool gathers_O = problem.cp_form != CpForm::kScaled;
+  const std::int64_t part_bytes = add_bytes(gathers_O ? O_bytes : 0, 8 * rows);
+  const std::int64_t own = add_bytes(begin, multiply_bytes(problem.cp_rank, part_bytes));
+  const std::int64_t end = add_bytes(begin, multiply_bytes(problem.cp_size, part_bytes));
+  plan.cp_stride = part_bytes / 4;
+  plan.cp_ML_offset = gathers_O ? own + O_bytes : own;
+  plan.cp_O_offset = gathers_O ? own : align_bytes(end);
+  plan.workspace_bytes = gathers_O ? end : add_bytes(plan.cp_O_offset, O_bytes);
+}
+
 // Where anything may be split: partial_O float [split_cnt, rows, head_dim_v], then, from the next
 // multiple of 256 bytes, partial_ML float [split_cnt, rows, 2]; a row is a head of a token. Where
 // keys are spread over ranks, from the next multiple on:
@@ -353,16 +369,7 @@ inline void set_workspace(const Problem& problem, const DeviceLimits& device, Pl
     plan.workspace_bytes = add_bytes(plan.partial_ML_offset, multiply_bytes(rows_of_all_splits, 8));
   }
   if (problem.cp_size > 1) {
-    const std::int64_t begin = align_bytes(plan.workspace_bytes);
-    const std::int64_t O_bytes = multiply_bytes(rows, std::int64_t{4} * problem.head_dim_v);
-    const bool gathers_O = problem.cp_form != CpForm::kScaled;
-    const std::int64_t part_bytes = add_bytes(gathers_O ? O_bytes : 0, 8 * rows);
-    const std::int64_t own = add_bytes(begin, multiply_bytes(problem.cp_rank, part_bytes));
-    const std::int64_t end = add_bytes(begin, multiply_bytes(problem.cp_size, part_bytes));
-    plan.cp_stride = part_bytes / 4;
-    plan.cp_ML_offset = gathers_O ? own + O_bytes : own;
-    plan.cp_O_offset = gathers_O ? own : align_bytes(end);
-    plan.workspace_bytes = gathers_O ? end : add_bytes(plan.cp_O_offset, O_bytes);
+    add_parts(problem, rows, plan);
   }
 }
 

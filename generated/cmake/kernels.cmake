@@ -10,6 +10,54 @@ attn_family(sm80 80 9999 80)
 attn_family(sm90 90 90 90a)
 
 # attention kernel, family, the kernel that merges its splits, its line of attn/emitted.h
+attn_kernel(decode_sm80_bf16_d128_block_causal sm80 reduce_sm80_bf16_d128
+            "decode<sm80, bf16, 128, 128, block, causal>")
+attn_kernel(decode_sm80_bf16_d128_linear_causal sm80 reduce_sm80_bf16_d128
+            "decode<sm80, bf16, 128, 128, linear, causal>")
+attn_kernel(decode_sm80_bf16_d128_paged_causal sm80 reduce_sm80_bf16_d128
+            "decode<sm80, bf16, 128, 128, paged, causal>")
+attn_kernel(decode_sm80_bf16_d192_block_causal sm80 reduce_sm80_bf16_d192
+            "decode<sm80, bf16, 192, 192, block, causal>")
+attn_kernel(decode_sm80_bf16_d192_linear_causal sm80 reduce_sm80_bf16_d192
+            "decode<sm80, bf16, 192, 192, linear, causal>")
+attn_kernel(decode_sm80_bf16_d192_paged_causal sm80 reduce_sm80_bf16_d192
+            "decode<sm80, bf16, 192, 192, paged, causal>")
+attn_kernel(decode_sm80_bf16_d256_block_causal sm80 reduce_sm80_bf16_d256
+            "decode<sm80, bf16, 256, 256, block, causal>")
+attn_kernel(decode_sm80_bf16_d256_linear_causal sm80 reduce_sm80_bf16_d256
+            "decode<sm80, bf16, 256, 256, linear, causal>")
+attn_kernel(decode_sm80_bf16_d256_paged_causal sm80 reduce_sm80_bf16_d256
+            "decode<sm80, bf16, 256, 256, paged, causal>")
+attn_kernel(decode_sm80_bf16_d64_block_causal sm80 reduce_sm80_bf16_d64
+            "decode<sm80, bf16, 64, 64, block, causal>")
+attn_kernel(decode_sm80_bf16_d64_linear_causal sm80 reduce_sm80_bf16_d64
+            "decode<sm80, bf16, 64, 64, linear, causal>")
+attn_kernel(decode_sm80_bf16_d64_paged_causal sm80 reduce_sm80_bf16_d64
+            "decode<sm80, bf16, 64, 64, paged, causal>")
+attn_kernel(decode_sm80_f16_d128_block_causal sm80 reduce_sm80_f16_d128
+            "decode<sm80, f16, 128, 128, block, causal>")
+attn_kernel(decode_sm80_f16_d128_linear_causal sm80 reduce_sm80_f16_d128
+            "decode<sm80, f16, 128, 128, linear, causal>")
+attn_kernel(decode_sm80_f16_d128_paged_causal sm80 reduce_sm80_f16_d128
+            "decode<sm80, f16, 128, 128, paged, causal>")
+attn_kernel(decode_sm80_f16_d192_block_causal sm80 reduce_sm80_f16_d192
+            "decode<sm80, f16, 192, 192, block, causal>")
+attn_kernel(decode_sm80_f16_d192_linear_causal sm80 reduce_sm80_f16_d192
+            "decode<sm80, f16, 192, 192, linear, causal>")
+attn_kernel(decode_sm80_f16_d192_paged_causal sm80 reduce_sm80_f16_d192
+            "decode<sm80, f16, 192, 192, paged, causal>")
+attn_kernel(decode_sm80_f16_d256_block_causal sm80 reduce_sm80_f16_d256
+            "decode<sm80, f16, 256, 256, block, causal>")
+attn_kernel(decode_sm80_f16_d256_linear_causal sm80 reduce_sm80_f16_d256
+            "decode<sm80, f16, 256, 256, linear, causal>")
+attn_kernel(decode_sm80_f16_d256_paged_causal sm80 reduce_sm80_f16_d256
+            "decode<sm80, f16, 256, 256, paged, causal>")
+attn_kernel(decode_sm80_f16_d64_block_causal sm80 reduce_sm80_f16_d64
+            "decode<sm80, f16, 64, 64, block, causal>")
+attn_kernel(decode_sm80_f16_d64_linear_causal sm80 reduce_sm80_f16_d64
+            "decode<sm80, f16, 64, 64, linear, causal>")
+attn_kernel(decode_sm80_f16_d64_paged_causal sm80 reduce_sm80_f16_d64
+            "decode<sm80, f16, 64, 64, paged, causal>")
 attn_kernel(prefill_sm80_bf16_d128_block_causal sm80 reduce_sm80_bf16_d128
             "prefill<sm80, bf16, 128, 128, block, causal>")
 attn_kernel(prefill_sm80_bf16_d128_block_full sm80 reduce_sm80_bf16_d128

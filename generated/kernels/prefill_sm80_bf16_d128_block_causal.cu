@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         0d8f9f8e6a7f1fa9037630da9f9d8d356a87f29571a743beb7de123cba278885
+// digest         c0eb66e0b5613b29ef828682408b898412c883fe5cf99397f7298f60800d15dc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         eb0718138eadbefeb33416e7da48121f873818c93b99e1f1b809d7c788ef4a19
+// digest         2351257a8a7b28d54e1821864dee968e81f8b29f60ac6cae2a0a3d05556531a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         309feba7f05d94a4d94d0cf46c01bba905fb1b7834b0862743d773ba30096a43
+// digest         729c4a37b83281f044500ed3b665e4f6928eeb6527fc8268f807cea5460b6029
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

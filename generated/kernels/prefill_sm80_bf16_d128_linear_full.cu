@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         de9819edc9a9190a973dde15d7cd4a3fad5c2b711a3c876e395cfac1c3019ea2
+// digest         6d16a599e9c6a0e66926a25f63e8a89011b3c95d13b47a2f6c2c0aa699c055af
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

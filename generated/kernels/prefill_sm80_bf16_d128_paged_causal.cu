@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         aadfd881b9bafd7743c57a1b9631c600f8374780db1b1bd0b584b47d0f611e7d
+// digest         1e628366c518f34e456b93c7f03b723d84b203c49384f314f52ffb01f4d8ffff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

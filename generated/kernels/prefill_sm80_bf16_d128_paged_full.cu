@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         53b8b32da106715285c4a1f886a775406836fe53ec7c579f1de49fd2021f5b55
+// digest         4c263656dd3635931f0aff25a61da048da433af872671371c28ce5377ba32fa8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

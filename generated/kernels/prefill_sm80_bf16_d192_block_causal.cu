@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         1e8dbbd15715f993bec739e6a7a57550d50a0fbdb5e8f9b7ab28effefe6301e1
+// digest         62807ac7bf0a1a96a0e7bb932f3e5d320ddf10d3bafc7695d5f9f972737c4cb8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         0b432f176763cdf634071e533528e301ed48503e23d52db0d59c5691ff699443
+// digest         79a382825f93a736d5c2ce9e8710d7d64ce7d693c0b0d2317a4bc4ee4e6aacad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         11ab16590ebf727ac6c58b55188ad5cebcbe6d7c58e93f05dd2251937c61ba64
+// digest         b4e9392fbc0c41da3b9ab5a08d3d29a5c9817aa3163af41f3a2e9f513f7bc312
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

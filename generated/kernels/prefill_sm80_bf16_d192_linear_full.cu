@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         8541ff4e317f6f6287a51c9379e3790e15e6517b309416eb5ec1d0cb342c1b9e
+// digest         db94c269686b408721ab177416471425df0e75bad4dab77f8d918a1bd396034f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         d073d244154cbdf6213b23f32f7414d73c2c352e88eac25a07b2ae2169463101
+// digest         51243bf05c301cba605956a36ed61150a34e04e73653ea13cf98a2546f3e0ca5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         45cdcd8b3b06a35c066aa78861a47525518c4d05c3b06730a10f2e340d750006
+// digest         1a650a5e55899172226ed0f6ddc594f23e8563a961ae47f395057d59e59b07ce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

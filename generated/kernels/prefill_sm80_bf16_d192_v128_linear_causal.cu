@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         11e3c70a3cebb07ac54c421c22ada23feffb5615e8c8e6ab2ca360409caff93f
+// digest         2026d3c505515572d2ac9fa6bc5cb6db25edac9d4a8f52d485f6bac87558c302
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         5a7d7a23a29b7bcff0e7896f1b47d67d76d07daee870bd34743d3327f3647fbd
+// digest         8cb2b44f75ce78033f2c971eff7d707ea2f47f757a077e1d6af6fd597cbc395b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         cd448f170c162a28e6478b6dd44d289156016eff5811d540a467988683bad878
+// digest         ccb59874058d549e3cf3646aec3978cdc5463cc8b055dafbe3b99780a0c0cca0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

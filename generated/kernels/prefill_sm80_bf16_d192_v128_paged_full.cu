@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         3e722e4cf6220e9a5a978de960032a38a05ffe4125c63210fa8737341574e39e
+// digest         9178346887576ab8d6ca05f1cd5d505bd1d8702b2ac38113e993aa342694531e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

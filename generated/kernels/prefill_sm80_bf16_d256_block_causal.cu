@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         bbeb1b1c14f4646fd3d269f60117fd2e981dd4f8a83473603c4b520119ca3279
+// digest         5526260650b8a133a12ba7631ad151cd055bd784abb89e1869f597487ee76a34
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         f18093d620422b9f9ef42439fb8d1fc8165cdc339d7660e752933af903371e3a
+// digest         7d1fa10b0723a72b5887fe866ee6e82593b65b7e2edee5e8819c4e3c592d6598
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         e10fdccb8bfc6b9bbbc0cb9bd74f5ba8d92cf662a955e7f64618a07ff4fb24e5
+// digest         fa9a0a5fbe9d87e3c37dab10bdab19014abe3b0a4e8f1f5534ef52a136219174
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

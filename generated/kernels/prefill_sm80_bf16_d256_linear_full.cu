@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         14bdad2ed570fe2b6561fb090ab9545271635ab918e00248be31956e23655ce6
+// digest         1817acbebc28a704fa789a84f2c603bf2fde59cfc09f440664ba3e61d976161e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         22c850608793d011d77110640ad149af878605f09e788df4013cbb6b0d71d9e1
+// digest         68546f6bfa35800398ab609ba821021970c6a708a7d475c1d3badfe4cbbf3c5c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         bea99c454d590a63300a4dfbb30fa33d2abb9893da763ead828a509ef74e9d1d
+// digest         7b962f0e24e5c88d72fe7ca593cf3ab4248765efdf1536b8655b0eff1db7c5cb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         dd16e569741bc2b0d6ab6a4e0f5b384a15d24625973e7cf49fcddd572c73af07
+// digest         3ee631741f8a72bcd8aa2938f0da3a2430b0a3f305c19a74dc4c53f63d407913
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

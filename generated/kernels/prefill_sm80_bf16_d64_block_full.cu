@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         0dfdf6c2c313863cb03d85f1fb3c8b484f7286c50339cc472e07e8905beba6ba
+// digest         f244befb853dfee68cd5804c82ba458d085b749fda47a7a2e16f35505f72a740
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

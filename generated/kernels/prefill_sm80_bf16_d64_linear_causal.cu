@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         6cb6e2b91f2a5dcd3734fc583cc80a8406248ea4f0450b32bddeb9cfe6884dae
+// digest         97d2b0b999a76a0aa806adba8f5459ce90ea4b64688d300222ff222a53dc78e1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

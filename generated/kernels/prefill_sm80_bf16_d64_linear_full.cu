@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         0c54bdfb486b8930b927547a81a154f13cc313abfb3de9cbe820fbd3ea25915b
+// digest         3f006f26509419fc71a161790b20939a59d0eb490be740419545a1e285030078
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

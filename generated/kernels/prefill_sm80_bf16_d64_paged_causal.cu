@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         662662df6cfeeb2a2ee090046f99fdfb9a301fb9189a0591be337b0ca76c9536
+// digest         6d23619540c27b3b2413ff770d6cf7f3abfead07a776dcf8cc7fc92c788ac06f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

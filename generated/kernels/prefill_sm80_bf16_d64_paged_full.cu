@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         954e86c45147c30a46941a79ca3cd56189e4fb4a4bc1499fb68ae4e9e66161e9
+// digest         bdc4dad211e97e21935544af9f289daa170311cbf9313dc6a4a6b3e6ab6d81f7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

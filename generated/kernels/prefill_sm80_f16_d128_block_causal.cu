@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         01df29a46bcdca2fdebff4f0a57823139115db991aa60ba829a90f324b7062c5
+// digest         a27bdcf479f04f53d898f54d7d071aad919467cb44c177c20401c4f2c4680fb6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

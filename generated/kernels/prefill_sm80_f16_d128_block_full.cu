@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         b2858755c719f8a9d1f8aae4976ab899fe05391e0829f4636cef4b70ff4cbe44
+// digest         8f8f619f665754f21eefad103e5893c93ccdf0bd620a932fab84d693c32bc36c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         d2298d0bd6faa4e5343fa6345939cb8dd29ac36dc5dc3491769e592d8f8e71ad
+// digest         9093b5c1fb4986b1fdf9942b16f31d6ede1ac421f3e9d099232c24697f990aad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         0b92d28f8846616f8efe71082ca2d0b471668cbcacd093483fa2fb7e5a24b90e
+// digest         459c8d9ebd40c61470407cbad211d129238d48bf13dda40b88889c6b12457950
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

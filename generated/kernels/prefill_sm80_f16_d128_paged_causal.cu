@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         1697da3ae00c749dd595d0b6e076b4d69ff7b192afe6103d2150a90302632f9e
+// digest         a44b8436744da59b139a9c6f051e61b388fcaa031754f86111f6f971448a97cf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         ee5d09d5fcc88bb9305d31a1f80cc7214edfcb87968f54dcdcd9daef3f59a531
+// digest         75c0392056a866d275c9940beba8be1bead4a85b609de75f67a749f9e6daa09d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

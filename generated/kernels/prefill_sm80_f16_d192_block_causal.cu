@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         958d8c9c378ace9e21b87986548baf95b19712a423fbf06aec461adf3e675df2
+// digest         f9916fdfa53ca5dfa78c88435b7892f573339ceb1f525fed77785b8378502e18
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

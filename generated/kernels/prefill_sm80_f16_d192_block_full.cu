@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         208defd12dd9fc3228d1fb2bf990655536d494b3f10c49df22034eddb0c4a2be
+// digest         3e63f459658a35c29f0c549a13c5748e65eaadafce9cc8d0ad2940230fcddb73
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         a820988a4a04d8fad04ec306e4f08fc1171510d1f5ce3112b4cc7a99f653c4c4
+// digest         731fb42ff54e8548778bc4b8ecf95dfc66a49b928c3d9c73cfb860ae11449341
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

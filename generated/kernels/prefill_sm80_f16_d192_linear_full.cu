@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         75c6bff183bd609ee2146519c14f74c3f6dc533bf142d96ffc32d877c54652d7
+// digest         c27d9d5de83c16ca58f745f406bceb9bc24792c8c6b29651d8f9bd8f2ce47cfe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

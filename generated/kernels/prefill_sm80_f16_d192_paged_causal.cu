@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         6f3e697bfc587d258dcae65c89fba1bf9cbf1ee29ada79fcb1efd5e559e2da77
+// digest         098f77b6dc3fb9b1ed0466636dfcf60e1e2cf8eef9356851178ac59983a873b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         561b02143ab87aeb9beac309adecbc32f2ffcee49cae71c057eda9eafe1f233b
+// digest         86ec1131b264850432a164a86c45a0907aa24c3e6ae689ceffb27216bc0f5f3f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         e259d2a4eeb5f92ce50876a0064309fc8dfaa8186e281cdc023708676f0ec8be
+// digest         8cb3ede2fcf42f209d4eae8231f6a49e8dc268dc459591c1c3300bd3da7b690c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

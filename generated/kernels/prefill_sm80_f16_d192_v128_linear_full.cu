@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         6d0a2c497368c5ec9b6de39d4a42b7831826c4a685c0f6e1695df65f07c37776
+// digest         411ea34ec267660fb8d489283acf6bbe3e03bb32cf2ac6e6b7dfd7843b0e9ba2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         d0c45f390c10cb4a08b4f22493427a2827d37ed18cd25ab11cc65cc1ca448f9f
+// digest         9d154bf9c5616ff568755d18c09032a5b3391fe7094661e3349ace56eb223b4a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

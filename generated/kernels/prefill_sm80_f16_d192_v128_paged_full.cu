@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         f93d57ae24b4fc822d87a9c143c1b5ad0a4af59f68fdcae0d1f55c5896007e0d
+// digest         031e5f4d731df81d33e5395f0d30b4c21ab3fc6709d785a4f5421698cc05b1ad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

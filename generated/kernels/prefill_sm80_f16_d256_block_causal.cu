@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         12f25a8d4dbb13f75d035c9a73e15b8831b2a45772c6ec8c193bdffb24732a45
+// digest         a6d577bd4153cd707df8998899e175e4848157aa6ab7bdc36e00721419cf15c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

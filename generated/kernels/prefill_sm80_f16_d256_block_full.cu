@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         13d4722b3c44f8ef60135e5ac230d8f934f623c5ce7f5940a262ee2c85a4d06e
+// digest         caa53e73255b39b7557cef3e151ecd8032c09199e5bc5631acd14a457b157c8d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

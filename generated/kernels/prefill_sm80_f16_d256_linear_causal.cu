@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         758ef0eef08b3f67ed9b3f60c21a551d82a9a4f03dc516150adaaeb9aaa2559c
+// digest         99089bf9262a67210bc4ca847074fb700a7b3c9012717ae367d25c98694d5985
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         8bc254c8fa60a233626d997aa4b4bcb23ed6dd312a1dc3dbf7706c7dac6ddc4b
+// digest         e624a8c9ba7c294d79212500c72bf310f030b84c64f58989d39c722535f95f82
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         d83c9226676af12812cb5cfd76b7e274123681d0298983bbcdb23a60fc4c4a42
+// digest         da4e028562501cb11d6368f110d825a7aec1c41709239c898c983e0d8740a11b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         c5926c1e35a3633bf315f8520aa0a6e2d26131d778453aa707a49f12bb1a559e
+// digest         860f22727f878634b087d732b4505bb2fabcaa3d070829a5c393b167a43f1481
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         0e60d9344337a903701731e830bd0189b26a88aab3e0f5b5e0cb313603338cb6
+// digest         37b54bca9560b36979a5826d1657e666f6b7711463cc7bdf81d840d43e395f9b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         2d66ee53f027187ed2132e1997a621d74afc023f6a6fa8fd434873c3bd40900d
+// digest         113d7cfebfa9d44ec4d1a23f7bd591464408c00dbd7e024a540cd6c87a8ea68d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

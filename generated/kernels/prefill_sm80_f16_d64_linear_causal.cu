@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         76c65e98392e2d9f204bb81f644398c7cbba513049352410179add59f5686845
+// digest         dc461144f260bb5e2afdb7688c905cd6d839c0d87077512bd0f8ded50dd16e20
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         a1329817d02ccbd5ade816959f1ccb664c43a290c15e51dfa77c227ba72c2388
+// digest         449d064a2f0c42f06823cc9bfd3ca4a784f9b03fbdbc052d0a60e772ae2cbe6b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         7c9ff2f5097c02b3c78bc29b1d706606809a44df9473ea86a5a339393897a0b5
+// digest         481d533c56016ebcd28601edab5ab41082bb3d4c8daa126802ad792c58205c8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

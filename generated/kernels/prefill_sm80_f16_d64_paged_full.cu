@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         d323bb6e88338f062c4e6a3053f747329b0babd425b0651d08e339c117d5a530
+// digest         4f98ea555264b5dc73dd624d1437fc16303ef64add122be3b069a1f6d5285e3d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

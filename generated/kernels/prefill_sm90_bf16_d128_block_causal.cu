@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         4cf147d48f7df711d7b3277a459a8707bc72e380326996ecb581feaab3985442
+// digest         c21b69c0c78781d74312876951f7f803fadf2083cd37677f425c5e84bb0182e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

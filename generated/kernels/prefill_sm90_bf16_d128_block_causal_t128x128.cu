@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t128x128
 // namespace      attn
-// digest         f7e44482bde2be233d14cc91e7a25e4288a16f5d1e9763372bb2a40fce6ec975
+// digest         51e36ac493dee249e76288954e078477d2fafb12b955bf2d5d711151fad4811b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

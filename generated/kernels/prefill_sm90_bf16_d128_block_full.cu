@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         7bd1484c89628ec0bdadb82fc15e149ca345a7b88ae5677b37021dc28384312d
+// digest         e34a896534d212243dc412129a93e077e9c7627429463d2a4e5d0f9c1537d57b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

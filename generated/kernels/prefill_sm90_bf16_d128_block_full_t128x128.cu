@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full_t128x128
 // namespace      attn
-// digest         d603009b62b52ec5438f52e34210df761cb3bf3ffd30b62f53047e6d167b3531
+// digest         2868bb493e60e76914869659414e5a0932e99aab64cf41104cb5180d48c04fa7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

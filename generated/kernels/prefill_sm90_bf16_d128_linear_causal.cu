@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         e8060722c4b0416efa2ad155e77c3a85ea92cbd066ca37f9477f6f57b1f37bdf
+// digest         e062b81c483b45c3261dc328cc154d716bfd4a9600780db7f7335f1ab904cc59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         cbf0775d084ea0cd82a5245064a5a40899d0b2d009ed8da22e9d49cda9ef91da
+// digest         a80a32b799bd4a9f58cb357115be696db35b6a045e2a87bb8614201b58d20c12
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         5b0b76fb874e830e274371076dda14b9cb5d400d91e03c4d822a669091a23eb0
+// digest         6cbe2383845b8ce0a72524512122357065127dcb8a029bdda7ba2726b74b5bb5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

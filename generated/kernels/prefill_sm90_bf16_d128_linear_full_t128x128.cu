@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         a70fd2dccfcf0c4e1b19be4c463a33356ffd7670dc917a67546eed30e9e34584
+// digest         d688b95ccdb1be751845e45ac1a67b7be7175ba13ff299acf9dd2e968df83334
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         bf1466cd18cc58c0111a255c149ec1152d6d1c5250745b8697e737f445ba0924
+// digest         34523b4e6be4b33dcf83ba920976417898f3158070982b38e5212eb1d51e9a99
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

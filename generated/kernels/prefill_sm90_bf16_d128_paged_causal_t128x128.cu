@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         1555a8af3220372fa3969c5096fe0a0e0f84cace72b7f01671939d403b2a5987
+// digest         8964b6b0b27dcf88f288e620a9a1d7e4615c252e55c0944aea7e1677529a4630
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         9a8b9ff79b13872b367eba2113829b9469bbc822ecb11c9d7989b5c4df32a3b9
+// digest         c7ba8032cba1521ce40e4ed8f0c873b05ec63048abcb7ce2de4a0d471ff9c14b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         5ad4dee3d0d9ae5b02893d7ea6cf47c7ca979e2abf7e9dca7224f6bf4e71462b
+// digest         353dc3320b1ea673c611e8be5ee072b831cbaab4f322040849bfd579be1e06d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         7e00d5c2bb090d91a8dc65cbec373bd3d601eab274a26fe29c10a84502bdefa0
+// digest         ea50fdb11d6f1c4e20a37e26336ffba48f66ed6023af8198aa16bf5375da59eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         fab500afcf72f3f3650cdeda70c806facd9f01acab0316b5a54f930de78417bf
+// digest         aa847271bd9b403b98c18eddf7fb609bc7d076fa5548f2daf6fef44c0ca366c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

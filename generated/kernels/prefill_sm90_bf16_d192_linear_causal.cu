@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         fc0b59b55e25d9a9230b379cc4cc736a4cc7bd7f9664f7dc3042f6c9345eba7d
+// digest         b845b7eb97cf5b319def3009645d69d5c2a3bf54ea1d8567ebc34455bb8348fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         7d4b460728700b5d73e3378058f69a3e8b242ddeda3e8f5b110bc5f6f725b296
+// digest         60680c814bfc9c6346da8deb3193d231a09226ba07fc5ebf246e790234b31c70
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

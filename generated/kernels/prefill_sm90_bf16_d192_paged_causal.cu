@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         76d43d8ad77a900393120cfdb7dc9dcf729ef5a8d26df095c95c45a168b6e8c3
+// digest         916005b8df978ff79784dcdf2135bc63598a1a1c1b9cfc897904fc9689904b5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         666bc208b6a538240d59a5a47abba7f49f45835e617a46de641fedc3d5f657d2
+// digest         c6d767489255e345d8c515362defa895033ce2d316e09eea5dfb6c9747ad21c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

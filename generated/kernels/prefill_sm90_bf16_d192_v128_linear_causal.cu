@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         bdeaa8ed5c20271813b19926e0cdcc7a74e36114bfef6d6f26506ff79bb277ad
+// digest         8a8e316f74f56d50602413602c6fe8a0a15f36c5e2b6fffaad34c2df1c130658
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

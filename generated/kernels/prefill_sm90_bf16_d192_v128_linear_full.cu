@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         0938d18bc261c680d9554c219171f04095f3ff7a332dc63d9d998543964f98fa
+// digest         bb54ebfaa4c2ffb6542ba4f71968c4a981a37aeb94c353f00f7cc9fb2f1dcc61
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         13cc3d31397a93eff004547f3864b10d9494266a406139893b698f65afa9bccf
+// digest         715b137f6d3a14d43f93d16bf74a1891d3cd165525ed3cedf8e1179455e83053
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         6876251c244e5c4ad4eadbe10d9fd6e3a8802adb2211004dec65992248eada3b
+// digest         100525dad47138184ab5c6b40c34ed6195da7052d15f827b5ffb2707ce4f974a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         edd49790ab6693fd60fabcc8dd477fc171ac79d947ba26486bd8810e65800b66
+// digest         95243ba268a83c137e92ab05cc8b6bf7db64659827d51a3658c0f9a06498dd0a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

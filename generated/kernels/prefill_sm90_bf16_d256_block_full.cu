@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         f31bb43cf46b50d10ea54df3711ffd17a2b95a957a8ffe18caa8ac11eef8f632
+// digest         ac60bb154f8c3d39867d9ead2ed886ac7ca354bced2fe6bdb33794fcf4818318
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         c97ee2a2387257a96446d817fb9f23589fc6b744e8ce11ee86766c962a11aa35
+// digest         1ce8e2b3ffbeac4fd23640fa9e6747f9d148a5c20428fd9782df268a9b554835
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

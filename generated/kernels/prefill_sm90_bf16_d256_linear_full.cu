@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         6e291d1a15e0b5746b89124827c17dc9ab6ae43587b01b4c304faa5b27df9995
+// digest         0fde46869b74ff870105d62beea1725ffd9d46f6876ecd052f31e1a6555f78e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

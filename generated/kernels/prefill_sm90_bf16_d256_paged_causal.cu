@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         7fc98d3f403347ea6e0f51cbee658c42fe4af3bd3ac2c56f4be514516fd86e57
+// digest         d94a130b2b396fce4a82bb8be0aecf61164ebabdec0b81d17223fbf6560c2063
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

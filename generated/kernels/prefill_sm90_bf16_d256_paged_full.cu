@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         f127e24e0ce7f345c9ea094798acb50fba4c07e6e7068ded5829768d6f72ec7e
+// digest         8339e9b966bd9dc9fb6a6f4edaee4331b006771fe009f924ef9e25b90c4468dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         68e03cfedeea8879f302bda18aabd390d9c1075b55741f85d078eda6129d5d67
+// digest         f0ae02ab7ad0d02ff6b09b9a6d98149be8b281e788470ac37dce79bc7bfd6e72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

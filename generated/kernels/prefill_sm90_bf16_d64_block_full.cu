@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         b1e6ca415f6439d7970caa186a0e25e2ac4de23ac8407128728a1a76f3cee89a
+// digest         377651a43a40229f23b382f85e617656c6f4a31f8b57cdf4b7fc7ec0127a2d39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         c56f8e344ca00d4e37c89a5c6ac68f790bb88e749ec48ce0ab026ad2e67f2bb5
+// digest         c317b5e1903eede40c78cf2aa279917f51ed2ccb6b01f431d5e7a4e3c8aafd7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         0b32692c0a5043908938490adb14b3f431ce371916d8821267b8bda2bdae1479
+// digest         f3dad26131081a1edc1f82ef70008261f3a9c73b8d4b4d6e26385b592a3cbc00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

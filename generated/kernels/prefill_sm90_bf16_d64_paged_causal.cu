@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         49ee0836828bdcb03dfb30ed1d3d843b4f55ea6899247b4d0bfbf27baad10f9e
+// digest         f18f936ab55b26ea7013e1b89d0a04f9485818a6dfa5693d26f6c6ee36fee68c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         702fc904233ac0b4c2d211467c8913750a6c9c190f33415f974b696d0d192a00
+// digest         30f96e8cfbeb495f0644c5d14aeeee5d74233852902530a5d94f3579c852fe57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

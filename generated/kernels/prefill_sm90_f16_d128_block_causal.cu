@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b3122956ac3085348d3f03c7f0e43e3fd179a16d87ec692e57d64bb51f321037
+// digest         871b807b8230c41f884f2620f0408ceceb8913e6f524076009fe2c45d44b9900
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

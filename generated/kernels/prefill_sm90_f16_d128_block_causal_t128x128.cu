@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t128x128
 // namespace      attn
-// digest         375e90afb3845d52867d624ebd03530a6bcba0a72f49450969f98295c6e0acb8
+// digest         f4fe5155e7baacb2ca54a78c177b9b2e6f42f3b81c413094eb246a2a835efb82
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

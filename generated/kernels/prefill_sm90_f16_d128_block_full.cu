@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         4a0d40ef05cdf7e2720dbd554d75f94534f98173722e91619a8ae7aa1d041417
+// digest         174e505e3e487d2260a5ad10ba625c53407d140757280b1df755920b207ef0ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full_t128x128
 // namespace      attn
-// digest         bf440b67e9dbd168fda8f61f1768bc344ae784bb751a6e9ebf3f7ed2bc96d1bd
+// digest         29da3ae30c05168d19b1d95e124efd57f12a3cd06bf5ec28a06bc05957ab0022
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         12a335c9a4580da60e1587278880ace427aa51cb4137f3f1870553ea82590df7
+// digest         e78bbe85d5e52d21c09bfcdd8224ec836293bcac3496949c92b8ed57035f69a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

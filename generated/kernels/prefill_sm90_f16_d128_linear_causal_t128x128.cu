@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         fad1618d5b5d31dfb944cbde3b49735fb6a656dbec425878f997e15c1958b7cb
+// digest         d4b2b1dcfcfdafcfae3a6cd2338f2fd64fd0c1dcaa316db155f6b457d2decdb7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

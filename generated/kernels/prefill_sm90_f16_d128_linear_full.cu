@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         54c79054e4d074ec6d3f4ca74fc371d3c4424ece59c73703e941127277e021c1
+// digest         9c38cbfe5be8cc458e1e2cc93b911932791b9bedc8f07a2334e80d4461ce1bb8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

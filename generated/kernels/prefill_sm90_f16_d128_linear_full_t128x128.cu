@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         eed7195235ad04af48f2c835ff3454faa4863f1a167cf7a2503cfaf4ed2e509e
+// digest         6ebf62cca7051f4ffea8f05a9de5dcf864908c9c475a1092058e1f79d705386b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         69cb05f3a780a4bc02fd00ac7d1cb0f1e3388ecfbc122f5dc2597bb7baa01d1f
+// digest         e637bf7b294c3507cea1101fbdf76dd7b55e23d7fc1485327af9344e75e45636
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

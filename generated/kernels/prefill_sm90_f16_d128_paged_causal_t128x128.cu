@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         b1ea55bb112f2ec29eff1ce7dbcac7838f3bc99e1fe8602886d4449fbd2bab92
+// digest         4d5c53453385259e090f823ac811837858c04bca175e17a554b53daef0d3276c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

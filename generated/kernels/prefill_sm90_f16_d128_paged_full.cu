@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         c4a4654903cd1d0a30821e0856cba1409a158f6c3f482d7089a937e388092b0e
+// digest         f7ada11dd66c76922ef0a11fa889b5735b25ca3bd96a3701ff21e7720e56de43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         df86db18316c5e198177e6c876452fe5ac166cb1dd999c9c41396403ef933aad
+// digest         3417631384fd0f17af8598cf8cc54a9ce2e36521b0ab6f2ab19f4d5bd1e341a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         476bb84cce481468e2cf4b7c4b741138298cc9ed44cd389ef9c85b4e30760b31
+// digest         7d7653ac0e2986fe1529dd03bcb8a16f495d5819de6b53ef7b21dd78c7ae99f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         121f9a0721bcc6c85c73494332b8ddb33403e8d10c087e68708a0efcc7c5ce5b
+// digest         e21406dc8dae9536902088658cde0bcd992caac7b9fafab52a6cdb05953f8462
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         41330dcfcaa2d56d8ad44d8afb472eaa194e5a202765c69abaca940b0e2ca699
+// digest         9474c0ca49d61eda28d9c4195e6ae6c966f737a2990e530270551327e848b925
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

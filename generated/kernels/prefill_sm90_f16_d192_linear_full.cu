@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         8fb1a07f09a1011da726a2d78ab8767f53613cfe2b8cf83d9095e775f0c479d3
+// digest         7324b1374768b576bbd7ee675526a4fd68f5e92c55511730c4a80f4ca4dbe06a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

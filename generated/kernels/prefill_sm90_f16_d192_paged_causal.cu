@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         c1c354a2194f7f53fd3ad5decb5cf954533a2af8bceefe2421848c3c14238fdd
+// digest         40355739be5947c6c845a4d78d9b28ed96c8a12ca9e801cfe75408cf84192339
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         704cd129a58cff57f01bb02e3a17f0f864415f8ee15cec705cbe038295d3b9ea
+// digest         847e692bb34b2a9137941a907de813b99ef8fbeba0b23a96fb423d2f765e4f17
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

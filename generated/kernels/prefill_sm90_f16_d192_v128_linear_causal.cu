@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         88dab9a8657f8c1901a86207e67df842da4c76f181544ef9dad89b46108426b8
+// digest         d5f8eec83481f0a18c261aa0bafc9b1c4fadae735c0c95c40f8d43d134a69e5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         f16aa0b18eafa8e55480bbe88b5191f813e06db13ee4eec8e29d431aa61f7bb6
+// digest         0caac5d484f987a06d12b7063e4595c70749367c1d5efba66b899f86bce443ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

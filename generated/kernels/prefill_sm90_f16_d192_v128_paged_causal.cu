@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         1d98b92b6e5f935a3f989b694474110960d9ae60b7b674fdec14d5cee5dfe33d
+// digest         5a9df8e1c54497b980b9a740459828e4cb14c0a0166e0dd7b81021069a6785e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

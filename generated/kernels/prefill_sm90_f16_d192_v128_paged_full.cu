@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         47e82f67b5a5979cebaa4dae7c5fa2744c059e6f35eeb2bfe8f49edd561a8d8f
+// digest         4ca1ac3fe9924bc594d8fefd32a281155581d6d6f288fef1f89643477274b54c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

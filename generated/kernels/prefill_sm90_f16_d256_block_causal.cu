@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         130cf26f5e1e072c23ff6f8e4c2fdaeffc17df1b63ed337da475ed5ba14da851
+// digest         0fd61f363ed983327f7c8fbff60a1d6340fe166e8ee06088164ca6d01ca07021
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         593a533c2f83225d060cf27290a18286d5bdf2c5fc4eb278e3dff6e880e0afd7
+// digest         a6e87a5070e270266b47b8c266a6a3a7d0bbaef854f27bfff2c651fbb13af10f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         ad250acb238fe1595966ea76aad9747888c08fcf277eeb4c823d2a4d9ec710a3
+// digest         5bd04c1c5ac16c97a171826a47bb1f63f5d6a338088fcc224ce45fb43c874bc7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

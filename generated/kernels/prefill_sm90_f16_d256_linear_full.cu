@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         a9c140d648458e9ea5ed1f11c26b3a9c0960c78d973da78f9fd217da409a1f5c
+// digest         fdba80d2fbc5fea2010722d9a90fb63b347c40740412194a347607db0bb102ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

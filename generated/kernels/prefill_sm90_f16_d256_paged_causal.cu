@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         8bc56677aaf20fff9640a3505fe016fb58b7f9672eb97bc793dd8facd7b5af22
+// digest         2e530d3c34085861029286bc3ca779e9dede83e439acf9f524054ac39c58c707
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         600acc13a1b09b639df2b551b4cf306e5b12372abf8b4c284996fab5e00a4e8a
+// digest         dd390e3e03b9bf336c405acd5f837fd240a993cf6878576691c9c388d6cea44e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         4d769c783d0f0347a1c7cd207f315afeae20fae33f2c24a116747a66f56e26c7
+// digest         9082f842c126f95b3bccaefbef7e4676a4eb45ef81f7e876c26552734fdb33aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         8b06803c67b8f9885d3dfad2af21236ac83ce9ec3f162b675d593b713c14a20a
+// digest         31872947404f6ee0e2e68d40d2ed41e6371074ef9beef8fda5eb604c3a92d3e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         debc73fb3e37a42e26dce04eb76a5db321e2a1e84da1bddb4922d09494bc6612
+// digest         46cc7045e1d3fb274c78685c8141e2b1dbdad6feac3e49ee3328f08a858a955f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         85294d57c5d6dae0a019c8b1c1dbcca05a027b58ed6b08e6713409ad6ac78ccb
+// digest         bf3a5da30d8d949f91533d746b637910a7c60bb78f5fae175add2c7582ec65eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         e02051030c3eee198c4013f1e0084e0864f4d8e5450ce97a82b3dbe6d20a1753
+// digest         32dad49f13518c338dcc0f7ffc5372a8de5f7543715a5b8e4680a825b874561b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

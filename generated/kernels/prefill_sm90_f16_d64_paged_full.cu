@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         cd45d79b233ef262b5c853384d218fe97af5af02c228757dcab11cddd31bfec9
+// digest         7db4f807dd107b6a09d0b24afd68b0491c4fbdf53b7c8bde5c2d9003c987f63f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         4a56ff90bf70a85584602955b98cb5a4ca208cd46a8617599312f4f9601721ad
+// digest         6e3c9d0f76792214e8e9c51d83b8e5c3b226b771df74b5860f90b1e4f0ebfdc3
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         adf660b1155da41f7508610e6c61851eedd56fd594002154420f0dade365829b
+// digest         cc0978e79a7d96b2d7de2f96436c7c337560c344373a13aa351a06e1d38bdc58
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

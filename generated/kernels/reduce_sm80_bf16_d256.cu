@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         0026032bfbaad5a15df4a5b70087b854da5b2973e00083747d87243735d121dc
+// digest         52671865ccd89c35a96f76b0cae5232d75e9fab6bb68967450019dc8ba770cfa
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         3c0e7313a0db7b39e93f1e6f756cef2f3dd202ae297aa71f246aad3d4667d098
+// digest         3dd4369dd6cdd9f74ce112aed7ba8e7b06d656c9da3eaddc1e5e79945e4c7b8d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         e3738f3ffd1118d6986b232711edfc7dfbb0a7807acb6cd1a056ff8edb544d2b
+// digest         5d2c37c980f3826348bdfd749ae5d17ef8e8016dea9c704d4ec222f08f07855c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         832f66c412d677a3ed987ea755f8d6a999f5fa72cf232cadb82479d15752195c
+// digest         15d47cc3f77a8b3732450b76b6505e9650099a06207514ae3768872123d934ea
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

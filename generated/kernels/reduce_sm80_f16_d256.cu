@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         c0b59a177165435c624f72262a22ad48336550da1191d1ae7d355b5297c4e3fc
+// digest         a65bf6fcc1e3e347f0ddc7710c6352d605c006fb9ad513e289d05a1c62462ab9
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

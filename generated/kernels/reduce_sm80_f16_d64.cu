@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         f90b461fc025021eae09144d04f12dfbb4c6de0097e821e41548905a6d78a26e
+// digest         3f53d2109a6ba5ed230afdd16f0bfeebe66a5449b805eef1950104e57ed0a023
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

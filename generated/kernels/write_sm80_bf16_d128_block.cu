@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         e2d85861897d1729b0dad93f4f6631c9ca890f9f540f9bc037327160778f10f2
+// digest         2ec0f4b55b22965f9aa10eaed86049e3fa65bf5076ff68c39fa3f7e5f00370d6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

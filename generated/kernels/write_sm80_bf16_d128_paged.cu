@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         92d48db1b59aee31e8edc9741098e6ee0e7782bd033e7da26a36d58922ecd8c4
+// digest         d5617f6b4b9a013092acb824f081721d3e3a4bd485c165c3a9e98837f6c6308e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         fe904dc1441f4ce3f26b732e1bbbb58e7c2c9c5aa5e3690db90f7d7252b810fb
+// digest         d94afaeadc3720020102bb39ee2644422219012ccf5ca25005fe4775cb56a22d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         71e128ff38e5392cb00a841f45e8298c34de7add53bf8a960b7ee0721e63531b
+// digest         e35b9e64854366abab700ba97a32e616e0edc6d4c406b4045ad33af5e4a65708
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

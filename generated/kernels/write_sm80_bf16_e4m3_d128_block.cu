@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         998018e03323f340047f1839807d6fe39563820bbf7f85117b651402a3ec6996
+// digest         1e1c1ed2b2bfb516057fccd76f67a8f713349377b3e785aa102198e4ab167c3a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         fe4f4d2f0fb6c02fa96ef1e64cadc39e32afba68d95b211d258f022d6ce2fb7d
+// digest         05f1033fe0e4ee14de912afa7f277bb622bfc6b1fbc6ef37fc2fc8e224c70a94
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

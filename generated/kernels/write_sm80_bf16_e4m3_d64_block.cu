@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         6bdfe545d7fa46cee1ee5fafeea73a959fe34433186710e15ca16e5f54920b42
+// digest         8571131e8bc6a80a29345535d4feceb270a4ed6c22a5bef116debf3622f3ad5d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

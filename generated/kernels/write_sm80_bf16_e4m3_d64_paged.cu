@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         8b4103d9d1701e21820460c624cf314e42e5267c12595650147ee8c84df94554
+// digest         6fd5a1a42307f873307b37324a0c8fc9f407d308455cfdbeaab90b227bf6e141
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

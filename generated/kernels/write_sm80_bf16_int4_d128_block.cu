@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         06befd11cac2540c91f68d694f177becab82c66b42164134549dfc6ba6afbafc
+// digest         e165a2ea8403b82fc2ff078c25f3d528b4ea689d0ef57a29f4aa45c7526aed29
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

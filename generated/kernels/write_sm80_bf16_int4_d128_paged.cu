@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         4976cc08efb1988c63781cffaf339b91caa54f494ec3f436660417bdbe5f0dfc
+// digest         722373048883538bd6fff454c0a296803f59eaa73516d1a9f34cf9258b2ae480
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         4566a267419dcaf533454134e8a3eacfaca16af11bc9cfa7e20a7ba183b56ffd
+// digest         9bd849128ad568b007c49155866674f28d4bdddbd9b1d1afed35e093448ebc3f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         aa9aa58f00058a4cc19c914cc6439d56d2d09df10e4e5ac8fe64cda4e947be1f
+// digest         6258709db6017524349de759aa3a2c5e525d93dda7cad9de25c5493c6b355e4c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

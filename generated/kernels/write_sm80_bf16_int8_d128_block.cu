@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         251cc0ea1413fc533ed25a2ece62f948f4f02cf3877b3f30ae3405448cdf7fe9
+// digest         8aee5361aa9c4ef246a308559b6a176f0e4342a957446e724b6306ec4d0e9da0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         c9a8a61dfd253a60a909fdb73c35ac2cfbc3e3254cf8dfcd4e46fed3a8c25fd7
+// digest         5b470bd30e810644ea189082958732168a3f82b9e535a52a3c9906c808dce9c4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         b1d293092abb3a4a6dfca4a60fdba4eb9b62c35bc068e40e9d59cb3bd831d366
+// digest         eaed8beb75c2f8287f08481899221375bd702d35f51002a31db511a9b18315e8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         e7086f65a1f090de7154ef666535a4cb9d2a0ac57ac895289cac4149f9b181d4
+// digest         5de930ccdf6d3864e32dd4359c3b5f573a8293efaf5f83b8cf72300f867066d0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

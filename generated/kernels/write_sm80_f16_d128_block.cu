@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         1e49e8f6edc13f11c714d216b75a114a040bb6342086c8b29df7315e9b0f01cb
+// digest         8208b6a11b884b7300d264c951432a84f875602627c9ce06b8a136d6ebd63948
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         71dbabf4da5c9822e039045e409867c3e110773f2130e2df48b01edbf36fb44e
+// digest         600771f80fc6599f7e61cf1281292be23ab58c43d1b5e4382ede11e019008b79
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         487350848770b80a769479c1f3af74183c229d7a7dc8d18b8ab4dbbbb32e2adc
+// digest         491d751b79bc99078c05ded94310ffe202630952345497e4ff2664db1ff1e480
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         48f670ec09600290d133dec5632886d513267a1dbc9d9619aab29fb4148fc1a5
+// digest         377cd0bece686800ededb9eb51bb69d12661b77d4c1aa37a406c2ad68d4ef96b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         91fccd79cd92552b8dab167331e0716fbd9dd2a5dd2b15ec9b84b56c3ad6c758
+// digest         f45119d494b34e2963a9a5d811f0caca92f58fd129b1c349786a5364f452c4df
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         b7e15a6c319b50dba2ff7a1c49a93520e6cd17d4dd6514bc1c2476b1c20cde79
+// digest         840e049253078956a4e26cc93efd5931fc0290eccc09f1f31d47aaa0cc11daef
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

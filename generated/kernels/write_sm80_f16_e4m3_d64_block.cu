@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         32d2896f30fc96901c877e35ae383f1f76124a689c169efecaaf73553536b903
+// digest         ed78685d6a7b513e8381a192adccd53b7b8619a2bae6295f7ca707d5879ffd00
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         58769eee7d997bb759642ab5743298a67f231149e45178b1577f256cdc81f213
+// digest         4e0ed9bc0a982dc8e7e269b301b5e8e8d1fef66f86f48ba2458c78e53a0214fd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

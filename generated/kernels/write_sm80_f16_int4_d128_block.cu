@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         469eec2733c7b96dd85cccccd6273c8ece4afc7687d5bc25cb1d168639594cb5
+// digest         38f773e3b608f430c00f309a218e3b16cbf743a475bd8e6ef412462978aaee32
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         38a00e16767607cdfb2fda782af3c708d1f5c94274078139d6cbb467b6d451ad
+// digest         63d9e16838d53f7907d2fd619a644bd4e5f93ebb66936f7381f46a7f7eeefef5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         b1cf8c4c9c84b1a33880ea635ca180a37166f0eaa77fe15738870edf03e72801
+// digest         7e4a58e391f247fdd3eb9abf85f4fb6e20e7943639b521c9fc872830627dc39e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

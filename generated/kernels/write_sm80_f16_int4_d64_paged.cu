@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         f01dd4841679d975bf3c914da921601494f78bf73f9cf0acdf3d8397bcea51a7
+// digest         5969602852caf89a05c010c5c94c42c1d92e01b729279d885064795b4f1de7a0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

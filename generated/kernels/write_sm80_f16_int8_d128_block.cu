@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         85f23ecf9a2f4f9328b050dc9b70343a309a11a308a3018c6fb2827de90880ff
+// digest         4b738664b8e811b26f09a00bb1bc98978b7c158f85825df43ca18b30f172c29a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

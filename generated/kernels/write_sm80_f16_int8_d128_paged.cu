@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         57335cf0644800dc4a4dcd6eda7bbc6be6dba931faa74406f9c2e43c5e795022
+// digest         ad0d2610a5e20c707fa57f74879d4dcd730bf38cbc565fb7f2bbdb6b20f72f06
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

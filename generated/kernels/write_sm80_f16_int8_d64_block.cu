@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         903eaaf7a5909ea8ad1ac398234f5babd65ac0f4292535e38e85ee49ea4c523a
+// digest         be1342af967d5b4a2d80faa08f3f61f42d2804c83a355e2a09f8b84eed0ee44a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         c57c5ae9abb7786c2f3411ed2bb6d46bdf279d30e743dc060bb63271f24bb4ee
+// digest         b23f4187a23c44ec80b9c2cda81731caf172012cb6b31f284c060380827a1c41
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

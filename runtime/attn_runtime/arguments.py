@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from attn_codegen.config import AttentionConfig, Cache, Mask
+from attn_codegen.config import AttentionConfig, Cache, Mask, Mode
 from attn_runtime.array_view import ArrayView
 from attn_runtime.checks import (
     Views,
@@ -23,6 +23,7 @@ from attn_runtime.checks import (
     need_shape,
     row_stride,
 )
+from attn_runtime.decode_plan import DECODE_TOKENS
 from attn_runtime.errors import ArgumentError
 from attn_runtime.kv_cache import CacheCall, Values, check_cache
 from attn_runtime.problem import INT_MAX, Problem
@@ -73,7 +74,7 @@ def check_call(settings: Settings, views: Views, numbers: Numbers) -> Call:
     problem = Problem(
         token_num=token_num,
         batch_size=batch,
-        max_q_len=_bound("max_q_len", numbers.max_q_len, token_num),
+        max_q_len=_bound("max_q_len", numbers.max_q_len, default_max_q_len(settings, token_num)),
         max_k_len=_bound("max_k_len", numbers.max_k_len, _longest(settings.ranks, capacity)),
         num_heads=settings.num_heads,
         num_kv_heads=settings.num_kv_heads,
@@ -82,8 +83,33 @@ def check_call(settings: Settings, views: Views, numbers: Numbers) -> Call:
         causal=config.mask is Mask.CAUSAL,
         **settings.ranks.fields(),
     )
+    if config.mode is Mode.DECODE:
+        _check_decode(settings, views, problem)
+    elif views.get("sinks") is not None:
+        raise ArgumentError(
+            "sinks", "sinks was given, and only mode decode adds sinks: leave it out"
+        )
     values = fields | _common_values(settings, problem, q_stride)
     return Call(problem, values, out_shape, lse_shape)
+
+
+def default_max_q_len(settings: Settings, token_num: int) -> int:
+    """The bound of query lengths where none is given."""
+    return min(token_num, DECODE_TOKENS) if settings.config.mode is Mode.DECODE else token_num
+
+
+def _check_decode(settings: Settings, views: Views, problem: Problem) -> None:
+    if problem.token_num > problem.batch_size * problem.max_q_len:
+        raise ArgumentError(
+            "max_q_len",
+            f"max_q_len is {problem.max_q_len}, and q has {problem.token_num} tokens of "
+            f"{problem.batch_size} sequences: give the bound of query tokens, or use mode prefill",
+        )
+    sinks = views.get("sinks")
+    if sinks is not None:
+        need_shape("sinks", sinks, ("num_heads",), (settings.num_heads,))
+        need_dtype("sinks", sinks, ("f32",))
+        need_dense("sinks", sinks, "[num_heads]")
 
 
 def check_devices(views: Views, ordinal: int) -> None:

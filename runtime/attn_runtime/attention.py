@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask
+from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode
 from attn_codegen.tuning import Tuning
 from attn_runtime import driver
-from attn_runtime.arguments import Numbers
+from attn_runtime.arguments import Numbers, default_max_q_len
 from attn_runtime.arrays import PYCUDA, Key, adapter_of
 from attn_runtime.checks import need_int
 from attn_runtime.context_parallel import ContextParallel
@@ -30,6 +30,7 @@ from attn_runtime.prepared import (
     plan_call,
     prepare_call,
     refuse_misaligned,
+    reserve_counters,
 )
 from attn_runtime.ranks import ONE_RANK
 from attn_runtime.settings import Settings, device_ordinal, make_settings, tile_of, with_tile
@@ -50,6 +51,7 @@ class Attention:
     `tile` is the word of the tile that every call takes, such as t128x128, or "default"; left out,
     the plan picks one for each call, by the bounds of lengths and by what `tuning` says that tiles
     cost (attn_codegen.tuning; left out, as measured on an H200).
+    `mode` decode is for one to eight query tokens a sequence, causal among themselves.
 
     Raises ConfigError for a combination that no kernel serves (why, and what works), ArgumentError
     for a number out of range. Safe to call from several threads.
@@ -73,6 +75,7 @@ class Attention:
         context_parallel: ContextParallel | None = None,
         tile: str | None = None,
         tuning: Tuning | None = None,
+        mode: Mode | str = Mode.PREFILL,
     ) -> None:
         self.settings: Final[Settings] = make_settings(
             num_heads=num_heads,
@@ -89,6 +92,7 @@ class Attention:
             ranks=ONE_RANK if context_parallel is None else context_parallel.ranks,
             tile=tile,
             tuning=tuning,
+            mode=mode,
         )
         self.context_parallel: Final = context_parallel
         self.device: Final = device_ordinal(device)
@@ -112,6 +116,8 @@ class Attention:
             chosen = tuple(with_tile(chosen[0], tile_of(word) or "") for word in tiles)
         for config in chosen:
             load_kernels(config, context)
+            if config.mode is Mode.DECODE:
+                reserve_counters(settings, config, context)
 
     def plan(
         self,
@@ -123,7 +129,7 @@ class Attention:
     ) -> Plan:
         """How a call of these bounds is cut on the device; compiles and loads what it needs."""
         settings, context = self.settings, self._own_context()
-        longest = token_num if max_q_len is None else max_q_len
+        longest = default_max_q_len(settings, token_num) if max_q_len is None else max_q_len
         problem = Problem(
             token_num=need_int("token_num", token_num),
             batch_size=need_int("batch_size", batch_size),
@@ -173,6 +179,7 @@ class Attention:
         finished: Any = None,
         cu_rows: Any = None,
         offset_q: Any = None,
+        sinks: Any = None,
         out: Any = None,
         lse: Any = None,
         return_lse: bool = False,
@@ -183,7 +190,8 @@ class Attention:
 
         q [token_num, num_heads, head_dim], out [token_num, num_heads, head_dim_v],
         lse float32 [num_heads, token_num], natural log; cu_q_len and cu_k_len int32
-        [batch_size + 1], sums of lengths; finished bool [batch_size]: rows to leave alone.
+        [batch_size + 1], sums of lengths; finished bool [batch_size]: rows to leave alone; sinks
+        float32 [num_heads], of mode decode: a logit per head that only adds to the denominator.
         linear cache: k, v [tokens, num_kv_heads, head_dim or head_dim_v].
         paged cache: k, v [block_count, block_len, num_kv_heads, head_dim or head_dim_v],
         block_table int32 [batch_size, max_blocks].
@@ -196,17 +204,18 @@ class Attention:
         [batch_size + 1]: sums of the keys that this rank has.
 
         max_q_len and max_k_len are upper bounds of the lengths; left out, they are what the arrays
-        have room for. Results that are not given are allocated by q's library where that is torch,
-        and else by PyCUDA (bf16 as uint16 that holds its bits). With `out` and `workspace` (bytes:
-        workspace_size, aligned to 256) given, nothing is allocated, and nothing ever waits.
-        `stream` is an int or a stream of torch, PyCUDA or CuPy; left out, it is that of q: torch's
-        current stream, the one a CUDA array interface names, or the default.
+        have room for, but 8 query tokens a sequence in mode decode. Results that are not given are
+        allocated by q's library where that is torch, and else by PyCUDA (bf16 as uint16 that holds
+        its bits). With `out` and `workspace` (bytes: workspace_size, aligned to 256) given, nothing
+        is allocated, and nothing ever waits. `stream` is an int or a stream of torch, PyCUDA or
+        CuPy; left out, it is that of q: torch's current stream, the one a CUDA array interface
+        names, or the default.
 
         Raises ArgumentError, which names the argument, or PlanError; then nothing was launched.
         """
         arrays = (
             *(q, k, v, block_table, block_ptrs, cu_block_nums),
-            *(cu_q_len, cu_k_len, finished, cu_rows, offset_q, out, lse, workspace),
+            *(cu_q_len, cu_k_len, finished, sinks, cu_rows, offset_q, out, lse, workspace),
         )  # in the order of ARRAYS
         adapter = adapter_of(q, "q")
         handle = adapter.current_stream(q) if stream is None else stream_handle(stream)

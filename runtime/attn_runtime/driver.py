@@ -23,11 +23,13 @@ INSTALL: Final = "pip install 'attn-codegen[runtime]'"
 TENSOR_MAP_BYTES: Final = 128
 COUNTERS: Final = 1 << 16
 """Of a device: more than there are streams and captured launches at a time."""
+COUNTER_BLOCKS: Final = 1 << 10
+"""The same, where a launch takes many counters."""
 
 _lock = threading.RLock()
 _contexts: dict[int, Context] = {}
 _contexts_by_handle: dict[int, Context] = {}
-_counters: dict[int, Counters] = {}
+_counters: dict[tuple[int, int], Counters] = {}
 
 
 @cache
@@ -285,22 +287,25 @@ def _tensor_map_names() -> _TensorMapNames:
 
 
 class Counters:
-    """Ints of device memory from which persistent kernels take their tiles, zeroed once. They reset
-    themselves, so that one serves all launches of a stream; a captured launch, which may be
+    """Blocks of `ints` of device memory in which the CTAs of a launch count, zeroed once. They
+    reset themselves, so that one serves all launches of a stream; a captured launch, which may be
     replayed beside the stream that it was captured from, has one of its own."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, ints: int) -> None:
         driver = bindings()
+        self._block_bytes = 4 * ints
+        self._blocks = COUNTERS if ints == 1 else COUNTER_BLOCKS
+        count = ints * self._blocks
         with context:
-            self._base = int(call("cuMemAlloc", driver.cuMemAlloc(4 * COUNTERS)))
-            call("cuMemsetD32", driver.cuMemsetD32(self._base, 0, COUNTERS))
+            self._base = int(call("cuMemAlloc", driver.cuMemAlloc(4 * count)))
+            call("cuMemsetD32", driver.cuMemsetD32(self._base, 0, count))
         self._ask_capturing = driver.cuStreamIsCapturing
         self._idle = driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
         self._of_stream: dict[int, int] = {}
         self._taken = 0
 
     def address(self, stream: int) -> int:
-        """The counter for a launch on a stream, by its handle. The context must be current."""
+        """The block for a launch on a stream, by its handle. The context must be current."""
         status, capturing = self._ask_capturing(stream)
         if not status and capturing != self._idle:
             return self._next()
@@ -312,15 +317,19 @@ class Counters:
     def _next(self) -> int:
         with _lock:
             self._taken += 1
-            return self._base + 4 * (self._taken % COUNTERS)
+            return self._base + self._block_bytes * (self._taken % self._blocks)
 
 
-def counters_of(context: Context) -> Counters:
-    """The counters of a device, allocated on first use until the process ends."""
-    found = _counters.get(context.handle)
+def counters_of(context: Context, ints: int = 1) -> Counters:
+    """The counters of a device for launches that take `ints` of them, a power of two; allocated on
+    first use until the process ends."""
+    key = (context.handle, ints)
+    found = _counters.get(key)
     if found is None:
         with _lock:
-            found = _counters.setdefault(context.handle, Counters(context))
+            found = _counters.get(key)
+            if found is None:
+                found = _counters[key] = Counters(context, ints)
     return found
 
 

@@ -29,6 +29,7 @@ ARRAYS: Final = (
     "cu_q_len",
     "cu_k_len",
     "finished",
+    "sinks",
     "cu_rows",
     "offset_q",
     "out",
@@ -37,7 +38,7 @@ ARRAYS: Final = (
 )
 """The array arguments of a call, in the order in which `Launch.run` takes their addresses."""
 
-_COMMON: Final = ("q", "cu_q_len", "cu_k_len", "finished", "offset_q", "out", "lse")
+_COMMON: Final = ("q", "cu_q_len", "cu_k_len", "finished", "sinks", "offset_q", "out", "lse")
 _OF_CACHE: Final = {
     Cache.LINEAR: ("linear_iter_params", ("k", "v", "cu_rows")),
     Cache.PAGED: ("paged_iter_params", ("k", "v", "block_table")),
@@ -224,9 +225,9 @@ def _address_fields(kv_cache: Cache) -> tuple[tuple[int, int], ...]:
 
 
 def _workspace_offsets(plan: Plan, is_part: bool) -> tuple[int, int, int, int]:
-    """Where _IN_WORKSPACE lie, in bytes. A kernel that is not split leaves this rank's part
+    """Where _IN_WORKSPACE lie, in bytes. A kernel that leaves no splits leaves this rank's part
     itself."""
     cp = (plan.cp_O_offset, plan.cp_ML_offset)
-    if is_part and plan.split_cnt == 1:
+    if is_part and not plan.partial_O_bytes:
         return (*cp, *cp)
     return (0, plan.partial_ML_offset, *cp)

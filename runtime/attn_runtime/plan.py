@@ -61,13 +61,27 @@ FULL_WAVES = 8
 
 
 @dataclass(frozen=True, slots=True)
+class RangePlan:
+    """Which CTA of a decode kernel computes what; the fields are those of attn::RangePlan."""
+
+    ctas: int = 0
+    row_heads: int = 0
+    head_tiles: int = 0
+    row_slots: int = 0
+    pieces: int = 0
+    aligned_units: int = 0
+    streamed_units: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The grid, the splits and the workspace of one call; the fields are those of attn::Plan.
 
     `q_tiles` counts those of one head, or of one pack: `packed_heads` heads of a group share a tile
     of `cta_q` tokens. `tiles_per_sequence` 0: found from cu_q_len by search. `split_tiles` 0: equal
     splits; n: chunks of n key tiles. `grid_x` 0: nothing to launch. `workspace_bytes` 0: no
-    reduction. `cp_stride` floats lie between the parts of two ranks.
+    reduction. `cp_stride` floats lie between the parts of two ranks. Of decode alone: `ranges`, and
+    `counter_cnt`, the ints of AttentionParams.counters.
     """
 
     q_tiles: int
@@ -87,6 +101,8 @@ class Plan:
     cp_stride: int
     workspace_bytes: int
     reduce_grid_x: int
+    ranges: RangePlan = RangePlan()  # frozen
+    counter_cnt: int = 0
 
 
 def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: SplitPolicy) -> Plan:
@@ -99,17 +115,17 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
     packed, kernel = pack_heads(problem, kernel)
     tiles = _q_tiles(packed, kernel.cta_q)
     sized = policy.kind is SplitKind.FIXED_SIZE
-    split_tiles = _ceil_div(policy.value, kernel.cta_s) if sized else 0
+    split_tiles = ceil_div(policy.value, kernel.cta_s) if sized else 0
     splits, grid = 1, 0
     if tiles.total:
         fewer = "send fewer tokens at a time"
-        _check_grid(tiles.total, device, "token_num", fewer)
-        _check_grid(tiles.total * packed.num_heads, device, "token_num", fewer)
-        splits = _split_bound(packed, device, kernel, policy, split_tiles)
+        check_grid(tiles.total, device, "token_num", fewer)
+        check_grid(tiles.total * packed.num_heads, device, "token_num", fewer)
+        splits = split_bound(packed, device, kernel, policy, split_tiles)
         grid = tiles.total * packed.num_heads * splits
         request = "split_size" if sized else "split_cnt"
-        _check_grid(grid, device, request, "split less, or send fewer tokens at a time")
-    workspace = _workspace(problem, device, splits) if tiles.total else _Workspace()
+        check_grid(grid, device, request, "split less, or send fewer tokens at a time")
+    workspace = split_workspace(problem, device, splits) if tiles.total else Workspace()
     return Plan(
         q_tiles=tiles.total,
         tiles_per_sequence=tiles.per_sequence,
@@ -177,7 +193,9 @@ class _QTiles(NamedTuple):
     per_sequence: int
 
 
-class _Workspace(NamedTuple):
+class Workspace(NamedTuple):
+    """Where what lies in a workspace, in bytes."""
+
     partial_O_bytes: int = 0
     partial_ML_offset: int = 0
     cp_O_offset: int = 0
@@ -211,7 +229,7 @@ def _q_tiles(problem: Problem, cta_q: int) -> _QTiles:
     and the smaller one is taken; on a tie the first, which finds its sequence without a search.
     """
     batch = problem.batch_size
-    per_sequence = _ceil_div(min(problem.max_q_len, problem.token_num), cta_q)
+    per_sequence = ceil_div(min(problem.max_q_len, problem.token_num), cta_q)
     by_longest = batch * per_sequence
     by_tokens = (problem.token_num + batch * (cta_q - 1)) // cta_q
     if by_longest <= by_tokens:
@@ -232,11 +250,11 @@ def local_keys(problem: Problem) -> int:
         rounds, rest = divmod(length, chunk * ranks)
         return rounds * chunk + min(rest, chunk)
     if problem.cp_sharding is KeySharding.CONTIGUOUS:
-        return _ceil_div(length, ranks)
-    return min(length, 2 * _ceil_div(length, 2 * ranks))
+        return ceil_div(length, ranks)
+    return min(length, 2 * ceil_div(length, 2 * ranks))
 
 
-def _key_span(problem: Problem, cta_q: int) -> int:
+def key_span(problem: Problem, cta_q: int) -> int:
     """Most keys that one query tile sees. Its rows stand at cta_q consecutive positions, and the
     row at position p sees
 
@@ -250,12 +268,12 @@ def _key_span(problem: Problem, cta_q: int) -> int:
     return min(local_keys(problem), seen)
 
 
-def _pieces_of_span(problem: Problem, span: int, size: int) -> int:
+def pieces_of_span(problem: Problem, span: int, size: int) -> int:
     """Pieces of `size` keys, counted from key 0, that `span` consecutive keys touch when they may
     start anywhere: floor((span + size - 2) / size) + 1, and never more than there are."""
     if span == 0:
         return 0
-    return min((span + size - 2) // size + 1, _ceil_div(local_keys(problem), size))
+    return min((span + size - 2) // size + 1, ceil_div(local_keys(problem), size))
 
 
 def work_of(problem: Problem, kernel: KernelLimits) -> Work:
@@ -264,13 +282,13 @@ def work_of(problem: Problem, kernel: KernelLimits) -> Work:
     Under a causal mask the first of T query tiles sees what lies before the queries and its own
     rows, the last one everything.
     """
-    q_len = min(_ceil_div(problem.token_num, max(problem.batch_size, 1)), problem.max_q_len)
-    tiles = problem.batch_size * _ceil_div(q_len, kernel.cta_q)
-    span = _key_span(problem, kernel.cta_q)
-    longest = shortest = _pieces_of_span(problem, span, kernel.cta_s)
+    q_len = min(ceil_div(problem.token_num, max(problem.batch_size, 1)), problem.max_q_len)
+    tiles = problem.batch_size * ceil_div(q_len, kernel.cta_q)
+    span = key_span(problem, kernel.cta_q)
+    longest = shortest = pieces_of_span(problem, span, kernel.cta_s)
     if problem.causal:
-        before = max(local_keys(problem) - _ceil_div(q_len, problem.cp_size), 0)
-        shortest = min(_ceil_div(min(before + kernel.cta_q, span), kernel.cta_s), longest)
+        before = max(local_keys(problem) - ceil_div(q_len, problem.cp_size), 0)
+        shortest = min(ceil_div(min(before + kernel.cta_q, span), kernel.cta_s), longest)
     return bounded(
         Work(
             tiles=min(tiles, _q_tiles(problem, kernel.cta_q).total) * problem.num_heads,
@@ -297,14 +315,14 @@ def heuristic_splits(
         most = min(most, max_split_k)
     best, least = 1, estimate_ns(work, device, kernel, 1)
     for splits in range(2, most + 1):
-        if _ceil_div(work.longest, splits) < _ceil_div(work.longest, splits - 1):
+        if ceil_div(work.longest, splits) < ceil_div(work.longest, splits - 1):
             taken = estimate_ns(work, device, kernel, splits)
             if taken < least:
                 best, least = splits, taken
     return best
 
 
-def _split_bound(
+def split_bound(
     problem: Problem,
     device: DeviceLimits,
     kernel: KernelLimits,
@@ -312,8 +330,8 @@ def _split_bound(
     split_tiles: int,
 ) -> int:
     """Upper bound of the splits of any query tile, at least 1, in any batch within the bounds."""
-    span = _key_span(problem, kernel.cta_q)
-    tiles = _pieces_of_span(problem, span, kernel.cta_s)
+    span = key_span(problem, kernel.cta_q)
+    tiles = pieces_of_span(problem, span, kernel.cta_s)
     cap = policy.max_split_k
     bound = 1
     if policy.kind is SplitKind.HEURISTIC:
@@ -321,7 +339,7 @@ def _split_bound(
     elif policy.kind is SplitKind.FIXED:
         bound = min(policy.value, tiles, cap or MAX_SPLITS, MAX_SPLITS)
     elif policy.kind is SplitKind.FIXED_SIZE:
-        bound = _pieces_of_span(problem, span, split_tiles * kernel.cta_s)
+        bound = pieces_of_span(problem, span, split_tiles * kernel.cta_s)
         if 0 < cap < bound:
             raise PlanError(
                 "max_split_k",
@@ -332,7 +350,7 @@ def _split_bound(
     return max(bound, 1)
 
 
-def _workspace(problem: Problem, device: DeviceLimits, splits: int) -> _Workspace:
+def split_workspace(problem: Problem, device: DeviceLimits, splits: int) -> Workspace:
     """Where anything may be split: partial_O float [split_cnt, rows, head_dim_v], then, from the
     next multiple of 256 bytes, partial_ML float [split_cnt, rows, 2]; a row is a head of a token.
     Where keys are spread over ranks, from the next multiple on:
@@ -342,16 +360,16 @@ def _workspace(problem: Problem, device: DeviceLimits, splits: int) -> _Workspac
     COMPLETE, PART_ONLY    [cp_size] parts: O float [rows, head_dim_v], (max, sum) float [rows, 2]
     """
     if splits == 1 and problem.cp_size == 1:
-        return _Workspace()
+        return Workspace()
     rows = problem.token_num * problem.num_heads
-    reduce_ctas = _ceil_div(rows, REDUCE_ROWS_PER_CTA)
-    _check_grid(reduce_ctas, device, "token_num", "send fewer tokens, or turn splitting off")
+    reduce_ctas = ceil_div(rows, REDUCE_ROWS_PER_CTA)
+    check_grid(reduce_ctas, device, "token_num", "send fewer tokens, or turn splitting off")
     rows_of_all_splits = rows * splits if splits > 1 else 0
     partial_O_bytes = rows_of_all_splits * 4 * problem.head_dim_v
-    partial_ML_offset = _aligned(partial_O_bytes)
-    parts = _Workspace(total_bytes=partial_ML_offset + rows_of_all_splits * 8)
+    partial_ML_offset = aligned(partial_O_bytes)
+    parts = Workspace(total_bytes=partial_ML_offset + rows_of_all_splits * 8)
     if problem.cp_size > 1:
-        parts = _parts(problem, rows, _aligned(parts.total_bytes))
+        parts = _parts(problem, rows, aligned(parts.total_bytes))
     if parts.total_bytes > MAX_BYTES:
         raise PlanError(
             "token_num",
@@ -364,14 +382,26 @@ def _workspace(problem: Problem, device: DeviceLimits, splits: int) -> _Workspac
     )
 
 
-def _parts(problem: Problem, rows: int, begin: int) -> _Workspace:
+def part_workspace(problem: Problem, device: DeviceLimits, workspace: Workspace) -> Workspace:
+    """The workspace, and behind it the parts of the ranks, for a kernel that leaves its own."""
+    rows = problem.token_num * problem.num_heads
+    reduce_ctas = ceil_div(rows, REDUCE_ROWS_PER_CTA)
+    check_grid(reduce_ctas, device, "token_num", "send fewer tokens")
+    return _parts(problem, rows, aligned(workspace.total_bytes))._replace(
+        partial_O_bytes=workspace.partial_O_bytes,
+        partial_ML_offset=workspace.partial_ML_offset,
+        reduce_grid_x=reduce_ctas,
+    )
+
+
+def _parts(problem: Problem, rows: int, begin: int) -> Workspace:
     """The parts of the ranks, from byte `begin` of the workspace on."""
     O_bytes = rows * 4 * problem.head_dim_v
     gathers_O = problem.cp_form is not CpForm.SCALED
     part_bytes = (O_bytes if gathers_O else 0) + 8 * rows
     own, end = begin + problem.cp_rank * part_bytes, begin + problem.cp_size * part_bytes
-    cp_O_offset = own if gathers_O else _aligned(end)
-    return _Workspace(
+    cp_O_offset = own if gathers_O else aligned(end)
+    return Workspace(
         cp_O_offset=cp_O_offset,
         cp_ML_offset=own + O_bytes if gathers_O else own,
         cp_stride=part_bytes // 4,
@@ -379,11 +409,13 @@ def _parts(problem: Problem, rows: int, begin: int) -> _Workspace:
     )
 
 
-def _aligned(offset: int) -> int:
-    return _ceil_div(offset, WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
+def aligned(offset: int) -> int:
+    """The next multiple of WORKSPACE_ALIGNMENT."""
+    return ceil_div(offset, WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
 
 
-def _check_grid(ctas: int, device: DeviceLimits, field: str, next_step: str) -> None:
+def check_grid(ctas: int, device: DeviceLimits, field: str, next_step: str) -> None:
+    """Refuse a grid that cannot be launched; `field` gives it, and `next_step` is what to do."""
     if ctas > device.max_grid_x:
         raise PlanError(
             field,
@@ -392,5 +424,6 @@ def _check_grid(ctas: int, device: DeviceLimits, field: str, next_step: str) -> 
         )
 
 
-def _ceil_div(value: int, step: int) -> int:
+def ceil_div(value: int, step: int) -> int:
+    """The quotient, rounded up."""
     return -(-value // step)

@@ -7,19 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from attn_codegen.config import Arch, AttentionConfig, reduction_of
-from attn_codegen.tiling import tiling
+from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
+from attn_codegen.tiling import tiling, tilings
 from attn_runtime import driver
 from attn_runtime.arguments import Numbers, array_bytes, check_call, check_devices, check_workspace
 from attn_runtime.array_view import ArrayView
 from attn_runtime.arrays import Adapter, Key
 from attn_runtime.checks import Views
 from attn_runtime.choose import choose
+from attn_runtime.decode_launch import DecodeLaunch, counter_block
+from attn_runtime.decode_plan import (
+    DECODE_TOKENS,
+    plan_decode,
+    range_bytes,
+    rank_decode,
+)
 from attn_runtime.driver import Context, Device
 from attn_runtime.errors import ArgumentError, DriverError
 from attn_runtime.kernel import Kernel, load, nominal_limits, on_device
 from attn_runtime.launch import ARRAYS, Exchange, Launch
 from attn_runtime.plan import DeviceLimits, Plan, Problem, SplitKind, SplitPolicy, plan
+from attn_runtime.problem import INT_MAX
 from attn_runtime.settings import Settings, with_tile
 from attn_runtime.tma_launch import TmaLaunch
 
@@ -100,7 +108,9 @@ def candidates(settings: Settings, context: Context) -> tuple[AttentionConfig, .
         config = on_device(config, context.device)
     if settings.tile is not None:
         return (with_tile(config, settings.tile),)
-    tiles = [replace(config, tile=word) for word in settings.tuning.of(config)]
+    is_decode = config.mode is Mode.DECODE
+    words = tilings(config) if is_decode else settings.tuning.of(config)
+    tiles = [replace(config, tile=word) for word in words]
     fit = [tiled for tiled in tiles if _fits(tiled, context.device)]
     return tuple(fit or tiles[:1])  # the default one is refused with its reason when it is loaded
 
@@ -113,7 +123,13 @@ def kernels_for(settings: Settings, problem: Problem, context: Context) -> Kerne
     """The kernels that a call runs: the plan's choice of tile, compiled and loaded where needed."""
     configs = candidates(settings, context)
     limits = [nominal_limits(config, settings.tuning) for config in configs]
-    best = choose(problem, _device_limits(context.device), limits, settings.policy)
+    device = _device_limits(context.device)
+    if settings.config.mode is Mode.DECODE:
+        ranks = [rank_decode(problem, device, kernel, settings.policy) for kernel in limits]
+        kernels = load_kernels(configs[ranks.index(min(ranks))], context)
+        _reserve_counters(settings, kernels.attention, context)
+        return kernels
+    best = choose(problem, device, limits, settings.policy)
     return load_kernels(configs[best], context)
 
 
@@ -123,6 +139,28 @@ def load_kernels(config: AttentionConfig, context: Context) -> Kernels:
     if kernels.attention.tiling.persistent:
         driver.counters_of(context)  # allocated here, so that no call and no graph capture has to
     return kernels
+
+
+def reserve_counters(settings: Settings, config: AttentionConfig, context: Context) -> None:
+    """Allocate what the largest call of a decode kernel counts in, so that no call and no graph
+    capture has to."""
+    _reserve_counters(settings, load_kernels(config, context).attention, context)
+
+
+def _reserve_counters(settings: Settings, kernel: Kernel, context: Context) -> None:
+    largest = Problem(
+        token_num=DECODE_TOKENS,
+        batch_size=1,
+        max_q_len=DECODE_TOKENS,
+        max_k_len=INT_MAX,
+        num_heads=settings.num_heads,
+        num_kv_heads=settings.num_kv_heads,
+        head_dim_v=settings.config.head_dim_v,
+    )
+    device = _device_limits(context.device)
+    found = plan_decode(largest, device, kernel.limits, SplitPolicy.heuristic())
+    if found.counter_cnt:
+        driver.counters_of(context, counter_block(found.counter_cnt))
 
 
 def _device_limits(device: Device) -> DeviceLimits:
@@ -160,7 +198,10 @@ def prepare_call(
 
 
 def _launch_of(kernels: Kernels) -> type[Launch]:
-    return TmaLaunch if kernels.attention.config.arch is Arch.SM90 else Launch
+    config = kernels.attention.config
+    if config.mode is Mode.DECODE:
+        return DecodeLaunch
+    return TmaLaunch if config.arch is Arch.SM90 else Launch
 
 
 def plan_call(
@@ -175,19 +216,22 @@ def plan_call(
     config, device = kernels.attention.config, _device_limits(context.device)
     cost = settings.tuning.cost(config)
     limits = replace(kernels.attention.limits, tile_ns=cost.tile_ns, step_ns=cost.step_ns)
-    found = plan(problem, device, limits, settings.policy)
+    make = plan_decode if config.mode is Mode.DECODE else plan
+    found = make(problem, device, limits, settings.policy)
     if workspace is None or settings.policy.kind is not SplitKind.HEURISTIC:
         return found
     have = array_bytes(workspace)
     if found.workspace_bytes <= have:
         return found
-    # partial_O and partial_ML of one split, and the most that lies between them and around
+    # partial_O and partial_ML of one split or range, and the most that lies between and around
     split_bytes = problem.token_num * problem.num_heads * 4 * (problem.head_dim_v + 2)
-    unsplit_bytes = plan(problem, device, limits, SplitPolicy.off()).workspace_bytes
+    if settings.config.mode is Mode.DECODE:
+        split_bytes = range_bytes(problem, found)
+    unsplit_bytes = make(problem, device, limits, SplitPolicy.off()).workspace_bytes
     if unsplit_bytes:
         have -= unsplit_bytes + 255
     most = max(1, (have - 255) // split_bytes)
-    return plan(problem, device, limits, replace(settings.policy, max_split_k=most))
+    return make(problem, device, limits, replace(settings.policy, max_split_k=most))
 
 
 def _views(given: Sequence[Given], context: Context) -> Views:
@@ -217,8 +261,9 @@ def refuse_misaligned(addresses: list[int]) -> None:
     """Raise ArgumentError for an address that kernels cannot move data from. One test for all
     comes first: the bits below each alignment, in the order of ARRAYS."""
     q, k, v, table, blocks, block_nums, *others = addresses
-    q_len, k_len, _, cu_rows, offset_q, out, lse, workspace = others
-    rows, words = q | k | v | out, table | block_nums | q_len | k_len | cu_rows | offset_q | lse
+    q_len, k_len, _, sinks, cu_rows, offset_q, out, lse, workspace = others
+    rows = q | k | v | out
+    words = table | block_nums | q_len | k_len | sinks | cu_rows | offset_q | lse
     if rows & 15 or words & 3 or blocks & 7 or workspace & 255:
         raise _misaligned(addresses)
 

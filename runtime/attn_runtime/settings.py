@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any, Final
 
 from attn_codegen import space
-from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode
+from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode, axis_value
 from attn_codegen.errors import ConfigError
 from attn_codegen.tuning import DEFAULT_TILE, Tuning, shipped
 from attn_runtime.checks import need_int
@@ -57,11 +57,12 @@ def make_settings(
     ranks: Ranks = ONE_RANK,
     tile: str | None = None,
     tuning: Tuning | None = None,
+    mode: Mode | str = Mode.PREFILL,
 ) -> Settings:
     """Check and convert. Raises ConfigError for a combination that no kernel serves, with the
     rules' reasons and the nearest that work, and ArgumentError for a number out of range."""
     config = AttentionConfig.of(
-        mode=Mode.PREFILL,
+        mode=_attention_mode(mode),
         arch=Arch.SM80 if arch is None else arch,
         dtype=dtype,
         head_dim=head_dim,
@@ -91,6 +92,13 @@ def make_settings(
         tile=word,
         tuning=tuning or shipped(),
     )
+
+
+def _attention_mode(mode: Mode | str) -> Mode:
+    found = axis_value(Mode, "mode", mode)
+    if found not in (Mode.PREFILL, Mode.DECODE):
+        raise ConfigError(f"mode {found} is not attention: use {Mode.PREFILL} or {Mode.DECODE}")
+    return found
 
 
 def refuse_unsupported(config: AttentionConfig) -> None:

@@ -39,7 +39,7 @@ def test_emitted_h_has_the_same_lines_as_cmake() -> None:
     listed = re.search(r"ConfigList<\n(.*?)\n>;", DEFAULT["attn/emitted.h"], re.DOTALL)
     assert listed is not None
     lines = [line.strip().removesuffix(",") for line in listed[1].splitlines()]
-    assert lines == re.findall(r'"(prefill<[^"]+)"', CMAKE)
+    assert lines == re.findall(r'"(\w+<[^"]+)"', CMAKE)
     assert len(set(lines)) == len(lines) == len(ATTENTION)
 
 
@@ -51,7 +51,7 @@ def test_a_line_has_every_axis_of_the_name() -> None:
 
 def test_the_words_of_a_line_are_declared() -> None:
     declared = set(re.findall(r"(?:using|CacheType|Mask) (\w+) =", DEFAULT["attn/words.h"]))
-    used = set(re.findall(r"\b[a-z]\w*", " ".join(re.findall(r'"(prefill<[^"]+)"', CMAKE))))
+    used = set(re.findall(r"\b[a-z]\w*", " ".join(re.findall(r'"(\w+<[^"]+)"', CMAKE))))
     assert used <= declared
 
 

@@ -39,12 +39,14 @@ configs = st.builds(
 )
 
 REFUSED = {
-    "mode-emitted": AttentionConfig(mode=Mode.DECODE),
     "arch-emitted": AttentionConfig(arch=Arch.SM75),
     "sm90-widths": AttentionConfig(arch=Arch.SM90, head_dim_v=64, cache=Cache.LINEAR),
     "reduce-one-arch": AttentionConfig.of(mode="reduce", arch="sm90"),
     "write-one-arch": AttentionConfig.of(mode="write", arch="sm90"),
     "write-has-no-mask": AttentionConfig(mode=Mode.WRITE),
+    "decode-one-arch": AttentionConfig(mode=Mode.DECODE, arch=Arch.SM90),
+    "decode-one-width": AttentionConfig(mode=Mode.DECODE, head_dim_v=64, cache=Cache.PAGED),
+    "decode-causal": AttentionConfig(mode=Mode.DECODE, mask=Mask.FULL),
     "kv-dtype-emitted": AttentionConfig(arch=Arch.SM90, kv_dtype=KvDtype.INT8),
     "quantised-one-width": AttentionConfig.of(
         mode="write", kv_dtype="int8", head_dim_v=64, cache="paged"
@@ -104,11 +106,12 @@ def test_a_refused_head_dim_names_its_neighbours() -> None:
 
 
 def test_every_failed_rule_is_told_at_once() -> None:
-    config = AttentionConfig(mode=Mode.DECODE, arch=Arch.SM70, head_dim=100, mask=None)
-    assert failed(config) == ["mode-emitted", "arch-emitted", "head-dim-step", "attention-has-mask"]
+    config = AttentionConfig(arch=Arch.SM70, head_dim=100, cache=None, mask=None)
+    rules = ["arch-emitted", "head-dim-step", "mode-has-cache", "attention-has-mask"]
+    assert failed(config) == rules
     with pytest.raises(ConfigError) as caught:
         space.require_valid(config)
-    for word in ("mode decode", "arch sm70", "head_dim 100", "mask none", "Nearest valid"):
+    for word in ("arch sm70", "head_dim 100", "cache none", "mask none", "Nearest valid"):
         assert word in str(caught.value)
 
 
@@ -188,11 +191,12 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         space.preset("al")
 
 
-def test_every_tile_of_the_space_fits_the_smallest_device_of_its_family() -> None:
+def test_every_default_tile_fits_the_smallest_device_of_its_family() -> None:
     limits = {Arch.SM80: SM80_SHARED_LIMIT, Arch.SM90: SM90_SHARED_LIMIT}
     for config in space.valid_space():
-        for tile in tilings(config).values():
-            assert 0 <= tile.shared_bytes <= limits[config.arch], config.name
+        for word, tile in tilings(config).items():
+            limit = SM90_SHARED_LIMIT if word else limits[config.arch]
+            assert 0 <= tile.shared_bytes <= limit, config.name
             assert 32 <= tile.threads <= 1024, config.name
             assert tile.ctas_per_sm * (tile.shared_bytes + 1024) <= 228 * 1024, config.name
 

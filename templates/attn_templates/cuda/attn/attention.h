@@ -53,6 +53,16 @@ using RequireEmitted = typename Emitted<Kernel>::type;
 template <class Kernel, class = detail::RequireEmitted<Kernel>>
 void invokeAttention(const typename Kernel::ParamType& params);
 
+// The same for decode kernels (DecodingConfig). A call that has a workspace and is not told how to
+// split needs plan.counter_cnt ints in params.counters too: zeroed once, they reset themselves, and
+// belong to one stream at a time.
+template <class Kernel, class = detail::RequireEmitted<Kernel>>
+void invokeDecoding(const typename Kernel::ParamType& params);
+
+// How invokeDecoding would cut a call, on the current device. Reads no device memory.
+template <class Kernel, class = detail::RequireEmitted<Kernel>>
+Plan planDecoding(const typename Kernel::ParamType& params);
+
 // How invokeAttention would cut a call, on the current device. Reads no device memory.
 template <class Kernel, class = detail::RequireEmitted<Kernel>>
 Plan planAttention(const typename Kernel::ParamType& params);
@@ -170,7 +180,8 @@ void set_workspace(AttentionParams<T>& params,
   params.cp_O = reinterpret_cast<float*>(base + plan.cp_O_offset);
   params.cp_ML = reinterpret_cast<float*>(base + plan.cp_ML_offset);
   params.cp_stride = plan.cp_stride;
-  params.max_split_k = plan.split_cnt;
+  // Ranges of decode fit any call of the same heads; splits take more with every one.
+  params.max_split_k = plan.counter_cnt > 0 ? 0 : plan.split_cnt;
 }
 
 }  // namespace attn

@@ -33,17 +33,23 @@ struct AttentionConfig;
 template <class Config>
 struct TileOf;
 
-// What a kernel of a family takes by value, and whether tensor maps are part of it.
-template <class Arch, class T>
+// What a kernel takes by value, and whether tensor maps are part of it.
+template <Mode kMode, class Arch, class T>
 struct ArgumentsOf {
   using Type = Arguments<T>;
   static constexpr bool kHasMaps = false;
 };
 
 template <class T>
-struct ArgumentsOf<arch::Sm90, T> {
+struct ArgumentsOf<Mode::kPrefill, arch::Sm90, T> {
   using Type = TmaArguments<T>;
   static constexpr bool kHasMaps = true;
+};
+
+template <class Arch, class T>
+struct ArgumentsOf<Mode::kDecode, Arch, T> {
+  using Type = DecodeArguments<T>;
+  static constexpr bool kHasMaps = false;
 };
 
 // A kernel: what it takes, what it keeps in shared memory. Only a unit completes SharedStorage.
@@ -51,7 +57,8 @@ template <class Config_>
 struct AttentionUniversal {
   using Config = Config_;
   using ParamType = AttentionParams<typename Config::T>;
-  using Arguments = typename ArgumentsOf<typename Config::Arch, typename Config::T>::Type;
+  using Arguments =
+      typename ArgumentsOf<Config::kMode, typename Config::Arch, typename Config::T>::Type;
   struct SharedStorage;
 };
 
@@ -69,12 +76,39 @@ struct AttentionConfig {
   using Tkv = Tkv_;
   using Tile = Tile_;
   using Kernel = AttentionUniversal<AttentionConfig>;
+  static constexpr Mode kMode = Mode::kPrefill;
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kHeadDimV = HeadDimV;
   static constexpr CacheType kCache = Cache;
   static constexpr Mask kMask = AttentionMask;
 
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "a head is a multiple of 16 elements");
+};
+
+// What a decode kernel is compiled for: one to eight query tokens of each sequence, causal among
+// themselves. A tile is the rows that a CTA packs, the keys of a stage, and the stages of its ring
+// where that is not the default.
+//
+//   Sm80, half, 128, kBlock   ->   decode_sm80_f16_d128_block_causal
+template <class Arch_,
+          class T_,
+          int HeadDim,
+          CacheType Cache,
+          class Tkv_ = T_,
+          class Tile_ = DefaultTile>
+struct DecodingConfig {
+  using Arch = Arch_;
+  using T = T_;
+  using Tkv = Tkv_;
+  using Tile = Tile_;
+  using Kernel = AttentionUniversal<DecodingConfig>;
+  static constexpr Mode kMode = Mode::kDecode;
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kHeadDimV = HeadDim;
+  static constexpr CacheType kCache = Cache;
+  static constexpr Mask kMask = Mask::kCausal;
+
+  static_assert(kHeadDim % 16 == 0, "a head is a multiple of 16 elements");
 };
 
 // What a cache writer is compiled for. It writes rows of T into a cache of Tkv.

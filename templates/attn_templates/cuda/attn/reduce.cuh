@@ -132,14 +132,36 @@ __device__ __forceinline__ MergedRow<kPairs> merge(const Pieces& pieces, int lan
   return row;
 }
 
+// Adds the sink of a row's head to what it has seen, if anything: L += 2^(sink - M).
+template <class T, int kPairs>
+__device__ __forceinline__ void add_sink(const AttentionParams<T>& params,
+                                         MergedRow<kPairs>& merged,
+                                         int head) {
+  if (params.sinks == nullptr || !(merged.sum > 0.0f)) {
+    return;
+  }
+  const float sink = params.sinks[head] * 1.4426950408889634f;
+  const float reference = fmaxf(merged.reference, sink);
+  const float factor = exp2f(merged.reference - reference);
+  merged.reference = reference;
+  merged.sum = merged.sum * factor + exp2f(sink - reference);
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    merged.output[i].x *= factor;
+    merged.output[i].y *= factor;
+  }
+}
+
 // out = O / L and lse = ln 2 * (M + log2 L); zeros and -inf for a row that has seen nothing.
 template <class Config, int kPairs>
 __device__ __forceinline__ void store_row(const AttentionParams<typename Config::T>& params,
-                                          const MergedRow<kPairs>& merged,
+                                          MergedRow<kPairs> merged,
                                           int64_t row,
                                           int token,
                                           int lane) {
   using T = typename Config::T;
+  const int head = static_cast<int>(row - static_cast<int64_t>(token) * params.num_heads);
+  add_sink(params, merged, head);
   const float inverse = merged.sum > 0.0f ? 1.0f / merged.sum : 0.0f;
   T* const out = params.out + row * Config::kHeadDimV;
 #pragma unroll
@@ -151,8 +173,7 @@ __device__ __forceinline__ void store_row(const AttentionParams<typename Config:
     }
   }
   if (params.lse != nullptr && lane == 0) {
-    const int64_t head = row - static_cast<int64_t>(token) * params.num_heads;
-    params.lse[head * params.token_num + token] =
+    params.lse[static_cast<int64_t>(head) * params.token_num + token] =
         merged.sum > 0.0f ? (merged.reference + log2f(merged.sum)) * 0.6931471805599453f
                           : -kInfinity;
   }

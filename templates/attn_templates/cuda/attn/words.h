@@ -35,4 +35,32 @@ template <class Arch,
           class Tile = DefaultTile>
 using prefill = AttentionConfig<Arch, T, HeadDim, Cache, AttentionMask, T, HeadDimV, Tile>;
 
+namespace detail {
+
+// Names say every axis; a decode kernel has one width and one mask.
+template <class Arch,
+          class T,
+          int HeadDim,
+          int HeadDimV,
+          CacheType Cache,
+          Mask AttentionMask,
+          class Tile>
+struct Decode {
+  static_assert(HeadDimV == HeadDim, "decode kernels have one width");
+  static_assert(AttentionMask == Mask::kCausal, "decode kernels are causal");
+  using Type = DecodingConfig<Arch, T, HeadDim, Cache, T, Tile>;
+};
+
+}  // namespace detail
+
+template <class Arch,
+          class T,
+          int HeadDim,
+          int HeadDimV,
+          CacheType Cache,
+          Mask AttentionMask,
+          class Tile = DefaultTile>
+using decode =
+    typename detail::Decode<Arch, T, HeadDim, HeadDimV, Cache, AttentionMask, Tile>::Type;
+
 }  // namespace attn::words

@@ -50,7 +50,8 @@ std::string word_of(KvType kv_type) {
 // The name under which attn-codegen emits a kernel for the traits; sm80 kernels run on every device
 // from 8.0 on.
 std::string name_of(const Traits& traits) {
-  std::string name = std::string("prefill_sm80_") + word_of(traits.element);
+  std::string name = traits.mode == Mode::kDecode ? "decode_sm80_" : "prefill_sm80_";
+  name += word_of(traits.element);
   if (traits.kv_type != KvType::kSame) {
     name += "_" + word_of(traits.kv_type);
   }
@@ -69,6 +70,9 @@ struct Difference {
 };
 
 Difference difference(const Traits& a, const Traits& b) {
+  if (a.mode != b.mode) {
+    return {"mode", a.mode == Mode::kDecode ? "decode" : "prefill"};
+  }
   if (a.kv_type != b.kv_type) {
     return {"kv_type", word_of(a.kv_type)};
   }
@@ -91,6 +95,7 @@ Difference difference(const Traits& a, const Traits& b) {
 // have to change around them.
 int distance(const Traits& a, const Traits& b) {
   int cost = 0;
+  cost += a.mode != b.mode ? 50000 : 0;
   cost += a.causal != b.causal ? 8000 : 0;
   cost += a.element != b.element ? 5000 : 0;
   cost += a.cache != b.cache ? 3000 : 0;

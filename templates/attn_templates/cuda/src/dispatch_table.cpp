@@ -4,6 +4,7 @@
 #include <array>
 
 #include "attn/check.h"
+#include "attn/decode_plan.h"
 #include "attn/dispatch.h"
 
 namespace attn::detail {
@@ -31,10 +32,11 @@ KernelLimits limits_of(const KernelInfo& info) {
 template <class Config>
 std::int64_t rank_of(const void* any, int max_split_k, const DeviceLimits& device) {
   const auto& params = params_of<typename Config::Kernel>(any);
-  return rank(problem_of<Config>(params),
-              device,
-              limits_of(describeAttention<typename Config::Kernel>()),
-              split_policy(max_split_k, params.split_cnt, params.split_size));
+  const KernelLimits kernel = limits_of(describeAttention<typename Config::Kernel>());
+  const SplitPolicy policy = split_policy(max_split_k, params.split_cnt, params.split_size);
+  const Problem problem = problem_of<Config>(params);
+  return Config::kMode == Mode::kDecode ? rank_decode(problem, device, kernel, policy)
+                                        : rank(problem, device, kernel, policy);
 }
 
 template <class Config>
@@ -43,6 +45,7 @@ constexpr KernelRow row_of() {
   static_assert(std::is_same_v<typename Config::Tkv, typename Config::T>,
                 "no KvType stands for this cache element");
   KernelRow row{};
+  row.traits.mode = Config::kMode;
   row.traits.element = element_of<typename Config::T>;
   row.traits.kv_type = KvType::kSame;
   row.traits.cache = Config::kCache;
@@ -53,9 +56,14 @@ constexpr KernelRow row_of() {
   row.describe = [] { return describeAttention<Kernel>(); };
   row.prepare = [] { return prepareAttention<Kernel>(); };
   row.check = [](const void* params) { check_params<Config>(params_of<Kernel>(params)); };
+  if constexpr (Config::kMode == Mode::kDecode) {
+    row.plan = [](const void* params) { return planDecoding<Kernel>(params_of<Kernel>(params)); };
+    row.invoke = [](const void* params) { invokeDecoding<Kernel>(params_of<Kernel>(params)); };
+  } else {
+    row.plan = [](const void* params) { return planAttention<Kernel>(params_of<Kernel>(params)); };
+    row.invoke = [](const void* params) { invokeAttention<Kernel>(params_of<Kernel>(params)); };
+  }
   row.rank = rank_of<Config>;
-  row.plan = [](const void* params) { return planAttention<Kernel>(params_of<Kernel>(params)); };
-  row.invoke = [](const void* params) { invokeAttention<Kernel>(params_of<Kernel>(params)); };
   return row;
 }
 

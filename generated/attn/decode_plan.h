@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a decode call is cut: row tiles, CTAs, workspace, counters. Pure, like attn/plan.h.
+// attn_runtime/decode_plan.py is the twin: same names, integers and messages.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "attn/choose.h"
+#include "attn/plan.h"
+
+namespace attn {
+
+// Up to this many bytes of K and V for each SM, tiles of one length are cut at their ends (measured
+// on an H200: 8 x 1k and 32 x 1k gain 7 to 10 %; with more work, idle CTAs cost more than splits).
+inline constexpr std::int64_t kAlignedBytes = std::int64_t{4} << 20;
+
+// Up to this many bytes of K and V, L2 need not keep them (measured on an H200: 1 to 4 % faster;
+// beyond, slower where L2 is full of lines to be written back).
+inline constexpr std::int64_t kStreamedBytes = std::int64_t{256} << 20;
+
+// Ranges come in as many rounds of CTAs as fill the device to 95 %, at most this many.
+inline constexpr int kMostRounds = 4;
+
+// Whole splits are shared out over at most as many rounds of CTAs.
+inline constexpr int kMostPieceRounds = 16;
+
+namespace detail {
+
+inline constexpr std::int64_t kMaxInt = std::numeric_limits<int>::max();
+
+// The rows of a group that a CTA packs: `tokens` query tokens of `heads` heads.
+struct RowTiles {
+  int heads;
+  int tokens;
+  std::int64_t head_tiles;
+  std::int64_t query_tiles;  // of the longest sequence
+};
+
+// Wide groups are cut into tiles of about equal width. A sequence is never longer than max_q_len,
+// so the tiles of a sequence do not depend on that bound.
+inline RowTiles row_tiles(const Problem& problem, int rows) {
+  const std::int64_t group = problem.num_heads / problem.num_kv_heads;
+  const std::int64_t longest = std::min(problem.max_q_len, problem.token_num);
+  RowTiles tiles;
+  tiles.heads = static_cast<int>(ceil_div(group, ceil_div(group, rows)));
+  const std::int64_t tokens = std::max<std::int64_t>(rows / group, 1);
+  tiles.tokens = static_cast<int>(std::min(tokens, std::max<std::int64_t>(longest, 1)));
+  tiles.head_tiles = ceil_div(group, tiles.heads);
+  tiles.query_tiles = ceil_div(longest, tiles.tokens);
+  return tiles;
+}
+
+// Ranges of each of `columns` columns: as many as fill the device, in the fewest rounds that leave
+// at most 5 % of it idle.
+inline std::int64_t ranges_to_fill(std::int64_t capacity, std::int64_t columns) {
+  std::int64_t best = 1;
+  std::int64_t best_rounds = std::max<std::int64_t>(ceil_div(columns, capacity), 1);
+  for (std::int64_t rounds = 1; rounds <= kMostRounds; ++rounds) {
+    const std::int64_t ranges = capacity * rounds / columns;
+    if (ranges > 0 && ranges * best_rounds > best * rounds) {
+      best = ranges;
+      best_rounds = rounds;
+    }
+    if (ranges > 0 && 20 * ranges * columns >= 19 * capacity * rounds) {
+      return ranges;
+    }
+  }
+  return best;
+}
+
+inline std::int64_t bounded(std::int64_t value, std::int64_t most) {
+  return std::max<std::int64_t>(std::min(value, most), 1);
+}
+
+// Two places for parts of each CTA, of row_slots rows: partial_O float [2 ctas, row_slots,
+// head_dim_v], then, from the next multiple of 256 bytes, partial_ML float [2 ctas, row_slots, 2].
+inline void set_range_workspace(const Problem& problem, const KernelLimits& kernel, Plan& plan) {
+  const std::int64_t rows = std::int64_t{2} * plan.ranges.ctas * plan.ranges.row_slots;
+  plan.partial_O_bytes = multiply_bytes(rows, std::int64_t{4} * problem.head_dim_v);
+  plan.partial_ML_offset = align_bytes(plan.partial_O_bytes);
+  plan.workspace_bytes = add_bytes(plan.partial_ML_offset, multiply_bytes(rows, 8));
+  const std::int64_t counters = std::int64_t{plan.ranges.ctas} * (kernel.threads / 32);
+  if (counters > kMaxInt) {
+    refuse("num_heads", "num_heads needs more than 2^31 counters: turn splitting off");
+  }
+  plan.counter_cnt = static_cast<int>(counters);
+}
+
+// What the reduction of the ranks needs, where the kernel has left this rank's part itself.
+inline void set_parts(const Problem& problem, const DeviceLimits& device, Plan& plan) {
+  const std::int64_t rows = std::int64_t{problem.token_num} * problem.num_heads;
+  const std::int64_t reduce_ctas = ceil_div(rows, kReduceRowsPerCta);
+  check_grid(reduce_ctas, device, "token_num", "send fewer tokens");
+  plan.reduce_grid_x = static_cast<int>(reduce_ctas);
+  add_parts(problem, rows, plan);
+}
+
+}  // namespace detail
+
+// Plans one decode call, of a kernel that packs kernel.cta_q rows and has stages of kernel.cta_s
+// keys. Throws Error(kInvalidArgument) as plan() does.
+//
+// heuristic: equal ranges of stages, which the kernel reduces itself. fixed, fixed_size, off: whole
+// splits as in prefill, and the reduction after it. A heuristic that may not split is off.
+inline Plan plan_decode(const Problem& problem,
+                        const DeviceLimits& device,
+                        const KernelLimits& kernel,
+                        const SplitPolicy& policy) {
+  detail::check(problem, device, kernel, policy);
+  const detail::RowTiles tiles = detail::row_tiles(problem, kernel.cta_q);
+  KernelLimits tile = kernel;  // of query tokens, as the planner of splits has it
+  tile.cta_q = tiles.tokens;
+
+  Plan result;
+  result.cta_q = tiles.tokens;
+  result.cta_s = kernel.cta_s;
+  result.threads = kernel.threads;
+  result.shared_bytes = kernel.shared_bytes;
+  const std::int64_t split_tiles =
+      policy.kind == SplitKind::kFixedSize ? detail::ceil_div(policy.value, kernel.cta_s) : 0;
+  result.split_tiles = static_cast<int>(split_tiles);
+  if (problem.batch_size == 0 || tiles.query_tiles == 0) {
+    return result;
+  }
+  const std::int64_t columns = problem.num_kv_heads * tiles.head_tiles;
+  const std::int64_t most_columns = columns * tiles.query_tiles;
+  detail::check_grid(
+      most_columns, device, "max_q_len", "give a smaller bound, or take a prefill kernel");
+  const std::int64_t capacity = std::int64_t{device.sm_count} * kernel.ctas_per_sm;
+  const bool shares_stages = policy.kind == SplitKind::kHeuristic && policy.max_split_k != 1;
+
+  const std::int64_t span = detail::key_span(problem, tiles.tokens);
+  const std::int64_t stages = detail::pieces_of_span(problem, span, kernel.cta_s);
+  const std::int64_t splits =
+      shares_stages ? 1 : detail::split_bound(problem, device, tile, policy, split_tiles);
+  const std::int64_t units = problem.batch_size * (shares_stages ? stages : splits);
+  if (units > detail::kMaxInt) {
+    detail::refuse("max_k_len",
+                   "max_k_len gives batch_size " + std::to_string(problem.batch_size) +
+                       " more than 2^31 pieces of keys: send fewer sequences, or split less");
+  }
+  std::int64_t ranges;
+  if (shares_stages) {
+    ranges = detail::bounded(detail::ranges_to_fill(capacity, columns), units * tiles.query_tiles);
+    if (policy.max_split_k > 0) {
+      ranges = std::min<std::int64_t>(ranges, policy.max_split_k);
+    }
+  } else {
+    ranges = detail::bounded(units, kMostPieceRounds * capacity / columns);
+  }
+  const std::int64_t ctas = std::max(ranges * columns, most_columns);
+  detail::check_grid(ctas, device, "num_heads", "split less, or send fewer heads at a time");
+
+  result.q_tiles = static_cast<int>(tiles.query_tiles);
+  result.split_cnt = static_cast<int>(splits);
+  result.grid_x = static_cast<int>(ctas);
+  result.ranges.ctas = static_cast<int>(ctas);
+  result.ranges.row_heads = tiles.heads;
+  result.ranges.head_tiles = static_cast<int>(tiles.head_tiles);
+  result.ranges.row_slots = tiles.heads * tiles.tokens;
+  result.ranges.pieces = shares_stages ? 0 : 1;
+  if (!shares_stages) {
+    detail::set_workspace(problem, device, result);
+    return result;
+  }
+  const std::int64_t stage_bytes = std::int64_t{4} * kernel.cta_s * problem.head_dim_v;
+  result.ranges.aligned_units = static_cast<int>(
+      std::min(kAlignedBytes / (stage_bytes * kernel.ctas_per_sm), detail::kMaxInt));
+  result.ranges.streamed_units = static_cast<int>(
+      std::min(kStreamedBytes / (stage_bytes * problem.num_kv_heads), detail::kMaxInt));
+  if (ranges > 1) {
+    detail::set_range_workspace(problem, kernel, result);
+  }
+  if (problem.cp_size > 1) {
+    detail::set_parts(problem, device, result);
+  }
+  return result;
+}
+
+// Of the tiles of a decode kernel the one of least rank takes a call. A rank of kUnfit: the
+// device cannot run it.
+//
+// It is the least that holds the rows of a sequence of average length, so that K and V are read
+// once. Few sequences take the deep ring of one CTA per SM, and so half the splits. Policy
+// kFixedSize takes the rows of one token, so that no bound changes a bit.
+inline std::int64_t rank_decode(const Problem& problem,
+                                const DeviceLimits& device,
+                                const KernelLimits& kernel,
+                                const SplitPolicy& policy) {
+  detail::check(problem, device, kernel, policy);
+  if (kernel.shared_bytes > device.shared_per_cta) {
+    return detail::kUnfit;
+  }
+  const std::int64_t batch = problem.batch_size;
+  const std::int64_t mean = detail::ceil_div(problem.token_num, std::max<std::int64_t>(batch, 1));
+  const std::int64_t bound = std::min<std::int64_t>(mean, problem.max_q_len);
+  const std::int64_t tokens =
+      policy.kind == SplitKind::kFixedSize ? 1 : std::max<std::int64_t>(bound, 1);
+  const std::int64_t wanted = problem.num_heads / problem.num_kv_heads * tokens;
+  const std::int64_t rows = kernel.cta_q;
+  const std::int64_t misfit = rows >= wanted ? rows - wanted : wanted - rows + detail::kMaxInt;
+  const std::int64_t head_tiles = detail::row_tiles(problem, kernel.cta_q).head_tiles;
+  const bool is_small = policy.kind == SplitKind::kHeuristic &&
+                        8 * batch * problem.num_kv_heads * head_tiles <= device.sm_count;
+  return 2 * misfit + ((kernel.ctas_per_sm == 1) != is_small ? 1 : 0);
+}
+
+}  // namespace attn

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Instructions of the decode kernel that have no C++ spelling, one function each.
+#pragma once
+
+#include "attn/sm80/instructions.cuh"
+
+namespace attn::sm80 {
+
+// --- memory -------------------------------------------------------------------------------------
+
+// The cache policy of copies that L2 need not keep.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ void copy_async_16_hinted(uint32_t shared,
+                                                     const void* global,
+                                                     uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;\n" ::"r"(shared),
+               "l"(global),
+               "l"(policy)
+               : "memory");
+}
+
+// Asks L2 for the line that holds an address.
+__device__ __forceinline__ void prefetch_l2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global));
+}
+
+// Counts up to `last`, then wraps to 0. What this thread has written, and what it has seen of other
+// threads of its warp, is visible to whoever counts later.
+__device__ __forceinline__ unsigned count_arrival(int* counter, unsigned last) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;\n"
+               : "=r"(before)
+               : "l"(counter), "r"(last)
+               : "memory");
+  return before;
+}
+
+// --- fragments ----------------------------------------------------------------------------------
+
+// An 8x8 matrix of 16-bit elements, transposed across the warp.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t row) {
+  uint32_t column;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(column) : "r"(row));
+  return column;
+}
+
+}  // namespace attn::sm80

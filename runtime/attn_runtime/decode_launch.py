@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A planned decode call: its arguments say how ranges are shared out, and it counts arrivals."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from attn_codegen import params
+from attn_codegen.config import Cache
+from attn_runtime import driver
+from attn_runtime.kernel import Kernel
+from attn_runtime.kv_cache import Values
+from attn_runtime.launch import Exchange, Launch
+from attn_runtime.plan import Plan
+from attn_runtime.streams import stream_handle
+
+_OFFSETS: Final = {name: offset for name, _, offset in params.leaves("DecodeArguments")}
+_RANGES: Final = {name: offset for name, offset in _OFFSETS.items() if name.startswith("ranges.")}
+
+
+class DecodeLaunch(Launch):
+    """One call of a decode kernel. Belongs to one thread: all runs share its buffer."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        reduction: Kernel,
+        plan: Plan,
+        cache: Cache,
+        values: Values,
+        exchange: Exchange | None = None,
+    ) -> None:
+        super().__init__(kernel, reduction, plan, cache, values, exchange)
+        self._counter_at = self._pad + _OFFSETS["params.counters"]
+        self._counters: driver.Counters | None = None
+        self._block = 0
+        if plan.counter_cnt:
+            self._counters = driver.counters_of(
+                kernel.function.context, counter_block(plan.counter_cnt)
+            )
+
+    def _packed(self, plan: Plan, values: Values) -> bytes:
+        packed = bytearray(params.size_of("DecodeArguments"))
+        common = super()._packed(plan, values)
+        packed[: len(common)] = common
+        for name, value in asdict(plan.ranges).items():
+            struct.pack_into("<i", packed, _RANGES[f"ranges.{name}"], value)
+        return bytes(packed)
+
+    def run(self, addresses: Sequence[int], stream: int) -> None:
+        """Launch on any stream, by its handle; the context must be current."""
+        if self._counters is not None:
+            self._block = self._counters.address(stream)
+        super().run(addresses, stream)
+
+    def _write(self, addresses: Sequence[int]) -> None:
+        super()._write(addresses)
+        struct.pack_into("<Q", self._buffer, self._counter_at, self._block)
+
+    def run_on_own(self, addresses: Sequence[int], stream: Any) -> None:
+        """As `run`, on a stream of PyCUDA, None for the default one."""
+        self.run(addresses, stream_handle(stream))
+
+
+def counter_block(count: int) -> int:
+    """Ints of a block that holds `count` counters."""
+    return 1 << (count - 1).bit_length()

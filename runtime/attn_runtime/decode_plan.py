@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a decode call is cut: row tiles, CTAs, workspace, counters; and which tile runs it.
+
+Pure, like attn_runtime.plan. The C++ twin is attn/decode_plan.h: same names, integers and messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from attn_codegen.tiling import WARP_THREADS
+from attn_runtime.choose import UNFIT
+from attn_runtime.plan import (
+    MAX_BYTES,
+    Plan,
+    RangePlan,
+    Workspace,
+    aligned,
+    ceil_div,
+    check_grid,
+    key_span,
+    part_workspace,
+    pieces_of_span,
+    split_bound,
+    split_workspace,
+)
+from attn_runtime.problem import (
+    INT_MAX,
+    DeviceLimits,
+    KernelLimits,
+    PlanError,
+    Problem,
+    SplitKind,
+    SplitPolicy,
+    check,
+)
+
+ALIGNED_BYTES: Final = 4 << 20
+"""Up to this many bytes of K and V for each SM, tiles of one length are cut at their ends (measured
+on an H200: 8 x 1k and 32 x 1k gain 7 to 10 %; with more work, idle CTAs cost more than splits)."""
+
+STREAMED_BYTES: Final = 256 << 20
+"""Up to this many bytes of K and V, L2 need not keep them (measured on an H200: 1 to 4 % faster;
+beyond, slower where L2 is full of lines to be written back)."""
+
+MOST_ROUNDS: Final = 4
+"""Ranges come in as many rounds of CTAs as fill the device to 95 %, at most this many."""
+
+MOST_PIECE_ROUNDS: Final = 16
+"""Whole splits are shared out over at most as many rounds of CTAs."""
+
+
+DECODE_TOKENS: Final = 8
+"""Query tokens of a sequence that decode kernels are made for, and the bound where none is given.
+More are computed, too, a row tile at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowTiles:
+    """The rows of a group that a CTA packs: `tokens` query tokens of `heads` heads.
+
+    `query_tiles` is that of the longest sequence.
+    """
+
+    heads: int
+    tokens: int
+    head_tiles: int
+    query_tiles: int
+
+
+def row_tiles(problem: Problem, rows: int) -> RowTiles:
+    """Wide groups are cut into tiles of about equal width. A sequence is never longer than
+    max_q_len, so the tiles of a sequence do not depend on that bound."""
+    group = problem.num_heads // problem.num_kv_heads
+    longest = min(problem.max_q_len, problem.token_num)
+    heads = ceil_div(group, ceil_div(group, rows))
+    tokens = min(max(rows // group, 1), max(longest, 1))
+    return RowTiles(heads, tokens, ceil_div(group, heads), ceil_div(longest, tokens))
+
+
+def ranges_to_fill(capacity: int, columns: int) -> int:
+    """Ranges of each of `columns` columns: as many as fill the device, in the fewest rounds that
+    leave at most 5 % of it idle."""
+    best, best_rounds = 1, max(ceil_div(columns, capacity), 1)
+    for rounds in range(1, MOST_ROUNDS + 1):
+        ranges = capacity * rounds // columns
+        if ranges > 0 and ranges * best_rounds > best * rounds:
+            best, best_rounds = ranges, rounds
+        if ranges > 0 and 20 * ranges * columns >= 19 * capacity * rounds:
+            return ranges
+    return best
+
+
+def plan_decode(
+    problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: SplitPolicy
+) -> Plan:
+    """Plan one decode call, of a kernel that packs kernel.cta_q rows and has stages of kernel.cta_s
+    keys. Raises PlanError as `plan` does.
+
+    heuristic: equal ranges of stages, which the kernel reduces itself. fixed, fixed_size, off:
+    whole splits as in prefill, and the reduction after it. A heuristic that may not split is off.
+    """
+    check(problem, device, kernel, policy)
+    tiles = row_tiles(problem, kernel.cta_q)
+    tile = replace(kernel, cta_q=tiles.tokens)  # of query tokens, as the planner of splits has it
+    sized = policy.kind is SplitKind.FIXED_SIZE
+    split_tiles = ceil_div(policy.value, kernel.cta_s) if sized else 0
+    if problem.batch_size == 0 or tiles.query_tiles == 0:
+        return _plan(tile, split_tiles, Workspace())
+    columns = problem.num_kv_heads * tiles.head_tiles
+    most_columns = columns * tiles.query_tiles
+    check_grid(most_columns, device, "max_q_len", "give a smaller bound, or take a prefill kernel")
+    shares_stages = policy.kind is SplitKind.HEURISTIC and policy.max_split_k != 1
+    splits = 1 if shares_stages else split_bound(problem, device, tile, policy, split_tiles)
+    stages = pieces_of_span(problem, key_span(problem, tiles.tokens), kernel.cta_s)
+    units = problem.batch_size * (stages if shares_stages else splits)
+    if units > INT_MAX:
+        raise PlanError(
+            "max_k_len",
+            f"max_k_len gives batch_size {problem.batch_size} more than 2^31 pieces of keys: send "
+            "fewer sequences, or split less",
+        )
+    capacity = device.sm_count * kernel.ctas_per_sm
+    if shares_stages:
+        most = max(units * tiles.query_tiles, 1)
+        ranges = min(ranges_to_fill(capacity, columns), most)
+        ranges = min(ranges, policy.max_split_k) if policy.max_split_k > 0 else ranges
+    else:
+        ranges = max(min(units, MOST_PIECE_ROUNDS * capacity // columns), 1)
+    ctas = max(ranges * columns, most_columns)
+    check_grid(ctas, device, "num_heads", "split less, or send fewer heads at a time")
+    shared = RangePlan(
+        ctas=ctas,
+        row_heads=tiles.heads,
+        head_tiles=tiles.head_tiles,
+        row_slots=tiles.heads * tiles.tokens,
+        pieces=0 if shares_stages else 1,
+    )
+    common = {"q_tiles": tiles.query_tiles, "splits": splits}
+    if not shares_stages:
+        workspace = split_workspace(problem, device, splits)
+        return _plan(tile, split_tiles, workspace, shared, **common)
+    stage_bytes = 4 * kernel.cta_s * problem.head_dim_v
+    shared = replace(
+        shared,
+        aligned_units=min(ALIGNED_BYTES // (stage_bytes * kernel.ctas_per_sm), INT_MAX),
+        streamed_units=min(STREAMED_BYTES // (stage_bytes * problem.num_kv_heads), INT_MAX),
+    )
+    counters = 0
+    workspace = Workspace()
+    if ranges > 1:
+        workspace = _range_workspace(problem, shared)
+        counters = _counters(kernel, shared)
+    if problem.cp_size > 1:
+        workspace = part_workspace(problem, device, workspace)
+    return _plan(tile, split_tiles, workspace, shared, counters, **common)
+
+
+def _plan(
+    tile: KernelLimits,
+    split_tiles: int,
+    workspace: Workspace,
+    ranges: RangePlan = RangePlan(),  # noqa: B008  # frozen
+    counters: int = 0,
+    *,
+    q_tiles: int = 0,
+    splits: int = 1,
+) -> Plan:
+    return Plan(
+        q_tiles=q_tiles,
+        tiles_per_sequence=0,
+        split_cnt=splits,
+        split_tiles=split_tiles,
+        cta_q=tile.cta_q,
+        cta_s=tile.cta_s,
+        packed_heads=1,
+        grid_x=ranges.ctas,
+        threads=tile.threads,
+        shared_bytes=tile.shared_bytes,
+        partial_O_bytes=workspace.partial_O_bytes,
+        partial_ML_offset=workspace.partial_ML_offset,
+        cp_O_offset=workspace.cp_O_offset,
+        cp_ML_offset=workspace.cp_ML_offset,
+        cp_stride=workspace.cp_stride,
+        workspace_bytes=workspace.total_bytes,
+        reduce_grid_x=workspace.reduce_grid_x,
+        ranges=ranges,
+        counter_cnt=counters,
+    )
+
+
+def _range_workspace(problem: Problem, ranges: RangePlan) -> Workspace:
+    """Two places for parts of each CTA, of row_slots rows: partial_O float [2 ctas, row_slots,
+    head_dim_v], then, from the next multiple of 256 bytes, partial_ML float [2 ctas, row_slots, 2].
+    """
+    rows = 2 * ranges.ctas * ranges.row_slots
+    partial_O_bytes = rows * 4 * problem.head_dim_v
+    offset = aligned(partial_O_bytes)
+    if offset + rows * 8 > MAX_BYTES:
+        raise PlanError(
+            "token_num",
+            "the split workspace exceeds 2^63 bytes: split less, or send fewer tokens",
+        )
+    return Workspace(
+        partial_O_bytes=partial_O_bytes, partial_ML_offset=offset, total_bytes=offset + rows * 8
+    )
+
+
+def _counters(kernel: KernelLimits, ranges: RangePlan) -> int:
+    counters = ranges.ctas * (kernel.threads // WARP_THREADS)
+    if counters > INT_MAX:
+        raise PlanError("num_heads", "num_heads needs more than 2^31 counters: turn splitting off")
+    return counters
+
+
+def range_bytes(problem: Problem, plan: Plan) -> int:
+    """What one range of every column adds to a workspace, of a plan that has several."""
+    columns = problem.num_kv_heads * plan.ranges.head_tiles
+    return 2 * columns * plan.ranges.row_slots * 4 * (problem.head_dim_v + 2)
+
+
+def rank_decode(
+    problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: SplitPolicy
+) -> int:
+    """Of the tiles of a decode kernel the one of least rank takes a call; 2^63 - 1: unfit.
+
+    It is the least that holds the rows of a sequence of average length, so that K and V are read
+    once. Few sequences take the deep ring of one CTA per SM, and so half the splits. Policy
+    fixed_size takes the rows of one token, so that no bound changes a bit.
+    """
+    check(problem, device, kernel, policy)
+    if kernel.shared_bytes > device.shared_per_cta:
+        return UNFIT
+    sized = policy.kind is SplitKind.FIXED_SIZE
+    mean = ceil_div(problem.token_num, max(problem.batch_size, 1))
+    tokens = 1 if sized else max(min(mean, problem.max_q_len), 1)
+    wanted = problem.num_heads // problem.num_kv_heads * tokens
+    rows = kernel.cta_q
+    misfit = rows - wanted if rows >= wanted else wanted - rows + INT_MAX
+    tiles = problem.batch_size * problem.num_kv_heads * row_tiles(problem, rows).head_tiles
+    is_small = policy.kind is SplitKind.HEURISTIC and 8 * tiles <= device.sm_count
+    return 2 * misfit + ((kernel.ctas_per_sm == 1) != is_small)

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the keys of all sequences are shared out among the CTAs of a decode kernel, from the lengths
+// alone and so on the device: the one place that does it, for the kernel and (compiled by a host
+// compiler) for the tests. attn_runtime/decode_ranges.py holds the numpy twin.
+//
+// A column is a KV head and a tile of query rows. Its sequences lie end to end in units: stages of
+// cta_s keys, or whole splits (RangePlan::pieces). A range is what one CTA computes of a column.
+#pragma once
+
+#include "attn/params.h"
+
+namespace attn {
+
+// The units of a column. A tile is what one sequence has of them; empty ones do not count.
+struct ColumnTotals {
+  int units;
+  int tiles;
+  int most;    // units of the longest tile
+  int fewest;  // units of the shortest
+};
+
+// Every `period` units are cut into `parts` ranges, the first period % parts of which hold one unit
+// more than the others.
+struct RangeCut {
+  int ranges;  // of the column; none is empty
+  int period;
+  int parts;
+};
+
+// Ranges that a column may have. Its CTAs are those whose index is the column's modulo columns.
+__device__ __forceinline__ int ranges_of_column(const RangePlan& plan, int columns) {
+  return plan.ctas > columns ? plan.ctas / columns : 1;
+}
+
+// Cuts a column into at most `most` ranges of equal length.
+//
+// Tiles of one length and little work are cut at their ends, each into k ranges or k of them to a
+// range: fewer splits to merge, for some CTAs left idle. That pays while a range is short
+// (aligned_units), and while the longest is at most 10/9 of an equal share.
+__device__ __forceinline__ RangeCut cut_column(const ColumnTotals& totals,
+                                               const RangePlan& plan,
+                                               int most) {
+  const int ranges = most < totals.units ? most : totals.units;
+  const RangeCut equal{ranges, totals.units, ranges};
+  if (ranges == 0 || totals.most != totals.fewest ||
+      totals.units > static_cast<int64_t>(plan.aligned_units) * ranges) {
+    return equal;
+  }
+  const int64_t allowed = static_cast<int64_t>(totals.units) * 10;
+  if (totals.tiles <= ranges) {
+    const int parts = ranges / totals.tiles;
+    const int64_t longest = (totals.most + parts - 1) / parts;
+    return longest * ranges * 9 <= allowed ? RangeCut{totals.tiles * parts, totals.most, parts}
+                                           : equal;
+  }
+  const int tiles = (totals.tiles + ranges - 1) / ranges;
+  const int64_t longest = static_cast<int64_t>(totals.most) * tiles;
+  return totals.tiles % tiles == 0 && longest * ranges * 9 <= allowed
+             ? RangeCut{totals.tiles / tiles, static_cast<int>(longest), 1}
+             : equal;
+}
+
+// The first unit of a range; that of range `ranges` is the end of the column.
+//
+//   period = q parts + m:   range i of a period begins at i q + min(i, m)
+__device__ __forceinline__ int range_begin(const RangeCut& cut, int range) {
+  const int whole = range / cut.parts;
+  const int part = range - whole * cut.parts;
+  const int units = cut.period / cut.parts;
+  const int longer = cut.period - units * cut.parts;
+  return whole * cut.period + part * units + (part < longer ? part : longer);
+}
+
+// The range that holds a unit.
+__device__ __forceinline__ int range_of(const RangeCut& cut, int unit) {
+  const int whole = unit / cut.period;
+  const int inside = unit - whole * cut.period;
+  const int units = cut.period / cut.parts;
+  const int longer = cut.period - units * cut.parts;
+  const int in_longer = longer * (units + 1);
+  return whole * cut.parts +
+         (inside < in_longer ? inside / (units + 1) : longer + (inside - in_longer) / units);
+}
+
+}  // namespace attn

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host side of a decode unit: the definition of invokeDecoding, which the unit instantiates.
+#pragma once
+
+#include "attn/attention_template.cuh"
+#include "attn/config.h"
+
+#ifndef __CUDACC_RTC__
+#include "attn/decode_plan.h"
+
+namespace attn {
+
+namespace detail {
+
+template <class Kernel>
+Plan decode_plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
+  return plan_decode(problem_of<typename Kernel::Config>(params),
+                     device_limits(info),
+                     kernel_limits(info),
+                     split_policy(params.max_split_k, params.split_cnt, params.split_size));
+}
+
+// What a plan needs of the caller.
+template <class T>
+void check_decode_memory(const Plan& plan, const AttentionParams<T>& params) {
+  if (plan.workspace_bytes > 0 && (params.partial_O == nullptr || params.partial_ML == nullptr)) {
+    throw Error(Status::kWorkspaceTooSmall,
+                "partial_O",
+                "partial_O or partial_ML is null, but this call is split: give a workspace of " +
+                    std::to_string(plan.workspace_bytes) +
+                    " bytes (set_workspace), or set max_split_k to 1");
+  }
+  if (plan.counter_cnt > 0 && params.counters == nullptr) {
+    refuse_field("counters",
+                 "is null, but this call needs " + std::to_string(plan.counter_cnt) +
+                     " ints of device memory, zeroed once: give them, or set split_cnt, split_size "
+                     "or max_split_k to 1");
+  }
+}
+
+}  // namespace detail
+
+// The second parameter is void: attention.h, for callers, puts a check in its place.
+template <class Kernel, class = void>
+Plan planDecoding(const typename Kernel::ParamType& params) {
+  return detail::decode_plan_of<Kernel>(params, detail::state_of<Kernel>().on_current_device());
+}
+
+template <class Kernel, class = void>
+void invokeDecoding(const typename Kernel::ParamType& params) {
+  using Config = typename Kernel::Config;
+
+  // 1. Check and plan. Without a workspace the planner's own choice is not to split.
+  if (params.token_num == 0 || params.batch_size == 0) {
+    return;
+  }
+  detail::check_params<Config>(params);
+  typename Kernel::Arguments arguments;
+  arguments.params = params;
+  arguments.params.causal = true;
+  const bool has_workspace = params.partial_O != nullptr && params.partial_ML != nullptr;
+  if (!has_workspace && params.split_cnt == 0 && params.split_size == 0) {
+    arguments.params.max_split_k = 1;
+  }
+  const KernelInfo& info = detail::state_of<Kernel>().on_current_device();
+  const Plan plan = detail::decode_plan_of<Kernel>(arguments.params, info);
+  detail::check_decode_memory(plan, arguments.params);
+  detail::check_parts(params, plan);
+  arguments.plan = tile_plan(plan);
+  arguments.ranges = plan.ranges;
+  if (plan.grid_x == 0) {
+    return;
+  }
+
+  // 2. The kernel, which leaves whole splits to the reduction and merges ranges itself.
+  detail::launch(EntryOf<Kernel>::entry(), plan.grid_x, params.stream, arguments);
+  detail::finish<Kernel>({arguments.params, arguments.plan}, plan);
+}
+
+}  // namespace attn
+#endif

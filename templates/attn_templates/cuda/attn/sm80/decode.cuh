@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decode attention for sm_80 and later: one to eight query tokens of each sequence against all the
+// keys before them, at the speed of memory.
+//
+// A CTA computes a range of a column (attn/decode_ranges.cuh). Each of its warps owns 16 tokens of
+// every stage, and a ring of its own for them: nothing waits for another warp until a segment ends,
+// and the copies of the next segment are under way while one is put together.
+#pragma once
+
+#include "attn/sm80/decode_copies.cuh"
+#include "attn/sm80/decode_merge.cuh"
+#include "attn/sm80/decode_output.cuh"
+#include "attn/sm80/decode_products.cuh"
+#include "attn/sm80/decode_schedule.cuh"
+
+namespace attn::sm80 {
+
+// The copying end of a range: runs as many stages ahead of the computing end as the ring holds, and
+// leaves it the segments that it enters.
+template <class Config>
+class StageLoader {
+  using Traits = DecodeTraits<Config>;
+  using Storage = DecodeStorage<Config>;
+
+ public:
+  __device__ __forceinline__ StageLoader(Storage& storage,
+                                         const DecodeArguments<typename Config::T>& arguments,
+                                         const Window& window,
+                                         int warp,
+                                         int lane)
+      : storage_(storage),
+        walk_(arguments, storage.work, window, lane),
+        pieces_(arguments.params, storage.work, lane),
+        warp_(warp),
+        lane_(lane) {}
+
+  // Starts the copies of the stage that was looked up last, and looks up the next one; the first
+  // call has nothing to copy yet. Each call is one group of copies.
+  __device__ __forceinline__ void advance(int slot) {
+    if (stage_ < end_) {
+      pieces_.copy(storage_.ring[warp_][slot], first_token());
+      ++stage_;
+    }
+    copy_async_commit();
+    if (stage_ == end_ && !walk_.is_at_end()) {
+      enter_segment();
+    }
+    if (stage_ < end_) {
+      pieces_.look_up(first_token());
+    }
+  }
+
+  // Segments entered so far.
+  __device__ __forceinline__ int entered() const { return entered_; }
+
+ private:
+  __device__ __forceinline__ int first_token() const {
+    return stage_ * Traits::kCtaS + warp_ * Traits::kWarpTokens;
+  }
+
+  __device__ __forceinline__ void enter_segment() {
+    const Segment segment = walk_.next();
+    stage_ = segment.stages.begin;
+    end_ = segment.stages.end;
+    pieces_.enter(segment);
+    if (lane_ == 0) {
+      storage_.segments[warp_][entered_ % Storage::kSegments] = segment;
+    }
+    __syncwarp();  // the segment is visible to the computing end
+    ++entered_;
+  }
+
+  Storage& storage_;
+  Walk<Config> walk_;
+  PieceLoader<Config> pieces_;
+  int warp_;
+  int lane_;
+  int stage_ = 0;
+  int end_ = 0;
+  int entered_ = 0;
+};
+
+// Adds one piece to the rows.
+template <class Config>
+__device__ __forceinline__ void compute_piece(RowState<Config>& state,
+                                              const Piece<Config>& piece,
+                                              const DecodeQuery<Config>& query,
+                                              const AttentionParams<typename Config::T>& params,
+                                              const RowTile& tile,
+                                              const Segment& segment,
+                                              int first_token,
+                                              int lane) {
+  using Traits = DecodeTraits<Config>;
+  const int end_token = first_token + Traits::kWarpTokens;
+  if (first_token >= segment.seen.end || end_token <= segment.seen.begin) {
+    return;
+  }
+  float scores[Traits::kRowTiles][4];
+  multiply_key_query<Config>(scores, piece, query, lane);
+  if (first_token < segment.seen_by_all.begin || end_token > segment.seen_by_all.end) {
+    mask_scores<Config>(scores, params, tile, segment, first_token, lane);
+  }
+  state.update(scores, params.inv_sqrt_dh * kLog2E);
+  multiply_value_probability<Config>(state, scores, piece, lane);
+}
+
+template <class Config>
+__device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
+                                       const DecodeArguments<typename Config::T>& arguments) {
+  using Traits = DecodeTraits<Config>;
+  const AttentionParams<typename Config::T>& params = arguments.params;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+
+  // 1. Which column, which range of it.
+  const Window window = Scheduler<Config>(storage, arguments, warp, lane).make();
+  const CtaWork& work = storage.work;
+  if (work.range >= work.cut.ranges) {
+    return;
+  }
+
+  // 2. Walk along the range. The first turns only copy: the same code as later, since fetching
+  // instructions is a good part of the shortest calls.
+  StageLoader<Config> loader(storage, arguments, window, warp, lane);
+  DecodeQuery<Config> query;
+  RowState<Config> state;
+  int stage = 0;
+  int left = 0;  // segments
+  bool is_new = true;
+  int slot = Traits::kStages - 1;
+  int only_copying = Traits::kStages + 1;
+#pragma unroll 1
+  while (true) {
+    bool is_complete = false;
+    OwnedRows<Config> owned;
+    const Segment& segment = storage.segments[warp][left % DecodeStorage<Config>::kSegments];
+    if (only_copying > 0) {
+      --only_copying;
+    } else {
+      if (is_new) {
+        is_new = false;
+        stage = segment.stages.begin;
+        if constexpr (!Traits::kQueryInRegisters) {
+          store_query(storage, params, segment);
+          __syncthreads();  // Q is visible to all warps
+        }
+        query.load(storage, params, segment, lane);
+        state.clear();
+      }
+      copy_async_wait<Traits::kStages - 1>();
+      __syncwarp();  // the copies of all lanes have landed
+      const int first_token = stage * Traits::kCtaS + warp * Traits::kWarpTokens;
+      compute_piece(
+          state, storage.ring[warp][slot], query, params, work.tile, segment, first_token, lane);
+      __syncwarp();  // all lanes are done with the slot
+      is_complete = ++stage == segment.stages.end;
+      if (is_complete) {
+        merge_warps(owned, state, storage, slot, warp, lane);
+      }
+    }
+    loader.advance(slot);
+    slot = slot + 1 == Traits::kStages ? 0 : slot + 1;
+
+    // 3. Leave the rows of a segment.
+    if (is_complete) {
+      leave_rows(owned, arguments, work, segment, warp, lane);
+      is_new = true;
+      if (++left == loader.entered()) {
+        return;
+      }
+    }
+  }
+}
+
+}  // namespace attn::sm80
+
+namespace attn {
+
+template <class Config>
+struct AttentionUniversal<Config>::SharedStorage : sm80::DecodeStorage<Config> {};
+
+}  // namespace attn

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+// The arithmetic of a decode warp on its 16 tokens of a stage. Keys and values are the wide side of
+// the products, rows of Q the narrow one:
+//
+//   S^T [tokens x rows] = K Q^T        O^T [columns x rows] += V^T P^T
+//
+// A lane with g = lane / 4, t = lane % 4 holds of S^T the tokens g and g + 8, and of both the rows
+// 8n + 2t and 8n + 2t + 1 of each row tile n.
+#pragma once
+
+#include "attn/sm80/decode_instructions.cuh"
+#include "attn/sm80/decode_schedule.cuh"
+#include "attn/sm80/softmax.cuh"
+
+namespace attn::sm80 {
+
+// --- Q ------------------------------------------------------------------------------------------
+
+// Where the row of a tile lies in q; null for rows that the tile does not have.
+template <class Config>
+__device__ __forceinline__ const typename Config::T* query_row(
+    const AttentionParams<typename Config::T>& params,
+    const RowTile& tile,
+    const Segment& segment,
+    int row) {
+  if (row >= segment.rows) {
+    return nullptr;
+  }
+  const int64_t token = segment.tokens.begin + tile.query(row);
+  return params.q + token * params.stride + static_cast<int64_t>(tile.head(row)) * Config::kHeadDim;
+}
+
+// Fills the tile of Q; rows that do not exist become zero. Called by all warps.
+template <class Config>
+__device__ __forceinline__ void store_query(DecodeStorage<Config>& storage,
+                                            const AttentionParams<typename Config::T>& params,
+                                            const Segment& segment) {
+  using Traits = DecodeTraits<Config>;
+  using Tile = typename Traits::QueryTileStorage;
+  constexpr int kChunks = Traits::kHeadDim / 8;
+  char* const base = reinterpret_cast<char*>(storage.query.data);
+  for (int i = threadIdx.x; i < Traits::kRows * kChunks; i += Traits::kThreads) {
+    const int row = i / kChunks;
+    const int chunk = i % kChunks;
+    const auto* const from = query_row<Config>(params, storage.work.tile, segment, row);
+    *reinterpret_cast<uint4*>(base + Tile::chunk_offset(row, chunk)) =
+        from == nullptr ? uint4{0, 0, 0, 0} : *reinterpret_cast<const uint4*>(from + chunk * 8);
+  }
+}
+
+// The narrow operand of S^T: for each step of 16 columns and each row tile, (k 2t, 2t + 1) and
+// (k 2t + 8, 2t + 9) of row g.
+template <class Config, bool kInRegisters = DecodeTraits<Config>::kQueryInRegisters>
+class DecodeQuery;
+
+template <class Config>
+class DecodeQuery<Config, true> {
+  using Traits = DecodeTraits<Config>;
+
+ public:
+  __device__ __forceinline__ void load(const DecodeStorage<Config>& storage,
+                                       const AttentionParams<typename Config::T>& params,
+                                       const Segment& segment,
+                                       int lane) {
+#pragma unroll
+    for (int n = 0; n < Traits::kRowTiles; ++n) {
+      const auto* const row =
+          query_row<Config>(params, storage.work.tile, segment, n * 8 + lane / 4);
+#pragma unroll
+      for (int k = 0; k < Traits::kDepthFragments; ++k) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          fragments_[k][n][half] =
+              row == nullptr
+                  ? 0u
+                  : *reinterpret_cast<const uint32_t*>(row + k * 16 + half * 8 + lane % 4 * 2);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void fragment(uint32_t (&b)[Traits::kRowTiles][2], int k) const {
+#pragma unroll
+    for (int n = 0; n < Traits::kRowTiles; ++n) {
+      b[n][0] = fragments_[k][n][0];
+      b[n][1] = fragments_[k][n][1];
+    }
+  }
+
+ private:
+  uint32_t fragments_[Traits::kDepthFragments][Traits::kRowTiles][2];
+};
+
+template <class Config>
+class DecodeQuery<Config, false> {
+  using Traits = DecodeTraits<Config>;
+  using Tile = typename Traits::QueryTileStorage;
+
+ public:
+  __device__ __forceinline__ void load(const DecodeStorage<Config>& storage,
+                                       const AttentionParams<typename Config::T>&,
+                                       const Segment&,
+                                       int lane) {
+    address_ = FragmentAddress<Tile>::column_major(storage.query, lane);
+  }
+
+  __device__ __forceinline__ void fragment(uint32_t (&b)[Traits::kRowTiles][2], int k) const {
+    static_assert(Traits::kRowTiles % 2 == 0, "ldmatrix reads two row tiles");
+#pragma unroll
+    for (int n = 0; n < Traits::kRowTiles; n += 2) {
+      uint32_t pair[4];
+      load_matrix_x4(pair, address_.at(n / 2, k));
+      b[n][0] = pair[0];
+      b[n][1] = pair[1];
+      b[n + 1][0] = pair[2];
+      b[n + 1][1] = pair[3];
+    }
+  }
+
+ private:
+  FragmentAddress<Tile> address_;
+};
+
+// --- scores -------------------------------------------------------------------------------------
+
+// As many fragments of K or V are read ahead as registers allow.
+template <class Config>
+inline constexpr int kFragmentsAhead = DecodeTraits<Config>::kRowTiles <= 2 ? 8 : 4;
+
+template <class Config>
+__device__ __forceinline__ void multiply_key_query(
+    float (&scores)[DecodeTraits<Config>::kRowTiles][4],
+    const Piece<Config>& piece,
+    const DecodeQuery<Config>& query,
+    int lane) {
+  using Traits = DecodeTraits<Config>;
+  using Address = FragmentAddress<typename Traits::PieceTile>;
+  constexpr int kAhead = kFragmentsAhead<Config>;
+  // With one row tile, two chains halve the latency of dependent products.
+  constexpr int kChains = Traits::kRowTiles == 1 ? 2 : 1;
+  float chains[kChains][Traits::kRowTiles][4] = {};
+  const Address address = Address::row_major(piece.key, lane);
+#pragma unroll
+  for (int first = 0; first < Traits::kDepthFragments; first += kAhead) {
+    uint32_t a[kAhead][4];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i < Traits::kDepthFragments) {
+        load_matrix_x4(a[i], address.at(0, first + i));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i < Traits::kDepthFragments) {
+        uint32_t b[Traits::kRowTiles][2];
+        query.fragment(b, first + i);
+#pragma unroll
+        for (int n = 0; n < Traits::kRowTiles; ++n) {
+          multiply_add(chains[i % kChains][n], a[i], b[n][0], b[n][1], typename Config::T{});
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < Traits::kRowTiles; ++n) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      scores[n][c] = kChains == 2 ? chains[0][n][c] + chains[kChains - 1][n][c] : chains[0][n][c];
+    }
+  }
+}
+
+// -inf where a row does not see a token.
+template <class Config>
+__device__ __forceinline__ void mask_scores(float (&scores)[DecodeTraits<Config>::kRowTiles][4],
+                                            const AttentionParams<typename Config::T>& params,
+                                            const RowTile& tile,
+                                            const Segment& segment,
+                                            int first_token,
+                                            int lane) {
+  const VisibleKeys visible = visible_keys(params, segment.sequence, segment.tokens.count, true);
+#pragma unroll
+  for (int n = 0; n < DecodeTraits<Config>::kRowTiles; ++n) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int query = tile.query(n * 8 + lane % 4 * 2 + c % 2);
+      const int token = first_token + lane / 4 + c / 2 * 8;
+      if (token < visible.first(query) || token >= visible.end(query)) {
+        scores[n][c] = -kInfinity;
+      }
+    }
+  }
+}
+
+// --- softmax and output -------------------------------------------------------------------------
+
+// What a warp has of its rows.
+//   output     [columns x rows], unnormalised: relative to reference
+//   reference  log2 units of the scaled score; -inf: nothing seen yet
+//   sum        of p = 2^(score scale - reference), of this lane's tokens only until finish()
+template <class Config>
+struct RowState {
+  using Traits = DecodeTraits<Config>;
+
+  float output[Traits::kDepthFragments][Traits::kRowTiles][4];
+  float reference[Traits::kRowTiles][2];
+  float sum[Traits::kRowTiles][2];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int n = 0; n < Traits::kRowTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < Traits::kDepthFragments; ++i) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          output[i][n][c] = 0.0f;
+        }
+      }
+      reference[n][0] = reference[n][1] = -kInfinity;
+      sum[n][0] = sum[n][1] = 0.0f;
+    }
+  }
+
+  // Turns scores into probabilities in place and adds them up. The reference of a row may lag
+  // behind its maximum by kLag, so that few stages need a rescaling of the output.
+  __device__ __forceinline__ void update(float (&scores)[Traits::kRowTiles][4], float scale) {
+    bool exceeded = false;
+#pragma unroll
+    for (int n = 0; n < Traits::kRowTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        exceeded |= fmaxf(scores[n][c], scores[n][c + 2]) * scale > reference[n][c] + kLag;
+      }
+    }
+    if (__any_sync(kWarp, exceeded)) {
+      renew_reference(scores, scale);
+    }
+#pragma unroll
+    for (int n = 0; n < Traits::kRowTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        // A row that has seen nothing has only scores of -inf: 2^(-inf - 0) = 0.
+        const float row = reference[n][c % 2];
+        const float subtract = row == -kInfinity ? 0.0f : row;
+        scores[n][c] = exp2_approximate(fmaf(scores[n][c], scale, -subtract));
+        sum[n][c % 2] += scores[n][c];
+      }
+    }
+  }
+
+  // Afterwards sum is that of all the warp's tokens.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int n = 0; n < Traits::kRowTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) {
+          sum[n][c] += __shfl_xor_sync(kWarp, sum[n][c], step);
+        }
+      }
+    }
+  }
+
+ private:
+  // reference' = max(reference, largest scaled score);  sum, output *= 2^(reference - reference')
+  __device__ __forceinline__ void renew_reference(const float (&scores)[Traits::kRowTiles][4],
+                                                  float scale) {
+#pragma unroll
+    for (int n = 0; n < Traits::kRowTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float largest = fmaxf(scores[n][c], scores[n][c + 2]);
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) {
+          largest = fmaxf(largest, __shfl_xor_sync(kWarp, largest, step));
+        }
+        const float renewed = fmaxf(reference[n][c], largest * scale);
+        const float factor =
+            exp2_approximate(reference[n][c] - (renewed == -kInfinity ? 0.0f : renewed));
+        reference[n][c] = renewed;
+        sum[n][c] *= factor;
+#pragma unroll
+        for (int i = 0; i < Traits::kDepthFragments; ++i) {
+          output[i][n][c] *= factor;
+          output[i][n][c + 2] *= factor;
+        }
+      }
+    }
+  }
+};
+
+// Reads V while the softmax is under way, where registers allow.
+template <class Config>
+__device__ __forceinline__ void multiply_value_probability(
+    RowState<Config>& state,
+    const float (&probabilities)[DecodeTraits<Config>::kRowTiles][4],
+    const Piece<Config>& piece,
+    int lane) {
+  using Traits = DecodeTraits<Config>;
+  using T = typename Config::T;
+  using Address = FragmentAddress<typename Traits::PieceTile>;
+  constexpr int kAhead = kFragmentsAhead<Config>;
+  uint32_t b[Traits::kRowTiles][2];
+#pragma unroll
+  for (int n = 0; n < Traits::kRowTiles; ++n) {
+    const float (&p)[4] = probabilities[n];
+    b[n][0] = transpose_matrix(pack(p[0], p[1], T{}));
+    b[n][1] = transpose_matrix(pack(p[2], p[3], T{}));
+  }
+  const Address address = Address::column_major(piece.value, lane);
+#pragma unroll
+  for (int first = 0; first < Traits::kDepthFragments; first += kAhead) {
+    uint32_t a[kAhead][4];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i < Traits::kDepthFragments) {
+        load_matrix_x4_transposed(a[i], address.at(0, first + i));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i < Traits::kDepthFragments) {
+#pragma unroll
+        for (int n = 0; n < Traits::kRowTiles; ++n) {
+          multiply_add(state.output[first + i][n], a[i], b[n][0], b[n][1], T{});
+        }
+      }
+    }
+  }
+}
+
+}  // namespace attn::sm80
