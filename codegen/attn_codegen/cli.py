@@ -11,6 +11,7 @@ import click
 
 from attn_codegen import __version__, renderer, report, space, templates, writer
 from attn_codegen.cli_bench import bench
+from attn_codegen.cli_tune import tune
 from attn_codegen.config import AttentionConfig
 from attn_codegen.errors import CodegenError, ConfigError, SelectionError
 from attn_codegen.namespace import DEFAULT_NAMESPACE
@@ -279,3 +280,4 @@ def build(
 
 
 main.add_command(bench)
+main.add_command(tune)

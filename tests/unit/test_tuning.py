@@ -13,6 +13,7 @@ from attn_codegen.config import AttentionConfig, Cache, Dtype, Mode
 from attn_codegen.errors import TuningError
 from attn_codegen.tiling import tilings
 from attn_codegen.tuning import TileCost, Tuning
+from commands import run
 
 NAME = "prefill_sm90_bf16_d128_linear_causal"
 CONFIG = AttentionConfig.parse(NAME)
@@ -122,3 +123,21 @@ def test_the_default_preset_has_the_tiles_of_its_tuning():
     assert CONFIG in chosen and replace(CONFIG, tile="t128x128") in chosen
     paged = replace(CONFIG, cache=Cache.PAGED)
     assert paged in chosen and replace(paged, tile="t128x128") not in chosen
+
+
+def test_emit_takes_a_tuning_file_of_the_user(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(TUNING.to_text())
+    out = str(tmp_path / "out")
+    done = run("emit", "--out", out, "--tuning", str(file), "--config", NAME)
+    assert done.code == 0, done.err
+    assert "entry.tile_ns = 3000;" in (tmp_path / "out" / "kernels" / f"{NAME}.cu").read_text()
+
+
+def test_a_broken_tuning_file_is_one_line_on_stderr(tmp_path):
+    file = tmp_path / "broken.json"
+    file.write_text("{}")
+    done = run("emit", "--out", str(tmp_path / "out"), "--tuning", str(file))
+    assert done.code == 1
+    assert done.err.count("\n") == 1 and "is not a tuning file" in done.err
+    assert not (tmp_path / "out").exists()

@@ -44,12 +44,17 @@ class KeyStore(Protocol):
         """(K, V) of a sequence as they are stored, [k_len, num_kv_heads, head_dim], on the host."""
 
 
+def _widths(shape: Shape) -> tuple[int, int]:
+    """Of K and of V."""
+    return shape.heads.head_dim, shape.heads.value_dim
+
+
 class LinearStore:
     """Sequences end to end."""
 
     def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None:
-        dims = (shape.key_num, shape.heads.num_kv_heads, shape.heads.head_dim)
-        self._k, self._v = (bench.normal(dims, setup.dtype) for _ in range(2))
+        rows, widths = (shape.key_num, shape.heads.num_kv_heads), _widths(shape)
+        self._k, self._v = (bench.normal((*rows, width), setup.dtype) for width in widths)
         self._cu = cumulated(shape.k_lens)
         self.arguments: dict[str, Any] = {"k": self._k, "v": self._v}
 
@@ -85,9 +90,8 @@ class PagedStore:
     def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None:
         self._blocks = _Blocks.scattered(shape, setup.block_len)
         self._k_lens = shape.k_lens
-        heads = shape.heads
-        dims = (self._blocks.count, setup.block_len, heads.num_kv_heads, heads.head_dim)
-        self._k, self._v = (bench.normal(dims, setup.dtype) for _ in range(2))
+        rows = (self._blocks.count, setup.block_len, shape.heads.num_kv_heads)
+        self._k, self._v = (bench.normal((*rows, width), setup.dtype) for width in _widths(shape))
         table = bench.to_device(self._blocks.table())
         self.arguments: dict[str, Any] = {"k": self._k, "v": self._v, "block_table": table}
 
@@ -148,6 +152,7 @@ class OurCall:
             num_heads=heads.num_heads,
             num_kv_heads=heads.num_kv_heads,
             head_dim=heads.head_dim,
+            head_dim_v=heads.value_dim,
             dtype=setup.dtype,
             cache=setup.cache,
             mask=shape.mask,
@@ -157,8 +162,8 @@ class OurCall:
             device=bench.context.device.ordinal,
         )
         attention.prepare()
-        dims = (shape.token_num, heads.num_heads, heads.head_dim)
-        self.q, self.out = (bench.normal(dims, setup.dtype) for _ in range(2))
+        rows = (shape.token_num, heads.num_heads)
+        self.q, self.out = (bench.normal((*rows, width), setup.dtype) for width in _widths(shape))
         self.store = _STORES[setup.cache](bench, shape, setup)
         bounds = {"max_q_len": max(shape.q_lens), "max_k_len": max(shape.k_lens)}
         size = attention.workspace_size(

@@ -26,11 +26,17 @@ _SHAPE_HELP: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Query heads, KV heads, and the width of each."""
+    """Query heads, KV heads, and the width of each; `head_dim_v` 0 is head_dim."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    head_dim_v: int = 0
+
+    @property
+    def value_dim(self) -> int:
+        """The width of V and of the output."""
+        return self.head_dim_v or self.head_dim
 
 
 MODELS: Final = {
@@ -98,14 +104,15 @@ class Shape:
 
 
 def flops_of(shape: Shape, mask: Mask) -> float:
-    """Two products of 2 head_dim operations for each pair of a query and a key that it sees.
+    """Two products, of 2 head_dim and 2 head_dim_v operations, for each pair of a query and a key
+    that it sees.
 
     The causal mask counts half of the square that it cuts, as papers do: q k - q^2 / 2 pairs of q
     queries and k >= q keys.
     """
     heads = shape.heads
     pairs = sum(_pairs(q, k, mask) for q, k in zip(shape.q_lens, shape.k_lens, strict=True))
-    return 4.0 * heads.head_dim * heads.num_heads * pairs
+    return 2.0 * (heads.head_dim + heads.value_dim) * heads.num_heads * pairs
 
 
 def _pairs(q_len: int, k_len: int, mask: Mask) -> float:

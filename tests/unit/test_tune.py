@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From times to costs, and what the tune command writes down; no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attn_codegen.cli_tune import command_line
+from attn_codegen.config import AttentionConfig
+from attn_codegen.tuning import TileCost
+from attn_runtime.cost import estimate_ns
+from attn_runtime.plan import work_of
+from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
+from attn_runtime.tune import Row, report, shapes_of
+from attn_runtime.tune_fit import Sample, fills, fit_cost, picked
+
+DEVICE = DeviceLimits(sm_count=132)
+CONFIG = AttentionConfig.parse("prefill_sm90_bf16_d128_linear_causal")
+KERNEL = KernelLimits(128, 128, 1, 384, 200000)
+
+
+def problem(length: int, causal: bool, tokens: int = 16384) -> Problem:
+    return Problem(tokens, tokens // length, length, length, 16, 16, 128, causal=causal)
+
+
+def samples_of(kernel: KernelLimits, causal: bool, factor: float = 1.0) -> list[Sample]:
+    """What the model itself says of a tile."""
+    problems = [problem(length, causal) for length in (512, 1024, 2048, 4096, 8192)]
+    return [
+        Sample(one, factor * estimate_ns(work_of(one, kernel), DEVICE, kernel, 1))
+        for one in problems
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(0, 9000),
+    st.integers(200, 5000),
+    st.sampled_from([64, 128, 256]),
+    st.sampled_from([1, 2]),
+    st.booleans(),
+)
+def test_a_fit_finds_the_costs_that_the_times_were_made_with(tile, step, cta_q, ctas, causal):
+    kernel = replace(KERNEL, cta_q=cta_q, ctas_per_sm=ctas, tile_ns=tile, step_ns=step)
+    found = fit_cost(samples_of(kernel, causal), DEVICE, kernel)
+    assert abs(found.tile_ns - tile) <= 2
+    assert abs(found.step_ns - step) <= 1
+
+
+def test_times_that_ask_for_a_negative_cost_give_none():
+    short, long = problem(512, False), problem(8192, False)
+    found = fit_cost([Sample(short, 1e5), Sample(long, 1e8)], DEVICE, KERNEL)
+    assert found.tile_ns == 0 and found.step_ns > 0
+
+
+def test_calls_that_leave_the_device_idle_are_no_part_of_the_fit():
+    few = problem(512, False, tokens=512)
+    assert not fills(few, DEVICE, KERNEL)
+    assert fit_cost([Sample(few, 1e9)], DEVICE, KERNEL) == TileCost(0, 0)
+
+
+def test_a_tile_that_no_call_takes_is_left_out():
+    tiles = {
+        "": replace(KERNEL, tile_ns=2600, step_ns=1450),
+        "t128x128": replace(KERNEL, tile_ns=1800, step_ns=1550),
+        "t64x128": replace(KERNEL, cta_q=64, tile_ns=9000, step_ns=9000),
+    }
+    assert picked(tiles, [16], problem(512, False), DEVICE) == {"", "t128x128"}
+
+
+def test_the_report_names_the_tile_that_is_taken_and_what_it_loses():
+    shape = shapes_of(CONFIG)[0]
+    one = problem(512, True)
+    rows = [Row(shape, one, {"": 0.20, "t128x128": 0.16, "t64x64": 0.15})]
+    limits = {
+        "": replace(KERNEL, tile_ns=3000, step_ns=1450),
+        "t128x128": replace(KERNEL, tile_ns=2000, step_ns=1500),
+    }
+    lines = list(report(CONFIG, rows, limits, DEVICE))
+    assert "default 3000 + 1450 ns, t128x128 2000 + 1500 ns" in lines[0]
+    assert "takes t128x128, 6.7 % from the best" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ((("a_name",), None, {}, 5), "attn-codegen tune a_name --rounds 5"),
+        (
+            ((), "all", {"head_dim": (64, 128), "arch": ("sm90",)}, 3),
+            "attn-codegen tune --preset all --arch sm90 --head-dim 64 --head-dim 128 --rounds 3",
+        ),
+    ],
+)
+def test_the_command_is_recorded_without_paths(arguments, written):
+    assert command_line(*arguments) == written
