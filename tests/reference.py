@@ -2,9 +2,10 @@
 """The oracle: attention over sequences of any length, in float64 numpy, from its definition.
 
     out[i] = sum_j p_ij v[j]     p_ij = exp(s_ij - lse_i)     s_ij = scale * q[i] . k[j]
-    lse_i  = log sum_j exp(s_ij)                              over the keys j that query i sees
+    lse_i  = log (sum_j exp(s_ij) + exp(sink))                over the keys j that query i sees
 
-A row that sees no key is 0, its lse -inf. Rows of finished sequences, and rows behind the last
+The sink is a logit per head without a value; without sinks its term is 0. A row that sees no key is
+0, its lse -inf, sink or no sink. Rows of finished sequences, and rows behind the last
 sequence, stay as they were.
 """
 
@@ -39,6 +40,8 @@ class Batch:
     window: int = 0
     scale: float = 0.0
     finished: tuple[bool, ...] = ()
+    sinks: tuple[float, ...] = ()
+    """A logit for each query head; empty: none."""
 
     @property
     def token_num(self) -> int:
@@ -73,6 +76,10 @@ class Batch:
     def is_finished(self, sequence: int) -> bool:
         """Whether the rows of a sequence are left alone."""
         return bool(self.finished) and self.finished[sequence]
+
+    def sink(self, head: int) -> float:
+        """The sink of a head; -inf adds nothing."""
+        return self.sinks[head] if self.sinks else -np.inf
 
     def live_rows(self) -> NDArray[np.bool_]:
         """[token_num] rows that a call writes."""
@@ -156,7 +163,7 @@ def attention(
         for head in range(heads):
             kv_head = head // batch.group_size
             scores = q[own, head] @ k[keys, kv_head].T * batch.softmax_scale
-            p, row_lse = _softmax(np.where(seen, scores, -np.inf))
+            p, row_lse = _softmax(np.where(seen, scores, -np.inf), batch.sink(head))
             result.out[own, head] = p @ v[keys, kv_head]
             result.lse[head, own] = row_lse
     return result
@@ -177,11 +184,14 @@ def from_bits(bits: Bits, dtype: str) -> Floats:
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def _softmax(scores: Floats) -> tuple[Floats, Floats]:
+def _softmax(scores: Floats, sink: float) -> tuple[Floats, Floats]:
     """Probabilities and log-sum-exp of each row; 0 and -inf where nothing is above -inf."""
     top = scores.max(axis=1, initial=-np.inf, keepdims=True)
-    exponentials = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
+    top = np.where(np.isneginf(top), top, np.maximum(top, sink))
+    base = np.where(np.isneginf(top), 0.0, top)
+    exponentials = np.exp(scores - base)
     total = exponentials.sum(axis=1, keepdims=True)
+    total += np.where(np.isneginf(top), 0.0, np.exp(sink - base))
     with np.errstate(divide="ignore"):
         lse = np.where(total > 0, top + np.log(total), -np.inf)
     return exponentials / np.where(total > 0, total, 1.0), lse[:, 0]

@@ -61,7 +61,7 @@ def attention(batch: Batch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
         query, key, value = _operands(chunk, *wide)
         scores = query @ key * batch.softmax_scale
         scores.masked_fill_(_hidden(chunk, scores), -torch.inf)
-        lse = torch.logsumexp(scores, dim=-1)
+        lse = torch.logsumexp(_with_sinks(batch, chunk, scores), dim=-1)
         p = torch.exp(scores - lse.nan_to_num(neginf=0.0)[..., None])
         result.out[chunk.rows, chunk.heads] = (p @ value).transpose(0, 1)
         result.lse[chunk.heads, chunk.rows] = lse
@@ -78,7 +78,8 @@ def attention_at_input_precision(
         query, key, value = _operands(chunk, q, k, v)
         scores = (query @ key).float() * batch.softmax_scale
         scores.masked_fill_(_hidden(chunk, scores), -torch.inf)
-        p = torch.softmax(scores, dim=-1).nan_to_num().to(q.dtype)
+        p = torch.softmax(_with_sinks(batch, chunk, scores), dim=-1)
+        p = p[..., : scores.shape[-1]].nan_to_num().to(q.dtype)
         out[chunk.rows, chunk.heads] = (p @ value).transpose(0, 1)
     return out
 
@@ -113,6 +114,17 @@ def _operands(
     """Q [heads, rows, head_dim], K^T [head_dim, keys], V [keys, head_dim_v] of a chunk."""
     query = q[chunk.rows, chunk.heads].transpose(0, 1)
     return query, k[chunk.keys, chunk.kv_head].T, v[chunk.keys, chunk.kv_head]
+
+
+def _with_sinks(batch: Batch, chunk: Chunk, scores: torch.Tensor) -> torch.Tensor:
+    """Scores [heads, rows, keys] with the sink as one more key, of rows that see any."""
+    if not batch.sinks:
+        return scores
+    sinks = torch.tensor(batch.sinks[chunk.heads], dtype=scores.dtype, device=scores.device)
+    column = sinks[:, None].expand(scores.shape[:2])
+    sees_any = (chunk.first < chunk.end)[None, :]
+    column = torch.where(sees_any, column, -torch.inf)
+    return torch.cat([scores, column[..., None]], dim=-1)
 
 
 def _hidden(chunk: Chunk, scores: torch.Tensor) -> torch.Tensor:

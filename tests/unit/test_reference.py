@@ -61,8 +61,9 @@ def test_visible_range_is_the_interval_of_visible_keys(q_len, k_len, causal, win
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [0, 1, 4])
 @pytest.mark.parametrize("finished", [(), (False, False, False, True, False)])
-def test_oracle_is_the_triple_loop(causal, window, finished):
-    batch = replace(BATCH, causal=causal, window=window, finished=finished, scale=0.3)
+@pytest.mark.parametrize("sinks", [(), (-2.0, 0.0, 1.5, 30.0, -30.0, 3.0)])
+def test_oracle_is_the_triple_loop(causal, window, finished, sinks):
+    batch = replace(BATCH, causal=causal, window=window, finished=finished, scale=0.3, sinks=sinks)
     q, k, v = random_qkv(batch)
     before = np.full((batch.token_num, 6, 32), 7.0), np.full((6, batch.token_num), 8.0)
     out, lse = attention(batch, q, k, v, *before)
@@ -78,6 +79,16 @@ def test_row_that_sees_nothing_is_zero_with_lse_minus_infinity():
     assert np.isneginf(lse[:, :4]).all()
     assert np.isfinite(lse[:, 4:]).all()
     assert list(batch.keys_seen()) == [0, 0, 0, 0, 1, 2, 3]
+
+
+def test_sink_takes_its_share_of_a_row_and_leaves_blind_rows_alone():
+    batch = replace(BATCH, q_lens=(2,), k_lens=(1,), sinks=(math.log(3.0),) * 6, scale=1.0)
+    q, k, v = random_qkv(batch)
+    out, lse = attention(batch, np.zeros_like(q), k, v)
+    assert (out[0] == 0).all()
+    assert np.isneginf(lse[:, 0]).all()
+    np.testing.assert_allclose(out[1], np.repeat(v[0], 3, axis=0) / 4)  # 1 / (1 + 3)
+    np.testing.assert_allclose(lse[:, 1], math.log(4.0))
 
 
 def test_live_rows_are_those_of_unfinished_sequences():
@@ -200,6 +211,8 @@ def triple_loop(batch, q, k, v, out, lse):
                     weight = math.exp(batch.softmax_scale * float(q[row, head] @ k[key, kv_head]))
                     out[row, head] += weight * v[key, kv_head]
                     total += weight
+                if total and batch.sinks:
+                    total += math.exp(batch.sinks[head])
                 out[row, head] /= total or 1.0
                 lse[head, row] = math.log(total) if total else -math.inf
     return out, lse

@@ -24,6 +24,7 @@ BATCH = Batch(
     causal=True,
     finished=(False, False, False, False, True, False),
 )
+SINKS = (-2.0, 0.0, 1.5, 30.0, -30.0, 3.0)
 
 
 @pytest.fixture(params=DEVICES)
@@ -46,6 +47,19 @@ def test_torch_oracle_is_the_numpy_oracle(
     out, lse = reference_torch.attention(batch, *tensors)
     np.testing.assert_allclose(out.cpu().numpy(), expected.out, rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(lse.cpu().numpy(), expected.lse, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("window", [0, 7])
+def test_torch_oracle_with_sinks_is_the_numpy_oracle(device: str, window: int) -> None:
+    batch = replace(BATCH, window=window, sinks=SINKS)
+    bits = [to_bits(x, "bf16") for x in _inputs(batch)]
+    expected = reference.attention(batch, *(reference.from_bits(x, "bf16") for x in bits))
+    tensors = [reference_torch.from_bits(x, "bf16", device) for x in bits]
+    out, lse = reference_torch.attention(batch, *tensors)
+    np.testing.assert_allclose(out.cpu().numpy(), expected.out, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(lse.cpu().numpy(), expected.lse, rtol=1e-11, atol=1e-13)
+    rounded = reference_torch.attention_at_input_precision(batch, *tensors)
+    np.testing.assert_allclose(rounded.cpu().double().numpy(), expected.out, atol=0.03)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
