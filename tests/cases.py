@@ -73,6 +73,7 @@ class Task:
             f"q_lens={list(batch.q_lens)} k_lens={list(batch.k_lens)} "
             f"heads={batch.num_heads}/{batch.num_kv_heads} window={batch.window} "
             f"scale={batch.scale:.3g} finished={[int(f) for f in batch.finished]} "
+            f"sinks={'yes' if batch.sinks else 'no'} "
             f"block_len={self.block_len} {self.linear_style}/{self.paged_style} "
             f"q_padding={self.q_padding} split={split.kind.name.lower()}({split.value}) "
             f"slack={self.slack} amplitude={self.amplitude} seed={self.seed}"

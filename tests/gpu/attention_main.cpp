@@ -32,6 +32,11 @@ using LinearConfig = attn::AttentionConfig<attn::arch::Sm80,
                                            __nv_bfloat16,
                                            128>;
 
+using DecodePagedConfig =
+    attn::DecodingConfig<attn::arch::Sm80, __nv_bfloat16, 128, attn::CacheType::kPaged>;
+using DecodeBlockConfig =
+    attn::DecodingConfig<attn::arch::Sm80, half, 64, attn::CacheType::kBlock>;
+
 #ifdef WITH_SM90
 using HopperPagedConfig = attn::AttentionConfig<attn::arch::Sm90,
                                                 __nv_bfloat16,
@@ -159,6 +164,7 @@ attn::AttentionParams<typename Config::T> read_params(Folder& folder) {
   params.cu_q_len = static_cast<const int*>(folder.upload("cu_q_len"));
   params.cu_k_len = static_cast<const int*>(folder.upload("cu_k_len"));
   params.finished = static_cast<const bool*>(folder.upload("finished"));
+  params.sinks = static_cast<const float*>(folder.upload("sinks"));
   params.token_num = static_cast<int>(folder.number("token_num"));
   params.batch_size = static_cast<int>(folder.number("batch_size"));
   params.max_q_len = static_cast<int>(folder.number("max_q_len"));
@@ -185,17 +191,35 @@ attn::AttentionParams<typename Config::T> read_params(Folder& folder) {
 }
 
 template <class Config>
+attn::Plan plan_of(const attn::AttentionParams<typename Config::T>& params) {
+  if constexpr (Config::kMode == attn::Mode::kDecode) {
+    return attn::planDecoding<typename Config::Kernel>(params);
+  } else {
+    return attn::planAttention<typename Config::Kernel>(params);
+  }
+}
+
+template <class Config>
+void invoke(const attn::AttentionParams<typename Config::T>& params) {
+  if constexpr (Config::kMode == attn::Mode::kDecode) {
+    attn::invokeDecoding<typename Config::Kernel>(params);
+  } else {
+    attn::invokeAttention<typename Config::Kernel>(params);
+  }
+}
+
+template <class Config>
 void run(Folder& folder) {
-  using Kernel = typename Config::Kernel;
   attn::AttentionParams<typename Config::T> params = read_params<Config>(folder);
-  attn::prepareAttention<Kernel>();
-  params.counters = static_cast<int*>(folder.allocate(sizeof(int)));
-  check(cudaMemset(params.counters, 0, sizeof(int)));
-  const attn::Plan plan = attn::planAttention<Kernel>(params);
+  attn::prepareAttention<typename Config::Kernel>();
+  const attn::Plan plan = plan_of<Config>(params);
+  const std::size_t counter_bytes = sizeof(int) * (plan.counter_cnt + 1);
+  params.counters = static_cast<int*>(folder.allocate(counter_bytes));
+  check(cudaMemset(params.counters, 0, counter_bytes));
   if (attn::workspace_size(plan) > 0) {
     attn::set_workspace(params, plan, folder.allocate(attn::workspace_size(plan)));
   }
-  attn::invokeAttention<Kernel>(params);
+  invoke<Config>(params);
   check(cudaDeviceSynchronize());
   folder.download("out", params.out);
   folder.download("lse", params.lse);
@@ -240,6 +264,10 @@ void run_folder(const std::string& path) {
     run<BlockConfig>(folder);
   } else if (kernel == "prefill_sm80_bf16_d192_v128_linear_full") {
     run<LinearConfig>(folder);
+  } else if (kernel == "decode_sm80_bf16_d128_paged_causal") {
+    run<DecodePagedConfig>(folder);
+  } else if (kernel == "decode_sm80_f16_d64_block_causal") {
+    run<DecodeBlockConfig>(folder);
 #ifdef WITH_SM90
   } else if (kernel == "prefill_sm90_bf16_d128_paged_causal") {
     run<HopperPagedConfig>(folder);

@@ -6,12 +6,14 @@ from __future__ import annotations
 import faulthandler
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from attn_codegen.config import Arch, AttentionConfig, Mode
 from attn_codegen.space import with_reductions
+from attn_codegen.tiling import tilings
 
 WATCHDOG_S = 60
 """A test that takes longer than this, or than its module's WATCHDOG_S, ends the run."""
@@ -74,6 +76,10 @@ def needed_configs(items: list[pytest.Item]) -> list[AttentionConfig]:
     for item in items:
         parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
         kernel = parameters.get("kernel")
-        if kernel is not None and kernel.config.mode is Mode.PREFILL:
-            found[kernel.config.name] = kernel.config
+        if kernel is None or kernel.config.mode is Mode.REDUCE:
+            continue
+        is_decode = kernel.config.mode is Mode.DECODE  # whose plan picks among all tiles
+        for word in tilings(kernel.config) if is_decode else (kernel.config.tile,):
+            config = replace(kernel.config, tile=word)
+            found[config.name] = config
     return [found[name] for name in sorted(found)]

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import layouts
-from attn_codegen.config import Cache
+from attn_codegen.config import AttentionConfig, Cache
 from attn_codegen.renderer import render
 from attn_codegen.space import with_reductions
+from attn_codegen.tiling import tiling
 from attn_runtime.plan import SplitKind
 from attn_runtime.toolchain import find_nvcc
-from cases import Inputs, Kernel, Task, draw_inputs, kernel_named
+from cases import Inputs, Kernel, Task, draw_inputs
 from layouts import Strided
 from reference import Batch, Bits
 
@@ -31,6 +32,7 @@ NAMES = (
     "prefill_sm80_f16_d64_block_causal",
     "prefill_sm80_bf16_d192_v128_linear_full",
 )
+DECODE_NAMES = ("decode_sm80_bf16_d128_paged_causal", "decode_sm80_f16_d64_block_causal")
 HOPPER_NAMES = ("prefill_sm90_bf16_d128_paged_causal", "prefill_sm90_f16_d64_linear_full")
 HOPPER = "sm_90"
 SOURCE = Path(__file__).with_name("attention_main.cpp")
@@ -40,7 +42,15 @@ OUT_BEFORE = 0x4321
 
 def names_on(target: str) -> tuple[str, ...]:
     """The kernels of the program on a device."""
-    return NAMES + HOPPER_NAMES if target == HOPPER else NAMES
+    everywhere = NAMES + DECODE_NAMES
+    return everywhere + HOPPER_NAMES if target == HOPPER else everywhere
+
+
+def kernel_called(name: str) -> Kernel:
+    """A kernel of the program and its tile."""
+    config = AttentionConfig.parse(name)
+    tile = tiling(config)
+    return Kernel(config, tile.cta_q, tile.cta_s)
 
 
 def _gencode(source: Path, target: str) -> str:
@@ -52,7 +62,7 @@ def _gencode(source: Path, target: str) -> str:
 def build_program(folder: Path, target: str) -> Path:
     """Renders, compiles (each unit by itself, all at once) and links. Target: such as sm_90."""
     names = names_on(target)
-    configs = with_reductions([kernel_named(name).config for name in names])
+    configs = with_reductions([AttentionConfig.parse(name) for name in names])
     texts = render(configs)
     for path, text in texts.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +70,7 @@ def build_program(folder: Path, target: str) -> Path:
     sources = [folder / path for path in texts if path.endswith(".cu")] + [SOURCE]
     objects = [folder / f"{source.stem}.o" for source in sources]
     flags = ["-std=c++17", "-I", str(folder)]
-    flags += ["-DWITH_SM90"] if len(names) > len(NAMES) else []
+    flags += ["-DWITH_SM90"] if target == HOPPER else []
     nvcc = str(find_nvcc().nvcc)
     commands = [
         [nvcc, "-c", *flags, _gencode(source, target), "-o", str(made), str(source)]
@@ -99,6 +109,7 @@ def write_call(folder: Path, kernel: Kernel, task: Task) -> Inputs:
         "cu_q_len": batch.cu_q_len,
         "cu_k_len": batch.cu_k_len,
         "finished": np.array(batch.finished, bool),
+        "sinks": np.array(batch.sinks, np.float32),
         "out": np.full(batch.token_num * batch.num_heads * batch.head_dim_v, OUT_BEFORE, np.uint16),
         "lse": np.full(batch.token_num * batch.num_heads * 2, OUT_BEFORE, np.uint16),
     }

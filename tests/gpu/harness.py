@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -87,6 +88,7 @@ def attention_for(
     """The runtime's Attention of a configuration."""
     assert config.cache is not None and config.mask is not None
     return Attention(
+        mode=config.mode,
         num_heads=batch.num_heads,
         num_kv_heads=batch.num_kv_heads,
         head_dim=config.head_dim,
@@ -115,6 +117,8 @@ def problem_of(kernel: Kernel, task: Task) -> Problem:
     }
     if batch.finished:
         call["finished"] = torch.tensor(batch.finished, device=DEVICE)
+    if batch.sinks:
+        call["sinks"] = torch.tensor(batch.sinks, dtype=torch.float32, device=DEVICE)
     call |= cache_call(kernel.config, task, bits.k, bits.v, rng, uploads)
     q, k, v = (from_bits(values, dtype, DEVICE) for values in bits)
     return Problem(kernel, batch, q, k, v, call, uploads)
@@ -142,6 +146,17 @@ def problem_alone(problem: Problem, b: int) -> Problem:
     return Problem(problem.kernel, one, *logical, call, problem.uploads)
 
 
+def problem_earlier(problem: Problem, k_lens: Sequence[int]) -> Problem:
+    """A problem when its sequences had fewer keys, over the same memory: the caches of blocks keep
+    each key where it is."""
+    keys = zip(rows_of(problem.batch.cu_k_len), k_lens, strict=True)
+    own = [slice(rows.start, rows.start + k_len) for rows, k_len in keys]
+    k, v = (torch.cat([values[rows] for rows in own]) for values in (problem.k, problem.v))
+    batch = replace(problem.batch, k_lens=tuple(k_lens))
+    call = problem.call | {"cu_k_len": ints(batch.cu_k_len)}
+    return Problem(problem.kernel, batch, problem.q, k, v, call, problem.uploads)
+
+
 def rows_of(cumulated: Ints) -> list[slice]:
     """The rows of each sequence."""
     return [slice(int(a), int(b)) for a, b in pairwise(cumulated)]
@@ -161,6 +176,16 @@ def launch(problem: Problem, attn: Attention, **arguments: Any) -> Output:
         arguments.setdefault("workspace", poisoned_workspace(plan.workspace_bytes))
     attn(**arguments, out=output.out, lse=output.lse)
     return output
+
+
+def everything_given(problem: Problem, attn: Attention, most: dict[str, int]) -> dict[str, Any]:
+    """All arguments of a call within bounds, output and workspace included."""
+    plan = plan_of(problem, attn, problem.call | most)
+    output = fresh_output(problem)
+    given = problem.call | most | {"out": output.out, "lse": output.lse}
+    if plan.workspace_bytes:
+        given["workspace"] = poisoned_workspace(plan.workspace_bytes)
+    return given
 
 
 def plan_of(problem: Problem, attn: Attention, arguments: dict[str, Any]) -> Plan:

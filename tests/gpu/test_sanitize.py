@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cpp_program import build_program, names_on, write_call
+from cpp_program import build_program, kernel_called, names_on, write_call
 
-from attn_codegen.config import Arch
+from attn_codegen.config import Arch, Mode
 from attn_runtime.build import default_target
 from attn_runtime.plan import SplitPolicy
 from attn_runtime.toolchain import find_nvcc
-from cases import Task, batch_for, kernel_named
+from cases import Task, batch_for
 
 pytestmark = [pytest.mark.gpu, pytest.mark.sanitize]
 
@@ -26,6 +26,7 @@ OPTIONS = {
     "synccheck": [],
 }
 SPLITS = (SplitPolicy.off(), SplitPolicy.fixed(3), SplitPolicy.fixed_size(64))
+DECODE_SPLITS = (SplitPolicy.heuristic(), SplitPolicy.fixed(3), SplitPolicy.fixed_size(64))
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +48,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Calls of every cache, split and not: windows, empty sequences, tails of tiles and blocks."""
     made = []
     for name in names_on(default_target()):
-        kernel = kernel_named(name)
-        for index, split in enumerate(SPLITS):
+        kernel = kernel_called(name)
+        is_decode = kernel.config.mode is Mode.DECODE
+        longest = 6 if is_decode else kernel.cta_q + 2
+        for index, split in enumerate(DECODE_SPLITS if is_decode else SPLITS):
             finished = (False, False, False, False, index == 1)
             batch = batch_for(
                 kernel,
-                [kernel.cta_q + 2, 1, 5, 0, 3],
-                [kernel.cta_q + 70, 300, 0, 9, 33],
+                [longest, 1, 5, 0, 3],
+                [longest + 68, 300, 0, 9, 33],
                 window=(0, 100, 0)[index],
                 num_heads=3,
                 num_kv_heads=1,
                 finished=finished,
+                sinks=(0.5, -1.0, 3.0) if is_decode else (),
             )
             folder = tmp_path_factory.mktemp(name) / str(index)
             # Hopper kernels are chosen for blocks of whole boxes; the others gather.

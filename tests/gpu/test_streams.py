@@ -11,10 +11,9 @@ from harness import (
     attention_for,
     bounds,
     difference,
+    everything_given,
     fresh_output,
     launch,
-    plan_of,
-    poisoned_workspace,
     problem_of,
     verdict,
 )
@@ -55,7 +54,7 @@ def test_captured_graph_stays_right_when_lengths_change(kernel: Kernel, split: S
     most = bounds(batch, 20)
     attn = attention_for(kernel.config, batch, split)
     attn.prepare()
-    given = prepared_call(problem, attn, most)
+    given = everything_given(problem, attn, most)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         attn(**given)
@@ -71,7 +70,7 @@ def test_captured_graph_stays_right_when_lengths_change(kernel: Kernel, split: S
         given["out"].zero_()
         given["lse"].zero_()
         graph.replay()
-        eager = prepared_call(problem, attn, most)
+        eager = everything_given(problem, attn, most)
         eager["out"].zero_()
         eager["lse"].zero_()
         attn(**eager)
@@ -86,7 +85,7 @@ def test_call_runs_on_torch_s_current_stream(kernel: Kernel) -> None:
     problem = problem_of(kernel, Task(batch_for(kernel, [100, 30], [300, 70])))
     attn = attention_for(kernel.config, problem.batch, SplitPolicy.fixed(2))
     expected = launch(problem, attn, **bounds(problem.batch))
-    given = prepared_call(problem, attn, bounds(problem.batch))
+    given = everything_given(problem, attn, bounds(problem.batch))
     q, real = given["q"], given["q"].clone()
     q.zero_()
     stream = torch.cuda.Stream()
@@ -105,7 +104,7 @@ def test_given_stream_wins_over_the_current_one(kernel: Kernel) -> None:
     attn = attention_for(kernel.config, problem.batch, SplitPolicy.fixed(2))
     expected = launch(problem, attn, **bounds(problem.batch))
     for handle in (lambda stream: stream, lambda stream: stream.cuda_stream):
-        given = prepared_call(problem, attn, bounds(problem.batch))
+        given = everything_given(problem, attn, bounds(problem.batch))
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             torch.cuda._sleep(SLEEP_CYCLES)
@@ -121,7 +120,7 @@ def test_complete_call_allocates_nothing_and_waits_for_nothing(kernel: Kernel) -
     problem = problem_of(kernel, Task(batch_for(kernel, [100, 30], [300, 70])))
     attn = attention_for(kernel.config, problem.batch, SplitPolicy.fixed(2))
     attn.prepare()
-    given = prepared_call(problem, attn, bounds(problem.batch))
+    given = everything_given(problem, attn, bounds(problem.batch))
     attn(**given)
     torch.cuda.synchronize()
     allocations = torch.cuda.memory_stats()["allocation.all.allocated"]
@@ -181,7 +180,7 @@ def test_thousand_launches_give_the_same_bits(kernel: Kernel) -> None:
     problem = problem_of(kernel, Task(batch_for(kernel, [200, 1, 63], [800, 900, 63])))
     attn = attention_for(kernel.config, problem.batch, SplitPolicy.fixed(4))
     expected = launch(problem, attn, **bounds(problem.batch))
-    given = prepared_call(problem, attn, bounds(problem.batch))
+    given = everything_given(problem, attn, bounds(problem.batch))
     differing = torch.zeros((), dtype=torch.int64, device="cuda")
     for _ in range(1000):
         attn(**given)
@@ -194,7 +193,7 @@ def test_thousand_launches_give_the_same_bits(kernel: Kernel) -> None:
 def test_repeated_call_costs_the_host_little(kernel: Kernel) -> None:
     problem = problem_of(kernel, Task(batch_for(kernel, [1], [64])))
     attn = attention_for(kernel.config, problem.batch, "heuristic")
-    given = prepared_call(problem, attn, bounds(problem.batch))
+    given = everything_given(problem, attn, bounds(problem.batch))
     small = torch.randn(1, 4, 1, 64, device="cuda", dtype=torch.bfloat16)
     sdpa = torch.nn.functional.scaled_dot_product_attention
     of_torch = host_microseconds(lambda: sdpa(small, small, small))
@@ -216,13 +215,3 @@ def host_microseconds(call: Any, bursts: int = 15, calls: int = 200) -> float:
         samples.append((time.perf_counter() - begin) / calls * 1e6)
     torch.cuda.synchronize()
     return min(samples[2:])
-
-
-def prepared_call(problem: Any, attn: Any, most: dict[str, int]) -> dict[str, Any]:
-    """All arguments of a call, output and workspace included."""
-    plan = plan_of(problem, attn, problem.call | most)
-    output = fresh_output(problem)
-    given = problem.call | most | {"out": output.out, "lse": output.lse}
-    if plan.workspace_bytes:
-        given["workspace"] = poisoned_workspace(plan.workspace_bytes)
-    return given

@@ -8,6 +8,7 @@ contenders of any library follow each other without waiting for one another's st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,6 +55,26 @@ def unit() -> Unit:
         gencode="-gencode=arch=compute_80,code=sm_80",
         texts={_SOURCE.name: text},
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceView:
+    """16-bit elements of an array in another shape; `offset` and `strides` in elements."""
+
+    array: Any
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "strides": tuple(2 * stride for stride in self.strides),
+            "typestr": self.array.dtype.str,
+            "data": (int(self.array.gpudata) + 2 * self.offset, False),
+            "version": 3,
+        }
 
 
 class Launcher:
@@ -109,17 +130,21 @@ class Bench:
         array.set(values)
         return array
 
-    def write(self, array: Any, value: int = 0) -> None:
+    def write(self, array: Any, value: int = 0, stream: int = 0) -> None:
         """Overwrite an array of a multiple of 16 bytes."""
         count = array.nbytes // 16
         self._kernels["attn_bench_write"](
-            self.full_grid, data=int(array.gpudata), count=count, value=value
+            min(self.full_grid, -(-count // THREADS)),
+            stream=stream,
+            data=int(array.gpudata),
+            count=count,
+            value=value,
         )
 
-    def read(self, array: Any, order: Any, sink: Any) -> None:
+    def read(self, array: Any, order: Any, sink: Any, grid: int) -> None:
         """Read an array in pieces of PIECE_BYTES, in an order on the device; None: as they lie."""
         self._kernels["attn_bench_read"](
-            self.full_grid,
+            grid,
             data=int(array.gpudata),
             order=0 if order is None else int(order.gpudata),
             piece_count=array.nbytes // PIECE_BYTES,
@@ -140,6 +165,18 @@ class Bench:
         end.record()
         end.synchronize()
         return float(begin.time_till(end)) / repeats
+
+    def cold_milliseconds(self, call: Call, flushed: Any) -> float:
+        """Device time of one call that finds nothing of its data in L2: `flushed`, which is larger,
+        is overwritten in front of it."""
+        cuda = driver.pycuda()
+        begin, end = cuda.Event(), cuda.Event()
+        self.write(flushed)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(begin.time_till(end))
 
     def synchronize(self) -> None:
         """Wait until the device is idle."""

@@ -13,14 +13,13 @@ u sqrt(sum (p v)^2); then comes the rounding of the output. Scores and sums in f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.config import Dtype, Mask
 from attn_runtime.bench.errors import BenchError
-from attn_runtime.bench.ours import OurCall
 from attn_runtime.bench.shapes import Shape, cumulated
 
 Floats = NDArray[np.float64]
@@ -52,7 +51,20 @@ def expected_row(q: Floats, k: Floats, v: Floats, dtype: Dtype, scale: float) ->
     return Expected(out, limit + 2.0**-14 * np.abs(products).sum(axis=0))
 
 
-def spot_check(call: OurCall) -> int:
+class Checked(Protocol):
+    """A call of ours whose arrays can be read; K and V of a sequence as they are stored,
+    [k_len, num_kv_heads, head_dim], on the host."""
+
+    shape: Shape
+    dtype: Dtype
+    q: Any
+    out: Any
+
+    def __call__(self) -> object: ...
+    def rows(self, sequence: int) -> tuple[Any, Any]: ...
+
+
+def spot_check(call: Checked) -> int:
     """Run a call and compare some of its rows; returns how many. Raises BenchError."""
     shape = call.shape
     call()
@@ -63,9 +75,9 @@ def spot_check(call: OurCall) -> int:
     return checked
 
 
-def _check_sequence(call: OurCall, sequence: int, rng: np.random.Generator) -> int:
+def _check_sequence(call: Checked, sequence: int, rng: np.random.Generator) -> int:
     shape, heads = call.shape, call.shape.heads
-    keys, values = call.store.rows(sequence)
+    keys, values = call.rows(sequence)
     q_len, first_row = shape.q_lens[sequence], cumulated(shape.q_lens)[sequence]
     places = {0, q_len - 1, *rng.integers(0, q_len, _ROWS - 2).tolist()}
     for place in sorted(places):

@@ -188,5 +188,9 @@ class OurCall:
             token_num=self.shape.token_num, batch_size=self.shape.batch_size, **bounds
         )
 
+    def rows(self, sequence: int) -> tuple[Any, Any]:
+        """(K, V) of a sequence; see KeyStore."""
+        return self.store.rows(sequence)
+
     def __call__(self) -> object:
         return self._attention(**self._given)

@@ -8,7 +8,7 @@ run a shape raises Unavailable with the reason, and the table shows a dash.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -45,15 +45,17 @@ class Peer:
         return self.module is None or importlib.util.find_spec(self.module) is not None
 
 
-def choose(names: str | None) -> list[str]:
-    """The peers of a list with commas; None: cudnn, flash and whatever else is installed. Raises
-    BenchError for a name that is no peer's, and for one that was asked for and is not there."""
+def choose(names: str | None, among: Sequence[str] = ()) -> list[str]:
+    """The peers of a list with commas, of those that a command knows (all of them, unless given);
+    None: whatever is installed. Raises BenchError for a name that is no peer's, and for one that
+    was asked for and is not there."""
+    known = among or tuple(PEERS)
     if names is None:
-        return [name for name, peer in PEERS.items() if peer.module and peer.is_importable]
+        return [name for name in known if PEERS[name].module and PEERS[name].is_importable]
     chosen = [name for name in names.split(",") if name and name != "none"]
     for name in chosen:
-        if name not in PEERS:
-            raise BenchError(f"peer {name!r} is unknown: use some of {', '.join(PEERS)}, or none")
+        if name not in known:
+            raise BenchError(f"peer {name!r} is unknown: use some of {', '.join(known)}, or none")
         if not PEERS[name].is_importable:
             raise BenchError(f"peer {name} needs {PEERS[name].module}, which is not installed")
     return chosen

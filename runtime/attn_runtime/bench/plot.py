@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures as a picture: one panel per row of the table, one line per contender."""
+"""Figures as a picture, one line per contender."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Final
 
+from attn_runtime.bench.decode_report import DecodeResults
 from attn_runtime.bench.errors import BenchError
 from attn_runtime.bench.report import OURS, Results, unique
 
@@ -22,26 +23,62 @@ def require_matplotlib() -> None:
         raise BenchError(f"--plot needs matplotlib ({error}): {INSTALL}") from error
 
 
-def plot(results: Results, path: Path) -> None:
+def plot(results: Results | DecodeResults, path: Path) -> None:
     """Write the picture; its format is that of the path's suffix. Raises BenchError."""
     require_matplotlib()
-    from matplotlib.figure import Figure
-
-    rows = unique(cell.row for cell in results.cells)
-    across = min(_PANELS_PER_LINE, len(rows))
-    down = -(-len(rows) // across)
-    figure = Figure(figsize=(4.2 * across, 3.1 * down), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False, sharey=True).flat
-    for panel, row in zip(panels, rows, strict=False):
-        _draw_row(panel, results, row)
-    for panel in list(panels)[len(rows) :]:
-        panel.set_axis_off()
+    figure = _prefill(results) if isinstance(results, Results) else _decode(results)
     device = results.facts.get("device", "")
     figure.suptitle(f"{results.title}\n{device}, {results.facts.get('date', '')}", fontsize=9)
     try:
         figure.savefig(path, dpi=150)
     except ValueError as error:  # a suffix that matplotlib does not know
         raise BenchError(f"cannot draw {path}: {error}") from error
+
+
+def _prefill(results: Results) -> Any:
+    """A panel per row of the table."""
+    from matplotlib.figure import Figure
+
+    rows = unique(cell.row for cell in results.cells)
+    across = min(_PANELS_PER_LINE, len(rows))
+    down = -(-len(rows) // across)
+    figure = Figure(figsize=(4.2 * across, 3.1 * down), layout="constrained")
+    panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    for panel, row in zip(panels, rows, strict=False):
+        _draw_row(panel, results, row)
+    for panel in panels[len(rows) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def _decode(results: DecodeResults) -> Any:
+    """The share of the bandwidth by the bytes that are read, in a stream and cold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, when in zip(panels, ("stream", "cold"), strict=True):
+        for name in (OURS, *results.peers):
+            known = [(cell.kv_bytes, getattr(cell, when)) for cell in results.cells]
+            points = sorted(
+                (size / 1e6, 100 * size / (times[name] * 1e-6) / results.pieces)
+                for size, times in known
+                if name in times
+            )
+            if points:
+                sizes, shares = zip(*points, strict=True)
+                panel.plot(
+                    sizes, shares, "o-", label=name, color=_COLOURS.get(name), lw=1.6, ms=3.5
+                )
+        panel.set_xscale("log")
+        panel.set_title(when, fontsize=9)
+        panel.set_xlabel("MB of K and V", fontsize=8)
+        panel.set_ylim(0, 105)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7, loc="lower right")
+    panels[0].set_ylabel("% of the read bandwidth", fontsize=8)
+    return figure
 
 
 def _draw_row(panel: Any, results: Results, row: str) -> None:

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
@@ -24,7 +22,6 @@ from attn_runtime.bench.shapes import Shape
 from attn_runtime.bench.timing import Call, Schedule, measure
 from attn_runtime.build import build
 from attn_runtime.driver import Device
-from attn_runtime.files import replace_text
 from attn_runtime.kernel import on_device
 from attn_runtime.settings import refuse_unsupported
 
@@ -133,7 +130,7 @@ def _time_shape(request: Request, bench: Bench, shape: Shape, clocks: dict[str, 
         clocks["at work"] = _clocks_at_work(ours, times[OURS], bench)
     rates = {name: contenders[name].flops / ms / 1e9 for name, ms in times.items()}
     del contenders, calls
-    _free_torch_memory()
+    free_torch_memory()
     return Cell(shape.row, shape.column, rates, times, missing)
 
 
@@ -146,14 +143,9 @@ def _clocks_at_work(call: Call, milliseconds: float, bench: Bench) -> str:
     return state
 
 
-def _free_torch_memory() -> None:
+def free_torch_memory() -> None:
     """Arrays of the next shape may be PyCUDA's, which do not come from torch's pool."""
     torch = sys.modules.get("torch")
     if torch is not None:
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
-
-
-def save(results: Results, path: Path) -> None:
-    """Write the results as JSON, for `bench show`. Raises OSError."""
-    replace_text(path, json.dumps(results.to_json(), indent=2) + "\n")

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several `bench` commands have."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import click
+
+from attn_codegen.errors import SelectionError
+
+
+def words(axis: type[StrEnum]) -> click.Choice[str]:
+    """The values of an axis."""
+    return click.Choice([member.value for member in axis])
+
+
+save_option = click.option(
+    "--save", type=click.Path(path_type=Path, dir_okay=False), help="Also write the JSON to a file."
+)
+plot_option = click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw a picture, such as speed.png; needs matplotlib.",
+)
+peers_help = "%s or none, with commas.  [default: those installed]"
+
+
+def model_heads(model: str, given: tuple[Any, ...]) -> Any:
+    """The Heads of a public model; the options that it stands for must be left out."""
+    from attn_runtime.bench.shapes import MODELS
+
+    if any(given):
+        raise SelectionError("--model fixes the heads: leave --heads, --head-dim and --grid out")
+    if model not in MODELS:
+        raise SelectionError(f"model {model!r} is unknown: use one of {', '.join(MODELS)}")
+    return MODELS[model]

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attn-codegen bench prefill`: words become types here; attn_runtime.bench measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attn_codegen.cli_bench_options import (
+    model_heads,
+    peers_help,
+    plot_option,
+    save_option,
+    words,
+)
+from attn_codegen.config import Arch, Cache, Dtype, Mask
+from attn_codegen.options import json_option
+
+if TYPE_CHECKING:
+    from attn_runtime.bench.shapes import Shape
+
+_FA3_HEAD_DIMS = (64, 128, 256)
+
+
+@click.command()
+@click.option("--dtype", type=words(Dtype), default="bf16", show_default=True)
+@click.option(
+    "--head-dim", "head_dims", type=int, multiple=True, help="Repeat for more.  [default: 128]"
+)
+@click.option(
+    "--mask",
+    "masks",
+    type=words(Mask),
+    multiple=True,
+    help="Repeat for more.  [default: both]",
+)
+@click.option("--cache", type=words(Cache), default="linear", show_default=True)
+@click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--heads", type=click.IntRange(min=1), help="[default: 2048 / head_dim]")
+@click.option("--kv-heads", type=click.IntRange(min=1), help="[default: as --heads]")
+@click.option("--model", metavar="NAME", help="The heads of a public model, such as llama3-8b.")
+@click.option("--grid", type=click.Choice(["fa3"]), help="fa3: head dims 64, 128 and 256.")
+@click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
+@click.option("--lengths", metavar="S,S,...", help="Sequence lengths.  [default: 512 to 16k]")
+@click.option("--tokens", type=click.IntRange(min=1), default=16_384, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), help="Sequences; in place of --tokens.")
+@click.option("--varlen", is_flag=True, help="Lengths drawn at random around those of --lengths.")
+@click.option("--chunk", "chunks", metavar="Q:K", multiple=True, help="Q queries over K keys.")
+@click.option(
+    "--shapes", metavar="FILE|SHAPE", multiple=True, help="BxHxKVxQxKxD, or a file with one a line."
+)
+@click.option("--peers", help=peers_help % "cudnn,flash,fa3,flashinfer,linear")
+@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option("--idle", is_flag=True, help="Let the card cool down before each sample.")
+@save_option
+@plot_option
+@json_option
+def prefill(
+    dtype: str,
+    cache: str,
+    block_len: int,
+    arch: str | None,
+    peers: str | None,
+    rounds: int,
+    idle: bool,
+    save: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    **what: Any,
+) -> None:
+    """TFLOP/s of prefill by sequence length, and how many times that of each peer.
+
+    Every shape is checked against float64 first. All contenders run in this process, in shuffled
+    rounds back to back between CUDA events; the medians count. Work is 4 x head_dim operations for
+    each pair of a query and a key, causal squares halved.
+
+    \b
+    Examples:
+      attn-codegen bench prefill --grid fa3 --peers cudnn
+      attn-codegen bench prefill --model llama3-8b --cache paged --varlen --peers linear
+      attn-codegen bench prefill --chunk 512:32k --heads 32 --kv-heads 8
+      attn-codegen bench prefill --shapes 4x32x8x2048x2048x128 --save run.json --plot run.png
+    """
+    from attn_runtime.bench import peers as known
+    from attn_runtime.bench import plot as picture
+    from attn_runtime.bench import prefill as command
+    from attn_runtime.bench import results as files
+    from attn_runtime.bench.ours import Setup
+    from attn_runtime.bench.timing import Schedule
+
+    if plot is not None:
+        picture.require_matplotlib()
+    shapes, words = _shapes(what)
+    setup = Setup(Dtype(dtype), Cache(cache), block_len, Arch(arch) if arch else None)
+    schedule = Schedule.idle(rounds) if idle else Schedule(rounds=rounds)
+    request = command.Request(
+        shapes=tuple(shapes),
+        setup=setup,
+        peers=tuple(known.choose(peers)),
+        schedule=schedule,
+        title=command.title_of(setup, schedule, words),
+    )
+    results = command.run(request, click.echo if not as_json else lambda _: None)
+    if as_json:
+        click.echo(json.dumps(results.to_json(), indent=2))
+    if save is not None:
+        files.save(results, save)
+    if plot is not None:
+        picture.plot(results, plot)
+
+
+def _shapes(what: dict[str, Any]) -> tuple[list[Shape], str]:
+    """What to time, and in words."""
+    from attn_runtime.bench import shapes
+
+    masks = tuple(Mask(mask) for mask in what["masks"]) or (Mask.FULL, Mask.CAUSAL)
+    if what["shapes"]:
+        return [
+            shape for given in what["shapes"] for shape in _own_shapes(given, masks)
+        ], "BATCHxHEADSxKV_HEADSxQUERIESxKEYSxHEAD_DIM"
+    heads = _heads(what)
+    if what["chunks"]:
+        pairs = [shapes.parse_chunk(text) for text in what["chunks"]]
+        found = [one for q, k in pairs for one in shapes.chunk(q, k, heads, masks)]
+        return found, "head_dim and mask by queries:keys of one sequence"
+    lengths = what["lengths"]
+    grid = shapes.Grid(
+        heads,
+        masks,
+        tuple(map(shapes.parse_length, lengths.split(","))) if lengths else shapes.LENGTHS,
+        what["tokens"],
+        what["batch"],
+        what["varlen"],
+    )
+    size = f"batch {grid.batch}" if grid.batch else f"{grid.tokens} tokens"
+    by = "mean of random lengths" if grid.is_ragged else "sequence length"
+    return grid.shapes(), f"{size}, head_dim and mask by {by}"
+
+
+def _heads(what: dict[str, Any]) -> tuple[Any, ...]:
+    from attn_runtime.bench import shapes
+
+    given = (what["head_dims"], what["heads"], what["kv_heads"], what["grid"])
+    if what["model"] is not None:
+        return (model_heads(what["model"], given),)
+    usual = _FA3_HEAD_DIMS if what["grid"] else (128,)
+    return tuple(
+        shapes.heads_for(width, what["heads"], what["kv_heads"])
+        for width in what["head_dims"] or usual
+    )
+
+
+def _own_shapes(given: str, masks: tuple[Mask, ...]) -> list[Shape]:
+    """Those of a file, or the one that is written out."""
+    from attn_runtime.bench import shapes
+
+    path = Path(given)
+    if path.is_file():
+        return shapes.parse_shapes(path.read_text(encoding="utf-8"), masks)
+    return shapes.parse_shape(given, masks)
