@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from cpp_program import kernel_called
 from harness import (
     Output,
     attention_for,
@@ -18,8 +19,9 @@ from harness import (
     verdict,
 )
 
+from attn_codegen.config import Mode
 from attn_runtime.plan import SplitPolicy
-from cases import Kernel, Task, batch_for, kernel_named
+from cases import Kernel, Task, batch_for
 from criterion import complaints, lse_limit
 from layouts import LinearStyle
 from reference import Batch
@@ -32,8 +34,15 @@ FAR = 2**31 + 2**20
 """Elements."""
 
 
-def parameter(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("kernel", [pytest.param(kernel_named(name), id=name)])
+def parameter(*names: str) -> pytest.MarkDecorator:
+    kernels = [pytest.param(kernel_called(name), id=name) for name in names]
+    return pytest.mark.parametrize("kernel", kernels)
+
+
+def some_batch(kernel: Kernel) -> Batch:
+    """Two sequences, of as many queries as the mode is for."""
+    longest = 5 if kernel.config.mode is Mode.DECODE else 70
+    return batch_for(kernel, [longest, 3], [200, 555])
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +83,9 @@ def test_linear_rows_and_q_may_be_far_apart(kernel: Kernel) -> None:
     assert not verdict(problem, got)
 
 
-@parameter("prefill_sm80_bf16_d128_paged_full")
+@parameter("prefill_sm80_bf16_d128_paged_full", "decode_sm80_bf16_d128_paged_causal")
 def test_pools_may_be_larger_than_2_31_elements(kernel: Kernel) -> None:
-    problem = problem_of(kernel, Task(batch_for(kernel, [70, 3], [200, 555]), block_len=16))
+    problem = problem_of(kernel, Task(some_batch(kernel), block_len=16))
     attn = attention_for(kernel.config, problem.batch, SplitPolicy.fixed(3))
     expected = launch(problem, attn, **bounds(problem.batch))
     near = problem.call
@@ -96,9 +105,9 @@ def test_pools_may_be_larger_than_2_31_elements(kernel: Kernel) -> None:
     assert not verdict(problem, got)
 
 
-@parameter("prefill_sm80_f16_d64_block_causal")
+@parameter("prefill_sm80_f16_d64_block_causal", "decode_sm80_f16_d64_block_causal")
 def test_layer_offset_may_exceed_2_32_bytes(kernel: Kernel) -> None:
-    problem = problem_of(kernel, Task(batch_for(kernel, [70, 3], [200, 555]), block_len=64))
+    problem = problem_of(kernel, Task(some_batch(kernel), block_len=64))
     attn = attention_for(kernel.config, problem.batch, SplitPolicy.fixed(3))
     expected = launch(problem, attn, **bounds(problem.batch))
     shift = 5 * 2**30
