@@ -142,25 +142,30 @@ _STORES: Final[dict[Cache, type[KeyStore]]] = {
 }
 
 
+def attention_of(shape: Shape, setup: Setup, device: int) -> Attention:
+    """What runs a shape."""
+    return Attention(
+        num_heads=shape.heads.num_heads,
+        num_kv_heads=shape.heads.num_kv_heads,
+        head_dim=shape.heads.head_dim,
+        head_dim_v=shape.heads.value_dim,
+        dtype=setup.dtype,
+        cache=setup.cache,
+        mask=shape.mask,
+        arch=setup.arch,
+        tile=setup.tile,
+        split=setup.split,
+        device=device,
+    )
+
+
 class OurCall:
     """A call of Attention with everything given; `out` is what it wrote."""
 
     def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None:
         self.shape, self.dtype = shape, setup.dtype
         heads = shape.heads
-        attention = Attention(
-            num_heads=heads.num_heads,
-            num_kv_heads=heads.num_kv_heads,
-            head_dim=heads.head_dim,
-            head_dim_v=heads.value_dim,
-            dtype=setup.dtype,
-            cache=setup.cache,
-            mask=shape.mask,
-            arch=setup.arch,
-            tile=setup.tile,
-            split=setup.split,
-            device=bench.context.device.ordinal,
-        )
+        attention = attention_of(shape, setup, bench.context.device.ordinal)
         attention.prepare()
         rows = (shape.token_num, heads.num_heads)
         self.q, self.out = (bench.normal((*rows, width), setup.dtype) for width in _widths(shape))

@@ -10,20 +10,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
+from attn_codegen.space import with_reductions
 from attn_runtime import driver
 from attn_runtime.bench import machine, oracle, peers, report
 from attn_runtime.bench.device import Bench
 from attn_runtime.bench.errors import Unavailable
-from attn_runtime.bench.ours import OurCall, Setup
+from attn_runtime.bench.ours import OurCall, Setup, attention_of
 from attn_runtime.bench.peers import Contender
 from attn_runtime.bench.report import OURS, Cell, Results
 from attn_runtime.bench.shapes import Shape
 from attn_runtime.bench.timing import Call, Schedule, measure
 from attn_runtime.build import build
-from attn_runtime.driver import Device
-from attn_runtime.kernel import on_device
-from attn_runtime.settings import refuse_unsupported
+from attn_runtime.driver import Context
+from attn_runtime.prepared import candidates
 
 Echo = Callable[[str], None]
 _WORK_MS: Final = 500.0
@@ -62,7 +61,7 @@ def run(request: Request, echo: Echo) -> Results:
     """
     context = driver.context_of_device(driver.current_device())
     with context:
-        _compile_ahead(request, context.device)
+        _compile_ahead(request, context)
         bench = Bench(context)
         facts = machine.facts_of(context.device)
         clocks = {"before": machine.clocks(context.device.ordinal)}
@@ -78,22 +77,16 @@ def run(request: Request, echo: Echo) -> Results:
     return found
 
 
-def _compile_ahead(request: Request, device: Device) -> None:
+def _compile_ahead(request: Request, context: Context) -> None:
     """All kernels side by side; a unit that fails is reported when it is loaded."""
-    configs = []
-    for shape in request.shapes:
-        config = AttentionConfig.of(
-            mode=Mode.PREFILL,
-            arch=request.setup.arch or Arch.SM80,
-            dtype=request.setup.dtype,
-            head_dim=shape.heads.head_dim,
-            cache=request.setup.cache,
-            mask=shape.mask,
+    attentions = [
+        attention_of(shape, request.setup, context.device.ordinal) for shape in request.shapes
+    ]
+    build(
+        with_reductions(
+            config for attention in attentions for config in candidates(attention.settings, context)
         )
-        refuse_unsupported(config)
-        chosen = config if request.setup.arch else on_device(config, device)
-        configs += [chosen, reduction_of(chosen)]
-    build(configs)
+    )
 
 
 def _cells(request: Request, bench: Bench, clocks: dict[str, str], echo: Echo) -> list[Cell]:
