@@ -12,6 +12,7 @@ import numpy as np
 
 import layouts
 from attn_codegen.config import AttentionConfig, Cache
+from attn_codegen.tuning import DEFAULT_TILE
 from attn_runtime import Attention, ContextParallel
 from attn_runtime.plan import SplitPolicy
 from cases import Kernel, Task, draw_inputs
@@ -85,7 +86,7 @@ def attention_for(
     split: SplitPolicy | str,
     context_parallel: ContextParallel | None = None,
 ) -> Attention:
-    """The runtime's Attention of a configuration."""
+    """The runtime's Attention of a configuration, held to its tile."""
     assert config.cache is not None and config.mask is not None
     return Attention(
         mode=config.mode,
@@ -100,6 +101,7 @@ def attention_for(
         softmax_scale=batch.scale or None,
         split=split,
         arch=config.arch,
+        tile=config.tile or DEFAULT_TILE,
         context_parallel=context_parallel,
     )
 
