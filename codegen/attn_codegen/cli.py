@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,9 +10,12 @@ import click
 
 from attn_codegen import __version__, renderer, report, space, templates, writer
 from attn_codegen.cli_bench import bench
+from attn_codegen.cli_build import build
+from attn_codegen.cli_cache import cache
+from attn_codegen.cli_doctor import doctor
 from attn_codegen.cli_tune import tune
 from attn_codegen.config import AttentionConfig
-from attn_codegen.errors import CodegenError, ConfigError, SelectionError
+from attn_codegen.errors import ConfigError, SelectionError
 from attn_codegen.namespace import DEFAULT_NAMESPACE
 from attn_codegen.options import (
     DONE,
@@ -239,45 +241,8 @@ def _explained(name: str | None, axes: Axes) -> AttentionConfig:
     return AttentionConfig.parse(name)
 
 
-@main.command()
-@click.argument("names", nargs=-1, metavar="[NAME ...]")
-@click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.  [default: cores]")
-@click.option("--target", metavar="sm_XY", help="GPU to compile for.  [default: this machine's]")
-@json_option
-@click.pass_context
-def build(
-    ctx: click.Context,
-    /,
-    names: tuple[str, ...],
-    jobs: int | None,
-    target: str | None,
-    as_json: bool,
-) -> None:
-    """Compile kernels into the cubin cache, ahead of their first use; without names, the default
-    preset. Needs nvcc for what the cache does not hold.
-
-    \b
-    Examples:
-      attn-codegen build prefill_sm80_bf16_d128_paged_causal reduce_sm80_bf16_d128
-      attn-codegen build --jobs 8 --target sm_90
-    """
-    configs = select(None, names, {})
-    try:  # the one command that compiles: all others work without the runtime
-        from attn_runtime.build import build as build_all
-    except ModuleNotFoundError as error:
-        raise CodegenError(f"build needs {error.name}: install attn-codegen with pip") from None
-    with click.progressbar(
-        length=len(configs), label="compiling", file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as bar:
-        reports = build_all(configs, jobs, target, lambda _: bar.update(1))
-    click.echo(
-        report.as_json(report.builds_json(reports)) if as_json else report.builds_text(reports)
-    )
-    failures = [str(done.error) for done in reports if done.error]
-    for failure in failures:
-        click.echo(f"attn-codegen: error: {failure}", err=True)
-    ctx.exit(FAILED if failures else DONE)
-
-
 main.add_command(bench)
 main.add_command(tune)
+main.add_command(build)
+main.add_command(cache)
+main.add_command(doctor)

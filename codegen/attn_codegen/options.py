@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -173,6 +174,15 @@ def _nothing_matches(preset: str, given: Axes) -> str:
         f"no kernel of preset {preset} has {wanted}: to choose kernels outside the preset name "
         f"them, such as --config {config.name}"
     )
+
+
+@contextmanager
+def needs_runtime(command: str) -> Iterator[None]:
+    """Around the import of attn_runtime in a command that needs it; the others work without."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CodegenError(f"{command} needs {error.name}: install attn-codegen with pip") from None
 
 
 class ErrorGroup(click.Group):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -52,6 +53,8 @@ class Attention:
     the plan picks one for each call, by the bounds of lengths and by what `tuning` says that tiles
     cost (attn_codegen.tuning; left out, as measured on an H200).
     `mode` decode is for one to eight query tokens a sequence, causal among themselves.
+    `kernels` is a folder that `attn-codegen build --export` made: its kernels are taken as they are
+    and nothing is compiled; left out, it is $ATTN_KERNEL_DIR, and without that the cubin cache.
 
     Raises ConfigError for a combination that no kernel serves (why, and what works), ArgumentError
     for a number out of range. Safe to call from several threads.
@@ -76,6 +79,7 @@ class Attention:
         tile: str | None = None,
         tuning: Tuning | None = None,
         mode: Mode | str = Mode.PREFILL,
+        kernels: str | os.PathLike[str] | None = None,
     ) -> None:
         self.settings: Final[Settings] = make_settings(
             num_heads=num_heads,
@@ -93,6 +97,7 @@ class Attention:
             tile=tile,
             tuning=tuning,
             mode=mode,
+            kernels=kernels,
         )
         self.context_parallel: Final = context_parallel
         self.device: Final = device_ordinal(device)
@@ -115,7 +120,7 @@ class Attention:
         if tiles is not None:
             chosen = tuple(with_tile(chosen[0], tile_of(word) or "") for word in tiles)
         for config in chosen:
-            load_kernels(config, context)
+            load_kernels(config, context, settings.kernels)
             if config.mode is Mode.DECODE:
                 reserve_counters(settings, config, context)
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles many kernels into the cache, side by side, ahead of their first use."""
+"""Compiles many kernels into the cache, ahead of their first use: side by side, as many as the
+memory holds."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,8 +16,10 @@ from attn_codegen.config import AttentionConfig
 from attn_codegen.tiling import tiling
 from attn_runtime import driver
 from attn_runtime.cache import CubinCache, open_cache
+from attn_runtime.cache_entries import entries
 from attn_runtime.compiler import own_target, unit_of
 from attn_runtime.errors import CompileError, DriverError
+from attn_runtime.packing import SHARE, Budget, available_bytes, peaks
 
 DEFAULT_TARGET: Final = "sm_80"
 
@@ -57,7 +61,8 @@ def build(
 
     `target` is a device such as sm_90, that of this machine unless given; kernels that are written
     for one device alone are compiled for that one.
-    `jobs` compilers run at a time, one per core unless given. `on_done` gets each report as it
+    At most `jobs` compilers run at a time, one per core unless given, and no more than the memory
+    holds by the peaks that were measured (attn_runtime.packing). `on_done` gets each report as it
     comes, in this thread. A unit that nvcc refuses is reported, and the others go on. Raises
     ToolchainError when something must be compiled and there is no compiler.
     """
@@ -65,10 +70,13 @@ def build(
     store = cache or open_cache()
     target = target or default_target()
     reports: dict[AttentionConfig, BuildReport] = {}
+    budget = Budget(int(SHARE * (available_bytes() or sys.maxsize)))
+    sizes = peaks(chosen, entries(store.folders.root))
     pool = ThreadPoolExecutor(max_workers=max(1, jobs or len(os.sched_getaffinity(0))))
     try:
         tasks: dict[Future[BuildReport], AttentionConfig] = {
-            pool.submit(_build_one, config, target, store): config for config in chosen
+            pool.submit(_build_one, config, target, store, budget, sizes[config.name]): config
+            for config in chosen
         }
         for task in as_completed(tasks):
             report = reports[tasks[task]] = task.result()
@@ -79,11 +87,14 @@ def build(
     return [reports[config] for config in chosen]
 
 
-def _build_one(config: AttentionConfig, target: str, cache: CubinCache) -> BuildReport:
+def _build_one(
+    config: AttentionConfig, target: str, cache: CubinCache, budget: Budget, size: int
+) -> BuildReport:
     unit = unit_of(config)
     target = own_target(unit) or target
     try:
-        found = cache.fetch(unit, target)
+        with budget.take(size):
+            found = cache.fetch(unit, target)
     except CompileError as error:
         return BuildReport(config.name, target, False, 0.0, 0, 0, 0, None, error)
     build = found.build

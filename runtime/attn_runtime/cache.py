@@ -12,7 +12,6 @@ them is another key, so nothing is ever stale and nobody has to clear anything.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -25,13 +24,13 @@ from typing import Final, NamedTuple
 
 from attn_codegen.config import AttentionConfig
 from attn_runtime.cache_folder import VARIABLE, CacheFolders, cache_folders
-from attn_runtime.compiler import Build, Unit, compile_unit, flags, unit_of
+from attn_runtime.compiler import Build, Unit, compile_unit, unit_of
 from attn_runtime.entry import BUILD_FILE, DamagedEntry, read_entry, typical_seconds, write_entry
 from attn_runtime.errors import ToolchainError
 from attn_runtime.files import hold
+from attn_runtime.source_key import source_key
 from attn_runtime.toolchain import Toolchain, find_nvcc
 
-KEY_SCHEMA: Final = "attn-codegen cubin 1"
 _COLD_SECONDS: Final = 5.0
 
 _log = logging.getLogger("attn_runtime")
@@ -48,22 +47,11 @@ class Cubin:
     compiler: str
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
+    """An entry, or why there is none that fits."""
+
     cubin: Cubin | None
     why_not: str
-
-
-def source_key(unit: Unit, target: str) -> str:
-    """sha256 over labelled fields: schema, every file that is compiled, flags, target."""
-    digest = hashlib.sha256()
-    fields = [("schema", KEY_SCHEMA), ("unit", unit.file), ("symbol", unit.symbol)]
-    fields += [(f"file {path}", text) for path, text in sorted(unit.texts.items())]
-    fields += [("flags", " ".join(flags(unit, target))), ("target", target)]
-    for label, text in fields:
-        content = text.encode()
-        digest.update(f"{len(label)}:{label}:{len(content)}:".encode())
-        digest.update(content)
-    return digest.hexdigest()
 
 
 class CubinCache:
@@ -90,8 +78,8 @@ class CubinCache:
         """
         unit = unit_of(source) if isinstance(source, AttentionConfig) else source
         key = source_key(unit, target)
-        toolchain = self._toolchain()
-        found = self._look_up(key, toolchain)
+        toolchain = self.toolchain()
+        found = self.look_up(key, toolchain)
         if found.cubin is not None:
             return found.cubin
         if isinstance(toolchain, ToolchainError):
@@ -99,18 +87,20 @@ class CubinCache:
         with hold(self.folders.root / "locks" / f"{key}.lock") as locked:
             if locked:
                 _remove_leftovers(self.folders.root / "tmp", key)
-            found = self._look_up(key, toolchain)  # another may have compiled while we waited
+            found = self.look_up(key, toolchain)  # another may have compiled while we waited
             if found.cubin is not None:
                 return found.cubin
             return self._compile_and_keep(unit, target, key, toolchain, found.why_not)
 
-    def _toolchain(self) -> Toolchain | ToolchainError:
+    def toolchain(self) -> Toolchain | ToolchainError:
+        """The compiler at hand, or what keeps it from being used."""
         try:
             return self._find(self.folders.root / "toolchains")
         except ToolchainError as error:
             return error
 
-    def _look_up(self, key: str, toolchain: Toolchain | ToolchainError) -> _Found:
+    def look_up(self, key: str, toolchain: Toolchain | ToolchainError) -> Found:
+        """The entry of a source key, whole and by this compiler (by any, without one)."""
         why_not = "it is not in the cache"
         for root in (self.folders.root, *self.folders.read_only):
             parent = _entries(root) / key[:2] / key
@@ -124,8 +114,8 @@ class CubinCache:
                     why_not = f"its entry {folder} is damaged ({damage})"
                     continue
                 if entry is not None:
-                    return _Found(Cubin(entry.build, True, folder, entry.compiler), "")
-        return _Found(None, why_not)
+                    return Found(Cubin(entry.build, True, folder, entry.compiler), "")
+        return Found(None, why_not)
 
     def _candidates(self, parent: Path, toolchain: Toolchain | ToolchainError) -> Iterator[Path]:
         """The entry of the compiler at hand; without one, every compiler's, newest first."""

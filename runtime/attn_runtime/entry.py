@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attn_runtime.compiler import Build, Unit
+from attn_runtime.source_key import FILE, bytes_digest, key_fields
 from attn_runtime.toolchain import Toolchain
 
 SCHEMA: Final = 1
@@ -35,14 +35,16 @@ def write_entry(folder: Path, unit: Unit, build: Build, toolchain: Toolchain) ->
     cubin, source = f"{unit.name}.cubin", Path(unit.file).name
     (folder / cubin).write_bytes(build.cubin)
     (folder / source).write_text(unit.texts[unit.file], encoding="utf-8", newline="\n")
-    facts = {key: value for key, value in asdict(build).items() if key not in ("cubin", "log")}
+    facts = {name: value for name, value in asdict(build).items() if name not in ("cubin", "log")}
+    key = key_fields(unit, build.target)
     data = {
         "schema": SCHEMA,
         "compiler": {"identity": toolchain.identity, "version": toolchain.version},
         "created": int(time.time()),
         "build": facts,
-        "cubin": {"file": cubin, "bytes": len(build.cubin), "sha256": _sha256(build.cubin)},
-        "sources": {path: _sha256(text.encode()) for path, text in sorted(unit.texts.items())},
+        "cubin": {"file": cubin, "bytes": len(build.cubin), "sha256": bytes_digest(build.cubin)},
+        "key": {label: text for label, text in key.items() if not label.startswith(FILE)},
+        "sources": {path: bytes_digest(text.encode()) for path, text in sorted(unit.texts.items())},
         "log": build.log,
     }
     (folder / BUILD_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
@@ -71,7 +73,7 @@ def read_entry(folder: Path) -> Entry | None:
         raise DamagedEntry(f"its cubin cannot be read: {error}") from error
     except (KeyError, TypeError) as error:
         raise DamagedEntry(f"{BUILD_FILE} lacks {error}") from error
-    if _sha256(cubin) != sha256:
+    if bytes_digest(cubin) != sha256:
         raise DamagedEntry(f"{name} does not have the sha256 that {BUILD_FILE} gives")
     return Entry(folder, build, compiler)
 
@@ -97,7 +99,3 @@ def _parsed(text: str) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise DamagedEntry(f"{BUILD_FILE} is not of schema {SCHEMA}")
     return data
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -32,6 +32,10 @@ class CompileError(AttnError):
         super().__init__("\n".join([*lines, log.rstrip() or "(empty)"]))
 
 
+class KernelFolderError(AttnError):
+    """A folder of exported kernels lacks what is asked of it, or is damaged."""
+
+
 class DriverError(AttnError):
     """PyCUDA, cuda-bindings, the NVIDIA driver or a GPU is missing, or a driver call failed."""
 

@@ -12,12 +12,18 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
+    """replace_bytes, of a text in UTF-8."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
     """Write a file through a temporary one beside it and a rename. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         with suppress(OSError):

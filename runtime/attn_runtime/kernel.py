@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from attn_codegen import params
@@ -12,18 +13,18 @@ from attn_codegen.config import Arch, AttentionConfig
 from attn_codegen.space import is_valid
 from attn_codegen.tiling import Tiling, tiling
 from attn_codegen.tuning import Tuning, shipped
-from attn_runtime.cache import open_cache
 from attn_runtime.compiler import Build
 from attn_runtime.driver import Context, Device
 from attn_runtime.errors import DeviceError
 from attn_runtime.function import Function
+from attn_runtime.kernel_folder import cubin_of
 from attn_runtime.problem import KernelLimits
 
 LEAST_CAPABILITY: Final = (8, 0)
 HOPPER: Final = (9, 0)
 
 _lock = threading.RLock()
-_kernels: dict[tuple[int, AttentionConfig], Kernel] = {}
+_kernels: dict[tuple[int, AttentionConfig, Path | None], Kernel] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +68,26 @@ def nominal_limits(config: AttentionConfig, tuning: Tuning | None = None) -> Ker
     )
 
 
-def load(config: AttentionConfig, context: Context) -> Kernel:
-    """The kernel of a configuration on a device, compiled where it must be, loaded once.
+def load(config: AttentionConfig, context: Context, folder: Path | None = None) -> Kernel:
+    """The kernel of a configuration on a device, compiled where it must be, loaded once. Of a
+    `folder` of exported kernels it is taken as it is.
 
-    Raises ToolchainError, CompileError, DriverError, or DeviceError when the device is too old or
-    has too little shared memory.
+    Raises KernelFolderError, ToolchainError, CompileError, DriverError, or DeviceError when the
+    device is too old or has too little shared memory.
     """
-    key = (context.device.ordinal, config)
+    key = (context.device.ordinal, config, folder)
     found = _kernels.get(key)
     if found is None:
         with _lock:
             found = _kernels.get(key)
             if found is None:
-                found = _kernels[key] = _load(config, context)
+                found = _kernels[key] = _load(config, context, folder)
     return found
 
 
-def _load(config: AttentionConfig, context: Context) -> Kernel:
+def _load(config: AttentionConfig, context: Context, folder: Path | None) -> Kernel:
     tile = tiling(config)
-    cubin = open_cache().fetch(config, context.device.target)
+    cubin = cubin_of(config, context.device.target, folder)
     function = Function(context, cubin.build.cubin, cubin.build.symbol)
     _check_arguments(config, function)
     _check_shared_memory(config, tile, function)

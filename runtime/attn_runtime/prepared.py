@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
@@ -25,6 +26,7 @@ from attn_runtime.decode_plan import (
 from attn_runtime.driver import Context, Device
 from attn_runtime.errors import ArgumentError, DriverError
 from attn_runtime.kernel import Kernel, load, nominal_limits, on_device
+from attn_runtime.kernel_folder import chosen_folder
 from attn_runtime.launch import ARRAYS, Exchange, Launch
 from attn_runtime.plan import DeviceLimits, Plan, Problem, SplitKind, SplitPolicy, plan
 from attn_runtime.problem import INT_MAX
@@ -112,7 +114,16 @@ def candidates(settings: Settings, context: Context) -> tuple[AttentionConfig, .
     words = tilings(config) if is_decode else settings.tuning.of(config)
     tiles = [replace(config, tile=word) for word in words]
     fit = [tiled for tiled in tiles if _fits(tiled, context.device)]
+    fit = _exported(fit, settings.kernels, context.device) or fit
     return tuple(fit or tiles[:1])  # the default one is refused with its reason when it is loaded
+
+
+def _exported(
+    configs: list[AttentionConfig], path: Path | None, device: Device
+) -> list[AttentionConfig]:
+    """Those that the folder of exported kernels holds; all of them where there is no folder."""
+    folder = chosen_folder(path)
+    return configs if folder is None else [c for c in configs if folder.has(c, device.target)]
 
 
 def _fits(config: AttentionConfig, device: Device) -> bool:
@@ -126,16 +137,16 @@ def kernels_for(settings: Settings, problem: Problem, context: Context) -> Kerne
     device = _device_limits(context.device)
     if settings.config.mode is Mode.DECODE:
         ranks = [rank_decode(problem, device, kernel, settings.policy) for kernel in limits]
-        kernels = load_kernels(configs[ranks.index(min(ranks))], context)
+        kernels = load_kernels(configs[ranks.index(min(ranks))], context, settings.kernels)
         _reserve_counters(settings, kernels.attention, context)
         return kernels
     best = choose(problem, device, limits, settings.policy)
-    return load_kernels(configs[best], context)
+    return load_kernels(configs[best], context, settings.kernels)
 
 
-def load_kernels(config: AttentionConfig, context: Context) -> Kernels:
+def load_kernels(config: AttentionConfig, context: Context, folder: Path | None = None) -> Kernels:
     """Compile and load a kernel and its reduction, where that has not been done."""
-    kernels = Kernels(load(config, context), load(reduction_of(config), context))
+    kernels = Kernels(load(config, context, folder), load(reduction_of(config), context, folder))
     if kernels.attention.tiling.persistent:
         driver.counters_of(context)  # allocated here, so that no call and no graph capture has to
     return kernels
@@ -144,7 +155,7 @@ def load_kernels(config: AttentionConfig, context: Context) -> Kernels:
 def reserve_counters(settings: Settings, config: AttentionConfig, context: Context) -> None:
     """Allocate what the largest call of a decode kernel counts in, so that no call and no graph
     capture has to."""
-    _reserve_counters(settings, load_kernels(config, context).attention, context)
+    _reserve_counters(settings, load_kernels(config, context, settings.kernels).attention, context)
 
 
 def _reserve_counters(settings: Settings, kernel: Kernel, context: Context) -> None:

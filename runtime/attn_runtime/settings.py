@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from numbers import Real
+from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen import space
@@ -39,6 +41,8 @@ class Settings:
     tile: str | None
     tuning: Tuning
     ranks: Ranks = ONE_RANK
+    kernels: Path | None = None
+    """A folder of exported kernels."""
 
 
 def make_settings(
@@ -58,6 +62,7 @@ def make_settings(
     tile: str | None = None,
     tuning: Tuning | None = None,
     mode: Mode | str = Mode.PREFILL,
+    kernels: str | os.PathLike[str] | None = None,
 ) -> Settings:
     """Check and convert. Raises ConfigError for a combination that no kernel serves, with the
     rules' reasons and the nearest that work, and ArgumentError for a number out of range."""
@@ -91,6 +96,7 @@ def make_settings(
         ranks=ranks,
         tile=word,
         tuning=tuning or shipped(),
+        kernels=None if kernels is None else Path(kernels),
     )
 
 

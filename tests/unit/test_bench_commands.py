@@ -17,6 +17,7 @@ from attn_runtime.bench import machine, oracle, peers, prefill
 from attn_runtime.bench.errors import BenchError, Unavailable
 from attn_runtime.bench.shapes import Shape
 from attn_runtime.errors import DriverError
+from attn_runtime.process import run_and_weigh
 from commands import run
 
 COMMANDS = ("prefill", "compile", "overhead", "show")
@@ -224,7 +225,7 @@ def test_a_picture_of_the_results_is_drawn(tmp_path: Path, clock: list[tuple[Sha
 def test_the_memory_of_a_process_is_that_of_its_largest_part(tmp_path: Path) -> None:
     child = "x = bytearray(80_000_000); print(len(x))"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    done = compiling.run_and_weigh((sys.executable, "-c", code), tmp_path)
+    done = run_and_weigh((sys.executable, "-c", code), tmp_path)
     assert done.code == 0
     assert done.output.strip() == "80000000"
     assert 80_000_000 < done.peak_bytes < 300_000_000

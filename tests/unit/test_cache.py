@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from attn_runtime import toolchain
-from attn_runtime.cache import CubinCache, source_key
+from attn_runtime.cache import CubinCache
 from attn_runtime.cache_folder import CacheFolders
 from attn_runtime.compiler import Unit
 from attn_runtime.errors import CompileError, ToolchainError
+from attn_runtime.source_key import source_key
 from attn_runtime.toolchain import Toolchain
 from fake_nvcc import FakeNvcc, make_fake_nvcc, make_unit, no_nvcc
 

@@ -17,10 +17,11 @@ import pytest
 
 from attn_codegen.config import AttentionConfig, Mask
 from attn_runtime.build import build
-from attn_runtime.cache import CubinCache, source_key
+from attn_runtime.cache import CubinCache
 from attn_runtime.cache_folder import CacheFolders
 from attn_runtime.compiler import Build, Unit, compile_unit
 from attn_runtime.errors import CompileError, ToolchainError
+from attn_runtime.source_key import source_key
 from attn_runtime.toolchain import Toolchain
 from fake_nvcc import FakeNvcc, make_fake_nvcc, make_unit, no_nvcc
 
@@ -53,12 +54,15 @@ def wait_for(condition: object, seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def test_32_processes_that_start_cold_compile_once(tmp_path: Path) -> None:
-    nvcc = make_fake_nvcc(tmp_path / "nvcc", seconds=0.5)
-    processes = [start(tmp_path / "cache", nvcc) for _ in range(32)]
-    words = [finish(process)[0][0].split()[0] for process in processes]
-    assert sorted(words) == ["compiled"] + ["hit"] * 31
-    assert nvcc.runs("compile") == 1
+def test_32_processes_that_start_cold_compile_each_key_once(tmp_path: Path) -> None:
+    nvcc, texts = make_fake_nvcc(tmp_path / "nvcc", seconds=0.5), ("one", "three", "eleven")
+    processes = [start(tmp_path / "cache", nvcc, texts[i % len(texts)]) for i in range(32)]
+    words = [finish(process)[0][0].split()[:2] for process in processes]
+    found = [(word, int(size)) for word, size in words]
+    for text in texts:
+        of_key = sorted(word for word, size in found if size == len(text))
+        assert of_key == ["compiled"] + ["hit"] * (len(of_key) - 1)
+    assert nvcc.runs("compile") == len(texts)
 
 
 def test_threads_of_one_process_compile_once(tmp_path: Path) -> None:

@@ -1,111 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Query heads of a group that share a tile: how many, how many tiles, boxes of which shape."""
+"""How many compilers run at a time: what a unit is expected to take, and that the sum fits."""
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from attn_codegen.config import Arch, AttentionConfig, Cache
-from attn_codegen.tiling import tiling
-from attn_runtime.plan import DeviceLimits, KernelLimits, PlanError, Problem, SplitPolicy, plan
-from attn_runtime.tensor_maps import maps_of, section_of
+from attn_codegen.config import Arch, AttentionConfig
+from attn_runtime.build import build
+from attn_runtime.cache import CubinCache
+from attn_runtime.cache_entries import EntryFacts
+from attn_runtime.cache_folder import CacheFolders
+from attn_runtime.compiler import Build, Unit
+from attn_runtime.packing import DEFAULT_PEAK, Budget, available_bytes, peaks
+from attn_runtime.toolchain import Toolchain
+from fake_nvcc import make_fake_nvcc
 
-DEVICE = DeviceLimits(sm_count=132)
-KERNEL = KernelLimits(128, 128, 1, 384, 200_000, packed_heads=16)
-PROBLEM = Problem(
-    token_num=512,
-    batch_size=4,
-    max_q_len=128,
-    max_k_len=4096,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim_v=128,
-)
-CONFIG = AttentionConfig(arch=Arch.SM90, head_dim=128, cache=Cache.LINEAR)
-STRIDES = {
-    f"linear_iter_params.{name}_{of}_stride": 1024 for name in "kv" for of in ("head", "token")
-}
-VALUES = {"num_heads": 32, "num_kv_heads": 8, "token_num": 512, "stride": 4096, "max_k_len": 4096}
-VALUES |= {"batch_size": 4, "linear_iter_params.token_count": 16_384} | STRIDES
+MEMINFO = "MemTotal: 100 kB\nMemAvailable: 64 kB\nSwapTotal: 0 kB\n"
 
 
-@pytest.mark.parametrize(
-    ("group", "packed"),
-    [(1, 1), (2, 2), (3, 1), (4, 4), (6, 2), (7, 1), (8, 8), (16, 16), (64, 16)],
-)
-def test_as_many_heads_are_packed_as_divide_the_group_and_the_rows_of_a_warp(
-    group: int, packed: int
+def facts(name: str, peak_bytes: int, created: float = 1.0) -> EntryFacts:
+    return EntryFacts(Path(), name, "sm_90", "13", created, 2.0, 100, peak_bytes, 1, {})
+
+
+def cgroup(folder: Path, limit: str, used: int, cached: int) -> Path:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
+    return folder
+
+
+def test_jobs_never_hold_more_than_the_budget_together() -> None:
+    budget, lock = Budget(10), threading.Lock()
+    held, most = 0, 0
+
+    def job(size: int) -> None:
+        nonlocal held, most
+        with budget.take(size):
+            with lock:
+                held += size
+                most = max(most, held)
+            time.sleep(0.005)
+            with lock:
+                held -= size
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(job, [3, 4, 5, 6, 1, 2, 9, 3] * 3))
+    assert 6 < most <= 10
+
+
+def test_a_job_larger_than_the_budget_runs_alone() -> None:
+    budget = Budget(10)
+    with budget.take(1000):
+        blocked = threading.Thread(target=lambda: budget.take(1).__enter__())
+        blocked.start()
+        blocked.join(0.05)
+        assert blocked.is_alive()
+    blocked.join(5)
+    assert not blocked.is_alive()
+
+
+def test_a_failed_job_gives_its_memory_back() -> None:
+    budget = Budget(10)
+    with pytest.raises(ZeroDivisionError), budget.take(10):
+        raise ZeroDivisionError
+    with budget.take(10):
+        pass
+
+
+def test_a_peak_is_that_of_the_last_compile_of_the_unit_else_the_largest_of_its_family() -> None:
+    config = AttentionConfig()
+    other = replace(config, head_dim=64, head_dim_v=64)
+    hopper = replace(config, arch=Arch.SM90)
+    known = [
+        facts(config.name, 300, created=1.0),
+        facts(config.name, 100, created=2.0),
+        facts("prefill_sm80_x", 700),
+        facts(other.name, 0),  # made before peaks were measured
+    ]
+    expected = {config.name: 100, other.name: 700, hopper.name: DEFAULT_PEAK}
+    assert peaks([config, other, hopper], known) == expected
+
+
+def test_available_memory_is_the_systems_or_what_the_container_leaves(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(MEMINFO)
+    assert available_bytes(meminfo, tmp_path) == 64 << 10
+    assert available_bytes(meminfo, cgroup(tmp_path, "max", 7, 3)) == 64 << 10
+    assert available_bytes(meminfo, cgroup(tmp_path, "1000", 700, 100)) == 400
+    assert available_bytes(meminfo, cgroup(tmp_path, "1000", 1700, 100)) == 0
+    assert available_bytes(tmp_path / "none", tmp_path / "none") is None
+
+
+def test_a_build_runs_no_more_compilers_than_the_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    problem = replace(PROBLEM, num_heads=8 * group)
-    assert plan(problem, DEVICE, KERNEL, SplitPolicy.off()).packed_heads == packed
+    nvcc, lock = make_fake_nvcc(tmp_path / "nvcc"), threading.Lock()
+    running, most = 0, 0
 
+    def compile_slowly(unit: Unit, target: str, toolchain: Toolchain) -> Build:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.1)
+        with lock:
+            running -= 1
+        return Build(unit.name, unit.symbol, target, 0.1, 1, 0, 0, 0, 0, (), "", b"cubin")
 
-def test_a_kernel_that_packs_nothing_keeps_tiles_of_one_head() -> None:
-    made = plan(PROBLEM, DEVICE, replace(KERNEL, packed_heads=1), SplitPolicy.off())
-    assert (made.packed_heads, made.cta_q) == (1, 128)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 100_000),
-    st.integers(1, 500),
-    st.integers(1, 2**20),
-    st.sampled_from([1, 2, 4, 8, 16]),
-)
-def test_packing_depends_on_neither_the_batch_nor_a_bound(
-    tokens: int, batch: int, longest: int, group: int
-) -> None:
-    problem = replace(PROBLEM, num_heads=8 * group)
-    other = replace(
-        problem, token_num=tokens, batch_size=batch, max_q_len=longest, max_k_len=longest
+    cache = CubinCache(
+        CacheFolders(tmp_path), find=lambda _: nvcc.toolchain, compile=compile_slowly
     )
-    policy = SplitPolicy.fixed_size(1024)
-    one, two = plan(problem, DEVICE, KERNEL, policy), plan(other, DEVICE, KERNEL, policy)
-    assert (one.packed_heads, one.cta_q) == (two.packed_heads, two.cta_q)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=20), st.sampled_from([1, 2, 4, 16]))
-def test_the_grid_has_room_for_every_tile_of_every_pack(q_lens: list[int], group: int) -> None:
-    problem = replace(
-        PROBLEM,
-        token_num=sum(q_lens),
-        batch_size=len(q_lens),
-        max_q_len=max(q_lens),
-        num_heads=8 * group,
-    )
-    made = plan(problem, DEVICE, KERNEL, SplitPolicy.off())
-    tokens = KERNEL.cta_q // group
-    assert made.grid_x == made.q_tiles * 8
-    assert made.q_tiles >= sum(-(-q_len // tokens) for q_len in q_lens)
-
-
-def test_short_queries_of_a_group_share_a_tile() -> None:
-    problem = replace(PROBLEM, token_num=4 * 16, max_q_len=16)
-    packed = plan(problem, DEVICE, KERNEL, SplitPolicy.off())
-    alone = plan(problem, DEVICE, replace(KERNEL, packed_heads=1), SplitPolicy.off())
-    assert packed.grid_x * 4 == alone.grid_x
-
-
-def test_packed_heads_that_do_not_divide_the_rows_are_refused() -> None:
-    kernel = replace(KERNEL, cta_q=24)
-    with pytest.raises(PlanError, match="packed_heads is 16: it must divide cta_q, which is 24"):
-        plan(PROBLEM, DEVICE, kernel, SplitPolicy.off())
-
-
-@pytest.mark.parametrize("group", [1, 2, 4, 8, 16])
-def test_a_box_of_q_is_a_warpgroup_and_a_box_of_out_a_warp(group: int) -> None:
-    made = plan(replace(PROBLEM, num_heads=8 * group), DEVICE, KERNEL, SplitPolicy.off())
-    q, *_, out = maps_of(CONFIG, tiling(CONFIG), made, VALUES)
-    assert q.box == (64, group, 64 // group)
-    assert out.box == (64, group, 16 // group)
-
-
-def test_a_section_counts_packs_of_heads() -> None:
-    packed = plan(PROBLEM, DEVICE, KERNEL, SplitPolicy.off())
-    alone = plan(PROBLEM, DEVICE, replace(KERNEL, packed_heads=1), SplitPolicy.off())
-    assert section_of(CONFIG, VALUES, packed) * 4 == section_of(CONFIG, VALUES, alone)
+    monkeypatch.setattr("attn_runtime.build.available_bytes", lambda: 3 * DEFAULT_PEAK)
+    configs = [AttentionConfig(head_dim=16 * i, head_dim_v=16 * i) for i in range(1, 9)]
+    assert all(not report.is_hit for report in build(configs, 8, "sm_90", cache=cache))
+    assert most == 2  # 80 % of three peaks hold two
