@@ -8,7 +8,9 @@ than that fail to be written, as a full disk does.
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from attn_runtime.cache import CubinCache
 from attn_runtime.cache_folder import CacheFolders
 from attn_runtime.compiler import Build, Unit, compile_unit
 from attn_runtime.toolchain import Toolchain
-from fake_nvcc import make_unit
+from fake_nvcc import FakeNvcc, make_unit
+
+TESTS = Path(__file__).parent
 
 
 def main(root: str, nvcc: str, text: str, limit: str = "") -> None:
@@ -42,6 +46,26 @@ def main(root: str, nvcc: str, text: str, limit: str = "") -> None:
 def set_limit(size: int) -> None:
     """The longest file that this process may write."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def start(root: Path, nvcc: FakeNvcc, text: str = "text", limit: str = "") -> subprocess.Popen[str]:
+    """Start such a process, in a session of its own."""
+    roots = [TESTS, *(TESTS.parent / name for name in ("codegen", "runtime", "templates"))]
+    return subprocess.Popen(
+        [sys.executable, __file__, str(root), str(nvcc.path), text, limit],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[list[str], str]:
+    """The lines that it prints, and what it says on stderr."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out.splitlines(), err
 
 
 if __name__ == "__main__":

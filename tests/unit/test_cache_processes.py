@@ -6,8 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,27 +21,8 @@ from attn_runtime.compiler import Build, Unit, compile_unit
 from attn_runtime.errors import CompileError, ToolchainError
 from attn_runtime.source_key import source_key
 from attn_runtime.toolchain import Toolchain
-from fake_nvcc import FakeNvcc, make_fake_nvcc, make_unit, no_nvcc
-
-TESTS = Path(__file__).parents[1]
-
-
-def start(root: Path, nvcc: FakeNvcc, text: str = "text", limit: str = "") -> subprocess.Popen[str]:
-    roots = [TESTS, *(TESTS.parent / name for name in ("codegen", "runtime", "templates"))]
-    return subprocess.Popen(
-        [sys.executable, str(TESTS / "cache_process.py"), str(root), str(nvcc.path), text, limit],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[list[str], str]:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out.splitlines(), err
+from cache_process import finish, start
+from fake_nvcc import make_fake_nvcc, make_unit, no_nvcc
 
 
 def wait_for(condition: object, seconds: float = 30.0) -> None:
