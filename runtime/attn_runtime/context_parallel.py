@@ -132,6 +132,11 @@ class ContextParallel:
             with self._watched(f"all-reduce of {elements} elements of {dtype}", stream):
                 self.communicator.all_reduce(out, elements, dtype, stream)
 
+    def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
+        """Send `count` bytes to the next rank, and receive as many from the one before."""
+        with self._watched(f"{count} bytes to the next rank", stream):
+            self.communicator.rotate(send, receive, count, stream)
+
     def _watched(self, what: str, stream: int) -> _Watched:
         self.check()
         if is_capturing(stream):

@@ -141,7 +141,8 @@ def section_of(config: AttentionConfig, values: Values, plan: Plan) -> int:
     heads = int(values["num_heads"])
     section = group = heads // int(values["num_kv_heads"])
     if config.mask is Mask.CAUSAL:
-        head_bytes = int(values["max_k_len"]) * (config.head_dim + config.head_dim_v) * 2
+        keys = -(-int(values["max_k_len"]) // int(values["cp_size"]))  # of this rank
+        head_bytes = keys * (config.head_dim + config.head_dim_v) * 2
         section = max(LEAST_SECTION, L2_BYTES // max(head_bytes, 1) * group)
     columns = heads * (int(values["batch_size"]) if plan.tiles_per_sequence else 1)
     return max(1, min(section, columns) // plan.packed_heads)

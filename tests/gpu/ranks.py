@@ -33,6 +33,7 @@ class Replay:
     size: int
     rank: int
     parts: dict[int, torch.Tensor]
+    rotations: int = 0
     aborted: bool = False
 
     def all_gather(self, first: int, count: int, stream: int) -> None:
@@ -48,8 +49,17 @@ class Replay:
         raise NotImplementedError
 
     def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
-        """Not simulated."""
-        raise NotImplementedError
+        """What the rank before would send: what one of those before had in the beginning."""
+        torch.cuda.synchronize()
+        own, coming = (
+            torch.as_tensor(Span(at, count, "u8"), device="cuda") for at in (send, receive)
+        )
+        self.rotations += 1
+        if self.rotations % (self.size - 1) == 1 or self.size == 2:
+            self.parts[self.rank] = own.clone()
+        step = (self.rotations - 1) % (self.size - 1) + 1
+        coming.copy_(self.parts.get((self.rank - step) % self.size, coming))
+        torch.cuda.synchronize()
 
     def abort(self) -> None:
         """Nothing is under way."""

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank of a group on NCCL: `rank_process.py SCENARIO`, started once per GPU by test_nccl.py
+with the environment of torch.distributed (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from harness import attention_for, bounds, launch, problem_of, verdict
+from ranks import rank_problem
+
+from attn_runtime import ContextParallel, ContextParallelError
+from attn_runtime.plan import SplitPolicy
+from attn_runtime.ring import RingAttention
+from cases import Task, batch_for, kernel_named, random_tasks
+from criterion import complaints, lse_limit
+from reference import Batch
+from reference_torch import TorchResult, attention, attention_at_input_precision
+
+KERNELS = (
+    "prefill_sm80_bf16_d128_paged_causal",
+    "prefill_sm90_bf16_d128_paged_causal",
+    "prefill_sm90_f16_d128_linear_full",
+    "prefill_sm80_f16_d64_block_causal",
+)
+SHARDINGS = (("interleaved", 1), ("contiguous", 1), ("zigzag", 1), ("interleaved", 16))
+TIMEOUT_S = 3.0
+
+
+def problems() -> None:
+    """Random problems, every sharding, both ways to the whole output; some ranks have no key."""
+    for name in KERNELS:
+        kernel = kernel_named(name)
+        tasks = [*islice(random_tasks(kernel), 4)]
+        tasks.append(Task(batch_for(kernel, [5, 1], [1, 130]), split=SplitPolicy.fixed(3)))
+        for at, task in enumerate(tasks):
+            sharding, chunk = SHARDINGS[at % 4]
+            for output in ("complete", "reduced"):
+                group = ContextParallel(sharding=sharding, chunk=chunk, output=output)
+                attn = attention_for(kernel.config, task.batch, task.split, group)
+                own = rank_problem(problem_of(kernel, task), task, group)
+                if output == "reduced" and task.batch.finished:
+                    continue  # rows that nobody writes are added up all the same
+                found = launch(own, attn, **bounds(task.batch, task.slack))
+                group.wait()
+                wrong = verdict(own, found)
+                assert not wrong, f"{name} {sharding} {output} {task}: {wrong}"
+
+
+def in_flight() -> None:
+    """Two attentions on two streams, call by call: each finds its own parts."""
+    kernel = kernel_named(KERNELS[0])
+    group = ContextParallel()
+    streams, calls = [torch.cuda.Stream(), torch.cuda.Stream()], []
+    for at in range(2):
+        task = Task(batch_for(kernel, [1 + 40 * at], [700 + at]), seed=at)
+        own = rank_problem(problem_of(kernel, task), task, group)
+        calls.append((own, attention_for(kernel.config, task.batch, "heuristic", group), task))
+    torch.cuda.synchronize()
+    outputs = []
+    for _ in range(10):
+        outputs = []
+        for stream, (own, attn, task) in zip(streams, calls, strict=True):
+            with torch.cuda.stream(stream):
+                outputs.append(launch(own, attn, **bounds(task.batch)))
+    torch.cuda.synchronize()
+    for (own, _, task), output in zip(calls, outputs, strict=True):
+        wrong = verdict(own, output)
+        assert not wrong, f"{task}: {wrong}"
+
+
+def ring() -> None:
+    """Long prompts round the ring, twice with the same buffers."""
+    for lens, mask in (((1000, 65), "causal"), ((4096,), "causal"), ((777,), "full")):
+        batch = Batch(lens, lens, 8, 2, 128, 128, mask == "causal")
+        torch.manual_seed(1)
+        q, k, v = (torch.randn(sum(lens), h, 128, device="cuda").bfloat16() for h in (8, 2, 2))
+        attn = RingAttention(num_heads=8, num_kv_heads=2, head_dim=128, mask=mask)
+        own = torch.tensor(attn.layout(lens).tokens(), device="cuda")
+        for _ in range(2):
+            out, lse = attn(q[own], k[own], v[own], lens=lens, return_lse=True)
+        attn.group.wait()
+        exact = attention(batch, q, k, v)
+        got = TorchResult(exact.out.clone(), exact.lse.clone())
+        got.out[own], got.lse[:, own] = out.double(), lse.double()
+        rounded = attention_at_input_precision(batch, q, k, v)
+        wrong = complaints(batch, "bf16", got, exact, rounded, lse_limit(batch, q, k))
+        assert not wrong, f"{lens} {mask}: {wrong}"
+
+
+def failing() -> None:
+    """The last rank leaves: the others are told so within the time that they set."""
+    kernel = kernel_named(KERNELS[0])
+    group = ContextParallel(timeout_s=TIMEOUT_S)
+    task = Task(batch_for(kernel, [3], [500]))
+    attn = attention_for(kernel.config, task.batch, "off", group)
+    own = rank_problem(problem_of(kernel, task), task, group)
+    launch(own, attn, **bounds(task.batch))
+    group.wait()
+    if group.ranks.rank == group.ranks.size - 1:
+        print("leaves", flush=True)
+        os._exit(7)
+    begin = time.monotonic()
+    try:
+        launch(own, attn, **bounds(task.batch))
+        group.wait()
+    except ContextParallelError as error:
+        print(f"told after {time.monotonic() - begin:.1f} s: {error}", flush=True)
+        begin = time.monotonic()
+        torch.cuda.synchronize()
+        print(f"the GPU was free after {time.monotonic() - begin:.1f} s", flush=True)
+        os._exit(0)
+    raise AssertionError("an exchange without its other rank ended")
+
+
+def main() -> None:
+    """Joins the group and runs the scenario."""
+    rank = int(os.environ["RANK"])
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
+    {"problems": problems, "in_flight": in_flight, "ring": ring, "failing": failing}[sys.argv[1]]()
+    torch.cuda.synchronize()
+    dist.barrier()
+    dist.destroy_process_group()
+    print("right", flush=True)
+
+
+if __name__ == "__main__":
+    main()
