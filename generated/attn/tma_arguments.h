@@ -107,8 +107,8 @@ int section_of(const AttentionParams<T>& params, const TilePlan& plan) {
   const std::int64_t group = params.num_heads / params.num_kv_heads;
   std::int64_t section = group;
   if (params.causal) {
-    const std::int64_t head_bytes = static_cast<std::int64_t>(params.max_k_len) *
-                                    (params.size_per_head + params.size_per_head_v) * 2;
+    const std::int64_t keys = ceil_div(params.max_k_len, params.cp_size);  // of this rank
+    const std::int64_t head_bytes = keys * (params.size_per_head + params.size_per_head_v) * 2;
     section = std::max<std::int64_t>(16, kL2Bytes / std::max<std::int64_t>(head_bytes, 1) * group);
   }
   return static_cast<int>(
@@ -123,7 +123,8 @@ void encode_keys(TmaArguments<typename Config::T>& arguments,
   constexpr unsigned kBoxRows = TileOf<Config>::kCtaS;
   const std::int64_t heads = arguments.params.num_kv_heads;
   if (linear.token_count <= 0) {
-    if (arguments.params.max_k_len > 0) {
+    // One of several ranks may have no key at all.
+    if (arguments.params.max_k_len > 0 && arguments.params.cp_size == 1) {
       throw Error(Status::kInvalidArgument,
                   "linear_iter_params.token_count",
                   "linear_iter_params.token_count is " + std::to_string(linear.token_count) +

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         2c370b27dc13b84b627bfe999fa3848d2c46b95f05440af025a1301adebb1b7f
+// digest         aa6aa7b7b24aeaf04c4bce9347ddb4f35e6cf408b5cf42798648da75313ed638
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

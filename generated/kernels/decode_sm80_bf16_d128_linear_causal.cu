@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         72dd8694117668dc447481d189580b347f7968a07156d4ce9c74a389f5a34ace
+// digest         38d1682ac64b1336ac243a2ed61b5dfa1cffcb2a1021e78fa7568230ffe3edda
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

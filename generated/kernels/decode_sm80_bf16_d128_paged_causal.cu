@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         d21f89f2d370ff65b182f72c5b8e1e3d1150f3f676d1958b559513b1963ce2cd
+// digest         8fb61b43484bfb7debab8b73009c6ed59138cbe4c8fe0818a4172b13f5484f3c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

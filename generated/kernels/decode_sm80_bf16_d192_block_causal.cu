@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         6f7b16d6b8c58c28b297c4a5daa3a431f8ccc2ac40fc5bdc623a4b16a212de03
+// digest         bf5d2e3ddfe0d5b4169c63000fc2c4bf39e7d24c8113a42c09515b11be3855ad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

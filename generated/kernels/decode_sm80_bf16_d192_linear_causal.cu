@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         a626ca4fc010f967962d0d0719012fc6f564618bbe0564964c6d7e7235309f1d
+// digest         e26844032e8eed4065a1b7838c87ef35c7cc1ca23e18226956f5a56a680b6bba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

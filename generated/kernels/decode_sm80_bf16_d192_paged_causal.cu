@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         e784b344e6def946f893a00317b5bff2119ca33e86e952de9e8d34a16f141f1d
+// digest         595173c7e1d42afe75b4de61284e313e4cbc59224c7eca3f2f7149f813b22af5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

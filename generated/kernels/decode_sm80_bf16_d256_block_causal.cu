@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         0c4f4d0966c60b0e35b9995a8b46339c2c49a5e723e4715ed4c918ec216b935e
+// digest         9f3922dbdd5358699b6686eff723469e2c4f9109c8f1dcf201c612bffc84b0a4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

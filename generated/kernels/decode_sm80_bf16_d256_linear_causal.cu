@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         76fadc81c0a4d479dd03bed45437571880de827429f5efd25b1ce74750b1b7a5
+// digest         9a09a951d865dff7ad8335e3ba5fcf8c6ade2b343a11a4a76480b3bc3d25449a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

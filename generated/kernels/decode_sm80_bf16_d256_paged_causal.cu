@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         fc7627788ee68c7a79e909987c11cfa3f49386e704c8ea07dea9c83cf6579c18
+// digest         1a8d01fa7490bfeb843eff971eed73677a201294450ea5e72d7b7724485ef2f2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

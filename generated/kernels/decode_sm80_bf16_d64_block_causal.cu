@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         f294d798d0e5d4c18bc96c1d650b7e6e82de9e8a0c19f24864c25d98d637d067
+// digest         8a2a13bc5eaa664559f58110ecb80f2620a5e1d07a70caaa13945c54d3f37445
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

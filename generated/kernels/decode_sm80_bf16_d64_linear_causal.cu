@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         7e15cfef2eb9621cbab01ef7a6d416d00cbbd08f363cce3ce0d460e3a58fd28d
+// digest         d2bc876b3fb53ab912517f36f777a12159bf014befa7eabeea563d51c30cdc76
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

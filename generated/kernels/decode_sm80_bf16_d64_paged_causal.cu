@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         b7ce5a74d3efcbfa54ec3dc484c1b3de3a36c73f9d358d54ac4a068e81c8f4d0
+// digest         d836a829bf5510d6844cef7ddbc3a481c60abe210c8a2fe45b5f51bd128ff653
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         e9d1eeae40945c1a9109e95fb037a5152d7e7acae9b5e35b637ed71ffd84f4cf
+// digest         0dfabd8ddd3890ff407b532f4ab5e2fd7425140eccf55d8ccbccfef76893a20e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

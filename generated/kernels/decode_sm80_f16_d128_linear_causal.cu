@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7cb54ac4a89b3cc83091f96cab5191342e54377c21a61e56b90d9f911500228e
+// digest         f9512ae6d598485ab4eb8812767a1a56a7b794a67e903a029f93948340ec1e3b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         1c1f14fd4b56a118c562dc05956c3e8816c120f062f1c6b436ea4479d9c335d0
+// digest         9df4120e1aab25a674e029e565979cefe58ff1a9717e460654fb00e682dadcfe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

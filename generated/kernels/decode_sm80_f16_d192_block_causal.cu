@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         725887aac8432b11057f2236dc7f8506278414b794f1838c6d716fe4844f6be5
+// digest         4229aec5c6f4f4f35897008ed92b6ec52855ca0a4b3788e894197ed6c086e98e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

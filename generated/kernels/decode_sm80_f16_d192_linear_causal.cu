@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         d185fcc0ae66b2357c3b9912534cad34d230cd485c46f3f19f64757583d531b6
+// digest         6e31d4adb7404c0370494942d915afa670d40b68439d81447b7cfd8f3c838cb9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

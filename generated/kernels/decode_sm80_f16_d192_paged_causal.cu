@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         262e7b12885f2601e3545f60d3b8000e06ed53d21adc218e0ee911e160c468a7
+// digest         1a91d690748b5708c8c6f563fb865e9330264ae764c4c9ca10f15415915dd193
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         f71bb0dc6abe27b862dd545d7320fb3e8a4d6080912039d5492962e35930b123
+// digest         f0f87ae85c73fd7145e509c635b711aae47be0bc487879a38a7976e5cd6cdbc6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         258e0e73db1f57c0be06907a244107a8039288ae7187d4f575643d5991841e46
+// digest         af1581536f58640b2d92c438e2898c83c2af8b72b89f27c394504a4c8ffa0dc8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         2f24839f5e02521436ba508268235515a84a8fb2edec2b0bf0cb7d71b092256c
+// digest         68d440b84af862f3eba275b80f8ba2009f27e3525f58487e7102987c5756c6d3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

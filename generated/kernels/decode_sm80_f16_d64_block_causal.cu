@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         3eba1b1b5cb96faad9cf24e9e432dfe4843fec08fb9309400dc3ad95241e7d7b
+// digest         6c9d4227b7d92c3f7f1ca55a7a454b67d56d8b36903e7fc8d25043d1a1262d85
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         0ed759a63e29c25b88e926f3856bb28854b2bb842efb450abe003b03810b761d
+// digest         edca76c8498418ff1417ddc7bebc0fcfa7b91cb7c8e6df83d19d0c87a590b19d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ed0aaf1b858798ab7a0095e1ecd6a27cadd337c3b322e59000a1ac173588b45c
+// digest         7fb167443719dc710b537379b5cc376ed874581ce7af5950e5173a6ff4225ba9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

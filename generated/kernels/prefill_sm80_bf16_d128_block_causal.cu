@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         c0eb66e0b5613b29ef828682408b898412c883fe5cf99397f7298f60800d15dc
+// digest         4aa446a750a4c659e6e5298544647b89b94009cc4333435eb17c8cf78372115d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

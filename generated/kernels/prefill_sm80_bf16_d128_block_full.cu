@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         2351257a8a7b28d54e1821864dee968e81f8b29f60ac6cae2a0a3d05556531a5
+// digest         215443420475a1ef1fc69fb182e5e7134e40f14c5ab6fe802d3028eb08393b6b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         729c4a37b83281f044500ed3b665e4f6928eeb6527fc8268f807cea5460b6029
+// digest         9cc2eefa6a8dc3116534d45a4682f1b583b6dd0e4c65d6f82ca5353a061aa5f7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

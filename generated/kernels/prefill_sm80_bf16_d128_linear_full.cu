@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         6d16a599e9c6a0e66926a25f63e8a89011b3c95d13b47a2f6c2c0aa699c055af
+// digest         fc4a37616573e709aa0b8d387108b539806d2e72514ab645ecf6d280176d3c26
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

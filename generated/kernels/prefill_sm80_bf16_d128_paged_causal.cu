@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         1e628366c518f34e456b93c7f03b723d84b203c49384f314f52ffb01f4d8ffff
+// digest         1579fd077639e7fd32398ca36101d8f983d50b074f86bbcece9a705cf1e5461f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

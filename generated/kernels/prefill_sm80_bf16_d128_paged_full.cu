@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         4c263656dd3635931f0aff25a61da048da433af872671371c28ce5377ba32fa8
+// digest         58e0c2fa9770160a7a644aa114758917225f533a2efa3a03cb1682b770dfc7f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         62807ac7bf0a1a96a0e7bb932f3e5d320ddf10d3bafc7695d5f9f972737c4cb8
+// digest         3a23fcd4aa1edda826fcd768cf98abd092bdb33b06a1ce5595eb8b9741d8ce24
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         79a382825f93a736d5c2ce9e8710d7d64ce7d693c0b0d2317a4bc4ee4e6aacad
+// digest         2467267de00c9567824eb65d682b52d8201aad95be12117b2b1c4ff2323d6485
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

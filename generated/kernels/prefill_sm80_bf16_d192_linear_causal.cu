@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         b4e9392fbc0c41da3b9ab5a08d3d29a5c9817aa3163af41f3a2e9f513f7bc312
+// digest         40e1def86b6adc72f3369246afce4ca905ee1885b99515720cf344be02aa7cd1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

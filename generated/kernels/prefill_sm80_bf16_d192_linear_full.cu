@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         db94c269686b408721ab177416471425df0e75bad4dab77f8d918a1bd396034f
+// digest         a85de290d65a71d94b6502f9d6afae47640bd052552fc503083116e5e57c081d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

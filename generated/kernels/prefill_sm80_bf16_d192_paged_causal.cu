@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         51243bf05c301cba605956a36ed61150a34e04e73653ea13cf98a2546f3e0ca5
+// digest         ec08fb88c746fd9528e93078f4fc112e6a0fc4bffac8490fcb6a825f8861dfb5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

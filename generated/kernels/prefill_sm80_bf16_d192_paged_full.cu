@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         1a650a5e55899172226ed0f6ddc594f23e8563a961ae47f395057d59e59b07ce
+// digest         ff225918ced4f4f557d16d56abd43e3dfdd319c207f60d21a5a251d8ff96eab7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

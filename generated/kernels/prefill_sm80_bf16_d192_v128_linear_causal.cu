@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         2026d3c505515572d2ac9fa6bc5cb6db25edac9d4a8f52d485f6bac87558c302
+// digest         40331474c29b0ee7d33c428dd8269f53118dc790a06f175193e2aa12bbf2a71f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         8cb2b44f75ce78033f2c971eff7d707ea2f47f757a077e1d6af6fd597cbc395b
+// digest         986df5871c0dd3651c66b295d42c4ef66b19f4810c3c113e01a7e1997918a415
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

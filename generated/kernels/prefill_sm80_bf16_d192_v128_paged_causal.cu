@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         ccb59874058d549e3cf3646aec3978cdc5463cc8b055dafbe3b99780a0c0cca0
+// digest         289663f80db5319090e0b647870a0dd056bbbcd7ede226c9387669cd24ebea05
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         9178346887576ab8d6ca05f1cd5d505bd1d8702b2ac38113e993aa342694531e
+// digest         7a50809a3fa452e312690976d4dab9f06677a1e7eae2332357e92617c30c82a7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

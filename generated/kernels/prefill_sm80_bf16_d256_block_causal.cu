@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         5526260650b8a133a12ba7631ad151cd055bd784abb89e1869f597487ee76a34
+// digest         f7999f47a6fb524902c5283f6d5620d32231c48c140075f09999280dc711e57c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         7d1fa10b0723a72b5887fe866ee6e82593b65b7e2edee5e8819c4e3c592d6598
+// digest         809f1b971a039fd65b2a65373322f2fa589360ff155006cc24b7aa7df1e2537f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

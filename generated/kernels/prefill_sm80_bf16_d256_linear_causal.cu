@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         fa9a0a5fbe9d87e3c37dab10bdab19014abe3b0a4e8f1f5534ef52a136219174
+// digest         63f5cc7b3689a9efb8f6052bda17b779adc58c67e8fe9695965bc7448436a57d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         1817acbebc28a704fa789a84f2c603bf2fde59cfc09f440664ba3e61d976161e
+// digest         9690e7bc6e1d59d6a8cb47078833b2da303c7ebbf1b2d7a8c5e7fa1dc301f016
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         68546f6bfa35800398ab609ba821021970c6a708a7d475c1d3badfe4cbbf3c5c
+// digest         a66081012dd6aac0c792bf4ab6925ef621fd1ad4dac7873877cf5b1b3d4b5f28
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

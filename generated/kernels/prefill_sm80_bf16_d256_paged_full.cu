@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         7b962f0e24e5c88d72fe7ca593cf3ab4248765efdf1536b8655b0eff1db7c5cb
+// digest         eba196f517f1914f5ec45b991776e58fa08cdb9b6bfe8cca9d50889a1d41f519
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         3ee631741f8a72bcd8aa2938f0da3a2430b0a3f305c19a74dc4c53f63d407913
+// digest         c277163bb06526ff73f3d4e8c6458bfb5f0b6733dde02d4af319a4ffb9b9da87
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

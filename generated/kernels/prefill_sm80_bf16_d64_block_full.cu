@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         f244befb853dfee68cd5804c82ba458d085b749fda47a7a2e16f35505f72a740
+// digest         9080a2e31da636c8a9dd09c09ebbcec1c304574289f9a624b77a53f94235e225
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         97d2b0b999a76a0aa806adba8f5459ce90ea4b64688d300222ff222a53dc78e1
+// digest         625042dd1b9f36c1cfa35273fc179707ba79202638d26ae2e4eb54f16c8839cd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

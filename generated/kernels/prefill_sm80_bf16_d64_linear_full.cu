@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         3f006f26509419fc71a161790b20939a59d0eb490be740419545a1e285030078
+// digest         49a9d1947cf9039448f698250b7b167a14fc84616ebfc67093cdb5002cd40523
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         6d23619540c27b3b2413ff770d6cf7f3abfead07a776dcf8cc7fc92c788ac06f
+// digest         09cacf56aca3d0a06f0a563093c6aaf9e6b56b9bd2b0105357ec03c2e30c2980
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         bdc4dad211e97e21935544af9f289daa170311cbf9313dc6a4a6b3e6ab6d81f7
+// digest         c0be0593175a8f1f0a8d9d6846009774172ef7582681a0e0d9bfd441e8442d87
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

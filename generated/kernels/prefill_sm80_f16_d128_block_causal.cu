@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         a27bdcf479f04f53d898f54d7d071aad919467cb44c177c20401c4f2c4680fb6
+// digest         cdc362cf890fc450f14986d70d7ed0a63ff8e833608370886f3c8460ecc3548c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

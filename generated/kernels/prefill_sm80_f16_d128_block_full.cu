@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         8f8f619f665754f21eefad103e5893c93ccdf0bd620a932fab84d693c32bc36c
+// digest         57422d8bbdb09a6d4cdc48ac57ef08823b3c688af75318df5228a69f5f283d68
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         9093b5c1fb4986b1fdf9942b16f31d6ede1ac421f3e9d099232c24697f990aad
+// digest         38715126ac38ac3d36c790943837f949d04196b90cd2fe6da89b2ac46ec77a4d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

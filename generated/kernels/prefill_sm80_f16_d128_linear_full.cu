@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         459c8d9ebd40c61470407cbad211d129238d48bf13dda40b88889c6b12457950
+// digest         b20d559df8bcf50717d87266b3714eef7596ec222cda1045e3b50c8810665040
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         a44b8436744da59b139a9c6f051e61b388fcaa031754f86111f6f971448a97cf
+// digest         eb16b2721286d676a778b179d0e266cadce4db0709cd7f77fed247e533e5a776
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

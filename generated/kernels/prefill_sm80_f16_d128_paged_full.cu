@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         75c0392056a866d275c9940beba8be1bead4a85b609de75f67a749f9e6daa09d
+// digest         a298fe039d5ce6ed48ba079886cbee5e458616c621bf71a32b47af4f7a45765f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         f9916fdfa53ca5dfa78c88435b7892f573339ceb1f525fed77785b8378502e18
+// digest         1cc39f6b6ddbadddd5552f75ca4fc8b4510bc7d3f54edae4f69c027ea6e82ac9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         3e63f459658a35c29f0c549a13c5748e65eaadafce9cc8d0ad2940230fcddb73
+// digest         fbc06dd6c82b95fa818c9c2a8a4646948e705c23466eef988936a54a0eef2c25
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

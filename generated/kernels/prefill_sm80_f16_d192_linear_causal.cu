@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         731fb42ff54e8548778bc4b8ecf95dfc66a49b928c3d9c73cfb860ae11449341
+// digest         2188e09618facecb75ec9834f3da0a46fdc1021f82e157befe81808931b4c517
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         c27d9d5de83c16ca58f745f406bceb9bc24792c8c6b29651d8f9bd8f2ce47cfe
+// digest         11394ed3d9f781dc7bed41aed76db3a6bb2ea9ab7c28f673595a69aece636a38
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

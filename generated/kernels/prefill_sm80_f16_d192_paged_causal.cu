@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         098f77b6dc3fb9b1ed0466636dfcf60e1e2cf8eef9356851178ac59983a873b2
+// digest         9242f921e981175d818c1366fb76875e68555576908d204e67e7d2e089466124
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

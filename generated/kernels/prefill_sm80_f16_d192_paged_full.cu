@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         86ec1131b264850432a164a86c45a0907aa24c3e6ae689ceffb27216bc0f5f3f
+// digest         8d45018f0f580da6543c382bfc9bcf796e2fc0839e34793b2601d5a50e7ee3e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         8cb3ede2fcf42f209d4eae8231f6a49e8dc268dc459591c1c3300bd3da7b690c
+// digest         59b2c1689a3e294dba2c17b0454247ba345bf254c11cb0fbbefb4e3efb7e8261
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

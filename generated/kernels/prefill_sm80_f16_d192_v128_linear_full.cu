@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         411ea34ec267660fb8d489283acf6bbe3e03bb32cf2ac6e6b7dfd7843b0e9ba2
+// digest         8839f85dae36fcc21b1d4e0bf72e5cf0cb626fcc0866699583bfe7160d3152e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

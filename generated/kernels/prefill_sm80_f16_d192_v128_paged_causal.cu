@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         9d154bf9c5616ff568755d18c09032a5b3391fe7094661e3349ace56eb223b4a
+// digest         16f965d5ff99455c2f8589f0185273a2b7437eaef3d0aff28bcef21c58aa4839
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         031e5f4d731df81d33e5395f0d30b4c21ab3fc6709d785a4f5421698cc05b1ad
+// digest         dfb59954ea6e82a794111f6bec12ba580442d7579b03ce85c7f24c43fac43a57
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         a6d577bd4153cd707df8998899e175e4848157aa6ab7bdc36e00721419cf15c1
+// digest         c2870de8b0851370e4ce802a1aec53121c40eeae50ee1ef3fd393f158526f724
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

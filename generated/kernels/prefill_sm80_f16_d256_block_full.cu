@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         caa53e73255b39b7557cef3e151ecd8032c09199e5bc5631acd14a457b157c8d
+// digest         8f95bcaa245bdd2a5fc8a41ad811ee9ad2ef138e89d3ec96e355bf52e4b49903
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

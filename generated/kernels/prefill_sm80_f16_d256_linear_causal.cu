@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         99089bf9262a67210bc4ca847074fb700a7b3c9012717ae367d25c98694d5985
+// digest         2351d4c262cf73b852233014ebdc7e8cbfd921166d57b9a9135f771fa4352800
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

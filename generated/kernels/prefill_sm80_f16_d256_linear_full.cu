@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         e624a8c9ba7c294d79212500c72bf310f030b84c64f58989d39c722535f95f82
+// digest         57f48b5da11ff133a9ed43e0331dc20627334ac86565f74fc8768c7c5baac864
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

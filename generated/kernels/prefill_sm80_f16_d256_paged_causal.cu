@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         da4e028562501cb11d6368f110d825a7aec1c41709239c898c983e0d8740a11b
+// digest         63f8b712669a0a1737bf2b5e54e69fb2cd090d7c41f2ab90092ad5e61b287339
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

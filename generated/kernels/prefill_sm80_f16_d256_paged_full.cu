@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         860f22727f878634b087d732b4505bb2fabcaa3d070829a5c393b167a43f1481
+// digest         c5e9bb46c275ca27231d50d33083955f1e0b0176341f2bbfe6ed3205804fd576
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

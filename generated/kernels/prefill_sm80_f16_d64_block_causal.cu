@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         37b54bca9560b36979a5826d1657e666f6b7711463cc7bdf81d840d43e395f9b
+// digest         fe1d04783e4af46b00c2f5f615d0850b276460703985824acafc7d610d44251a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         113d7cfebfa9d44ec4d1a23f7bd591464408c00dbd7e024a540cd6c87a8ea68d
+// digest         2769780fed2b31459c7bf2f1f3735253f61f0860a546b72203e02c822763b6c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

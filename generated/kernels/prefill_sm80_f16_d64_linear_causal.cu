@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         dc461144f260bb5e2afdb7688c905cd6d839c0d87077512bd0f8ded50dd16e20
+// digest         b8c3b76f6f8e584901094ae6c7a3b4eaca3f73432e5549c025c3ea0d2f3c7c48
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         449d064a2f0c42f06823cc9bfd3ca4a784f9b03fbdbc052d0a60e772ae2cbe6b
+// digest         bdbd85e8fc8cadde2846642d2cd0d5bf25144e92c681d01fd37e3dc136b7fe0d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

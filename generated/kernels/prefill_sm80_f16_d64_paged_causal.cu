@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         481d533c56016ebcd28601edab5ab41082bb3d4c8daa126802ad792c58205c8e
+// digest         b8dfb4aa64457545de91973669a005771d95b1153eed79cd20774b9561c42604
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

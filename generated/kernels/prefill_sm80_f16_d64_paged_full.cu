@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         4f98ea555264b5dc73dd624d1437fc16303ef64add122be3b069a1f6d5285e3d
+// digest         027ca5eda15c1afc9982a476b55d5b1353fa0b5eb546bc2eabe13208cf8f68c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c21b69c0c78781d74312876951f7f803fadf2083cd37677f425c5e84bb0182e6
+// digest         8a3644d820e360219d671d51dee7f14cc43230a80c6de3b98a0598cc7907c26b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

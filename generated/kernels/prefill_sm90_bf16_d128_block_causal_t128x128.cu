@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t128x128
 // namespace      attn
-// digest         51e36ac493dee249e76288954e078477d2fafb12b955bf2d5d711151fad4811b
+// digest         e09c2a098847d7441cc2c6b0498b3336c813de649e7ec08a815bb24c21f929d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

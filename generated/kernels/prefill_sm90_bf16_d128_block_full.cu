@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         e34a896534d212243dc412129a93e077e9c7627429463d2a4e5d0f9c1537d57b
+// digest         ffa8511e3bd8750c0d34cbe14ffdc1532b9ac79522723a90d61ca57565957487
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full_t128x128
 // namespace      attn
-// digest         2868bb493e60e76914869659414e5a0932e99aab64cf41104cb5180d48c04fa7
+// digest         a8d3d2d616ebfa3cfc52ff0b7a96407fdee8de22942c1ebced9d66af2097d02d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         e062b81c483b45c3261dc328cc154d716bfd4a9600780db7f7335f1ab904cc59
+// digest         6fd0499dfab9d6468759c086cc4a0e0d66c7b07088a34b85a1ad34ee68263613
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

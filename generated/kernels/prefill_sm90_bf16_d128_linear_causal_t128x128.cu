@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         a80a32b799bd4a9f58cb357115be696db35b6a045e2a87bb8614201b58d20c12
+// digest         2a055a58748caa5650414ba49aaede163f7ec171d1dd1b8d91592e6548a69d4d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

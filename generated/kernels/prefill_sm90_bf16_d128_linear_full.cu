@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         6cbe2383845b8ce0a72524512122357065127dcb8a029bdda7ba2726b74b5bb5
+// digest         24b7f13a75c9616c22be0148600b7bcd5b811fcbb31e2578b238a7b83c215608
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

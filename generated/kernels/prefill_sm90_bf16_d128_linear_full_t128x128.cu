@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         d688b95ccdb1be751845e45ac1a67b7be7175ba13ff299acf9dd2e968df83334
+// digest         696fb5eab003f955087e6c5fb44e72b7fe5fbf8473a941d52f9e30730926e4b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         34523b4e6be4b33dcf83ba920976417898f3158070982b38e5212eb1d51e9a99
+// digest         54bb0de1c205b3ca59250894e5a1b9b6c1d3dd6c428476ad1462436d571c3aed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         8964b6b0b27dcf88f288e620a9a1d7e4615c252e55c0944aea7e1677529a4630
+// digest         32eda57f705a9e95aba51d0de57add43edca3b356e06d249682145193335fd32
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

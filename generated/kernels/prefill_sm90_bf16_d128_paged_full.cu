@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         c7ba8032cba1521ce40e4ed8f0c873b05ec63048abcb7ce2de4a0d471ff9c14b
+// digest         57ebc64db0c09c8edc811df4e6f680c1b1f904600ef6a4da622543e8fa0d3fd3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

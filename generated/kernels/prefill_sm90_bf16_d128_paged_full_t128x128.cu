@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         353dc3320b1ea673c611e8be5ee072b831cbaab4f322040849bfd579be1e06d1
+// digest         3d87d6ca0620b2d95b8c7deb70915c27aa9cd4b4a3e5f672d1e9fe9092b2e726
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         ea50fdb11d6f1c4e20a37e26336ffba48f66ed6023af8198aa16bf5375da59eb
+// digest         0859d4f5994af575910bd7f45e2cbc79c71b0150854e3ebb663890f21a7a5ab5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

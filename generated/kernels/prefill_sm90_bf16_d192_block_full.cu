@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         aa847271bd9b403b98c18eddf7fb609bc7d076fa5548f2daf6fef44c0ca366c7
+// digest         e7461e1232f1ee608f3766214edf9aabae1a2f34f0dc834aa1c758b70738d257
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         b845b7eb97cf5b319def3009645d69d5c2a3bf54ea1d8567ebc34455bb8348fb
+// digest         da62f4d802f5bb40ea94646c8f3d3e4dff8fbf490c89b1458f02a158fb7d1b3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

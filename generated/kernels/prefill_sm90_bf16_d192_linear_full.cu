@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         60680c814bfc9c6346da8deb3193d231a09226ba07fc5ebf246e790234b31c70
+// digest         c7cf73d854995eb6f879309ca3a178b0b39687e5445ff1048a4c45f46fcda5b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         916005b8df978ff79784dcdf2135bc63598a1a1c1b9cfc897904fc9689904b5b
+// digest         99c2600206ee373c6f577705aa908a4083e00b14e00f234007db244ca1698506
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

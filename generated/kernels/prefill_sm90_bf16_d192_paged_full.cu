@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         c6d767489255e345d8c515362defa895033ce2d316e09eea5dfb6c9747ad21c8
+// digest         203f49928be49feaf6efaf2cbb13179cd4d6e74ede0dc6f962a82a5807ad1ad0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         8a8e316f74f56d50602413602c6fe8a0a15f36c5e2b6fffaad34c2df1c130658
+// digest         1bb6da4f0127c811bec375d796122c678c3eeb550da15e2382a8213bfca1a3b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

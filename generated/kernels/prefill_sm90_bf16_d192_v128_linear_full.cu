@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         bb54ebfaa4c2ffb6542ba4f71968c4a981a37aeb94c353f00f7cc9fb2f1dcc61
+// digest         2637fc3ebbf656b30e1c94935ca779b8c547161b4e9eac7e46a7f443d3aa37ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         715b137f6d3a14d43f93d16bf74a1891d3cd165525ed3cedf8e1179455e83053
+// digest         ac49a8b1b6ce0d8326f6e702e57516c3b5be77de89e568db8196053923afac10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

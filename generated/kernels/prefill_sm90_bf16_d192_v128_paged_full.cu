@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         100525dad47138184ab5c6b40c34ed6195da7052d15f827b5ffb2707ce4f974a
+// digest         161ac11da21d830bd225c7e163838f1bcdb490d5c60b8f777175bb827cada68d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

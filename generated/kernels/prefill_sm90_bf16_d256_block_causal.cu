@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         95243ba268a83c137e92ab05cc8b6bf7db64659827d51a3658c0f9a06498dd0a
+// digest         d6c8e1ec5885b127fff1d7c3eb2691543781fa4824bbe4c7711c2f5ecbbac87d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         ac60bb154f8c3d39867d9ead2ed886ac7ca354bced2fe6bdb33794fcf4818318
+// digest         0234bd09d8a70d75e38b76d043ca345424751609fee33c993409017f4b7141ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

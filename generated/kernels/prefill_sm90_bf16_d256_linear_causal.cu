@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         1ce8e2b3ffbeac4fd23640fa9e6747f9d148a5c20428fd9782df268a9b554835
+// digest         eecdfc15754c07d0512f5c29533cb29a634f41adc58c96aae52fc47d59b2b009
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

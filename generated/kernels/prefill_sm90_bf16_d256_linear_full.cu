@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         0fde46869b74ff870105d62beea1725ffd9d46f6876ecd052f31e1a6555f78e4
+// digest         364104192c8b828a8b38fde260e6b8cdbbf9eb926527d7b9d675770123603171
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

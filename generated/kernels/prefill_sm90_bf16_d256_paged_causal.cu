@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         d94a130b2b396fce4a82bb8be0aecf61164ebabdec0b81d17223fbf6560c2063
+// digest         b156b1c3f1ca4ac1ee56348b0fa285acdaefd18fb32669a6ab3f882a6a720748
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         8339e9b966bd9dc9fb6a6f4edaee4331b006771fe009f924ef9e25b90c4468dc
+// digest         82cfadfc92a53efa35b4d9fc4ab0e3bec932299c260afbceeac3d674fd39bf8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         f0ae02ab7ad0d02ff6b09b9a6d98149be8b281e788470ac37dce79bc7bfd6e72
+// digest         4f673438d4aedbbd8f907164809e8982ea8daf689ae3c2dd7c594b7de8f4d92b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         377651a43a40229f23b382f85e617656c6f4a31f8b57cdf4b7fc7ec0127a2d39
+// digest         3ac5267c5145edc6443c70f085f3c7c2ec6d32b48ee6b5f0e02deb1c905dddbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         c317b5e1903eede40c78cf2aa279917f51ed2ccb6b01f431d5e7a4e3c8aafd7a
+// digest         58aca1fc72296678d17a8f643682ec7e782f09c862ab0a58e3652141d4450da8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

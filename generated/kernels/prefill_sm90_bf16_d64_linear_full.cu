@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         f3dad26131081a1edc1f82ef70008261f3a9c73b8d4b4d6e26385b592a3cbc00
+// digest         744af6035ceeeb3b292a1c774766db99a394b98259a8933ee697919fbee8f084
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

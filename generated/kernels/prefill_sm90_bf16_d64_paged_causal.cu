@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         f18f936ab55b26ea7013e1b89d0a04f9485818a6dfa5693d26f6c6ee36fee68c
+// digest         98e8385e7788a1598740d11b5d62d037cdc7bc62a5cb0c6b2cf2e7202408ee4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

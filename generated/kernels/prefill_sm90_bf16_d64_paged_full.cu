@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         30f96e8cfbeb495f0644c5d14aeeee5d74233852902530a5d94f3579c852fe57
+// digest         be5a62c3a55dd0fc051928e32fa81e3be30cc659457fd7df91431d0d9d98fcec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         871b807b8230c41f884f2620f0408ceceb8913e6f524076009fe2c45d44b9900
+// digest         34ff80186a44f35cfe547257260275618e7cc5634e13de6f862ad89edaa1f502
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

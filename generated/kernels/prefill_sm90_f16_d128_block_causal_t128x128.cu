@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t128x128
 // namespace      attn
-// digest         f4fe5155e7baacb2ca54a78c177b9b2e6f42f3b81c413094eb246a2a835efb82
+// digest         231f7e7176432835eed28b0c595ec9cd69aa2d914f5e8976be47f8746b336288
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

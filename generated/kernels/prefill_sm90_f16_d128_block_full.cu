@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         174e505e3e487d2260a5ad10ba625c53407d140757280b1df755920b207ef0ba
+// digest         a3594fba132bac628b6df08ef81550341d722f0b45f07d2eef0782812bfccf76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full_t128x128
 // namespace      attn
-// digest         29da3ae30c05168d19b1d95e124efd57f12a3cd06bf5ec28a06bc05957ab0022
+// digest         af10539ed5ab04bddfab0dd130ff9991d5c9d3a5c6f4059db58d5a58659bd3d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         e78bbe85d5e52d21c09bfcdd8224ec836293bcac3496949c92b8ed57035f69a8
+// digest         a26b8b302489aed73633e53e35d6034a267d45e3cfdd01f372944bacc4ab02d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

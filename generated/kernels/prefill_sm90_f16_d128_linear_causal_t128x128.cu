@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         d4b2b1dcfcfdafcfae3a6cd2338f2fd64fd0c1dcaa316db155f6b457d2decdb7
+// digest         c0a2ab5b779a058467e2a5242c826be7b03c898c9ebb9d9f751082f47eaed3ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

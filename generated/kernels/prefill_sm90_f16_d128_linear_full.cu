@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         9c38cbfe5be8cc458e1e2cc93b911932791b9bedc8f07a2334e80d4461ce1bb8
+// digest         9422c9756afbbf3dc619994758a58a635b98a43eb2bc03aeb9dc89acdbb52055
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

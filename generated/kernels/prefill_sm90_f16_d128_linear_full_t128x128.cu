@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         6ebf62cca7051f4ffea8f05a9de5dcf864908c9c475a1092058e1f79d705386b
+// digest         d63a1ef3cc7e49c42bdb056059f02b0fc4054129ee7a2d2c87a0d1209f133ab3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

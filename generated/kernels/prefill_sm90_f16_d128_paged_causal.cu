@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         e637bf7b294c3507cea1101fbdf76dd7b55e23d7fc1485327af9344e75e45636
+// digest         d5235d571d79765f6dc1be5b67b6638bdc5a73a13d456e75db9f56d0b9d2b340
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

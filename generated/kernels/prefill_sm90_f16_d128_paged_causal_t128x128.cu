@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         4d5c53453385259e090f823ac811837858c04bca175e17a554b53daef0d3276c
+// digest         0e4361eb4daa5ee65eba16bd15b0a60ebba9e3255cdf0fe72cc422763bcce09d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         f7ada11dd66c76922ef0a11fa889b5735b25ca3bd96a3701ff21e7720e56de43
+// digest         432fdcd2e72701a67f80206badb2e77ed32042cea2bb564674e7f2785de65d92
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

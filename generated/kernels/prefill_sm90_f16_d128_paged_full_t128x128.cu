@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         3417631384fd0f17af8598cf8cc54a9ce2e36521b0ab6f2ab19f4d5bd1e341a8
+// digest         552a87222054425eaa5f9e4343551af4b7407dbd92c281dd115068bdbab8f04d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         7d7653ac0e2986fe1529dd03bcb8a16f495d5819de6b53ef7b21dd78c7ae99f7
+// digest         c5780ec19122895d5526e8028652c06c11ad6d4b08750c00d3b6b15f90e28291
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         e21406dc8dae9536902088658cde0bcd992caac7b9fafab52a6cdb05953f8462
+// digest         cb9cf26153f38ebb31c95278a229f4c41d157806cb81024be7d34bf1b7c55b4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         9474c0ca49d61eda28d9c4195e6ae6c966f737a2990e530270551327e848b925
+// digest         7384d9111bcea66157840d3bf773bb894948db805d427995a3a09ba0b658ceee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

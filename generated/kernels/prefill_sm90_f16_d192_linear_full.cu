@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         7324b1374768b576bbd7ee675526a4fd68f5e92c55511730c4a80f4ca4dbe06a
+// digest         999debc8b66b29c70e60e8ff2fcaa4b9a332f45b7599d473f835626375eb3b09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

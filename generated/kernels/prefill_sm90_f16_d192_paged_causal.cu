@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         40355739be5947c6c845a4d78d9b28ed96c8a12ca9e801cfe75408cf84192339
+// digest         4148dd4cfa2926e75bbf18f2b57047972dd42dcdf0ac67f7632bd14dab3167ad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         847e692bb34b2a9137941a907de813b99ef8fbeba0b23a96fb423d2f765e4f17
+// digest         6c713125334389f3c944ea7b5138da29775a293e00418920d8b1f3b6b38144bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         d5f8eec83481f0a18c261aa0bafc9b1c4fadae735c0c95c40f8d43d134a69e5e
+// digest         6ef740a7d94ec17cdcadd7c939cb98aa742b0a4c9a54bc41b0d5a8bc19da459f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

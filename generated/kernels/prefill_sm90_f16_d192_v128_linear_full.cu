@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         0caac5d484f987a06d12b7063e4595c70749367c1d5efba66b899f86bce443ee
+// digest         2d8ab1a7490651dc094679b60d71f53731249bbd6ab11e6658bac4fed72bf833
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

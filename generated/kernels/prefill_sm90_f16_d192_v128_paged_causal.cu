@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         5a9df8e1c54497b980b9a740459828e4cb14c0a0166e0dd7b81021069a6785e8
+// digest         ced6aa6f158d9771ac5d7ea43644f3957feba9b09f428a0deecb624dc5e212bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

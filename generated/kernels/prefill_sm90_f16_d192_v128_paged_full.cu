@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         4ca1ac3fe9924bc594d8fefd32a281155581d6d6f288fef1f89643477274b54c
+// digest         715e47a26f596186e76b0681d7ab69ab1abe8c7cfde291df349f35cf7f4d64c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

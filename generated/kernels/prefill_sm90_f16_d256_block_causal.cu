@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         0fd61f363ed983327f7c8fbff60a1d6340fe166e8ee06088164ca6d01ca07021
+// digest         232b5733ab771af4ed88082c92987c05d5cad2723e9da16f8247bc8dd4afd887
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         a6e87a5070e270266b47b8c266a6a3a7d0bbaef854f27bfff2c651fbb13af10f
+// digest         f6c3b192310b796bc60f5535b8b35d56eabbc65f85c2966a69a2919ea03b2cfb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         5bd04c1c5ac16c97a171826a47bb1f63f5d6a338088fcc224ce45fb43c874bc7
+// digest         d48683cc1687ebba4a53c6e8bff211a10430af515fcfadd6bddce132e62c5189
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

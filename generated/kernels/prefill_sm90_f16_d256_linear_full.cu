@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         fdba80d2fbc5fea2010722d9a90fb63b347c40740412194a347607db0bb102ed
+// digest         14c8a5c56cac2f87390287dee80011d386e4318c6aa89e1f9f06a6a68072a09e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         2e530d3c34085861029286bc3ca779e9dede83e439acf9f524054ac39c58c707
+// digest         d03b3ba4723c4f2620389e6384472d3dd5fbfa2fd902fe67a6d58aed6c465cf4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

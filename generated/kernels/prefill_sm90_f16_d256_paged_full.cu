@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         dd390e3e03b9bf336c405acd5f837fd240a993cf6878576691c9c388d6cea44e
+// digest         0f9853f27f0d2306d21f7654a48a8882a4e2c303937d7469a28596689ad0dcac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         9082f842c126f95b3bccaefbef7e4676a4eb45ef81f7e876c26552734fdb33aa
+// digest         ebbb8ef7b36dfcf42fc5de74efb263af699a97e5e7ec4d86f8ba4687ede9a495
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

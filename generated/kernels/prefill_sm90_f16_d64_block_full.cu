@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         31872947404f6ee0e2e68d40d2ed41e6371074ef9beef8fda5eb604c3a92d3e5
+// digest         e3d0b0a186203a1ddab0f91c64dc5e638dd5032250ed223efb0ec6f9966233dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

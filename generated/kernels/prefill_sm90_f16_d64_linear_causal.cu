@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         46cc7045e1d3fb274c78685c8141e2b1dbdad6feac3e49ee3328f08a858a955f
+// digest         42d81d5e14b5a8a78a8f9a4acf71c675f50f80e5c908a4d25595f3463c1e0f2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         bf3a5da30d8d949f91533d746b637910a7c60bb78f5fae175add2c7582ec65eb
+// digest         7205601a58eb1a8a1708889f38b1d1165e801609874d7b579c69e4bd9aa61f7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         32dad49f13518c338dcc0f7ffc5372a8de5f7543715a5b8e4680a825b874561b
+// digest         be8595915bc8f6a31104d6d7fff767d0ca544dbb4ffeb6497553cd5990e8ae91
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         7db4f807dd107b6a09d0b24afd68b0491c4fbdf53b7c8bde5c2d9003c987f63f
+// digest         053ea79bbc602c3afb3b43b0b0a5ddab4d954fe8df2b789b0100e6e0be146fdb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
