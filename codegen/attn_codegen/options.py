@@ -124,15 +124,13 @@ tuning_option = click.option(
     "--tuning",
     "tuning_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="What tiles cost: a file of `attn-codegen tune`.  [default: as measured on an H200]",
+    help="What tiles cost: a file of `attn-codegen tune`.  [default: as measured on an H100]",
 )
 
 
 def read_tuning(path: Path | None) -> Tuning:
     """The tuning of a file, or the one that comes with the package. Raises TuningError, OSError."""
-    if path is None:
-        return tuning.shipped()
-    return tuning.parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    return tuning.shipped() if path is None else tuning.read(path)
 
 
 def select(

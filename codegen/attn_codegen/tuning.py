@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files
 from itertools import product
+from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, KvDtype
@@ -26,7 +27,7 @@ DEFAULT_TILE: Final = "default"
 COST_MAX: Final = 2**16 - 1
 
 _FLOPS_PER_NS: Final = {Arch.SM80: 2700, Arch.SM90: 5000}
-"""What an SM of an H200 reaches in the products of long sequences: for what was not measured."""
+"""What an SM of Hopper reaches in the products of long sequences: for what was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,11 @@ class Tuning:
 def shipped() -> Tuning:
     """The tuning that comes with the package."""
     return parse(files("attn_codegen").joinpath(FILE_NAME).read_text("utf-8"), FILE_NAME)
+
+
+def read(path: Path) -> Tuning:
+    """The tuning file of a user. Raises OSError, TuningError."""
+    return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def parse(text: str, where: str) -> Tuning:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode
@@ -50,8 +51,8 @@ class Attention:
     device and the combination have. With `context_parallel`, the keys of each sequence are spread
     over the ranks of a group: every rank makes the same calls, with its own part of the cache.
     `tile` is the word of the tile that every call takes, such as t128x128, or "default"; left out,
-    the plan picks one for each call, by the bounds of lengths and by what `tuning` says that tiles
-    cost (attn_codegen.tuning; left out, as measured on an H200).
+    the plan picks one for each call, by the bounds of lengths and by what tiles cost: as measured
+    on an H100, or as the file `tuning` of `attn-codegen tune` says.
     `mode` decode is for one to eight query tokens a sequence, causal among themselves.
     `kernels` is a folder that `attn-codegen build --export` made: its kernels are taken as they are
     and nothing is compiled; left out, it is $ATTN_KERNEL_DIR, and without that the cubin cache.
@@ -77,7 +78,7 @@ class Attention:
         arch: Arch | str | None = None,
         context_parallel: ContextParallel | None = None,
         tile: str | None = None,
-        tuning: Tuning | None = None,
+        tuning: Tuning | Path | str | None = None,
         mode: Mode | str = Mode.PREFILL,
         kernels: str | os.PathLike[str] | None = None,
     ) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from attn_codegen import space
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode, axis_value
 from attn_codegen.errors import ConfigError
-from attn_codegen.tuning import DEFAULT_TILE, Tuning, shipped
+from attn_codegen.tuning import DEFAULT_TILE, Tuning, read, shipped
 from attn_runtime.checks import need_int
 from attn_runtime.errors import ArgumentError
 from attn_runtime.problem import SplitKind, SplitPolicy
@@ -60,7 +60,7 @@ def make_settings(
     arch: Arch | str | None = None,
     ranks: Ranks = ONE_RANK,
     tile: str | None = None,
-    tuning: Tuning | None = None,
+    tuning: Tuning | Path | str | None = None,
     mode: Mode | str = Mode.PREFILL,
     kernels: str | os.PathLike[str] | None = None,
 ) -> Settings:
@@ -95,7 +95,7 @@ def make_settings(
         policy=_policy(split),
         ranks=ranks,
         tile=word,
-        tuning=tuning or shipped(),
+        tuning=_tuning(tuning),
         kernels=None if kernels is None else Path(kernels),
     )
 
@@ -134,6 +134,21 @@ def tile_of(tile: Any) -> str | None:
             f"them), {DEFAULT_TILE!r}, or leave it out for the one that the plan picks",
         )
     return tile
+
+
+def _tuning(given: Any) -> Tuning:
+    """What tiles cost: the package's file unless a user gives one."""
+    if given is None:
+        return shipped()
+    if isinstance(given, str | Path):
+        return read(Path(given))
+    if not isinstance(given, Tuning):
+        raise ArgumentError(
+            "tuning",
+            f"tuning is {given!r}: give the path of a file that attn-codegen tune wrote, or leave "
+            "it out",
+        )
+    return given
 
 
 def _window(value: int) -> int:

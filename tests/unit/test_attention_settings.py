@@ -10,6 +10,7 @@ import pytest
 
 from attn_codegen.config import AttentionConfig, Cache, Dtype, Mask
 from attn_codegen.errors import CodegenError, ConfigError
+from attn_codegen.tuning import Tuning, shipped
 from attn_runtime import ArgumentError, Attention, SplitPolicy
 from attn_runtime.settings import device_ordinal
 
@@ -123,3 +124,26 @@ def test_host_tensors_are_refused_before_a_gpu_is_looked_for() -> None:
     lengths = torch.zeros(2, dtype=torch.int32)
     with pytest.raises(ArgumentError, match="q is in host memory: move it to a GPU"):
         built()(q, q, q, cu_q_len=lengths, cu_k_len=lengths, block_table=lengths)
+
+
+def test_a_tile_is_a_word_or_default_and_none_leaves_it_to_the_plan():
+    words = {None: None, "default": "", "t128x128": "t128x128"}
+    given = {"num_heads": 8, "head_dim": 128, "arch": "sm90"}
+    assert {word: Attention(**given, tile=word).settings.tile for word in words} == words
+    with pytest.raises(ConfigError, match="tile t9x9 is not supported"):
+        Attention(**given, tile="t9x9")
+    with pytest.raises(ArgumentError, match="tile is 128: give a tile word") as caught:
+        Attention(**given, tile=128)
+    assert caught.value.argument == "tile"
+
+
+def test_a_tuning_is_that_of_the_package_or_of_a_file(tmp_path):
+    mine = Tuning("a device", "a command", {})
+    path = tmp_path / "mine.json"
+    path.write_text(mine.to_text())
+    given = {"num_heads": 8, "head_dim": 128}
+    assert Attention(**given).settings.tuning == shipped()
+    for tuning in (mine, path, str(path)):
+        assert Attention(**given, tuning=tuning).settings.tuning == mine
+    with pytest.raises(ArgumentError, match="tuning is 3: give the path"):
+        Attention(**given, tuning=3)
