@@ -12,6 +12,7 @@ from attn_codegen import params
 
 ANY_DEVICE = -1
 F16, BF16 = 0, 1
+PREFILL, DECODE = 0, 1
 SUCCESS, INVALID_ARGUMENT, NOT_SUPPORTED, WORKSPACE_TOO_SMALL, NO_DEVICE = range(5)
 
 _SCALARS = {
@@ -22,9 +23,9 @@ _SCALARS = {
     "bool": ctypes.c_bool,
 }
 _INFO = (
-    "dtype kv_type cache causal size_per_head size_per_head_v first_capability last_capability "
-    "threads warps shared_bytes cta_q cta_s registers local_bytes static_shared_bytes ctas_per_sm "
-    "sm_count"
+    "mode dtype kv_type cache causal size_per_head size_per_head_v first_capability "
+    "last_capability threads warps shared_bytes cta_q cta_s registers local_bytes "
+    "static_shared_bytes ctas_per_sm sm_count"
 )
 
 
@@ -45,6 +46,7 @@ class Params(ctypes.Structure):
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
         ("dtype", ctypes.c_int),
+        ("mode", ctypes.c_int),
         ("call", struct("AttentionParams")),
     )
 
@@ -76,11 +78,12 @@ class Library:
         self._function("last_error").restype = ctypes.c_char_p
         self._function("last_error_field").restype = ctypes.c_char_p
         self._function("status_string").restype = ctypes.c_char_p
-        self._function("prefill").argtypes = (
-            ctypes.POINTER(Params),
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-        )
+        for name in ("prefill", "decode"):
+            self._function(name).argtypes = (
+                ctypes.POINTER(Params),
+                ctypes.c_void_p,
+                ctypes.c_size_t,
+            )
 
     def kernels(self) -> list[Info]:
         """Every linked kernel, as compiled."""
@@ -103,6 +106,15 @@ class Library:
         """attn_workspace_size: the status and the bytes."""
         size = ctypes.c_size_t(0)
         return self._call("workspace_size", ctypes.byref(given), ctypes.byref(size)), size.value
+
+    def counter_count(self, given: Params) -> tuple[int, int]:
+        """attn_counter_count: the status and the ints."""
+        count = ctypes.c_int(-1)
+        return self._call("counter_count", ctypes.byref(given), ctypes.byref(count)), count.value
+
+    def decode(self, given: Params, workspace: int | None = None, size: int = 0) -> int:
+        """attn_decode."""
+        return self._call("decode", ctypes.byref(given), workspace, size)
 
     def prefill(self, given: Params, workspace: int | None = None, size: int = 0) -> int:
         """attn_prefill."""

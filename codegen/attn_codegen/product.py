@@ -95,6 +95,7 @@ _C_TYPES: Final = _C_STRUCTS | {
 _C_MEMBERS: Final = (
     CField("size_t", "struct_size", "sizeof(attn_params_t)"),
     CField("int", "dtype", "T: an attn_dtype_t"),
+    CField("int", "mode", "an attn_mode_t"),
 )
 
 

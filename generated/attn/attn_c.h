@@ -38,6 +38,8 @@ typedef enum attn_status_t {
   ATTN_INTERNAL_ERROR = 7
 } attn_status_t;
 
+typedef enum attn_mode_t { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_mode_t;
+
 typedef enum attn_dtype_t { ATTN_F16 = 0, ATTN_BF16 = 1 } attn_dtype_t;
 
 typedef enum attn_cache_t { ATTN_LINEAR = 0, ATTN_BLOCK = 1, ATTN_PAGED = 2 } attn_cache_t;
@@ -152,6 +154,8 @@ typedef struct attn_params_t {
   size_t struct_size;
   /* T: an attn_dtype_t */
   int dtype;
+  /* an attn_mode_t */
+  int mode;
   /* [token_num, num_heads, size_per_head_v] */
   void* out;
   /* token t, head h at q + t * stride + h * size_per_head */
@@ -258,7 +262,9 @@ typedef struct attn_kernel_info_t {
   size_t struct_size;
   /* of the configuration; lives as long as the library */
   const char* name;
-  /* what it is chosen by: an attn_dtype_t */
+  /* what it is chosen by: an attn_mode_t */
+  int mode;
+  /* an attn_dtype_t */
   int dtype;
   /* an attn_kv_type_t */
   int kv_type;
@@ -297,18 +303,27 @@ int attn_kernel_count(void);
  * and the device asked; with ATTN_ANY_DEVICE, no device is needed. */
 attn_status_t attn_kernel_info(int kernel, int device, attn_kernel_info_t* info);
 
-/* The kernel that attn_prefill takes for params on a device. Reads dtype, kv_type, cache, causal,
- * size_per_head and size_per_head_v. */
+/* The kernel that attn_prefill or attn_decode takes for params on a device. Reads mode, dtype,
+ * kv_type, cache, causal, size_per_head and size_per_head_v. */
 attn_status_t attn_find(const attn_params_t* params, int device, int* kernel);
 
-/* Bytes of device memory that attn_prefill wants for its splits, on the current device; 0 when it
- * does not split. */
+/* Bytes of device memory that attn_prefill or attn_decode wants for its splits, on the current
+ * device; 0 when it does not split. */
 attn_status_t attn_workspace_size(const attn_params_t* params, size_t* bytes);
+
+/* Ints of device memory that attn_decode wants in params->counters when it is given a workspace:
+ * zeroed once, they reset themselves, and belong to one stream at a time. (attn_prefill takes one
+ * for Hopper kernels.) */
+attn_status_t attn_counter_count(const attn_params_t* params, int* count);
 
 /* Attention on the current device and params->stream: returns when it is launched. workspace is
  * aligned to 256 bytes; without one (NULL, 0), keys are split only where params ask for it and hold
  * partial_O and partial_ML. */
 attn_status_t attn_prefill(const attn_params_t* params, void* workspace, size_t workspace_bytes);
+
+/* The same with the decode kernels: one to eight new tokens of each sequence, causal whatever
+ * params->causal says. params->mode is ATTN_DECODE. */
+attn_status_t attn_decode(const attn_params_t* params, void* workspace, size_t workspace_bytes);
 
 /* A few words. */
 const char* attn_status_string(attn_status_t status);

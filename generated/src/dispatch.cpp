@@ -62,8 +62,8 @@ std::string name_of(const Traits& traits) {
   return name + "_" + word_of(traits.cache) + (traits.causal ? "_causal" : "_full");
 }
 
-// The first field of AttentionParams in which the two differ, and its value in `a`. "dtype" is
-// the T of AttentionParams<T>.
+// The first field of AttentionParams in which the two differ, and its value in `a`. "mode" is the
+// function that was called, "dtype" the T of AttentionParams<T>.
 struct Difference {
   const char* field;
   std::string value;
@@ -240,34 +240,35 @@ DeviceScope::DeviceScope(int device) : former_(current_device()) {
 DeviceScope::~DeviceScope() { cudaSetDevice(former_); }
 
 template <class T>
-void dispatch(const AttentionParams<T>& params) {
+void dispatch(const AttentionParams<T>& params, Mode mode) {
   if (is_empty(params)) {
-    kernel_for(traits_of(params));
+    kernel_for(traits_of(params, mode));
   } else {
-    kernel_here(params, launched_splits(params)).invoke(&params);
+    kernel_here(params, mode, launched_splits(params)).invoke(&params);
   }
 }
 
 template <class T>
-Plan plan_dispatch(const AttentionParams<T>& params) {
-  return kernel_for(params, current_device(), params.max_split_k).plan(&params);
+Plan plan_dispatch(const AttentionParams<T>& params, Mode mode) {
+  return kernel_for(params, mode, current_device(), params.max_split_k).plan(&params);
 }
 
 template <class T>
-KernelInfo find_kernel(const AttentionParams<T>& params) {
-  return kernel_for(params, current_device(), params.max_split_k).prepare();
+KernelInfo find_kernel(const AttentionParams<T>& params, Mode mode) {
+  return kernel_for(params, mode, current_device(), params.max_split_k).prepare();
 }
 
-template __attribute__((visibility("default"))) void dispatch(const AttentionParams<half>&);
-template __attribute__((visibility("default"))) void dispatch(
-    const AttentionParams<__nv_bfloat16>&);
-template __attribute__((visibility("default"))) Plan plan_dispatch(const AttentionParams<half>&);
+template __attribute__((visibility("default"))) void dispatch(const AttentionParams<half>&, Mode);
+template __attribute__((visibility("default"))) void dispatch(const AttentionParams<__nv_bfloat16>&,
+                                                              Mode);
+template __attribute__((visibility("default"))) Plan plan_dispatch(const AttentionParams<half>&,
+                                                                   Mode);
 template __attribute__((visibility("default"))) Plan
-plan_dispatch(const AttentionParams<__nv_bfloat16>&);
+plan_dispatch(const AttentionParams<__nv_bfloat16>&, Mode);
+template __attribute__((visibility("default"))) KernelInfo find_kernel(const AttentionParams<half>&,
+                                                                       Mode);
 template __attribute__((visibility("default"))) KernelInfo
-find_kernel(const AttentionParams<half>&);
-template __attribute__((visibility("default"))) KernelInfo
-find_kernel(const AttentionParams<__nv_bfloat16>&);
+find_kernel(const AttentionParams<__nv_bfloat16>&, Mode);
 
 }  // namespace detail
 

@@ -42,12 +42,10 @@ std::int64_t rank_of(const void* any, int max_split_k, const DeviceLimits& devic
 template <class Config>
 constexpr KernelRow row_of() {
   using Kernel = typename Config::Kernel;
-  static_assert(std::is_same_v<typename Config::Tkv, typename Config::T>,
-                "no KvType stands for this cache element");
   KernelRow row{};
   row.traits.mode = Config::kMode;
   row.traits.element = element_of<typename Config::T>;
-  row.traits.kv_type = KvType::kSame;
+  row.traits.kv_type = KvTraits<typename Config::T, typename Config::Tkv>::kType;
   row.traits.cache = Config::kCache;
   row.traits.causal = Config::kMask == Mask::kCausal;
   row.traits.size_per_head = Config::kHeadDim;

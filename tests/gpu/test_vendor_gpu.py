@@ -8,30 +8,21 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import (
-    Output,
-    Problem,
-    attention_for,
-    bounds,
-    difference,
-    fresh_output,
-    launch,
-    poisoned_workspace,
-    problem_of,
-)
+from c_calls import c_call, run_c, run_python
+from harness import Output, difference, fresh_output, poisoned_workspace, problem_of
 
 import c_abi
-from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype
+from attn_codegen.config import Arch, AttentionConfig, Mode
 from attn_runtime.build import default_target
 from attn_runtime.kernel_info import kernel_info
-from attn_runtime.plan import SplitKind, SplitPolicy
+from attn_runtime.plan import SplitPolicy
 from attn_runtime.toolchain import find_nvcc
-from c_abi import Info, Library, Params
+from c_abi import Info, Library
 from cases import Kernel, Task, batch_for, kernel_named
 from cmake_project import Project, checked, emit, missing_cmake
+from decode_cases import decode_kernel
 from layouts import LinearStyle, PagedStyle
 from reference_torch import torch
 
@@ -49,17 +40,26 @@ NAMES = (
     "prefill_sm80_f16_d128_block_causal",
 )
 HOPPER = "prefill_sm90_bf16_d128_linear_causal"
+DECODES = (
+    "decode_sm80_bf16_d128_paged_causal",
+    "decode_sm80_f16_d128_block_causal",
+    "decode_sm80_bf16_d64_linear_causal",
+)
 SPLITS = (
     SplitPolicy.off(),
     SplitPolicy.heuristic(),
     SplitPolicy.fixed(3),
     SplitPolicy.fixed_size(128),
 )
+
+
+def kernel_of(name: str) -> Kernel:
+    return decode_kernel(AttentionConfig.parse(name)) if name in DECODES else kernel_named(name)
+
+
 kernels = pytest.mark.parametrize(
-    "kernel", [pytest.param(kernel_named(name), id=name) for name in (*NAMES, HOPPER)]
+    "kernel", [pytest.param(kernel_of(name), id=name) for name in (*NAMES, HOPPER, *DECODES)]
 )
-DTYPES = {Dtype.F16: c_abi.F16, Dtype.BF16: c_abi.BF16}
-CACHES = {Cache.LINEAR: 0, Cache.BLOCK: 1, Cache.PAGED: 2}
 
 
 def architecture() -> str:
@@ -68,7 +68,7 @@ def architecture() -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return emit(tmp_path_factory.mktemp("vendor") / "generated", (*NAMES, HOPPER))
+    return emit(tmp_path_factory.mktemp("vendor") / "generated", (*NAMES, HOPPER, *DECODES))
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +90,14 @@ def library(built: Path, tmp_path: Path) -> Library:
 
 def task_of(kernel: Kernel, split: SplitPolicy) -> Task:
     """Queries, keys, a window and a finished sequence that leave nothing simple."""
+    is_decode = kernel.config.mode is Mode.DECODE
     batch = batch_for(
         kernel,
-        [130, 0, 1, 33, 9],
-        [400, 5, 777, 20, 64],
+        [8, 0, 1, 3, 2] if is_decode else [130, 0, 1, 33, 9],
+        [400, 5, 7777, 20, 64] if is_decode else [400, 5, 777, 20, 64],
         window=150,
         finished=(False, False, False, False, True),
+        sinks=(0.5, -3.0, 2.0, 0.0) if is_decode else (),
     )
     return Task(
         batch,
@@ -105,84 +107,6 @@ def task_of(kernel: Kernel, split: SplitPolicy) -> Task:
         split=split,
         seed=7,
     )
-
-
-def c_call(
-    problem: Problem, split: SplitPolicy, output: Output, counters: torch.Tensor | None = None
-) -> Params:
-    """The call of a problem for C."""
-    config, batch, call = problem.kernel.config, problem.batch, problem.call
-    most = bounds(batch)
-    given = Params(
-        dtype=DTYPES[config.dtype],
-        cache=CACHES[config.cache],
-        causal=batch.causal,
-        out=output.out.data_ptr(),
-        lse=output.lse.data_ptr(),
-        q=call["q"].data_ptr(),
-        stride=call["q"].stride(0),
-        cu_q_len=call["cu_q_len"].data_ptr(),
-        cu_k_len=call["cu_k_len"].data_ptr(),
-        finished=call["finished"].data_ptr(),
-        token_num=batch.token_num,
-        batch_size=len(batch.q_lens),
-        num_heads=batch.num_heads,
-        num_kv_heads=batch.num_kv_heads,
-        size_per_head=config.head_dim,
-        size_per_head_v=config.head_dim_v,
-        inv_sqrt_dh=batch.softmax_scale,
-        window_size=batch.window,
-        counters=None if counters is None else counters.data_ptr(),
-        stream=torch.cuda.current_stream().cuda_stream,
-        max_split_k=1 if split.kind is SplitKind.OFF else split.max_split_k,
-        split_cnt=split.value if split.kind is SplitKind.FIXED else 0,
-        split_size=split.value if split.kind is SplitKind.FIXED_SIZE else 0,
-        **most,
-    )
-    _fill_cache(given, config, call)
-    return given
-
-
-def _fill_cache(given: Params, config: AttentionConfig, call: dict[str, Any]) -> None:
-    if config.cache is Cache.BLOCK:
-        block = given.block_iter_params
-        block.block_ptrs = call["block_ptrs"].data_ptr()
-        block.cu_block_nums = call["cu_block_nums"].data_ptr()
-        block.layer_offset, block.block_len = call["layer_offset"], call["block_len"]
-        return
-    k, v = call["k"], call["v"]
-    if config.cache is Cache.LINEAR:
-        rows, axes = given.linear_iter_params, ("token", "head")
-        rows.token_count = k.shape[0]
-    else:
-        rows, axes = given.paged_iter_params, ("block", "token", "head")
-        rows.block_table = call["block_table"].data_ptr()
-        rows.max_blocks = call["block_table"].shape[1]
-        rows.block_count, rows.block_len = k.shape[:2]
-    rows.k, rows.v = k.data_ptr(), v.data_ptr()
-    for name, array in (("k", k), ("v", v)):
-        for axis, stride in zip(axes, array.stride(), strict=False):
-            setattr(rows, f"{name}_{axis}_stride", stride)
-
-
-def run_c(library: Library, problem: Problem, split: SplitPolicy) -> Output:
-    """The call through C into a fresh output and a workspace of NaN."""
-    output = fresh_output(problem)
-    counters = torch.zeros(1, dtype=torch.int32, device=output.out.device)
-    given = c_call(problem, split, output, counters)
-    status, size = library.workspace_size(given)
-    assert status == c_abi.SUCCESS, library.last_error()
-    workspace = poisoned_workspace(size) if size else None
-    address = workspace.data_ptr() if workspace is not None else None
-    status = library.prefill(given, address, size)
-    assert status == c_abi.SUCCESS, library.last_error()
-    torch.cuda.current_stream().synchronize()  # the workspace is in use until then
-    return output
-
-
-def run_python(problem: Problem, split: SplitPolicy) -> Output:
-    attn = attention_for(problem.kernel.config, problem.batch, split)
-    return launch(problem, attn, **bounds(problem.batch))
 
 
 @kernels
@@ -197,9 +121,23 @@ def test_c_and_python_give_the_same_bits(
     assert not difference("C", run_c(library, problem, split), expected)
 
 
+def test_a_decode_without_its_counters_names_them(library: Library) -> None:
+    kernel, split = kernel_of(DECODES[0]), SplitPolicy.heuristic()
+    problem = problem_of(kernel, task_of(kernel, split))
+    given = c_call(problem, split, fresh_output(problem))
+    _, size = library.workspace_size(given)
+    _, count = library.counter_count(given)
+    assert size > 0 and count > 0, "it is split in the kernel"
+    workspace = poisoned_workspace(size)
+    assert library.decode(given, workspace.data_ptr(), size) == c_abi.INVALID_ARGUMENT
+    assert library.last_error_field() == "counters"
+    assert library.decode(given) == c_abi.SUCCESS, "without a workspace it is not split"
+
+
 def test_four_threads_may_call_at_once_from_the_first_call_on(library: Library) -> None:
     split = SplitPolicy.fixed(3)
-    problems = [problem_of(k, task_of(k, split)) for k in map(kernel_named, NAMES)]
+    named = map(kernel_of, (*NAMES, DECODES[0]))
+    problems = [problem_of(k, task_of(k, split)) for k in named]
     expected = [run_python(problem, split) for problem in problems]
     torch.cuda.synchronize()
 

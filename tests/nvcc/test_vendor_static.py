@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import vendored
-from vendored import DOCUMENTED, HERE, HOPPER, LINEAR, PAGED
+from vendored import DECODE, DOCUMENTED, HERE, HOPPER, LINEAR, PAGED
 
 from attn_codegen.config import AttentionConfig, reduction_of
 from attn_codegen.tiling import tiling
@@ -45,13 +45,13 @@ def reduction(name: str) -> str:
 def entries(program: Path, run: Run) -> set[str]:
     """The kernels in a program or a library."""
     names = run(["nm", program]).stdout
-    return set(re.findall(r" [tT] ((?:prefill|reduce)_sm\w+)$", names, re.MULTILINE))
+    return set(re.findall(r" [tT] ((?:prefill|decode|reduce)_sm\w+)$", names, re.MULTILINE))
 
 
 def test_a_subset_and_its_reductions_are_built_and_nothing_else(project: Project, run: Run) -> None:
     objects = run(["ar", "t", project.build / "attn" / "libattn.a"]).stdout.split()
     units = {name.removesuffix(".cu.o") for name in objects if name.endswith(".cu.o")}
-    assert units == {DOCUMENTED, LINEAR, HOPPER, reduction(DOCUMENTED), reduction(LINEAR)}
+    assert units == {DOCUMENTED, LINEAR, HOPPER, DECODE, *map(reduction, (DOCUMENTED, LINEAR))}
 
 
 def test_a_caller_of_one_kernel_links_that_kernel_and_its_reduction(
@@ -65,7 +65,7 @@ def test_a_caller_that_dispatches_loses_no_kernel_without_whole_archive(
     project: Project, run: Run
 ) -> None:
     linked = entries(project.build / "every_kernel", run)
-    assert linked == {DOCUMENTED, LINEAR, HOPPER, reduction(DOCUMENTED), reduction(LINEAR)}
+    assert linked == {DOCUMENTED, LINEAR, HOPPER, DECODE, *map(reduction, (DOCUMENTED, LINEAR))}
     assert "whole-archive" not in (project.build / "CMakeCache.txt").read_text()
 
 
@@ -89,7 +89,7 @@ def test_the_api_lists_what_is_linked_and_refuses_by_field(project: Project) -> 
     assert done.returncode == 0, done.stderr
     lines = [line.split("|") for line in done.stdout.splitlines()]
     kernels = {line[1]: [int(word) for word in line[2:]] for line in lines if line[0] == "kernel"}
-    for name in (DOCUMENTED, LINEAR, HOPPER):
+    for name in (DOCUMENTED, LINEAR, HOPPER, DECODE):
         tile = tiling(AttentionConfig.parse(name))
         assert kernels.pop(name) == [tile.threads, tile.warps, tile.shared_bytes]
     assert not kernels
@@ -101,6 +101,11 @@ def test_the_api_lists_what_is_linked_and_refuses_by_field(project: Project) -> 
     assert refused["head_dim"][:2] == ["2", "size_per_head"]
     assert "prefill_sm80_f16_d96_block_causal is not linked" in refused["head_dim"][2]
     assert f"the nearest is {DOCUMENTED}" in refused["head_dim"][2]
+    assert refused["decode"][:2] == ["1", "out"]
+    assert refused["decode head_dim"][:2] == ["2", "size_per_head"]
+    assert "decode_sm80_f16_d96_block_causal is not linked" in refused["decode head_dim"][2]
+    assert f"the nearest is {DECODE}" in refused["decode head_dim"][2]
+    assert refused["decode plan"][0] == NO_DEVICE
     assert refused["cache"][1] == "cache"
     assert refused["kv_type"][1] == "kv_type"
     assert refused["small"][:2] == ["3", "workspace"]
@@ -113,7 +118,7 @@ def test_the_api_lists_what_is_linked_and_refuses_by_field(project: Project) -> 
 def test_a_caller_compiled_by_nvcc_works_alike(project: Project) -> None:
     done = project.run("from_cuda")
     assert done.returncode == 0
-    assert done.stdout == f"{DOCUMENTED} 3\n"
+    assert done.stdout == f"{DOCUMENTED} 4\n"
 
 
 def test_a_second_build_does_nothing(project: Project) -> None:
@@ -196,7 +201,7 @@ def test_two_copies_live_in_one_program(project: Project, root: Path, tmp_path: 
     checked(both.configure(THEIRS_FOLDER=theirs, CMAKE_PREFIX_PATH=prefix))
     both.make()
     done = both.run("two_copies")
-    assert done.stdout == f"ours 3: {DOCUMENTED} {LINEAR} {HOPPER}\ntheirs 1: {LINEAR}\n"
+    assert done.stdout == f"ours 4: {DECODE} {DOCUMENTED} {LINEAR} {HOPPER}\ntheirs 1: {LINEAR}\n"
 
 
 def test_what_cannot_be_built_is_said_when_it_is_configured(root: Path, tmp_path: Path) -> None:
@@ -206,10 +211,10 @@ def test_what_cannot_be_built_is_said_when_it_is_configured(root: Path, tmp_path
         defaults = {"ATTN_KERNELS": "*", "CMAKE_CUDA_ARCHITECTURES": "80"}
         return refusal(bad.configure(**(defaults | options)))
 
-    assert "ATTN_KERNELS has decode_*: no kernel of this name" in said(
-        ATTN_KERNELS=f"{PAGED};decode_*"
+    assert "ATTN_KERNELS has write_*: no kernel of this name" in said(
+        ATTN_KERNELS=f"{PAGED};write_*"
     )
-    assert "no architecture of 75 (CMAKE_CUDA_ARCHITECTURES) runs any of the 4" in said(
+    assert "no architecture of 75 (CMAKE_CUDA_ARCHITECTURES) runs any of the 5" in said(
         CMAKE_CUDA_ARCHITECTURES=75
     )
     assert f"ATTN_KERNELS has {PAGED}, and no architecture of 75" in said(

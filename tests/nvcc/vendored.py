@@ -15,6 +15,7 @@ DOCUMENTED = "prefill_sm80_f16_d128_block_causal"
 LINEAR = "prefill_sm80_f16_d64_linear_causal"
 PAGED = "prefill_sm80_bf16_d64_paged_full"
 HOPPER = "prefill_sm90_f16_d64_linear_causal"
+DECODE = "decode_sm80_f16_d128_block_causal"
 WARNINGS = {
     "CMAKE_CXX_FLAGS": "-Wall -Wextra -Wpedantic -Werror",
     "CMAKE_CUDA_FLAGS": "-Werror all-warnings -Xcompiler=-Wall,-Wextra,-Werror",
@@ -23,20 +24,20 @@ WARNINGS = {
 
 @cache
 def folder(root: Path) -> Path:
-    """Four kernels of two families, and their reductions."""
-    return emit(root / "generated", [DOCUMENTED, LINEAR, PAGED, HOPPER])
+    """Kernels of two families and two modes, and their reductions."""
+    return emit(root / "generated", [DOCUMENTED, LINEAR, PAGED, HOPPER, DECODE])
 
 
 @cache
 def static(root: Path) -> Project:
-    """The consumers in vendor/ with three of the kernels in a static library, as C++17."""
+    """The consumers in vendor/ with four of the kernels in a static library, as C++17."""
     project = Project(HERE / "vendor", root / "static")
     options = WARNINGS | {
         "CMAKE_CXX_STANDARD": 17,
         "CMAKE_CUDA_STANDARD": 17,
         "CMAKE_CUDA_ARCHITECTURES": "80-real;90-real",
     }
-    chosen = f"{DOCUMENTED};prefill_*_d64_linear_*"
+    chosen = f"{DOCUMENTED};{DECODE};prefill_*_d64_linear_*"
     checked(project.configure(ATTN_FOLDER=folder(root), ATTN_KERNELS=chosen, **options))
     project.make()
     return project
@@ -44,10 +45,10 @@ def static(root: Path) -> Project:
 
 @cache
 def shared(root: Path) -> Project:
-    """The same consumers with two kernels in a shared library, as C++20."""
+    """The same consumers with three kernels in a shared library, as C++20."""
     project = Project(HERE / "vendor", root / "shared")
     options = WARNINGS | {"CMAKE_CXX_STANDARD": 20, "CMAKE_CUDA_STANDARD": 20}
-    chosen = f"{DOCUMENTED};{PAGED}"
+    chosen = f"{DOCUMENTED};{DECODE};{PAGED}"
     checked(
         project.configure(
             ATTN_FOLDER=folder(root), ATTN_KERNELS=chosen, BUILD_SHARED_LIBS="ON", **options
@@ -83,6 +84,7 @@ def print_statuses_without_device(path: str) -> None:
     library, call = Library(Path(path)), documented_call()
     print(f"prefill|{library.prefill(call)}")
     print(f"last error|{library.last_error()}")
+    print(f"decode|{library.decode(documented_call(mode=c_abi.DECODE))}")
     print(f"prefill with a workspace|{library.prefill(call, 4096, 4096)}")
     print(f"workspace_size|{library.workspace_size(call)[0]}")
     print(f"find|{library.find(call, device=0)[0]}")

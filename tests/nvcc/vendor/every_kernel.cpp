@@ -33,8 +33,13 @@ int main() {
   params.token_num = 1;
   params.batch_size = 1;
   refused("null", [&] { attn::dispatchAttention(params); });
+  refused("decode", [&] { attn::dispatchDecoding(params); });
+  refused("decode plan", [&] { attn::plan(params, attn::Mode::kDecode); });
   params.size_per_head = 96;
   refused("head_dim", [&] { attn::dispatchAttention(params); });
+  params.causal = false;  // which decode does not ask for
+  refused("decode head_dim", [&] { attn::dispatchDecoding(params); });
+  params.causal = true;
   params.size_per_head = 128;
   params.cache = attn::CacheType::kPaged;
   refused("cache", [&] { attn::dispatchAttention(params); });

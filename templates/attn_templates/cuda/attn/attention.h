@@ -6,6 +6,7 @@
 //   attn::AttentionParams<half> params;                 // see attn/params.h
 //   attn::invokeAttention<Config::Kernel>(params);      // on params.stream; throws attn::Error
 //   attn::dispatchAttention(params);                    // the kernel that fits params and device
+//   attn::dispatchDecoding(params);                     // likewise, of the decode kernels
 //
 // Everything here may be called from any thread, and works on the device that is current there.
 #pragma once
@@ -80,13 +81,13 @@ namespace detail {
 
 // Defined for half and __nv_bfloat16, in src/dispatch.cpp.
 template <class T>
-void dispatch(const AttentionParams<T>& params);
+void dispatch(const AttentionParams<T>& params, Mode mode);
 
 template <class T>
-Plan plan_dispatch(const AttentionParams<T>& params);
+Plan plan_dispatch(const AttentionParams<T>& params, Mode mode);
 
 template <class T>
-KernelInfo find_kernel(const AttentionParams<T>& params);
+KernelInfo find_kernel(const AttentionParams<T>& params, Mode mode);
 
 template <class T>
 constexpr void require_element() {
@@ -106,21 +107,29 @@ constexpr void require_element() {
 template <class T>
 void dispatchAttention(const AttentionParams<T>& params) {
   detail::require_element<T>();
-  detail::dispatch(params);
+  detail::dispatch(params, Mode::kPrefill);
 }
 
-// The plan of that kernel.
+// The same for one to eight new tokens of each sequence: invokeDecoding with the linked decode
+// kernel. Decode is causal, whatever params.causal says.
 template <class T>
-Plan plan(const AttentionParams<T>& params) {
+void dispatchDecoding(const AttentionParams<T>& params) {
   detail::require_element<T>();
-  return detail::plan_dispatch(params);
+  detail::dispatch(params, Mode::kDecode);
+}
+
+// The plan of the kernel that dispatchAttention takes, or dispatchDecoding with Mode::kDecode.
+template <class T>
+Plan plan(const AttentionParams<T>& params, Mode mode = Mode::kPrefill) {
+  detail::require_element<T>();
+  return detail::plan_dispatch(params, mode);
 }
 
 // That kernel, on the current device.
 template <class T>
-KernelInfo kernel_of(const AttentionParams<T>& params) {
+KernelInfo kernel_of(const AttentionParams<T>& params, Mode mode = Mode::kPrefill) {
   detail::require_element<T>();
-  return detail::find_kernel(params);
+  return detail::find_kernel(params, mode);
 }
 
 // Loads every linked kernel that runs on a device, so that no later call on it pays for that.
@@ -137,8 +146,8 @@ inline std::size_t workspace_size(const Plan& plan) {
 }
 
 template <class T>
-std::size_t workspace_size(const AttentionParams<T>& params) {
-  return workspace_size(plan(params));
+std::size_t workspace_size(const AttentionParams<T>& params, Mode mode = Mode::kPrefill) {
+  return workspace_size(plan(params, mode));
 }
 
 namespace detail {

@@ -50,13 +50,15 @@ constexpr bool operator==(const Traits& a, const Traits& b) {
          a.size_per_head_v == b.size_per_head_v;
 }
 
+// Decode is causal, whatever the params say.
 template <class T>
-Traits traits_of(const AttentionParams<T>& params) {
+Traits traits_of(const AttentionParams<T>& params, Mode mode) {
   Traits traits;
+  traits.mode = mode;
   traits.element = element_of<T>;
   traits.kv_type = params.kv_type;
   traits.cache = params.cache;
-  traits.causal = params.causal;
+  traits.causal = params.causal || mode == Mode::kDecode;
   traits.size_per_head = params.size_per_head;
   traits.size_per_head_v =
       params.size_per_head_v == 0 ? params.size_per_head : params.size_per_head_v;
@@ -102,8 +104,11 @@ const KernelRow& kernel_for(const Traits& traits);
 const KernelRow& kernel_for(const Traits& traits, int device, const void* params, int max_split_k);
 
 template <class T>
-const KernelRow& kernel_for(const AttentionParams<T>& params, int device, int max_split_k) {
-  return kernel_for(traits_of(params), device, &params, max_split_k);
+const KernelRow& kernel_for(const AttentionParams<T>& params,
+                            Mode mode,
+                            int device,
+                            int max_split_k) {
+  return kernel_for(traits_of(params, mode), device, &params, max_split_k);
 }
 
 // The device itself. Throws Error where there is no such device.
@@ -118,9 +123,9 @@ bool is_empty(const AttentionParams<T>& params) {
 // The kernel for a call on the current device, planned with at most max_split_k splits. What is
 // wrong with the call is told before the device is asked.
 template <class T>
-const KernelRow& kernel_here(const AttentionParams<T>& params, int max_split_k) {
-  kernel_for(traits_of(params)).check(&params);
-  return kernel_for(params, current_device(), max_split_k);
+const KernelRow& kernel_here(const AttentionParams<T>& params, Mode mode, int max_split_k) {
+  kernel_for(traits_of(params, mode)).check(&params);
+  return kernel_for(params, mode, current_device(), max_split_k);
 }
 
 // Makes a device current, and the former one again at the end.

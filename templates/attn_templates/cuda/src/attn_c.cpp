@@ -18,7 +18,8 @@ namespace {
 static_assert(ATTN_INTERNAL_ERROR == static_cast<int>(Status::kInternalError) &&
                   ATTN_BF16 == static_cast<int>(detail::Element::kBf16) &&
                   ATTN_PAGED == static_cast<int>(CacheType::kPaged) &&
-                  ATTN_KV_E4M3 == static_cast<int>(KvType::kE4m3),
+                  ATTN_KV_E4M3 == static_cast<int>(KvType::kE4m3) &&
+                  ATTN_DECODE == static_cast<int>(Mode::kDecode),
               "C and C++ count alike");
 
 // Of a fixed size, so that an error can be kept when memory cannot be had.
@@ -90,6 +91,23 @@ AttentionParams<T> converted(const attn_params_t& from) {
   return to;
 }
 
+Mode mode_of(const attn_params_t& params) {
+  if (params.mode != ATTN_PREFILL && params.mode != ATTN_DECODE) {
+    refuse("mode", "is " + std::to_string(params.mode) + ": use ATTN_PREFILL or ATTN_DECODE");
+  }
+  return static_cast<Mode>(params.mode);
+}
+
+// Each function that launches is of one mode, which the functions that ask read from the params.
+void need_mode(const attn_params_t* params, attn_mode_t mode, const char* name) {
+  need_struct("params", params);
+  if (params->mode != mode) {
+    refuse("mode",
+           "is " + std::to_string(params->mode) + ": set it to " + std::to_string(mode) + " (" +
+               name + ") for this function");
+  }
+}
+
 // Calls `call` with the AttentionParams that a C caller means.
 template <class Call>
 void with_params(const attn_params_t* params, Call&& call) {
@@ -124,6 +142,7 @@ KernelInfo info_of(const detail::KernelRow& row, int device) {
 
 void fill(const detail::KernelRow& row, const KernelInfo& from, attn_kernel_info_t& to) {
   to.name = from.name;
+  to.mode = static_cast<int>(row.traits.mode);
   to.dtype = static_cast<int>(row.traits.element);
   to.kv_type = static_cast<int>(row.traits.kv_type);
   to.cache = static_cast<int>(row.traits.cache);
@@ -145,12 +164,12 @@ void fill(const detail::KernelRow& row, const KernelInfo& from, attn_kernel_info
 }
 
 template <class T>
-void run(AttentionParams<T> params, void* workspace, std::size_t workspace_bytes) {
+void run(AttentionParams<T> params, Mode mode, void* workspace, std::size_t workspace_bytes) {
   if (detail::is_empty(params) || (workspace == nullptr && workspace_bytes == 0)) {
-    detail::dispatch(params);
+    detail::dispatch(params, mode);
     return;
   }
-  const detail::KernelRow& row = detail::kernel_here(params, params.max_split_k);
+  const detail::KernelRow& row = detail::kernel_here(params, mode, params.max_split_k);
   set_workspace(params, row.plan(&params), workspace, workspace_bytes);
   row.invoke(&params);
 }
@@ -176,10 +195,11 @@ attn_status_t attn_find(const attn_params_t* params, int device, int* kernel) {
   return guarded([&] {
     need_argument("kernel", kernel);
     with_params(params, [&](const auto& call) {
+      const Mode mode = mode_of(*params);
       const detail::KernelRow& row =
           device == ATTN_ANY_DEVICE
-              ? detail::kernel_for(detail::traits_of(call))
-              : detail::kernel_for(call, detail::checked_device(device), call.max_split_k);
+              ? detail::kernel_for(detail::traits_of(call, mode))
+              : detail::kernel_for(call, mode, detail::checked_device(device), call.max_split_k);
       *kernel = static_cast<int>(&row - detail::kernel_table().rows);
     });
   });
@@ -188,14 +208,36 @@ attn_status_t attn_find(const attn_params_t* params, int device, int* kernel) {
 attn_status_t attn_workspace_size(const attn_params_t* params, size_t* bytes) {
   return guarded([&] {
     need_argument("bytes", bytes);
-    with_params(params,
-                [&](const auto& call) { *bytes = workspace_size(detail::plan_dispatch(call)); });
+    with_params(params, [&](const auto& call) {
+      *bytes = workspace_size(detail::plan_dispatch(call, mode_of(*params)));
+    });
+  });
+}
+
+attn_status_t attn_counter_count(const attn_params_t* params, int* count) {
+  return guarded([&] {
+    need_argument("count", count);
+    with_params(params, [&](const auto& call) {
+      *count = detail::plan_dispatch(call, mode_of(*params)).counter_cnt;
+    });
   });
 }
 
 attn_status_t attn_prefill(const attn_params_t* params, void* workspace, size_t workspace_bytes) {
   return guarded([&] {
-    with_params(params, [&](const auto& call) { run(call, workspace, workspace_bytes); });
+    need_mode(params, ATTN_PREFILL, "ATTN_PREFILL");
+    with_params(params, [&](const auto& call) {
+      run(call, Mode::kPrefill, workspace, workspace_bytes);
+    });
+  });
+}
+
+attn_status_t attn_decode(const attn_params_t* params, void* workspace, size_t workspace_bytes) {
+  return guarded([&] {
+    need_mode(params, ATTN_DECODE, "ATTN_DECODE");
+    with_params(params, [&](const auto& call) {
+      run(call, Mode::kDecode, workspace, workspace_bytes);
+    });
   });
 }
 
