@@ -226,18 +226,16 @@ attn_status_t attn_counter_count(const attn_params_t* params, int* count) {
 attn_status_t attn_prefill(const attn_params_t* params, void* workspace, size_t workspace_bytes) {
   return guarded([&] {
     need_mode(params, ATTN_PREFILL, "ATTN_PREFILL");
-    with_params(params, [&](const auto& call) {
-      run(call, Mode::kPrefill, workspace, workspace_bytes);
-    });
+    with_params(params,
+                [&](const auto& call) { run(call, Mode::kPrefill, workspace, workspace_bytes); });
   });
 }
 
 attn_status_t attn_decode(const attn_params_t* params, void* workspace, size_t workspace_bytes) {
   return guarded([&] {
     need_mode(params, ATTN_DECODE, "ATTN_DECODE");
-    with_params(params, [&](const auto& call) {
-      run(call, Mode::kDecode, workspace, workspace_bytes);
-    });
+    with_params(params,
+                [&](const auto& call) { run(call, Mode::kDecode, workspace, workspace_bytes); });
   });
 }
 

@@ -90,8 +90,7 @@ Params small_call(cudaStream_t stream) {
 
 template <class Arch>
 void measure(const char* name, const Params& params) {
-  using Config =
-      attn::AttentionConfig<Arch, __nv_bfloat16, kHeadDim, attn::CacheType::kLinear>;
+  using Config = attn::AttentionConfig<Arch, __nv_bfloat16, kHeadDim, attn::CacheType::kLinear>;
   std::vector<double> launch, invoke, dispatch;
   for (int round = 0; round < kRounds; ++round) {
     launch.push_back(round_of([&] { empty<<<kHeads, 128, 0, params.stream>>>(SameSize{}); }));
