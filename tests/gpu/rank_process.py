@@ -8,17 +8,20 @@ import os
 import sys
 import time
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from harness import attention_for, bounds, launch, problem_of, verdict
 from ranks import rank_problem
 
+from attn_codegen.config import Cache, Dtype
 from attn_runtime import ContextParallel, ContextParallelError
 from attn_runtime.plan import SplitPolicy
 from attn_runtime.ring import RingAttention
 from cases import Task, batch_for, kernel_named, random_tasks
 from criterion import complaints, lse_limit
+from decode_cases import decode_config, decode_kernel, decode_tasks
 from reference import Batch
 from reference_torch import TorchResult, attention, attention_at_input_precision
 
@@ -34,9 +37,11 @@ TIMEOUT_S = 3.0
 
 def problems() -> None:
     """Random problems, every sharding, both ways to the whole output; some ranks have no key."""
-    for name in KERNELS:
-        kernel = kernel_named(name)
-        tasks = [*islice(random_tasks(kernel), 4)]
+    decode = decode_kernel(decode_config(128, Dtype.BF16, Cache.PAGED))
+    for kernel in (*map(kernel_named, KERNELS), decode):
+        name = kernel.config.name
+        draw = decode_tasks if kernel is decode else random_tasks
+        tasks = [*islice(draw(kernel), 4)]
         tasks.append(Task(batch_for(kernel, [5, 1], [1, 130]), split=SplitPolicy.fixed(3)))
         for at, task in enumerate(tasks):
             sharding, chunk = SHARDINGS[at % 4]
@@ -50,6 +55,29 @@ def problems() -> None:
                 group.wait()
                 wrong = verdict(own, found)
                 assert not wrong, f"{name} {sharding} {output} {task}: {wrong}"
+
+
+def nccl4py() -> None:
+    """A communicator of nccl4py: every way to an output, and a ring."""
+    from nccl import core
+
+    size, rank = dist.get_world_size(), dist.get_rank()
+    ids = [core.get_unique_id() if rank == 0 else None]
+    dist.broadcast_object_list(ids, device=torch.device("cuda", rank))
+    communicator = core.Communicator.init(size, rank, ids[0])
+    kernel = kernel_named(KERNELS[0])
+    for task in islice(random_tasks(kernel), 4):
+        for output in ("complete", "reduced"):
+            if output == "reduced" and task.batch.finished:
+                continue
+            group = ContextParallel(communicator, output=output)
+            attn = attention_for(kernel.config, task.batch, task.split, group)
+            own = rank_problem(problem_of(kernel, task), task, group)
+            found = launch(own, attn, **bounds(task.batch, task.slack))
+            group.wait()
+            wrong = verdict(own, found)
+            assert not wrong, f"{output} {task}: {wrong}"
+    ring(communicator)
 
 
 def in_flight() -> None:
@@ -74,13 +102,13 @@ def in_flight() -> None:
         assert not wrong, f"{task}: {wrong}"
 
 
-def ring() -> None:
+def ring(communicator: Any = None) -> None:
     """Long prompts round the ring, twice with the same buffers."""
     for lens, mask in (((1000, 65), "causal"), ((4096,), "causal"), ((777,), "full")):
         batch = Batch(lens, lens, 8, 2, 128, 128, mask == "causal")
         torch.manual_seed(1)
         q, k, v = (torch.randn(sum(lens), h, 128, device="cuda").bfloat16() for h in (8, 2, 2))
-        attn = RingAttention(num_heads=8, num_kv_heads=2, head_dim=128, mask=mask)
+        attn = RingAttention(communicator, num_heads=8, num_kv_heads=2, head_dim=128, mask=mask)
         own = torch.tensor(attn.layout(lens).tokens(), device="cuda")
         for _ in range(2):
             out, lse = attn(q[own], k[own], v[own], lens=lens, return_lse=True)
@@ -123,7 +151,8 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    {"problems": problems, "in_flight": in_flight, "ring": ring, "failing": failing}[sys.argv[1]]()
+    scenarios = (problems, in_flight, ring, failing, nccl4py)
+    {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]]()
     torch.cuda.synchronize()
     dist.barrier()
     dist.destroy_process_group()

@@ -10,8 +10,10 @@ import pytest
 from harness import Output, attention_for, bounds, ints, launch, problem_of, same_bits, verdict
 from ranks import outputs_of_ranks
 
+from attn_codegen.config import Cache, Dtype
 from attn_runtime.plan import SplitPolicy
 from cases import Kernel, Task, batch_for, kernel_named, random_tasks
+from decode_cases import decode_config, decode_kernel, decode_tasks
 from reference_torch import torch
 
 pytestmark = pytest.mark.gpu
@@ -52,6 +54,30 @@ def test_any_number_of_ranks_gives_the_whole_attention(
     tasks = islice(random_tasks(kernel), size % 4, size % 4 + (3 if size < 9 else 1))
     for task in tasks:
         check(kernel, task, size, sharding, chunk, output)
+
+
+def decode_cases() -> list[object]:
+    """Kernels of each cache; numbers of ranks and shardings walk along."""
+    pairs = (
+        (Cache.PAGED, 128, Dtype.BF16),
+        (Cache.BLOCK, 64, Dtype.F16),
+        (Cache.LINEAR, 128, Dtype.BF16),
+    )
+    kernels = [decode_kernel(decode_config(dim, dtype, cache)) for cache, dim, dtype in pairs]
+    found = []
+    for at, size in enumerate((1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 31, 33, 48, 63, 64)):
+        kernel, (sharding, chunk) = kernels[at % 3], SHARDINGS[at % len(SHARDINGS)]
+        label = f"{size}-{kernel.config.name}-{sharding}{chunk}"
+        found.append(pytest.param(kernel, size, sharding, chunk, id=label))
+    return found
+
+
+@pytest.mark.parametrize(("kernel", "size", "sharding", "chunk"), decode_cases())
+def test_decode_over_any_number_of_ranks_is_right(
+    kernel: Kernel, size: int, sharding: str, chunk: int
+) -> None:
+    for task in islice(decode_tasks(kernel), size % 5, size % 5 + (4 if size < 9 else 2)):
+        check(kernel, task, size, sharding, chunk, "scaled" if size % 4 == 3 else "complete")
 
 
 @pytest.mark.parametrize(("sharding", "chunk"), SHARDINGS)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,10 @@ PROCESS_S = 120
 PROGRAM = Path(__file__).parent / "rank_process.py"
 
 
-@pytest.mark.parametrize("scenario", ["problems", "in_flight", "ring"])
+@pytest.mark.parametrize("scenario", ["problems", "in_flight", "ring", "nccl4py"])
 def test_ranks_give_the_whole_attention(scenario: str) -> None:
+    if scenario == "nccl4py" and find_spec("nccl") is None:
+        pytest.skip("needs nccl4py: it is not installed")
     for status, text in run_ranks(scenario, GPUS):
         assert status == 0 and text.endswith("right\n"), text
 
