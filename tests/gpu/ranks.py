@@ -21,7 +21,7 @@ from harness import (
 
 from attn_runtime import ContextParallel
 from attn_runtime.communicators import Span
-from cases import Kernel, Task, draw_inputs
+from cases import Inputs, Kernel, Task, draw_inputs
 from reference import cumulated
 from reference_torch import torch
 
@@ -71,7 +71,7 @@ def outputs_of_ranks(
 ) -> tuple[Problem, list[Output]]:
     """The whole problem, and what each rank has at the end of its call. All ranks run twice: in the
     second round each finds the parts that the others left in the first."""
-    problem = problem_of(kernel, task)
+    problem, bits = problem_of(kernel, task), draw_inputs(kernel, task)
     parts: dict[int, torch.Tensor] = {}
     calls = []
     for rank in range(size):
@@ -79,15 +79,18 @@ def outputs_of_ranks(
             Replay(size, rank, parts), sharding=sharding, chunk=chunk, output=output
         )
         attn = attention_for(kernel.config, task.batch, task.split, group)
-        calls.append((rank_problem(problem, task, group), attn))
+        calls.append((rank_problem(problem, task, group, bits), attn))
     found: list[Output] = []
     for _ in range(2):
         found = [launch(own, attn, **bounds(task.batch, task.slack)) for own, attn in calls]
     return problem, found
 
 
-def rank_problem(problem: Problem, task: Task, group: ContextParallel) -> Problem:
-    """The problem with the keys of one rank: the same queries and lengths, another cache."""
+def rank_problem(
+    problem: Problem, task: Task, group: ContextParallel, bits: Inputs | None = None
+) -> Problem:
+    """The problem with the keys of one rank: the same queries and lengths, another cache. `bits`
+    are those of draw_inputs, for a caller that has them."""
     batch, kernel = task.batch, problem.kernel
     rng = np.random.default_rng(task.seed + 2 + group.ranks.rank)
     local = replace(batch, k_lens=tuple(group.local_lens(batch.k_lens)))
@@ -97,7 +100,7 @@ def rank_problem(problem: Problem, task: Task, group: ContextParallel) -> Proble
             for begin, length in zip(batch.cu_k_len, batch.k_lens, strict=False)
         ]
     ).astype(np.int64)
-    bits, uploads = draw_inputs(kernel, task), Uploads(kernel.config.dtype.value)
+    bits, uploads = bits or draw_inputs(kernel, task), Uploads(kernel.config.dtype.value)
     call: dict[str, Any] = dict(problem.call)
     call |= cache_call(
         kernel.config, replace(task, batch=local), bits.k[own], bits.v[own], rng, uploads
