@@ -220,6 +220,12 @@ def _check_outputs(
 def _check_ranks(settings: Settings, views: Views, batch: int) -> None:
     """What a call takes that sees part of its keys, or part of its queries."""
     offset_q, cu_rows = views.get("offset_q"), views.get("cu_rows")
+    if settings.ranks.adds_up and views.get("finished") is not None:
+        raise ArgumentError(
+            "finished",
+            "finished was given, and the ranks' outputs are added up: rows that no rank writes "
+            "would be, too; take output='complete' or 'scaled'",
+        )
     if offset_q is not None:
         need_ints("offset_q", offset_q, ("batch_size",), (batch,))
     if cu_rows is not None:

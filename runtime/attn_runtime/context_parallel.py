@@ -37,7 +37,7 @@ class Output(StrEnum):
 
     COMPLETE: the output, merged in float32; one all-gather of 4 (head_dim_v + 2) bytes.
     REDUCED: the output, as a sum of the ranks' rounded shares; an all-gather of 8 bytes and an
-    all-reduce of 2 head_dim_v bytes. For many rows.
+    all-reduce of 2 head_dim_v bytes. For many rows; takes no `finished`.
     SCALED: this rank's share of it, for a sum that follows anyway; an all-gather of 8 bytes.
     """
 
@@ -79,6 +79,7 @@ class ContextParallel:
             sharding=KeySharding[own.name],
             chunk=need_int("chunk", chunk, least=1),
             form=CpForm.COMPLETE if self.output is Output.COMPLETE else CpForm.SCALED,
+            adds_up=self.output is Output.REDUCED,
         )
         self._timeout_s = timeout_s
         self._deadlines: Deadlines | None = None

@@ -28,6 +28,8 @@ class Ranks:
     sharding: KeySharding = KeySharding.INTERLEAVED
     chunk: int = 1
     form: CpForm = CpForm.COMPLETE
+    adds_up: bool = False
+    """The ranks' outputs are added up at the end of the call."""
 
     @property
     def exchanges(self) -> bool:

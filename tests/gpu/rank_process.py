@@ -50,7 +50,7 @@ def problems() -> None:
                 attn = attention_for(kernel.config, task.batch, task.split, group)
                 own = rank_problem(problem_of(kernel, task), task, group)
                 if output == "reduced" and task.batch.finished:
-                    continue  # rows that nobody writes are added up all the same
+                    continue  # refused
                 found = launch(own, attn, **bounds(task.batch, task.slack))
                 group.wait()
                 wrong = verdict(own, found)

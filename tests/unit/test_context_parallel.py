@@ -232,6 +232,17 @@ def test_a_linear_cache_of_a_rank_needs_its_own_rows() -> None:
         call("paged", Ranks(2, 0), Numbers(max_k_len=9), cu_rows=rows)
 
 
+def test_rows_that_nobody_writes_are_not_added_up() -> None:
+    finished = ArrayView((2,), (1,), "bool", 0)
+    for adds_up in (False, True):
+        ranks = Ranks(2, 0, form=CpForm.SCALED, adds_up=adds_up)
+        if not adds_up:
+            assert call("paged", ranks, Numbers(max_k_len=9), finished=finished)
+            continue
+        with pytest.raises(ArgumentError, match="outputs are added up"):
+            call("paged", ranks, Numbers(max_k_len=9), finished=finished)
+
+
 def test_words_that_name_nothing_are_refused_with_the_allowed_ones() -> None:
     for argument in ("sharding", "output"):
         with pytest.raises(ArgumentError, match=f"{argument} is 'spread': it must be one of"):
