@@ -11,10 +11,11 @@
 
 namespace attn::detail {
 
-// The launch of the reduction behind the kernel, measured on an H200.
-inline constexpr std::int64_t kMergeNs = 4000;
-// Partials are written and read back through L2: 2 TB/s, measured on an H200.
-inline constexpr std::int64_t kMergeBytesPerNs = 2000;
+// The launch of the reduction behind the kernel, and the slower end of a CTA that leaves a partial
+// result; measured on an H100, as is the next.
+inline constexpr std::int64_t kMergeNs = 6500;
+// Partial results are written and read back through L2.
+inline constexpr std::int64_t kMergeBytesPerNs = 7000;
 
 // Above these only orders of magnitude count, and no product leaves 64 bits.
 inline constexpr std::int64_t kMostTiles = 1 << 24;
@@ -50,35 +51,31 @@ inline std::int64_t slots_of(const DeviceLimits& device, const KernelLimits& ker
   return std::min(std::int64_t{device.sm_count} * kernel.ctas_per_sm, kMostTiles);
 }
 
-// Every split writes its part of a row, and the reduction reads it.
+// Every split writes its part of a row, and the reduction reads it and writes the row.
 inline std::int64_t merge_ns(const Work& work, std::int64_t splits) {
   if (splits == 1) {
     return 0;
   }
-  return kMergeNs + 2 * work.rows * work.row_bytes * splits / kMergeBytesPerNs;
+  return kMergeNs + 2 * work.rows * work.row_bytes * (splits + 1) / kMergeBytesPerNs;
 }
 
-// The costs are those of an SM that holds all the CTAs it can. A CTA that has fewer beside it is
-// faster, at most twice: half of its time is its own, half is shared.
-inline std::int64_t shared_ns(std::int64_t full_ns,
-                              std::int64_t pieces,
-                              const DeviceLimits& device,
-                              const KernelLimits& kernel) {
-  const std::int64_t beside =
-      std::min<std::int64_t>(ceil_div(pieces, device.sm_count), kernel.ctas_per_sm);
-  const std::int64_t half = full_ns / 2;
-  return half + half / kernel.ctas_per_sm * beside;
+// What takes full_ns on an SM that holds all the CTAs it can, on one that holds `ctas`: a quarter
+// of a CTA's time is its own, the rest is shared (where two fit, one alone took 0.53 to 0.70 of the
+// time on an H100).
+inline std::int64_t beside_ns(std::int64_t full_ns, std::int64_t ctas, const KernelLimits& kernel) {
+  const std::int64_t shared = full_ns / 4 * 3 + full_ns % 4 * 3 / 4;
+  return full_ns - shared + shared / kernel.ctas_per_sm * ctas;
 }
 
 // What a launch and its reduction take. `work` is bounded; splits are at most 128.
 //
-// CTAs are handed out as others end, the longest first where they differ. So the end waits for the
-// longest, or for an even share of everything, in which slots that the last wave leaves idle count
-// as if they had one of the shortest:
+// CTAs are handed out as others end, the longest first where they differ. So all end together after
+// an even share of everything, in which slots that the last wave leaves idle count as if they had
+// one of the shortest; or the longest is waited for, alone on its SM by then:
 //
 //   piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
 //   even     = (sum of pieces + idle piece(shortest)) / slots
-//   total    = max(piece(longest), even) + merge
+//   total    = shared(even) + alone(piece(longest) - even) + merge
 inline std::int64_t estimate_ns(const Work& work,
                                 const DeviceLimits& device,
                                 const KernelLimits& kernel,
@@ -91,7 +88,10 @@ inline std::int64_t estimate_ns(const Work& work,
   const std::int64_t busy = pieces * kernel.tile_ns + steps * kernel.step_ns;
   const std::int64_t idle = (slots - pieces % slots) % slots;
   const std::int64_t even = (busy + idle * shortest) / slots;
-  return shared_ns(std::max(longest, even), pieces, device, kernel) + merge_ns(work, splits);
+  const std::int64_t beside =
+      std::min<std::int64_t>(ceil_div(pieces, device.sm_count), kernel.ctas_per_sm);
+  const std::int64_t tail = beside_ns(std::max<std::int64_t>(longest - even, 0), 1, kernel);
+  return beside_ns(even, beside, kernel) + tail + merge_ns(work, splits);
 }
 
 }  // namespace attn::detail

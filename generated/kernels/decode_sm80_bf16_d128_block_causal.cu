@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         aa6aa7b7b24aeaf04c4bce9347ddb4f35e6cf408b5cf42798648da75313ed638
+// digest         621f12aab3556b79eb19ca0f93ea8b02523b0538b0e42618c1585b0aaa146d2b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

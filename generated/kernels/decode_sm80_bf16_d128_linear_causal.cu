@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         38d1682ac64b1336ac243a2ed61b5dfa1cffcb2a1021e78fa7568230ffe3edda
+// digest         5d7c7735da50dd90055bacbde43431a125613a31e3e20bb9fe06d3b1346acd08
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         8fb61b43484bfb7debab8b73009c6ed59138cbe4c8fe0818a4172b13f5484f3c
+// digest         34d165742cdde51e0539e0301e291827d789788671b3373c8f30330de897c33e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         bf5d2e3ddfe0d5b4169c63000fc2c4bf39e7d24c8113a42c09515b11be3855ad
+// digest         6edd73f15bf7d350c697ddc236c93befff6f236feccfc3790030985b73999ffe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e26844032e8eed4065a1b7838c87ef35c7cc1ca23e18226956f5a56a680b6bba
+// digest         95e023e53f149768d86b54fc96ee13979e4af0482da3c1dcbbd288acf5f8cebf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         595173c7e1d42afe75b4de61284e313e4cbc59224c7eca3f2f7149f813b22af5
+// digest         460bc8d3008f94959c6de288400df4a8492d660e13d64007de9477b8fb56695d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

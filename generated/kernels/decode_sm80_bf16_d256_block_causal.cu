@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         9f3922dbdd5358699b6686eff723469e2c4f9109c8f1dcf201c612bffc84b0a4
+// digest         0852dc6a16af9bcd19424febb2ba479c04aceb20e62eaac09fa7fcfcb331ea60
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

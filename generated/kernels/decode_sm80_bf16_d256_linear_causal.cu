@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         9a09a951d865dff7ad8335e3ba5fcf8c6ade2b343a11a4a76480b3bc3d25449a
+// digest         676f57b76d3076c29224da599655de504f2ba818d02d2affa968ea6fb8f74f0a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         1a8d01fa7490bfeb843eff971eed73677a201294450ea5e72d7b7724485ef2f2
+// digest         8d61f595f7c24e4b7548f2d4ba8313285d3cf94ea3ae2d5681a3cb1c4db7631b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         8a2a13bc5eaa664559f58110ecb80f2620a5e1d07a70caaa13945c54d3f37445
+// digest         8860e1e7a679211e28c8e26d45b3626653d32b61303499b948068a72ade0e273
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         d2bc876b3fb53ab912517f36f777a12159bf014befa7eabeea563d51c30cdc76
+// digest         39ec908f7aea7c6617edc6d90186f4f9f09dd4ec56bfb83edc44023be6d6ecfa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

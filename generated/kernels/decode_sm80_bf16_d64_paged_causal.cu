@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         d836a829bf5510d6844cef7ddbc3a481c60abe210c8a2fe45b5f51bd128ff653
+// digest         6b0f1ecc035e8410da27bfc1b9c7b4b301d6af9ccd75253d2f3e7e9d5737ea57
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         0dfabd8ddd3890ff407b532f4ab5e2fd7425140eccf55d8ccbccfef76893a20e
+// digest         4d8fa27262d80aa810391b587faa4c4ac15dfbdc8ebe81acd3f117982bb59b00
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         f9512ae6d598485ab4eb8812767a1a56a7b794a67e903a029f93948340ec1e3b
+// digest         c007b84167bbba3e485a17bb453da9fe3ce63d0b557c41bb73b9472b3d863ccb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         9df4120e1aab25a674e029e565979cefe58ff1a9717e460654fb00e682dadcfe
+// digest         11eebe412aea75269f3daf134bf78a3b568ed25c5040f950b494a39940f7bbee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         4229aec5c6f4f4f35897008ed92b6ec52855ca0a4b3788e894197ed6c086e98e
+// digest         18012ca3aa7b43fa64899af99a135e932c06a7e52fd4b5a13a733ab629e0efd0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         6e31d4adb7404c0370494942d915afa670d40b68439d81447b7cfd8f3c838cb9
+// digest         909b9cb7b2d7644a22c048b7bab43faa8ad54dc0edb946f97249a8d866c09948
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

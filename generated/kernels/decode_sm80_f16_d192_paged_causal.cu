@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         1a91d690748b5708c8c6f563fb865e9330264ae764c4c9ca10f15415915dd193
+// digest         1961effc7aefdf3ba17d9547e296ffc25bf4f845f2b0561238384b7610c755e3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

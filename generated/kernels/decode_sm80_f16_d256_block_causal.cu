@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         f0f87ae85c73fd7145e509c635b711aae47be0bc487879a38a7976e5cd6cdbc6
+// digest         07400177b4047b52b6664980c886471d8f5d87a3e9fd27a7462ebaff749a5bf8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         af1581536f58640b2d92c438e2898c83c2af8b72b89f27c394504a4c8ffa0dc8
+// digest         139d16b7a39a5d30d66f0fdb8b9b20223204fade85de5aada648cf47a1f9b3f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         68d440b84af862f3eba275b80f8ba2009f27e3525f58487e7102987c5756c6d3
+// digest         c0f0b2d999f0cdd3dc1061858e099bd205eadf3233bc66d937234ac73e4000cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         6c9d4227b7d92c3f7f1ca55a7a454b67d56d8b36903e7fc8d25043d1a1262d85
+// digest         197e3668cce86e13a92164dda0631fd65b538b43940ba8b08402141e843e80ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         edca76c8498418ff1417ddc7bebc0fcfa7b91cb7c8e6df83d19d0c87a590b19d
+// digest         347e63217ea703ddee9d26e8d388a1ef8a60bed8ea4a104344c82758439f80ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

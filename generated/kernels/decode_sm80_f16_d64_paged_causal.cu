@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         7fb167443719dc710b537379b5cc376ed874581ce7af5950e5173a6ff4225ba9
+// digest         952dbe82b44274b2de5d50cdc9330e6dc7dae0b624d427b2463c7ceb4165f9a5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         6e3c9d0f76792214e8e9c51d83b8e5c3b226b771df74b5860f90b1e4f0ebfdc3
+// digest         9e4764e15ff44279cfd0b74faee2a073db3ab1a28df31f68c0e2b702faaa6e3e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

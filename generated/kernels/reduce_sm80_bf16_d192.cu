@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         cc0978e79a7d96b2d7de2f96436c7c337560c344373a13aa351a06e1d38bdc58
+// digest         df49183ecfa6a48531a561d70a98524a34a159eedd46a35ed7aa8669b145698e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         52671865ccd89c35a96f76b0cae5232d75e9fab6bb68967450019dc8ba770cfa
+// digest         2c83f6ee6d58487e16d4482d62ba3fe7b997b7794bd2d244c3c9b5fa67978398
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

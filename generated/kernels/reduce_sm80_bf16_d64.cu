@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         3dd4369dd6cdd9f74ce112aed7ba8e7b06d656c9da3eaddc1e5e79945e4c7b8d
+// digest         ebb4cea828a4a743d529dff9ac7d7ac51ece56a2803f1fb6896d371080b48e3e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

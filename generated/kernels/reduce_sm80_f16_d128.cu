@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         5d2c37c980f3826348bdfd749ae5d17ef8e8016dea9c704d4ec222f08f07855c
+// digest         ced7f5ef5ef2acd2ed064e01027bdcf628e63e343c17627d7d824eebc6e0f53b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

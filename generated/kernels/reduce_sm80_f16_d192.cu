@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         15d47cc3f77a8b3732450b76b6505e9650099a06207514ae3768872123d934ea
+// digest         5f466b380a84348d9bbc5267efb28a1808d6e1d5bf49f49e640d40d3f5c1600d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

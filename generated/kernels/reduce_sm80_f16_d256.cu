@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         a65bf6fcc1e3e347f0ddc7710c6352d605c006fb9ad513e289d05a1c62462ab9
+// digest         ef16ad7b7c46711850a05677d1828b2ca990e93d34ad6113bdd695ea225c0dd7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

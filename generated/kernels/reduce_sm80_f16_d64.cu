@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         3f53d2109a6ba5ed230afdd16f0bfeebe66a5449b805eef1950104e57ed0a023
+// digest         6665adefe1d2ff579256ff88c9bc45e3a1d2aa735ecb9adafc630279dde94f48
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

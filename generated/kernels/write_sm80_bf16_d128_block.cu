@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         2ec0f4b55b22965f9aa10eaed86049e3fa65bf5076ff68c39fa3f7e5f00370d6
+// digest         3c2943dc87a2981aeb41b6a810b4ae5c60ecd8327a006c4bb429d4ebd33203c0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         d5617f6b4b9a013092acb824f081721d3e3a4bd485c165c3a9e98837f6c6308e
+// digest         78505aa81de72074c3f42f3c1bfb5cc550447bf7b0f9696b54bfca2d3203044c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         d94afaeadc3720020102bb39ee2644422219012ccf5ca25005fe4775cb56a22d
+// digest         0bf4e3a8d77c93a74d5021d491b9e91c53f32d66585c584563a37d0ab9adbba9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         e35b9e64854366abab700ba97a32e616e0edc6d4c406b4045ad33af5e4a65708
+// digest         6f0139e9299b8b6993cdff7cce0ef0cfb2aa5d11e4979c7b6f171eb08cdb14dc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

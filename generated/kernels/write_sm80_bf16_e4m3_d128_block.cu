@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         1e1c1ed2b2bfb516057fccd76f67a8f713349377b3e785aa102198e4ab167c3a
+// digest         67ebf20fed3e2b946d1c668b2ce32686440eea90a1991c7364f8e817c25da995
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

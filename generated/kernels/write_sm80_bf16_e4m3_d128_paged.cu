@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         05f1033fe0e4ee14de912afa7f277bb622bfc6b1fbc6ef37fc2fc8e224c70a94
+// digest         3c15201e7290e1286e4d6166b9071b757af6aceb9326b9b1c2a307e80dba73f6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

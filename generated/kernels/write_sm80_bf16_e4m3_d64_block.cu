@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         8571131e8bc6a80a29345535d4feceb270a4ed6c22a5bef116debf3622f3ad5d
+// digest         33771927348c213598a1c003ff59b632ae6373788eb6e60f28c949f4e615d249
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         6fd5a1a42307f873307b37324a0c8fc9f407d308455cfdbeaab90b227bf6e141
+// digest         9b88ab2f0a30c820d51a28b8f0f86e70558e39c418334330f8d3d5e9c0ab7f4d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

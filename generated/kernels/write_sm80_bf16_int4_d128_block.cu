@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         e165a2ea8403b82fc2ff078c25f3d528b4ea689d0ef57a29f4aa45c7526aed29
+// digest         002548a2f42251c931f94d584d011d10765e65d1c6083d6de9677f008923037c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         722373048883538bd6fff454c0a296803f59eaa73516d1a9f34cf9258b2ae480
+// digest         7466c35eb2447b110a051b21019ebbec47cac7da0c43bf13f8af65163e64a1ed
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         9bd849128ad568b007c49155866674f28d4bdddbd9b1d1afed35e093448ebc3f
+// digest         7cc4e42968d27b539560aca9a507761470f6c14f570a924d1e8b88ab3183c698
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         6258709db6017524349de759aa3a2c5e525d93dda7cad9de25c5493c6b355e4c
+// digest         90702e261729065fd669ffbc701c2e5cd13fc76de86226882fa881f4f8e3a6b1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         8aee5361aa9c4ef246a308559b6a176f0e4342a957446e724b6306ec4d0e9da0
+// digest         f23448b0e26efda8f006f11e86a4c062dbc5ee79c84928ad9738b19c7399b066
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

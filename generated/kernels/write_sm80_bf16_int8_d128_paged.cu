@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         5b470bd30e810644ea189082958732168a3f82b9e535a52a3c9906c808dce9c4
+// digest         e6f698485b37fd0c63e687f7170ac34cd3d6601054e8ff1b8909a19cc17bca16
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

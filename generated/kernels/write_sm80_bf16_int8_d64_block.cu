@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         eaed8beb75c2f8287f08481899221375bd702d35f51002a31db511a9b18315e8
+// digest         7b37ba0a1930bae70bba6acb8bfb0ff5379fc1cd5f37cb9067923df20543a9af
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

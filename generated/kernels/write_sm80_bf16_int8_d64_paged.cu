@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         5de930ccdf6d3864e32dd4359c3b5f573a8293efaf5f83b8cf72300f867066d0
+// digest         8c1c3cadb6fa87b08f6813e8274201af39497ac43f9ea26a978ed5eb6faa4f6c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         8208b6a11b884b7300d264c951432a84f875602627c9ce06b8a136d6ebd63948
+// digest         565b4562f7e659c6b0d037fe85a0448a1504b941ca275ae611c0cd177d4111bb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

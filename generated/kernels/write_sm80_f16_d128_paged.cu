@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         600771f80fc6599f7e61cf1281292be23ab58c43d1b5e4382ede11e019008b79
+// digest         a237a660a57cca90b86690996c1b82fc278a89d0b224f2f03d383798abcfa1de
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

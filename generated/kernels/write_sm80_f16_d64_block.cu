@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         491d751b79bc99078c05ded94310ffe202630952345497e4ff2664db1ff1e480
+// digest         eb8954fba8eee78129a9ee8d1acb31ea3a5321e5f964a3d88436ab92dffb0c50
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

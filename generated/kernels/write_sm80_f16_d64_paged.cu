@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         377cd0bece686800ededb9eb51bb69d12661b77d4c1aa37a406c2ad68d4ef96b
+// digest         d1c0f048fd4ef9f8ec2d58576efc27950de7f3bb2009c810502aa7c6dbc76a9d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

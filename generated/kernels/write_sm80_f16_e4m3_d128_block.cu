@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         f45119d494b34e2963a9a5d811f0caca92f58fd129b1c349786a5364f452c4df
+// digest         fb2856006f8c207aa731a774d5e49a17c8d0a75cae0f94fae00b57b945a5ad02
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

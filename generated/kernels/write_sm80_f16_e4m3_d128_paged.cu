@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         840e049253078956a4e26cc93efd5931fc0290eccc09f1f31d47aaa0cc11daef
+// digest         46f0d5daab7cc1f21ab5cad4ba001913eb0c52245639b4509d034ff24a299adb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         ed78685d6a7b513e8381a192adccd53b7b8619a2bae6295f7ca707d5879ffd00
+// digest         5f353da7f92d5b737f515c095e3c326b41b300591f8be3e2c6e8c22d1a5f0167
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         4e0ed9bc0a982dc8e7e269b301b5e8e8d1fef66f86f48ba2458c78e53a0214fd
+// digest         8ce6c735619b5a434f51725506fc5380c34667cdb5ee828ce88acd24a4a83ca3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

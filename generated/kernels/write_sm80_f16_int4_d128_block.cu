@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         38f773e3b608f430c00f309a218e3b16cbf743a475bd8e6ef412462978aaee32
+// digest         67fa7813281b7e45173c11a2d554dd7441a89c245024a0b7f89b70df75eb9aa3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

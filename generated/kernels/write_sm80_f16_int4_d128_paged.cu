@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         63d9e16838d53f7907d2fd619a644bd4e5f93ebb66936f7381f46a7f7eeefef5
+// digest         1af912b1a2173401e1dd3ad03a367d8449ce89b7c9057f6720178ae9781bac17
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

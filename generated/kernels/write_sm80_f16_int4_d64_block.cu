@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         7e4a58e391f247fdd3eb9abf85f4fb6e20e7943639b521c9fc872830627dc39e
+// digest         114a1efdb16eb24c71c6a7c2bd26ca6dff79fdda2a28208440a1179c556427ac
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

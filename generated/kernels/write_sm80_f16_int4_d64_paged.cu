@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         5969602852caf89a05c010c5c94c42c1d92e01b729279d885064795b4f1de7a0
+// digest         7c9162fbb5bd299e95dffd3f8ed7d742d0cd123ea9a0f7a534c636eee8f15062
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         4b738664b8e811b26f09a00bb1bc98978b7c158f85825df43ca18b30f172c29a
+// digest         b6e81e87aca0f55b990a6754ebb114a80ce1795e2e22ec4517d5b41a3438c2bf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         ad0d2610a5e20c707fa57f74879d4dcd730bf38cbc565fb7f2bbdb6b20f72f06
+// digest         d75c2af0df6671e7bb805850032f0b36844daa1824ff8833ccea45450afa3a22
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         be1342af967d5b4a2d80faa08f3f61f42d2804c83a355e2a09f8b84eed0ee44a
+// digest         c5b68c2382312a896e71d581e99c2b99d6fead15e7d56eea092db54c5b3e840e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         b23f4187a23c44ec80b9c2cda81731caf172012cb6b31f284c060380827a1c41
+// digest         7291fef8f28b82f620648572e12ed6d8fea756150e76ff83ae30fecbc3725668
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from attn_runtime.problem import DeviceLimits, KernelLimits
 
-MERGE_NS = 4000
-"""The launch of the reduction behind the kernel, measured on an H200."""
+MERGE_NS = 6500
+"""The launch of the reduction behind the kernel, and the slower end of a CTA that leaves a partial
+result; measured on an H100, as is the next."""
 
-MERGE_BYTES_PER_NS = 2000
-"""Partials are written and read back through L2: 2 TB/s, measured on an H200."""
+MERGE_BYTES_PER_NS = 7000
+"""Partial results are written and read back through L2."""
 
 # Above these only orders of magnitude count, and no product leaves 64 bits.
 MOST_TILES = 2**24
@@ -59,13 +60,13 @@ def slots_of(device: DeviceLimits, kernel: KernelLimits) -> int:
 def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: int) -> int:
     """What a launch and its reduction take. `work` is bounded; splits are at most 128.
 
-    CTAs are handed out as others end, the longest first where they differ. So the end waits for the
-    longest, or for an even share of everything, in which slots that the last wave leaves idle
-    count as if they had one of the shortest:
+    CTAs are handed out as others end, the longest first where they differ. So all end together
+    after an even share of everything, in which slots that the last wave leaves idle count as if
+    they had one of the shortest; or the longest is waited for, alone on its SM by then:
 
     piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
     even     = (sum of pieces + idle piece(shortest)) / slots
-    total    = max(piece(longest), even) + merge
+    total    = shared(even) + alone(piece(longest) - even) + merge
     """
     pieces = work.tiles * splits
     slots = slots_of(device, kernel)
@@ -75,19 +76,22 @@ def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: 
     busy = pieces * kernel.tile_ns + steps * kernel.step_ns
     idle = -pieces % slots
     even = (busy + idle * shortest) // slots
-    return _shared_ns(max(longest, even), pieces, device, kernel) + _merge_ns(work, splits)
-
-
-def _shared_ns(full_ns: int, pieces: int, device: DeviceLimits, kernel: KernelLimits) -> int:
-    """The costs are those of an SM that holds all the CTAs it can. A CTA that has fewer beside it
-    is faster, at most twice: half of its time is its own, half is shared."""
     beside = min(-(-pieces // device.sm_count), kernel.ctas_per_sm)
-    half = full_ns // 2
-    return half + half // kernel.ctas_per_sm * beside
+    tail = _beside_ns(max(longest - even, 0), 1, kernel)
+    return _beside_ns(even, beside, kernel) + tail + _merge_ns(work, splits)
+
+
+def _beside_ns(full_ns: int, ctas: int, kernel: KernelLimits) -> int:
+    """What takes full_ns on an SM that holds all the CTAs it can, on one that holds `ctas`: a
+    quarter of a CTA's time is its own, the rest is shared (where two fit, one alone took 0.53 to
+    0.70 of the time on an H100)."""
+    shared = full_ns * 3 // 4
+    return full_ns - shared + shared // kernel.ctas_per_sm * ctas
 
 
 def _merge_ns(work: Work, splits: int) -> int:
-    """Every split writes its part of a row, and the reduction reads it."""
+    """Every split writes its part of a row, and the reduction reads it and writes the row."""
     if splits == 1:
         return 0
-    return MERGE_NS + 2 * work.rows * work.row_bytes * splits // MERGE_BYTES_PER_NS
+    moved = 2 * work.rows * work.row_bytes * (splits + 1)
+    return MERGE_NS + moved // MERGE_BYTES_PER_NS

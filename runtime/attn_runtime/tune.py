@@ -26,12 +26,12 @@ from attn_runtime.choose import choose
 from attn_runtime.driver import Device
 from attn_runtime.kernel import HOPPER, nominal_limits
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem, SplitPolicy
-from attn_runtime.tune_fit import Sample, fills, fit_cost, picked
+from attn_runtime.tune_fit import Sample, fills, fit_cost, worthwhile
 
 Echo = Callable[[str], None]
 
 LENGTHS: Final = (512, 1024, 2048, 4096, 8192)
-FEW: Final = ((512, 512), (2048, 2048), (4096, 4096))
+FEW: Final = ((512, 512), (1024, 1024), (2048, 2048), (4096, 4096))
 """(length, tokens) of calls that leave much of the device idle: a check, no part of the fit."""
 
 
@@ -100,7 +100,7 @@ def _tiles(config: AttentionConfig, device: Device) -> dict[str, AttentionConfig
 def _tune(
     config: AttentionConfig, bench: Bench, schedule: Schedule, echo: Echo
 ) -> dict[str, TileCost]:
-    """The costs of the tiles that a plan would pick somewhere, the default one always."""
+    """The costs of the default tile, and of those that make some call faster than it is."""
     device = DeviceLimits(
         bench.context.device.sm_count, shared_per_cta=bench.context.device.shared_per_block
     )
@@ -111,8 +111,7 @@ def _tune(
         samples = [Sample(row.problem, row.times[word] * 1e6) for row in rows]
         cost = fit_cost(samples, device, kernel)
         limits[word] = replace(kernel, tile_ns=cost.tile_ns, step_ns=cost.step_ns)
-    heads = {WIDTH // config.head_dim, 2 * WIDTH // config.head_dim}
-    kept = {"", *picked(limits, heads, rows[0].problem, device)}
+    kept = worthwhile([row.times for row in rows])
     limits = {word: kernel for word, kernel in limits.items() if word in kept}
     for line in report(config, rows, limits, device):
         echo(line)

@@ -5,24 +5,22 @@ attn_runtime.cost fit best. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.tuning import COST_MAX, TileCost
-from attn_runtime.choose import choose
 from attn_runtime.cost import slots_of
 from attn_runtime.plan import pack_heads, work_of
-from attn_runtime.problem import DeviceLimits, KernelLimits, Problem, SplitPolicy
+from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
 
 FULL_WAVES: Final = 2
 """Calls of fewer waves say little about the costs on a full device."""
-LENGTHS: Final = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
-TOKENS: Final = (128, 512, 1024, 2048, 4096, 8192, 16_384)
+GAIN_PERCENT: Final = 3
+"""Each tile is one more kernel to build and to ship."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +83,18 @@ def _whole(nanoseconds: float) -> int:
     return min(COST_MAX, max(0, round(nanoseconds)))
 
 
-def picked(
-    kernels: dict[str, KernelLimits], heads: Iterable[int], like: Problem, device: DeviceLimits
-) -> set[str]:
-    """The tiles that some call takes: of LENGTHS and TOKENS, with any of the head counts."""
-    words, limits = list(kernels), list(kernels.values())
-    found = set()
-    for length, tokens, num_heads in product(LENGTHS, TOKENS, heads):
-        problem = Problem(
-            token_num=tokens,
-            batch_size=-(-tokens // length),
-            max_q_len=min(length, tokens),
-            max_k_len=length,
-            num_heads=num_heads,
-            num_kv_heads=num_heads,
-            head_dim_v=like.head_dim_v,
-            causal=like.causal,
-        )
-        found.add(words[choose(problem, device, limits, SplitPolicy.heuristic())])
-    return found
+def worthwhile(times: Sequence[Mapping[str, float]]) -> list[str]:
+    """The default tile, and those that were GAIN_PERCENT faster than the ones before them in the
+    list on some shape; the largest gain comes first. `times` has the tiles of each shape."""
+    kept, fastest = [""], [own[""] for own in times]
+    while True:
+        gains = {
+            word: max(old / own[word] for old, own in zip(fastest, times, strict=True))
+            for word in times[0]
+            if word not in kept
+        }
+        best = max(gains, key=lambda word: gains[word], default="")
+        if not best or gains[best] < 1 + GAIN_PERCENT / 100:
+            return kept
+        kept.append(best)
+        fastest = [min(old, own[best]) for old, own in zip(fastest, times, strict=True)]

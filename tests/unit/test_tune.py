@@ -16,7 +16,7 @@ from attn_runtime.cost import estimate_ns
 from attn_runtime.plan import work_of
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
 from attn_runtime.tune import Row, report, shapes_of
-from attn_runtime.tune_fit import Sample, fills, fit_cost, picked
+from attn_runtime.tune_fit import Sample, fills, fit_cost, worthwhile
 
 DEVICE = DeviceLimits(sm_count=132)
 CONFIG = AttentionConfig.parse("prefill_sm90_bf16_d128_linear_causal")
@@ -63,13 +63,14 @@ def test_calls_that_leave_the_device_idle_are_no_part_of_the_fit():
     assert fit_cost([Sample(few, 1e9)], DEVICE, KERNEL) == TileCost(0, 0)
 
 
-def test_a_tile_that_no_call_takes_is_left_out():
-    tiles = {
-        "": replace(KERNEL, tile_ns=2600, step_ns=1450),
-        "t128x128": replace(KERNEL, tile_ns=1800, step_ns=1550),
-        "t64x128": replace(KERNEL, cta_q=64, tile_ns=9000, step_ns=9000),
-    }
-    assert picked(tiles, [16], problem(512, False), DEVICE) == {"", "t128x128"}
+def test_only_tiles_that_were_faster_on_some_shape_are_kept():
+    times = [
+        {"": 100.0, "t64x64": 98.0, "t64x128": 90.0, "t128x128": 96.0},
+        {"": 100.0, "t64x64": 120.0, "t64x128": 130.0, "t128x128": 95.0},
+        {"": 100.0, "t64x64": 119.0, "t64x128": 88.0, "t128x128": 99.0},
+    ]
+    assert worthwhile(times) == ["", "t64x128", "t128x128"]
+    assert worthwhile([{"": 1.0}]) == [""]
 
 
 def test_the_report_names_the_tile_that_is_taken_and_what_it_loses():
