@@ -19,7 +19,7 @@ from attn_codegen.config import AttentionConfig
 from attn_runtime.toolchain import find_nvcc
 
 LEAST_CMAKE = (3, 24)
-JOBS = "2"
+JOBS = str(len(os.sched_getaffinity(0)))
 
 
 @cache
