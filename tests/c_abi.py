@@ -12,7 +12,8 @@ from attn_codegen import params
 
 ANY_DEVICE = -1
 F16, BF16 = 0, 1
-PREFILL, DECODE = 0, 1
+PREFILL, DECODE, WRITE = 0, 1, 2
+INT8 = 1
 SUCCESS, INVALID_ARGUMENT, NOT_SUPPORTED, WORKSPACE_TOO_SMALL, NO_DEVICE = range(5)
 
 _SCALARS = {
@@ -115,6 +116,10 @@ class Library:
     def decode(self, given: Params, workspace: int | None = None, size: int = 0) -> int:
         """attn_decode."""
         return self._call("decode", ctypes.byref(given), workspace, size)
+
+    def write(self, given: Params) -> int:
+        """attn_write."""
+        return self._call("write", ctypes.byref(given))
 
     def prefill(self, given: Params, workspace: int | None = None, size: int = 0) -> int:
         """attn_prefill."""

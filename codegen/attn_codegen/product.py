@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from attn_codegen import params
-from attn_codegen.config import Arch, AttentionConfig
+from attn_codegen.config import Arch, AttentionConfig, KvDtype, Mode
 
 ANY_LATER: Final = 9999
 
@@ -35,7 +35,8 @@ FAMILIES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An attention kernel in the kernel list; `words` is its C++ type as attn/words.h has it."""
+    """A kernel in the kernel list; `words` is its C++ type as attn/words.h has it. `reduction` is
+    "" where it has no splits."""
 
     name: str
     arch: str
@@ -43,18 +44,20 @@ class Line:
     words: str
 
 
-def line_of(config: AttentionConfig, reduction: str) -> Line:
-    """The line of an attention kernel whose splits `reduction` merges."""
-    axes = [
-        config.arch,
-        config.dtype,
-        config.head_dim,
-        config.head_dim_v,
-        config.cache,
-        config.mask,
-    ]
-    words = [str(axis) for axis in axes] + ([tile_type(config.tile)] if config.tile else [])
-    return Line(config.name, config.arch.value, reduction, f"{config.mode}<{', '.join(words)}>")
+def line_of(config: AttentionConfig, reduction: str | None) -> Line:
+    """The line of a kernel whose splits `reduction` merges, or of a cache writer."""
+    axes = [config.arch, config.dtype, config.head_dim, config.head_dim_v, config.cache]
+    is_quantised = config.kv_dtype is not KvDtype.SAME
+    words = [str(axis) for axis in axes]
+    if config.mode is not Mode.WRITE:
+        words.append(str(config.mask))
+        if config.tile or is_quantised:
+            words.append(tile_type(config.tile) if config.tile else "DefaultTile")
+    if is_quantised:
+        words.append(str(config.kv_dtype))
+    return Line(
+        config.name, config.arch.value, reduction or "", f"{config.mode}<{', '.join(words)}>"
+    )
 
 
 def tile_type(word: str) -> str:

@@ -79,7 +79,7 @@ def render(
         entry, text = _unit(config, namespace, tuning)
         entries.append(entry)
         texts[entry.file] = text
-        if entry.reduction is not None:
+        if config.mode is not Mode.REDUCE:
             lines.append(product.line_of(config, entry.reduction))
     texts |= _library(lines, namespace)
     manifest = Manifest(

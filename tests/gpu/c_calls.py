@@ -108,3 +108,46 @@ def run_python(problem: Problem, split: SplitPolicy) -> Output:
     """The same call through the Python runtime."""
     attn = attention_for(problem.kernel.config, problem.batch, split)
     return launch(problem, attn, **bounds(problem.batch))
+
+
+def c_write(
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    codes: torch.Tensor,
+    pairs: torch.Tensor,
+    call: dict[str, torch.Tensor],
+) -> Params:
+    """Writes bf16 rows [token_num, num_kv_heads, head_dim] into pools of int8 codes [K and V, block,
+    block_len, num_kv_heads, head_dim] and pairs (scale, zero)."""
+    tokens, heads, dim = k_new.shape
+    given = Params(
+        dtype=c_abi.BF16,
+        mode=c_abi.WRITE,
+        cache=CACHES[Cache.PAGED],
+        kv_type=c_abi.INT8,
+        k=k_new.data_ptr(),
+        v=v_new.data_ptr(),
+        k_stride=k_new.stride(0),
+        v_stride=v_new.stride(0),
+        cu_q_len=call["cu_q_len"].data_ptr(),
+        cu_k_len=call["cu_k_len"].data_ptr(),
+        token_num=tokens,
+        batch_size=len(call["cu_q_len"]) - 1,
+        max_q_len=tokens,
+        max_k_len=codes.shape[1] * codes.shape[2],
+        num_heads=heads,
+        num_kv_heads=heads,
+        size_per_head=dim,
+        stream=torch.cuda.current_stream().cuda_stream,
+    )
+    rows = given.paged_iter_params
+    rows.block_table = call["block_table"].data_ptr()
+    rows.max_blocks = call["block_table"].shape[1]
+    rows.block_count, rows.block_len = codes.shape[1:3]
+    for index, name in enumerate("kv"):
+        setattr(rows, name, codes[index].data_ptr())
+        setattr(rows, f"{name}_pairs", pairs[index].data_ptr())
+        for part, array in (("", codes[index]), ("pair_", pairs[index])):
+            for axis, stride in zip(("block", "token", "head"), array.stride(), strict=False):
+                setattr(rows, f"{name}_{part}{axis}_stride", stride)
+    return given

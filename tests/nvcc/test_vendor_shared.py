@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import vendored
-from vendored import DECODE, DOCUMENTED, HERE, PAGED, documented_call
+from vendored import DECODE, DOCUMENTED, HERE, PAGED, WRITE, documented_call, writing_call
 
 import c_abi
 from attn_codegen.config import AttentionConfig
@@ -36,6 +36,7 @@ C_FUNCTIONS = {
     "attn_workspace_size",
     "attn_counter_count",
     "attn_decode",
+    "attn_write",
     "attn_prefill",
     "attn_status_string",
     "attn_last_error",
@@ -43,7 +44,8 @@ C_FUNCTIONS = {
 }
 CPP_API = re.compile(
     r"(?:void |attn::Plan |attn::KernelInfo )?attn::"
-    r"(?:(?:invoke|plan|prepare|describe)Attention<.*|(?:invoke|plan)Decoding<.*|kernels\(\)|prepare\(int\)"
+    r"(?:(?:invoke|plan|prepare|describe)Attention<.*|(?:invoke|plan)Decoding<.*"
+    r"|(?:invokeWrite|prepareWriter|describeWriter)<.*|kernels\(\)|prepare\(int\)"
     r"|detail::(?:dispatch|plan_dispatch|find_kernel)<.*)"
     r"|(?:vtable|typeinfo|typeinfo name) for attn::Error"
 )
@@ -73,6 +75,7 @@ def test_the_api_and_nothing_else_is_exported(project: Project, run: Run) -> Non
     assert others == set()
     counts = {"prepareAttention": 3, "describeAttention": 3}
     counts |= {"invokeAttention": 2, "planAttention": 2, "invokeDecoding": 1, "planDecoding": 1}
+    counts |= {"invokeWrite": 1, "prepareWriter": 1, "describeWriter": 1}
     for call, count in counts.items():
         assert sum(f"attn::{call}<" in name for name in names) == count, f"{call}, one per kernel"
 
@@ -84,7 +87,9 @@ def test_consumers_of_the_shared_build_run(project: Project) -> None:
         ["4", ""],
     ]
     done = project.run("every_kernel")
-    assert re.findall(r"^kernel\|(\w+)", done.stdout, re.MULTILINE) == [DECODE, PAGED, DOCUMENTED]
+    assert re.findall(r"^kernel\|(\w+)", done.stdout, re.MULTILINE) == [
+        *(DECODE, PAGED, DOCUMENTED, WRITE)
+    ]
     assert project.run("from_cuda").returncode == 0
 
 
@@ -103,12 +108,12 @@ def test_the_c_header_is_c99(project: Project, run: Run, tmp_path: Path) -> None
     strict = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I", prefix / "include"]
     link = ["-L", folder, "-lattn", f"-Wl,-rpath,{folder}"]
     run([compiler, *strict, HERE / "vendor" / "abi.c", "-o", program, *link])
-    assert run([program]).stdout == f"3 {DECODE}\nstruct_size: invalid argument\n"
+    assert run([program]).stdout == f"4 {DECODE}\nstruct_size: invalid argument\n"
 
 
 def test_kernels_are_listed_without_a_device(library: Library) -> None:
     infos = library.kernels()
-    assert [info.name.decode() for info in infos] == [DECODE, PAGED, DOCUMENTED]
+    assert [info.name.decode() for info in infos] == [DECODE, PAGED, DOCUMENTED, WRITE]
     for info in infos:
         config = AttentionConfig.parse(info.name.decode())
         tile = tiling(config)
@@ -119,15 +124,18 @@ def test_kernels_are_listed_without_a_device(library: Library) -> None:
             tile.shared_bytes,
         )
         assert (info.first_capability, info.registers, info.sm_count) == (80, 0, 0)
-    assert [info.mode for info in infos] == [c_abi.DECODE, c_abi.PREFILL, c_abi.PREFILL]
-    assert [info.dtype for info in infos] == [c_abi.F16, c_abi.BF16, c_abi.F16]
-    assert [info.cache for info in infos] == [1, 2, 1]
-    assert [info.causal for info in infos] == [True, False, True]
+    modes = [c_abi.DECODE, c_abi.PREFILL, c_abi.PREFILL, c_abi.WRITE]
+    assert [info.mode for info in infos] == modes
+    assert [info.dtype for info in infos] == [c_abi.F16, c_abi.BF16, c_abi.F16, c_abi.F16]
+    assert [info.cache for info in infos] == [1, 2, 1, 1]
+    assert [info.kv_type for info in infos] == [0, 0, 0, 1]
+    assert [info.causal for info in infos] == [True, False, True, True]
 
 
 def test_a_kernel_is_found_by_what_a_call_says(library: Library) -> None:
     assert library.find(documented_call()) == (c_abi.SUCCESS, 2)
     assert library.find(documented_call(mode=c_abi.DECODE, causal=False)) == (c_abi.SUCCESS, 0)
+    assert library.find(writing_call()) == (c_abi.SUCCESS, 3)
     paged = Params(dtype=c_abi.BF16, causal=False, cache=2, size_per_head=64, size_per_head_v=64)
     assert library.find(paged) == (c_abi.SUCCESS, 1)
 
@@ -195,9 +203,33 @@ def test_a_bad_decode_names_the_field(
     assert library.last_error().startswith(f"{field} ")
 
 
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"struct_size": 8}, "struct_size"),
+        ({"mode": c_abi.DECODE}, "mode"),
+        ({"kv_type": 2}, "kv_type"),
+        ({"size_per_head": 64}, "size_per_head"),
+        ({"k": None}, "k"),
+        ({"v": 4100}, "v"),
+        ({"v_stride": 3}, "v_stride"),
+        ({"num_kv_heads": -2}, "num_kv_heads"),
+        ({"cu_k_len": None}, "cu_k_len"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_a_bad_write_names_the_field(
+    library: Library, changes: dict[str, object], field: str
+) -> None:
+    status = library.write(writing_call(**changes))
+    assert status in (c_abi.INVALID_ARGUMENT, c_abi.NOT_SUPPORTED)
+    assert library.last_error_field() == field
+    assert library.last_error().startswith(f"{field} ")
+
+
 def test_a_mode_that_is_none_is_refused(library: Library) -> None:
     assert library.find(documented_call(mode=7))[0] == c_abi.INVALID_ARGUMENT
-    assert library.last_error() == "mode is 7: use ATTN_PREFILL or ATTN_DECODE"
+    assert library.last_error() == "mode is 7: use ATTN_PREFILL, ATTN_DECODE or ATTN_WRITE"
 
 
 def test_null_structs_and_wild_numbers_are_refused(library: Library) -> None:
@@ -205,7 +237,7 @@ def test_null_structs_and_wild_numbers_are_refused(library: Library) -> None:
     assert library.last_error_field() == "params"
     assert library.kernel_info(0, c_abi.ANY_DEVICE, None) == c_abi.INVALID_ARGUMENT
     assert library.last_error_field() == "info"
-    for index in (-1, 3, 2**31 - 1):
+    for index in (-1, 4, 2**31 - 1):
         assert library.kernel_info(index, c_abi.ANY_DEVICE, Info()) == c_abi.INVALID_ARGUMENT
         assert library.last_error_field() == "kernel"
     short = Info()
@@ -232,4 +264,4 @@ def test_without_a_device_every_call_returns_a_status(project: Project, run: Run
     assert statuses.pop("prefill of nothing") == str(c_abi.SUCCESS)
     assert "an NVIDIA GPU and its driver are needed" in statuses.pop("last error")
     assert set(statuses.values()) == {str(c_abi.NO_DEVICE)}
-    assert len(statuses) == 6
+    assert len(statuses) == 7

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import vendored
-from vendored import DECODE, DOCUMENTED, HERE, HOPPER, LINEAR, PAGED
+from vendored import DECODE, DOCUMENTED, HERE, HOPPER, LINEAR, PAGED, WRITE
 
 from attn_codegen.config import AttentionConfig, reduction_of
 from attn_codegen.tiling import tiling
@@ -26,6 +26,7 @@ pytestmark = [
 Run = Callable[..., subprocess.CompletedProcess[str]]
 EXAMPLE = HERE.parents[1] / "examples" / "cpp"
 NO_DEVICE = "4"
+CHOSEN = (DECODE, DOCUMENTED, LINEAR, HOPPER, WRITE)
 
 
 @pytest.fixture(scope="session")
@@ -45,13 +46,13 @@ def reduction(name: str) -> str:
 def entries(program: Path, run: Run) -> set[str]:
     """The kernels in a program or a library."""
     names = run(["nm", program]).stdout
-    return set(re.findall(r" [tT] ((?:prefill|decode|reduce)_sm\w+)$", names, re.MULTILINE))
+    return set(re.findall(r" [tT] ((?:prefill|decode|write|reduce)_sm\w+)$", names, re.MULTILINE))
 
 
 def test_a_subset_and_its_reductions_are_built_and_nothing_else(project: Project, run: Run) -> None:
     objects = run(["ar", "t", project.build / "attn" / "libattn.a"]).stdout.split()
     units = {name.removesuffix(".cu.o") for name in objects if name.endswith(".cu.o")}
-    assert units == {DOCUMENTED, LINEAR, HOPPER, DECODE, *map(reduction, (DOCUMENTED, LINEAR))}
+    assert units == {*CHOSEN, *map(reduction, (DOCUMENTED, LINEAR))}
 
 
 def test_a_caller_of_one_kernel_links_that_kernel_and_its_reduction(
@@ -65,7 +66,7 @@ def test_a_caller_that_dispatches_loses_no_kernel_without_whole_archive(
     project: Project, run: Run
 ) -> None:
     linked = entries(project.build / "every_kernel", run)
-    assert linked == {DOCUMENTED, LINEAR, HOPPER, DECODE, *map(reduction, (DOCUMENTED, LINEAR))}
+    assert linked == {*CHOSEN, *map(reduction, (DOCUMENTED, LINEAR))}
     assert "whole-archive" not in (project.build / "CMakeCache.txt").read_text()
 
 
@@ -89,7 +90,7 @@ def test_the_api_lists_what_is_linked_and_refuses_by_field(project: Project) -> 
     assert done.returncode == 0, done.stderr
     lines = [line.split("|") for line in done.stdout.splitlines()]
     kernels = {line[1]: [int(word) for word in line[2:]] for line in lines if line[0] == "kernel"}
-    for name in (DOCUMENTED, LINEAR, HOPPER, DECODE):
+    for name in CHOSEN:
         tile = tiling(AttentionConfig.parse(name))
         assert kernels.pop(name) == [tile.threads, tile.warps, tile.shared_bytes]
     assert not kernels
@@ -105,6 +106,9 @@ def test_the_api_lists_what_is_linked_and_refuses_by_field(project: Project) -> 
     assert refused["decode head_dim"][:2] == ["2", "size_per_head"]
     assert "decode_sm80_f16_d96_block_causal is not linked" in refused["decode head_dim"][2]
     assert f"the nearest is {DECODE}" in refused["decode head_dim"][2]
+    assert refused["write"][:2] == ["1", "k"]
+    assert refused["write kv_type"][:2] == ["2", "kv_type"]
+    assert "write_sm80_f16_int4_d128_block is not linked" in refused["write kv_type"][2]
     assert refused["decode plan"][0] == NO_DEVICE
     assert refused["cache"][1] == "cache"
     assert refused["kv_type"][1] == "kv_type"
@@ -118,7 +122,7 @@ def test_the_api_lists_what_is_linked_and_refuses_by_field(project: Project) -> 
 def test_a_caller_compiled_by_nvcc_works_alike(project: Project) -> None:
     done = project.run("from_cuda")
     assert done.returncode == 0
-    assert done.stdout == f"{DOCUMENTED} 4\n"
+    assert done.stdout == f"{DOCUMENTED} 5\n"
 
 
 def test_a_second_build_does_nothing(project: Project) -> None:
@@ -201,7 +205,7 @@ def test_two_copies_live_in_one_program(project: Project, root: Path, tmp_path: 
     checked(both.configure(THEIRS_FOLDER=theirs, CMAKE_PREFIX_PATH=prefix))
     both.make()
     done = both.run("two_copies")
-    assert done.stdout == f"ours 4: {DECODE} {DOCUMENTED} {LINEAR} {HOPPER}\ntheirs 1: {LINEAR}\n"
+    assert done.stdout == f"ours 5: {' '.join(CHOSEN)}\ntheirs 1: {LINEAR}\n"
 
 
 def test_what_cannot_be_built_is_said_when_it_is_configured(root: Path, tmp_path: Path) -> None:
@@ -211,10 +215,8 @@ def test_what_cannot_be_built_is_said_when_it_is_configured(root: Path, tmp_path
         defaults = {"ATTN_KERNELS": "*", "CMAKE_CUDA_ARCHITECTURES": "80"}
         return refusal(bad.configure(**(defaults | options)))
 
-    assert "ATTN_KERNELS has write_*: no kernel of this name" in said(
-        ATTN_KERNELS=f"{PAGED};write_*"
-    )
-    assert "no architecture of 75 (CMAKE_CUDA_ARCHITECTURES) runs any of the 5" in said(
+    assert "ATTN_KERNELS has copy_*: no kernel of this name" in said(ATTN_KERNELS=f"{PAGED};copy_*")
+    assert "no architecture of 75 (CMAKE_CUDA_ARCHITECTURES) runs any of the 6" in said(
         CMAKE_CUDA_ARCHITECTURES=75
     )
     assert f"ATTN_KERNELS has {PAGED}, and no architecture of 75" in said(

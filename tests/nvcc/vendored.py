@@ -16,6 +16,7 @@ LINEAR = "prefill_sm80_f16_d64_linear_causal"
 PAGED = "prefill_sm80_bf16_d64_paged_full"
 HOPPER = "prefill_sm90_f16_d64_linear_causal"
 DECODE = "decode_sm80_f16_d128_block_causal"
+WRITE = "write_sm80_f16_int8_d128_block"
 WARNINGS = {
     "CMAKE_CXX_FLAGS": "-Wall -Wextra -Wpedantic -Werror",
     "CMAKE_CUDA_FLAGS": "-Werror all-warnings -Xcompiler=-Wall,-Wextra,-Werror",
@@ -24,20 +25,20 @@ WARNINGS = {
 
 @cache
 def folder(root: Path) -> Path:
-    """Kernels of two families and two modes, and their reductions."""
-    return emit(root / "generated", [DOCUMENTED, LINEAR, PAGED, HOPPER, DECODE])
+    """Kernels of two families and three modes, and their reductions."""
+    return emit(root / "generated", [DOCUMENTED, LINEAR, PAGED, HOPPER, DECODE, WRITE])
 
 
 @cache
 def static(root: Path) -> Project:
-    """The consumers in vendor/ with four of the kernels in a static library, as C++17."""
+    """The consumers in vendor/ with five of the kernels in a static library, as C++17."""
     project = Project(HERE / "vendor", root / "static")
     options = WARNINGS | {
         "CMAKE_CXX_STANDARD": 17,
         "CMAKE_CUDA_STANDARD": 17,
         "CMAKE_CUDA_ARCHITECTURES": "80-real;90-real",
     }
-    chosen = f"{DOCUMENTED};{DECODE};prefill_*_d64_linear_*"
+    chosen = f"{DOCUMENTED};{DECODE};write_*;prefill_*_d64_linear_*"
     checked(project.configure(ATTN_FOLDER=folder(root), ATTN_KERNELS=chosen, **options))
     project.make()
     return project
@@ -45,10 +46,10 @@ def static(root: Path) -> Project:
 
 @cache
 def shared(root: Path) -> Project:
-    """The same consumers with three kernels in a shared library, as C++20."""
+    """The same consumers with four kernels in a shared library, as C++20."""
     project = Project(HERE / "vendor", root / "shared")
     options = WARNINGS | {"CMAKE_CXX_STANDARD": 20, "CMAKE_CUDA_STANDARD": 20}
-    chosen = f"{DOCUMENTED};{DECODE};{PAGED}"
+    chosen = f"{DOCUMENTED};{DECODE};{WRITE};{PAGED}"
     checked(
         project.configure(
             ATTN_FOLDER=folder(root), ATTN_KERNELS=chosen, BUILD_SHARED_LIBS="ON", **options
@@ -79,11 +80,18 @@ def documented_call(**changes: object) -> Params:
     return call
 
 
+def writing_call(**changes: object) -> Params:
+    """A call of the cache writer whose addresses no device has seen."""
+    rows = {"k": 4096, "v": 4096, "k_stride": 2 * 128, "v_stride": 2 * 128, "kv_type": 1}
+    return documented_call(mode=c_abi.WRITE, **(rows | changes))
+
+
 def print_statuses_without_device(path: str) -> None:
     """Each call that needs a device, in a process that sees none."""
     library, call = Library(Path(path)), documented_call()
     print(f"prefill|{library.prefill(call)}")
     print(f"last error|{library.last_error()}")
+    print(f"write|{library.write(writing_call())}")
     print(f"decode|{library.decode(documented_call(mode=c_abi.DECODE))}")
     print(f"prefill with a workspace|{library.prefill(call, 4096, 4096)}")
     print(f"workspace_size|{library.workspace_size(call)[0]}")

@@ -21,18 +21,21 @@ from commands import Run, run
 ROOT = Path(__file__).parents[2]
 PAGED = "prefill_sm80_bf16_d128_paged_causal"
 DEFAULT = renderer.render(space.preset("default"))
-ATTENTION = [
-    entry for entry in json.loads(DEFAULT[FILE_NAME])["kernels"] if entry["reduction"] is not None
+KERNELS = [
+    entry
+    for entry in json.loads(DEFAULT[FILE_NAME])["kernels"]
+    if entry["config"]["mode"] != "reduce"
 ]
 CMAKE = DEFAULT["cmake/kernels.cmake"]
 
 
 def test_the_kernel_list_of_cmake_is_that_of_the_manifest() -> None:
-    rows = re.findall(r'attn_kernel\((\w+) (\w+) (\w+)\n +"([^"]+)"\)', CMAKE)
+    rows = re.findall(r'attn_kernel\((\w+) (\w+) (\w+|"")\n +"([^"]+)"\)', CMAKE)
     assert [row[:3] for row in rows] == [
-        (entry["name"], entry["arch"], entry["reduction"]) for entry in ATTENTION
+        (entry["name"], entry["arch"], entry["reduction"] or '""') for entry in KERNELS
     ]
-    assert {f"kernels/{unit}.cu" for row in rows for unit in (row[0], row[2])} <= DEFAULT.keys()
+    units = {unit for row in rows for unit in (row[0], row[2]) if unit != '""'}
+    assert {f"kernels/{unit}.cu" for unit in units} <= DEFAULT.keys()
 
 
 def test_emitted_h_has_the_same_lines_as_cmake() -> None:
@@ -40,13 +43,23 @@ def test_emitted_h_has_the_same_lines_as_cmake() -> None:
     assert listed is not None
     lines = [line.strip().removesuffix(",") for line in listed[1].splitlines()]
     assert lines == re.findall(r'"(\w+<[^"]+)"', CMAKE)
-    assert len(set(lines)) == len(lines) == len(ATTENTION)
+    assert len(set(lines)) == len(lines) == len(KERNELS)
 
 
 def test_a_line_has_every_axis_of_the_name() -> None:
     config = AttentionConfig.parse("prefill_sm80_bf16_d192_v128_paged_full")
     line = product.line_of(config, "reduce_sm80_bf16_d128")
     assert line.words == "prefill<sm80, bf16, 192, 128, paged, full>"
+
+
+def test_a_line_of_a_quantised_cache_ends_in_its_element() -> None:
+    config = AttentionConfig.parse("decode_sm80_bf16_int8_d64_paged_causal")
+    assert product.line_of(config, "reduce_sm80_bf16_d64").words == (
+        "decode<sm80, bf16, 64, 64, paged, causal, DefaultTile, int8>"
+    )
+    writer = AttentionConfig.parse("write_sm80_f16_int4_d128_block")
+    line = product.line_of(writer, None)
+    assert (line.words, line.reduction) == ("write<sm80, f16, 128, 128, block, int4>", "")
 
 
 def test_the_words_of_a_line_are_declared() -> None:
@@ -75,7 +88,7 @@ def test_python_and_cpp_agree_on_the_families() -> None:
 
 def test_what_a_family_is_compiled_as_is_that_of_the_manifest() -> None:
     compiled = {family.arch.value: family.compiled for family in product.FAMILIES}
-    for entry in ATTENTION:
+    for entry in KERNELS:
         flag = f"-gencode=arch=compute_{compiled[entry['arch']]},code="
         assert entry["gencode"].startswith(flag)
 

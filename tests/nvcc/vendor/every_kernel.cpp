@@ -44,7 +44,10 @@ int main() {
   params.cache = attn::CacheType::kPaged;
   refused("cache", [&] { attn::dispatchAttention(params); });
   params.cache = attn::CacheType::kBlock;
+  params.kv_type = attn::KvType::kInt4;
+  refused("write kv_type", [&] { attn::dispatchWriting(params); });
   params.kv_type = attn::KvType::kInt8;
+  refused("write", [&] { attn::dispatchWriting(params); });
   refused("kv_type", [&] { attn::dispatchAttention(params); });
 
   attn::Plan plan;
