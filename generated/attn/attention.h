@@ -7,6 +7,7 @@
 //   attn::invokeAttention<Config::Kernel>(params);      // on params.stream; throws attn::Error
 //   attn::dispatchAttention(params);                    // the kernel that fits params and device
 //   attn::dispatchDecoding(params);                     // likewise, of the decode kernels
+//   attn::dispatchWriting(params);                      // new keys and values into the cache
 //
 // Everything here may be called from any thread, and works on the device that is current there.
 #pragma once
@@ -59,6 +60,19 @@ void invokeAttention(const typename Kernel::ParamType& params);
 // belong to one stream at a time.
 template <class Kernel, class = detail::RequireEmitted<Kernel>>
 void invokeDecoding(const typename Kernel::ParamType& params);
+
+// Writes new rows of K and V into a cache, quantising them where the kernel does (WriteConfig):
+// token i of n of a sequence goes to position k_len - n + i. Reads k, v, k_stride, v_stride,
+// cu_q_len (of the new tokens), cu_k_len (with them), num_kv_heads and the cache.
+template <class Kernel, class = detail::RequireEmitted<Kernel>>
+void invokeWrite(const typename Kernel::ParamType& params);
+
+// prepareAttention and describeAttention for cache writers.
+template <class Kernel, class = detail::RequireEmitted<Kernel>>
+KernelInfo prepareWriter();
+
+template <class Kernel, class = detail::RequireEmitted<Kernel>>
+KernelInfo describeWriter();
 
 // How invokeDecoding would cut a call, on the current device. Reads no device memory.
 template <class Kernel, class = detail::RequireEmitted<Kernel>>
@@ -116,6 +130,14 @@ template <class T>
 void dispatchDecoding(const AttentionParams<T>& params) {
   detail::require_element<T>();
   detail::dispatch(params, Mode::kDecode);
+}
+
+// invokeWrite with the linked cache writer that fits the params (T, cache, kv_type, size_per_head,
+// size_per_head_v).
+template <class T>
+void dispatchWriting(const AttentionParams<T>& params) {
+  detail::require_element<T>();
+  detail::dispatch(params, Mode::kWrite);
 }
 
 // The plan of the kernel that dispatchAttention takes, or dispatchDecoding with Mode::kDecode.

@@ -38,7 +38,7 @@ typedef enum attn_status_t {
   ATTN_INTERNAL_ERROR = 7
 } attn_status_t;
 
-typedef enum attn_mode_t { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_mode_t;
+typedef enum attn_mode_t { ATTN_PREFILL = 0, ATTN_DECODE = 1, ATTN_WRITE = 2 } attn_mode_t;
 
 typedef enum attn_dtype_t { ATTN_F16 = 0, ATTN_BF16 = 1 } attn_dtype_t;
 
@@ -303,8 +303,8 @@ int attn_kernel_count(void);
  * and the device asked; with ATTN_ANY_DEVICE, no device is needed. */
 attn_status_t attn_kernel_info(int kernel, int device, attn_kernel_info_t* info);
 
-/* The kernel that attn_prefill or attn_decode takes for params on a device. Reads mode, dtype,
- * kv_type, cache, causal, size_per_head and size_per_head_v. */
+/* The kernel that attn_prefill, attn_decode or attn_write takes for params on a device. Reads mode,
+ * dtype, kv_type, cache, causal, size_per_head and size_per_head_v. */
 attn_status_t attn_find(const attn_params_t* params, int device, int* kernel);
 
 /* Bytes of device memory that attn_prefill or attn_decode wants for its splits, on the current
@@ -324,6 +324,11 @@ attn_status_t attn_prefill(const attn_params_t* params, void* workspace, size_t 
 /* The same with the decode kernels: one to eight new tokens of each sequence, causal whatever
  * params->causal says. params->mode is ATTN_DECODE. */
 attn_status_t attn_decode(const attn_params_t* params, void* workspace, size_t workspace_bytes);
+
+/* Writes new rows of K and V (params->k, v, k_stride, v_stride) into a cache, quantising them where
+ * kv_type asks for it. Token i of the n new ones of a sequence (cu_q_len) goes to position
+ * k_len - n + i, where k_len (cu_k_len) counts them too. params->mode is ATTN_WRITE. */
+attn_status_t attn_write(const attn_params_t* params);
 
 /* A few words. */
 const char* attn_status_string(attn_status_t status);

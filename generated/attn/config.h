@@ -136,6 +136,7 @@ struct WriteConfig {
   using T = T_;
   using Tkv = Tkv_;
   using Kernel = CacheWriter<WriteConfig>;
+  static constexpr Mode kMode = Mode::kWrite;
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kHeadDimV = HeadDimV;
   static constexpr CacheType kCache = Cache;

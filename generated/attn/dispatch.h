@@ -50,7 +50,7 @@ constexpr bool operator==(const Traits& a, const Traits& b) {
          a.size_per_head_v == b.size_per_head_v;
 }
 
-// Decode is causal, whatever the params say.
+// Only prefill has masks to choose from: decode is causal, whatever the params say.
 template <class T>
 Traits traits_of(const AttentionParams<T>& params, Mode mode) {
   Traits traits;
@@ -58,7 +58,7 @@ Traits traits_of(const AttentionParams<T>& params, Mode mode) {
   traits.element = element_of<T>;
   traits.kv_type = params.kv_type;
   traits.cache = params.cache;
-  traits.causal = params.causal || mode == Mode::kDecode;
+  traits.causal = params.causal || mode != Mode::kPrefill;
   traits.size_per_head = params.size_per_head;
   traits.size_per_head_v =
       params.size_per_head_v == 0 ? params.size_per_head : params.size_per_head_v;

@@ -33,8 +33,9 @@ enum class CacheType : int { kLinear = 0, kBlock = 1, kPaged = 2 };
 // j <= i + m - n.
 enum class Mask : int { kCausal = 0, kFull = 1 };
 
-// What a kernel is for: prompts, or one to eight new tokens of each sequence.
-enum class Mode : int { kPrefill = 0, kDecode = 1 };
+// What a kernel is for: prompts, one to eight new tokens of each sequence, or writing new keys and
+// values into a cache.
+enum class Mode : int { kPrefill = 0, kDecode = 1, kWrite = 2 };
 
 // How the cache is quantised.
 enum class KvType : int { kSame = 0, kInt8 = 1, kInt4 = 2, kE4m3 = 3 };

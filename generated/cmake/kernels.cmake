@@ -9,7 +9,7 @@ attn_family(sm75 75 79 75)
 attn_family(sm80 80 9999 80)
 attn_family(sm90 90 90 90a)
 
-# attention kernel, family, the kernel that merges its splits, its line of attn/emitted.h
+# kernel, family, the kernel that merges its splits (if it has any), its line of attn/emitted.h
 attn_kernel(decode_sm80_bf16_d128_block_causal sm80 reduce_sm80_bf16_d128
             "decode<sm80, bf16, 128, 128, block, causal>")
 attn_kernel(decode_sm80_bf16_d128_linear_causal sm80 reduce_sm80_bf16_d128
@@ -378,6 +378,70 @@ attn_kernel(prefill_sm90_f16_d64_paged_full sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, paged, full>")
 attn_kernel(prefill_sm90_f16_d64_paged_full_t64x128 sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, paged, full, Tile<64, 128>>")
+attn_kernel(write_sm80_bf16_d128_block sm80 ""
+            "write<sm80, bf16, 128, 128, block>")
+attn_kernel(write_sm80_bf16_d128_paged sm80 ""
+            "write<sm80, bf16, 128, 128, paged>")
+attn_kernel(write_sm80_bf16_d64_block sm80 ""
+            "write<sm80, bf16, 64, 64, block>")
+attn_kernel(write_sm80_bf16_d64_paged sm80 ""
+            "write<sm80, bf16, 64, 64, paged>")
+attn_kernel(write_sm80_bf16_e4m3_d128_block sm80 ""
+            "write<sm80, bf16, 128, 128, block, e4m3>")
+attn_kernel(write_sm80_bf16_e4m3_d128_paged sm80 ""
+            "write<sm80, bf16, 128, 128, paged, e4m3>")
+attn_kernel(write_sm80_bf16_e4m3_d64_block sm80 ""
+            "write<sm80, bf16, 64, 64, block, e4m3>")
+attn_kernel(write_sm80_bf16_e4m3_d64_paged sm80 ""
+            "write<sm80, bf16, 64, 64, paged, e4m3>")
+attn_kernel(write_sm80_bf16_int4_d128_block sm80 ""
+            "write<sm80, bf16, 128, 128, block, int4>")
+attn_kernel(write_sm80_bf16_int4_d128_paged sm80 ""
+            "write<sm80, bf16, 128, 128, paged, int4>")
+attn_kernel(write_sm80_bf16_int4_d64_block sm80 ""
+            "write<sm80, bf16, 64, 64, block, int4>")
+attn_kernel(write_sm80_bf16_int4_d64_paged sm80 ""
+            "write<sm80, bf16, 64, 64, paged, int4>")
+attn_kernel(write_sm80_bf16_int8_d128_block sm80 ""
+            "write<sm80, bf16, 128, 128, block, int8>")
+attn_kernel(write_sm80_bf16_int8_d128_paged sm80 ""
+            "write<sm80, bf16, 128, 128, paged, int8>")
+attn_kernel(write_sm80_bf16_int8_d64_block sm80 ""
+            "write<sm80, bf16, 64, 64, block, int8>")
+attn_kernel(write_sm80_bf16_int8_d64_paged sm80 ""
+            "write<sm80, bf16, 64, 64, paged, int8>")
+attn_kernel(write_sm80_f16_d128_block sm80 ""
+            "write<sm80, f16, 128, 128, block>")
+attn_kernel(write_sm80_f16_d128_paged sm80 ""
+            "write<sm80, f16, 128, 128, paged>")
+attn_kernel(write_sm80_f16_d64_block sm80 ""
+            "write<sm80, f16, 64, 64, block>")
+attn_kernel(write_sm80_f16_d64_paged sm80 ""
+            "write<sm80, f16, 64, 64, paged>")
+attn_kernel(write_sm80_f16_e4m3_d128_block sm80 ""
+            "write<sm80, f16, 128, 128, block, e4m3>")
+attn_kernel(write_sm80_f16_e4m3_d128_paged sm80 ""
+            "write<sm80, f16, 128, 128, paged, e4m3>")
+attn_kernel(write_sm80_f16_e4m3_d64_block sm80 ""
+            "write<sm80, f16, 64, 64, block, e4m3>")
+attn_kernel(write_sm80_f16_e4m3_d64_paged sm80 ""
+            "write<sm80, f16, 64, 64, paged, e4m3>")
+attn_kernel(write_sm80_f16_int4_d128_block sm80 ""
+            "write<sm80, f16, 128, 128, block, int4>")
+attn_kernel(write_sm80_f16_int4_d128_paged sm80 ""
+            "write<sm80, f16, 128, 128, paged, int4>")
+attn_kernel(write_sm80_f16_int4_d64_block sm80 ""
+            "write<sm80, f16, 64, 64, block, int4>")
+attn_kernel(write_sm80_f16_int4_d64_paged sm80 ""
+            "write<sm80, f16, 64, 64, paged, int4>")
+attn_kernel(write_sm80_f16_int8_d128_block sm80 ""
+            "write<sm80, f16, 128, 128, block, int8>")
+attn_kernel(write_sm80_f16_int8_d128_paged sm80 ""
+            "write<sm80, f16, 128, 128, paged, int8>")
+attn_kernel(write_sm80_f16_int8_d64_block sm80 ""
+            "write<sm80, f16, 64, 64, block, int8>")
+attn_kernel(write_sm80_f16_int8_d64_paged sm80 ""
+            "write<sm80, f16, 64, 64, paged, int8>")
 
 # headers for callers, beside attn/emitted.h
 set(attn_headers
@@ -388,6 +452,7 @@ set(attn_headers
     attn/cost.h
     attn/error.h
     attn/kernel_info.h
+    attn/kv_type.h
     attn/limits.h
     attn/params.h
     attn/plan.h

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         621f12aab3556b79eb19ca0f93ea8b02523b0538b0e42618c1585b0aaa146d2b
+// digest         2dff949d1807584d8a123242a649f8ffcf987482c025dbf7cfab919fece3eb2d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         5d7c7735da50dd90055bacbde43431a125613a31e3e20bb9fe06d3b1346acd08
+// digest         8dd812afd208ea7371dfc8ce1b4dc1202b9b0f339ba4dc29fff9cdb49c18b384
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         34d165742cdde51e0539e0301e291827d789788671b3373c8f30330de897c33e
+// digest         e5ed62529f87ed84a2ae508681d7868656302f668e4491cbac6db9f1d9a78730
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

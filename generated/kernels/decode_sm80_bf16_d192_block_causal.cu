@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         6edd73f15bf7d350c697ddc236c93befff6f236feccfc3790030985b73999ffe
+// digest         cc1fa50e2766253b728591ce061ea847f8ad77e55decfae55a9f0b4e3556e20f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         95e023e53f149768d86b54fc96ee13979e4af0482da3c1dcbbd288acf5f8cebf
+// digest         2b69a4fba3e976bdc79c2d751c829a2d1cd94e844f6b976a1a7baae1d84390c1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

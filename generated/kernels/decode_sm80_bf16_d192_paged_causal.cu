@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         460bc8d3008f94959c6de288400df4a8492d660e13d64007de9477b8fb56695d
+// digest         f39eac615f3d4923ea6191d2915984c18ef7120d7254df156b2fe2a23e4fb1c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

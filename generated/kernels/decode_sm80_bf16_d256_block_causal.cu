@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         0852dc6a16af9bcd19424febb2ba479c04aceb20e62eaac09fa7fcfcb331ea60
+// digest         658669ac9633c66b7ece479a5c0fc6811e7312cfd2e74332c998c4f2644588d5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

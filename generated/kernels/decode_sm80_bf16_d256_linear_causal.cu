@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         676f57b76d3076c29224da599655de504f2ba818d02d2affa968ea6fb8f74f0a
+// digest         f462b40d7f9a65eb8119b361d4757ed36a2487346401357a5400818c64a2225e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         8d61f595f7c24e4b7548f2d4ba8313285d3cf94ea3ae2d5681a3cb1c4db7631b
+// digest         5a558a29b2b6b9af7c9a73092714901b53ac12aaf80bb9aea8c8dffe3eed5ad9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         8860e1e7a679211e28c8e26d45b3626653d32b61303499b948068a72ade0e273
+// digest         75b4f97d6ffb688a56107e9623b19968d1b389d52ce0c786422a9279f7ce5391
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         39ec908f7aea7c6617edc6d90186f4f9f09dd4ec56bfb83edc44023be6d6ecfa
+// digest         8bdeaeefd224f4e23f40accc2c46a5d13dfdc149ddeb9f5d324293cdfb143204
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

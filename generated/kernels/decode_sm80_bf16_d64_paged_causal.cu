@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         6b0f1ecc035e8410da27bfc1b9c7b4b301d6af9ccd75253d2f3e7e9d5737ea57
+// digest         10711384f2b77778bc51ba5b39e9a85adbd9f41c49100f386028a42f14ee4254
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

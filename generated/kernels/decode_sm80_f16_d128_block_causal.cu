@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         4d8fa27262d80aa810391b587faa4c4ac15dfbdc8ebe81acd3f117982bb59b00
+// digest         1ff1b7e462a0181f9ce0f98fad8d0309e0a6c9c0248057f681850577662dd81c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         c007b84167bbba3e485a17bb453da9fe3ce63d0b557c41bb73b9472b3d863ccb
+// digest         fbb95119324fdc3df3cda1303ef13b7bcaa7efa97dfb74edf1e796826310b6ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         11eebe412aea75269f3daf134bf78a3b568ed25c5040f950b494a39940f7bbee
+// digest         d0228a3572eb4c2a6d527cc1dcf4260950378b2ab5d89149fad0c4b9f708f34e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

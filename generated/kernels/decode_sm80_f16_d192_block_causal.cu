@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         18012ca3aa7b43fa64899af99a135e932c06a7e52fd4b5a13a733ab629e0efd0
+// digest         5371066ef2cb2c66c1159fb0a5a53a2545d3bc97e9d25205e56479519e1ae0fd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         909b9cb7b2d7644a22c048b7bab43faa8ad54dc0edb946f97249a8d866c09948
+// digest         f3a0c2d8d3ecde19021fe660120ecee5d9042ac162bbe6761ee2b936358e2595
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         1961effc7aefdf3ba17d9547e296ffc25bf4f845f2b0561238384b7610c755e3
+// digest         e345dc1ed7771784383cb2a2b6833ec95cff421d3c94867339cd5cfd5bfe9d04
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

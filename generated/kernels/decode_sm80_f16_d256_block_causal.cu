@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         07400177b4047b52b6664980c886471d8f5d87a3e9fd27a7462ebaff749a5bf8
+// digest         2c67dad28c19e53f96e7281d97c373a3deead6fc1094e0f34dd6d4e8d4e51c0f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

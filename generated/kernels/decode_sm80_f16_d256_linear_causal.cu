@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         139d16b7a39a5d30d66f0fdb8b9b20223204fade85de5aada648cf47a1f9b3f4
+// digest         f67fbca11cf3b09076ded731b21d22d87b21e684a07c26fea66657a168b23b8a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         c0f0b2d999f0cdd3dc1061858e099bd205eadf3233bc66d937234ac73e4000cb
+// digest         b8a3335bd83ffa5b10a19e5eb3620b32d005026e3669f629a9584d7269e6d4dd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         197e3668cce86e13a92164dda0631fd65b538b43940ba8b08402141e843e80ce
+// digest         88f9c498a2d4c7353a115f655ed7110524b3379c511b2c9ffe73cfbd36f94c0f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         347e63217ea703ddee9d26e8d388a1ef8a60bed8ea4a104344c82758439f80ce
+// digest         e4f85dccb1acb7dfea8be2d94a63e5a4130c6120324dda790214b9bd25437025
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         952dbe82b44274b2de5d50cdc9330e6dc7dae0b624d427b2463c7ceb4165f9a5
+// digest         ae181b97aa53a0b16a4c9e6bebea3e8c13ca52482a4d1bc63ff83e77f029c6a0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

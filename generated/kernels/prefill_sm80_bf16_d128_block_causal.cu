@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         b3999ffd6ffe1e1702c040f8cd14ab27173581a366220312c3e1c4b45f83ad43
+// digest         ad2bd472e5e5d1d2683efb629e44a0fffb270119d0ae65b4eeb2e6ace748fc97
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

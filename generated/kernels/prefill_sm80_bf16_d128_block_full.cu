@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         c04a01d2e73cc65985deeb43a889a4283d25afd138123cb2cb19ff30fa6f73cd
+// digest         4db38d12675623601c7aea4124f2c6fcbda17c9992178d71c13cac026175bddb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

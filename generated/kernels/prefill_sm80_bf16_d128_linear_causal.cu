@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         f48825e04c8f485a648b62686b3c64e272b83a9a43c0bb538ba4b41ac6759d0f
+// digest         431b7459a6ac5c71288737a86ebb0d740f2564f9207afac2e26a1c5ac60dd6dd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         2bfdfa22cb10aa1afb057dcfe39fcbb887f125036a9f274acf6bf27899da253a
+// digest         878cb87797c24e89dfadd69a69801918238afaa413bcfae4ba32b53b37bc7536
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         94813f704e0e4ce33b040ae9d4c5655d08a45c87dd38953fe4faed0cf34dd39d
+// digest         799f3709c8920dcaa8ae3adba222751a1016cc5f1047e15e7a1d63e81d19ad84
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

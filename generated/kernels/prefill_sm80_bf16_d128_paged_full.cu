@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         fb23a14acac3519375437009383ae8eeb2d843ede0cf943628028bf95e03cdfd
+// digest         6364a4199849cc69644c38232e31fad4bf6b4573419268d2d2de3fd7dcd69d61
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         554638ce20044fd9811bce9a4b62d1df29ee99903d7fbcda1d9385826973e110
+// digest         0fa45b21bdd0d899923b569b9a5ed5da920336baad315db68906f9d669f97f53
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         606560be2ab5ed96065aa11abcc3e9f30bc4d8af132bc95151da6c14619312b3
+// digest         aa5be628b586bc1959f18690d214ead1e5e5c545074a2eae039fa74170e84af9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         1e8739bd5d3922fde54027afe0290376f6478ed13f2ee02d718cb6160b20dc64
+// digest         9d9df4eb4f2f8a2adcce8b571bffaccf486bc62d49deb9729df2c25d527b2e3e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         56f78082d2f7f474572f9f08b8d436ff96bfd3cdd0e33eca8f5ee0ba71e2d102
+// digest         2aa4a1e24fa90e27bd095dc2ad49a0069e57eccde5027f513ade8ec309932c23
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         5f1a849884530eef3302a8d1896341ef83b3f416531d098952d2b007d3b7e1a7
+// digest         bab0150c117c65863d633130f59064f69cdc4e63ee30c53c2f71cdb81d3a0573
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         a7cd49920026ffdceb5a3250ed2498fd27cf8e0ed5e81448e55c4920f5da8fd1
+// digest         58b4d86e34325638567c199c716e77949570e0e51f1860dc674ddde0c1c2c383
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         c6f4f93b3f8c4f4c873c4b2bf2ad2dc8296d5a264abbb0399d1ad0ca2d8a349e
+// digest         dd2ae2d2c2d6987b77573d0c43a699f6fc723f3e8e3184a1df70b4fa464d4ccf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

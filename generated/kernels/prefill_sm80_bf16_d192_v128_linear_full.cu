@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ed19d8e0485c601dc1b67af18dbb973e80e8c70cd160a1523c067cf18feb95d1
+// digest         0e192397d2c749411f1b240982ac1735b4628a60259d02873f21c704392cfaf6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         942de6c632b0608aec59001d27c23fbbab73f04ba0a67065d6afc4a5f20c0f4e
+// digest         3fc57f2ea3a9e8f2e5180c5ff1b518dfa2d2b1add7a65d4667bfd290a4a3246b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         b9d4a6cdb558f07a0de77a06c612f8507e4b7a0e5012f872d1120fac5487de73
+// digest         fb39510286b174985e03e72e94e9efa1699ecb1b0aad035ea7abcddcd86927dc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         91edb3e4e63241be053f9bf8b6b8b735d13bc7c2e50bd757e92b9b1135bd84e7
+// digest         8345458bcda59da912ead884ec4daf917de530df956c9029444b58029f1143eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

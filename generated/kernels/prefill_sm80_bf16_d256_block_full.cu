@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         ba37fa850c8f955394c1c950ad901d21d4d9108baaa6aba541a573058c21ee4d
+// digest         1286377d115166f29f1b5a7bd2d36640356420f15295c2d652bef7fcd97c5b20
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         f7c896e5a3e385a01491ed8d7d9e844f5bcd37aa56a75e664165ed4bd9b69aa7
+// digest         19c6d21b5650daac30e667baf1955e60794ff5025946b0d3047f72598ec4773e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

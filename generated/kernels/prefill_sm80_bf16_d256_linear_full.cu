@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         92317b6afabd5d14cb059913f20064d40b32a18e7ad226fddcaf6fedbc977b86
+// digest         fc79c1e8ecc20fd35cf3b1a756f67d990eb7a558f3a4b16b2015274572219f66
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         3d31a7c2f170fe374237a5d744117ad3e6c47ddc1bc994823d08e9652b986b8b
+// digest         fcadbfa9ad111144ab3a6d4ae0cc00bb55628ed5290d9279317e959728d1576d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

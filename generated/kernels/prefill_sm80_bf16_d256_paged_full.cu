@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         fc19fbc89116bba738b5f0ca5f7035d675804dfb03316f13b8a91a4cb199bebd
+// digest         fccd03e8ec26ca629ebda096416094bd68fe9aaf44879387c90823bb3efaf068
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

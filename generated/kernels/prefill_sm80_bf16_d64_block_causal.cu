@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         d99ec3a31eae3d363e1ae690718f9bafae701cbca0708b3ccf6e97b9338c71a2
+// digest         c60b46dce6fc200ed4fc0e1a84c0464b4a8ab938ed1f48b954f5d888aa5f6177
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         a50290509b65d6f0bde18c943003e1675f5afee35429d46265a530d9626aadb2
+// digest         8643c12fd264504d6b7ed9cf825eb89810bc053dff387367d50cbd1d928a52e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         30b3919d5609b9574dd95386a23c5e44812ffe4068c63ed5639b982891c47d52
+// digest         c00aace71803494b7da4d40acb560e6d6e01221382db8975c0213b184337a346
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         88460c7b010ac733e8cabfb5b245e172b6c81b24e8b2fa6c84649b819e59129a
+// digest         4d9dc751af029df1e24e241f3482c444d84d9f8cbbc4181fdc2ddbd3ee9c59f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

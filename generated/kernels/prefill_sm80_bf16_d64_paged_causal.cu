@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         c710a00c497d249b3bba357af1d9c7cc9a65848afc4c773246b0809f8ca27d01
+// digest         2ac1f1c19de6985546f7bf8e4655fb9bf3da6ebc31f899205fd427e0cda7120c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         2474b85c2e1c25ec3721715ff2de066e1829f41f5fe510b01f6a2a8a1196cbe0
+// digest         bec25078223ee6fecdb0ff513c6fc1f64ca3d657a88e1a809b3a49bbe45695fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         6776821ba1b37f3f8c53d5c5a12178ace2019ac33b3fa737995876ebd9b583de
+// digest         4cf25aa3941898bdfe8d868171612a44d55f08353c4c32b7b9bd97eeb30404ec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         7c0e6024cf3766cede56a506bd278f1d7e982c133bf058234afc2535085c843e
+// digest         1b68c49c1df3e030ab8be5c9f87bf6ba5ff1e18472b7e4578cc1cc666a426fc5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

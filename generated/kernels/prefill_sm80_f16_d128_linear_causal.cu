@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         6f83937df75efeedd5c3887172ea212876c141c5b3f88664b8d9e7aa65e09cc8
+// digest         4ee26b4f096947eb02c526e2e5b00334ce217da3f5725aa283f8f5626e2e4ad9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         534127dcd9db31927c5bc1e245ba039fd8af4228d4d89908d360ed1135f2b804
+// digest         15108ba48e8b64adb84284d3bf35f43cee0c5b3d20060dcd7b1b2fe5c292c041
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         e668081acdc36eeb78a7b80270a0a3479ff502f7017dfc569591997a17c2c387
+// digest         4ef57111033ec794b88bb9b64cd82cd83403a1dd03c46ebdce625519bf4e2ad3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         9e313e3894f15dcaddb6ca94d68de82430371bd0623093970a1029682a10d537
+// digest         c41cbb3a63a45a2df13b82e8e7e8e5d88f06f2188682e424dbcfa0144a39f840
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

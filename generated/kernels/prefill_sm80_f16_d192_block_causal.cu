@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         243275a1a6835b3d79488b174c8fe83f37f9e870b4b5f3adfab12bf39d3ed767
+// digest         2057075754ab2425cb40f4f193a7ce31cbf434e4449c013125bd6966460eb627
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

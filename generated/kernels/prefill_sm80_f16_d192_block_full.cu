@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         5e27b260bdb9363d3473129ff2db1d4713cb66a7da4063d1a6c1d3e3654d0d03
+// digest         7fe6b7d995b7253cbe4a0d5e8d2efe44fa28b8eac64470f2cbdf1b8c8e825c74
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

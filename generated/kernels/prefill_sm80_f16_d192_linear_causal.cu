@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         24f6464b219a7b8cfa3ea8ee11aaeb9b0dee11f17a1392304ac69e7bcae63d8a
+// digest         f19ad73a8cd66511ae5a599cbd1ebe270022ce6eaba6ec17eefbbf2c5770928b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

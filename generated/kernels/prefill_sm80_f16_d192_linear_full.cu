@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         e202b83a7b4331c88956ad508ec9f29ffaac25b071123cabb3a4c98232ff04ea
+// digest         eb0da97c564acdf96dcc80e1ea43b3560640b5e94b3aab5078bfc2e1e109aa51
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

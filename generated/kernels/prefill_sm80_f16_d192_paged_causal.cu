@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         0635201ec9ac48574d1b785dadaa670aa2f44913b5e792d5e2d5a16bc126d759
+// digest         5a67cfbf90931a4c1b1df6ac51da97cfebff526fb25e411714a68761ead85783
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         1a6e165697fa60c5f8dfae5b1322698b79ae1086e6f9d75a95f04813eed2e839
+// digest         9c13a860c925fa0aa0e8bc316249f5673bf39f8c24765914894ac1caeb5f974d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

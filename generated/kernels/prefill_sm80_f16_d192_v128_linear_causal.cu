@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         2ab673eb58f6c84af2fcb27247da921ebcef274af37ac09133fe8a70d071380a
+// digest         1f20ae0251cc5086eae63d60cbbd8d56b18207d865ecc77d5765548f8663bdca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

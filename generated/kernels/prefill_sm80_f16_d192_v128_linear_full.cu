@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         bb488a59c23df7ba03d9a5028885f64cff3507e981fed70fb9161c64706bc75f
+// digest         a95d455abde004fddc9eb7938e45c95c46b69481d05fd9ddd64f192cb485102e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

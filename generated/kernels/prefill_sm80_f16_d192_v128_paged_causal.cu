@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         653836a10f602fcab4fa01a7943feee76c190247208e8da16613920ad5782c31
+// digest         658b674e7547827d7a7ed678398164ea5ac073157b72ab54a569fdbb7ac63f14
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a6918ff0880b97de0ebea99796de128923037b30a746ceb6385d6ce83ee98849
+// digest         ae7a36bbdb4bcc0c1fd3a60ba400f08dfe3ad23c5e4b6de403fed43f5ed72fa5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         9eb2e52fcfd15351d620adadaf954ba1cccfc388c81c1ecbd930fd13a65de31b
+// digest         aaad3222b9798a12b2b1a1378c4be1d2938e2c9794d335bf353c25b45c6511dd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

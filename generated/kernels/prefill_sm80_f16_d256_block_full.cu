@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         e39b4ab344ffd9231bc29693093055d3186c1b6a220a1d90739988609e23468e
+// digest         f98cb84de54483b82124910e360d7cbe762b08b5b47719fa07df96a5811a92b0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

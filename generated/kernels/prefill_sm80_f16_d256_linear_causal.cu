@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         a9bd7e9cc34cb2b7de540866e8b5485bafae5568efcea294891648513568b1e0
+// digest         d75addf2156f2299a46cb65328a96a3ae6828b83e3f9b8f6a8628e362a7f8a72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         329a6d52df47ab6d7e4478fb303dbe3eb637c5bdac07bde25f1c4eb3a0d61dc1
+// digest         628a8708b674b0903d14760d2f3f13e17222d672c2e1c35f1f19ab71fea655ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         2487931f3b8257642c79d4f3fc2dee672bac6204ca151481ddf7ecef51c4f332
+// digest         5b27888e0e2ea10c8f186be512265a39c6b4657a9681e57305747d5a83c0c562
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         13da31aebc0550a0ef91ad7e51e2020cbc1d4a5c85ecfe82e56627136ac58093
+// digest         9600eddca1ddc7c8293ef18150834c8633f0b4fed9d02a78f100c53ddd1c4a51
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         b4e6a53ec90d3426121387f62bd3ef4dcb8c202808df09bd6059414e8871f09a
+// digest         e3f3ab1cca7f0c9c21a83131c7bb08e5e55f0232f97b33d3e2f226f495942d74
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

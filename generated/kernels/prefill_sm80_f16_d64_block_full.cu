@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         560d9f1fe597ffe4e8e1142e75bd2f09756482a84bca678b407f71fb82517962
+// digest         a50ba29bfa1acc731431932c018b898351f66a0f3f635973f196adf283272047
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

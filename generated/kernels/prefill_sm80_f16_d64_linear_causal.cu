@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         46e5c04142460ce2da3309f4feb44ba272c56ef5c48ac74b0aa40b9bd564e1f0
+// digest         293aac4f00d975ee1d59e6fe8694aa57d3336b6ea734a0996cc0c28932576563
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

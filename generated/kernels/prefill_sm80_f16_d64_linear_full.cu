@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         7844e0fc3d06fc9fa15d9498b419ef97de9ab4a02f76c9704346d05d1826d311
+// digest         2e0e07e97109f0fa8f9093a25d394e300db0f8cd85698ca3b14a73c62afe85ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         833621f124d503724dd7d866dafdb706d49a18440e51b71f9417b6616c9fe611
+// digest         554ab5c97da06d695f914306d89048f7f0cea27572da82bde40e389dac3422f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

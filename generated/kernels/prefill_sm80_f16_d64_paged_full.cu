@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         962a43bd64ed892b5588de7875b5cc49a79c44509dead584127f98a5548a7bab
+// digest         e50dbab9798b773f78df2b468e12571c3d70369b067e39110213d8590e17df2c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

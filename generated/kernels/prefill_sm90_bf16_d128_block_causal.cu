@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c03072b0a31289d4bffa417830f49342877e8c93fcd1b0e718f3b3516861d2c2
+// digest         2ee4e20718554240bfc2a313707621e00ac91a9c56f515066ae05a4ea9758d7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t128x128
 // namespace      attn
-// digest         f88c716a060fa2d0c07910019e1da378382afd147c64fbd52c1b8a80c65de7e5
+// digest         88527432c70e02609603baf31bdabc77aed1684a5bbaabb38bfd4ce5a1c84faf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

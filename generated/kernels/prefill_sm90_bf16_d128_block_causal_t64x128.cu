@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t64x128
 // namespace      attn
-// digest         a87bbc142ecb270d2e517557ef4d95278658be868de0ea72755de62e196d8442
+// digest         39f5ba9d8dee0bfeacee87c94b818c3e97d84617c7df77eaaf02b6a2352ca289
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

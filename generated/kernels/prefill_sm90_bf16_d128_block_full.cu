@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         04ee9db9f2d51b84105af3cb66ea6b7c538c3d2d35d2b1c5f1f35b6e4b747d1d
+// digest         3570c679de6fb206e923f0728fb1941e77542f0cc8ec55f8c1d7d4d9d1c8c20d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full_t64x128
 // namespace      attn
-// digest         ea992639eb6b063f84ec621ba6e021f08637e594546e2036051ade3787e43796
+// digest         8a9501f3af65a48a1e6ac2b48fd99bf0ea74cc607406fd1555616a7328ed8a61
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

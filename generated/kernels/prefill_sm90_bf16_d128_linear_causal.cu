@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         122588e483eb6ead682b10c0aa2630fab6bfdb4e5fb3339c652b0720d112b8e8
+// digest         8a71c93df13cba71b98da3625e2b0f8f5f881468bd5ebe8c186af437a73c6915
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

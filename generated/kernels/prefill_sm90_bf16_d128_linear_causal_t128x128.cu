@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         40af0573c73b71231146f6ea5c9279d7699d491f0a637f8fd5d3adc036267ba2
+// digest         777d76a4915599d664640468bb50ef2ffcc5630823908a57ddaef99c87a913b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

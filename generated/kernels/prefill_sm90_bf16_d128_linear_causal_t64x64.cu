@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         f6206ac7c078c9fd5b8ec37a665b76b0a8291fbc429ece113d2fb90ad16c4879
+// digest         3a41f9cf98e7f77133442605c456f2bf861a4ce2d2c283dee62a0f1f13e1aaae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         347d62ae500d8627a7d88b192b83748d1c22c665b621ef4634235422e3364156
+// digest         c2de5c75cd9987543d341113c9f4e0c03c2482fb07d4fc60ace89c64cbe99c93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         d1a903cadb103b0b3d474ae523fb1d841c02f5e8ff9352eb15b67181e7bd19b2
+// digest         b1f4290da6cf535a7d4751ef98283ebdaff9311d2886d298a8b4d34fc2ef9095
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         418ae44adceb3bc5faddf42070997bc43bb3a12cab98e9a368dccd2f9cf4638e
+// digest         52224f492b85ce03039cbfe905ae4445ec25484450c821583b822b9f1b8095e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

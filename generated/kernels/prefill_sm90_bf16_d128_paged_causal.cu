@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         1aec1226f4e745aba41c2a5956d3c832a0b2d6b19a14f6541cc5b4727c9e754c
+// digest         fde44c8d08cbdde40eae160856ea766a4e27008fbb8da4fa0bfdd0d3974efc8b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

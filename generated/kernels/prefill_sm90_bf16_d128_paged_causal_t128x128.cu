@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         cd10adce39bad057cdb301452998acc39da763e362e5a92cda0063926a9b3794
+// digest         ce1ab7e5066dd3e2c95c3409c8eaa9e2b856c9e0cb9386a20a6c2c97d0299d3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

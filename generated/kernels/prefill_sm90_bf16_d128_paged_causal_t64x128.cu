@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         30b4e9deb5d946dcb3fa98bdf5bb91aa4346f66905855b2a8828d641f9d372c7
+// digest         4a527efa2b34579dd27fdba88fa410c1d2b7971505dc3c10542c92663ead8c26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

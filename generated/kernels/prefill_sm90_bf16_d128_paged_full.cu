@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         b53be16ddf6da5ce43df27ea84301f3b6c1ce3ba7cf159655dbf73e6992285be
+// digest         f492da8b33e8d1c869a7f4b18aa88164684e147cd87f0f89d23077cdb5b95c20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

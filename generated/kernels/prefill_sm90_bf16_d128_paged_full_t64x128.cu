@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         bc5aae61a5633c6787e4543c259d3e3630c5d208d191f01e4227a01d48fe5d5a
+// digest         9fdf3a6412768396a7c075c763841c54dd50c7afce6ca4001bdb963ebb0b3c54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

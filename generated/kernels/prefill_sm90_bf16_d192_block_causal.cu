@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         3ef6bc4e857339fb3b6417e48b64b5b96403578b24dfa4097e4907d7b4a8a314
+// digest         647d819f4aa5e6d0dbfedf1623beeff20fcdac6e18d500a52a6e34361221225d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         9ab03d872e9ba99164dbc7d007fb484e3b5ecdcf98cd1a6d20254e98ae984006
+// digest         10a5fe0bc513719eb3c0e319bd46d7da7e73facbccf544994b0f92064495c3ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

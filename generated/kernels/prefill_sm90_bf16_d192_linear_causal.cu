@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         168df13aa979d039b87631fd56a0037f9b035c04f6ea988d0ee2918937391caa
+// digest         1aabd392b26845b0b1c6d0681a8e7df3e2b5e68aa57563fceb6d062d1277b82e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

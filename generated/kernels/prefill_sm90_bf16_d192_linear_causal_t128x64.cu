@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         dca21cce7596040b5eca3c5ffc5724681a1cd0027a20cf2b9562898a41dfdfb5
+// digest         f023a9d3b574ff76bedcd9a9155e93cc7ac596eb8f927223e286a8ea42b21abd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         3995639d799706743fe925bbd56c8f562d9d1aa882698171baffd7647ef98c21
+// digest         93827c197c1c031bfd0dc383de94d53b0a457e20967c6ac2d6553ed3bbf0aa5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         2e2ff2c170a9a5314858672d06794ea0446260e2ac83cf786bf331272b494ce6
+// digest         37bf0761bf4708b19ae25578838eac65327be4a82932522d25146b8ac10252ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         b67f5b85121ff04b2ea35f1587466b6434f8bad0d19c6ec2d858567626ee8892
+// digest         6f765b6188f624b59e8a5a4862bfc56e6a42d9b87327aa3d80bfb8835e597ab9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         cb6bd5d5ed17b9087635d4f509c4f50769fb6b9626dadc8bf200c8714054450e
+// digest         1a6efa6592ee60ebbd106bbb72b7396ed3ed700643fe2881f15801572a344d38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

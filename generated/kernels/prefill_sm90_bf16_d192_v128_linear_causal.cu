@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         b18f54260a577ea684f521f08f2c138738e2b4c7f1736e24e7bda2bd1e8ebaf6
+// digest         6db7eeb0ea8768f24b377c2e359a056b1f1b2c0555c81192738f0dbfe822896e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ab7618be171aede675266e8a87872ee6a3e61e9ead18a062c7f4ee6b087e3216
+// digest         48606c7d946c718bd3e29c2efdf956fa2ffab7d1e2bb1f6a3bb32c6b4bccc23b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

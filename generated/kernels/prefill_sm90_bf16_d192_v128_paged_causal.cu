@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         3f3972df7af826439919eab3aa1042f332a786a13700126b32692397e6677122
+// digest         fc27e9848fe88e088f60134d93e4456ca2f01edb3404d758862239850a35a903
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

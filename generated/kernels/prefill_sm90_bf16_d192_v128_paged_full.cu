@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         9206d9d335cf4891ac22b36e5f7abce6e984649a37a60a641958993f3696d4c0
+// digest         ae20dd815de5e31a6cec2ca58b5d790e0351baee4b60c9b558aa3c04bdfd0302
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         d85f0e2f45cd2437f935c6a549c9f0ba5429b7719948c484add5c4ea229caef2
+// digest         9201509ce436b11b5950393ec0040764354e214948f6351e68c229aaa37014d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

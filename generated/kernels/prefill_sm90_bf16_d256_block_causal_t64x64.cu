@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal_t64x64
 // namespace      attn
-// digest         507e86f25afd36889cd65f4dbc047c0746326256af2171dcd1c64b48f7c95de9
+// digest         dd553bb033a9ff75cc5178082092c0467542955b0fc2ba9281353dcd167cc665
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         1e960f09d8618f8a761b55f93f09ee2b07d3b13a56c83644f985c97b52e8dfa4
+// digest         293bee4c578bf85048a4d4c259835e422642483adf8716b2faa0f5654a1640f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full_t64x64
 // namespace      attn
-// digest         b2691318a85eb6eb6d7cca9ad246be531cb73db158014aa79a089a882fea0bf7
+// digest         cb4cb9bf0aaf6e24433c9f68a0dd21d4c27548d29fb387c61fed6ee7b85ee3ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         7eef1de0e04b030103e28dd76e63bbe961c756fa08e4b86390fbbfce83cdb9de
+// digest         7fa1b6ee4621bcf641cedddbdef258c9cc316c91da0e3e29c98ecb0d1c0a38c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         9b2f1370d6b37ba49fa6091ed5466be5b9eef135e8de178991ce758fecc58f81
+// digest         5f310f5023d7a3facb3990d50edc48dced92b3cb711db412596b4bca6622a084
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

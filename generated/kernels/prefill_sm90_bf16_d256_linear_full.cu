@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         8475f522582eebe8b3ab4c8a2f661e044574120ea6d1c0c6a1e4de369df9f775
+// digest         aca5d253570092b311764ef4371f6eb8edc3a6ad0997703f53c87a4e69405d6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

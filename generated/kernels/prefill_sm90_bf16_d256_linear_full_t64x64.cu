@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         32aefdb8d33eb072754c3fdcafd2e704c5157e1ca16055a294c9f960f58d1875
+// digest         2cb5f0f87ae51288d81ca09b4131e9ff0d9d5c041f878d7ff51878883518f6e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         8eb8578c6762c3f7f80fcbfa9704284063e929f285fbaf4e8ff42772658e344e
+// digest         fbf51c35374e7bddd149297ebf098d2c4bafc8eded1da9e9129e05974038a294
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

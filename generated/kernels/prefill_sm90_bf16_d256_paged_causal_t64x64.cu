@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         ca434516c16b20c5bd3cea1ab40d1a33f3143d9efb4486789c5039e071fc2045
+// digest         cf3b2caadfc2d559dada8c1a6fa09c56a4cdb9d9c9f0eecf8c0872f289d2d71a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         17565305ff626623c063f0197e513c3ca9b4d26883cf8dafaffc2317fed0b0f2
+// digest         07f7d3d9b077525e1a1651a44c23350b2c1e5a8498150237d3919fee3019ab33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

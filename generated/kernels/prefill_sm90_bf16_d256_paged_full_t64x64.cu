@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         fb29f00395d74deaf984de03e991fd212836d15b1bfc2da0bac100427f681ea1
+// digest         d92773cfe51d92ebcb994f675f14e1b32e886006c27ab3c4ca8159339c6ad7ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

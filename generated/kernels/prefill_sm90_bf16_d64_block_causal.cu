@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         387d6b48bd2dc284919f133f4fc4350a5979232396e0ec133560ff4813dd55a9
+// digest         c449bb8a1a5319400d057c1421b9e5375a46a33095ea3e9138b3ffc7cd8f458e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal_t64x128
 // namespace      attn
-// digest         d22cebf26cc0cddd743c4cf6863871ae0dbeaca8099860f2a4da322abf1429a4
+// digest         ce7ba485d1aa773f4a18696f66c34b431e55a34775b814d3a7745c8b70377349
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         141dc0860e947b413ee476a1503eb7155ffce3143f881447de2c4fa1a0e4222a
+// digest         b40d54281de3d03d0e4b724410f18d75956143183e17402fa5bb2e5d0c897ea5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

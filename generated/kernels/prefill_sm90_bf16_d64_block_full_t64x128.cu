@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full_t64x128
 // namespace      attn
-// digest         302f8bfb7788a3a9907db5314ff8b8d2882a8f68b672c3556ec5d72356878ec2
+// digest         ce32eed7dbe47b21e743b4f25a8018d779e123712eb0db6c195c4399e14d73e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         15203703e16778c1461f57e55415a9be2104e360d657af32680cc808dd655a9a
+// digest         a56af9bbe3c0b3fefb4e8b24e80428069869dab5de42d04ba29ac46f1fcc57b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

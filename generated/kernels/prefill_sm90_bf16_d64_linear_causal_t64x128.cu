@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         401d8c88a2f58ee028466de23a46bd3fa51464feb8ab818aae3024428c32a533
+// digest         624106d2a7cfdf2f5f8120fd6a9c80035b4ec5eece1a7415e3bc21939dacb2c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

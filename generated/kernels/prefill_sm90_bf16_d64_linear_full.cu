@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         701bd47f85be6faa149c3f5bb2cce449cb40a719229af9e555cb8f68e0998e1e
+// digest         57d92bfffc7b06acb48dc7f367ca2a4d5e74a7596ff3fae0e89b08a4eb98802d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         1b66e3e43c8cf5e920fe77c10d36325fcbbede67496485bf15abd67a3e8c97f0
+// digest         1063b25a5432a964f73a9aa46820472565fe4b8564446ed896244fcba62c725a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         097cbf3c34b173387beca71792bd906c596fc0e8af7a372304c9e0635d6592fa
+// digest         fd40a32a1fb15cd9469d6228beeecae25b5c0f79e5b814f38de99b42c3a89892
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         823dac95be5a57c7ad4b8126f043259b8d02ea26e1eb41ff5d41e26660ab5d99
+// digest         5779ad7915844113444240de08af4b9772912d96aa8d2d58a326aecf21bc42f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

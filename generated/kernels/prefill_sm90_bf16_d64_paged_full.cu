@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         73265018e773693432f3f6e3c6741a7754c1e344acee229caec703c7c0408c48
+// digest         ed060a123a39150d3086918b2b8de9703f487f80a02ae0c013e9854116bb2835
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         4213d24b687bd23ed505550b75ffca30a975f1b6bd7daaeadc42a7dd51cfe476
+// digest         913b7bf5d4b23abeacc4504500a5bbf83ef62558cbabba3ebb544f0f680d0b13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

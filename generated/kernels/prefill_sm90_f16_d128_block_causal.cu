@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b211f0887a756453684c373d8f250b57e17611ea37d26f53e9b27c1ce47f8a2e
+// digest         eccc6755c5c65ffd9670768f26ae3fc68f5e37fc172f985f7478c5476430186a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t128x128
 // namespace      attn
-// digest         12a3b051962fe20e6114a384a1df318d3ea4f4143ecd1601cfe4a6d7ed6701c7
+// digest         340eeb8665586e118799a457b1d720f07b852bd2976215870b4c5dbe025723c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t64x128
 // namespace      attn
-// digest         b0d07243c1da508722919e84e1367c7256959badb3d57ebc37e170b9857a921c
+// digest         4358bfbf5b81199fffda089b0a7c4f0da43e195f17d480a17bd8f91b7c300bcc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

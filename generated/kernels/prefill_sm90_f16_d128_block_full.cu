@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         27081bf28b932a6dfbb23abd7abbd70daa92cb629c6ed05d9b771cc198f21e9e
+// digest         5a9d1d09ba8d1bdc2df982f734733a446bbf88fb7df5b94023324271b68863d8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full_t64x128
 // namespace      attn
-// digest         c6f86d647ce9ed87257a0bd06e6fc99a81b86016da07c41ae5520f6179a9a097
+// digest         d7c4de7613a55709063a1fe4f18ae2cec42611495c5bf294a40e2bffec93b6d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         17d7b2339774f7c5d117d5b8056618dbf8da816df80d1c09cd587df99a3af2df
+// digest         e182460f9f209d58b28d187f0ab332a45270707f0aad1b24f2e282d6d700d5b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         32871c5b2cfb787e0c1f0e9ef77ac93da758716315f5e02faadee70cf4ca00f7
+// digest         cac17d1ecd0cadc39c54edcec70d0b84af9cdded5c8619fc3e13d60272ec8ab8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         3526b7d1be0551fea8bbdbcd1ca38f628cb78bfcd902e4ba2b8da7db1c5bcd9a
+// digest         ddd108b7f29f66f7ee332a25e7ac7104bf0e838eecdd23e9be3a856eb820bbb8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         f20e4d40aea07c07124961e9f2af140d276f8f4786cc34c814f89dc151bb8265
+// digest         91567b45b049b36d23b4ee9ef5825167922b859fb552acde4c3052dc88c201b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         20e0234de17725eea34c8cf1205fa71cfd260d8795e4f00b8c9dc7f450c7e987
+// digest         354e25bcf69b5bdb7ba34390cfc7dc36aa663dfb16161403adaf5d04f714531f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

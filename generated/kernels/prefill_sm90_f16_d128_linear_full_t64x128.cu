@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         3fa201a33ec5409e5d5df271e8e37283983a6ea6521651fcdf01ee104dd9f945
+// digest         c1ecd3b61992bb2e8e72b73e5c1f81f8fbfcd90350312bc765e21dabfd6e59ff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         afc07269080c30ac1610d926b675e4583dd22c5eb4b496dc6b93fafc5979067e
+// digest         e781d76c265cd7bc611ea62e53570c1457029b90471a92b25837d511339cd4bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

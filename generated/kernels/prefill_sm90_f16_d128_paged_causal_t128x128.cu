@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         a2ab48981e8ddfc54aef6b10c80df6233eb204d4092e591b0fcc266e950b21a9
+// digest         1343572994c91098bbc75dae6457e8156b22922bc81b7be23d1fd1a25d4239bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

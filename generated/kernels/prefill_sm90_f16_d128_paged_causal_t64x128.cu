@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         e95b3761617a1cef59627dd0a2af22ce56bdbcd3c703b219545d908a938377d8
+// digest         a68648151f65c7dbca4aa3d1a9ca03c13ab64b711b5d3ddfce7b01a9315b69ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

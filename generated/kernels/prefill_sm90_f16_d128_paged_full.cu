@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         e00d9152abe670765636e1bb85aea31afc00d5498917eb339e91035452aa64e6
+// digest         65e4447ebcb823dfbe5d7103a5ba17b25fbb0205fd29b21b977c56fc25c98920
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

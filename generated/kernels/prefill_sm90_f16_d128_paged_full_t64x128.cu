@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         5a6bafddbd6583d621205928b204c27f39fd8fb0d7d8bd771915921003376db0
+// digest         a485af1a72cfa964662f2e7230da912f0ef9d8d9ba6df45dc79747590bfc9f85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

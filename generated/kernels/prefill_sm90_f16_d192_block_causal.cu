@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         867b908e30b03c03e3a884d52f17c305568d8a95763c321c2e0246ed64e083d2
+// digest         29e898cdf6a0b173a08b2faf7c59a383cb4732f24b11a768bfb103adee1acbe9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         7863cc9febac917f5c8904965787aaadeb5f8799e743e65a056dea0603106185
+// digest         7cc3a3f5d8f8a6e6fb3cf46a4d519be9cef2a3407f7f96cb7d7f485a7af97887
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

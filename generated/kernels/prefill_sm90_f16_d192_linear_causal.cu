@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         be3977c093c7792383c18d542a27cd33a9e69c72966cce2271384eefd99cb647
+// digest         0d0b649479141fd9220683b82bb416942fd9eff191b25c7542d42cb1ebe074cd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         146e66e5a7e74e2730c8581ec345ab898ab7eaf04bfde641270e6e85abd9765d
+// digest         870004cd0c28acfd39a53bea40dcfd18b8a386e543b76f98a5e94f9aed2a6361
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         9deba229047d9de2b44e5f1734cef3fdea583f2b05a5e206716eed2cad27d520
+// digest         979a6004ee3761092897d6f981ec73b702d05dabcd8808706b63faff6992b7f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

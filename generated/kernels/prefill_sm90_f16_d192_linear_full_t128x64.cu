@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         9389c3f6727fea10581135b74f5081f30e04d16499fe3309978cd10ea30dc925
+// digest         0ec23a0af28cee42f11669847c20b644308d3493678b124e25ac58520eb2a300
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

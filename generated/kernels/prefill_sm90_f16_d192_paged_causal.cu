@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         94d08c32812755f520c214b0292bf912b21d2b583972dcda014a9a15d6483b34
+// digest         7dfecb231a1e8e9a854bdc26ea220bed05a1cc536313614722935dbbce03879d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

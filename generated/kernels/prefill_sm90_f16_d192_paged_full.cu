@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         d53bc433ed1d2e81daa14f6be61a6bb80c90cca2cba0b22aef82bc76c1e8d54f
+// digest         d924fcf66fbd9bed7484042ba28090efcfafbd71a3b3d840a91e8e336e3f28f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

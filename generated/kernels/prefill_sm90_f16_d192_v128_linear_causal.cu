@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         a11565e86a1ad2534efea668d6099cdcb168a7f2c4157370381df0df06520c9d
+// digest         c99ee591aae187227de5c9c0bfc8a6a036ff052b6f083aec5c452fa7012a2f0c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

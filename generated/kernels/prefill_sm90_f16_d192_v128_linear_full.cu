@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         800a32d7a8c7d2dc25e49caec7b3f23bb084ef26fbd452a7c3ca9163210ff496
+// digest         e2312ed076ecf99ee906cacfbd91d7cb0d2114c6ceb3973a90b3254c738fd0c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

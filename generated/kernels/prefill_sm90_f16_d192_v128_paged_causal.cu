@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         bdb76097f32a3a078338f750a18f9044de325cba5921c7a3446ffba2686bdbf5
+// digest         0cb9f59bfc45b8c711e917838ae607f76164ae19559045815af95bf94395b68d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

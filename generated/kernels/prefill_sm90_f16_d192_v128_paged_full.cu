@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         09b2daacd8d246d372c1d2be3b6c619653ebc4d6fae7d50980883f79f976309f
+// digest         1b13387c59f672a0a959a28b02e1a7cfd30cf43d99e8045f4fe969ab956302eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

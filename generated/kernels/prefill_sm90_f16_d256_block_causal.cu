@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         acc2bd15c70814b7a6a49261a81fb6198d9160f1cfbd81eadd52a6597ce40753
+// digest         2c422782ce1d99a67f6f0c8a185d495fb02f55e622e038a29c2dd533dda1001b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal_t64x64
 // namespace      attn
-// digest         8aad81bc26f8325714f29f71c1e0ed9e8349d3d9af690d8429960ef048bb3f93
+// digest         5d8719b6368891b7846ed357239f0fb50e3854cb66886c77023a4c00e5387895
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

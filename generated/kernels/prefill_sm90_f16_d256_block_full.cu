@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         abcdf977bde3a716e7050c94e16da2c854ab8358ef6d46a8124d8c0923194019
+// digest         dbfa2404c93b6a98cebd2d5f0dc91c40db41b62dafdf8ad24d45b5f02833ca05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

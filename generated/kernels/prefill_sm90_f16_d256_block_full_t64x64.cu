@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full_t64x64
 // namespace      attn
-// digest         e71338c1ca9c142e531e283b7f5ffb612e548ebc63d6bf1d6637ea2168d59f73
+// digest         a0fad12774a7b5d06da4869d05cb674fd4d82b292d51172b7a6f74c07be3539b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

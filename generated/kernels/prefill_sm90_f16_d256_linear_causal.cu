@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         bceede55fd918f4aabe944ce17d7c129b4a97a05196586f09ed70f31d8a6f6c7
+// digest         97aaf269943dfbc85019fcb8096a8f3206d6864d26921d489c9632c47dee2030
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

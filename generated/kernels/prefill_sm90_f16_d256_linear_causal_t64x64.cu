@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         ff06756cc0722ae34b6585a04128e9d061a56e06f40f27183cb33fe083619229
+// digest         20f888d5e0812016f3b2c9c93496040dc27c5287420fdedf5013da5b2c12f0cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

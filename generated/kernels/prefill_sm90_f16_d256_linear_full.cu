@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         bd796e143c71cd5c45f790c7b37a96b492c757eb714e2cb1155594a58a74ce8d
+// digest         4a73561a6fa5aa11d19092428530014ddc3db133326e14f1a8c0b2831f148e44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         9dd7caefe02af80254219e7101b5c230d1d79f4374373bf803dc8eefb5f84bf5
+// digest         4fe2f7a8ab07448db0772e7a91b7390d3a761af0a454b9c75a28e2b3a3d4e649
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         bc35dd31606ed98f47bc0bc28a665a8be831cd1f5d54ccff55252dbe3c7c7b4b
+// digest         b7113181ec22738a8c184a287b56f8112608fd9509c310890bc281c9398a17e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

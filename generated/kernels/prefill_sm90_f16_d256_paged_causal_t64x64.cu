@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         c8ae013f89fa32982d84e02940f9e6886aeaf85179a452abea685cba9f193b09
+// digest         9d38ddb11b05a2e5adafba522b62221be735a69b9148081f022868544932dba9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

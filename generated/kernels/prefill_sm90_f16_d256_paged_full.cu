@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         34a6e578e8c76c62ab3ccc49f33450d764ee0730f7fd4a8cf9b6fb38f4898fe5
+// digest         e4b12179d97a2b05345162459ada51a1fe325a44da5b799def1504c97e9fc18c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

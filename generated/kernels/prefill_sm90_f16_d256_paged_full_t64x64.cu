@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         bcd5ab497c5901cfcd72f0eecc50e22fc03f188e1ec3066e301098ae53f607a9
+// digest         76944360a66c14b5e7eaf9207eb3a307b6d7fe371c8c271c37c22da4910bd527
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

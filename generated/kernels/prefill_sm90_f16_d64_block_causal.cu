@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         864e16f6c65728763cd8170fe55355c6ed6d1ae1c051e00aa82e1405cf34cf7a
+// digest         9f0c8d663396be7e5c812bf5c8ea222c9fb8594732e252eebe186fe2fe152ed3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal_t64x128
 // namespace      attn
-// digest         6067c5a4b5cef45789a50a018689f746f239d62827ca7f1d1f199cfeab8ef6e2
+// digest         abc212e14a016b80eb796f9b2ca3662f7f4fc42479f2914b123f378b10cdfe1b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         98c4ab52732f083c84af14aa9f32c80e292272926cd6e198b67308f7bfb7eb57
+// digest         b7eeca45e62fd57f60f2f8e5d1c9b49b8d1b8d65541d3272d4bad2f8fa79e86d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

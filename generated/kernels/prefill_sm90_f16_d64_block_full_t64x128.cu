@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full_t64x128
 // namespace      attn
-// digest         4bca483bd844d335d6e32b69ab50c5921fcc882b0bde23bb1cdc97dddbcb9cb5
+// digest         8d35a6f9666fbc9e07bb261fcc3af0066ae7e5629a3877ce6f17bfd1d60db491
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         52ff49124e8411fc7e55d69a9445719ac7853144823afec1ad5469c710119a59
+// digest         dee6a6f9729ce83376158ee24886068feae83ba9cd1c523b73c09cc0456ddf42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

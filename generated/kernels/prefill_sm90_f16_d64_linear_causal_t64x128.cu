@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         9d2dae93f7535f9135447e208de97915d4ad5a5aea2c6c0913d24bf483815331
+// digest         582e071072372039cefd7c7aa71691e8fb2049eea3e56068145d722fbd907489
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

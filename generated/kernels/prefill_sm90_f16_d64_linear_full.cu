@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         f3764ed0fcbdd55a3113f961897dd791aaf19de8c87abb006eba64ef783d7558
+// digest         c98f9c8392764f629dd7d1d509ec3f5b61cbf4fe1ec36006c9e1ed11595e1549
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         ea7f94450b9eb5001ba04cdd6f4c688b2c67c714602ac36418a2023145cfbeb9
+// digest         a215fd82b7b31d4f8158ba476cba34fb087c1c334d473447ebad5a37d2d16fdf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7dea4f2ae27e43f6aa2dac6c95cf7658ca500977413fc7ef084aa7e31362b118
+// digest         8e985a23761e879caf4679e70f7f386070bda2af3b2d1c1371064beb5d5f6e49
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         ba23e8b25a06259abe6e1093afc71964bb0aefc2a3048a8e99441992d6053e56
+// digest         d831cd7d3041a26625f5377c1bb6ef2116357793b6c3c110349632a31bea90f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

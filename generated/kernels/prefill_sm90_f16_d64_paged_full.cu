@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         5d82b8e155ac0892156c79239e345ff63c2160dccbd498a16143fc10617ab7d8
+// digest         8862f8ecde35cf86b7ebfd8791c2f12a91f199fa9e4305398dc9b474a4477a47
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         7fb94a33b14e7e1f241e3dafe12ca080b767e1129593101c9ee1b3505f9900a8
+// digest         b96548b665561a6c8376a3a7d5e5e7ace10f82118f638a1c05891c02aa8f77c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

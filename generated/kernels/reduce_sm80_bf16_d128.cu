@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         9e4764e15ff44279cfd0b74faee2a073db3ab1a28df31f68c0e2b702faaa6e3e
+// digest         5fdd18f8945fdeb32e768824dd9c355e51916b3dbfb31ea8c3f692916144775a
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

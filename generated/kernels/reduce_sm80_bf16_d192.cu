@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         df49183ecfa6a48531a561d70a98524a34a159eedd46a35ed7aa8669b145698e
+// digest         0c8b7709f4dd64711d8b7bb2cc19d9bfac826dc83b29cf218cb781b63312c1c3
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

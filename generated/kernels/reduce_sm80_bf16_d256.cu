@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         2c83f6ee6d58487e16d4482d62ba3fe7b997b7794bd2d244c3c9b5fa67978398
+// digest         b2bb118c59997bd44deabae6d47d386a8795329a27e7c3b0eb95e6a19687a1bb
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

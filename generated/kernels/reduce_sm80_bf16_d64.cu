@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         ebb4cea828a4a743d529dff9ac7d7ac51ece56a2803f1fb6896d371080b48e3e
+// digest         4d750ce1b815cd61e2d682fcb1f89384d7603e168e307a1d159d35562c5b1271
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         ced7f5ef5ef2acd2ed064e01027bdcf628e63e343c17627d7d824eebc6e0f53b
+// digest         c50be6a17c0235af2be22a2477f0eb8d39d6cab4b7fb61e5fcf70a8cec477469
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         5f466b380a84348d9bbc5267efb28a1808d6e1d5bf49f49e640d40d3f5c1600d
+// digest         3fe1ef5f9117570f45c2aab19e7193eacc928b0cc478dd914f416c51b6504fc9
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

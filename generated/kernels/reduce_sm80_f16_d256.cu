@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         ef16ad7b7c46711850a05677d1828b2ca990e93d34ad6113bdd695ea225c0dd7
+// digest         4cd58dddc66934b12d74d0c87de4fdf32bbef662c55f05b50e0cf11d7791da62
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

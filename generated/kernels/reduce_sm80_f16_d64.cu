@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         6665adefe1d2ff579256ff88c9bc45e3a1d2aa735ecb9adafc630279dde94f48
+// digest         84722834ee43667d4b6a0b965b2f14a3ebf883c0914a6fe4ac9cfbd461d335ab
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

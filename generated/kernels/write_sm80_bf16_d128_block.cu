@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         3c2943dc87a2981aeb41b6a810b4ae5c60ecd8327a006c4bb429d4ebd33203c0
+// digest         8558ddcb2befec01a22a3c0074bf5b7981f75690b45ce686fb8bcb798ac6af36
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

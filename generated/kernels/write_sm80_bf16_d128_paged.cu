@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         78505aa81de72074c3f42f3c1bfb5cc550447bf7b0f9696b54bfca2d3203044c
+// digest         aab91ad479c878442330998e6584ce976d050b0a4c51c625f4b25fb7b08095cb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         0bf4e3a8d77c93a74d5021d491b9e91c53f32d66585c584563a37d0ab9adbba9
+// digest         956a79e4de34ed2fa4f39a5656f307976f7c7043cf08621d2248df95176babab
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         6f0139e9299b8b6993cdff7cce0ef0cfb2aa5d11e4979c7b6f171eb08cdb14dc
+// digest         39ba7b9ad1ccc6fd105a6c42536c666bd345528170a6c132c490f0b14475be8a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         67ebf20fed3e2b946d1c668b2ce32686440eea90a1991c7364f8e817c25da995
+// digest         70e24bc855b15a339b91b72b0aedcd5478ed3410b42b69af43492f789836bce1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         3c15201e7290e1286e4d6166b9071b757af6aceb9326b9b1c2a307e80dba73f6
+// digest         db4de41c47c8e9f25b637d4560e2f03025058312676c0f744d40b9986982c1ec
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

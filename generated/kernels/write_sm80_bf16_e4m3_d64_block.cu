@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         33771927348c213598a1c003ff59b632ae6373788eb6e60f28c949f4e615d249
+// digest         dcb2349ea887a7eed3ed0ed921dca067a5150cd4c59ade30bfaf1aff4b6cb296
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

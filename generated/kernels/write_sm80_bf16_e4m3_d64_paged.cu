@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         9b88ab2f0a30c820d51a28b8f0f86e70558e39c418334330f8d3d5e9c0ab7f4d
+// digest         b16b6dbc92c5c47aff2e464e418c3c36c164232edb3e8e7a91fb9fe59603ec3e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

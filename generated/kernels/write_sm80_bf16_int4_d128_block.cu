@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         002548a2f42251c931f94d584d011d10765e65d1c6083d6de9677f008923037c
+// digest         b3b651e71d19e8d164af6f7a099d629621e49510b8024aa045cbefe9377824fc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         7466c35eb2447b110a051b21019ebbec47cac7da0c43bf13f8af65163e64a1ed
+// digest         cafc23275bcb89aabbc94b910751fae9ba032cd5594cb361a906f1b087c79deb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

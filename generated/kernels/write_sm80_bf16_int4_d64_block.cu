@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         7cc4e42968d27b539560aca9a507761470f6c14f570a924d1e8b88ab3183c698
+// digest         5e6e169d193b1d16768d661fdd7bb83dec1a925b6f70e86a1afd90bcd1a534fc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

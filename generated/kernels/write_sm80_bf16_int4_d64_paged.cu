@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         90702e261729065fd669ffbc701c2e5cd13fc76de86226882fa881f4f8e3a6b1
+// digest         f21bb438e95a7b201b15aae11a9b6977b9a487615056ecaad8448168d9553ca2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         f23448b0e26efda8f006f11e86a4c062dbc5ee79c84928ad9738b19c7399b066
+// digest         d4eb6e086b4791477661378222c22024f4ac2f22b2add32b43a71b8e0b51a0ae
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         e6f698485b37fd0c63e687f7170ac34cd3d6601054e8ff1b8909a19cc17bca16
+// digest         2e770d419936f01bd6af40fe814a610aa291a084bbec2d21b254e7f2ca5fc0aa
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         7b37ba0a1930bae70bba6acb8bfb0ff5379fc1cd5f37cb9067923df20543a9af
+// digest         82c1cb063c9784b9cd7cb23afd9be403df7b1ba04d8c181de7331e11592184cd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         8c1c3cadb6fa87b08f6813e8274201af39497ac43f9ea26a978ed5eb6faa4f6c
+// digest         df92b41b211057b82cad0f3b2b609d28164aa39e4a85d92fb248139534f0e4fc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         565b4562f7e659c6b0d037fe85a0448a1504b941ca275ae611c0cd177d4111bb
+// digest         1e621aca8ecd16a55ecd009a5155de148f5d3e0b782344e88cc2be3cbceec738
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         a237a660a57cca90b86690996c1b82fc278a89d0b224f2f03d383798abcfa1de
+// digest         f1cbe514d29f173b8f75c2644a66ed26b494615d4db13ae61bf22b5fc567f78d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

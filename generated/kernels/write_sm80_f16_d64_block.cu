@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         eb8954fba8eee78129a9ee8d1acb31ea3a5321e5f964a3d88436ab92dffb0c50
+// digest         6fb3d731d87b796f6095d4a1c2edd742b9d25286b796e7a256cb52f863ac1e6e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

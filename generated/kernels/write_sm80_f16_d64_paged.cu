@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         d1c0f048fd4ef9f8ec2d58576efc27950de7f3bb2009c810502aa7c6dbc76a9d
+// digest         d11051a3cc57f405ca7cb40cfe050f0a3cdae5db0810234e46d7ab94b7d21728
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

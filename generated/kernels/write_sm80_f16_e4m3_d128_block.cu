@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         fb2856006f8c207aa731a774d5e49a17c8d0a75cae0f94fae00b57b945a5ad02
+// digest         d2e9239a3d7d220144ff12626a1b0c9143a35adcea5e5f4924899ca91609607d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         46f0d5daab7cc1f21ab5cad4ba001913eb0c52245639b4509d034ff24a299adb
+// digest         0bdc6c77341d6727db010ec95a0b5b96dc0b91fd6df68a0684b7f85c32264569
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         5f353da7f92d5b737f515c095e3c326b41b300591f8be3e2c6e8c22d1a5f0167
+// digest         1b36e33c373e0a1b74f4cbc8320346d6e1b169e0f9a7261638efa340f8eec2a7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

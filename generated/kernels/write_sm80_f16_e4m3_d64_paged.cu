@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         8ce6c735619b5a434f51725506fc5380c34667cdb5ee828ce88acd24a4a83ca3
+// digest         16124a4c4ad7aae7cb692b84fb1b19fc55c8835c5b14cec059d6334d7ea1d8e1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

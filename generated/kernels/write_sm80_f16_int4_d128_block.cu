@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         67fa7813281b7e45173c11a2d554dd7441a89c245024a0b7f89b70df75eb9aa3
+// digest         515dc42690cc7ff9970cdc70bb06d3951f6e5587b62285e4fba061dc9576220e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

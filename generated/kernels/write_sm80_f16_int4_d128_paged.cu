@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         1af912b1a2173401e1dd3ad03a367d8449ce89b7c9057f6720178ae9781bac17
+// digest         4c996ba5729e140a0fdfc5c6110669d70ce8240e55e9c04c62eb2036b0e50850
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         114a1efdb16eb24c71c6a7c2bd26ca6dff79fdda2a28208440a1179c556427ac
+// digest         c3fff5e1d91eb37c52b93bcebb0a7396b812d33c5ae13a980e6f099a71614938
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

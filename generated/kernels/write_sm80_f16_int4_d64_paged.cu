@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         7c9162fbb5bd299e95dffd3f8ed7d742d0cd123ea9a0f7a534c636eee8f15062
+// digest         26cf4b89cbf29be560c4f28c329e41de1cfdede21123235a6cbaf7f2ee931034
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         b6e81e87aca0f55b990a6754ebb114a80ce1795e2e22ec4517d5b41a3438c2bf
+// digest         91faabc54efb26aa6a8d9c04427fb9f69514079fa8bcdc7c39cd0f0c1ec18bfc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

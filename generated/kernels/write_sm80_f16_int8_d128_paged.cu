@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         d75c2af0df6671e7bb805850032f0b36844daa1824ff8833ccea45450afa3a22
+// digest         1361d31c7d2bd77d85bbe3d9d78bd2948656dab135c20586b6d31aa7b7833d03
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

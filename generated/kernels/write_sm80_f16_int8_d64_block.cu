@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         c5b68c2382312a896e71d581e99c2b99d6fead15e7d56eea092db54c5b3e840e
+// digest         e1d72647fc9955bffa02836d4078bfd8ec6dcf18dbca7300fe06e24a3b40ddbf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

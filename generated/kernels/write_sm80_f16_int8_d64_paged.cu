@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         7291fef8f28b82f620648572e12ed6d8fea756150e76ff83ae30fecbc3725668
+// digest         c11969d03e11817d9c0140e8f0482ffe7e2ce0524218591bae0878aff62bca41
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -19,7 +19,7 @@ static_assert(ATTN_INTERNAL_ERROR == static_cast<int>(Status::kInternalError) &&
                   ATTN_BF16 == static_cast<int>(detail::Element::kBf16) &&
                   ATTN_PAGED == static_cast<int>(CacheType::kPaged) &&
                   ATTN_KV_E4M3 == static_cast<int>(KvType::kE4m3) &&
-                  ATTN_DECODE == static_cast<int>(Mode::kDecode),
+                  ATTN_WRITE == static_cast<int>(Mode::kWrite),
               "C and C++ count alike");
 
 // Of a fixed size, so that an error can be kept when memory cannot be had.
@@ -92,8 +92,9 @@ AttentionParams<T> converted(const attn_params_t& from) {
 }
 
 Mode mode_of(const attn_params_t& params) {
-  if (params.mode != ATTN_PREFILL && params.mode != ATTN_DECODE) {
-    refuse("mode", "is " + std::to_string(params.mode) + ": use ATTN_PREFILL or ATTN_DECODE");
+  if (params.mode < ATTN_PREFILL || params.mode > ATTN_WRITE) {
+    refuse("mode",
+           "is " + std::to_string(params.mode) + ": use ATTN_PREFILL, ATTN_DECODE or ATTN_WRITE");
   }
   return static_cast<Mode>(params.mode);
 }
@@ -236,6 +237,13 @@ attn_status_t attn_decode(const attn_params_t* params, void* workspace, size_t w
     need_mode(params, ATTN_DECODE, "ATTN_DECODE");
     with_params(params,
                 [&](const auto& call) { run(call, Mode::kDecode, workspace, workspace_bytes); });
+  });
+}
+
+attn_status_t attn_write(const attn_params_t* params) {
+  return guarded([&] {
+    need_mode(params, ATTN_WRITE, "ATTN_WRITE");
+    with_params(params, [&](const auto& call) { detail::dispatch(call, Mode::kWrite); });
   });
 }
 

@@ -33,6 +33,18 @@ std::string word_of(CacheType cache) {
   return std::to_string(static_cast<int>(cache));
 }
 
+std::string word_of(Mode mode) {
+  switch (mode) {
+    case Mode::kPrefill:
+      return "prefill";
+    case Mode::kDecode:
+      return "decode";
+    case Mode::kWrite:
+      return "write";
+  }
+  return std::to_string(static_cast<int>(mode));
+}
+
 std::string word_of(KvType kv_type) {
   switch (kv_type) {
     case KvType::kSame:
@@ -50,8 +62,7 @@ std::string word_of(KvType kv_type) {
 // The name under which attn-codegen emits a kernel for the traits; sm80 kernels run on every device
 // from 8.0 on.
 std::string name_of(const Traits& traits) {
-  std::string name = traits.mode == Mode::kDecode ? "decode_sm80_" : "prefill_sm80_";
-  name += word_of(traits.element);
+  std::string name = word_of(traits.mode) + "_sm80_" + word_of(traits.element);
   if (traits.kv_type != KvType::kSame) {
     name += "_" + word_of(traits.kv_type);
   }
@@ -59,7 +70,8 @@ std::string name_of(const Traits& traits) {
   if (traits.size_per_head_v != traits.size_per_head) {
     name += "_v" + std::to_string(traits.size_per_head_v);
   }
-  return name + "_" + word_of(traits.cache) + (traits.causal ? "_causal" : "_full");
+  name += "_" + word_of(traits.cache);
+  return traits.mode == Mode::kWrite ? name : name + (traits.causal ? "_causal" : "_full");
 }
 
 // The first field of AttentionParams in which the two differ, and its value in `a`. "mode" is the
@@ -71,7 +83,7 @@ struct Difference {
 
 Difference difference(const Traits& a, const Traits& b) {
   if (a.mode != b.mode) {
-    return {"mode", a.mode == Mode::kDecode ? "decode" : "prefill"};
+    return {"mode", word_of(a.mode)};
   }
   if (a.kv_type != b.kv_type) {
     return {"kv_type", word_of(a.kv_type)};

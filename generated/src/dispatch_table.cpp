@@ -6,6 +6,7 @@
 #include "attn/check.h"
 #include "attn/decode_plan.h"
 #include "attn/dispatch.h"
+#include "attn/write_check.h"
 
 namespace attn::detail {
 
@@ -47,21 +48,31 @@ constexpr KernelRow row_of() {
   row.traits.element = element_of<typename Config::T>;
   row.traits.kv_type = KvTraits<typename Config::T, typename Config::Tkv>::kType;
   row.traits.cache = Config::kCache;
-  row.traits.causal = Config::kMask == Mask::kCausal;
+  row.traits.causal = true;
   row.traits.size_per_head = Config::kHeadDim;
   row.traits.size_per_head_v = Config::kHeadDimV;
   row.family = family_of(typename Config::Arch{});
-  row.describe = [] { return describeAttention<Kernel>(); };
-  row.prepare = [] { return prepareAttention<Kernel>(); };
-  row.check = [](const void* params) { check_params<Config>(params_of<Kernel>(params)); };
+  if constexpr (Config::kMode == Mode::kWrite) {
+    row.describe = [] { return describeWriter<Kernel>(); };
+    row.prepare = [] { return prepareWriter<Kernel>(); };
+    row.check = [](const void* params) { check_write<Config>(params_of<Kernel>(params)); };
+    row.rank = [](const void*, int, const DeviceLimits&) { return std::int64_t{0}; };
+    row.plan = [](const void*) { return Plan{}; };
+    row.invoke = [](const void* params) { invokeWrite<Kernel>(params_of<Kernel>(params)); };
+  } else {
+    row.traits.causal = Config::kMask == Mask::kCausal;
+    row.describe = [] { return describeAttention<Kernel>(); };
+    row.prepare = [] { return prepareAttention<Kernel>(); };
+    row.check = [](const void* params) { check_params<Config>(params_of<Kernel>(params)); };
+    row.rank = rank_of<Config>;
+  }
   if constexpr (Config::kMode == Mode::kDecode) {
     row.plan = [](const void* params) { return planDecoding<Kernel>(params_of<Kernel>(params)); };
     row.invoke = [](const void* params) { invokeDecoding<Kernel>(params_of<Kernel>(params)); };
-  } else {
+  } else if constexpr (Config::kMode == Mode::kPrefill) {
     row.plan = [](const void* params) { return planAttention<Kernel>(params_of<Kernel>(params)); };
     row.invoke = [](const void* params) { invokeAttention<Kernel>(params_of<Kernel>(params)); };
   }
-  row.rank = rank_of<Config>;
   return row;
 }
 

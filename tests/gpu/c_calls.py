@@ -117,7 +117,8 @@ def c_write(
     pairs: torch.Tensor,
     call: dict[str, torch.Tensor],
 ) -> Params:
-    """Writes bf16 rows [token_num, num_kv_heads, head_dim] into pools of int8 codes [K and V, block,
+    """Writes bf16 rows [token_num, num_kv_heads, head_dim] into pools of int8 codes
+    [K and V, block,
     block_len, num_kv_heads, head_dim] and pairs (scale, zero)."""
     tokens, heads, dim = k_new.shape
     given = Params(
