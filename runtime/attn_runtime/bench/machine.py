@@ -25,6 +25,7 @@ _CLOCKS: Final = (
     "power.draw",
     "power.limit",
     "temperature.gpu",
+    "utilization.gpu",
 )
 
 
@@ -69,12 +70,13 @@ def _driver_version(ordinal: int) -> str:
 
 
 def clocks(ordinal: int) -> str:
-    """Clocks, power and temperature at this moment, on one line."""
+    """Clocks, power, temperature and load at this moment, on one line. A load before anything was
+    run is somebody else's, and spoils every figure."""
     answer = ask_nvidia_smi(ordinal, ",".join(_CLOCKS))
     if answer is None:
         return "unknown (nvidia-smi does not answer)"
-    sm, most, memory, power, limit, temperature = answer
-    return f"SM {sm} of {most}, memory {memory}, {power} of {limit}, {temperature} C"
+    sm, most, memory, power, limit, temperature, load = answer
+    return f"SM {sm} of {most}, memory {memory}, {power} of {limit}, {temperature} C, load {load}"
 
 
 def ask_nvidia_smi(ordinal: int, query: str) -> list[str] | None:
