@@ -42,9 +42,18 @@ class Event:
 
 
 def thread_entry() -> Callable[[], None]:
-    """What another thread calls first to ask about events of the context that is current here."""
+    """What another thread calls first to ask about events of the context that is current here.
+    While any stream is captured, a thread that is not relaxed about it may not even ask."""
     cuda, context = driver.bindings(), driver.current_context()
-    return lambda: driver.call("cuCtxSetCurrent", cuda.cuCtxSetCurrent(context), cuda)
+    relaxed = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+
+    def enter() -> None:
+        driver.call("cuCtxSetCurrent", cuda.cuCtxSetCurrent(context))
+        driver.call(
+            "cuThreadExchangeStreamCaptureMode", cuda.cuThreadExchangeStreamCaptureMode(relaxed)
+        )
+
+    return enter
 
 
 def make_stream() -> int:

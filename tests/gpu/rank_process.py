@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from harness import attention_for, bounds, launch, problem_of, verdict
+from harness import attention_for, bounds, launch, plan_of, problem_of, verdict
 from ranks import rank_problem
 
 from attn_codegen.config import Cache, Dtype
@@ -102,6 +102,32 @@ def in_flight() -> None:
         assert not wrong, f"{task}: {wrong}"
 
 
+def captured() -> None:
+    """A call in a CUDA graph, exchange and all, replayed with other queries."""
+    kernel = kernel_named(KERNELS[0])
+    group = ContextParallel()
+    task = Task(batch_for(kernel, [40, 1], [700, 300]))
+    own = rank_problem(problem_of(kernel, task), task, group)
+    attn = attention_for(kernel.config, task.batch, "heuristic", group)
+    given = bounds(task.batch)
+    given["workspace"] = torch.empty(
+        plan_of(own, attn, own.call | given).workspace_bytes, dtype=torch.uint8, device="cuda"
+    )
+    output = launch(own, attn, **given)
+    group.wait()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        attn(**own.call, **given, out=output.out, lse=output.lse)
+    for _ in range(3):
+        own.call["q"].mul_(-1.5)
+        own.q.mul_(-1.5)
+        graph.replay()
+        torch.cuda.synchronize()
+        wrong = verdict(own, output)
+        assert not wrong, f"{task}: {wrong}"
+
+
 def ring(communicator: Any = None) -> None:
     """Long prompts round the ring, twice with the same buffers."""
     for lens, mask in (((1000, 65), "causal"), ((4096,), "causal"), ((777,), "full")):
@@ -151,7 +177,7 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    scenarios = (problems, in_flight, ring, failing, nccl4py)
+    scenarios = (problems, in_flight, captured, ring, failing, nccl4py)
     {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]]()
     torch.cuda.synchronize()
     dist.barrier()
