@@ -30,7 +30,9 @@ DECODE_RING_BYTES = 96 * 1024  # in flight on an SM twice: more than its share o
 DECODE_CHUNKS = 32  # of sequences, whose keys are counted by different warps
 DECODE_COUNT_BYTES = 16  # what a warp has counted: tiles, most and fewest units, query tokens
 DECODE_SEGMENT_BYTES = 48
-DECODE_WORK_BYTES = 48
+DECODE_WORK_BYTES = 56
+DECODE_ROW_BYTES = 16
+DECODE_SOURCE_BYTES = {Cache.LINEAR: 32, Cache.BLOCK: 32, Cache.PAGED: 48}
 DECODE_ROWS = (8, 16, 32)
 # Float accumulators and Q of a thread; more than this and Q stays in shared memory.
 DECODE_RESIDENT_REGISTERS = 112
@@ -168,6 +170,7 @@ def _decode_sized(
     query = 0 if resident else rows * width * ELEMENT_BYTES
     counts = warps * rows * 8 + DECODE_CHUNKS * 4 + warps * DECODE_COUNT_BYTES
     work = warps * (stages + 2) * DECODE_SEGMENT_BYTES + DECODE_WORK_BYTES
+    work += warps * (rows * DECODE_ROW_BYTES + DECODE_SOURCE_BYTES[config.cache or Cache.PAGED])
     ring = warps * stages * _decode_piece_bytes(width)
     return Tiling(
         cta_q=rows,

@@ -83,8 +83,8 @@ inline void set_range_workspace(const Problem& problem, const KernelLimits& kern
   plan.partial_ML_offset = align_bytes(plan.partial_O_bytes);
   plan.workspace_bytes = add_bytes(plan.partial_ML_offset, multiply_bytes(rows, 8));
   const std::int64_t counters = std::int64_t{plan.ranges.ctas} * (kernel.threads / 32);
-  if (counters > kMaxInt) {
-    refuse("num_heads", "num_heads needs more than 2^31 counters: turn splitting off");
+  if (std::max(counters, rows) > kMaxInt) {
+    refuse("num_heads", "num_heads takes more than 2^31 parts of rows: turn splitting off");
   }
   plan.counter_cnt = static_cast<int>(counters);
 }

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         e5ed62529f87ed84a2ae508681d7868656302f668e4491cbac6db9f1d9a78730
+// digest         e53e1c7f3f571c8fcd35ed976d282c33486da9479193cd59febe4e475b729ad2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99840;
+  static constexpr int kSharedBytes = 100480;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

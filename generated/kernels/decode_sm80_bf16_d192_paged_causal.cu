@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         f39eac615f3d4923ea6191d2915984c18ef7120d7254df156b2fe2a23e4fb1c6
+// digest         282636810b7a21f8c23cd5be2f5a425ad0d33e7ddbfa70d621b31bda9bc6683b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99584;
+  static constexpr int kSharedBytes = 100352;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         658669ac9633c66b7ece479a5c0fc6811e7312cfd2e74332c998c4f2644588d5
+// digest         b4baf83acd08648813f3167a627e67006174cefbacff7c55bd3a67fce9069b6d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99200;
+  static constexpr int kSharedBytes = 99456;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         5a558a29b2b6b9af7c9a73092714901b53ac12aaf80bb9aea8c8dffe3eed5ad9
+// digest         93efbff4f42c38ec80ceea33e3e9f14f4a42345f85570e2e507c827b64080c58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99200;
+  static constexpr int kSharedBytes = 99584;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         75b4f97d6ffb688a56107e9623b19968d1b389d52ce0c786422a9279f7ce5391
+// digest         d1f212bf5fd4a43e895af0c857122a6f07fe1d7871f20d6a680826a271967d51
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100352;
+  static constexpr int kSharedBytes = 100992;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         d0228a3572eb4c2a6d527cc1dcf4260950378b2ab5d89149fad0c4b9f708f34e
+// digest         ebe2c850d8f36550a5cd8a992aa30fefb4014cbf45b6fcd1f8d4f808001087cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99840;
+  static constexpr int kSharedBytes = 100480;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

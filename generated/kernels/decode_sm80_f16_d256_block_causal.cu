@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         2c67dad28c19e53f96e7281d97c373a3deead6fc1094e0f34dd6d4e8d4e51c0f
+// digest         175e54cd7542c1bca2a8f1e0f9afabbe6a2a0520c90a53c8c184511c94c30eeb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99200;
+  static constexpr int kSharedBytes = 99456;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

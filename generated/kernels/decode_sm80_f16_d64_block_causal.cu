@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         88f9c498a2d4c7353a115f655ed7110524b3379c511b2c9ffe73cfbd36f94c0f
+// digest         0cc9f759e036cecc9bb4f8715c53834606cc48c0a1efbb4d49d009e9ee4d771b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100352;
+  static constexpr int kSharedBytes = 100992;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         e4f85dccb1acb7dfea8be2d94a63e5a4130c6120324dda790214b9bd25437025
+// digest         5832afff1721e75f96cfeb106d07110966ca2263a5e917a42906a529a8958a03
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100352;
+  static constexpr int kSharedBytes = 100992;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ae181b97aa53a0b16a4c9e6bebea3e8c13ca52482a4d1bc63ff83e77f029c6a0
+// digest         b523f01ba5635ee2a3e9c8554e8f7432ead2d587f8e8b1cf77059594d934ec8c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100352;
+  static constexpr int kSharedBytes = 101120;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -12,7 +12,6 @@ from typing import Final
 from attn_codegen.tiling import WARP_THREADS
 from attn_runtime.choose import UNFIT
 from attn_runtime.plan import (
-    MAX_BYTES,
     Plan,
     RangePlan,
     Workspace,
@@ -197,20 +196,18 @@ def _range_workspace(problem: Problem, ranges: RangePlan) -> Workspace:
     rows = 2 * ranges.ctas * ranges.row_slots
     partial_O_bytes = rows * 4 * problem.head_dim_v
     offset = aligned(partial_O_bytes)
-    if offset + rows * 8 > MAX_BYTES:
-        raise PlanError(
-            "token_num",
-            "the split workspace exceeds 2^63 bytes: split less, or send fewer tokens",
-        )
     return Workspace(
         partial_O_bytes=partial_O_bytes, partial_ML_offset=offset, total_bytes=offset + rows * 8
     )
 
 
 def _counters(kernel: KernelLimits, ranges: RangePlan) -> int:
+    """One for each range and warp; the kernel counts them and the parts in 32 bits."""
     counters = ranges.ctas * (kernel.threads // WARP_THREADS)
-    if counters > INT_MAX:
-        raise PlanError("num_heads", "num_heads needs more than 2^31 counters: turn splitting off")
+    if max(counters, 2 * ranges.ctas * ranges.row_slots) > INT_MAX:
+        raise PlanError(
+            "num_heads", "num_heads takes more than 2^31 parts of rows: turn splitting off"
+        )
     return counters
 
 

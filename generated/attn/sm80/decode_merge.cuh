@@ -6,29 +6,20 @@
 
 namespace attn::sm80 {
 
-// Rows as they leave: warp w owns the rows w, w + kWarps, ... A lane has of each the columns
-// (step * 32 + lane) * kVector and the next ones.
+// A row as it leaves: a lane has the columns (step * 32 + lane) * kVector and the next ones.
 template <class Config>
-struct OwnedRows {
-  using Traits = DecodeTraits<Config>;
-  static constexpr int kVector = Traits::kHeadDim % 128 == 0 ? 4 : 2;
-  static constexpr int kSteps = (Traits::kHeadDim + 32 * kVector - 1) / (32 * kVector);
+struct MergedRow {
+  static constexpr int kHeadDim = Config::kHeadDim;
+  static constexpr int kVector = kHeadDim % 128 == 0 ? 4 : 2;
+  static constexpr int kSteps = (kHeadDim + 32 * kVector - 1) / (32 * kVector);
 
   struct alignas(kVector * 4) Vector {
     float x[kVector];
   };
 
-  struct Row {
-    Vector output[kSteps];  // unnormalised: relative to max
-    float max;              // log2 units
-    float sum;
-  };
-
-  Row rows[Traits::kOwnedRows];
-
-  __device__ __forceinline__ static int row(int owned, int warp) {
-    return warp + owned * Traits::kWarps;
-  }
+  Vector output[kSteps];  // unnormalised: relative to max
+  float max;              // log2 units; -inf: has seen nothing
+  float sum;
 
   __device__ __forceinline__ static int column(int step, int lane) {
     return (step * 32 + lane) * kVector;
@@ -36,7 +27,35 @@ struct OwnedRows {
 
   // Lanes beyond the width of a row have no columns.
   __device__ __forceinline__ static bool has(int step, int lane) {
-    return Traits::kHeadDim % (32 * kVector) == 0 || column(step, lane) < Traits::kHeadDim;
+    return kHeadDim % (32 * kVector) == 0 || column(step, lane) < kHeadDim;
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      output[step] = {};
+    }
+    max = -kInfinity;
+    sum = 0.0f;
+  }
+
+  // O += weight O'
+  __device__ __forceinline__ void add(int step, const Vector& other, float weight) {
+#pragma unroll
+    for (int x = 0; x < kVector; ++x) {
+      output[step].x[x] += weight * other.x[x];
+    }
+  }
+
+  __device__ __forceinline__ void scale(float factor) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int x = 0; x < kVector; ++x) {
+        output[step].x[x] *= factor;
+      }
+    }
+    sum *= factor;
   }
 };
 
@@ -44,32 +63,77 @@ struct OwnedRows {
 // [16, pitch] of each warp. The XOR keeps the rows of the four lanes of a quad in different banks.
 template <class Config>
 struct Exchange {
-  using Tile = typename DecodeTraits<Config>::PieceTile;
-  static constexpr int kRows = 16;
-  static constexpr int kPitch = Tile::kPitch;
+  using Traits = DecodeTraits<Config>;
+  using Row = MergedRow<Config>;
+  static constexpr int kRowTiles = Traits::kRowTiles < 2 ? Traits::kRowTiles : 2;  // at a time
+  static constexpr int kRows = 8 * kRowTiles;
+  static constexpr int kPitch = Traits::PieceTile::kPitch;
   static_assert(kRows * kPitch * sizeof(float) <= sizeof(Piece<Config>),
-                "16 rows fit the piece of a warp");
+                "the rows fit the piece of a warp");
 
   __device__ __forceinline__ static float* at(Piece<Config>& piece, int row, int column) {
     return reinterpret_cast<float*>(&piece) + row * kPitch + (column ^ (row / 2 % 4 * 8));
   }
+
+  // This warp's part of the row tiles from `first` on.
+  __device__ __forceinline__ static void store(Piece<Config>& piece,
+                                               const RowState<Config>& state,
+                                               int first,
+                                               int lane) {
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < Traits::kDepthFragments; ++i) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          *at(piece, n * 8 + lane % 4 * 2 + c % 2, i * 16 + c / 2 * 8 + lane / 4) =
+              state.output[i][first + n][c];
+        }
+      }
+    }
+  }
+
+  // A row of all warps:
+  //   M = max_w m_w        O = sum_w 2^(m_w - M) O_w        l = sum_w 2^(m_w - M) l_w
+  // The order of the warps is fixed, so the same parts give the same bits.
+  __device__ __forceinline__ static Row load(
+      DecodeStorage<Config>& storage, int slot, int first_row, int row, int lane) {
+    Row result;
+    result.clear();
+#pragma unroll
+    for (int warp = 0; warp < Traits::kWarps; ++warp) {
+      result.max = fmaxf(result.max, storage.max_sum[warp][first_row + row].x);
+    }
+    const float reference = result.max == -kInfinity ? 0.0f : result.max;
+#pragma unroll
+    for (int warp = 0; warp < Traits::kWarps; ++warp) {
+      const float2 part = storage.max_sum[warp][first_row + row];
+      const float weight = exp2_approximate(part.x - reference);
+      result.sum += weight * part.y;
+#pragma unroll
+      for (int step = 0; step < Row::kSteps; ++step) {
+        if (Row::has(step, lane)) {
+          const float* const from = at(storage.ring[warp][slot], row, Row::column(step, lane));
+          result.add(step, *reinterpret_cast<const typename Row::Vector*>(from), weight);
+        }
+      }
+    }
+    return result;
+  }
 };
 
-// Puts the rows of all warps together, 16 at a time:
-//   M = max_w m_w        O = sum_w 2^(m_w - M) O_w        l = sum_w 2^(m_w - M) l_w
-// The order of the warps is fixed, so the same parts give the same bits. `slot` may be filled again
-// afterwards. Called by all warps.
-template <class Config>
-__device__ __forceinline__ void merge_warps(OwnedRows<Config>& owned,
-                                            RowState<Config>& state,
+// Puts the rows of all warps together and gives them away: warp w the rows w, w + kWarps, ..., each
+// to `leave(row, MergedRow)`. The slot may be filled again afterwards. Called by all warps.
+template <class Config, class Leave>
+__device__ __forceinline__ void merge_warps(RowState<Config>& state,
                                             DecodeStorage<Config>& storage,
                                             int slot,
+                                            int row_count,
                                             int warp,
-                                            int lane) {
+                                            int lane,
+                                            Leave leave) {
   using Traits = DecodeTraits<Config>;
-  using Own = OwnedRows<Config>;
-  constexpr int kRound = Traits::kRowTiles < 2 ? Traits::kRowTiles : 2;  // row tiles at a time
-  constexpr int kOwnedOfRound = kRound * 8 / Traits::kWarps;
+  using Exchanged = Exchange<Config>;
   state.finish();
 #pragma unroll
   for (int n = 0; n < Traits::kRowTiles; ++n) {
@@ -79,54 +143,15 @@ __device__ __forceinline__ void merge_warps(OwnedRows<Config>& owned,
     }
   }
 #pragma unroll
-  for (int first = 0; first < Traits::kRowTiles; first += kRound) {
-#pragma unroll
-    for (int n = 0; n < kRound; ++n) {
-#pragma unroll
-      for (int i = 0; i < Traits::kDepthFragments; ++i) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          *Exchange<Config>::at(storage.ring[warp][slot],
-                                n * 8 + lane % 4 * 2 + c % 2,
-                                i * 16 + c / 2 * 8 + lane / 4) = state.output[i][first + n][c];
-        }
-      }
-    }
+  for (int first = 0; first < Traits::kRowTiles; first += Exchanged::kRowTiles) {
+    Exchanged::store(storage.ring[warp][slot], state, first, lane);
     __syncthreads();  // the parts of all warps are visible
-#pragma unroll
-    for (int own = 0; own < kOwnedOfRound; ++own) {
-      const int row = Own::row(own, warp);  // within the round
-      typename Own::Row& result = owned.rows[first * 8 / Traits::kWarps + own];
-      result.max = -kInfinity;
-#pragma unroll
-      for (int other = 0; other < Traits::kWarps; ++other) {
-        result.max = fmaxf(result.max, storage.max_sum[other][first * 8 + row].x);
-      }
-      const float reference = result.max == -kInfinity ? 0.0f : result.max;
-      result.sum = 0.0f;
-#pragma unroll
-      for (int step = 0; step < Own::kSteps; ++step) {
-        result.output[step] = {};
-      }
-#pragma unroll
-      for (int other = 0; other < Traits::kWarps; ++other) {
-        const float2 part = storage.max_sum[other][first * 8 + row];
-        const float weight = exp2_approximate(part.x - reference);
-        result.sum += weight * part.y;
-#pragma unroll
-        for (int step = 0; step < Own::kSteps; ++step) {
-          if (Own::has(step, lane)) {
-            const auto value = *reinterpret_cast<const typename Own::Vector*>(
-                Exchange<Config>::at(storage.ring[other][slot], row, Own::column(step, lane)));
-#pragma unroll
-            for (int x = 0; x < Own::kVector; ++x) {
-              result.output[step].x[x] += weight * value.x[x];
-            }
-          }
-        }
-      }
+    const int count = min(row_count - first * 8, Exchanged::kRows);
+#pragma unroll 1
+    for (int row = warp; row < count; row += Traits::kWarps) {
+      leave(first * 8 + row, Exchanged::load(storage, slot, first * 8, row, lane));
     }
-    __syncthreads();  // all have read: the exchange may be written again
+    __syncthreads();  // all have read: the slot may be written again
   }
 }
 

@@ -11,57 +11,44 @@ namespace attn::sm80 {
 constexpr int kDirectParts = 32;
 constexpr int kGroupParts = 16;
 
-// A row of the tile in the output: [token_num, num_heads].
-struct RowPlace {
-  int64_t token;
-  int head;
-};
-
-__device__ __forceinline__ RowPlace place_of(const RowTile& tile, const Segment& segment, int row) {
-  return {segment.tokens.begin + tile.query(row), tile.head(row)};
-}
+// --- one row ------------------------------------------------------------------------------------
 
 // Writes a row whose keys have all been added up:
 //   out = O / (l + 2^(sink - M))        lse = ln 2 (M + log2(l + 2^(sink - M)))
 // A row that has seen no key is zero, its lse -inf.
 template <class Config>
-__device__ __forceinline__ void store_row(const typename OwnedRows<Config>::Row& row,
+__device__ __forceinline__ void store_row(MergedRow<Config> row,
                                           const AttentionParams<typename Config::T>& params,
-                                          RowPlace place,
+                                          const RowPlace& place,
                                           int lane) {
-  using Own = OwnedRows<Config>;
+  using Row = MergedRow<Config>;
   using T = typename Config::T;
-  float max = row.max;
-  float sum = row.sum;
-  float scale = 1.0f;
-  if (params.sinks != nullptr && sum > 0.0f) {
+  if (params.sinks != nullptr && row.sum > 0.0f) {
     const float sink = params.sinks[place.head] * kLog2E;
-    max = fmaxf(max, sink);
-    scale = exp2_approximate(row.max - max);
-    sum = sum * scale + exp2_approximate(sink - max);
+    const float max = fmaxf(row.max, sink);
+    row.scale(exp2_approximate(row.max - max));
+    row.max = max;
+    row.sum += exp2_approximate(sink - max);
   }
-  const float inverse = sum > 0.0f ? scale / sum : 0.0f;
-  T* const out = params.out + (place.token * params.num_heads + place.head) * Config::kHeadDim;
+  const float inverse = row.sum > 0.0f ? 1.0f / row.sum : 0.0f;
+  const int64_t index = static_cast<int64_t>(place.token) * params.num_heads + place.head;
+  T* const out = params.out + index * Config::kHeadDim;
 #pragma unroll
-  for (int step = 0; step < Own::kSteps; ++step) {
-    if (Own::has(step, lane)) {
-      uint32_t packed[Own::kVector / 2];
-#pragma unroll
-      for (int x = 0; x < Own::kVector; x += 2) {
-        packed[x / 2] =
-            pack(row.output[step].x[x] * inverse, row.output[step].x[x + 1] * inverse, T{});
-      }
-      T* const to = out + Own::column(step, lane);
-      if constexpr (Own::kVector == 4) {
-        *reinterpret_cast<uint2*>(to) = {packed[0], packed[1]};
+  for (int step = 0; step < Row::kSteps; ++step) {
+    if (Row::has(step, lane)) {
+      const float (&x)[Row::kVector] = row.output[step].x;
+      T* const to = out + Row::column(step, lane);
+      const uint32_t low = pack(x[0] * inverse, x[1] * inverse, T{});
+      if constexpr (Row::kVector == 4) {
+        *reinterpret_cast<uint2*>(to) = {low, pack(x[2] * inverse, x[3] * inverse, T{})};
       } else {
-        *reinterpret_cast<uint32_t*>(to) = packed[0];
+        *reinterpret_cast<uint32_t*>(to) = low;
       }
     }
   }
   if (params.lse != nullptr && lane == 0) {
     params.lse[static_cast<int64_t>(place.head) * params.token_num + place.token] =
-        sum > 0.0f ? (max + __log2f(sum)) * kLn2 : -kInfinity;
+        row.sum > 0.0f ? (row.max + __log2f(row.sum)) * kLn2 : -kInfinity;
   }
 }
 
@@ -69,36 +56,37 @@ __device__ __forceinline__ void store_row(const typename OwnedRows<Config>::Row&
 struct PartStore {
   float* output;
   float2* max_sum;
-
-  template <class T>
-  __device__ __forceinline__ static PartStore of_splits(const AttentionParams<T>& params) {
-    return {params.partial_O, reinterpret_cast<float2*>(params.partial_ML)};
-  }
-
-  // [token_num, num_heads] of this rank.
-  template <class T>
-  __device__ __forceinline__ static PartStore of_rank(const AttentionParams<T>& params) {
-    return {params.cp_O, reinterpret_cast<float2*>(params.cp_ML)};
-  }
 };
+
+// Those of splits: workspace.
+template <class T>
+__device__ __forceinline__ PartStore split_parts(const AttentionParams<T>& params) {
+  return {params.partial_O, reinterpret_cast<float2*>(params.partial_ML)};
+}
+
+// That of this rank, which the ranks merge: [token_num, num_heads].
+template <class T>
+__device__ __forceinline__ PartStore rank_parts(const AttentionParams<T>& params) {
+  return {params.cp_O, reinterpret_cast<float2*>(params.cp_ML)};
+}
 
 // Parts are written and read past L1: another SM's are among them.
 template <class Config>
-__device__ __forceinline__ void store_part(const typename OwnedRows<Config>::Row& row,
+__device__ __forceinline__ void store_part(const MergedRow<Config>& row,
                                            PartStore parts,
                                            int64_t part,
                                            int lane) {
-  using Own = OwnedRows<Config>;
+  using Row = MergedRow<Config>;
   float* const out = parts.output + part * Config::kHeadDim;
 #pragma unroll
-  for (int step = 0; step < Own::kSteps; ++step) {
-    if (Own::has(step, lane)) {
-      const typename Own::Vector& value = row.output[step];
-      float* const to = out + Own::column(step, lane);
-      if constexpr (Own::kVector == 4) {
-        __stcg(reinterpret_cast<float4*>(to), {value.x[0], value.x[1], value.x[2], value.x[3]});
+  for (int step = 0; step < Row::kSteps; ++step) {
+    if (Row::has(step, lane)) {
+      const float (&x)[Row::kVector] = row.output[step].x;
+      float* const to = out + Row::column(step, lane);
+      if constexpr (Row::kVector == 4) {
+        __stcg(reinterpret_cast<float4*>(to), {x[0], x[1], x[2], x[3]});
       } else {
-        __stcg(reinterpret_cast<float2*>(to), {value.x[0], value.x[1]});
+        __stcg(reinterpret_cast<float2*>(to), {x[0], x[1]});
       }
     }
   }
@@ -107,54 +95,59 @@ __device__ __forceinline__ void store_part(const typename OwnedRows<Config>::Row
   }
 }
 
-// Writes a row whose keys on this rank have all been added up.
-template <class Config>
-__device__ __forceinline__ void store_result(const typename OwnedRows<Config>::Row& row,
-                                             const AttentionParams<typename Config::T>& params,
-                                             RowPlace place,
-                                             int lane) {
-  if (params.cp_size > 1) {
-    const int64_t part = place.token * params.num_heads + place.head;
-    store_part<Config>(row, PartStore::of_rank(params), part, lane);
-  } else {
-    store_row<Config>(row, params, place, lane);
-  }
-}
+// --- the rows of a segment ----------------------------------------------------------------------
 
-// The parts of a tile that several ranges of a column share. Each range has two places, since it
-// shares at most two tiles: the one that goes on from the range before, and the one that goes on in
-// the next.
+// Where the rows of a segment go. Tiles that several ranges of a column share have parts in the
+// workspace; each range has two places there, since it shares at most two tiles: the one that goes
+// on from the range before, and the one that goes on in the next.
 template <class Config>
-class SharedTiles {
+class Destination {
   using Traits = DecodeTraits<Config>;
-  using Own = OwnedRows<Config>;
-  using Row = typename Own::Row;
-  using Vector = typename Own::Vector;
+  using Row = MergedRow<Config>;
+  using Vector = typename Row::Vector;
   // Loads of 16 bytes that a lane has under way.
-  static constexpr int kLoads = 16 / Own::kSteps;
+  static constexpr int kLoads = 16 / Row::kSteps;
 
  public:
-  __device__ __forceinline__ SharedTiles(const DecodeArguments<typename Config::T>& arguments,
+  __device__ __forceinline__ Destination(const DecodeArguments<typename Config::T>& arguments,
                                          const CtaWork& work,
                                          const Segment& segment,
+                                         const RowPlace* rows,
                                          int warp,
                                          int lane)
       : arguments_(arguments),
         work_(work),
         segment_(segment),
+        rows_(rows),
         first_(work.range - segment.split),
         warp_(warp),
         lane_(lane) {}
 
-  // Leaves this warp's rows of a split, and adds all splits up where it is the last to arrive.
-  // Warps do so independently: each has rows and counters of its own.
-  __device__ __forceinline__ void leave(const OwnedRows<Config>& owned) {
-#pragma unroll
-    for (int own = 0; own < Traits::kOwnedRows; ++own) {
-      const int row = Own::row(own, warp_);
-      if (row < segment_.rows) {
-        store_part<Config>(owned.rows[own], parts(), part(work_.range, row), lane_);
-      }
+  // Leaves a row of this segment.
+  __device__ __forceinline__ void leave(int row, const Row& merged) const {
+    const bool has_pieces = arguments_.ranges.pieces != 0;
+    if (segment_.splits > 1 && !has_pieces) {
+      store_part(merged, split_parts(params()), part(work_.range, row), lane_);
+      return;
+    }
+    // A tile of one split is complete, unless the splits go to a part of this rank first.
+    if (segment_.splits > 1 ||
+        (params().cp_size > 1 && has_pieces && arguments_.plan.split_cnt > 1)) {
+      // [splits, token_num, num_heads]
+      const int64_t token =
+          static_cast<int64_t>(segment_.split) * params().token_num + rows_[row].token;
+      const int64_t index = token * params().num_heads + rows_[row].head;
+      store_part(merged, split_parts(params()), index, lane_);
+      return;
+    }
+    finish(row, merged);
+  }
+
+  // Adds all splits of this warp's rows up, where it is the last to arrive. Warps do so
+  // independently: each has rows and counters of its own.
+  __device__ __forceinline__ void reduce() const {
+    if (segment_.splits <= 1 || arguments_.ranges.pieces != 0) {
+      return;
     }
     // Parts of `count` ranges from `begin` on, `stride` apart, whose arrivals `counter` counts.
     int begin = first_;
@@ -173,9 +166,9 @@ class SharedTiles {
       for (int row = warp_; row < segment_.rows; row += Traits::kWarps) {
         const Row sum = add_parts(begin, count, stride, row);
         if (is_group) {
-          store_part<Config>(sum, parts(), part(begin, row), lane_);
+          store_part(sum, split_parts(params()), part(begin, row), lane_);
         } else {
-          store_result<Config>(sum, params(), place_of(work_.tile, segment_, row), lane_);
+          finish(row, sum);
         }
       }
       if (!is_group) {
@@ -195,12 +188,21 @@ class SharedTiles {
     return arguments_.params;
   }
 
-  __device__ __forceinline__ PartStore parts() const { return PartStore::of_splits(params()); }
+  // A row whose keys on this rank have all been added up.
+  __device__ __forceinline__ void finish(int row, const Row& merged) const {
+    if (params().cp_size > 1) {
+      const int64_t token = rows_[row].token;
+      const int64_t index = token * params().num_heads + rows_[row].head;
+      store_part(merged, rank_parts(params()), index, lane_);
+    } else {
+      store_row(merged, params(), rows_[row], lane_);
+    }
+  }
 
-  // [columns, ranges, (goes on from the range before, begins here), row_slots]
-  __device__ __forceinline__ int64_t part(int range, int row) const {
-    const int64_t place =
-        2 * (static_cast<int64_t>(work_.column) * work_.ranges + range) + (range == first_);
+  // [columns, ranges, (goes on from the range before, begins here), row_slots]; the planner keeps
+  // it within 32 bits.
+  __device__ __forceinline__ int part(int range, int row) const {
+    const int place = 2 * (work_.column * work_.ranges + range) + (range == first_);
     return place * arguments_.ranges.row_slots + row;
   }
 
@@ -209,8 +211,8 @@ class SharedTiles {
     __syncwarp();  // the parts of all lanes come before the arrival of lane 0
     unsigned before = 0;
     if (lane_ == 0) {
-      const int64_t place = static_cast<int64_t>(work_.column) * work_.ranges + range;
-      before = count_arrival(params().counters + place * Traits::kWarps + warp_, count - 1);
+      const int place = (work_.column * work_.ranges + range) * Traits::kWarps + warp_;
+      before = count_arrival(params().counters + place, count - 1);
     }
     before = __shfl_sync(kWarp, before, 0);
     __syncwarp();  // what lane 0 has acquired, all may read
@@ -219,65 +221,72 @@ class SharedTiles {
 
   // sum_j 2^(m_j - M) O_j over the parts of the ranges begin, begin + stride, ..., in this order.
   __device__ __forceinline__ Row add_parts(int begin, int count, int stride, int row) const {
-    Row result{};
-    result.max = -kInfinity;
-    for (int done = 0; done < count; done += 32) {  // (m, l) of 32 parts at a time, one to a lane
-      const int here = min(32, count - done);
-      const int64_t own = part(begin + (done + min(lane_, here - 1)) * stride, row);
-      float2 max_sum = __ldcg(parts().max_sum + own);
-      Vector values[kLoads][Own::kSteps];
-      load_parts(values, own, 0, here);  // needs no weights: both latencies pass together
-      if (lane_ >= here) {
-        max_sum = {-kInfinity, 0.0f};
-      }
-      float max = max_sum.x;
-#pragma unroll
-      for (int step = 16; step > 0; step /= 2) {
-        max = fmaxf(max, __shfl_xor_sync(kWarp, max, step));
-      }
-      max = fmaxf(max, result.max);
-      const float reference = max == -kInfinity ? 0.0f : max;
-      const float former = exp2_approximate(result.max - reference);
-      const float weight = exp2_approximate(max_sum.x - reference);
-      float sum = weight * max_sum.y;
-#pragma unroll
-      for (int step = 16; step > 0; step /= 2) {
-        sum += __shfl_xor_sync(kWarp, sum, step);
-      }
-      result.max = max;
-      result.sum = result.sum * former + sum;
-#pragma unroll
-      for (int step = 0; step < Own::kSteps; ++step) {
-#pragma unroll
-        for (int x = 0; x < Own::kVector; ++x) {
-          result.output[step].x[x] *= former;
-        }
-      }
-      add_loaded(result, values, weight, 0);
+    const PartStore parts = split_parts(params());
+    Row result;
+    result.clear();
+    float2 max_sum{-kInfinity, 0.0f};  // of 32 parts at a time, one to a lane
+    float weight = 0.0f;
+    int own = 0;
 #pragma unroll 1
-      for (int next = kLoads; next < here; next += kLoads) {
-        load_parts(values, own, next, here);
-        add_loaded(result, values, weight, next);
+    for (int next = 0; next < count; next += kLoads) {
+      const int here = min(32, count - next / 32 * 32);
+      const bool is_first = next % 32 == 0;
+      if (is_first) {
+        own = part(begin + (next + min(lane_, here - 1)) * stride, row);
+        max_sum = __ldcg(parts.max_sum + own);
+      }
+      // Needs no weights: both latencies pass together.
+      Vector values[kLoads][Row::kSteps];
+      load_parts(values, parts, own, next % 32, here);
+      if (is_first) {
+        weight = renew_max(result, lane_ < here ? max_sum : float2{-kInfinity, 0.0f});
+      }
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        const float w = __shfl_sync(kWarp, weight, next % 32 + i);
+#pragma unroll
+        for (int step = 0; step < Row::kSteps; ++step) {
+          result.add(step, values[i][step], w);
+        }
       }
     }
     return result;
   }
 
+  // Takes up to 32 more parts into the max and the sum; returns the weight of this lane's.
+  __device__ __forceinline__ static float renew_max(Row& row, float2 max_sum) {
+    float max = max_sum.x;
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      max = fmaxf(max, __shfl_xor_sync(kWarp, max, step));
+    }
+    max = fmaxf(max, row.max);
+    const float reference = max == -kInfinity ? 0.0f : max;
+    row.scale(exp2_approximate(row.max - reference));
+    row.max = max;
+    const float weight = exp2_approximate(max_sum.x - reference);
+    float sum = weight * max_sum.y;
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      sum += __shfl_xor_sync(kWarp, sum, step);
+    }
+    row.sum += sum;
+    return weight;
+  }
+
   // Without predicates, which would put the loads one behind the other: past the end the last part
   // is read again, and has weight 0.
-  __device__ __forceinline__ void load_parts(Vector (&values)[kLoads][Own::kSteps],
-                                             int64_t own,
-                                             int next,
-                                             int count) const {
+  __device__ __forceinline__ void load_parts(
+      Vector (&values)[kLoads][Row::kSteps], PartStore parts, int own, int next, int count) const {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int64_t place = __shfl_sync(kWarp, own, min(next + i, count - 1));
-      const float* const from = parts().output + place * Config::kHeadDim;
+      const int64_t part = __shfl_sync(kWarp, own, min(next + i, count - 1));
+      const float* const from = parts.output + part * Config::kHeadDim;
 #pragma unroll
-      for (int step = 0; step < Own::kSteps; ++step) {
+      for (int step = 0; step < Row::kSteps; ++step) {
         // A lane without columns reads those of lane 0.
-        const int column = Own::has(step, lane_) ? Own::column(step, lane_) : 0;
-        if constexpr (Own::kVector == 4) {
+        const int column = Row::has(step, lane_) ? Row::column(step, lane_) : 0;
+        if constexpr (Row::kVector == 4) {
           const float4 value = __ldcg(reinterpret_cast<const float4*>(from + column));
           values[i][step] = {{value.x, value.y, value.z, value.w}};
         } else {
@@ -288,62 +297,13 @@ class SharedTiles {
     }
   }
 
-  __device__ __forceinline__ void add_loaded(Row& result,
-                                             const Vector (&values)[kLoads][Own::kSteps],
-                                             float weight,
-                                             int next) const {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const float w = next + i < 32 ? __shfl_sync(kWarp, weight, next + i) : 0.0f;
-#pragma unroll
-      for (int step = 0; step < Own::kSteps; ++step) {
-#pragma unroll
-        for (int x = 0; x < Own::kVector; ++x) {
-          result.output[step].x[x] += w * values[i][step].x[x];
-        }
-      }
-    }
-  }
-
   const DecodeArguments<typename Config::T>& arguments_;
   const CtaWork& work_;
   const Segment& segment_;
+  const RowPlace* rows_;
   int first_;  // range of the tile
   int warp_;
   int lane_;
 };
-
-// Writes the rows of a segment to where they belong.
-template <class Config>
-__device__ __forceinline__ void leave_rows(const OwnedRows<Config>& owned,
-                                           const DecodeArguments<typename Config::T>& arguments,
-                                           const CtaWork& work,
-                                           const Segment& segment,
-                                           int warp,
-                                           int lane) {
-  const AttentionParams<typename Config::T>& params = arguments.params;
-  if (segment.splits > 1 && !arguments.ranges.pieces) {
-    SharedTiles<Config>(arguments, work, segment, warp, lane).leave(owned);
-    return;
-  }
-  // A tile of one split is complete, unless the splits go to a part of this rank first.
-  const bool leaves_split = segment.splits > 1 || (params.cp_size > 1 && arguments.ranges.pieces &&
-                                                   arguments.plan.split_cnt > 1);
-#pragma unroll
-  for (int own = 0; own < DecodeTraits<Config>::kOwnedRows; ++own) {
-    const int row = OwnedRows<Config>::row(own, warp);
-    if (row < segment.rows) {
-      const RowPlace place = place_of(work.tile, segment, row);
-      if (leaves_split) {
-        // [splits, token_num, num_heads]
-        const int64_t token = static_cast<int64_t>(segment.split) * params.token_num + place.token;
-        const int64_t part = token * params.num_heads + place.head;
-        store_part<Config>(owned.rows[own], PartStore::of_splits(params), part, lane);
-      } else {
-        store_result<Config>(owned.rows[own], params, place, lane);
-      }
-    }
-  }
-}
 
 }  // namespace attn::sm80

@@ -28,8 +28,8 @@ __device__ __forceinline__ Tokens tokens_of(const AttentionParams<T>& params, in
 template <class T>
 __device__ __forceinline__ int units_of(const DecodeArguments<T>& arguments,
                                         const RowTile& tile,
-                                        int sequence,
-                                        Tokens tokens) {
+                                        int sequence) {
+  const Tokens tokens = tokens_of(arguments.params, sequence);
   const int count = tile.tokens_of(tokens.count);
   if (count == 0) {
     return 0;
@@ -39,6 +39,24 @@ __device__ __forceinline__ int units_of(const DecodeArguments<T>& arguments,
       tiles_of(visible.any(tile.first_query, tile.first_query + count - 1), arguments.plan.cta_s);
   return arguments.ranges.pieces ? split_count(stages.begin, stages.end, arguments.plan)
                                  : stages.end - stages.begin;
+}
+
+// Where the rows of a segment lie and which keys they see, one row to a lane. Rows that the tile
+// does not have see nothing. Called by a warp.
+template <class Config>
+__device__ __forceinline__ void place_rows(RowPlace (&rows)[DecodeTraits<Config>::kRows],
+                                           const AttentionParams<typename Config::T>& params,
+                                           const RowTile& tile,
+                                           const Segment& segment,
+                                           int lane) {
+  const VisibleKeys visible = visible_keys(params, segment.sequence, segment.tokens.count, true);
+  const int query = tile.query(lane);
+  const KeyRange seen{visible.first(query), visible.end(query)};
+  if (lane < DecodeTraits<Config>::kRows) {
+    rows[lane] = {
+        segment.tokens.begin + query, tile.head(lane), lane < segment.rows ? seen : KeyRange{0, 0}};
+  }
+  __syncwarp();  // all rows are visible to the warp
 }
 
 // --- 32 sequences -------------------------------------------------------------------------------
@@ -52,10 +70,6 @@ __device__ __forceinline__ int inclusive_sum(int value, int lane) {
   return value;
 }
 
-__device__ __forceinline__ int fewest_units(int units) {
-  return __reduce_min_sync(kWarp, units > 0 ? units : 0x7fffffff);
-}
-
 // Consecutive sequences, one to a lane, and the units of the column before each.
 struct Window {
   int first;  // sequence of lane 0
@@ -63,17 +77,12 @@ struct Window {
   int before;
   int units;
 
-  __device__ __forceinline__ static Window make(int first, int begin, int units, int lane) {
-    const int sum = inclusive_sum(units, lane);
-    return {first, begin + __shfl_sync(kWarp, sum, 31), begin + sum - units, units};
-  }
-
   template <class T>
   __device__ __forceinline__ static Window load(
       const DecodeArguments<T>& arguments, const RowTile& tile, int first, int begin, int lane) {
-    const int sequence = first + lane;
-    const Tokens tokens = tokens_of(arguments.params, sequence);
-    return make(first, begin, units_of(arguments, tile, sequence, tokens), lane);
+    const int units = units_of(arguments, tile, first + lane);
+    const int sum = inclusive_sum(units, lane);
+    return {first, begin + __shfl_sync(kWarp, sum, 31), begin + sum - units, units};
   }
 };
 
@@ -98,23 +107,17 @@ class Walk {
 
   // The segment that begins where the last one ended.
   __device__ __forceinline__ Segment next() {
+#pragma unroll 1
     while (unit_ >= window_.end) {
       window_ = Window::load(arguments_, work_.tile, window_.first + 32, window_.end, lane_);
     }
     const int owner = 31 - __clz(__ballot_sync(kWarp, window_.before <= unit_));
     const int before = __shfl_sync(kWarp, window_.before, owner);
     const int units = __shfl_sync(kWarp, window_.units, owner);
-    const RowTile& tile = work_.tile;
     Segment segment;
     segment.sequence = window_.first + owner;
     segment.tokens = tokens_of(arguments_.params, segment.sequence);
-    const int tokens = tile.tokens_of(segment.tokens.count);
-    const int last_query = tile.first_query + tokens - 1;
-    const VisibleKeys visible =
-        visible_keys(arguments_.params, segment.sequence, segment.tokens.count, true);
-    segment.rows = tokens * tile.heads;
-    segment.seen = visible.any(tile.first_query, last_query);
-    segment.seen_by_all = visible.all(tile.first_query, last_query);
+    see_keys(segment);
     const TileRange stages = tiles_of(segment.seen, arguments_.plan.cta_s);
     if (arguments_.ranges.pieces) {
       segment.split = unit_ - before;
@@ -122,9 +125,11 @@ class Walk {
       segment.stages = split_range(stages.begin, stages.end, arguments_.plan, segment.split);
       ++unit_;
     } else {
-      const int first_range = range_of(work_.cut, before);
+      // Lane 0 asks for the range of the tile's first unit, the others for that of its last.
+      const int range = range_of(work_.cut, lane_ == 0 ? before : before + units - 1);
+      const int first_range = __shfl_sync(kWarp, range, 0);
       segment.split = work_.range - first_range;
-      segment.splits = range_of(work_.cut, before + units - 1) - first_range + 1;
+      segment.splits = __shfl_sync(kWarp, range, 1) - first_range + 1;
       const int begin = stages.begin + unit_ - before;
       const int count = min(before + units, end_) - unit_;
       segment.stages = {begin, begin + count};
@@ -134,6 +139,20 @@ class Walk {
   }
 
  private:
+  // Limits never decrease from one query to the next, so the first and the last token bound what
+  // all see and what some see. Lane 0 finds those of the first, the others those of the last.
+  __device__ __forceinline__ void see_keys(Segment& segment) const {
+    const int tokens = work_.tile.tokens_of(segment.tokens.count);
+    const VisibleKeys visible =
+        visible_keys(arguments_.params, segment.sequence, segment.tokens.count, true);
+    const int query = work_.tile.first_query + (lane_ == 0 ? 0 : tokens - 1);
+    const int first = visible.first(query);
+    const int end = visible.end(query);
+    segment.rows = tokens * work_.tile.heads;
+    segment.seen = {__shfl_sync(kWarp, first, 0), __shfl_sync(kWarp, end, 1)};
+    segment.seen_by_all = {__shfl_sync(kWarp, first, 1), __shfl_sync(kWarp, end, 0)};
+  }
+
   const DecodeArguments<T>& arguments_;
   const CtaWork& work_;
   Window window_;
@@ -153,12 +172,20 @@ class Scheduler {
  public:
   __device__ __forceinline__
   Scheduler(Storage& storage, const DecodeArguments<T>& arguments, int warp, int lane)
-      : storage_(storage), arguments_(arguments), warp_(warp), lane_(lane) {}
+      : storage_(storage),
+        arguments_(arguments),
+        warp_(warp),
+        lane_(lane),
+        is_small_(arguments.params.batch_size <= 32) {}
 
   // Leaves storage.work; its range is not below its cut.ranges where there is nothing to compute.
-  // Returns the window in which to look for the first sequence. Called by all warps.
+  // Returns a window that does not lie behind the first sequence of the range. Called by all warps.
   __device__ __forceinline__ Window make() {
-    const Window window = arguments_.params.batch_size <= 32 ? in_one_window() : in_chunks();
+    assign_column(longest_query());
+    Window window = count_units();
+    if (!is_small_) {
+      window = gather_counts();
+    }
     if (threadIdx.x == 0) {
       storage_.work = work_;
     }
@@ -167,49 +194,17 @@ class Scheduler {
   }
 
  private:
-  // Up to 32 sequences: every warp has all of them in its lanes.
-  __device__ __forceinline__ Window in_one_window() {
-    const Tokens tokens = tokens_of(arguments_.params, lane_);
-    assign_column(__reduce_max_sync(kWarp, tokens.count));
-    const int units = units_of(arguments_, work_.tile, lane_, tokens);
-    const Window window = Window::make(0, 0, units, lane_);
-    clear_empty(tokens, 0, units, warp_, kWarps);
-    cut({window.end,
-         __popc(__ballot_sync(kWarp, units > 0)),
-         __reduce_max_sync(kWarp, units),
-         fewest_units(units)});
-    return window;
-  }
-
-  // More: each warp counts its chunks of them, then all know the units of every chunk.
-  __device__ __forceinline__ Window in_chunks() {
-    const int batch = arguments_.params.batch_size;
-    const int span = (batch + 32 * Storage::kChunks - 1) / (32 * Storage::kChunks) * 32;
-    assign_column(longest_query());
-    count_chunks(span);
-    __syncthreads();  // the units of every chunk are visible
-
-    const int units = storage_.chunk_units[lane_];
-    const int before = inclusive_sum(units, lane_) - units;
-    ColumnTotals totals{__shfl_sync(kWarp, before + units, 31), 0, 0, 0x7fffffff};
-    for (int other = 0; other < kWarps; ++other) {
-      totals.tiles += storage_.counts[other].tiles;
-      totals.most = max(totals.most, storage_.counts[other].most);
-      totals.fewest = min(totals.fewest, storage_.counts[other].fewest);
-    }
-    cut(totals);
-    const int unit = work_.range < work_.cut.ranges ? range_begin(work_.cut, work_.range) : 0;
-    const int chunk = 31 - __clz(__ballot_sync(kWarp, before <= unit));
-    return Window::load(
-        arguments_, work_.tile, chunk * span, __shfl_sync(kWarp, before, chunk), lane_);
-  }
-
   __device__ __forceinline__ int longest_query() {
     int tokens = 0;
-    for (int i = threadIdx.x; i < arguments_.params.batch_size; i += kWarps * 32) {
+    const int step = is_small_ ? 32 : kWarps * 32;
+#pragma unroll 1
+    for (int i = is_small_ ? lane_ : threadIdx.x; i < arguments_.params.batch_size; i += step) {
       tokens = max(tokens, tokens_of(arguments_.params, i).count);
     }
     tokens = __reduce_max_sync(kWarp, tokens);
+    if (is_small_) {
+      return tokens;
+    }
     if (lane_ == 0) {
       storage_.counts[warp_].tokens = tokens;
     }
@@ -231,49 +226,83 @@ class Scheduler {
     work_.tile = row_tile_of(arguments_.params, arguments_.plan, arguments_.ranges, work_.column);
   }
 
+  // Counts the units of the column: of up to 32 sequences every warp all, of more each warp its
+  // chunks of them.
+  __device__ __forceinline__ Window count_units() {
+    const int span = is_small_ ? 32 : sequences_of_chunk();
+    const int chunks = is_small_ ? 1 : Storage::kChunks;
+    ColumnTotals totals{0, 0, 0, kMaxUnits};
+    Window window{};
+#pragma unroll 1
+    for (int chunk = is_small_ ? 0 : warp_; chunk < chunks; chunk += kWarps) {
+      const int first = chunk * span;
+      const int last = min(first + span, arguments_.params.batch_size);
+      window.end = 0;
+#pragma unroll 1
+      for (int begin = first; begin < last; begin += 32) {
+        window = Window::load(arguments_, work_.tile, begin, window.end, lane_);
+        clear_empty(window);
+        const int units = window.units;
+        totals.tiles += __popc(__ballot_sync(kWarp, units > 0));
+        totals.most = max(totals.most, __reduce_max_sync(kWarp, units));
+        totals.fewest = min(totals.fewest, __reduce_min_sync(kWarp, units > 0 ? units : kMaxUnits));
+      }
+      if (!is_small_ && lane_ == 0) {
+        storage_.chunk_units[chunk] = window.end;
+      }
+    }
+    if (is_small_) {
+      totals.units = window.end;
+      cut(totals);
+    } else if (lane_ == 0) {
+      storage_.counts[warp_] = {totals.tiles, totals.most, totals.fewest, 0};
+    }
+    return window;
+  }
+
+  // What all warps have counted. Returns the window before the chunk in which the range begins.
+  __device__ __forceinline__ Window gather_counts() {
+    __syncthreads();  // the units of every chunk are visible
+    const int units = storage_.chunk_units[lane_];
+    const int before = inclusive_sum(units, lane_) - units;
+    ColumnTotals totals{__shfl_sync(kWarp, before + units, 31), 0, 0, kMaxUnits};
+    for (int other = 0; other < kWarps; ++other) {
+      totals.tiles += storage_.counts[other].tiles;
+      totals.most = max(totals.most, storage_.counts[other].most);
+      totals.fewest = min(totals.fewest, storage_.counts[other].fewest);
+    }
+    cut(totals);
+    const int unit = work_.range < work_.cut.ranges ? range_begin(work_.cut, work_.range) : 0;
+    const int chunk = 31 - __clz(__ballot_sync(kWarp, before <= unit));
+    return {chunk * sequences_of_chunk() - 32, __shfl_sync(kWarp, before, chunk), 0, 0};
+  }
+
+  // Chunks are whole windows.
+  __device__ __forceinline__ int sequences_of_chunk() const {
+    constexpr int kStep = 32 * Storage::kChunks;
+    return (arguments_.params.batch_size + kStep - 1) / kStep * 32;
+  }
+
   __device__ __forceinline__ void cut(const ColumnTotals& totals) {
     work_.cut = cut_column(totals, arguments_.ranges, work_.ranges);
     work_.streamed = totals.units <= arguments_.ranges.streamed_units;
   }
 
-  __device__ __forceinline__ void count_chunks(int span) {
-    WarpCount count{0, 0, 0x7fffffff, 0};
-    for (int chunk = warp_; chunk < Storage::kChunks; chunk += kWarps) {
-      const int first = chunk * span;
-      const int end = min(first + span, arguments_.params.batch_size);
-      int units_of_chunk = 0;
-      for (int window = first; window < end; window += 32) {
-        const int sequence = window + lane_;
-        const Tokens tokens = tokens_of(arguments_.params, sequence);
-        const int units = units_of(arguments_, work_.tile, sequence, tokens);
-        clear_empty(tokens, window, units, 0, 1);
-        count.tiles += __popc(__ballot_sync(kWarp, units > 0));
-        count.most = max(count.most, __reduce_max_sync(kWarp, units));
-        count.fewest = min(count.fewest, fewest_units(units));
-        units_of_chunk += __reduce_add_sync(kWarp, units);
-      }
-      if (lane_ == 0) {
-        storage_.chunk_units[chunk] = units_of_chunk;
-      }
-    }
-    if (lane_ == 0) {
-      count.tokens = storage_.counts[warp_].tokens;
-      storage_.counts[warp_] = count;
-    }
-  }
-
   // Zeros, and an lse of -inf, for sequences that see no key. Range r of a column sees to those
-  // whose index is r modulo the ranges; this warp to the rows first, first + step, ...
-  __device__ __forceinline__ void clear_empty(
-      Tokens tokens, int window, int units, int first, int step) {
-    const bool is_empty = units == 0 && work_.tile.tokens_of(tokens.count) > 0 &&
-                          (window + lane_) % work_.ranges == work_.range;
+  // whose index is r modulo the ranges; where all warps see a window, each to some of the rows.
+  __device__ __forceinline__ void clear_empty(const Window& window) {
+    const int own = window.first + lane_;
+    const Tokens tokens = tokens_of(arguments_.params, own);
+    const bool is_empty = window.units == 0 && work_.tile.tokens_of(tokens.count) > 0 &&
+                          own % work_.ranges == work_.range;
+#pragma unroll 1
     for (unsigned left = __ballot_sync(kWarp, is_empty); left != 0; left &= left - 1) {
       const int owner = __ffs(left) - 1;
       const int begin = __shfl_sync(kWarp, tokens.begin, owner);
       const int count = __shfl_sync(kWarp, tokens.count, owner);
       const int rows = work_.tile.tokens_of(count) * work_.tile.heads;
-      for (int row = first; row < rows; row += step) {
+#pragma unroll 1
+      for (int row = is_small_ ? warp_ : 0; row < rows; row += is_small_ ? kWarps : 1) {
         clear_row(begin + work_.tile.query(row), work_.tile.head(row));
       }
     }
@@ -281,13 +310,13 @@ class Scheduler {
 
   __device__ __forceinline__ void clear_row(int64_t token, int head) {
     const AttentionParams<T>& params = arguments_.params;
+    const int64_t row = token * params.num_heads + head;
     if (params.cp_size > 1) {
-      clear_part(token * params.num_heads + head);
+      clear_part(row);
       return;
     }
-    T* const out = params.out + (token * params.num_heads + head) * Config::kHeadDim;
     if (lane_ < Config::kHeadDim / 8) {
-      reinterpret_cast<uint4*>(out)[lane_] = {0, 0, 0, 0};
+      reinterpret_cast<uint4*>(params.out + row * Config::kHeadDim)[lane_] = {0, 0, 0, 0};
     }
     if (params.lse != nullptr && lane_ == 0) {
       params.lse[static_cast<int64_t>(head) * params.token_num + token] = -kInfinity;
@@ -299,6 +328,7 @@ class Scheduler {
     const AttentionParams<T>& params = arguments_.params;
     const bool has_splits = arguments_.ranges.pieces && arguments_.plan.split_cnt > 1;
     float* const output = (has_splits ? params.partial_O : params.cp_O) + row * Config::kHeadDim;
+#pragma unroll 1
     for (int column = lane_ * 4; column < Config::kHeadDim; column += 128) {
       *reinterpret_cast<float4*>(output + column) = {0.0f, 0.0f, 0.0f, 0.0f};
     }
@@ -308,10 +338,13 @@ class Scheduler {
     }
   }
 
+  static constexpr int kMaxUnits = 0x7fffffff;
+
   Storage& storage_;
   const DecodeArguments<T>& arguments_;
   int warp_;
   int lane_;
+  bool is_small_;
   CtaWork work_;
 };
 

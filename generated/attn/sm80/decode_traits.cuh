@@ -80,6 +80,20 @@ struct Segment {
   KeyRange seen_by_all;  // keys that need no mask
 };
 
+// A row of the tile in the current segment.
+struct alignas(16) RowPlace {
+  int token;  // row of q and out
+  int head;
+  KeyRange seen;
+};
+
+// What a warp copies from: a sequence, and the keys of it that some row sees. In shared memory, too.
+template <class Config>
+struct alignas(16) CopySource {
+  typename DecodeTraits<Config>::Cache cache;
+  KeyRange seen;
+};
+
 // What a warp has counted of its share of the sequences.
 struct WarpCount {
   int tiles;   // with units
@@ -111,6 +125,8 @@ struct DecodeStorage : QueryRows<DecodeTraits<Config>::kQueryInRegisters,
   float2 max_sum[Traits::kWarps][Traits::kRows];  // of a warp's keys: max in log2 units, sum
   int chunk_units[kChunks];
   WarpCount counts[Traits::kWarps];
+  RowPlace rows[Traits::kWarps][Traits::kRows];
+  CopySource<Config> sources[Traits::kWarps];
   Segment segments[Traits::kWarps][kSegments];
   CtaWork work;
 };

@@ -19,13 +19,20 @@ struct ColumnTotals {
   int fewest;  // units of the shortest
 };
 
-// Every `period` units are cut into `parts` ranges, the first period % parts of which hold one unit
-// more than the others.
+// Every `period` units are cut into `parts` ranges, the first `longer` of which hold one unit more
+// than the others.
 struct RangeCut {
   int ranges;  // of the column; none is empty
   int period;
   int parts;
+  int units;   // period / parts
+  int longer;  // period % parts
 };
+
+__device__ __forceinline__ RangeCut make_cut(int ranges, int period, int parts) {
+  const int units = parts > 0 ? period / parts : 0;
+  return {ranges, period, parts, units, period - units * parts};
+}
 
 // Ranges that a column may have. Its CTAs are those whose index is the column's modulo columns.
 __device__ __forceinline__ int ranges_of_column(const RangePlan& plan, int columns) {
@@ -41,23 +48,27 @@ __device__ __forceinline__ RangeCut cut_column(const ColumnTotals& totals,
                                                const RangePlan& plan,
                                                int most) {
   const int ranges = most < totals.units ? most : totals.units;
-  const RangeCut equal{ranges, totals.units, ranges};
+  const RangeCut equal = make_cut(ranges, totals.units, ranges);
   if (ranges == 0 || totals.most != totals.fewest ||
       totals.units > static_cast<int64_t>(plan.aligned_units) * ranges) {
     return equal;
   }
-  const int64_t allowed = static_cast<int64_t>(totals.units) * 10;
+  int parts = 1;
+  int tiles = 1;
+  int64_t longest = 0;
   if (totals.tiles <= ranges) {
-    const int parts = ranges / totals.tiles;
-    const int64_t longest = (totals.most + parts - 1) / parts;
-    return longest * ranges * 9 <= allowed ? RangeCut{totals.tiles * parts, totals.most, parts}
-                                           : equal;
+    parts = ranges / totals.tiles;
+    longest = (totals.most + parts - 1) / parts;
+  } else {
+    tiles = (totals.tiles + ranges - 1) / ranges;
+    longest = static_cast<int64_t>(totals.most) * tiles;
   }
-  const int tiles = (totals.tiles + ranges - 1) / ranges;
-  const int64_t longest = static_cast<int64_t>(totals.most) * tiles;
-  return totals.tiles % tiles == 0 && longest * ranges * 9 <= allowed
-             ? RangeCut{totals.tiles / tiles, static_cast<int>(longest), 1}
-             : equal;
+  const int periods = totals.tiles / tiles;
+  if (periods * tiles != totals.tiles ||
+      longest * ranges * 9 > static_cast<int64_t>(totals.units) * 10) {
+    return equal;
+  }
+  return make_cut(periods * parts, totals.most * tiles, parts);
 }
 
 // The first unit of a range; that of range `ranges` is the end of the column.
@@ -66,20 +77,18 @@ __device__ __forceinline__ RangeCut cut_column(const ColumnTotals& totals,
 __device__ __forceinline__ int range_begin(const RangeCut& cut, int range) {
   const int whole = range / cut.parts;
   const int part = range - whole * cut.parts;
-  const int units = cut.period / cut.parts;
-  const int longer = cut.period - units * cut.parts;
-  return whole * cut.period + part * units + (part < longer ? part : longer);
+  return whole * cut.period + part * cut.units + (part < cut.longer ? part : cut.longer);
 }
 
 // The range that holds a unit.
 __device__ __forceinline__ int range_of(const RangeCut& cut, int unit) {
   const int whole = unit / cut.period;
   const int inside = unit - whole * cut.period;
-  const int units = cut.period / cut.parts;
-  const int longer = cut.period - units * cut.parts;
-  const int in_longer = longer * (units + 1);
-  return whole * cut.parts +
-         (inside < in_longer ? inside / (units + 1) : longer + (inside - in_longer) / units);
+  const int in_longer = cut.longer * (cut.units + 1);
+  const bool is_longer = inside < in_longer;
+  const int begin = is_longer ? 0 : in_longer;
+  const int part = (inside - begin) / (is_longer ? cut.units + 1 : cut.units);
+  return whole * cut.parts + (is_longer ? part : cut.longer + part);
 }
 
 }  // namespace attn

@@ -30,7 +30,7 @@ class StageLoader {
                                          int lane)
       : storage_(storage),
         walk_(arguments, storage.work, window, lane),
-        pieces_(arguments.params, storage.work, lane),
+        pieces_(arguments.params, storage.work, storage.sources[warp], lane),
         warp_(warp),
         lane_(lane) {}
 
@@ -85,9 +85,9 @@ template <class Config>
 __device__ __forceinline__ void compute_piece(RowState<Config>& state,
                                               const Piece<Config>& piece,
                                               const DecodeQuery<Config>& query,
-                                              const AttentionParams<typename Config::T>& params,
-                                              const RowTile& tile,
                                               const Segment& segment,
+                                              const RowPlace* rows,
+                                              float scale,
                                               int first_token,
                                               int lane) {
   using Traits = DecodeTraits<Config>;
@@ -98,9 +98,9 @@ __device__ __forceinline__ void compute_piece(RowState<Config>& state,
   float scores[Traits::kRowTiles][4];
   multiply_key_query<Config>(scores, piece, query, lane);
   if (first_token < segment.seen_by_all.begin || end_token > segment.seen_by_all.end) {
-    mask_scores<Config>(scores, params, tile, segment, first_token, lane);
+    mask_scores<Config>(scores, rows, first_token, lane);
   }
-  state.update(scores, params.inv_sqrt_dh * kLog2E);
+  state.update(scores, scale);
   multiply_value_probability<Config>(state, scores, piece, lane);
 }
 
@@ -124,6 +124,8 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
   StageLoader<Config> loader(storage, arguments, window, warp, lane);
   DecodeQuery<Config> query;
   RowState<Config> state;
+  state.clear();
+  const RowPlace* const rows = storage.rows[warp];
   int stage = 0;
   int left = 0;  // segments
   bool is_new = true;
@@ -131,39 +133,52 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
   int only_copying = Traits::kStages + 1;
 #pragma unroll 1
   while (true) {
-    bool is_complete = false;
-    OwnedRows<Config> owned;
     const Segment& segment = storage.segments[warp][left % DecodeStorage<Config>::kSegments];
+    const Destination<Config> destination(arguments, work, segment, rows, warp, lane);
+    bool is_complete = false;
     if (only_copying > 0) {
       --only_copying;
     } else {
       if (is_new) {
         is_new = false;
         stage = segment.stages.begin;
+        place_rows<Config>(storage.rows[warp], params, work.tile, segment, lane);
         if constexpr (!Traits::kQueryInRegisters) {
-          store_query(storage, params, segment);
+          store_query(storage, params, rows, segment.rows);
           __syncthreads();  // Q is visible to all warps
         }
-        query.load(storage, params, segment, lane);
-        state.clear();
+        query.load(storage, params, rows, segment.rows, lane);
       }
       copy_async_wait<Traits::kStages - 1>();
       __syncwarp();  // the copies of all lanes have landed
-      const int first_token = stage * Traits::kCtaS + warp * Traits::kWarpTokens;
-      compute_piece(
-          state, storage.ring[warp][slot], query, params, work.tile, segment, first_token, lane);
+      compute_piece(state,
+                    storage.ring[warp][slot],
+                    query,
+                    segment,
+                    rows,
+                    params.inv_sqrt_dh * kLog2E,
+                    stage * Traits::kCtaS + warp * Traits::kWarpTokens,
+                    lane);
       __syncwarp();  // all lanes are done with the slot
       is_complete = ++stage == segment.stages.end;
       if (is_complete) {
-        merge_warps(owned, state, storage, slot, warp, lane);
+        merge_warps(
+            state,
+            storage,
+            slot,
+            segment.rows,
+            warp,
+            lane,
+            [&](int row, const MergedRow<Config>& merged) { destination.leave(row, merged); });
       }
     }
     loader.advance(slot);
     slot = slot + 1 == Traits::kStages ? 0 : slot + 1;
 
-    // 3. Leave the rows of a segment.
+    // 3. The segment has left; where it was the last of its tile, put all of them together.
     if (is_complete) {
-      leave_rows(owned, arguments, work, segment, warp, lane);
+      destination.reduce();
+      state.clear();  // here, so that the accumulators need no registers before
       is_new = true;
       if (++left == loader.entered()) {
         return;

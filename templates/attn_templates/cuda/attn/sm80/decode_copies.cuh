@@ -22,17 +22,16 @@ class PieceLoader {
  public:
   __device__ __forceinline__ PieceLoader(const AttentionParams<T>& params,
                                          const CtaWork& work,
+                                         CopySource<Config>& source,
                                          int lane)
-      : params_(params),
-        lane_(lane),
-        kv_head_(work.tile.kv_head),
-        streamed_(work.streamed),
-        policy_(evict_first_policy()) {}
+      : params_(params), work_(work), source_(source), lane_(lane) {}
 
   // The pieces that follow are of this segment.
   __device__ __forceinline__ void enter(const Segment& segment) {
-    cache_ = Cache::make(params_, segment.sequence, kv_head_);
-    keys_ = segment.seen;
+    if (lane_ == 0) {
+      source_ = {Cache::make(params_, segment.sequence, work_.tile.kv_head), segment.seen};
+    }
+    __syncwarp();  // the source is visible to the warp
   }
 
   // Finds the block of the piece that begins at a token; of each row its own where they need not
@@ -40,8 +39,8 @@ class PieceLoader {
   __device__ __forceinline__ void look_up(int first) {
     if constexpr (Cache::kGathered) {
       const int token = is_regular(first) ? first : first + lane_ % kTokens;
-      entry_ =
-          token >= keys_.begin && token < keys_.end ? cache_.entry(token) : typename Cache::Entry{};
+      entry_ = token >= source_.seen.begin && token < source_.seen.end ? source_.cache.entry(token)
+                                                                       : typename Cache::Entry{};
     }
   }
 
@@ -49,7 +48,7 @@ class PieceLoader {
   __device__ __forceinline__ void copy(Piece<Config>& piece, int first) {
     if (is_regular(first)) {
       copy_regular(piece, first);
-    } else if (first < keys_.end && first + kTokens > keys_.begin) {
+    } else if (first < source_.seen.end && first + kTokens > source_.seen.begin) {
       copy_rows(piece, first);
     }
   }
@@ -57,28 +56,30 @@ class PieceLoader {
  private:
   // All rows are seen, and lie evenly spaced.
   __device__ __forceinline__ bool is_regular(int first) const {
-    return first >= keys_.begin && first + kTokens <= keys_.end && cache_.evenly_spaced(kTokens);
+    return first >= source_.seen.begin && first + kTokens <= source_.seen.end &&
+           source_.cache.evenly_spaced(kTokens);
   }
 
   __device__ __forceinline__ RowAddress address(int token) const {
     if constexpr (Cache::kGathered) {
-      return cache_.row(params_, token, entry_);
+      return source_.cache.row(params_, token, entry_);
     } else {
-      return cache_.row(params_, token);
+      return source_.cache.row(params_, token);
     }
   }
 
   __device__ __forceinline__ void copy_regular(Piece<Config>& piece, int first) {
     const RowAddress row = address(first);
-    const RowStride stride = cache_.stride(params_);
+    const RowStride stride = source_.cache.stride(params_);
     // A plain copy where L2 may keep the line: a policy of evict_normal is slower than none
     // (measured: 10 %).
-    if (streamed_) {
+    if (work_.streamed) {
+      const uint64_t policy = evict_first_policy();
       copy_tile(piece.key, row.k, stride.k, [&](uint32_t to, const char* from) {
-        copy_async_16_hinted(to, from, policy_);
+        copy_async_16_hinted(to, from, policy);
       });
       copy_tile(piece.value, row.v, stride.v, [&](uint32_t to, const char* from) {
-        copy_async_16_hinted(to, from, policy_);
+        copy_async_16_hinted(to, from, policy);
       });
     } else {
       copy_tile(piece.key, row.k, stride.k, copy_async_16);
@@ -120,7 +121,7 @@ class PieceLoader {
   // so that what lies there in memory, NaN included, never meets the tensor cores.
   __device__ __forceinline__ void copy_rows(Piece<Config>& piece, int first) {
     const int token = first + lane_ % kTokens;
-    const bool seen = token >= keys_.begin && token < keys_.end;
+    const bool seen = token >= source_.seen.begin && token < source_.seen.end;
     const RowAddress own = seen ? address(token) : RowAddress{nullptr, nullptr};
     const uint32_t key = shared_address(&piece.key);
     const uint32_t value = shared_address(&piece.value);
@@ -141,12 +142,9 @@ class PieceLoader {
   }
 
   const AttentionParams<T>& params_;
+  const CtaWork& work_;
+  CopySource<Config>& source_;
   int lane_;
-  int kv_head_;
-  bool streamed_;
-  uint64_t policy_;
-  Cache cache_;
-  KeyRange keys_;
   typename Cache::Entry entry_;
 };
 

@@ -16,35 +16,34 @@ namespace attn::sm80 {
 
 // --- Q ------------------------------------------------------------------------------------------
 
-// Where the row of a tile lies in q; null for rows that the tile does not have.
-template <class Config>
-__device__ __forceinline__ const typename Config::T* query_row(
-    const AttentionParams<typename Config::T>& params,
-    const RowTile& tile,
-    const Segment& segment,
-    int row) {
-  if (row >= segment.rows) {
-    return nullptr;
-  }
-  const int64_t token = segment.tokens.begin + tile.query(row);
-  return params.q + token * params.stride + static_cast<int64_t>(tile.head(row)) * Config::kHeadDim;
+// Where a row lies in q.
+template <class T>
+__device__ __forceinline__ const T* query_row(const AttentionParams<T>& params,
+                                              const RowPlace& row,
+                                              int head_dim) {
+  return params.q + row.token * params.stride + static_cast<int64_t>(row.head) * head_dim;
 }
 
 // Fills the tile of Q; rows that do not exist become zero. Called by all warps.
 template <class Config>
 __device__ __forceinline__ void store_query(DecodeStorage<Config>& storage,
                                             const AttentionParams<typename Config::T>& params,
-                                            const Segment& segment) {
+                                            const RowPlace* rows,
+                                            int row_count) {
   using Traits = DecodeTraits<Config>;
   using Tile = typename Traits::QueryTileStorage;
   constexpr int kChunks = Traits::kHeadDim / 8;
   char* const base = reinterpret_cast<char*>(storage.query.data);
+#pragma unroll 2
   for (int i = threadIdx.x; i < Traits::kRows * kChunks; i += Traits::kThreads) {
     const int row = i / kChunks;
     const int chunk = i % kChunks;
-    const auto* const from = query_row<Config>(params, storage.work.tile, segment, row);
-    *reinterpret_cast<uint4*>(base + Tile::chunk_offset(row, chunk)) =
-        from == nullptr ? uint4{0, 0, 0, 0} : *reinterpret_cast<const uint4*>(from + chunk * 8);
+    uint4 values{0, 0, 0, 0};
+    if (row < row_count) {
+      const auto* const from = query_row(params, rows[row], Traits::kHeadDim) + chunk * 8;
+      values = *reinterpret_cast<const uint4*>(from);
+    }
+    *reinterpret_cast<uint4*>(base + Tile::chunk_offset(row, chunk)) = values;
   }
 }
 
@@ -58,22 +57,22 @@ class DecodeQuery<Config, true> {
   using Traits = DecodeTraits<Config>;
 
  public:
-  __device__ __forceinline__ void load(const DecodeStorage<Config>& storage,
+  __device__ __forceinline__ void load(const DecodeStorage<Config>&,
                                        const AttentionParams<typename Config::T>& params,
-                                       const Segment& segment,
+                                       const RowPlace* rows,
+                                       int row_count,
                                        int lane) {
 #pragma unroll
     for (int n = 0; n < Traits::kRowTiles; ++n) {
-      const auto* const row =
-          query_row<Config>(params, storage.work.tile, segment, n * 8 + lane / 4);
+      const int row = n * 8 + lane / 4;
+      const auto* const from = query_row(params, rows[row], Traits::kHeadDim) + lane % 4 * 2;
+      const bool exists = row < row_count;
 #pragma unroll
       for (int k = 0; k < Traits::kDepthFragments; ++k) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           fragments_[k][n][half] =
-              row == nullptr
-                  ? 0u
-                  : *reinterpret_cast<const uint32_t*>(row + k * 16 + half * 8 + lane % 4 * 2);
+              exists ? *reinterpret_cast<const uint32_t*>(from + k * 16 + half * 8) : 0u;
         }
       }
     }
@@ -99,7 +98,8 @@ class DecodeQuery<Config, false> {
  public:
   __device__ __forceinline__ void load(const DecodeStorage<Config>& storage,
                                        const AttentionParams<typename Config::T>&,
-                                       const Segment&,
+                                       const RowPlace*,
+                                       int,
                                        int lane) {
     address_ = FragmentAddress<Tile>::column_major(storage.query, lane);
   }
@@ -125,7 +125,9 @@ class DecodeQuery<Config, false> {
 
 // As many fragments of K or V are read ahead as registers allow.
 template <class Config>
-inline constexpr int kFragmentsAhead = DecodeTraits<Config>::kRowTiles <= 2 ? 8 : 4;
+inline constexpr int kFragmentsAhead = DecodeTraits<Config>::kAccumulators <= 32   ? 8
+                                       : DecodeTraits<Config>::kAccumulators <= 64 ? 4
+                                                                                   : 1;
 
 template <class Config>
 __device__ __forceinline__ void multiply_key_query(
@@ -173,19 +175,16 @@ __device__ __forceinline__ void multiply_key_query(
 // -inf where a row does not see a token.
 template <class Config>
 __device__ __forceinline__ void mask_scores(float (&scores)[DecodeTraits<Config>::kRowTiles][4],
-                                            const AttentionParams<typename Config::T>& params,
-                                            const RowTile& tile,
-                                            const Segment& segment,
+                                            const RowPlace* rows,
                                             int first_token,
                                             int lane) {
-  const VisibleKeys visible = visible_keys(params, segment.sequence, segment.tokens.count, true);
 #pragma unroll
   for (int n = 0; n < DecodeTraits<Config>::kRowTiles; ++n) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const int query = tile.query(n * 8 + lane % 4 * 2 + c % 2);
+      const KeyRange seen = rows[n * 8 + lane % 4 * 2 + c % 2].seen;
       const int token = first_token + lane / 4 + c / 2 * 8;
-      if (token < visible.first(query) || token >= visible.end(query)) {
+      if (token < seen.begin || token >= seen.end) {
         scores[n][c] = -kInfinity;
       }
     }
