@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         6ea75c198e2574a887a33e35b635990697bdbf67a2c853f8f288827e50470ffc
+// digest         bd98c490c346d25600bca0371436247843346ead624d1566fbb5c486b021ca6e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         2264e708656e210ccb03fa41a25279d693f993671839e086e9aaa3e1f77bbe55
+// digest         2f89b06668ca2013b7112e4b5d2955729bbaf7eab0fd12edd61f4d063c168700
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         e53e1c7f3f571c8fcd35ed976d282c33486da9479193cd59febe4e475b729ad2
+// digest         2ebcf6ff52820f7a41f2c68084434a51641d770421a01ecaea1ce73bffdc98c5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

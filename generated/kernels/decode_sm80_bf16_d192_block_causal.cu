@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         7c3d698ec5bd312ba27e510cff55cf73ae307ea1b24e7b9a51805a5dcd7ae9ab
+// digest         e19d99d119e6cc0e079c1a67df15e1f160510009c8af41d9132b31347dcff586
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         dfdb2073f5ad4d3712f564c918d9d57460f7f79f073ad8c4e4736261f2c756f1
+// digest         f56b51483a657a7c5bf070677adb8fc01557e4e901e52d1dac9f263f0d996a09
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

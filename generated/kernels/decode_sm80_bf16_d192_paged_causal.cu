@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         282636810b7a21f8c23cd5be2f5a425ad0d33e7ddbfa70d621b31bda9bc6683b
+// digest         8f37d231e8817157228f763874b9f904837b616873509463d9eaccbc8da92aa4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

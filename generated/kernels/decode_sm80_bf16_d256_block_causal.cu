@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b4baf83acd08648813f3167a627e67006174cefbacff7c55bd3a67fce9069b6d
+// digest         49ad6b40d9e34373446026e8233f6fe75c6527b4cafeb187e190c52b08079dd4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         3f8011c9b3c434522b42b4480093b3e8a8569279296fb71a2de49d3e771195f0
+// digest         0a9add481aa3c6a5deebb222be0a9ef3d847f8835f97661437b8a6bbc0bbf4e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         93efbff4f42c38ec80ceea33e3e9f14f4a42345f85570e2e507c827b64080c58
+// digest         ee9717557ee1ac6c26d959ae23aeef8a6c5bf144cd0c381636111953f39b2641
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

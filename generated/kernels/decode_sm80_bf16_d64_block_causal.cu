@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         d1f212bf5fd4a43e895af0c857122a6f07fe1d7871f20d6a680826a271967d51
+// digest         ab48a22070bd379b5e5796e39d427df0d11e2b9639e4771a188da2335042fe8f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

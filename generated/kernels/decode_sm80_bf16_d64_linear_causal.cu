@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         66c8b174d6f59a75c8ef97b1880d6a704ff2c769768a0fbeb7a62bd23ca62729
+// digest         c43264851ebf67099fdab70428205d02268b4e7b73ef5af083e174bf8f937f63
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         69b855623410dadfbe51f614db3809a76ff1bd5658bb504507d277ca3d7e9250
+// digest         db01096321024b82ba13dcaefedf4360d62b59ce7fad88d8a7571e3e9c298a2d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         35472268710139675b64241a4e3b5f31cfdf2ab3fde40224f34d2e078d709048
+// digest         87313892f457b8f499ab3ce10dc7554cd050e286736e8f8b06f96a68a41ce483
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

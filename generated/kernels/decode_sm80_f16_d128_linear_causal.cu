@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         fc536cf0655248a7e9f376a047db610f6d458ec39d4033ab57ac7b79e6420656
+// digest         c3b3676f5e46e25199dcf55076e5c6150f5602922e1f759353969b1e287ddc8c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         ebe2c850d8f36550a5cd8a992aa30fefb4014cbf45b6fcd1f8d4f808001087cb
+// digest         3eece575d4a755db6a5eeb6bddaba070cb08f9ed5869e471458c71b6afa27fb1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

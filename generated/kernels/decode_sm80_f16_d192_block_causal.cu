@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         910ed7c0a33ff7e6aea743b645d21d2ddfce8a314781a6b082667e517b714dd0
+// digest         654bde4ce418267d62b6db9af29499b90cca17d0ef13b4a020ad997f1765cafb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

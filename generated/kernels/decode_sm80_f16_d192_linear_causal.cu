@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         7609d4fad37df21de80b39fd5c32c46a2e1ac71ee6b40dec17bcc1dcf4526e84
+// digest         e3e4884e187313522dc82ce8a5fda4776f36df79b68e712ce70b912e54474c01
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

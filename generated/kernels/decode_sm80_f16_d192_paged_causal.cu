@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         75b372cae83e8f852a506ee26bdfab713793f850ccb996a4798f86c7a7ce5c1e
+// digest         21a49671d4ef5682d82babb80369350eb461166cfe3c5a5072dfa71653f36c85
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         175e54cd7542c1bca2a8f1e0f9afabbe6a2a0520c90a53c8c184511c94c30eeb
+// digest         59e9e270f959f905b64cff63b5019c434c19cfc6fae209accbb8dda40a8f51dc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

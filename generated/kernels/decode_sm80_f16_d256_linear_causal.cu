@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         345f8d5b685834e3fa9fbf81dac3920d2e2b69c9926923ab43680c2a45fb4a73
+// digest         1c4060e9458446afab3e6ee5311bc206c4da9b7a63b63d140e355a6262c68f55
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

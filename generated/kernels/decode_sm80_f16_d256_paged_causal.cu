@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         58ae5c20048125813b9705f400a8a44f609481d53b29b2a69a762ad25ecd8865
+// digest         bed5b4d2731043da865b6ec2a34e07ac670b8b52b05c35a8bce22ee25f791d74
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         0cc9f759e036cecc9bb4f8715c53834606cc48c0a1efbb4d49d009e9ee4d771b
+// digest         8c39a9cb52be42ac4a95ed70cd63c3c5794c28bde3c9329180e0d4329c086735
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         5832afff1721e75f96cfeb106d07110966ca2263a5e917a42906a529a8958a03
+// digest         0f465faa3e8f67ae05f2475197593ec063ddf0a4a940ff5c86f7605acc2d51e2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

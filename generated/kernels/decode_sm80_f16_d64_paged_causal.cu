@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         b523f01ba5635ee2a3e9c8554e8f7432ead2d587f8e8b1cf77059594d934ec8c
+// digest         210964e0e4828b483a635965a2ad54ceab74206b195c42e1b026bb0e2ecb2d26
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

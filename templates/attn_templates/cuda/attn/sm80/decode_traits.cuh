@@ -87,7 +87,7 @@ struct alignas(16) RowPlace {
   KeyRange seen;
 };
 
-// What a warp copies from: a sequence, and the keys of it that some row sees. In shared memory, too.
+// What a warp copies from: a sequence, and the keys of it that some row sees.
 template <class Config>
 struct alignas(16) CopySource {
   typename DecodeTraits<Config>::Cache cache;
