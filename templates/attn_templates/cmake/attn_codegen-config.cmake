@@ -84,6 +84,7 @@ function(attn_codegen_emit folder)
   attn_codegen_run(ignored ${emit})
   file(GLOB_RECURSE inputs LIST_DIRECTORIES false
     "${attn_codegen_PACKAGE}/*.py"
+    "${attn_codegen_PACKAGE}/*.json"
     "${attn_codegen_TEMPLATES}/cuda/*"
     "${attn_codegen_TEMPLATES}/jinja/*")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${inputs})
