@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         8558ddcb2befec01a22a3c0074bf5b7981f75690b45ce686fb8bcb798ac6af36
+// digest         fdd1d995516b1d1dc91e1d3ac44e1dd55352407917ab993e7c9ad024105a0481
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

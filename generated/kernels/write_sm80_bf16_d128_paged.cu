@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         aab91ad479c878442330998e6584ce976d050b0a4c51c625f4b25fb7b08095cb
+// digest         28b67e627cc19312263aa12d380844eaffe7c71f243d42fae4e512cfda09fa64
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         956a79e4de34ed2fa4f39a5656f307976f7c7043cf08621d2248df95176babab
+// digest         201ba5b8ee03377f5817cfb6106f02a785ea98e31e9e6d9e8c1294b990ad8c94
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         39ba7b9ad1ccc6fd105a6c42536c666bd345528170a6c132c490f0b14475be8a
+// digest         f5920c4599736c4a9f3518d69ea5be526d82dd885fe78b89749770bae5f97a22
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         70e24bc855b15a339b91b72b0aedcd5478ed3410b42b69af43492f789836bce1
+// digest         56bc52d198ac43d46232b6995d3434599f0d55ab725e7ef5ed5ee77a6db41b9b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         db4de41c47c8e9f25b637d4560e2f03025058312676c0f744d40b9986982c1ec
+// digest         64b216ebb6955b12032a197c9e383ed88016930bd3078ffd674db3badf554769
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         dcb2349ea887a7eed3ed0ed921dca067a5150cd4c59ade30bfaf1aff4b6cb296
+// digest         6dc9b835c259d79e7eaab162980ec230267747e4077a5528dd86caf999f8b514
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         b16b6dbc92c5c47aff2e464e418c3c36c164232edb3e8e7a91fb9fe59603ec3e
+// digest         586be7b48dc7c702c50da242ebe5532f4a01fb1ce3bdd68f497e1c8d3023e82e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         b3b651e71d19e8d164af6f7a099d629621e49510b8024aa045cbefe9377824fc
+// digest         27a7ba3063685019b76cae47680a6fc5224639a637250811e2e5bd5d2aaa8596
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

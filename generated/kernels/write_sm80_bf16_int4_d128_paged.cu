@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         cafc23275bcb89aabbc94b910751fae9ba032cd5594cb361a906f1b087c79deb
+// digest         9796b8ed11e72f0c75909d98ce3b878f3732355ee9ba5f2b0ef3b74271712899
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         5e6e169d193b1d16768d661fdd7bb83dec1a925b6f70e86a1afd90bcd1a534fc
+// digest         b91fca2761ba17c5c1d968115e199e3c01ec58dc59de738e72a0223f5c7d7c22
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

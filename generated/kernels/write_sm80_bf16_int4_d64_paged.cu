@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         f21bb438e95a7b201b15aae11a9b6977b9a487615056ecaad8448168d9553ca2
+// digest         fa04aeee1a1db627438f30d787b9b87672799619c32e3807da290aab3222b97c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

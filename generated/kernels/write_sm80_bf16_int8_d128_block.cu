@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         d4eb6e086b4791477661378222c22024f4ac2f22b2add32b43a71b8e0b51a0ae
+// digest         58045367dc1861c1ea52a1c9ecd902b3d141c68161fbad79561e4ae1aca1be4f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         2e770d419936f01bd6af40fe814a610aa291a084bbec2d21b254e7f2ca5fc0aa
+// digest         92b99105ff21bc746b4b982b9c911cb2d582f8a4fc71ae5850a9fcc9486ededf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

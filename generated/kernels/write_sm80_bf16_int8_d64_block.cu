@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         82c1cb063c9784b9cd7cb23afd9be403df7b1ba04d8c181de7331e11592184cd
+// digest         267a96376bcb37fe4b0f9c91686302f01fbb5b52af20c2d43c1f329cd02de2d6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         df92b41b211057b82cad0f3b2b609d28164aa39e4a85d92fb248139534f0e4fc
+// digest         e9565c2972f6546c1e195b521414fb939170b754779b3f699e7f05d226988d89
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         1e621aca8ecd16a55ecd009a5155de148f5d3e0b782344e88cc2be3cbceec738
+// digest         d83bcd6f19c94f6b7298634910f37ea24ff2c497fe035ef8d3bcf47f1a25b125
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

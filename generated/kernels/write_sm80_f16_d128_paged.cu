@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         f1cbe514d29f173b8f75c2644a66ed26b494615d4db13ae61bf22b5fc567f78d
+// digest         18d45ac14a24f0ae612908ee02cd8b9f1f09ae960a65e6dae633a414e6fd9291
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

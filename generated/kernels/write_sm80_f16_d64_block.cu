@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         6fb3d731d87b796f6095d4a1c2edd742b9d25286b796e7a256cb52f863ac1e6e
+// digest         7bfc1371299fd0ecdfc3959ddc2711f3a4a9e76e7b9bcedb720dd32e037290fd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

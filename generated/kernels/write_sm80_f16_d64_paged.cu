@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         d11051a3cc57f405ca7cb40cfe050f0a3cdae5db0810234e46d7ab94b7d21728
+// digest         8cef3da0b3d6eeb63947e73fd21436bf392e9a1cc4160a3f2690a59fcd16dc4d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         d2e9239a3d7d220144ff12626a1b0c9143a35adcea5e5f4924899ca91609607d
+// digest         d73e014e4f849244930251dbe84bcf8e3d8fc2a32d657b0868fb39a7c20812e1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         0bdc6c77341d6727db010ec95a0b5b96dc0b91fd6df68a0684b7f85c32264569
+// digest         7c46801ddc03a8e81284df5d805eb4a6ee5081dcdd229193bdcb5ba20cbe24d9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         1b36e33c373e0a1b74f4cbc8320346d6e1b169e0f9a7261638efa340f8eec2a7
+// digest         28c6499817d5d183280e494f7cdfaad397d393fa6dfcc30cf65269c48ac8e56d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         16124a4c4ad7aae7cb692b84fb1b19fc55c8835c5b14cec059d6334d7ea1d8e1
+// digest         0239a4b8f921cea8e0e34583384024dcf3cbf7555643e69c8a62179fea459871
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

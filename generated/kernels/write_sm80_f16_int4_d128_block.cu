@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         515dc42690cc7ff9970cdc70bb06d3951f6e5587b62285e4fba061dc9576220e
+// digest         8100b91b92b24a4d5f368ff2781f28005daf60e1eeb88e480a45cab3990e2e37
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         4c996ba5729e140a0fdfc5c6110669d70ce8240e55e9c04c62eb2036b0e50850
+// digest         4b243e51d7541a947a5f68937a694ead390eb5e2a9b56d56060eba4b249d4c21
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         c3fff5e1d91eb37c52b93bcebb0a7396b812d33c5ae13a980e6f099a71614938
+// digest         a7cd45588b04bdfa5c048a9b31e9539eda7a1f49a38e633823ebf8f1b1cb05f3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         26cf4b89cbf29be560c4f28c329e41de1cfdede21123235a6cbaf7f2ee931034
+// digest         1b5dbab9e44435eccd62fcf665e8c4853420740ec4d4a5b9cebaeb2f485ef55b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

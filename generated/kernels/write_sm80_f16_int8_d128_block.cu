@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         91faabc54efb26aa6a8d9c04427fb9f69514079fa8bcdc7c39cd0f0c1ec18bfc
+// digest         9bf2ce73ff6e892ccd670a52f04480e209bcecb1412b0181cf4390ba61e89789
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

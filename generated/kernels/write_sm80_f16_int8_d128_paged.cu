@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         1361d31c7d2bd77d85bbe3d9d78bd2948656dab135c20586b6d31aa7b7833d03
+// digest         353e0e7286e2322da70d4f61c259325ced5cd66f0a370ec62962a5958432b403
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         e1d72647fc9955bffa02836d4078bfd8ec6dcf18dbca7300fe06e24a3b40ddbf
+// digest         13baa1a04a805c1d8039b12d3bc5a8c15ccfd2bd76f53695b18bdef02d7eebf5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         c11969d03e11817d9c0140e8f0482ffe7e2ce0524218591bae0878aff62bca41
+// digest         5d123201982fae63dc39f25e8da7e1f12524517bfe323bb00ccbbab7f757148d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -118,8 +118,7 @@ def c_write(
     call: dict[str, torch.Tensor],
 ) -> Params:
     """Writes bf16 rows [token_num, num_kv_heads, head_dim] into pools of int8 codes
-    [K and V, block,
-    block_len, num_kv_heads, head_dim] and pairs (scale, zero)."""
+    [K and V, block, block_len, num_kv_heads, head_dim] and pairs (scale, zero)."""
     tokens, heads, dim = k_new.shape
     given = Params(
         dtype=c_abi.BF16,

@@ -17,7 +17,13 @@ pytestmark = pytest.mark.nvcc
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 units = pytest.mark.parametrize(
-    "name", ["prefill_sm80_bf16_d128_paged_causal", "reduce_sm80_bf16_d128"]
+    "name",
+    [
+        "prefill_sm80_bf16_d128_paged_causal",
+        "decode_sm80_bf16_d128_paged_causal",
+        "write_sm80_bf16_int8_d128_paged",
+        "reduce_sm80_bf16_d128",
+    ],
 )
 
 

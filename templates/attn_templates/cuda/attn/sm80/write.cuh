@@ -94,7 +94,7 @@ __device__ __forceinline__ void extremes(const Elements<T>& x,
                                          bool has_piece,
                                          float& smallest,
                                          float& largest) {
-  constexpr float kInfinity = __builtin_huge_valf();
+  constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000);
   smallest = kInfinity;
   largest = -kInfinity;
   if (has_piece) {
