@@ -39,6 +39,7 @@ from attn_codegen.options import json_option
     show_default=True,
     help="How the pools lie.",
 )
+@click.option("--scattered", is_flag=True, help="Take blocks from all over the pool.")
 @click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
 @click.option("--peers", help=peers_help % "cudnn,flash,fa3,flashinfer")
@@ -53,6 +54,7 @@ def decode(
     queries: int,
     ragged: bool,
     layout: str,
+    scattered: bool,
     block_len: int,
     arch: str | None,
     peers: str | None,
@@ -95,7 +97,8 @@ def decode(
         queries,
         is_ragged=ragged,
     )
-    setup = DecodeSetup(Dtype(dtype), own, Layout(layout), block_len, Arch(arch) if arch else None)
+    family = Arch(arch) if arch else None
+    setup = DecodeSetup(Dtype(dtype), own, Layout(layout), block_len, family, scattered)
     chosen = tuple(known.choose(peers, NAMES))
     request = command.Request(tuple(cells), setup, chosen, Schedule(rounds=rounds, warm_ms=60.0))
     results = command.run(request, click.echo if not as_json else lambda _: None)

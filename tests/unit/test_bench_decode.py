@@ -74,12 +74,16 @@ def test_ragged_lengths_are_uniform_and_the_same_again() -> None:
     assert kv_bytes(cell.shape) == sum(k_lens) * 8 * 128 * 2 * 2
 
 
-def test_no_two_copies_of_a_cache_have_a_block_in_common() -> None:
+@pytest.mark.parametrize("is_scattered", [False, True])
+def test_no_two_copies_of_a_cache_have_a_block_in_common(is_scattered: bool) -> None:
     (cell,) = decode_cells([3], [100], HEADS, is_ragged=True)
-    tables = tables_of(cell.shape, 5, 16)
+    tables = tables_of(cell.shape, 5, 16, is_scattered=is_scattered)
     used = np.concatenate([table[table >= 0] for table in tables])
     blocks = sum(-(-k_len // 16) for k_len in cell.shape.k_lens)
     assert sorted(used) == list(range(5 * blocks))
+    assert (used.max() >= 2 * blocks) and list(used) != sorted(used)
+    in_first = tables[0][tables[0] >= 0]
+    assert (in_first.max() < blocks) is not is_scattered
     for table in tables:
         counts = (table >= 0).sum(axis=1)
         assert [16 * count >= k for count, k in zip(counts, cell.shape.k_lens, strict=True)]

@@ -48,10 +48,11 @@ class Request:
         """One line that says what the figures are."""
         setup, heads = self.setup, self.setup.heads
         queries = max(self.cells[0].shape.q_lens)
+        scattered = ", scattered" if setup.is_scattered else ""
         return (
             f"decode, {setup.dtype}, {heads.num_heads}/{heads.num_kv_heads} heads of "
             f"{heads.head_dim}, {queries} query token{'' if queries == 1 else 's'}, paged cache "
-            f"({setup.layout}, {setup.block_len} tokens a block); medians"
+            f"({setup.layout}, {setup.block_len} tokens a block{scattered}); medians"
         )
 
 

@@ -36,6 +36,9 @@ class DecodeSetup:
     layout: Layout = Layout.INTERLEAVED
     block_len: int = 64
     arch: Arch | None = None
+    is_scattered: bool = False
+    """Blocks come from all over the pool, and not from the part that a copy has for itself: each
+    lies in a page of its own, whose address the GPU must look up first."""
 
 
 # Axes of a pool as it lies in memory, and where block, K or V, token and head are among them.
@@ -115,7 +118,9 @@ class DecodeCall:
             token_num=shape.token_num, batch_size=shape.batch_size, **bounds
         )
         self._attention, self._pool = attention, pool
-        self._tables = tables_of(shape, cell.rotation, setup.block_len)
+        self._tables = tables_of(
+            shape, cell.rotation, setup.block_len, is_scattered=setup.is_scattered
+        )
         self._on_device = [bench.to_device(table) for table in self._tables]
         self._given: dict[str, Any] = {
             "q": self.q,
@@ -145,13 +150,21 @@ def blocks_of(shape: Shape, block_len: int) -> int:
     return sum(-(-k_len // block_len) for k_len in shape.k_lens)
 
 
-def tables_of(shape: Shape, copies: int, block_len: int) -> list[NDArray[np.int32]]:
+def tables_of(
+    shape: Shape, copies: int, block_len: int, *, is_scattered: bool = False
+) -> list[NDArray[np.int32]]:
     """A block table [batch_size, max_blocks] for each copy; no two have a block in common, and
     blocks come in random order. Unused entries are -1."""
     counts = [-(-k_len // block_len) for k_len in shape.k_lens]
-    order = np.random.default_rng(1).permutation(copies * sum(counts)).astype(np.int32)
+    rng, blocks = np.random.default_rng(1), sum(counts)
+    if is_scattered:
+        orders = np.split(rng.permutation(copies * blocks).astype(np.int32), copies)
+    else:
+        orders = [
+            (copy * blocks + rng.permutation(blocks)).astype(np.int32) for copy in range(copies)
+        ]
     tables = []
-    for own in np.split(order, copies):
+    for own in orders:
         table = np.full((len(counts), max(counts)), -1, np.int32)
         for row, ids in zip(table, np.split(own, np.cumsum(counts)[:-1]), strict=True):
             row[: len(ids)] = ids
