@@ -20,13 +20,12 @@ from harness import (
 )
 
 import c_abi
-from attn_codegen.config import AttentionConfig, Mask
+from attn_codegen.config import AttentionConfig, Mask, reduction_of
 from attn_codegen.tiling import tiling
 from attn_codegen.tuning import shipped
 from attn_runtime import Attention
 from attn_runtime import kernel as kernels
 from attn_runtime.build import default_target
-from attn_runtime.driver import context_of_device
 from attn_runtime.plan import Plan, SplitPolicy
 from c_abi import Library, Params
 from cases import Kernel, Task, batch_for, kernel_named
@@ -108,11 +107,18 @@ def test_after_prepare_no_call_loads_a_kernel(monkeypatch: pytest.MonkeyPatch) -
         attn(rows, rows, rows, cu_q_len=lens, cu_k_len=lens, max_q_len=length, max_k_len=length)
 
 
-def test_prepare_may_be_held_to_some_tiles() -> None:
-    attn = attention()
-    attn.prepare(["default"])
-    key = (context_of_device(torch.cuda.current_device()).device.ordinal, CONFIG)
-    assert key in kernels._kernels
+def test_prepare_may_be_held_to_some_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[AttentionConfig] = []
+    load = kernels._load
+
+    def note(config: AttentionConfig, *arguments: Any) -> Any:
+        loaded.append(config)
+        return load(config, *arguments)
+
+    monkeypatch.setattr(kernels, "_kernels", {})
+    monkeypatch.setattr(kernels, "_load", note)
+    attention().prepare(["default"])
+    assert loaded == [CONFIG, reduction_of(CONFIG)]
 
 
 @pytest.mark.parametrize("kernel", [pytest.param(kernel_named(NAME), id=NAME)])
