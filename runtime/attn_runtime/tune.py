@@ -70,7 +70,14 @@ def run(request: Request, echo: Echo) -> Tuning:
         bench = Bench(context)
         for config in configs:
             costs[config.name] = _tune(config, bench, request.schedule, echo)
-    return Tuning(context.device.name, request.command, costs)
+    return Tuning(context.device.name, commands_of(request.base, configs, request.command), costs)
+
+
+def commands_of(base: Tuning, configs: Iterable[AttentionConfig], command: str) -> str:
+    """The command, behind those of the base where configurations of it stay as they are."""
+    left = set(base.costs) - {config.name for config in configs}
+    earlier = [line for line in base.command.split("; ") if line != command] if left else []
+    return "; ".join([*earlier, command])
 
 
 def _untiled(configs: Iterable[AttentionConfig]) -> list[AttentionConfig]:

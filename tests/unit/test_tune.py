@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from attn_codegen.cli_tune import command_line
 from attn_codegen.config import AttentionConfig
-from attn_codegen.tuning import TileCost
+from attn_codegen.tuning import TileCost, Tuning
 from attn_runtime.cost import estimate_ns
 from attn_runtime.plan import work_of
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
-from attn_runtime.tune import Row, report, shapes_of
+from attn_runtime.tune import Row, commands_of, report, shapes_of
 from attn_runtime.tune_fit import Sample, fills, fit_cost, worthwhile
 
 DEVICE = DeviceLimits(sm_count=132)
@@ -71,6 +71,15 @@ def test_only_tiles_that_were_faster_on_some_shape_are_kept():
     ]
     assert worthwhile(times) == ["", "t64x128", "t128x128"]
     assert worthwhile([{"": 1.0}]) == [""]
+
+
+def test_commands_of_a_file_add_up_where_something_of_it_is_kept():
+    base = Tuning("d", "first", {CONFIG.name: {"": TileCost(1, 1)}, "another": {}})
+    assert commands_of(base, [CONFIG], "second") == "first; second"
+    assert commands_of(replace(base, command="second; first"), [CONFIG], "second") == (
+        "first; second"
+    )
+    assert commands_of(replace(base, costs={CONFIG.name: {}}), [CONFIG], "second") == "second"
 
 
 def test_the_report_names_the_tile_that_is_taken_and_what_it_loses():
