@@ -34,6 +34,7 @@ _QUANTISED: Final = frozenset({(Mode.WRITE, Arch.SM80)})
 """The modes and families that have kernels for quantised caches."""
 _HEAD_DIMS: Final = tuple(range(HEAD_DIM_STEP, HEAD_DIM_MAX + 1, HEAD_DIM_STEP))
 _PRESET_HEAD_DIMS: Final = (64, 128, 192, 256)
+_DECODE_SM90_HEAD_DIMS: Final = (64, 128)
 _PRESET_UNEQUAL: Final = ((192, 128),)
 _DEFAULT_QUANTISED_HEAD_DIMS: Final = (64, 128)
 _SM90_UNEQUAL: Final = ((192, 128),)
@@ -142,14 +143,6 @@ RULES: Final[tuple[Rule, ...]] = (
         "every new row is written, whoever sees it",
         "leave mask out",
         lambda c: c.mode is not Mode.WRITE or c.mask is None,
-    ),
-    Rule(
-        "decode-one-arch",
-        "arch",
-        "mode",
-        "decode waits for memory, and the sm80 kernels read it as fast as it goes on Hopper too",
-        "use sm80",
-        lambda c: c.mode is not Mode.DECODE or c.arch is Arch.SM80,
     ),
     Rule(
         "decode-one-width",
@@ -327,9 +320,9 @@ def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ..
     """The configurations of a preset, reductions included, sorted by name. The default one has the
     tiles that a plan may pick by `tuning`; left out, that is the one of the package."""
     if name == "default":
-        attention = _product((Cache.LINEAR, Cache.BLOCK, Cache.PAGED), tuple(Mask))
+        common = (config for config in _product(tuple(Cache), tuple(Mask)) if _is_common(config))
         known = tuning or shipped()
-        tiled = (replace(config, tile=tile) for config in attention for tile in known.of(config))
+        tiled = (replace(config, tile=tile) for config in common for tile in known.of(config))
         return _sorted(
             [
                 *with_reductions(tiled),
@@ -352,6 +345,13 @@ def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ..
             if config.head_dim_v == config.head_dim and config.arch is Arch.SM80
         )
     raise ConfigError(f"unknown preset {name!r}: use {join_words(PRESETS)}")
+
+
+def _is_common(config: AttentionConfig) -> bool:
+    """Hopper's decode kernels begin earlier than those of sm80; that is all, so that the widths
+    that most engines have will do."""
+    is_own = config.mode is Mode.DECODE and config.arch is Arch.SM90
+    return not is_own or config.head_dim in _DECODE_SM90_HEAD_DIMS
 
 
 def with_reductions(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig, ...]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from attn_codegen import params
-from attn_codegen.config import Cache
+from attn_codegen.config import Arch, Cache
 from attn_runtime import driver
 from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
@@ -34,6 +34,10 @@ class DecodeLaunch(Launch):
         exchange: Exchange | None = None,
     ) -> None:
         super().__init__(kernel, reduction, plan, cache, values, exchange)
+        self._config: Any = None
+        if kernel.config.arch is Arch.SM90 and plan.grid_x:
+            shape = (plan.grid_x, plan.threads, plan.shared_bytes)
+            self._config = driver.dependent_launch(*shape)
         self._counter_at = self._pad + _OFFSETS["params.counters"]
         self._counters: driver.Counters | None = None
         self._block = 0
@@ -55,6 +59,14 @@ class DecodeLaunch(Launch):
         if self._counters is not None:
             self._block = self._counters.address(stream)
         super().run(addresses, stream)
+
+    def _start(self, stream: int) -> None:
+        """Hopper's kernels wait for the launch before them by themselves."""
+        if self._config is None:
+            super()._start(stream)
+        else:
+            self._config.hStream = stream
+            self._kernel.function.launch_by(self._config, self._parameters)
 
     def _write(self, addresses: Sequence[int]) -> None:
         super()._write(addresses)

@@ -286,6 +286,21 @@ def _tensor_map_names() -> _TensorMapNames:
     )
 
 
+def dependent_launch(grid_x: int, threads: int, shared_bytes: int) -> Any:
+    """The CUlaunchConfig of a launch that may begin while the one before it ends."""
+    driver = bindings()
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid_x, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes = shared_bytes
+    config.attrs = [attribute]
+    config.numAttrs = 1
+    return config
+
+
 class Counters:
     """Blocks of `ints` of device memory in which the CTAs of a launch count, zeroed once. They
     reset themselves, so that one serves all launches of a stream; a captured launch, which may be

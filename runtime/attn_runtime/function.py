@@ -46,6 +46,7 @@ class Function:
             self.argument_offset, self.argument_bytes = layout
         self._own_launch, self._own_error = self._pycuda._launch_kernel, own.Error
         self._foreign_launch = cuda.cuLaunchKernel
+        self._launch_by_config = cuda.cuLaunchKernelEx
         _functions.append(self)
 
     def opt_in(self, shared_bytes: int) -> None:
@@ -74,6 +75,12 @@ class Function:
         status = self._foreign_launch(
             self._handle, grid_x, 1, 1, threads, 1, 1, shared_bytes, stream, parameters, 0
         )
+        if status[0]:
+            driver.call(f"the launch of {self.symbol}", status)
+
+    def launch_by(self, config: Any, parameters: int) -> None:
+        """As `launch`, by a CUlaunchConfig."""
+        status = self._launch_by_config(config, self._handle, parameters, 0)
         if status[0]:
             driver.call(f"the launch of {self.symbol}", status)
 

@@ -122,12 +122,16 @@ class Launch:
         """Launch on any stream, by its handle; the context must be current. The addresses are
         those of ARRAYS, 0 for none."""
         self._write(addresses)
-        plan, kernel = self._plan, self._kernel
+        plan = self._plan
         if plan.grid_x:
-            kernel.function.launch(
-                plan.grid_x, plan.threads, plan.shared_bytes, stream, self._parameters
-            )
+            self._start(stream)
             self._finish(addresses, stream)
+
+    def _start(self, stream: int) -> None:
+        plan = self._plan
+        self._kernel.function.launch(
+            plan.grid_x, plan.threads, plan.shared_bytes, stream, self._parameters
+        )
 
     def _finish(self, addresses: Sequence[int], stream: int) -> None:
         """What follows the kernel: the merge of splits or, where keys are spread over ranks, that

@@ -44,7 +44,6 @@ REFUSED = {
     "reduce-one-arch": AttentionConfig.of(mode="reduce", arch="sm90"),
     "write-one-arch": AttentionConfig.of(mode="write", arch="sm90"),
     "write-has-no-mask": AttentionConfig(mode=Mode.WRITE),
-    "decode-one-arch": AttentionConfig(mode=Mode.DECODE, arch=Arch.SM90),
     "decode-one-width": AttentionConfig(mode=Mode.DECODE, head_dim_v=64, cache=Cache.PAGED),
     "decode-causal": AttentionConfig(mode=Mode.DECODE, mask=Mask.FULL),
     "kv-dtype-emitted": AttentionConfig(arch=Arch.SM90, kv_dtype=KvDtype.INT8),
