@@ -201,6 +201,9 @@ RANGE_PLAN = Struct(
     "How decode kernels share the keys of all sequences out (attn/decode_ranges.cuh cuts them).",
     (
         Field("int", "ctas", "CTAs that are launched: the ranges of all columns together"),
+        Field("int", "columns", "row tiles of all KV heads, if no sequence has more than cta_q query tokens"),
+        Field("int", "ranges", "ctas / columns"),
+        Field("int", "group", "num_heads / num_kv_heads"),
         Field("int", "row_heads", "query heads of a row tile"),
         Field("int", "head_tiles", "row tiles of the heads of a group"),
         Field("int", "row_slots", "rows that the workspace holds of a row tile"),

@@ -34,11 +34,6 @@ __device__ __forceinline__ RangeCut make_cut(int ranges, int period, int parts) 
   return {ranges, period, parts, units, period - units * parts};
 }
 
-// Ranges that a column may have. Its CTAs are those whose index is the column's modulo columns.
-__device__ __forceinline__ int ranges_of_column(const RangePlan& plan, int columns) {
-  return plan.ctas > columns ? plan.ctas / columns : 1;
-}
-
 // Cuts a column into at most `most` ranges of equal length.
 //
 // Tiles of one length and little work are cut at their ends, each into k ranges or k of them to a
@@ -48,10 +43,9 @@ __device__ __forceinline__ RangeCut cut_column(const ColumnTotals& totals,
                                                const RangePlan& plan,
                                                int most) {
   const int ranges = most < totals.units ? most : totals.units;
-  const RangeCut equal = make_cut(ranges, totals.units, ranges);
   if (ranges == 0 || totals.most != totals.fewest ||
       totals.units > static_cast<int64_t>(plan.aligned_units) * ranges) {
-    return equal;
+    return make_cut(ranges, totals.units, ranges);
   }
   int parts = 1;
   int tiles = 1;
@@ -66,18 +60,25 @@ __device__ __forceinline__ RangeCut cut_column(const ColumnTotals& totals,
   const int periods = totals.tiles / tiles;
   if (periods * tiles != totals.tiles ||
       longest * ranges * 9 > static_cast<int64_t>(totals.units) * 10) {
-    return equal;
+    return make_cut(ranges, totals.units, ranges);
   }
   return make_cut(periods * parts, totals.most * tiles, parts);
 }
 
-// The first unit of a range; that of range `ranges` is the end of the column.
+// Units [begin, end) of a column.
+struct UnitRange {
+  int begin;
+  int end;
+};
+
+// The units of a range.
 //
 //   period = q parts + m:   range i of a period begins at i q + min(i, m)
-__device__ __forceinline__ int range_begin(const RangeCut& cut, int range) {
+__device__ __forceinline__ UnitRange units_of_range(const RangeCut& cut, int range) {
   const int whole = range / cut.parts;
   const int part = range - whole * cut.parts;
-  return whole * cut.period + part * cut.units + (part < cut.longer ? part : cut.longer);
+  const int begin = whole * cut.period + part * cut.units + (part < cut.longer ? part : cut.longer);
+  return {begin, begin + cut.units + (part < cut.longer ? 1 : 0)};
 }
 
 // The range that holds a unit.

@@ -29,6 +29,9 @@ struct Entry {
   int tile_ns = 0;          // what a query tile costs on a full device,
   int step_ns = 0;          // and each of its key tiles
   bool persistent = false;  // a CTA takes tiles until none is left
+
+  // The kernel waits for the launch before it by itself, so that it may begin while that one ends.
+  bool is_dependent = false;
 };
 
 inline Status status_of(cudaError_t error) {
@@ -152,14 +155,18 @@ inline int ctas_of(const Entry& entry, const Plan& plan, const KernelInfo& info)
 template <class Arguments>
 void launch(const Entry& entry, int grid_x, CUstream_st* stream, Arguments arguments) {
   void* pointers[] = {&arguments};
-  check_cuda(cudaLaunchKernel(entry.address,
-                              dim3(static_cast<unsigned>(grid_x)),
-                              dim3(static_cast<unsigned>(entry.threads)),
-                              pointers,
-                              static_cast<std::size_t>(entry.shared_bytes),
-                              stream),
-             "cudaLaunchKernel",
-             entry.name);
+  cudaLaunchAttribute dependent{};
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid_x));
+  config.blockDim = dim3(static_cast<unsigned>(entry.threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(entry.shared_bytes);
+  config.stream = stream;
+  config.attrs = &dependent;
+  config.numAttrs = entry.is_dependent ? 1 : 0;
+  check_cuda(
+      cudaLaunchKernelExC(&config, entry.address, pointers), "cudaLaunchKernelExC", entry.name);
 }
 
 }  // namespace attn::detail

@@ -234,6 +234,12 @@ static_assert(sizeof(TilePlan) == 32, "the layout that the runtime packs");
 struct RangePlan {
   // CTAs that are launched: the ranges of all columns together
   int ctas = 0;
+  // row tiles of all KV heads, if no sequence has more than cta_q query tokens
+  int columns = 0;
+  // ctas / columns
+  int ranges = 0;
+  // num_heads / num_kv_heads
+  int group = 0;
   // query heads of a row tile
   int row_heads = 0;
   // row tiles of the heads of a group
@@ -247,7 +253,7 @@ struct RangePlan {
   // most units of a column for which L2 keeps nothing of K and V
   int streamed_units = 0;
 };
-static_assert(sizeof(RangePlan) == 28, "the layout that the runtime packs");
+static_assert(sizeof(RangePlan) == 40, "the layout that the runtime packs");
 
 // What the attention kernel and the reduction take, by value.
 template <class T>
@@ -269,7 +275,7 @@ struct DecodeArguments {
   // which CTA computes what
   RangePlan ranges;
 };
-static_assert(sizeof(DecodeArguments<char>) == 648, "the layout that the runtime packs");
+static_assert(sizeof(DecodeArguments<char>) == 656, "the layout that the runtime packs");
 
 // What a kernel takes that reads its tiles by TMA. It begins like Arguments. The maps hold 16-bit
 // elements in boxes of 64 columns, with a 128-byte swizzle and zeros outside.

@@ -58,6 +58,30 @@ attn_kernel(decode_sm80_f16_d64_linear_causal sm80 reduce_sm80_f16_d64
             "decode<sm80, f16, 64, 64, linear, causal>")
 attn_kernel(decode_sm80_f16_d64_paged_causal sm80 reduce_sm80_f16_d64
             "decode<sm80, f16, 64, 64, paged, causal>")
+attn_kernel(decode_sm90_bf16_d128_block_causal sm90 reduce_sm80_bf16_d128
+            "decode<sm90, bf16, 128, 128, block, causal>")
+attn_kernel(decode_sm90_bf16_d128_linear_causal sm90 reduce_sm80_bf16_d128
+            "decode<sm90, bf16, 128, 128, linear, causal>")
+attn_kernel(decode_sm90_bf16_d128_paged_causal sm90 reduce_sm80_bf16_d128
+            "decode<sm90, bf16, 128, 128, paged, causal>")
+attn_kernel(decode_sm90_bf16_d64_block_causal sm90 reduce_sm80_bf16_d64
+            "decode<sm90, bf16, 64, 64, block, causal>")
+attn_kernel(decode_sm90_bf16_d64_linear_causal sm90 reduce_sm80_bf16_d64
+            "decode<sm90, bf16, 64, 64, linear, causal>")
+attn_kernel(decode_sm90_bf16_d64_paged_causal sm90 reduce_sm80_bf16_d64
+            "decode<sm90, bf16, 64, 64, paged, causal>")
+attn_kernel(decode_sm90_f16_d128_block_causal sm90 reduce_sm80_f16_d128
+            "decode<sm90, f16, 128, 128, block, causal>")
+attn_kernel(decode_sm90_f16_d128_linear_causal sm90 reduce_sm80_f16_d128
+            "decode<sm90, f16, 128, 128, linear, causal>")
+attn_kernel(decode_sm90_f16_d128_paged_causal sm90 reduce_sm80_f16_d128
+            "decode<sm90, f16, 128, 128, paged, causal>")
+attn_kernel(decode_sm90_f16_d64_block_causal sm90 reduce_sm80_f16_d64
+            "decode<sm90, f16, 64, 64, block, causal>")
+attn_kernel(decode_sm90_f16_d64_linear_causal sm90 reduce_sm80_f16_d64
+            "decode<sm90, f16, 64, 64, linear, causal>")
+attn_kernel(decode_sm90_f16_d64_paged_causal sm90 reduce_sm80_f16_d64
+            "decode<sm90, f16, 64, 64, paged, causal>")
 attn_kernel(prefill_sm80_bf16_d128_block_causal sm80 reduce_sm80_bf16_d128
             "prefill<sm80, bf16, 128, 128, block, causal>")
 attn_kernel(prefill_sm80_bf16_d128_block_full sm80 reduce_sm80_bf16_d128

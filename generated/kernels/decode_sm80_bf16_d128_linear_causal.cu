@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         2f89b06668ca2013b7112e4b5d2955729bbaf7eab0fd12edd61f4d063c168700
+// digest         35a07c4999ef1e10f3517c819446fadc4b7d85a8617c6df223fe756ee713a8b0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -58,6 +58,7 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
+    entry.is_dependent = false;
     return entry;
   }
 };

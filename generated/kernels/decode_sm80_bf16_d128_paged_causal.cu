@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         2ebcf6ff52820f7a41f2c68084434a51641d770421a01ecaea1ce73bffdc98c5
+// digest         1301cef76a8a3506285641677b241d638ea4efa6305b0ecb722583f5b54c7349
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -58,6 +58,7 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
+    entry.is_dependent = false;
     return entry;
   }
 };

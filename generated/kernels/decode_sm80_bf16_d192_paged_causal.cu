@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         8f37d231e8817157228f763874b9f904837b616873509463d9eaccbc8da92aa4
+// digest         2b798dc133dd4c8ca5e5c285d13d279074e0a6441488dc4b3e7f60523d6fa089
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -58,6 +58,7 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
+    entry.is_dependent = false;
     return entry;
   }
 };

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         c43264851ebf67099fdab70428205d02268b4e7b73ef5af083e174bf8f937f63
+// digest         314d27e614e02f1a8474abd9129b3f41ac546f8f7b5ce333a65cec29b30d6d97
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -58,6 +58,7 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
+    entry.is_dependent = false;
     return entry;
   }
 };

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         3eece575d4a755db6a5eeb6bddaba070cb08f9ed5869e471458c71b6afa27fb1
+// digest         1b331590d2127359be2cfacd51c51a5604ace184ad1c184851a52bcb63449e8b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -58,6 +58,7 @@ struct EntryOf<Kernel> {
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
+    entry.is_dependent = false;
     return entry;
   }
 };

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         ad2bd472e5e5d1d2683efb629e44a0fffb270119d0ae65b4eeb2e6ace748fc97
+// digest         f159153caebb9ddf8678adebc60baf226af05025102b15a7469320d712664dc2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         4db38d12675623601c7aea4124f2c6fcbda17c9992178d71c13cac026175bddb
+// digest         241e6bf4b4c54be6b923502f512a2ca45f38f73c1bdc5c1296691f3073bca675
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         431b7459a6ac5c71288737a86ebb0d740f2564f9207afac2e26a1c5ac60dd6dd
+// digest         5e54be50908f6f5e6b31f555d0c783457e1c1aa627a87c8ce99beff1477cca83
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

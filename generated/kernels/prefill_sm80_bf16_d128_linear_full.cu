@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         878cb87797c24e89dfadd69a69801918238afaa413bcfae4ba32b53b37bc7536
+// digest         2b3f1c702e174427a23ac9b70a8d4ebeff7a01ae073ab3113cf90e7fa23052ce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

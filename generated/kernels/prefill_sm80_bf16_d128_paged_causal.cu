@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         799f3709c8920dcaa8ae3adba222751a1016cc5f1047e15e7a1d63e81d19ad84
+// digest         359ab8666094034beb73a1ae08c2a994e25e4eeca6039fb30822682757b73c88
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

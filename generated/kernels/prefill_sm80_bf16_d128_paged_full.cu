@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         6364a4199849cc69644c38232e31fad4bf6b4573419268d2d2de3fd7dcd69d61
+// digest         b2448c80a6555728348a0a3e6f54c07e3aa084e9a49b71eedd512c04469cc477
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         0fa45b21bdd0d899923b569b9a5ed5da920336baad315db68906f9d669f97f53
+// digest         61762015b8d71919ef69079171031d3a7b1e49da18588e7fa1753896f41b8f7e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

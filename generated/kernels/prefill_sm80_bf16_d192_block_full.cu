@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         aa5be628b586bc1959f18690d214ead1e5e5c545074a2eae039fa74170e84af9
+// digest         e162398f82e4ababed2c79249105897ee6e6bb2d55d924d8efdf401f3b3c90d6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

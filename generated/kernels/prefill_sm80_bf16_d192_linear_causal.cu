@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         9d9df4eb4f2f8a2adcce8b571bffaccf486bc62d49deb9729df2c25d527b2e3e
+// digest         aaefb3806de5e2270a0eb04c7653d761b35fe8838ca7a7fa65daae38233696d3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         2aa4a1e24fa90e27bd095dc2ad49a0069e57eccde5027f513ade8ec309932c23
+// digest         9a7078ea094152946e1e3668c83fda1f0801f988fa1be02e364aa351e32a0609
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

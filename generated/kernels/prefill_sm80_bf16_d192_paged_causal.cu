@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         bab0150c117c65863d633130f59064f69cdc4e63ee30c53c2f71cdb81d3a0573
+// digest         53d44a736d891cc5764ae0a75e7bf47787fb500f55d497e6e522f0dedc1e7162
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

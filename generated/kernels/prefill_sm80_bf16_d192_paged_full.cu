@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         58b4d86e34325638567c199c716e77949570e0e51f1860dc674ddde0c1c2c383
+// digest         cde44bbccb5c5080fc7cb5b8371a8c8bab67183ec6726aabee5020398a0ae6d3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         dd2ae2d2c2d6987b77573d0c43a699f6fc723f3e8e3184a1df70b4fa464d4ccf
+// digest         83ec57794d6be5c6654fa2084cde651fb86c2d69697bcb5cef7bbbaf11bb55a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         0e192397d2c749411f1b240982ac1735b4628a60259d02873f21c704392cfaf6
+// digest         ad18b9d05caee2a52c8a880b6c7cdb224ec9f45dd1bcdb6d3bd45b189f24c7e9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         3fc57f2ea3a9e8f2e5180c5ff1b518dfa2d2b1add7a65d4667bfd290a4a3246b
+// digest         0920c655cbbfcdcefdd90b9867a461231b23b5fb3afda37b1c9052d8f039516a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         fb39510286b174985e03e72e94e9efa1699ecb1b0aad035ea7abcddcd86927dc
+// digest         67606d1a42b3f0bfc336664043ec32e0aae1b013c9c83834d76bf1b45e80a3f7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

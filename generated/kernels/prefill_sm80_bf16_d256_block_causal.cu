@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         8345458bcda59da912ead884ec4daf917de530df956c9029444b58029f1143eb
+// digest         5270b28c2cad96b8b6b56500bbbf623848c9852c18786ccd456a676fcf66f6db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

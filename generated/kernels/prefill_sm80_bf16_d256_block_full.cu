@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         1286377d115166f29f1b5a7bd2d36640356420f15295c2d652bef7fcd97c5b20
+// digest         ee595a322e0040fb0e9ade9635ab12c794ab6059a2079b960889c28d9a5a1ca7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

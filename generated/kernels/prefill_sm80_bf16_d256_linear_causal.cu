@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         19c6d21b5650daac30e667baf1955e60794ff5025946b0d3047f72598ec4773e
+// digest         be1b00b61d7e10ee3dfe1be024c55d809d57a4930af10468793f51270ec39db6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

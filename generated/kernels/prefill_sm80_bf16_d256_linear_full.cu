@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         fc79c1e8ecc20fd35cf3b1a756f67d990eb7a558f3a4b16b2015274572219f66
+// digest         08d3f00c51927cfa496f0199048d62bcf3e0550b7699870461f2df650b0106af
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

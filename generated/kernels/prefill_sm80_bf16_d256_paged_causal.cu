@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         fcadbfa9ad111144ab3a6d4ae0cc00bb55628ed5290d9279317e959728d1576d
+// digest         3fb1b248ba68c87e742c52b4c0c8f2f824cb3da03dbaa8d6054606b3dc9bf149
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         fccd03e8ec26ca629ebda096416094bd68fe9aaf44879387c90823bb3efaf068
+// digest         b8d3e6364fd5d586317e893be50b8e01306448c4aa726fac2a84b9dfb251f751
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

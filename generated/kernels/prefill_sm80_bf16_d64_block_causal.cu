@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         c60b46dce6fc200ed4fc0e1a84c0464b4a8ab938ed1f48b954f5d888aa5f6177
+// digest         5d16cb65e7bcda091fc2ab8a2ccf7adfd5bcc1463b28a961ce6a4d30df8fe3df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

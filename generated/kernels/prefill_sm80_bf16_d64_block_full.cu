@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         8643c12fd264504d6b7ed9cf825eb89810bc053dff387367d50cbd1d928a52e5
+// digest         a77369b0c1970ed829d41937eb7107f319e15af9c238bbdbce4758fa800c1264
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         c00aace71803494b7da4d40acb560e6d6e01221382db8975c0213b184337a346
+// digest         b90f0c66121a2b07cabdd0cb6bbcb244249f3171daa3e071a9e6ff51364c0665
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         4d9dc751af029df1e24e241f3482c444d84d9f8cbbc4181fdc2ddbd3ee9c59f0
+// digest         53c09847371b085522ae2fd93364d4b2505d71421b63644947e091c4125d9575
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

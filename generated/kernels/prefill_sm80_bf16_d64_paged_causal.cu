@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         2ac1f1c19de6985546f7bf8e4655fb9bf3da6ebc31f899205fd427e0cda7120c
+// digest         5b99b340724a1e3476ab90ffc10619e4b80eec97758d8e298438727c457641da
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         bec25078223ee6fecdb0ff513c6fc1f64ca3d657a88e1a809b3a49bbe45695fa
+// digest         992ef40d63320f120a2647643269f08f1324c18b0c5da2b2a4024e594a5be1a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         4cf25aa3941898bdfe8d868171612a44d55f08353c4c32b7b9bd97eeb30404ec
+// digest         1f8a41fb3537816e332ff3e20604e03ee5237c91ca6a9a51cfe44482ac535a8d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         1b68c49c1df3e030ab8be5c9f87bf6ba5ff1e18472b7e4578cc1cc666a426fc5
+// digest         51c37d44b443eaf9c549e22c3cb3d711367fc57838be8d41b4c9da40bb3d91f2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

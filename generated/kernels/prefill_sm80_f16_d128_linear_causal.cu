@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         4ee26b4f096947eb02c526e2e5b00334ce217da3f5725aa283f8f5626e2e4ad9
+// digest         01cef6fb57e3057f2a52533562b1e9968a0ca6351b8ba2d59875c6cb776f5b82
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         15108ba48e8b64adb84284d3bf35f43cee0c5b3d20060dcd7b1b2fe5c292c041
+// digest         deb7958adb537b57162abb005ea63ac7d7cdd8f377a1409b6001729d455f91d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

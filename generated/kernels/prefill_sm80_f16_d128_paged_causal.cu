@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         4ef57111033ec794b88bb9b64cd82cd83403a1dd03c46ebdce625519bf4e2ad3
+// digest         eaea4af023134ed29679f9779dba9a03b0e06ae080cc6f5f3d497271900de532
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         c41cbb3a63a45a2df13b82e8e7e8e5d88f06f2188682e424dbcfa0144a39f840
+// digest         040af23d582d24922c1deb9b23e20c9d8a7362383844973e6c96fd3b6bad0b54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

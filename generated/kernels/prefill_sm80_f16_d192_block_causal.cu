@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         2057075754ab2425cb40f4f193a7ce31cbf434e4449c013125bd6966460eb627
+// digest         eda4d1c31c560dc7ec812e3e5f387459cbdbbe0dfe3a03d0ad57e5597a4b8a68
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         7fe6b7d995b7253cbe4a0d5e8d2efe44fa28b8eac64470f2cbdf1b8c8e825c74
+// digest         e4807ae381b795975674a408a71891fa6de719fa5da91adce761bfce29ba388b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         f19ad73a8cd66511ae5a599cbd1ebe270022ce6eaba6ec17eefbbf2c5770928b
+// digest         3ebd247fb1185f3c60f66cf04f70fd4fb24cfe57a05ed069beff609b16aa8e75
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

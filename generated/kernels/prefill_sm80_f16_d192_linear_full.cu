@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         eb0da97c564acdf96dcc80e1ea43b3560640b5e94b3aab5078bfc2e1e109aa51
+// digest         f5a9a9bc7fc84703f64a10960c000dbbf1b799fe4a32369c7b55acc9eabf06ef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

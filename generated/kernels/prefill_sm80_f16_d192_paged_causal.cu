@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         5a67cfbf90931a4c1b1df6ac51da97cfebff526fb25e411714a68761ead85783
+// digest         87f4a2df0db323577541d5964c2f1c9bfecaec328a09168b107c7d64c7df69f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

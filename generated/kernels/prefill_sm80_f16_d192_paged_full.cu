@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         9c13a860c925fa0aa0e8bc316249f5673bf39f8c24765914894ac1caeb5f974d
+// digest         bd6d88970eac6ad28d94e6e32fa4e9520e2f7cf2bfd26ca040430a28d375047d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         1f20ae0251cc5086eae63d60cbbd8d56b18207d865ecc77d5765548f8663bdca
+// digest         4f6a5d318c2113ccb68def6b354c1bc9f6cb794ae2ed9d00f24507a82b699ee6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         a95d455abde004fddc9eb7938e45c95c46b69481d05fd9ddd64f192cb485102e
+// digest         5871d263c0a00994f0db715c611aa2ff795a81eaf8b97603f9d829fdb398431c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

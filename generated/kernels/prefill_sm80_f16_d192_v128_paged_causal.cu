@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         658b674e7547827d7a7ed678398164ea5ac073157b72ab54a569fdbb7ac63f14
+// digest         744aafce6f32eed3695fe2ad5bf0e3cb801345e709b414ca818b53181ddd2363
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

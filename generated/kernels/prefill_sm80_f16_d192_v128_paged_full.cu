@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         ae7a36bbdb4bcc0c1fd3a60ba400f08dfe3ad23c5e4b6de403fed43f5ed72fa5
+// digest         10bafc6a15daa8c001127330ba670661d42c61a6980df119c7c78603fa967448
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         aaad3222b9798a12b2b1a1378c4be1d2938e2c9794d335bf353c25b45c6511dd
+// digest         f096b8b7d130d63abe1e259f17848bd384bde98e352ddb62f4b8e6b27a659fee
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         f98cb84de54483b82124910e360d7cbe762b08b5b47719fa07df96a5811a92b0
+// digest         c49fbe9cf59ef2399d17f70fc0f64bee2cdf54424935654f987e759b1ebc2a04
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

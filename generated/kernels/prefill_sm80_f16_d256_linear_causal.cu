@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         d75addf2156f2299a46cb65328a96a3ae6828b83e3f9b8f6a8628e362a7f8a72
+// digest         07fd840ad2f1fcd581834b891773e49f96c4b0a3ffede38ba554f48aa80e8946
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         628a8708b674b0903d14760d2f3f13e17222d672c2e1c35f1f19ab71fea655ae
+// digest         049035d1bbfed853c4605a2b9a5e09e1993842ceb75b9b6cd33d6a37d8cc6493
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         5b27888e0e2ea10c8f186be512265a39c6b4657a9681e57305747d5a83c0c562
+// digest         42bd4bbd954bbd76e91f946267398952d9fc593f741c39a5182d6bebf7c1d84f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         9600eddca1ddc7c8293ef18150834c8633f0b4fed9d02a78f100c53ddd1c4a51
+// digest         dadbc9fa067bbc3cc8c0eb5f364f5656669578bc1d564f845010235698972640
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

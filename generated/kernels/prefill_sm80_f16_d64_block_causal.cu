@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         e3f3ab1cca7f0c9c21a83131c7bb08e5e55f0232f97b33d3e2f226f495942d74
+// digest         de9749528f2c5875ef777b778387652d8224f543ef38e6937d3026944c0c1e22
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         a50ba29bfa1acc731431932c018b898351f66a0f3f635973f196adf283272047
+// digest         41e3778b37c35700d36f8ef5eeff225a2c49d1e18c0f290ff44d761e94c17ac7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

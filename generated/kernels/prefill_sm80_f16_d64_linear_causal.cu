@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         293aac4f00d975ee1d59e6fe8694aa57d3336b6ea734a0996cc0c28932576563
+// digest         91969d6dbfe09125ccf152379aac95cbc51a1700953151eca16d7008d74c05a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

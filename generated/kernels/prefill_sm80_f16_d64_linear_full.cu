@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         2e0e07e97109f0fa8f9093a25d394e300db0f8cd85698ca3b14a73c62afe85ae
+// digest         66e8cdaff212335936634685cba8e9ccc2d87485404024713a9e5508e23cc16e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

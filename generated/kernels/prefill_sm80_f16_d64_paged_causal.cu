@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         554ab5c97da06d695f914306d89048f7f0cea27572da82bde40e389dac3422f1
+// digest         0acacb7f7937f3cbcb9fb5c846f24676137075fec97b8cd1bb4e419f76501222
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

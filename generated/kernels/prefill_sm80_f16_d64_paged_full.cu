@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         e50dbab9798b773f78df2b468e12571c3d70369b067e39110213d8590e17df2c
+// digest         ab7b0bf439b6cd8e99d8d6fc4d648e124fbbf6d7df98a675402bebc4c5800cff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

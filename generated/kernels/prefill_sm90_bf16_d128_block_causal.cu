@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         2ee4e20718554240bfc2a313707621e00ac91a9c56f515066ae05a4ea9758d7d
+// digest         262a12a89e3fea48503e7c3c81f3d89ce7ac0cc3866352a25c0def08e320761b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

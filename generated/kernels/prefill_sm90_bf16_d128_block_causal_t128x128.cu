@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t128x128
 // namespace      attn
-// digest         88527432c70e02609603baf31bdabc77aed1684a5bbaabb38bfd4ce5a1c84faf
+// digest         ee68f5822a7669a8c3bfaa32b4b7cc2badb02fb30e595a9754235a0a0a6c814f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t64x128
 // namespace      attn
-// digest         39f5ba9d8dee0bfeacee87c94b818c3e97d84617c7df77eaaf02b6a2352ca289
+// digest         5bb76dc8e470f6db7a0df474ac9ed32f129ec2f31b874cee4d5361009ca73e7c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         3570c679de6fb206e923f0728fb1941e77542f0cc8ec55f8c1d7d4d9d1c8c20d
+// digest         b195e269f412d8b63d4b76fbb88c4a03d13288e04c1d622baa36c5d68d28302b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full_t64x128
 // namespace      attn
-// digest         8a9501f3af65a48a1e6ac2b48fd99bf0ea74cc607406fd1555616a7328ed8a61
+// digest         f3b07f8511b3232033b2f6f4a02035d28099a0df19c4c5d72277656dd04a9fa9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         8a71c93df13cba71b98da3625e2b0f8f5f881468bd5ebe8c186af437a73c6915
+// digest         c3764f99361bd35c93765a961a52561746ac8b379e00fa966ad95711bc08cee8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

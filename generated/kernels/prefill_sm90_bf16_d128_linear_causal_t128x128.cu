@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         777d76a4915599d664640468bb50ef2ffcc5630823908a57ddaef99c87a913b0
+// digest         da646e4e5ad3daad74c3168f432d3609d86b2d4666641ea038a560bde51c9d5f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

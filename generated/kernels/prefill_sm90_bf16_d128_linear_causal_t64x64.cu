@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         3a41f9cf98e7f77133442605c456f2bf861a4ce2d2c283dee62a0f1f13e1aaae
+// digest         b5cc02d35b44342dd2ed9a086a1281a615521a3cbbdd4061283615db900e75d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         c2de5c75cd9987543d341113c9f4e0c03c2482fb07d4fc60ace89c64cbe99c93
+// digest         ab27c0ff24eff044a1c009378c7e8165575c53f313b337b5822c380d433ae8c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

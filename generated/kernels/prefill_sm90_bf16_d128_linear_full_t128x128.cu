@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         b1f4290da6cf535a7d4751ef98283ebdaff9311d2886d298a8b4d34fc2ef9095
+// digest         bc401d9ac43f461ba228849a785fc71df9378197626532f871fde636b0d67b1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         52224f492b85ce03039cbfe905ae4445ec25484450c821583b822b9f1b8095e7
+// digest         e5b6c11b5379e02f4b5d9d5c6d12106d30f55c23437630703dea31064a2758b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         fde44c8d08cbdde40eae160856ea766a4e27008fbb8da4fa0bfdd0d3974efc8b
+// digest         37cd4f970adb884dd33e05da8a7df05c10a6d2a3e0a37d0e283010b05665b621
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

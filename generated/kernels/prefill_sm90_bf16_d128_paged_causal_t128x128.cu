@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         ce1ab7e5066dd3e2c95c3409c8eaa9e2b856c9e0cb9386a20a6c2c97d0299d3c
+// digest         7df8ef4101480768b385034196f2e35f2f5fc4a1a94e6b2b160abbe3ec54c86e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

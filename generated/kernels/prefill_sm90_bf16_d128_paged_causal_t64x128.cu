@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         4a527efa2b34579dd27fdba88fa410c1d2b7971505dc3c10542c92663ead8c26
+// digest         9797a2999c3a723508d7996663780b9f0ab12310718f2fc06c3653388b9ffcc5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

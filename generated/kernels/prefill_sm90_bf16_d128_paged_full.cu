@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         f492da8b33e8d1c869a7f4b18aa88164684e147cd87f0f89d23077cdb5b95c20
+// digest         2941529b91e97b588bf3936d06879da0b42a144621026500627255197a6877c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         9fdf3a6412768396a7c075c763841c54dd50c7afce6ca4001bdb963ebb0b3c54
+// digest         141febad66472edee9d5e7167beeee098e5c813a175f0324ff3dcb38d9e92b33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         647d819f4aa5e6d0dbfedf1623beeff20fcdac6e18d500a52a6e34361221225d
+// digest         610ef08dbf1be0f6dfea9092b1e988c68d191b2d450b66f948a8402a7ab2d38f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

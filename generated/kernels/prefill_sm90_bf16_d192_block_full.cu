@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         10a5fe0bc513719eb3c0e319bd46d7da7e73facbccf544994b0f92064495c3ed
+// digest         6c3cfbfb8754adc3a0793b60a0b1c0b9dd4a8a4c2ba7e271baa7ceb62c1b8d88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         1aabd392b26845b0b1c6d0681a8e7df3e2b5e68aa57563fceb6d062d1277b82e
+// digest         a5faa23ad4a539f23651dfe459637f4d450040f6e426dd1c8e2693efcca3ee44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f023a9d3b574ff76bedcd9a9155e93cc7ac596eb8f927223e286a8ea42b21abd
+// digest         9f1c73cbf546f9835709c0fc73e070dcbe5d4b7a9147c53ef778f502781cc92e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

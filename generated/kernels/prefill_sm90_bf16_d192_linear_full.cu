@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         93827c197c1c031bfd0dc383de94d53b0a457e20967c6ac2d6553ed3bbf0aa5e
+// digest         27afbb7bec91fe73185358a6b7e825fee5bbf0cc2d5437823224e0c46649eabc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         37bf0761bf4708b19ae25578838eac65327be4a82932522d25146b8ac10252ca
+// digest         c6f1ff7e17137a12739bd10d8fa3dfaefc6430033c25750fe3990fd99983a970
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

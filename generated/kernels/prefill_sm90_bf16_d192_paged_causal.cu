@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         6f765b6188f624b59e8a5a4862bfc56e6a42d9b87327aa3d80bfb8835e597ab9
+// digest         563b0dcc4f2388fc83cb41d0ec03de1d3cf6d6c535b41221642de169e6e38c15
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         1a6efa6592ee60ebbd106bbb72b7396ed3ed700643fe2881f15801572a344d38
+// digest         eeda4f3dcf4c046a20affbf5e7dd58e85504a27b8bb2b399e10322d11bc85891
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

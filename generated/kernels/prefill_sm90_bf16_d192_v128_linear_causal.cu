@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         6db7eeb0ea8768f24b377c2e359a056b1f1b2c0555c81192738f0dbfe822896e
+// digest         ba061c02f9c19911d22faec2ae8ab3845e5363ac6fa0ca868a39b951ebc2faed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         48606c7d946c718bd3e29c2efdf956fa2ffab7d1e2bb1f6a3bb32c6b4bccc23b
+// digest         35fe26993b333cc28bd0fed70ca3ef2d1d762b3e2cedc3a9947dd44db307f150
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

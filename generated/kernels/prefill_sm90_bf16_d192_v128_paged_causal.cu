@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         fc27e9848fe88e088f60134d93e4456ca2f01edb3404d758862239850a35a903
+// digest         0a47fa5fc44be518fdb598d8e2367684da593fda00aa0aeefc6b60748f78a06d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         ae20dd815de5e31a6cec2ca58b5d790e0351baee4b60c9b558aa3c04bdfd0302
+// digest         3b7b9e7398a8fdd5abb77a1b4a6ed538ed220643281b95c68b79dcbabf9f4b80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

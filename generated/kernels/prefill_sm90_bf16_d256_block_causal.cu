@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         9201509ce436b11b5950393ec0040764354e214948f6351e68c229aaa37014d7
+// digest         25b1d3f56bbac14a63e00f69e734682172440eba720a71b5035169f31c118951
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

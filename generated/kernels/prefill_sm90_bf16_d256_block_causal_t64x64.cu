@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal_t64x64
 // namespace      attn
-// digest         dd553bb033a9ff75cc5178082092c0467542955b0fc2ba9281353dcd167cc665
+// digest         a95b289b6f721134f332db5c5a1710557ddf4619c75764abf0bb556ef44a286d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         293bee4c578bf85048a4d4c259835e422642483adf8716b2faa0f5654a1640f1
+// digest         bb49e0e353b35fd8e2452c5653e9ebde6473c23083d628ce936ee4fd19b5734c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

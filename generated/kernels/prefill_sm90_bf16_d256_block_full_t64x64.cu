@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full_t64x64
 // namespace      attn
-// digest         cb4cb9bf0aaf6e24433c9f68a0dd21d4c27548d29fb387c61fed6ee7b85ee3ca
+// digest         69e8b1be4a92b1782c1bac944f3bfc2dae7a43836269225cd9f20db9289f4558
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         7fa1b6ee4621bcf641cedddbdef258c9cc316c91da0e3e29c98ecb0d1c0a38c4
+// digest         b2f237f2e1397883268b32e82b887187849d8dda2028d45689d8b258f9a37226
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         5f310f5023d7a3facb3990d50edc48dced92b3cb711db412596b4bca6622a084
+// digest         51d033000b0a9d7f6e2487876f1cfdac973e43ba66ae7dd926a08f09afcfaccc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

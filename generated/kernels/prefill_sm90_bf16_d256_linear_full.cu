@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         aca5d253570092b311764ef4371f6eb8edc3a6ad0997703f53c87a4e69405d6c
+// digest         c0e59fb984f51e62806c5eb1494dc995094d2fb92f664970c064f28292468e9c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

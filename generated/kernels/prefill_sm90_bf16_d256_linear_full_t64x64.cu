@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         2cb5f0f87ae51288d81ca09b4131e9ff0d9d5c041f878d7ff51878883518f6e3
+// digest         7f1ff1fca11253189a832d5856c8bd92c3ce76fac38b4c577dfe4d787d62c6c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         fbf51c35374e7bddd149297ebf098d2c4bafc8eded1da9e9129e05974038a294
+// digest         6014abd305b789c577d0e3ea74028937b1b8e69d0eec14de9a483282051fc9f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         cf3b2caadfc2d559dada8c1a6fa09c56a4cdb9d9c9f0eecf8c0872f289d2d71a
+// digest         48fee78f91eb6bfb421ea2fdbd3959c7f53127a63f21a9da761c97f1f53b8a4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

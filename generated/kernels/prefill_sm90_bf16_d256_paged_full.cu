@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         07f7d3d9b077525e1a1651a44c23350b2c1e5a8498150237d3919fee3019ab33
+// digest         fe2b86609af9b89ac444e79fca2f337b8d74c43a83c7a1d276f811e689906617
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

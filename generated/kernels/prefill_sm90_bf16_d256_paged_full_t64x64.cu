@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         d92773cfe51d92ebcb994f675f14e1b32e886006c27ab3c4ca8159339c6ad7ec
+// digest         3c5de38d2ccceea88eac2ac69a5a1ee2f41eebe0a41a03a888d34f3d2f0f63ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         c449bb8a1a5319400d057c1421b9e5375a46a33095ea3e9138b3ffc7cd8f458e
+// digest         3c99a8ebf43c233bda6529fb7f147279e26f98093bd2037b9f90ba537f36d401
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal_t64x128
 // namespace      attn
-// digest         ce7ba485d1aa773f4a18696f66c34b431e55a34775b814d3a7745c8b70377349
+// digest         1953b3b1e0b6900531b9b190e757f9ea2947ee6fcf2df8d04ed1ed063d9e5186
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         b40d54281de3d03d0e4b724410f18d75956143183e17402fa5bb2e5d0c897ea5
+// digest         5a85ea1267af7e610066f25d7048b362ef3288b097ce59bf5ddac031f6f64652
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

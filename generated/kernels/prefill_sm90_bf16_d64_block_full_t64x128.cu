@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full_t64x128
 // namespace      attn
-// digest         ce32eed7dbe47b21e743b4f25a8018d779e123712eb0db6c195c4399e14d73e2
+// digest         ad8913d6a1d2fe4a944701e7e95939a14ed0793513614e63e4b376c3377eaef7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         a56af9bbe3c0b3fefb4e8b24e80428069869dab5de42d04ba29ac46f1fcc57b0
+// digest         9660ad0fb0b816b203143bbdb67d0f5782477e277932827346a31bb6fec0b25f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         624106d2a7cfdf2f5f8120fd6a9c80035b4ec5eece1a7415e3bc21939dacb2c9
+// digest         fac686f682afb67fe4b04030db941b8d3ecedc974f3d1c18e104d8a4e615219f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

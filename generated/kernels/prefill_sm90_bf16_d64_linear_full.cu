@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         57d92bfffc7b06acb48dc7f367ca2a4d5e74a7596ff3fae0e89b08a4eb98802d
+// digest         34453f5876ded643f063b99f3ecafd70de56aaddd8be7c77afe1d82830510b3a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         1063b25a5432a964f73a9aa46820472565fe4b8564446ed896244fcba62c725a
+// digest         60c9e53c8119eac93c20b998b84d2cca06063f97927c6bee7fcc9500bfd01f2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         fd40a32a1fb15cd9469d6228beeecae25b5c0f79e5b814f38de99b42c3a89892
+// digest         d1f6ff19f1a39f152b229e85f49ab9956315b9e538c4c64cab75880850eaa68c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         5779ad7915844113444240de08af4b9772912d96aa8d2d58a326aecf21bc42f0
+// digest         f694f70edab22a2abf872c877bee1810478057655151017ce5e141ef5d9be49b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

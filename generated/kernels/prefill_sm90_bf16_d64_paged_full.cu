@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         ed060a123a39150d3086918b2b8de9703f487f80a02ae0c013e9854116bb2835
+// digest         62e1838e6b7482bcdd9c831f668e635b4d5e1cc39b8b502ebbe1f908f3646d38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

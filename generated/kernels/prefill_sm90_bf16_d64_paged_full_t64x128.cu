@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         913b7bf5d4b23abeacc4504500a5bbf83ef62558cbabba3ebb544f0f680d0b13
+// digest         4f3cbfcf9a4c9573a6b1d8cfece09da60257946096066005f9b3e9a57f3b0819
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         eccc6755c5c65ffd9670768f26ae3fc68f5e37fc172f985f7478c5476430186a
+// digest         1a0f975b4aa182b143b4c8641c692e83b3485d3d2940e1b8fbe7f7fd96e13b97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t128x128
 // namespace      attn
-// digest         340eeb8665586e118799a457b1d720f07b852bd2976215870b4c5dbe025723c6
+// digest         eadaddd177773e3cc5c77f427e0c8bcc79f9bf3425c6678ffa66628906796301
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

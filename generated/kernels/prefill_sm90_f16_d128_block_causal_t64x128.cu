@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t64x128
 // namespace      attn
-// digest         4358bfbf5b81199fffda089b0a7c4f0da43e195f17d480a17bd8f91b7c300bcc
+// digest         fc8c80ceece8c82194de6733bc79943f18f85fc12a62f9eaaf8a7ec108e0bd47
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

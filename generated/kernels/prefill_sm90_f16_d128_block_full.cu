@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         5a9d1d09ba8d1bdc2df982f734733a446bbf88fb7df5b94023324271b68863d8
+// digest         e71c59376d811c93e32f64dabe64b9f7ced1755f57ef8a7e82b38aa710563619
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full_t64x128
 // namespace      attn
-// digest         d7c4de7613a55709063a1fe4f18ae2cec42611495c5bf294a40e2bffec93b6d5
+// digest         f16d5b5de60aa3c087f3635fa72e7a7c6af2e20dae1c3034c599aefd7e35a934
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

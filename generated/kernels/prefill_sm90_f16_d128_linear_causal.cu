@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         e182460f9f209d58b28d187f0ab332a45270707f0aad1b24f2e282d6d700d5b2
+// digest         3e3aed5839cbe63038dfb9d53434c6841893eafd4b334ca73be865b07db3fcfe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         cac17d1ecd0cadc39c54edcec70d0b84af9cdded5c8619fc3e13d60272ec8ab8
+// digest         915842b8c127450929e2915baebd47ca27355269d949c81bfa3b0799f1081483
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

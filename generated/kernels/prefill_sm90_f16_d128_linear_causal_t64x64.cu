@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         ddd108b7f29f66f7ee332a25e7ac7104bf0e838eecdd23e9be3a856eb820bbb8
+// digest         e544a843385229259b4fc0f01a6d78486b656c2ee9e5c2bc161f29c61c356fbc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

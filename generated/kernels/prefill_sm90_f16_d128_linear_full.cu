@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         91567b45b049b36d23b4ee9ef5825167922b859fb552acde4c3052dc88c201b7
+// digest         06e1dd49c7867b2f966d14783ad97dd62a68ab5fd28377c43dcc256c505b592f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         354e25bcf69b5bdb7ba34390cfc7dc36aa663dfb16161403adaf5d04f714531f
+// digest         719266f348d801211e69ac195691ccef45e9eb8660f3da88ca1d79423feac64a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

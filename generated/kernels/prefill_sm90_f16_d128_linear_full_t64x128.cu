@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         c1ecd3b61992bb2e8e72b73e5c1f81f8fbfcd90350312bc765e21dabfd6e59ff
+// digest         56e7a056339e6925da7d2e08c66bfc93887c78f8b4867dfc0763889fefcede77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

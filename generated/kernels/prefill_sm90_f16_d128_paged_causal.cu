@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         e781d76c265cd7bc611ea62e53570c1457029b90471a92b25837d511339cd4bc
+// digest         981f9ffbf0bfb5481a8f98dbce01b62b62333fa11d341126b9236b8b6894ddd8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         1343572994c91098bbc75dae6457e8156b22922bc81b7be23d1fd1a25d4239bc
+// digest         4147957d4bb6e1d8f3cb00fea1bd31ce5e6c985c48978a03f3109fafcbfbca14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         a68648151f65c7dbca4aa3d1a9ca03c13ab64b711b5d3ddfce7b01a9315b69ac
+// digest         ad133cb15b289bd9014a8d2052341e869b218ab978da7ea1c0930c63bd6d367c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         65e4447ebcb823dfbe5d7103a5ba17b25fbb0205fd29b21b977c56fc25c98920
+// digest         413611f99bdffb64bd8f6d5ae4aecf77d91cbe50ac19ceba4048601ff88aeab6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

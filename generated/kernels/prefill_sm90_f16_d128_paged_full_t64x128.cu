@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         a485af1a72cfa964662f2e7230da912f0ef9d8d9ba6df45dc79747590bfc9f85
+// digest         5cc2ea9e8b77b4c004812468dc30fcf66ac83086ae4df1d6b53a697a1209153d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

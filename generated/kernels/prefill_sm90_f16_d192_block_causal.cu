@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         29e898cdf6a0b173a08b2faf7c59a383cb4732f24b11a768bfb103adee1acbe9
+// digest         848f5201d9fce75fd56fe6803d5415c734c800f82f1f01e8d1a4b37837f8f5f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         7cc3a3f5d8f8a6e6fb3cf46a4d519be9cef2a3407f7f96cb7d7f485a7af97887
+// digest         d5c2831f9a15e86c68be19a105dc8d61993fb3a92298e3bf945fbe5be4f69bd8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         0d0b649479141fd9220683b82bb416942fd9eff191b25c7542d42cb1ebe074cd
+// digest         f9ede63edcbfc68bb0c5117abe1cdf3c7de2f6b7739f2df669735fdbeecba1da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         870004cd0c28acfd39a53bea40dcfd18b8a386e543b76f98a5e94f9aed2a6361
+// digest         75b348c82244eff81736b67d156009fc6471e2570ba5e4be83b09a5b7d8c776f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

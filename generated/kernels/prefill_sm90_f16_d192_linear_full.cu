@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         979a6004ee3761092897d6f981ec73b702d05dabcd8808706b63faff6992b7f3
+// digest         9191ae76961a9444f1377517c5670cd61eb3d8d1c08dba0073fabd3226c8abae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

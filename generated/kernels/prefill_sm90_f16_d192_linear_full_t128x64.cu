@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         0ec23a0af28cee42f11669847c20b644308d3493678b124e25ac58520eb2a300
+// digest         86c927ca7ed787054497e5751c1ecc793d651560f1c9abe0b932c712e36a502c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         7dfecb231a1e8e9a854bdc26ea220bed05a1cc536313614722935dbbce03879d
+// digest         6187670e3066c6ed54e08e920d76e9fae247cfc053f7b229676a6fb1d514c09f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         d924fcf66fbd9bed7484042ba28090efcfafbd71a3b3d840a91e8e336e3f28f3
+// digest         8948faff0b2d8fe14a98db74c340701d20b0a9c5ed0f885f95dfaed7c5a335ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         c99ee591aae187227de5c9c0bfc8a6a036ff052b6f083aec5c452fa7012a2f0c
+// digest         bc8a769fd3fc32f1eadd0a4ae1c2fb0a99ca8978a8efe6dde1370f7a0dbb1db5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         e2312ed076ecf99ee906cacfbd91d7cb0d2114c6ceb3973a90b3254c738fd0c4
+// digest         8a9fe3c87664a9e19807cea29dee45850082e21e21cd165f2e166e514f79fc93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

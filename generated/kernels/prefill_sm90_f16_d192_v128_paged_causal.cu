@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         0cb9f59bfc45b8c711e917838ae607f76164ae19559045815af95bf94395b68d
+// digest         1d32fcb3ee7356b439c424df353ca13749f4ee8ce7261b8f2e7a481039f60d49
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

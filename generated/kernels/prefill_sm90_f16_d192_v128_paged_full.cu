@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         1b13387c59f672a0a959a28b02e1a7cfd30cf43d99e8045f4fe969ab956302eb
+// digest         9b8ae777a746e2e2c06f0045f60ad9f91b899f1fa9cfdaaf4f6c6b01827f06cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

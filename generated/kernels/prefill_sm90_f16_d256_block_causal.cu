@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         2c422782ce1d99a67f6f0c8a185d495fb02f55e622e038a29c2dd533dda1001b
+// digest         aa09788d6e53ef47ea36cd4ebd85f4b1cb4c83f30cd93a2f0265d1ce89c1df0f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal_t64x64
 // namespace      attn
-// digest         5d8719b6368891b7846ed357239f0fb50e3854cb66886c77023a4c00e5387895
+// digest         d7658ac4565982f791362235dafaf705da4a64ab770eea31bfa5b7da39323c68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         dbfa2404c93b6a98cebd2d5f0dc91c40db41b62dafdf8ad24d45b5f02833ca05
+// digest         6fbabead1af470cbbbe3689222dc92a7130f8c9fa04b465671b4e71ea8cf1c4e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full_t64x64
 // namespace      attn
-// digest         a0fad12774a7b5d06da4869d05cb674fd4d82b292d51172b7a6f74c07be3539b
+// digest         37d6ae67036a5696b101c5906742a47ba796466005107187afa206d21c6aa56b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         97aaf269943dfbc85019fcb8096a8f3206d6864d26921d489c9632c47dee2030
+// digest         9a51915f3b7db4b7aec301f38f0200e0ff83963bd0f8a2ab3e89a774d36747d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         20f888d5e0812016f3b2c9c93496040dc27c5287420fdedf5013da5b2c12f0cf
+// digest         5352383b265961eac56dc28db093db068617a08572045815135b20dd801e985c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         4a73561a6fa5aa11d19092428530014ddc3db133326e14f1a8c0b2831f148e44
+// digest         d1e42f5ce3e5ed70106586440ea9a943d887d96fba0179ea17b24c003123ade6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         4fe2f7a8ab07448db0772e7a91b7390d3a761af0a454b9c75a28e2b3a3d4e649
+// digest         0c7f6f51729e48ab255d23e07867066ff3883af1d63e5a7ffd2b121d5cfeee2f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

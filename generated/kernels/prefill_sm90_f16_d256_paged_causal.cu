@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         b7113181ec22738a8c184a287b56f8112608fd9509c310890bc281c9398a17e2
+// digest         1b43d19fdda72952106d6f5d037e8146a72f80565c8173d348ccdf394aa10e77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

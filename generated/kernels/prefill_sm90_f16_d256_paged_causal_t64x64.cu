@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         9d38ddb11b05a2e5adafba522b62221be735a69b9148081f022868544932dba9
+// digest         d229ef19e7481bff466ccd56f8bc31fb13d480c698b6df44aa769825a49a43cc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

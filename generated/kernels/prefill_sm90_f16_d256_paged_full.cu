@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         e4b12179d97a2b05345162459ada51a1fe325a44da5b799def1504c97e9fc18c
+// digest         c8a2fa5b3382618f74dd29d41aa657c9ad8fe887494331673929b41209513abb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         76944360a66c14b5e7eaf9207eb3a307b6d7fe371c8c271c37c22da4910bd527
+// digest         6c8c6ff5d40a262c7a403345592dea7c28cfa89eea8a9b2a3fb7c3bc668d6d0f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

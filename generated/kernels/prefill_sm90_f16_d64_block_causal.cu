@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         9f0c8d663396be7e5c812bf5c8ea222c9fb8594732e252eebe186fe2fe152ed3
+// digest         2473d633eed8acd15f9c1158ab3f82599a6c85f4c1c823037cc907e56edd517a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal_t64x128
 // namespace      attn
-// digest         abc212e14a016b80eb796f9b2ca3662f7f4fc42479f2914b123f378b10cdfe1b
+// digest         6efbfcb90e79dbe99c909f76680fd609088766a815db94db1d45daa13f3433fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

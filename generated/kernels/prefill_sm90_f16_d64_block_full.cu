@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         b7eeca45e62fd57f60f2f8e5d1c9b49b8d1b8d65541d3272d4bad2f8fa79e86d
+// digest         06daa666243c6e4bfbd29ccb6448db457bd575151f05e142c4b7f895f01ff014
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

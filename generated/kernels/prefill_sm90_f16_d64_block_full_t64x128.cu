@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full_t64x128
 // namespace      attn
-// digest         8d35a6f9666fbc9e07bb261fcc3af0066ae7e5629a3877ce6f17bfd1d60db491
+// digest         041a667259b0f30162f2b01b17e3472d9747a6028e1dedff8a6380674dbdc963
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

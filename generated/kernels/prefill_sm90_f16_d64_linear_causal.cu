@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         dee6a6f9729ce83376158ee24886068feae83ba9cd1c523b73c09cc0456ddf42
+// digest         5c5877f49057a8c1ad70450b659e83d39cbe70f4f62e02e30add0bd0a05e2d1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

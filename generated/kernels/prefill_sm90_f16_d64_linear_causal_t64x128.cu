@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         582e071072372039cefd7c7aa71691e8fb2049eea3e56068145d722fbd907489
+// digest         cb95532f340a95b5634284cc2bd7654435d6caf9626129864bae246192043195
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

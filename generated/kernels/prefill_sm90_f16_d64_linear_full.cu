@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         c98f9c8392764f629dd7d1d509ec3f5b61cbf4fe1ec36006c9e1ed11595e1549
+// digest         214e97672347afc1fd952ba465cc4b82e201d338035bbff385270168547841e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         a215fd82b7b31d4f8158ba476cba34fb087c1c334d473447ebad5a37d2d16fdf
+// digest         267c0f4792d5707844ab418ce82b292ce7bc444c276ecf370ec9d55127cadbcc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

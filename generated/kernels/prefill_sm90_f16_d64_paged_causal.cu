@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         8e985a23761e879caf4679e70f7f386070bda2af3b2d1c1371064beb5d5f6e49
+// digest         8908f60c9283dfd3e783526f11ab052003cde1687e1425f8c3c5011f0098a81e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

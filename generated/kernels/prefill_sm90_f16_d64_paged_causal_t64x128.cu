@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         d831cd7d3041a26625f5377c1bb6ef2116357793b6c3c110349632a31bea90f8
+// digest         8a558e2254d8d6fb0d71514717695f2074e8758019201c7db870a1a2440403ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

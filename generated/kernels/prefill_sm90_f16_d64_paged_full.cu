@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         8862f8ecde35cf86b7ebfd8791c2f12a91f199fa9e4305398dc9b474a4477a47
+// digest         9430c3a4a99ba5ac7f4c80b263d017b5161229703963791bf494baa1a162ead2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         b96548b665561a6c8376a3a7d5e5e7ace10f82118f638a1c05891c02aa8f77c2
+// digest         0f285cebf19510ea742ae0d93219894d9bdd4c86b62342142524e3ce2aa37a8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         5fdd18f8945fdeb32e768824dd9c355e51916b3dbfb31ea8c3f692916144775a
+// digest         0915be0d5040acb805208871d042f0e8451dab5a70ecf7078d32b941bed126b7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         0c8b7709f4dd64711d8b7bb2cc19d9bfac826dc83b29cf218cb781b63312c1c3
+// digest         310b500ef29e3625e0b3efc0f932e2978f7c210d07a09c8a097300dd8f7c2fc5
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         b2bb118c59997bd44deabae6d47d386a8795329a27e7c3b0eb95e6a19687a1bb
+// digest         a9f46ae47259b0dfc961723e0227b5690d66a448c79ca9c7b6aabdb670f833b1
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         4d750ce1b815cd61e2d682fcb1f89384d7603e168e307a1d159d35562c5b1271
+// digest         a8c37330ec813050b6984f373c19c96b3ef3b76488b26307195b9dad184fe5dc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         c50be6a17c0235af2be22a2477f0eb8d39d6cab4b7fb61e5fcf70a8cec477469
+// digest         646d31b62cee5a8669e8d91206a5ad5328ca2ee5900973696fb139575b68d1f9
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         3fe1ef5f9117570f45c2aab19e7193eacc928b0cc478dd914f416c51b6504fc9
+// digest         8999d2809b62443897584db6cf0249dcdd741681f9af43aee9c9c39459650004
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         4cd58dddc66934b12d74d0c87de4fdf32bbef662c55f05b50e0cf11d7791da62
+// digest         0c507c5e3f20b112f561b8d7866a9c5dbbbd2184bbe361373ee489a10d0f9cdd
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         84722834ee43667d4b6a0b965b2f14a3ebf883c0914a6fe4ac9cfbd461d335ab
+// digest         49f816e445b5730d2d7726062c246069d8d74c9d46e75bdc9504f719bc7487c2
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         fdd1d995516b1d1dc91e1d3ac44e1dd55352407917ab993e7c9ad024105a0481
+// digest         a15861a42a134d5068964c286a10b63895734e986366220c22a5c575ec8f1571
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

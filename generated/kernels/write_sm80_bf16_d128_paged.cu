@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         28b67e627cc19312263aa12d380844eaffe7c71f243d42fae4e512cfda09fa64
+// digest         b853f49a5d3ed75fd2d4c516ad5a82e25684cb717bd26d6d98c7ac1696c7afac
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

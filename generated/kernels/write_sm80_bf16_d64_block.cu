@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         201ba5b8ee03377f5817cfb6106f02a785ea98e31e9e6d9e8c1294b990ad8c94
+// digest         14472edfcb3ca6c72b5fdbdd02a30f2169f086312ca5c9e9943127a0382b2268
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         f5920c4599736c4a9f3518d69ea5be526d82dd885fe78b89749770bae5f97a22
+// digest         6d0320d0065eda52dc53026262bf12c4959fe74ea6680063f4165203e507aa26
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

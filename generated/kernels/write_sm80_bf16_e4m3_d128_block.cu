@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         56bc52d198ac43d46232b6995d3434599f0d55ab725e7ef5ed5ee77a6db41b9b
+// digest         4db14a320d52409f22b299111a2b75d5cb9861ec14eec706cbaee3d5850ad322
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

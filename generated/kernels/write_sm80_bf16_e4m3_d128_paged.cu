@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         64b216ebb6955b12032a197c9e383ed88016930bd3078ffd674db3badf554769
+// digest         bf9d2654513890c5393c96f6f648e485f3d7b81014e2f60b401e5ff62423bed8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         6dc9b835c259d79e7eaab162980ec230267747e4077a5528dd86caf999f8b514
+// digest         babc306612a76bd0c32d1e3367fd70c434bab0e3d0423bc74f28e674bcd7874b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         586be7b48dc7c702c50da242ebe5532f4a01fb1ce3bdd68f497e1c8d3023e82e
+// digest         d09cbdf067fa7c2177b9b4bde95f3b55fa7c242bf8a443d98fb15e32cf914965
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

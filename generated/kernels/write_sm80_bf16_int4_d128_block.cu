@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         27a7ba3063685019b76cae47680a6fc5224639a637250811e2e5bd5d2aaa8596
+// digest         f1e6ee8fac26b7383faf4e05558cff0673cfc4b8b2e220686935fc54a102dab8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

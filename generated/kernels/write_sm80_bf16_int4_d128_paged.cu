@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         9796b8ed11e72f0c75909d98ce3b878f3732355ee9ba5f2b0ef3b74271712899
+// digest         09eee0c1a945c8aa9962794cdfa57fea688ce01dcfa61e8dadc71ddc740f2168
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

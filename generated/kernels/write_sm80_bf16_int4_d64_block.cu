@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         b91fca2761ba17c5c1d968115e199e3c01ec58dc59de738e72a0223f5c7d7c22
+// digest         46e447d9585f53c888c00edbde45742785b8378d66f13d413d7d9558928da7af
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         fa04aeee1a1db627438f30d787b9b87672799619c32e3807da290aab3222b97c
+// digest         d90cb767221ef86410c9d25f8dd2c07a8e201402eb25a4c734e17bd4f97dc013
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         58045367dc1861c1ea52a1c9ecd902b3d141c68161fbad79561e4ae1aca1be4f
+// digest         0187bfa4287cd4198b940e5f46f2b1ee94c4ec41ae6cb4e02b818f44ce1eb8ed
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         92b99105ff21bc746b4b982b9c911cb2d582f8a4fc71ae5850a9fcc9486ededf
+// digest         6aa0193477967245e926a99ecd372550d6ba3676422bb895076b180c8013d062
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

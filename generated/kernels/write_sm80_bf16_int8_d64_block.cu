@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         267a96376bcb37fe4b0f9c91686302f01fbb5b52af20c2d43c1f329cd02de2d6
+// digest         2a55b1865024d0389f6124c195f8d8961b286ed30fe3d956247cf1ae80e0abd3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

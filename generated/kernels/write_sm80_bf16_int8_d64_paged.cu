@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         e9565c2972f6546c1e195b521414fb939170b754779b3f699e7f05d226988d89
+// digest         c96c3914aedc1529f6eef594a6a550cecd1c712fea9996b0d1b550021b0d7d05
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         d83bcd6f19c94f6b7298634910f37ea24ff2c497fe035ef8d3bcf47f1a25b125
+// digest         e9b53b5fbf091270cb9fd9fd27166449926a246e3a5a62c0c7363b5b6f618766
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         18d45ac14a24f0ae612908ee02cd8b9f1f09ae960a65e6dae633a414e6fd9291
+// digest         9c8bd141f8f62d6bc3798e68a38002e2f131948236aff4d48a074344e0d22a92
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         7bfc1371299fd0ecdfc3959ddc2711f3a4a9e76e7b9bcedb720dd32e037290fd
+// digest         92681606ad43e7952ba0ff1a655d798dc6a67e1db1577b8b6e8eada91b007536
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

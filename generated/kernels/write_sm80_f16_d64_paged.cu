@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         8cef3da0b3d6eeb63947e73fd21436bf392e9a1cc4160a3f2690a59fcd16dc4d
+// digest         cde56623f07b6a0027f224a2abb79b45cbef0c8e5e21951c0b722e096a421aad
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

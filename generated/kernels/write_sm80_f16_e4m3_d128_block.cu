@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         d73e014e4f849244930251dbe84bcf8e3d8fc2a32d657b0868fb39a7c20812e1
+// digest         5b2942e9873884d2a4be193da68efbe852c226ef507afdb6c687f72e26fbc6f6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

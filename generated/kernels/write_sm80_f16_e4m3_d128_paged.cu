@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         7c46801ddc03a8e81284df5d805eb4a6ee5081dcdd229193bdcb5ba20cbe24d9
+// digest         f94091706ef348efdc40c76f3385812a7d22f5a41ce38b089f18f210a9a648e3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

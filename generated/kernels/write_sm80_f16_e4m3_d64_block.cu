@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         28c6499817d5d183280e494f7cdfaad397d393fa6dfcc30cf65269c48ac8e56d
+// digest         69ebf2d31b467bcaddb3d09073b186197afc634f24b64c6da6b2d1bdf4315f8c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         0239a4b8f921cea8e0e34583384024dcf3cbf7555643e69c8a62179fea459871
+// digest         ed735498125b3013346878b59b8e3ed0af80083ca89ff16ec9752bd89d364897
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

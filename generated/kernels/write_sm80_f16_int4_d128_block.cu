@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         8100b91b92b24a4d5f368ff2781f28005daf60e1eeb88e480a45cab3990e2e37
+// digest         5612ea54e538284311ef340e6ea47a422460972b85aeb0a3cf818aa214e7e1d4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

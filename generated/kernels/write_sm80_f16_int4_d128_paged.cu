@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         4b243e51d7541a947a5f68937a694ead390eb5e2a9b56d56060eba4b249d4c21
+// digest         c1056602c1042423fdee53cce5040f6aa35c43f9fdc5f1cc2418986b94307a4e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         a7cd45588b04bdfa5c048a9b31e9539eda7a1f49a38e633823ebf8f1b1cb05f3
+// digest         025370f4ec5560ceeacc9e1d82b8e59184a34384c743388e2765bc6daed52620
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         1b5dbab9e44435eccd62fcf665e8c4853420740ec4d4a5b9cebaeb2f485ef55b
+// digest         6673a78b9afc6e4f460160976e639db230d0d20e7823d1222d4b91443582a8c8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

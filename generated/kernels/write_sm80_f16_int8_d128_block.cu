@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         9bf2ce73ff6e892ccd670a52f04480e209bcecb1412b0181cf4390ba61e89789
+// digest         cf8e2cb0fbcdfb3358a7f3b857762c2270c3b4710bdea55cf6be435a842505c1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         353e0e7286e2322da70d4f61c259325ced5cd66f0a370ec62962a5958432b403
+// digest         94d5a931f14a7a073019da664f6963c3d444ddbbac4644f247fc2ca2e9b0f7bb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         13baa1a04a805c1d8039b12d3bc5a8c15ccfd2bd76f53695b18bdef02d7eebf5
+// digest         6c5f26d39a6bd5d720c1e905aebecd37cbafacf0eebdab0044e0c850923eeb2e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         5d123201982fae63dc39f25e8da7e1f12524517bfe323bb00ccbbab7f757148d
+// digest         990c56b5b98ecd67ecc6f9fee00f48e553de9116a0694b0a6a2232a0e40d1ff4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

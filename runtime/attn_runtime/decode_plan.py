@@ -131,6 +131,9 @@ def plan_decode(
     check_grid(ctas, device, "num_heads", "split less, or send fewer heads at a time")
     shared = RangePlan(
         ctas=ctas,
+        columns=columns,
+        ranges=ctas // columns,
+        group=problem.num_heads // problem.num_kv_heads,
         row_heads=tiles.heads,
         head_tiles=tiles.head_tiles,
         row_slots=tiles.heads * tiles.tokens,

@@ -29,11 +29,6 @@ class RangeCut:
     longer: int
 
 
-def ranges_of_column(plan: RangePlan, columns: int) -> int:
-    """Ranges that a column may have."""
-    return plan.ctas // columns if plan.ctas > columns else 1
-
-
 def cut_column(tiles: ArrayLike, plan: RangePlan, most: int) -> RangeCut:
     """Cut a column, whose tiles have these units, into at most `most` ranges."""
     units = np.asarray(tiles, np.int64)
@@ -56,10 +51,11 @@ def cut_column(tiles: ArrayLike, plan: RangePlan, most: int) -> RangeCut:
     return _make_cut(count // together * parts, length * together, parts)
 
 
-def range_begin(cut: RangeCut, index: ArrayLike) -> NDArray[np.int64]:
-    """The first unit of each range; that of range `cut.ranges` is the end of the column."""
+def units_of_range(cut: RangeCut, index: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Units [begin, end) of each range."""
     whole, part = np.divmod(np.asarray(index, np.int64), cut.parts)
-    return np.asarray(whole * cut.period + part * cut.units + np.minimum(part, cut.longer))
+    begin = whole * cut.period + part * cut.units + np.minimum(part, cut.longer)
+    return np.asarray(begin), np.asarray(begin + cut.units + (part < cut.longer))
 
 
 def range_of(cut: RangeCut, unit: ArrayLike) -> NDArray[np.int64]:

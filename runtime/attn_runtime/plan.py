@@ -65,6 +65,9 @@ class RangePlan:
     """Which CTA of a decode kernel computes what; the fields are those of attn::RangePlan."""
 
     ctas: int = 0
+    columns: int = 0
+    ranges: int = 0
+    group: int = 0
     row_heads: int = 0
     head_tiles: int = 0
     row_slots: int = 0

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attn_runtime.decode_plan import plan_decode, rank_decode, row_tiles
-from attn_runtime.decode_ranges import cut_column, range_begin, range_of
+from attn_runtime.decode_ranges import RangeCut, cut_column, range_of, units_of_range
 from attn_runtime.plan import DeviceLimits, KernelLimits, Plan, PlanError, Problem, RangePlan
 from attn_runtime.problem import SplitKind, SplitPolicy
 
@@ -41,17 +41,23 @@ plans = st.builds(
 )
 
 
+def bounds(cut: RangeCut) -> tuple[np.ndarray, np.ndarray]:
+    """Units [begin, end) of every range."""
+    none = np.zeros(0, np.int64)
+    return units_of_range(cut, np.arange(cut.ranges)) if cut.ranges else (none, none)
+
+
 @property_test
 @given(columns, plans, st.integers(1, 600))
 def test_ranges_cover_every_unit_once_and_none_is_empty(
     tiles: list[int], plan: RangePlan, most: int
 ) -> None:
     cut = cut_column(tiles, plan, most)
-    begins = range_begin(cut, np.arange(cut.ranges + 1)) if cut.ranges else np.zeros(1, int)
-    assert begins[0] == 0
-    assert begins[-1] == sum(tiles)
+    begin, end = bounds(cut)
     assert cut.ranges <= most
-    assert (np.diff(begins) > 0).all()
+    assert list(begin) == [0, *end[:-1]][: cut.ranges]
+    assert (end > begin).all()
+    assert (end[-1] if cut.ranges else 0) == sum(tiles)
 
 
 @property_test
@@ -60,9 +66,10 @@ def test_range_of_a_unit_is_the_range_that_holds_it(
     tiles: list[int], plan: RangePlan, most: int
 ) -> None:
     cut = cut_column(tiles, plan, most)
-    lengths = np.diff(range_begin(cut, np.arange(cut.ranges + 1))) if cut.ranges else []
-    owners = np.repeat(np.arange(cut.ranges), lengths)
-    assert (range_of(cut, np.arange(sum(tiles))) == owners).all() if cut.ranges else not sum(tiles)
+    if cut.ranges:
+        begin, end = bounds(cut)
+        owners = np.repeat(np.arange(cut.ranges), end - begin)
+        assert (range_of(cut, np.arange(sum(tiles))) == owners).all()
 
 
 @property_test
@@ -72,7 +79,8 @@ def test_the_longest_range_is_at_most_ten_ninths_of_an_equal_share(
 ) -> None:
     cut = cut_column(tiles, plan, most)
     if cut.ranges:
-        longest = np.diff(range_begin(cut, np.arange(cut.ranges + 1))).max()
+        begin, end = bounds(cut)
+        longest = (end - begin).max()
         share = sum(tiles) / min(most, sum(tiles))
         assert longest <= max(share * 10 / 9, np.ceil(share))
 
@@ -80,8 +88,8 @@ def test_the_longest_range_is_at_most_ten_ninths_of_an_equal_share(
 def test_short_tiles_of_one_length_are_cut_at_their_ends() -> None:
     plan = RangePlan(ctas=264, aligned_units=64)
     cut = cut_column([16] * 32, plan, 33)
-    assert set(range_begin(cut, np.arange(cut.ranges)) % 16) == {0}
-    assert set(range_begin(cut_column([256] * 32, plan, 33), np.arange(33)) % 256) != {0}
+    assert set(bounds(cut)[0] % 16) == {0}
+    assert set(bounds(cut_column([256] * 32, plan, 33))[0] % 256) != {0}
 
 
 def test_the_workspace_of_the_heuristic_depends_on_neither_batch_nor_lengths() -> None:
@@ -167,7 +175,8 @@ int main() {
       std::cout << ' ' << cut.ranges << ' ' << cut.period << ' ' << cut.parts;
       if (cut.ranges > 0) {
         std::cout << ' ' << attn::range_of(cut, unit % totals.units);
-        std::cout << ' ' << attn::range_begin(cut, unit % cut.ranges);
+        const attn::UnitRange range = attn::units_of_range(cut, unit % cut.ranges);
+        std::cout << ' ' << range.begin << ' ' << range.end;
       }
     } catch (const attn::Error& error) {
       std::cout << " error " << error.field() << ' ' << error.what();
@@ -213,7 +222,7 @@ class Case:
         values += [cut.ranges, cut.period, cut.parts]
         if cut.ranges:
             values += [range_of(cut, self.unit % sum(self.tiles))]
-            values += [range_begin(cut, self.unit % cut.ranges)]
+            values += units_of_range(cut, self.unit % cut.ranges)
         return f"{told} " + " ".join(str(int(value)) for value in values)
 
 

@@ -107,6 +107,11 @@ class Destination {
   using Vector = typename Row::Vector;
   // Loads of 16 bytes that a lane has under way.
   static constexpr int kLoads = 16 / Row::kSteps;
+  // Rows of a warp that are added up at a time: with many rows, rounds of loads would pass one
+  // after the other for each.
+  static constexpr int kTogether = Traits::kRows >= 4 * Traits::kWarps ? 4 : 1;
+  static constexpr int kPartsOfRow = 32 / kTogether;
+  static constexpr int kPartsAtOnce = kLoads / kTogether;
 
  public:
   __device__ __forceinline__ Destination(const DecodeArguments<typename Config::T>& arguments,
@@ -163,13 +168,8 @@ class Destination {
 #pragma unroll 1
     while (is_last(counter, count)) {
 #pragma unroll 1
-      for (int row = warp_; row < segment_.rows; row += Traits::kWarps) {
-        const Row sum = add_parts(begin, count, stride, row);
-        if (is_group) {
-          store_part(sum, split_parts(params()), part(begin, row), lane_);
-        } else {
-          finish(row, sum);
-        }
+      for (int row = warp_; row < segment_.rows; row += kTogether * Traits::kWarps) {
+        add_parts(begin, count, stride, row, is_group);
       }
       if (!is_group) {
         return;
@@ -186,6 +186,15 @@ class Destination {
  private:
   __device__ __forceinline__ const AttentionParams<typename Config::T>& params() const {
     return arguments_.params;
+  }
+
+  // What is added up of a row: a group of its parts, or all.
+  __device__ __forceinline__ void pass_on(int row, const Row& sum, int begin, bool is_group) const {
+    if (is_group) {
+      store_part(sum, split_parts(params()), part(begin, row), lane_);
+    } else {
+      finish(row, sum);
+    }
   }
 
   // A row whose keys on this rank have all been added up.
@@ -219,80 +228,111 @@ class Destination {
     return before == static_cast<unsigned>(count - 1);
   }
 
-  // sum_j 2^(m_j - M) O_j over the parts of the ranges begin, begin + stride, ..., in this order.
-  __device__ __forceinline__ Row add_parts(int begin, int count, int stride, int row) const {
+  // Adds the parts of the ranges begin, begin + stride, ... up, in this order, for the row `first`
+  // and the next kTogether - 1 of this warp:
+  //   M = max_j m_j        O = sum_j 2^(m_j - M) O_j        l = sum_j 2^(m_j - M) l_j
+  // A row has kPartsOfRow lanes, one for the (m, l) of each of so many parts at a time.
+  __device__ __forceinline__ void add_parts(
+      int begin, int count, int stride, int first, bool is_group) const {
     const PartStore parts = split_parts(params());
-    Row result;
-    result.clear();
-    float2 max_sum{-kInfinity, 0.0f};  // of 32 parts at a time, one to a lane
-    float weight = 0.0f;
+    const int own_row = first + lane_ / kPartsOfRow * Traits::kWarps;
+    Row sums[kTogether];
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) {
+      sums[r].clear();
+    }
     int own = 0;
+    float weight = 0.0f;
 #pragma unroll 1
-    for (int next = 0; next < count; next += kLoads) {
-      const int here = min(32, count - next / 32 * 32);
-      const bool is_first = next % 32 == 0;
-      if (is_first) {
-        own = part(begin + (next + min(lane_, here - 1)) * stride, row);
+    for (int next = 0; next < count; next += kPartsAtOnce) {
+      const int chunk = next / kPartsOfRow * kPartsOfRow;
+      float2 max_sum{-kInfinity, 0.0f};
+      if (next == chunk) {
+        // Past the end the last part is read again, with weight 0.
+        const int at = min(chunk + lane_ % kPartsOfRow, count - 1);
+        own = part(begin + at * stride, own_row < segment_.rows ? own_row : first);
         max_sum = __ldcg(parts.max_sum + own);
       }
-      // Needs no weights: both latencies pass together.
-      Vector values[kLoads][Row::kSteps];
-      load_parts(values, parts, own, next % 32, here);
-      if (is_first) {
-        weight = renew_max(result, lane_ < here ? max_sum : float2{-kInfinity, 0.0f});
+      // Without predicates, which would put the loads one behind the other; and before the weights
+      // are known, so that both latencies pass together.
+      Vector values[kTogether][kPartsAtOnce][Row::kSteps];
+#pragma unroll
+      for (int r = 0; r < kTogether; ++r) {
+#pragma unroll
+        for (int i = 0; i < kPartsAtOnce; ++i) {
+          const int lane = r * kPartsOfRow + next - chunk + i;
+          load_part(values[r][i], parts, __shfl_sync(kWarp, own, lane));
+        }
+      }
+      if (next == chunk) {
+        const bool exists = chunk + lane_ % kPartsOfRow < count;
+        weight = weigh(sums, exists ? max_sum : float2{-kInfinity, 0.0f});
       }
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        const float w = __shfl_sync(kWarp, weight, next % 32 + i);
+      for (int r = 0; r < kTogether; ++r) {
 #pragma unroll
-        for (int step = 0; step < Row::kSteps; ++step) {
-          result.add(step, values[i][step], w);
+        for (int i = 0; i < kPartsAtOnce; ++i) {
+          const float w = __shfl_sync(kWarp, weight, r * kPartsOfRow + next - chunk + i);
+#pragma unroll
+          for (int step = 0; step < Row::kSteps; ++step) {
+            sums[r].add(step, values[r][i][step], w);
+          }
         }
       }
     }
-    return result;
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) {
+      const int row = first + r * Traits::kWarps;
+      if (row < segment_.rows) {
+        pass_on(row, sums[r], begin, is_group);
+      }
+    }
   }
 
-  // Takes up to 32 more parts into the max and the sum; returns the weight of this lane's.
-  __device__ __forceinline__ static float renew_max(Row& row, float2 max_sum) {
+  // Takes kPartsOfRow more parts of each row into its max and sum; returns the weight of this
+  // lane's.
+  __device__ __forceinline__ static float weigh(Row (&rows)[kTogether], float2 max_sum) {
     float max = max_sum.x;
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
+    for (int step = kPartsOfRow / 2; step > 0; step /= 2) {
       max = fmaxf(max, __shfl_xor_sync(kWarp, max, step));
     }
-    max = fmaxf(max, row.max);
-    const float reference = max == -kInfinity ? 0.0f : max;
-    row.scale(exp2_approximate(row.max - reference));
-    row.max = max;
-    const float weight = exp2_approximate(max_sum.x - reference);
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) {
+      const float renewed = fmaxf(rows[r].max, __shfl_sync(kWarp, max, r * kPartsOfRow));
+      rows[r].scale(exp2_approximate(rows[r].max - (renewed == -kInfinity ? 0.0f : renewed)));
+      rows[r].max = renewed;
+      if (static_cast<int>(threadIdx.x) % 32 / kPartsOfRow == r) {
+        max = renewed;
+      }
+    }
+    const float weight = exp2_approximate(max_sum.x - (max == -kInfinity ? 0.0f : max));
     float sum = weight * max_sum.y;
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
+    for (int step = kPartsOfRow / 2; step > 0; step /= 2) {
       sum += __shfl_xor_sync(kWarp, sum, step);
     }
-    row.sum += sum;
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) {
+      rows[r].sum += __shfl_sync(kWarp, sum, r * kPartsOfRow);
+    }
     return weight;
   }
 
-  // Without predicates, which would put the loads one behind the other: past the end the last part
-  // is read again, and has weight 0.
-  __device__ __forceinline__ void load_parts(
-      Vector (&values)[kLoads][Row::kSteps], PartStore parts, int own, int next, int count) const {
+  __device__ __forceinline__ void load_part(Vector (&values)[Row::kSteps],
+                                            PartStore parts,
+                                            int64_t part) const {
+    const float* const from = parts.output + part * Config::kHeadDim;
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int64_t part = __shfl_sync(kWarp, own, min(next + i, count - 1));
-      const float* const from = parts.output + part * Config::kHeadDim;
-#pragma unroll
-      for (int step = 0; step < Row::kSteps; ++step) {
-        // A lane without columns reads those of lane 0.
-        const int column = Row::has(step, lane_) ? Row::column(step, lane_) : 0;
-        if constexpr (Row::kVector == 4) {
-          const float4 value = __ldcg(reinterpret_cast<const float4*>(from + column));
-          values[i][step] = {{value.x, value.y, value.z, value.w}};
-        } else {
-          const float2 value = __ldcg(reinterpret_cast<const float2*>(from + column));
-          values[i][step] = {{value.x, value.y}};
-        }
+    for (int step = 0; step < Row::kSteps; ++step) {
+      // A lane without columns reads those of lane 0.
+      const int column = Row::has(step, lane_) ? Row::column(step, lane_) : 0;
+      if constexpr (Row::kVector == 4) {
+        const float4 value = __ldcg(reinterpret_cast<const float4*>(from + column));
+        values[step] = {{value.x, value.y, value.z, value.w}};
+      } else {
+        const float2 value = __ldcg(reinterpret_cast<const float2*>(from + column));
+        values[step] = {{value.x, value.y}};
       }
     }
   }

@@ -29,9 +29,6 @@ struct DecodeTraits {
   static constexpr int kRowTiles = kRows / 8;
   static constexpr int kDepthFragments = kHeadDim / 16;
 
-  // Once the warps have merged, each is left with some of the rows.
-  static constexpr int kOwnedRows = kRows / kWarps;
-
   // Q stays in registers where the accumulators leave room for it.
   static constexpr int kAccumulators = kRows * kHeadDim / 32;
   static constexpr int kQueryRegisters = kRows * kHeadDim / 64;
@@ -39,7 +36,7 @@ struct DecodeTraits {
 
   static_assert(kCtaS == kWarps * kWarpTokens, "every warp has its tokens of a stage");
   static_assert(kRows % 8 == 0, "rows fill the narrow side of the products");
-  static_assert(kRows % kWarps == 0, "every warp owns as many rows");
+  static_assert(kRows % kWarps == 0, "every warp has as many rows to put together");
 
   using PieceTile = SharedTile<Tkv, kWarpTokens, kHeadDim>;
   using QueryTileStorage = SharedTile<T, (kRows > 16 ? kRows : 16), kHeadDim>;
@@ -65,7 +62,8 @@ struct CtaWork {
   int ranges;  // that the grid has for the column
   int range;   // the CTA's own
   RangeCut cut;
-  bool streamed;  // L2 need not keep K and V
+  UnitRange units;  // of the CTA
+  bool streamed;    // L2 need not keep K and V
 };
 
 // Consecutive stages of one sequence, and their place among the splits of its tile.

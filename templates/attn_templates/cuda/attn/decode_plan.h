@@ -158,6 +158,9 @@ inline Plan plan_decode(const Problem& problem,
   result.split_cnt = static_cast<int>(splits);
   result.grid_x = static_cast<int>(ctas);
   result.ranges.ctas = static_cast<int>(ctas);
+  result.ranges.columns = static_cast<int>(columns);
+  result.ranges.ranges = static_cast<int>(ctas / columns);
+  result.ranges.group = problem.num_heads / problem.num_kv_heads;
   result.ranges.row_heads = tiles.heads;
   result.ranges.head_tiles = static_cast<int>(tiles.head_tiles);
   result.ranges.row_slots = tiles.heads * tiles.tokens;

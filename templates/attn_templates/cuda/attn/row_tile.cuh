@@ -33,14 +33,14 @@ __device__ __forceinline__ RowTile row_tile_of(const AttentionParams<T>& params,
                                                const TilePlan& plan,
                                                const RangePlan& ranges,
                                                int column) {
-  const int group = params.num_heads / params.num_kv_heads;
-  const int tile = column / params.num_kv_heads;
-  const int query_tile = tile / ranges.head_tiles;
+  // Most calls have one tile for a KV head: then nothing is divided.
+  const int tile = column < params.num_kv_heads ? 0 : column / params.num_kv_heads;
+  const int query_tile = tile < ranges.head_tiles ? 0 : tile / ranges.head_tiles;
   const int head = (tile - query_tile * ranges.head_tiles) * ranges.row_heads;
   RowTile rows;
   rows.kv_head = column - tile * params.num_kv_heads;
-  rows.first_head = rows.kv_head * group + head;
-  rows.heads = min(ranges.row_heads, group - head);
+  rows.first_head = rows.kv_head * ranges.group + head;
+  rows.heads = min(ranges.row_heads, ranges.group - head);
   rows.first_query = query_tile * plan.cta_q;
   rows.tokens = plan.cta_q;
   return rows;

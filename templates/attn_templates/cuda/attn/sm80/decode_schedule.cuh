@@ -5,6 +5,7 @@
 
 #include "attn/decode_ranges.cuh"
 #include "attn/row_tile.cuh"
+#include "attn/sm80/decode_instructions.cuh"
 #include "attn/sm80/decode_traits.cuh"
 #include "attn/sm80/softmax.cuh"
 #include "attn/split.cuh"
@@ -96,14 +97,9 @@ class Walk {
   // The window does not lie behind the first sequence of the range.
   __device__ __forceinline__
   Walk(const DecodeArguments<T>& arguments, const CtaWork& work, const Window& window, int lane)
-      : arguments_(arguments),
-        work_(work),
-        window_(window),
-        unit_(range_begin(work.cut, work.range)),
-        end_(range_begin(work.cut, work.range + 1)),
-        lane_(lane) {}
+      : arguments_(arguments), work_(work), window_(window), unit_(work.units.begin), lane_(lane) {}
 
-  __device__ __forceinline__ bool is_at_end() const { return unit_ >= end_; }
+  __device__ __forceinline__ bool is_at_end() const { return unit_ >= work_.units.end; }
 
   // The segment that begins where the last one ended.
   __device__ __forceinline__ Segment next() {
@@ -124,6 +120,11 @@ class Walk {
       segment.splits = units;
       segment.stages = split_range(stages.begin, stages.end, arguments_.plan, segment.split);
       ++unit_;
+    } else if (unit_ == before && before + units <= work_.units.end) {
+      segment.split = 0;
+      segment.splits = 1;
+      segment.stages = stages;
+      unit_ += units;
     } else {
       // Lane 0 asks for the range of the tile's first unit, the others for that of its last.
       const int range = range_of(work_.cut, lane_ == 0 ? before : before + units - 1);
@@ -131,7 +132,7 @@ class Walk {
       segment.split = work_.range - first_range;
       segment.splits = __shfl_sync(kWarp, range, 1) - first_range + 1;
       const int begin = stages.begin + unit_ - before;
-      const int count = min(before + units, end_) - unit_;
+      const int count = min(before + units, work_.units.end) - unit_;
       segment.stages = {begin, begin + count};
       unit_ += count;
     }
@@ -157,7 +158,6 @@ class Walk {
   const CtaWork& work_;
   Window window_;
   int unit_;
-  int end_;
   int lane_;
 };
 
@@ -181,7 +181,8 @@ class Scheduler {
   // Leaves storage.work; its range is not below its cut.ranges where there is nothing to compute.
   // Returns a window that does not lie behind the first sequence of the range. Called by all warps.
   __device__ __forceinline__ Window make() {
-    assign_column(longest_query());
+    prefetch();
+    assign_column(arguments_.plan.q_tiles == 1 ? 1 : longest_query());
     Window window = count_units();
     if (!is_small_) {
       window = gather_counts();
@@ -194,6 +195,27 @@ class Scheduler {
   }
 
  private:
+  // Q and the block table are read as soon as the lengths are known: they may come to L2 meanwhile.
+  // What a stale line would hold does not matter, since L2 is where all writes go.
+  __device__ __forceinline__ void prefetch() {
+    constexpr int kLine = 128;
+    const AttentionParams<T>& params = arguments_.params;
+    const int64_t at = (static_cast<int64_t>(blockIdx.x) * (kWarps * 32) + threadIdx.x) * kLine;
+    const int64_t token_bytes = params.stride * static_cast<int64_t>(sizeof(T));
+    if (at < params.token_num * token_bytes) {
+      prefetch_l2(reinterpret_cast<const char*>(params.q) + at);
+    }
+    if constexpr (Config::kCache == CacheType::kPaged) {
+      const PagedIteratorParams& paged = params.paged_iter_params;
+      if (at < static_cast<int64_t>(params.batch_size) * paged.max_blocks * 4) {
+        prefetch_l2(reinterpret_cast<const char*>(paged.block_table) + at);
+      }
+    }
+    if (is_small_ && lane_ <= params.batch_size) {
+      prefetch_l1(params.cu_k_len + lane_);
+    }
+  }
+
   __device__ __forceinline__ int longest_query() {
     int tokens = 0;
     const int step = is_small_ ? 32 : kWarps * 32;
@@ -218,12 +240,17 @@ class Scheduler {
   // The column and the range of this CTA, when no sequence has more query tokens. The columns of a
   // range are neighbours.
   __device__ __forceinline__ void assign_column(int tokens) {
-    const int query_tiles = max((tokens + arguments_.plan.cta_q - 1) / arguments_.plan.cta_q, 1);
-    const int columns = arguments_.params.num_kv_heads * arguments_.ranges.head_tiles * query_tiles;
+    const RangePlan& plan = arguments_.ranges;
+    const int cta_q = arguments_.plan.cta_q;
+    int columns = plan.columns;
+    work_.ranges = plan.ranges;
+    if (tokens > cta_q) {
+      columns *= (tokens + cta_q - 1) / cta_q;
+      work_.ranges = max(plan.ctas / columns, 1);
+    }
     work_.range = blockIdx.x / columns;
     work_.column = blockIdx.x - work_.range * columns;
-    work_.ranges = ranges_of_column(arguments_.ranges, columns);
-    work_.tile = row_tile_of(arguments_.params, arguments_.plan, arguments_.ranges, work_.column);
+    work_.tile = row_tile_of(arguments_.params, arguments_.plan, plan, work_.column);
   }
 
   // Counts the units of the column: of up to 32 sequences every warp all, of more each warp its
@@ -272,8 +299,7 @@ class Scheduler {
       totals.fewest = min(totals.fewest, storage_.counts[other].fewest);
     }
     cut(totals);
-    const int unit = work_.range < work_.cut.ranges ? range_begin(work_.cut, work_.range) : 0;
-    const int chunk = 31 - __clz(__ballot_sync(kWarp, before <= unit));
+    const int chunk = 31 - __clz(__ballot_sync(kWarp, before <= work_.units.begin));
     return {chunk * sequences_of_chunk() - 32, __shfl_sync(kWarp, before, chunk), 0, 0};
   }
 
@@ -285,6 +311,10 @@ class Scheduler {
 
   __device__ __forceinline__ void cut(const ColumnTotals& totals) {
     work_.cut = cut_column(totals, arguments_.ranges, work_.ranges);
+    work_.units = {0, 0};
+    if (work_.range < work_.cut.ranges) {
+      work_.units = units_of_range(work_.cut, work_.range);
+    }
     work_.streamed = totals.units <= arguments_.ranges.streamed_units;
   }
 
