@@ -267,3 +267,23 @@ def test_the_example_is_clean_under_compute_sanitizer(example: Project) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "ERROR SUMMARY: 0 errors" in done.stdout
+
+
+@pytest.mark.skipif("default_target() in ('sm_80', 'sm_86', 'sm_87', 'sm_89')",
+                    reason="needs a GPU that does not run code of sm_80")  # fmt: skip
+def test_a_device_without_a_kernel_image_is_told_and_nothing_is_launched(
+    folder: Path, tmp_path: Path
+) -> None:
+    project = Project(folder, tmp_path / "build")
+    options = {"ATTN_SHARED": "ON", "CMAKE_CUDA_ARCHITECTURES": "80-real"}
+    checked(project.configure(**options, ATTN_KERNELS=f"{NAMES[0]};{WRITER}"))
+    project.make()
+    library, split = Library(tmp_path / "build" / "libattn.so"), SplitPolicy.off()
+    kernel = kernel_of(NAMES[0])
+    problem = problem_of(kernel, task_of(kernel, split))
+    output = fresh_output(problem)
+    assert library.prefill(c_call(problem, split, output)) == c_abi.NO_KERNEL_IMAGE
+    assert NAMES[0] in library.last_error()
+    assert "compile the unit for this device" in library.last_error()
+    torch.cuda.synchronize()
+    assert not difference("nothing was launched", output, fresh_output(problem))
