@@ -70,7 +70,8 @@ def build(
     store = cache or open_cache()
     target = target or default_target()
     reports: dict[AttentionConfig, BuildReport] = {}
-    budget = Budget(int(SHARE * (available_bytes() or sys.maxsize)))
+    available = available_bytes()
+    budget = Budget(sys.maxsize if available is None else int(SHARE * available))
     sizes = peaks(chosen, entries(store.folders.root))
     pool = ThreadPoolExecutor(max_workers=max(1, jobs or len(os.sched_getaffinity(0))))
     try:

@@ -30,7 +30,7 @@ class Budget:
     alone."""
 
     def __init__(self, total: int) -> None:
-        self.total = total
+        self.total = max(1, total)
         self._used = 0
         self._changed = threading.Condition()
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -15,8 +17,10 @@ from attn_runtime import toolchain
 from attn_runtime.attention import Attention
 from attn_runtime.cache import CubinCache
 from attn_runtime.cache_folder import CacheFolders
+from attn_runtime.driver import Context, Device
 from attn_runtime.errors import KernelFolderError
 from attn_runtime.kernel_folder import KernelFolder, chosen_folder, cubin_of, export
+from attn_runtime.prepared import candidates
 from commands import run
 from fake_nvcc import FakeNvcc, make_fake_nvcc
 
@@ -105,6 +109,23 @@ def test_what_is_not_in_the_folder_is_named_with_the_command_that_exports_it(
         f"{config.name} for {target} is not in {folder}: {holds}; export it where nvcc is: "
         f"attn-codegen build {config.name} --target {target} --export {folder}"
     )
+
+
+def test_a_plan_picks_among_the_tiles_that_were_exported(nvcc: FakeNvcc, tmp_path: Path) -> None:
+    device = Device(0, "GPU", (9, 0), 132, 227 << 10)
+    context = cast(Context, SimpleNamespace(device=device))
+
+    def tiles(path: Path | None) -> list[str]:
+        settings = Attention(num_heads=8, head_dim=128, kernels=path).settings
+        return [config.name for config in candidates(settings, context)]
+
+    all_tiles = tiles(None)
+    assert len(all_tiles) > 1
+    path = tmp_path / "kernels"
+    run("build", all_tiles[-1], "--target", "sm_90", "--export", str(path))
+    assert tiles(path) == all_tiles[-1:]
+    run("build", OTHER.name, "--target", "sm_90", "--export", str(tmp_path / "other"))
+    assert tiles(tmp_path / "other") == all_tiles, "the error names the one that is loaded"
 
 
 def test_several_exports_share_a_folder(nvcc: FakeNvcc, tmp_path: Path) -> None:

@@ -65,6 +65,17 @@ def test_a_job_larger_than_the_budget_runs_alone() -> None:
     assert not blocked.is_alive()
 
 
+def test_without_any_memory_jobs_run_one_by_one() -> None:
+    budget = Budget(0)
+    with budget.take(1000):
+        blocked = threading.Thread(target=lambda: budget.take(1000).__enter__())
+        blocked.start()
+        blocked.join(0.05)
+        assert blocked.is_alive()
+    blocked.join(5)
+    assert not blocked.is_alive()
+
+
 def test_a_failed_job_gives_its_memory_back() -> None:
     budget = Budget(10)
     with pytest.raises(ZeroDivisionError), budget.take(10):
