@@ -19,11 +19,12 @@ from attn_codegen.config import AttentionConfig
 from attn_runtime.cache import Cubin, CubinCache, open_cache
 from attn_runtime.compiler import Build, Unit, own_target, unit_of
 from attn_runtime.errors import KernelFolderError
-from attn_runtime.files import replace_bytes, replace_text
+from attn_runtime.files import hold, replace_bytes, replace_text
 from attn_runtime.source_key import bytes_digest, source_key
 
 VARIABLE: Final = "ATTN_KERNEL_DIR"
 MANIFEST: Final = "kernels.json"
+LOCK: Final = ".lock"
 SCHEMA: Final = 1
 _SHOWN: Final = 8
 _NOT_EXPORTED: Final = ("command", "log", "cubin")
@@ -146,15 +147,17 @@ def export(
 ) -> list[ExportedKernel]:
     """Write the cubins of configurations for a target into a folder, from the cache or compiled;
     kernels that it held before stay. kernels.json is replaced last, so that it never names a file
-    that is not there. Raises OSError, KernelFolderError, and what CubinCache.fetch raises."""
-    listed: dict[tuple[str, str], ExportedKernel] = {}
-    if (path / MANIFEST).exists():
-        listed |= KernelFolder.open(path).kernels
+    that is not there, and several exports at once all end up in it. Raises OSError,
+    KernelFolderError, and what CubinCache.fetch raises."""
     done = [_export_one(unit_of(config), target, path, cache) for config in dict.fromkeys(configs)]
-    listed |= {kernel.id: kernel for kernel in done}
-    kernels = [asdict(listed[key]) for key in sorted(listed)]
-    data = {"schema": SCHEMA, "tool_version": __version__, "kernels": kernels}
-    replace_text(path / MANIFEST, json.dumps(data, indent=2) + "\n")
+    with hold(path / LOCK):
+        listed: dict[tuple[str, str], ExportedKernel] = {}
+        if (path / MANIFEST).exists():
+            listed |= KernelFolder.open(path).kernels
+        listed |= {kernel.id: kernel for kernel in done}
+        kernels = [asdict(listed[key]) for key in sorted(listed)]
+        data = {"schema": SCHEMA, "tool_version": __version__, "kernels": kernels}
+        replace_text(path / MANIFEST, json.dumps(data, indent=2) + "\n")
     return done
 
 

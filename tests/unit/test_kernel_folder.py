@@ -5,6 +5,7 @@ said."""
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +136,15 @@ def test_several_exports_share_a_folder(nvcc: FakeNvcc, tmp_path: Path) -> None:
     held = KernelFolder.open(tmp_path / "kernels")
     assert held.has(CONFIG, "sm_86") and held.has(OTHER, "sm_86") and held.has(CONFIG, "sm_90")
     assert not held.has(OTHER, "sm_90")
+
+
+def test_exports_at_the_same_time_lose_nothing(nvcc: FakeNvcc, tmp_path: Path) -> None:
+    cache = CubinCache(CacheFolders(tmp_path / "cache"), find=lambda _: nvcc.toolchain)
+    targets = [f"sm_{number}" for number in (80, 86, 87, 89, 90, 100, 103, 120)]
+    with ThreadPoolExecutor(len(targets)) as pool:
+        list(pool.map(lambda target: export([CONFIG], target, tmp_path / "k", cache), targets))
+    held = KernelFolder.open(tmp_path / "k")
+    assert [target for target in targets if held.has(CONFIG, target)] == targets
 
 
 def test_a_kernel_for_one_device_alone_is_exported_for_that_one(
