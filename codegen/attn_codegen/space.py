@@ -37,8 +37,6 @@ _PRESET_HEAD_DIMS: Final = (64, 128, 192, 256)
 _DECODE_SM90_HEAD_DIMS: Final = (64, 128)
 _PRESET_UNEQUAL: Final = ((192, 128),)
 _DEFAULT_QUANTISED_HEAD_DIMS: Final = (64, 128)
-_SM90_UNEQUAL: Final = ((192, 128),)
-_SM90_INSTEAD: Final = "or arch sm80, which runs on Hopper too"
 INT4_STEP: Final = 32
 HEAD_DIM_HINT: Final = f"use a multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}"
 
@@ -107,18 +105,6 @@ RULES: Final[tuple[Rule, ...]] = (
         "sm80 kernels serve every GPU from compute capability 8.0 on, sm90 kernels Hopper alone",
         f"use {join_words(_ARCHES)}",
         lambda c: c.arch in _ARCHES,
-    ),
-    Rule(
-        "sm90-widths",
-        "head_dim_v",
-        "arch",
-        "an sm90 kernel has a tile of its own for each pair of widths that differ",
-        f"leave head_dim_v out, or use head_dim 192 with head_dim_v 128, {_SM90_INSTEAD}",
-        lambda c: (
-            c.arch is not Arch.SM90
-            or c.head_dim_v == c.head_dim
-            or (c.head_dim, c.head_dim_v) in _SM90_UNEQUAL
-        ),
     ),
     Rule(
         "reduce-one-arch",

@@ -13,7 +13,9 @@ from cases import Kernel, random_tasks
 
 pytestmark = pytest.mark.gpu
 
-WIDTHS = [(width, width) for width in range(16, 257, 16)] + [(64, 256), (256, 64), (80, 112)]
+UNEQUAL = [(16, 240), (64, 128), (64, 256), (80, 112), (128, 64), (128, 192), (144, 128)]
+UNEQUAL += [(192, 64), (192, 256), (240, 16), (256, 64), (256, 128), (256, 192)]
+WIDTHS = [(width, width) for width in range(16, 257, 16)] + UNEQUAL
 FORMS = [(Dtype.BF16, Cache.LINEAR, Mask.CAUSAL), (Dtype.F16, Cache.PAGED, Mask.FULL)]
 TASKS = 4
 

@@ -85,7 +85,7 @@ def test_a_missing_driver_is_an_error_that_says_so(module: str, open_door: objec
 
 
 LINEAR = AttentionConfig.of(head_dim=128, cache="linear")
-UNEQUAL = AttentionConfig.of(head_dim=128, head_dim_v=64, cache="paged")
+WRITE = AttentionConfig.of(mode="write", head_dim=128, cache="paged")
 
 
 def device_of(major: int, minor: int) -> Device:
@@ -94,7 +94,7 @@ def device_of(major: int, minor: int) -> Device:
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
 def test_sm80_kernels_serve_every_device_from_8_0_on(capability: tuple[int, int]) -> None:
-    assert on_device(UNEQUAL, device_of(*capability)).arch == "sm80"
+    assert on_device(WRITE, device_of(*capability)).arch == "sm80"
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
@@ -108,7 +108,7 @@ def test_an_older_device_is_an_error_that_says_what_and_what_to_do(
     capability: tuple[int, int],
 ) -> None:
     with pytest.raises(DeviceError) as error:
-        on_device(UNEQUAL, device_of(*capability))
+        on_device(WRITE, device_of(*capability))
     assert f"compute capability {capability[0]}.{capability[1]}" in str(error.value)
     assert "8.0 and later" in str(error.value)
     assert "CUDA_VISIBLE_DEVICES" in str(error.value)

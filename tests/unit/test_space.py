@@ -40,7 +40,6 @@ configs = st.builds(
 
 REFUSED = {
     "arch-emitted": AttentionConfig(arch=Arch.SM75),
-    "sm90-widths": AttentionConfig(arch=Arch.SM90, head_dim_v=64, cache=Cache.LINEAR),
     "reduce-one-arch": AttentionConfig.of(mode="reduce", arch="sm90"),
     "write-one-arch": AttentionConfig.of(mode="write", arch="sm90"),
     "write-has-no-mask": AttentionConfig(mode=Mode.WRITE),
