@@ -242,6 +242,7 @@ TMA_ARGUMENTS = Struct(
         Field("AttentionParams<T>", "params", "the call", ""),
         Field("TilePlan", "plan", "how it is cut", ""),
         Field("int", "section", "heads of all sequences that are scheduled together: their K and V fit into L2"),
+        Field("int", "group_packs", "packs of query heads that share a KV head", "1"),
         Field("TensorMap", "q", "[token_num, num_heads, head_dim], box 64 rows: packed_heads heads of each token", ""),
         Field("TensorMap", "k", "[token_count, num_kv_heads, head_dim], box cta_s tokens", ""),
         Field("TensorMap", "v", "[token_count, num_kv_heads, head_dim_v], box cta_s tokens", ""),

@@ -23,7 +23,6 @@ WRITE_WARPS = 8
 WRITE_STEPS = 4  # rows of K and of V that a thread has in flight
 WRITE_DESTINATION_BYTES = 16  # where one token goes
 
-SM90_PACKED_HEADS = 1  # off until it is measured
 # Decode: a warp owns 16 tokens of each stage, in a ring of its own.
 DECODE_WARP_TOKENS = 16
 DECODE_RING_BYTES = 96 * 1024  # in flight on an SM twice: more than its share of the latency
@@ -37,6 +36,7 @@ DECODE_ROWS = (8, 16, 32)
 # Float accumulators and Q of a thread; more than this and Q stays in shared memory.
 DECODE_RESIDENT_REGISTERS = 112
 
+SM90_PACKED_HEADS = 16  # a warp writes its 16 rows as whole tokens
 WARPGROUP_ROWS = 64  # query rows that a Hopper warpgroup multiplies
 WARPGROUP_WARPS = 4
 SM90_GATHER_WARPS = 3
@@ -203,14 +203,14 @@ def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:
     machine. Up to 64 columns, four warpgroups of 64 keys keep the exponentials busiest; three of
     128 keys come within 2 % for long full attention. Up to 128, taking the exponentials before the
     maximum is known hides the reduction; in place they cost less per tile, which short sequences
-    feel.
-    Wider outputs have no room for a second tile of Q.
+    feel. Wider ones have no room for a second tile of Q.
     """
     width, width_v = _padded(config.head_dim), _padded(config.head_dim_v)
     linear = config.cache is Cache.LINEAR
     if max(width, width_v) <= 64:
         tiles = {
             "": _sm90_sized(config, 256, 64, stages=4, query_slots=2),
+            "t128x128": _sm90_sized(config, 128, 128, stages=3, query_slots=2),
             "t64x128": _sm90_sized(config, 64, 128, stages=2, query_slots=2, ctas_per_sm=2),
         }
         if linear:
@@ -249,8 +249,16 @@ def _sm90_sized(
     ctas_per_sm: int = 1,
 ) -> Tiling:
     """Adds the shared memory of sm90::SharedStorage: Q, the rings of K and V, where Q has one slot
-    half of the output's width as staging, and where rows are gathered their addresses."""
+    half of the output's width as staging, and where rows are gathered their addresses.
+
+    With two slots the output leaves through Q, which must be as wide; with one it leaves in two
+    turns, for which it must be wider than a panel.
+    """
     width, width_v = _padded(config.head_dim), _padded(config.head_dim_v)
+    if width_v > width:
+        query_slots = 1
+    elif width_v <= PANEL:
+        query_slots = 2
     query = query_slots * cta_q * width
     ring = stages * cta_s * (width + width_v)
     staging = cta_q * _round_up(width_v // 2, PANEL) if query_slots == 1 else 0

@@ -287,6 +287,8 @@ struct TmaArguments {
   TilePlan plan;
   // heads of all sequences that are scheduled together: their K and V fit into L2
   int section = 0;
+  // packs of query heads that share a KV head
+  int group_packs = 1;
   // [token_num, num_heads, head_dim], box 64 rows: packed_heads heads of each token
   TensorMap q;
   // [token_count, num_kv_heads, head_dim], box cta_s tokens

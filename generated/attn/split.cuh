@@ -55,6 +55,9 @@ __device__ __forceinline__ TileRange split_range(int begin,
     return {first > begin ? static_cast<int>(first) : begin,
             last < end ? static_cast<int>(last) : end};
   }
+  if (count == 1) {
+    return {begin, end};  // without a division
+  }
   const unsigned each = static_cast<unsigned>(end - begin) / count;
   const unsigned rest = static_cast<unsigned>(end - begin) % count;
   const unsigned next = split + 1;  // at most kMaxSplits: the products stay below 2^32

@@ -97,11 +97,12 @@ inline TensorMap encode_rows(const MappedRows& rows,
 }
 
 // Heads, or packs of heads, that are scheduled together. Under a causal mask the longest tiles of a
-// section come first, so a section is as many heads as have their K and V in 32 MiB of L2, and at
-// least 16, so that few CTAs share a head; without a mask, the heads of one group.
+// section come first, and K and V are read again for each row of tiles: a section is as many heads
+// as have their K and V in 8 MiB, so that L2 keeps them, and at least 16, so that few CTAs share a
+// head; without a mask, the heads of one group.
 template <class T>
 int section_of(const AttentionParams<T>& params, const TilePlan& plan) {
-  constexpr std::int64_t kL2Bytes = 32 << 20;
+  constexpr std::int64_t kSectionBytes = 8 << 20;
   const std::int64_t columns = static_cast<std::int64_t>(params.num_heads) *
                                (plan.tiles_per_sequence > 0 ? params.batch_size : 1);
   const std::int64_t group = params.num_heads / params.num_kv_heads;
@@ -109,7 +110,8 @@ int section_of(const AttentionParams<T>& params, const TilePlan& plan) {
   if (params.causal) {
     const std::int64_t keys = ceil_div(params.max_k_len, params.cp_size);  // of this rank
     const std::int64_t head_bytes = keys * (params.size_per_head + params.size_per_head_v) * 2;
-    section = std::max<std::int64_t>(16, kL2Bytes / std::max<std::int64_t>(head_bytes, 1) * group);
+    section =
+        std::max<std::int64_t>(16, kSectionBytes / std::max<std::int64_t>(head_bytes, 1) * group);
   }
   return static_cast<int>(
       std::max<std::int64_t>(1, std::min(section, columns) / plan.packed_heads));
@@ -250,6 +252,7 @@ void complete(TmaArguments<typename Config::T>& arguments) {
         "int of device memory per stream, zeroed once (it resets itself)");
   }
   arguments.section = section_of(params, arguments.plan);
+  arguments.group_packs = params.num_heads / params.num_kv_heads / arguments.plan.packed_heads;
   encode_maps<Config>(arguments);
 }
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         c321493fd2b0a2bb8442cea4d50152a785e77fc7fc003469af1f6916e71b7f37
+// digest         2ff6b25b14b9f2a5d1a9d9a7ca0c9a766e94d58efcea77a5dc124ffc36e024dc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

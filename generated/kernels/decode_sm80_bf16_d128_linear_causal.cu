@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         35a07c4999ef1e10f3517c819446fadc4b7d85a8617c6df223fe756ee713a8b0
+// digest         1c53624ddf9d09a535ec50cdd3313113d7993893b90d2e9b3aab0038bea6e379
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

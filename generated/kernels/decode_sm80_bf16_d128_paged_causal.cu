@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         1301cef76a8a3506285641677b241d638ea4efa6305b0ecb722583f5b54c7349
+// digest         ec53b7ffb00ee87d1c391df1ff1985ab644dc9100c84605c676338a4c6d6a940
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

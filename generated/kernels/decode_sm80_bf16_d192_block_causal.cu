@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         6c8dd18bdc9c04c8584ebacdb598d7b259a14183fcf1785075e64a95d0494fb5
+// digest         a8b5f86f67eddb4891e8a447ce31040eb3859c1b74ff053ff67a0652a83adf23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

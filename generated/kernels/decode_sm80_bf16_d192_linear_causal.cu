@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         984f3e173fd2a8893c350094ff2164a96476675c55a35da102bc93dffc19be73
+// digest         728b18b5d1bf94cfd11ec90ac02c4a752b21261bec42a2be6d80df4252437abe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         2b798dc133dd4c8ca5e5c285d13d279074e0a6441488dc4b3e7f60523d6fa089
+// digest         0fc664c6969d76d6579994365e843a4623cff17094b6606bb0027313dc9ab6c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         a3f9e15fe0ed5b40600b73e0980ef2fdf1e4332cc8b212d0d8c2595266e5240c
+// digest         60801ff0a57deac377944de4da09f3979e6fa93a0c283fafd60068e957e738e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

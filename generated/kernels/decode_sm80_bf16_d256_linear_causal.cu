@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         71d125e30234d00ab33667e442ea157f28768a8d76bb49d4f9c67ee96e55d7eb
+// digest         d41dc1a18c103e0e01211d0cf41ddf89a95848eeaac4af5bd5122fc5fd05d448
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         3dd22e9a7019515916038246b9f992937033334fe8393355fbe5761d4b4886d4
+// digest         0585900ab25169b42ce15a98d8bf5e66b7cdceaaa39ac9c70acbd2116b594c04
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

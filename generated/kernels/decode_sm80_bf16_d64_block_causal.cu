@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         073a60277fa15ffa87bfd59380f8cead8a726e6c96eee40c95d8edf8a7d536de
+// digest         1156023b559dda046ed75bb3177a9a4a3230e19a6dd13e447c704532bda39222
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

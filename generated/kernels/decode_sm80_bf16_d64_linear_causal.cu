@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         314d27e614e02f1a8474abd9129b3f41ac546f8f7b5ce333a65cec29b30d6d97
+// digest         a94fcf1a0548be419a5d03c03942734e413fa92a27abcb45569602530b66ad1f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

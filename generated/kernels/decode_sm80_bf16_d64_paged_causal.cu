@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         fdf63a847184b5ae929b9be44e4a2c984f8e6bf058230350a8b0ab493950ae04
+// digest         71b4153f89910b626dc21abedf77eb34dbc1af84ca0ff61d9be6dde80567758b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

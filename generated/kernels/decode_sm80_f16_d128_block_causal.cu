@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         1c56908c360f1d642c06087c4bcbd7d7575385c0acad0bfb3cec1bc74b537455
+// digest         8d81b26427e9082b16b90004fcbc907a97b60d237eb7d57899febb73cc4e245b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

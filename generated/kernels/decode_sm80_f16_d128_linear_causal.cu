@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         a40fcd8d851b61af7febcdb7a7c73f253d398b241d99092d3c293ad0d7a9ba16
+// digest         920f0762855648d03b8513aabcb190b371b6829261936de603efc46d71c25760
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         1b331590d2127359be2cfacd51c51a5604ace184ad1c184851a52bcb63449e8b
+// digest         f7e99dd7f90a7e361525f994d8a6be6b0bf4d6b4291dc6f599e9e55a3ada5cdb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

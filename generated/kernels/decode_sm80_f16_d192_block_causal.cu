@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         bf36d4bff78ee2e4bca6bbdae917997161a830cc49fdfe66137b2205b26ee45b
+// digest         65df9d69e3e4beec386f84a4bc322436846a081c324333869ad006f63be52143
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         0a375631077ab2e0d10a4b8b1cf381f27c5c8e9d1f5cb7894416d8a2cac198cf
+// digest         ec1f39fa9dacc1a88356b7d2ca864a0031ac9eb38e542c36b503e22f3068aef8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         a653d38a26bf0cff5d453a4dc8533517e11877c4f57bd0c4114b8a3650727473
+// digest         b641bb059e9c16de6f0f5663d046bf7e09f729ab635489347f91f5eba0a62086
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

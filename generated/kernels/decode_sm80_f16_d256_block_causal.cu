@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         dfc9420080a70904129d489ec23a9422091fdf26a66125c9f3ca65c03ded2bf0
+// digest         aae08a6a35de8337e81f9e6ae90544492d880799d9199e495a14a624f5da6940
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

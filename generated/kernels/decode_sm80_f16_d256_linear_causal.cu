@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         04d605611fc8bbdb4e0d327ad9ef85b27692548a2299d32239e96eb2695d4511
+// digest         74d824733dd39641f688c64bed8ac5729d983bb14fa5c58278016524c7e096ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

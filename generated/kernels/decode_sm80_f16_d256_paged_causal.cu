@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         7d579384bdb9fdfb98c5f865262899e802a603a90477851c9537bc2d0e7bb067
+// digest         711ac10b65d592fe6ae3357d7df6d0fc261d5f25c2bee285283999f09bddacb6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

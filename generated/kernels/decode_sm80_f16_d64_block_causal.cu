@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         4334ceef33d9d5e5b389e061b997ca617d3ed6881d74ba6820d323b35ba14333
+// digest         01108e1b4913e38260532bcac3968bed5916ec5047f4c30c229e1db46692ba49
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

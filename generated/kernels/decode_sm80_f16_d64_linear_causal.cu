@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         76e0bacac39acc2d76829eeb4fc887e03b94be9a59d15dc2dbd476ae2ffebba9
+// digest         d71000b6cadb5d7939156c5d0bbf043ea090c609611f176b5e2ced735cb7b5fc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

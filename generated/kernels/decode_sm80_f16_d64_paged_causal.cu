@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ce995c50015bb1caa13d1f50f4a661f37d24ee2b751107fd57c95d8cda7620ba
+// digest         ec77b8090fca0b2504ecd3b91ea1b10f3d6f5d52839491a5d8e685b563037144
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

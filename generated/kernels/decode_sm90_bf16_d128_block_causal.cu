@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         96ef2a2a2b8afae65839b19a0fafce34a982d86ecd68fa12f274654f6ac32ee7
+// digest         2d9e6192d4a33e80a676ce934f4bdd9b0947ca6c46f14e24085dc5da96007324
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

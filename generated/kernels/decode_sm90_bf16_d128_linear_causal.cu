@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         ca0b49db3c5fceb868116fdbbc2b148e10a13c95bb9533f267a7017df364f536
+// digest         c71541e95f1d586056c06afdfbf9e8abe1b390c6136abfc80c9bd87487cd1ec8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         b143db565a0b34a59ee7b6c9ff0b04fd55b5ffff125dba282691fded26ce8410
+// digest         ca4dc4c7e994ffca2ff0047c4c247db0bf03ce485bb1ccc684436a6fee590a2d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         3649708cdb1c6b95f854a808d2fa8a784b85c0bc999a3395c917c0b472a6c532
+// digest         fede85be267a92f67a5e77040c8af41be7150d6bcfb645781884bdca0507057f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

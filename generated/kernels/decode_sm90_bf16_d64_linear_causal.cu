@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         6360ce9d15197af92783686ed8f14ff0ab9d5a7635da86e42e98666693b89a84
+// digest         00dbd508c6d9a11cedfa49522a7f009940d2e5dae78b1df55223d6cb128450d3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

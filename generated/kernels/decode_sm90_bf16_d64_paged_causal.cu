@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         c88d48b9e5832a81db4bc9e70061ed65e643412d651da3b82863a72221cab814
+// digest         f21348f0f1bdacf4137d384ad44671510dc07d5fc6cc5f999f26c4efe08b886d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         86d7b592840ac1b27e4ea60242f146feb9a28d83674cd9064806e040e220ca8d
+// digest         5f9d7f020a059f44c8ca8d9d969bd7e2ab81f94df8a47ddc0eebc0d47d1d30b1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         584e2ce9e9582bbb2d9f5e09681054a7736098fe17a279ff81c03bbb9f748767
+// digest         e2f74ff79bf53297e2d03c47368bc1d8b7f0dee4f55963206a723eeb4c8d194c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

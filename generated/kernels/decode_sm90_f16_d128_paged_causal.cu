@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         6671e5e1f7562ebaa254f2da0fee9914de490fe5eb0c3c2406812b828485d2e5
+// digest         4e147d2661d41824b73266db0d58b2ff3c805a157e0e7fe03b2dc9dfa3aa0028
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

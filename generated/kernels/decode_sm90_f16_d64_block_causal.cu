@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         3b7aaf270ef85d592d30e814ec5d1aa35f5191b5664a65dd014f75ce915b72a1
+// digest         844aa0c3a08ffcc6441740005813b57e58cf6f09b96b521b4808effb726acb5f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

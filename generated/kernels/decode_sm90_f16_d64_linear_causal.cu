@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         2514e565cf16cf7a15e46adcfcc95567fd7cc6b8ca0e63f81545b582f26af2f8
+// digest         e875abd112c1c757ca7dbc31670418f5c2ecd34efa5a1a204e8296994d72ea42
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         eeac86753da60fad9b46864a5b9ee9a46c705beb616789cbcf60084a9fbe32c1
+// digest         10a7c3a7ccf01d38d073fff6ec62677a2c15ce3da4a35fec1048ab0de5121c3c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         f159153caebb9ddf8678adebc60baf226af05025102b15a7469320d712664dc2
+// digest         17181b6bfe3c6a118508cb9a58860642e6bb611430b411794131929c4144bc65
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         241e6bf4b4c54be6b923502f512a2ca45f38f73c1bdc5c1296691f3073bca675
+// digest         e361366624098cf39e7bd93e3cc3c1b2844e960f19d8751e9406976fc7280298
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         5e54be50908f6f5e6b31f555d0c783457e1c1aa627a87c8ce99beff1477cca83
+// digest         afa72da1651d6a634145d931254a2b9b6ad33a788f46ccf435089fdbe1732c4e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         2b3f1c702e174427a23ac9b70a8d4ebeff7a01ae073ab3113cf90e7fa23052ce
+// digest         edb2522aae8bc9a90979ad4ff207d01e37016bae8924f8e612f72cc6c0eaa007
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

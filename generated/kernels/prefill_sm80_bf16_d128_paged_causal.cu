@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         359ab8666094034beb73a1ae08c2a994e25e4eeca6039fb30822682757b73c88
+// digest         89a3a671fe2226ea3b5a4c24c84cb486410799b082df16ae849ebfc5443ea799
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

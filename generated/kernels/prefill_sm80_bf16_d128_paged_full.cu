@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         b2448c80a6555728348a0a3e6f54c07e3aa084e9a49b71eedd512c04469cc477
+// digest         2b3baed101acf1717c27f00d37c4626f093fecc2cb9fd30b4e8f22daf31d363e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         61762015b8d71919ef69079171031d3a7b1e49da18588e7fa1753896f41b8f7e
+// digest         6c48a06ade1be368c71bfa6ca1bf7322f320e8f590ce7161b677e9e3bc484cd6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

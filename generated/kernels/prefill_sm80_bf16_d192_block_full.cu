@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         e162398f82e4ababed2c79249105897ee6e6bb2d55d924d8efdf401f3b3c90d6
+// digest         e5d596ef4bd58a3dcd81f9fccfe511fb6c667d860091b305c4c5145bbb791766
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         aaefb3806de5e2270a0eb04c7653d761b35fe8838ca7a7fa65daae38233696d3
+// digest         cc9efd3cf921f7d00af382c387748f78d99ce29ae4c21805764837b00b1e2162
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

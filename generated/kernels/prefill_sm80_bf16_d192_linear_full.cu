@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         9a7078ea094152946e1e3668c83fda1f0801f988fa1be02e364aa351e32a0609
+// digest         98fd3263b34447cf32807433905f88de04583a315eb2daa544a2280d30c2b117
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         53d44a736d891cc5764ae0a75e7bf47787fb500f55d497e6e522f0dedc1e7162
+// digest         a34ded9fed6498017b9123a8111b18ecbec978fae3decd0daf0c7c129d630d5f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

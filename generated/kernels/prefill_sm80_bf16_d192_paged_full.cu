@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         cde44bbccb5c5080fc7cb5b8371a8c8bab67183ec6726aabee5020398a0ae6d3
+// digest         94aa67db2ca4560be4476fb749b23e8ff223d95317e74c765e58f34899363c4f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

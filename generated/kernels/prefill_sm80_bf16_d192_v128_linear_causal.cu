@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         83ec57794d6be5c6654fa2084cde651fb86c2d69697bcb5cef7bbbaf11bb55a0
+// digest         338907fb60b564cfff6cb28d55c698030fea9d1d6a31b3aee086ebd1f6eda117
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ad18b9d05caee2a52c8a880b6c7cdb224ec9f45dd1bcdb6d3bd45b189f24c7e9
+// digest         ee83b2a83752ae109a0d32e0e0b6ecc49d609daf28c21e415fc909cd562df892
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         0920c655cbbfcdcefdd90b9867a461231b23b5fb3afda37b1c9052d8f039516a
+// digest         179e8f36789936e536fa741699b5ac077b34a8c810f9a72479cb9afd4baaf9e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

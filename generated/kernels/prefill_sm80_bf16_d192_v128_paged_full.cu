@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         67606d1a42b3f0bfc336664043ec32e0aae1b013c9c83834d76bf1b45e80a3f7
+// digest         cb3edce02177bbad456eb9515200daba07aaf61b7fe35cbd4a491fd5a60dd5ee
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

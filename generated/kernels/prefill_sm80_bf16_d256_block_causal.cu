@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         5270b28c2cad96b8b6b56500bbbf623848c9852c18786ccd456a676fcf66f6db
+// digest         d372295e13ad3061d40b7bb3c119e64839d71d3d41f39d8258e1f6bec0152f8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         ee595a322e0040fb0e9ade9635ab12c794ab6059a2079b960889c28d9a5a1ca7
+// digest         bb65d1fc9b54e3a564eea1a8219bb82cdb7535467d064c7c66f673ef9a1a455d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

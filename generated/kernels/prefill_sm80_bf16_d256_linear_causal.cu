@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         be1b00b61d7e10ee3dfe1be024c55d809d57a4930af10468793f51270ec39db6
+// digest         95926a7c341d378947d1597a9f7c4e499da79921f5e6b4790bcf7dd7d0d9f7c7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

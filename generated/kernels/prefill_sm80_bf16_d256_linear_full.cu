@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         08d3f00c51927cfa496f0199048d62bcf3e0550b7699870461f2df650b0106af
+// digest         2fd6db9fcdaf2d92cbdea66ead97ef3798e4fe090ac7f51d8f5c5ab028d6d848
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

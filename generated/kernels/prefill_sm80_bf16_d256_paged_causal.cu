@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         3fb1b248ba68c87e742c52b4c0c8f2f824cb3da03dbaa8d6054606b3dc9bf149
+// digest         ab5997a19ef20c58e8855981eb928fa84069deb5ef272e2767e3d4be50908e92
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

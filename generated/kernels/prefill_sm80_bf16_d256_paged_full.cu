@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         b8d3e6364fd5d586317e893be50b8e01306448c4aa726fac2a84b9dfb251f751
+// digest         5ed856dddcfff395ceda5650480185c16a8527c9a79b88948f92bb9e4545253a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         5d16cb65e7bcda091fc2ab8a2ccf7adfd5bcc1463b28a961ce6a4d30df8fe3df
+// digest         5c0cb0e06581ee05c182aed4098589eccde94545c876e91ded3721fe51d5843b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

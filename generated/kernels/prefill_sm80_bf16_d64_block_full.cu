@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         a77369b0c1970ed829d41937eb7107f319e15af9c238bbdbce4758fa800c1264
+// digest         a6557dca7d8c8427a6bd1e2166b4c7ec871d2fc8b258c9435697f68416653018
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         b90f0c66121a2b07cabdd0cb6bbcb244249f3171daa3e071a9e6ff51364c0665
+// digest         69844d491905d89fdd040b8c4d3588dd69e118245b6b401f661707a41bf58818
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         53c09847371b085522ae2fd93364d4b2505d71421b63644947e091c4125d9575
+// digest         a030689d8932baf15e7b6f7430c97c34fb881c8c538c7fbb58b4f2067e578501
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         5b99b340724a1e3476ab90ffc10619e4b80eec97758d8e298438727c457641da
+// digest         71f82c6249f91cd52208ce8ab1ac3bdcd55615f0de909b05facdb096975c44d8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         992ef40d63320f120a2647643269f08f1324c18b0c5da2b2a4024e594a5be1a2
+// digest         4fc0b91aea48a909a8bfe007f3b8a18cd3d5e5fcb51442d8080bb551703d4681
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

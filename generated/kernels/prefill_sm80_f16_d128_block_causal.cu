@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         1f8a41fb3537816e332ff3e20604e03ee5237c91ca6a9a51cfe44482ac535a8d
+// digest         531d0a1637c497ed570f86d68287e1b9070f87c2dd586c2482d82432cd5886be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

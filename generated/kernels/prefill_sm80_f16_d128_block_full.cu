@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         51c37d44b443eaf9c549e22c3cb3d711367fc57838be8d41b4c9da40bb3d91f2
+// digest         ffb500224335b28df330ae0af20e9b0790fbfd318591a9c0c806c8c7ede39901
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         01cef6fb57e3057f2a52533562b1e9968a0ca6351b8ba2d59875c6cb776f5b82
+// digest         4f684d52b6fdb84cd44350814c7f67c312b639f3f3696f85f7c997f404242cc0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

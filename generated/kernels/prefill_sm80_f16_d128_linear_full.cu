@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         deb7958adb537b57162abb005ea63ac7d7cdd8f377a1409b6001729d455f91d4
+// digest         dbc32721360adf0ba9b3876860ce0e94056697e7f92bb6a9e7b2afe0f977f514
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

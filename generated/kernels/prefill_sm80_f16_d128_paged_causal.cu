@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         eaea4af023134ed29679f9779dba9a03b0e06ae080cc6f5f3d497271900de532
+// digest         e551517a6e8a16d0cc8aa3cd94cf7a6549dd9d14bfdb25b40e9ec6ff30051be8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         040af23d582d24922c1deb9b23e20c9d8a7362383844973e6c96fd3b6bad0b54
+// digest         d2d5e87dab3c6aae2ed6d0ec718a5eaa219133874ee8336ab648f9201b9a6829
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         eda4d1c31c560dc7ec812e3e5f387459cbdbbe0dfe3a03d0ad57e5597a4b8a68
+// digest         6711fbc2e717469f4ebd2ba7dba3acceee59a0263a0c291f2776fc81e516773a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         e4807ae381b795975674a408a71891fa6de719fa5da91adce761bfce29ba388b
+// digest         f4f3b3734eddd2a57deb4c7dddf623cbecc93cf9ed4e57ef30f235601c94b73a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         3ebd247fb1185f3c60f66cf04f70fd4fb24cfe57a05ed069beff609b16aa8e75
+// digest         54f49d78b25cdc9ea9554d87da3e85efa1cba2de208f1d65be78ed21b818afab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         f5a9a9bc7fc84703f64a10960c000dbbf1b799fe4a32369c7b55acc9eabf06ef
+// digest         a17153a58d441ac7e33a95374b04bca2a2b4771c0e7324fc18ebaa358e200c7c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

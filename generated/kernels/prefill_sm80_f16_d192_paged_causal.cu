@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         87f4a2df0db323577541d5964c2f1c9bfecaec328a09168b107c7d64c7df69f0
+// digest         f7fad962bc7531e8ac5a70baf54f1675567703261a1732c03206df146f43d194
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         bd6d88970eac6ad28d94e6e32fa4e9520e2f7cf2bfd26ca040430a28d375047d
+// digest         ed0eb23dbd747f8d31fcb22abe6e9e1b95b002a42c04cd627afcb851d75633ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

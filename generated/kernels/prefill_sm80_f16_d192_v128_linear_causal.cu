@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         4f6a5d318c2113ccb68def6b354c1bc9f6cb794ae2ed9d00f24507a82b699ee6
+// digest         a39f5c46196972587f8fe4315c29c64eb6d541193d03e33bd8e75dc9f1d678fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         5871d263c0a00994f0db715c611aa2ff795a81eaf8b97603f9d829fdb398431c
+// digest         350bc6ef63ead7402d311c679b92092411a95437f2b6d90beebc81216f79add3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         744aafce6f32eed3695fe2ad5bf0e3cb801345e709b414ca818b53181ddd2363
+// digest         ccf2cb1230b63091566374dbbcfcefcac7ace2bf44eb5a10ddc14d953692f9f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         10bafc6a15daa8c001127330ba670661d42c61a6980df119c7c78603fa967448
+// digest         273b04a4195e6c407ad1f77990868aa59526908fd3964e4c9df5bc639d6f1441
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

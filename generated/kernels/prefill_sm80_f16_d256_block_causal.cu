@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         f096b8b7d130d63abe1e259f17848bd384bde98e352ddb62f4b8e6b27a659fee
+// digest         f1079f14891e59b333f62b8e69c762ca3fc6e364757c99b8300a050e4a5bd63c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

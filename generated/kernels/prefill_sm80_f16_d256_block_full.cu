@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         c49fbe9cf59ef2399d17f70fc0f64bee2cdf54424935654f987e759b1ebc2a04
+// digest         67aa4380045ba9c77de7bb93ea74873e89587b9625dddb94e1067f3bbd449be9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

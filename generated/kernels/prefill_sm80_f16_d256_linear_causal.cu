@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         07fd840ad2f1fcd581834b891773e49f96c4b0a3ffede38ba554f48aa80e8946
+// digest         e00f36aa6ce3f029beafb10e2dd420372ce1c7770140e4ee90c87f2be0864401
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         049035d1bbfed853c4605a2b9a5e09e1993842ceb75b9b6cd33d6a37d8cc6493
+// digest         b101569facc3318848453f6f690e54216b7cf1a99f29f285e873323c56951464
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         42bd4bbd954bbd76e91f946267398952d9fc593f741c39a5182d6bebf7c1d84f
+// digest         42674977eed3d9e7b63d3fb0683b4f71d6f7acedd0bcd2a197a55c893788e4bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

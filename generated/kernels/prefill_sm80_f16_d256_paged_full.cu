@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         dadbc9fa067bbc3cc8c0eb5f364f5656669578bc1d564f845010235698972640
+// digest         2b146bb568fa4edb620a9180241a11768fdb9ececc287474a85cddf0271801ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         de9749528f2c5875ef777b778387652d8224f543ef38e6937d3026944c0c1e22
+// digest         489b67db8e5e04c55cc44ab08a912eebd5bf6c7160ed2924839c81f3456b4c11
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         41e3778b37c35700d36f8ef5eeff225a2c49d1e18c0f290ff44d761e94c17ac7
+// digest         028959a71367efabf550d5c8230ea5a3e8c8af885fa5595b629da24319ab50a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

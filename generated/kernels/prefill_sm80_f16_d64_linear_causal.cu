@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         91969d6dbfe09125ccf152379aac95cbc51a1700953151eca16d7008d74c05a5
+// digest         84fce5119031f0d6b2a8a95ee093934ca8b1c0d11d390a67f1fbb29823e8f564
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

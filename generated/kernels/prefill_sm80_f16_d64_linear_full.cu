@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         66e8cdaff212335936634685cba8e9ccc2d87485404024713a9e5508e23cc16e
+// digest         96d2fb71cc93e57e0ab80892f0b79f66fb42dd2765e0b5807bf37a61a7573c22
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         0acacb7f7937f3cbcb9fb5c846f24676137075fec97b8cd1bb4e419f76501222
+// digest         930d36a8bc65c8fa08132b84b347704777c53dfb6d3bbba290c8565bb2a50590
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         ab7b0bf439b6cd8e99d8d6fc4d648e124fbbf6d7df98a675402bebc4c5800cff
+// digest         e0bf7e15ae4c3356331b6c370db34b62093b6a2d04d01b947531e7eebddf9234
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full_t64x128
 // namespace      attn
-// digest         f3b07f8511b3232033b2f6f4a02035d28099a0df19c4c5d72277656dd04a9fa9
+// digest         4d3a34f575f2037288ef2ae39d65588b79cf3954de79de0bab9a5ecdaf4e119b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

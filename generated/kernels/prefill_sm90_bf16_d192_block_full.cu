@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         6c3cfbfb8754adc3a0793b60a0b1c0b9dd4a8a4c2ba7e271baa7ceb62c1b8d88
+// digest         e271545db36c6da309f42298fc05f36ec68eaf3cbf4533c62a017ce6eb2977fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         bb49e0e353b35fd8e2452c5653e9ebde6473c23083d628ce936ee4fd19b5734c
+// digest         3aff9955824e56fb32e8345fa81a79e594611b81b4ae846731fe4b86195aa8e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full_t64x64
 // namespace      attn
-// digest         69e8b1be4a92b1782c1bac944f3bfc2dae7a43836269225cd9f20db9289f4558
+// digest         d7a2dc9de86d3273f30764ae2f5fbd62be4aaa74ffa88ca980b89424a81421f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         b2f237f2e1397883268b32e82b887187849d8dda2028d45689d8b258f9a37226
+// digest         1df6efdae5f7c6b43de6644694a338bb027d3205ab97719ad9b95f11b59e61f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full_t64x128
 // namespace      attn
-// digest         ad8913d6a1d2fe4a944701e7e95939a14ed0793513614e63e4b376c3377eaef7
+// digest         cb478a2dcddc1f31aa076d25cc171697cde6fe011cb3966d5d59660aaac0dc60
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

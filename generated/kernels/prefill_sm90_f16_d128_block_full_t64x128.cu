@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full_t64x128
 // namespace      attn
-// digest         f16d5b5de60aa3c087f3635fa72e7a7c6af2e20dae1c3034c599aefd7e35a934
+// digest         88e083a32caf9cff0ed88062365d9761b393950e134b6977102bc90ea3e8d083
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         aa09788d6e53ef47ea36cd4ebd85f4b1cb4c83f30cd93a2f0265d1ce89c1df0f
+// digest         563a5fc882f139a541ddd334c03f06f7f9185d40790a3c535505be77d84da960
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal_t64x64
 // namespace      attn
-// digest         d7658ac4565982f791362235dafaf705da4a64ab770eea31bfa5b7da39323c68
+// digest         c7aefa8b127b99e338b4835e4b8dc1883692f8fe9e6874a47921351389a40795
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full_t64x64
 // namespace      attn
-// digest         37d6ae67036a5696b101c5906742a47ba796466005107187afa206d21c6aa56b
+// digest         b039774199be54cd4050da5b1cfda7f0c8a5bda3ce1daddae75370ec4646ef86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         d1e42f5ce3e5ed70106586440ea9a943d887d96fba0179ea17b24c003123ade6
+// digest         5201c9e242ce85f49a7005f9286bd0b3ba8970ef953bca324f280230d45ec89a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal_t64x128
 // namespace      attn
-// digest         6efbfcb90e79dbe99c909f76680fd609088766a815db94db1d45daa13f3433fc
+// digest         01104b4bd80091f29d4aaef67d140a88c4a2908d368d152c51e7dcc7148e306f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

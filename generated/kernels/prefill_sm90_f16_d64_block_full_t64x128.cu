@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full_t64x128
 // namespace      attn
-// digest         041a667259b0f30162f2b01b17e3472d9747a6028e1dedff8a6380674dbdc963
+// digest         c3d8cbbdcab7155deefc426e71654172970739a8a748e53d84a32d3a3149dd3f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -63,7 +63,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 1;
+    entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         0915be0d5040acb805208871d042f0e8451dab5a70ecf7078d32b941bed126b7
+// digest         89bd9ed97981197b286b475d473ced06155bee3005afb1548c302bf4f60fb307
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

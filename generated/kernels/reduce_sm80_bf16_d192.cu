@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         310b500ef29e3625e0b3efc0f932e2978f7c210d07a09c8a097300dd8f7c2fc5
+// digest         3169e7ee14a5596a060255e7203d13089b449d5901caad0cbd181f9b02fa16be
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

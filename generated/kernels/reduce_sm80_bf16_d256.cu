@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         a9f46ae47259b0dfc961723e0227b5690d66a448c79ca9c7b6aabdb670f833b1
+// digest         45aedb6513f021da1677b866d4dc6a94b225b8c6d6ae3975cc1bc25fc6e53cf6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         a8c37330ec813050b6984f373c19c96b3ef3b76488b26307195b9dad184fe5dc
+// digest         cca19b432c8e3eb178a015410231136ba6f3efe12fc0a1f62371839cc6db5484
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

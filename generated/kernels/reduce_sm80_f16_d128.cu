@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         646d31b62cee5a8669e8d91206a5ad5328ca2ee5900973696fb139575b68d1f9
+// digest         1aa02c8049a9b83718dbb4eee6202e9d42e302239e19b066d3b6b6a9174b11d1
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

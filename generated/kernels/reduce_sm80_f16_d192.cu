@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         8999d2809b62443897584db6cf0249dcdd741681f9af43aee9c9c39459650004
+// digest         f91c32a86bc2757ef1b275a6d195e14545b1eb22937349595485e8d042c10ddb
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

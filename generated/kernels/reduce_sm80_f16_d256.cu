@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         0c507c5e3f20b112f561b8d7866a9c5dbbbd2184bbe361373ee489a10d0f9cdd
+// digest         ba9a4df2a4f5b7a1ba1f73c9aa6fa747de73f9bd8f30148d20f7a93fff8055db
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

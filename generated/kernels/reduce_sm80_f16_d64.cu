@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         49f816e445b5730d2d7726062c246069d8d74c9d46e75bdc9504f719bc7487c2
+// digest         e2144a529a22ed13fcb5be450fb6d821a8f7e3602ffa7df5fec4bd3fe26aba73
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         a15861a42a134d5068964c286a10b63895734e986366220c22a5c575ec8f1571
+// digest         7eea3ca7ad473673d6b65a7769a7c45d2f0f57738d3ffeb1c01d4e70000f6ea1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         b853f49a5d3ed75fd2d4c516ad5a82e25684cb717bd26d6d98c7ac1696c7afac
+// digest         bda5cfd53ee351d3e5f7022f221ac4d5a66aede55902bc8aa897de0c5b51581e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

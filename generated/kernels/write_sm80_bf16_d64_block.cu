@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         14472edfcb3ca6c72b5fdbdd02a30f2169f086312ca5c9e9943127a0382b2268
+// digest         d45dbbdb918e04497640f720e0c10d200c324387bafe090c0ad98b76f39b6fe0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

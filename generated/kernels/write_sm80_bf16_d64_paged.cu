@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         6d0320d0065eda52dc53026262bf12c4959fe74ea6680063f4165203e507aa26
+// digest         c962fa9acccc88d8bd9506f6f19bfb668d7006768a26ab2e495f7cedf06b8462
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         4db14a320d52409f22b299111a2b75d5cb9861ec14eec706cbaee3d5850ad322
+// digest         b89ba5abf1cac6a266d22b8a2e3c50c1c73703f903ca8303ac8e42dc80b39e91
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         bf9d2654513890c5393c96f6f648e485f3d7b81014e2f60b401e5ff62423bed8
+// digest         24a479b910411f6ac3f55fb21786284769e101fef53bdbf1fbbb5cf0d397c7cb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

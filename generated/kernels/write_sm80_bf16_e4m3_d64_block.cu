@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         babc306612a76bd0c32d1e3367fd70c434bab0e3d0423bc74f28e674bcd7874b
+// digest         66e62fda6ff707b1803656dd9e75211aef22b3a0f76798bca9fb5034433a1a7e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

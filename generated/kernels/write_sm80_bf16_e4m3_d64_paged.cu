@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         d09cbdf067fa7c2177b9b4bde95f3b55fa7c242bf8a443d98fb15e32cf914965
+// digest         68b3584ff160ac14e61384c1275c6b440bdaf8cae45cac539615eef2292c47a3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         f1e6ee8fac26b7383faf4e05558cff0673cfc4b8b2e220686935fc54a102dab8
+// digest         955c984a25ebe2dcad921001b85bcac3a488f0e258fca74a716cb4d6913d4b34
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

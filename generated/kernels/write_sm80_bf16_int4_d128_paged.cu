@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         09eee0c1a945c8aa9962794cdfa57fea688ce01dcfa61e8dadc71ddc740f2168
+// digest         860640c0288ae7cf7b83253a6c49aab0369505b7295696f01b0dac3d31d8c7d7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

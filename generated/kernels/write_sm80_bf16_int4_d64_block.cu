@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         46e447d9585f53c888c00edbde45742785b8378d66f13d413d7d9558928da7af
+// digest         65824ec6d2dbefb943521e215c94fc83c36d15bd3ce7c906fe98d412aabbc978
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         d90cb767221ef86410c9d25f8dd2c07a8e201402eb25a4c734e17bd4f97dc013
+// digest         ba57a875cfe8ce6311b49dea76dcc2a9e838c0be3220c5e6e16cb100012e491c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         0187bfa4287cd4198b940e5f46f2b1ee94c4ec41ae6cb4e02b818f44ce1eb8ed
+// digest         1f2143e85cb3f5579b9871e28239b44f454605e107c96ff0bc4a197da3b3f977
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         6aa0193477967245e926a99ecd372550d6ba3676422bb895076b180c8013d062
+// digest         1fbbba5d40c3b3efc9841e3a2504f4593302461920ab7ed136404a43e0d82940
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         2a55b1865024d0389f6124c195f8d8961b286ed30fe3d956247cf1ae80e0abd3
+// digest         5eb2770d264598a4f3db579385455b11cf4e95465111993a396db7b3dcb34b8c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

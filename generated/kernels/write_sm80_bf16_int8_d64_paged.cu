@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         c96c3914aedc1529f6eef594a6a550cecd1c712fea9996b0d1b550021b0d7d05
+// digest         cd2cedded03cdacb78a364861d126c5d08a561cabb93d64c9e0a8fc2d90162f1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         e9b53b5fbf091270cb9fd9fd27166449926a246e3a5a62c0c7363b5b6f618766
+// digest         e6751105092fec45acddbffd9168cbafde5d03a25436609029dbb103d9553c9c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         9c8bd141f8f62d6bc3798e68a38002e2f131948236aff4d48a074344e0d22a92
+// digest         a0875c05af869a5e029f8e399ae06f8d40bf84ab43266e59677a952f79a39ce4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         92681606ad43e7952ba0ff1a655d798dc6a67e1db1577b8b6e8eada91b007536
+// digest         0e5fff5ad2d1ed04db8442bd15f25c404aa53eac72f3380900f28d23c116b50a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

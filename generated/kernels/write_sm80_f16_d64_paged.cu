@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         cde56623f07b6a0027f224a2abb79b45cbef0c8e5e21951c0b722e096a421aad
+// digest         89444a3e317a8a01c8cb720d389048c2ba1639a9079058c287b79f8c157f9659
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

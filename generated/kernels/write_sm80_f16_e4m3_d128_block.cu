@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         5b2942e9873884d2a4be193da68efbe852c226ef507afdb6c687f72e26fbc6f6
+// digest         8697318c2bedad1b29faec0962d6bdc656278b0e3a5c4f6126ad41ae0188c665
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

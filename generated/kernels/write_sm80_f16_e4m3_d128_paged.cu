@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         f94091706ef348efdc40c76f3385812a7d22f5a41ce38b089f18f210a9a648e3
+// digest         9aa18a5973d34305da283061ec5d9add60a7c1d6550566ebc496100dfc467356
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         69ebf2d31b467bcaddb3d09073b186197afc634f24b64c6da6b2d1bdf4315f8c
+// digest         dde704a1e18cd6e3b6fe86101816da0a3b3bc5487fea19a919bb877cafa8ea53
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

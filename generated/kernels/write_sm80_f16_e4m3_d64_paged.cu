@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         ed735498125b3013346878b59b8e3ed0af80083ca89ff16ec9752bd89d364897
+// digest         d1cb780975b2a60442fdedb7efadb7d4975cb7fc9a5b75213738bf17c4f7978c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         5612ea54e538284311ef340e6ea47a422460972b85aeb0a3cf818aa214e7e1d4
+// digest         83c2da8a31cf74a6ba281e935c82bd327fb1dde093ca179227814285f1c545f1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         c1056602c1042423fdee53cce5040f6aa35c43f9fdc5f1cc2418986b94307a4e
+// digest         a9a17e8d505cf9b39ccba6fefdf0c80472a70337d7c690b722b21f2fd2b7cd0b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         025370f4ec5560ceeacc9e1d82b8e59184a34384c743388e2765bc6daed52620
+// digest         260d66c4e8dd4191716b9379efb361ead88a8fb2caf1733ed9f5ea5c01560b0f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         6673a78b9afc6e4f460160976e639db230d0d20e7823d1222d4b91443582a8c8
+// digest         1a7d5c5594859c92d9010be554f9a191cdd8fbb4096443eabc9f1b9172722f2e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         cf8e2cb0fbcdfb3358a7f3b857762c2270c3b4710bdea55cf6be435a842505c1
+// digest         e681a4f5e20869d339232c56cdf3e9f8c6f353244e146264ce09156c94a73cf2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         94d5a931f14a7a073019da664f6963c3d444ddbbac4644f247fc2ca2e9b0f7bb
+// digest         0ff048799d570ae73485535861e6a7dcc96f3418c80879afe24556a85ae645e0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         6c5f26d39a6bd5d720c1e905aebecd37cbafacf0eebdab0044e0c850923eeb2e
+// digest         50f672dcfef3a3f1ec3308ecab29228d2d81ea410e0416ea8f9c1a47f9535870
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         990c56b5b98ecd67ecc6f9fee00f48e553de9116a0694b0a6a2232a0e40d1ff4
+// digest         ad135787a5881e43c367ad032c583954fdcd53ef156fcb3f9a17c36d797de02a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

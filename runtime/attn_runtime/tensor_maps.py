@@ -24,7 +24,7 @@ OUT_ROWS: Final = 16
 SWIZZLE_ROWS: Final = 8
 """Rows after which the swizzle repeats: where a box may start in a tile."""
 ADDRESS_BASE: Final = 128
-L2_BYTES: Final = 32 << 20
+SECTION_BYTES: Final = 8 << 20
 LEAST_SECTION: Final = 16
 
 
@@ -134,15 +134,16 @@ def _block_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[
 def section_of(config: AttentionConfig, values: Values, plan: Plan) -> int:
     """Heads, or packs of heads, that are scheduled together.
 
-    Under a causal mask the longest tiles of a section come first, so a section is as many heads as
-    have their K and V in 32 MiB of L2, and at least 16, so that few CTAs share a head (measured on
-    an H200). Without a mask it is the heads of one group.
+    Under a causal mask the longest tiles of a section come first, and K and V are read again for
+    each row of tiles: a section is as many heads as have their K and V in 8 MiB, so that L2 keeps
+    them, and at least 16, so that few CTAs share a head (measured on H100 and H200). Without a mask
+    it is the heads of one group.
     """
     heads = int(values["num_heads"])
     section = group = heads // int(values["num_kv_heads"])
     if config.mask is Mask.CAUSAL:
         keys = -(-int(values["max_k_len"]) // int(values["cp_size"]))  # of this rank
         head_bytes = keys * (config.head_dim + config.head_dim_v) * 2
-        section = max(LEAST_SECTION, L2_BYTES // max(head_bytes, 1) * group)
+        section = max(LEAST_SECTION, SECTION_BYTES // max(head_bytes, 1) * group)
     columns = heads * (int(values["batch_size"]) if plan.tiles_per_sequence else 1)
     return max(1, min(section, columns) // plan.packed_heads)

@@ -81,7 +81,9 @@ class TmaLaunch(Launch):
         common = super()._packed(plan, values)
         packed[: len(common)] = common
         section = section_of(self._config, values, plan)
+        group = int(values["num_heads"]) // int(values["num_kv_heads"])
         struct.pack_into("<i", packed, _OFFSETS["section"], section)
+        struct.pack_into("<i", packed, _OFFSETS["group_packs"], group // plan.packed_heads)
         return bytes(packed)
 
     def run(self, addresses: Sequence[int], stream: int) -> None:

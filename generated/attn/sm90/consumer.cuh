@@ -113,7 +113,7 @@ class Consumer {
     for (int i = 0; i < kOutput; ++i) {
       output_[i] = 0.0f;
     }
-    if ((block + 1) * Traits::kCtaS > item().k_len) {
+    if ((block + 1) * Traits::kCtaS > item().k_len && !slots_.values_are_zero_filled()) {
       clear_values(item().k_len - block * Traits::kCtaS);
     }
   }
@@ -137,7 +137,8 @@ class Consumer {
     }
   }
 
-  // Zeros the rows of V behind the end of the sequence, from `row` on: they may hold NaN, and
+  // Zeros the rows of V behind the end of the sequence, from `row` on, where the loader has not:
+  // they may hold NaN, and
   // 0 * NaN would spoil the output. Every consumer does, because none waits for another; all write
   // the same.
   __device__ __forceinline__ void clear_values(int row) {

@@ -10,7 +10,13 @@
 namespace attn::sm90 {
 
 // Source brings K and V: TokenBoxes, BlockBoxes or GatheredRows. All of its threads run the loader;
-// where that is more than one thread, one leads: it loads Q and hands out the items.
+// where that is more than one thread, one leads: it loads Q and hands out the items. A source has
+//
+//   begin_tile    for the tile in a work slot
+//   prepare       ahead of the wait for a free slot: where K and V of a block lie
+//   load_keys     K of the block prepared last
+//   load_values   V of that block, or of the one before
+//   look_ahead    behind the last block of K: the tile after this, if it is known
 template <class Traits, class Source>
 class Loader {
   using T = typename Traits::T;
@@ -50,17 +56,13 @@ class Loader {
     if (block <= item.first_block + kRequestAhead) {
       request_next();
     }
-    if constexpr (Traits::kQuerySlots > 1) {
-      load_queries(item);
-      load_keys(block);
-    } else {
-      // Q waits for the last Q.K of the tile before: bring it as near as L2 meanwhile.
-      if (source_.leads()) {
-        prefetch_queries(item);
-      }
-      load_keys(block);
-      load_queries(item);
+    // A slot of Q is free late, when TMA has read the output that leaves through it, or behind the
+    // last Q.K of the tile before where there is one slot: bring Q as near as L2 meanwhile.
+    if (Traits::kQuerySlots == 1 && source_.leads()) {
+      prefetch_queries(item);
     }
+    load_keys(block);
+    load_queries(item);
 #pragma unroll 1
     for (; block > item.first_block; --block) {
       if (block - 1 == item.first_block + kRequestAhead) {
@@ -120,7 +122,10 @@ class Loader {
     return {panel * Traits::kPanelColumns, item.head, item.first_token + token};
   }
 
+  // Refilling a slot as soon as it is free decides whether the consumers wait: what can be done
+  // ahead of that is.
   __device__ __forceinline__ void load_keys(int block) {
+    source_.prepare(block);
     storage_.k_empty[keys_.slot()].wait(keys_.phase() ^ 1);  // all consumers have left the slot
     source_.load_keys(block, keys_.slot());
     keys_.advance();

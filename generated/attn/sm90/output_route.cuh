@@ -56,7 +56,7 @@ class OutputPath<Traits, OutputRoute::kThroughQuery> {
 
   __device__ __forceinline__ void end() {
     if (thread_.lane() == 0) {
-      wait_stores();
+      wait_stores_read();  // the writes themselves end with the kernel
     }
   }
 
@@ -121,7 +121,7 @@ class OutputPath<Traits, OutputRoute::kThroughStaging> {
   __device__ __forceinline__ void end() {
     go_on();
     if (thread_.lane() == 0) {
-      wait_stores();
+      wait_stores_read();  // the writes themselves end with the kernel
     }
   }
 

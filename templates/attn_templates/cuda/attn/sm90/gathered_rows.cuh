@@ -9,8 +9,11 @@ namespace attn::sm90 {
 
 // --- asynchronous copies ------------------------------------------------------------------------
 
-__device__ __forceinline__ void copy_async(uint32_t shared, const char* global) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(shared), "l"(global)
+// 16 bytes, of which the first `bytes` are read and the others are zero.
+__device__ __forceinline__ void copy_async(uint32_t shared, const char* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
+               "l"(global),
+               "r"(bytes)
                : "memory");
 }
 
@@ -28,8 +31,9 @@ __device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
 // a time.
 //
 // Nobody here waits for a copy: each thread's last one signals. wgmma reads shared memory through
-// another proxy than the copies write it, so the consumers fence after they have waited. Rows
-// behind the end of the sequence are left out.
+// another proxy than the copies write it, so the consumers fence after they have waited. Behind the
+// end of the sequence, rows of K are left out, since their scores are masked, and rows of V are
+// zero: 0 * NaN would spoil the output.
 template <class Traits>
 class GatheredRows {
   using T = typename Traits::T;
@@ -68,17 +72,20 @@ class GatheredRows {
     }
   }
 
-  __device__ __forceinline__ void load_keys(int block, int slot) {
+  __device__ __forceinline__ void prepare(int block) {
     write_addresses(block);
     if (block > work().item.first_block) {
       look_up(work(), block - 1);
     }
-    copy_rows<Traits::kHeadDim>(
+  }
+
+  __device__ __forceinline__ void load_keys(int block, int slot) {
+    copy_rows<Traits::kHeadDim, false>(
         &RowAddress::k, storage_.k[slot].panel, storage_.k_full[slot], block);
   }
 
   __device__ __forceinline__ void load_values(int block, int slot) {
-    copy_rows<Traits::kHeadDimV>(
+    copy_rows<Traits::kHeadDimV, true>(
         &RowAddress::v, storage_.v[slot].panel, storage_.v_full[slot], block);
   }
 
@@ -125,7 +132,7 @@ class GatheredRows {
     __syncwarp();  // the addresses are visible to the warp
   }
 
-  template <int kColumns, class Panel, int kPanels>
+  template <int kColumns, bool kZeroFilled, class Panel, int kPanels>
   __device__ __forceinline__ void copy_rows(const char* RowAddress::* part,
                                             Panel (&panels)[kPanels],
                                             Barrier& full,
@@ -134,7 +141,8 @@ class GatheredRows {
     const int chunk = lane() % 8;
     const int first = lane() / 8;
     const int existing = work().item.k_len - block * Traits::kCtaS - first_row();
-    const int rows = min(min(Traits::kGatherRows, Traits::kCtaS - first_row()), existing);
+    const int most = min(Traits::kGatherRows, Traits::kCtaS - first_row());
+    const int rows = kZeroFilled ? most : min(most, existing);
     const uint32_t target = shared_address(&panels[0]) + (first_row() + first) * 128;
     // first_row() is a multiple of 4, and so is what follows: bit 2 of a row alternates.
     const int swizzled = (chunk ^ ((first_row() + first) % 8)) << 4;
@@ -144,18 +152,23 @@ class GatheredRows {
       const char* source[kBatch];
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
-        source[j] = addresses[min((i + j) * 4 + first, Traits::kGatherRows - 1)].*part + chunk * 16;
+        const int row = (i + j) * 4 + first;
+        source[j] = row < existing ? addresses[min(row, Traits::kGatherRows - 1)].*part + chunk * 16
+                                   : reinterpret_cast<const char*>(params_.q);  // not read
       }
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
-        if ((i + j) * 4 + first < rows) {
+        const int row = (i + j) * 4 + first;
+        if (row < rows) {
+          const bool exists = !kZeroFilled || row < existing;
           const uint32_t place = target + (i + j) * 512 + (swizzled ^ ((i + j) % 2 << 6));
 #pragma unroll
           for (int panel = 0; panel < kPanels; ++panel) {
             if ((panel + 1) * Traits::kPanelColumns <= kColumns ||
                 panel * Traits::kPanelColumns + chunk * 8 < kColumns) {
               copy_async(place + panel * static_cast<int>(sizeof(Panel)),
-                         source[j] + panel * Traits::kPanelColumns * sizeof(T));
+                         source[j] + panel * Traits::kPanelColumns * sizeof(T),
+                         exists ? 16 : 0);
             }
           }
         }

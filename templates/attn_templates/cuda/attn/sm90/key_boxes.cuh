@@ -25,7 +25,12 @@ class TokenBoxes {
   __device__ __forceinline__ static constexpr bool in_leading_warp() { return true; }
   __device__ __forceinline__ static constexpr bool signals() { return true; }
 
-  __device__ __forceinline__ void begin_tile(int work_slot) { work_slot_ = work_slot; }
+  __device__ __forceinline__ void begin_tile(int work_slot) {
+    const Work& work = storage_.work[work_slot];
+    first_token_ = work.key_token;
+    kv_head_ = work.kv_head;
+  }
+  __device__ __forceinline__ void prepare(int) {}
   __device__ __forceinline__ void look_ahead(int) {}
 
   __device__ __forceinline__ void load_keys(int block, int slot) {
@@ -37,8 +42,6 @@ class TokenBoxes {
   }
 
  private:
-  __device__ __forceinline__ const Work& work() const { return storage_.work[work_slot_]; }
-
   template <class Panel, int kPanels>
   __device__ __forceinline__ void load(Panel (&panels)[kPanels],
                                        const TensorMap& map,
@@ -47,18 +50,19 @@ class TokenBoxes {
     full.arrive_and_expect(sizeof(panels));
 #pragma unroll
     for (int panel = 0; panel < kPanels; ++panel) {
-      const int token = work().key_token + block * Traits::kCtaS;
+      const int token = first_token_ + block * Traits::kCtaS;
       load_box(&panels[panel],
                map,
                full,
-               BoxOrigin{panel * Traits::kPanelColumns, work().kv_head, token},
+               BoxOrigin{panel * Traits::kPanelColumns, kv_head_, token},
                CacheHint::kEvictLast);
     }
   }
 
   Storage& storage_;
   const Arguments<T>& arguments_;
-  int work_slot_ = 0;  // of the tile being loaded
+  int first_token_ = 0;  // of the sequence whose tile is being loaded
+  int kv_head_ = 0;
 };
 
 // Where a box lies: two coordinates of its map, from the innermost dimension to the outermost:
@@ -132,14 +136,17 @@ class BlockBoxes {
     }
   }
 
-  __device__ __forceinline__ void load_keys(int block, int slot) {
-    // K runs one block ahead of V, and the look-up one ahead of K.
+  // K runs one block ahead of V, and the look-up one ahead of K.
+  __device__ __forceinline__ void prepare(int block) {
     values_ = keys_;
     keys_ = place(next_entry_);
     key_block_ = block;
     if (block > work().item.first_block) {
       look_up(work(), block - 1);
     }
+  }
+
+  __device__ __forceinline__ void load_keys(int, int slot) {
     load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], keys_);
   }
 

@@ -61,6 +61,9 @@ class FilledSlots {
     fence_copies();
   }
 
+  // Behind the end of the sequence.
+  __device__ __forceinline__ bool values_are_zero_filled() const { return is_gathered(); }
+
   // For values that nobody reads: the phase that is handed back must have begun.
   __device__ __forceinline__ void wait_values_unread() const {
     storage_.v_full[values_.slot].wait(values_.phase);
@@ -95,9 +98,13 @@ class FilledSlots {
  private:
   // Copies write through another proxy than wgmma reads.
   __device__ __forceinline__ void fence_copies() const {
-    if (key_source<Traits>(params_) == KeySource::kGathered) {
+    if (is_gathered()) {
       fence_async_proxy();
     }
+  }
+
+  __device__ __forceinline__ bool is_gathered() const {
+    return key_source<Traits>(params_) == KeySource::kGathered;
   }
 
   Storage& storage_;

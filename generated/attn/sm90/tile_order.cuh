@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// An order of all tiles: which one is computed before which.
+#pragma once
+
+#include "attn/cta_map.cuh"
+#include "attn/sm90/prefill_traits.cuh"
+
+namespace attn::sm90 {
+
+// value / divisor for what is often 0 or divided by 1. The first tile of a CTA waits for each
+// division, and a whole warp branches alike.
+__device__ __forceinline__ int quotient(int value, int divisor) {
+  if (divisor == 1) {
+    return value;
+  }
+  return value < divisor ? 0 : static_cast<unsigned>(value) / static_cast<unsigned>(divisor);
+}
+
+// A column is one pack of heads of one sequence (where the tiles of a sequence are found by search:
+// of all sequences), a row is a tile and a split of it, the last tile of a sequence first, because
+// under a causal mask it is the longest. Columns go in sections whose K and V fit into L2 together;
+// within a section the order is row by row.
+template <class Traits>
+class TileOrder {
+  using T = typename Traits::T;
+
+ public:
+  __device__ __forceinline__ explicit TileOrder(const Arguments<T>& arguments)
+      : params_(arguments.params), plan_(arguments.plan), section_(arguments.section) {}
+
+  __device__ __forceinline__ int size() const { return rows() * columns(); }
+
+  // The tile at an index below size(); without rows where there is no such tile, or its sequence is
+  // finished. By a whole warp.
+  __device__ __forceinline__ QueryTile query_tile(int index) const {
+    const int section_size = recomputed(section_ * rows());
+    const int section = quotient(index, section_size);
+    const int in_section = index - section * section_size;
+    const int width = min(section_, columns() - section * section_);
+    const int row = quotient(in_section, width);
+    const int column = section * section_ + in_section - row * width;
+    const int splits = recomputed(plan_.split_cnt);
+    const int slot = quotient(row, splits);
+    QueryTile tile;
+    tile.split = row - slot * splits;
+
+    int from_last = slot;  // 0: the last tile of its sequence
+    if (plan_.tiles_per_sequence > 0) {
+      tile.sequence = quotient(column, packs());
+      tile.head = column - tile.sequence * packs();
+    } else {
+      int start;
+      tile.sequence = find_sequence(params_.cu_q_len, params_.batch_size, plan_.cta_q, slot, start);
+      tile.head = column;
+      from_last = slot - start;
+    }
+    tile.head *= plan_.packed_heads;
+    set_rows(tile, from_last);
+    return tile;
+  }
+
+ private:
+  __device__ __forceinline__ void set_rows(QueryTile& tile, int from_last) const {
+    const int q_begin = params_.cu_q_len[tile.sequence];
+    tile.q_len = params_.cu_q_len[tile.sequence + 1] - q_begin;
+    const int tiles = tiles_of_queries(tile.q_len);
+    tile.first_query = (tiles - 1 - from_last) * plan_.cta_q;
+    tile.first_token = q_begin + tile.first_query;
+    tile.rows = from_last < tiles ? min(plan_.cta_q, tile.q_len - tile.first_query) : 0;
+    if (params_.finished != nullptr && params_.finished[tile.sequence]) {
+      tile.rows = 0;
+    }
+  }
+
+  // ceil(queries / cta_q), where cta_q is kCtaQ by a power of two.
+  __device__ __forceinline__ int tiles_of_queries(int queries) const {
+    const unsigned last = static_cast<unsigned>(queries) + plan_.cta_q - 1;
+    if constexpr ((Traits::kCtaQ & (Traits::kCtaQ - 1)) == 0) {
+      return static_cast<int>(last >> (31 - __clz(plan_.cta_q)));
+    } else {
+      return static_cast<int>(last / static_cast<unsigned>(plan_.cta_q));
+    }
+  }
+
+  __device__ __forceinline__ int columns() const {
+    return plan_.tiles_per_sequence > 0 ? params_.batch_size * packs() : packs();
+  }
+
+  // Of heads.
+  __device__ __forceinline__ int packs() const {
+    return PackedRows{recomputed(plan_.packed_heads)}.packs(recomputed(params_.num_heads));
+  }
+
+  __device__ __forceinline__ int rows() const {
+    return (plan_.tiles_per_sequence > 0 ? plan_.tiles_per_sequence : plan_.q_tiles) *
+           plan_.split_cnt;
+  }
+
+  const AttentionParams<T>& params_;
+  const TilePlan& plan_;
+  const int section_;
+};
+
+}  // namespace attn::sm90
