@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 class Finished(NamedTuple):
     """How a process ended, what it said (both streams), the processor time of all its parts and the
-    memory of the largest."""
+    memory of the largest; 0 where that is not known."""
 
     code: int
     output: str
@@ -24,7 +25,12 @@ class Finished(NamedTuple):
 def run_and_weigh(
     command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
 ) -> Finished:
-    """Run a command in a folder to its end. Raises OSError when it cannot be started."""
+    """Run a command in a folder to its end. Raises OSError when it cannot be started.
+
+    A process begins as a copy of this one, and the system counts that: a peak no larger than this
+    process's own says nothing of the command.
+    """
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command,
@@ -43,4 +49,5 @@ def run_and_weigh(
         process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait too
         log.seek(0)
         cpu_seconds = usage.ru_utime + usage.ru_stime
-        return Finished(process.returncode, log.read(), cpu_seconds, usage.ru_maxrss * 1024)
+        peak_bytes = usage.ru_maxrss * 1024 if usage.ru_maxrss > own else 0
+        return Finished(process.returncode, log.read(), cpu_seconds, peak_bytes)

@@ -223,12 +223,16 @@ def test_a_picture_of_the_results_is_drawn(tmp_path: Path, clock: list[tuple[Sha
 
 
 def test_the_memory_of_a_process_is_that_of_its_largest_part(tmp_path: Path) -> None:
-    child = "x = bytearray(80_000_000); print(len(x))"
+    child = "x = bytearray(400_000_000); print(len(x))"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     done = run_and_weigh((sys.executable, "-c", code), tmp_path)
     assert done.code == 0
-    assert done.output.strip() == "80000000"
-    assert 80_000_000 < done.peak_bytes < 300_000_000
+    assert done.output.strip() == "400000000"
+    assert 400_000_000 < done.peak_bytes < 600_000_000
+
+
+def test_a_process_smaller_than_this_one_has_no_known_peak(tmp_path: Path) -> None:
+    assert run_and_weigh(("true",), tmp_path).peak_bytes == 0
 
 
 def test_the_costs_of_compiling_are_a_line_per_unit_and_a_sum() -> None:
