@@ -122,17 +122,28 @@ def linear_cache(k: Bits, v: Bits, style: LinearStyle, rng: np.random.Generator)
 
 
 def block_cache(
-    batch: Batch, k: Bits, v: Bits, block_len: int, rng: np.random.Generator
+    batch: Batch,
+    k: Bits,
+    v: Bits,
+    block_len: int,
+    rng: np.random.Generator,
+    pairs: tuple[Bits, Bits] | None = None,
 ) -> BlockCache:
-    """[kv_head][K, V][token][head_dim] from the layer's offset on, other layers around it."""
+    """[kv_head][K, V][token][head_dim] from the layer's offset on, other layers around it. With
+    `pairs` of K and of V [keys, num_kv_heads, 2], behind it [kv_head][K, V][token][2]."""
     _, heads, dim = k.shape
     used_blocks = [-(-k_len // block_len) for k_len in batch.k_lens]
     entries = [count + int(rng.integers(3)) for count in used_blocks]
     block_count = sum(used_blocks) + 2
-    layer = heads * 2 * block_len * dim
+    code_part, pair_part = (heads * 2 * block_len * width for width in (dim, 2 if pairs else 0))
+    layer = code_part + -(-pair_part // 8) * 8  # the next layer is aligned to 16 bytes
     before, after = (8 * int(count) for count in rng.integers(1, 40, 2))
     blocks = _poisoned(block_count * (before + layer + after)).reshape(block_count, -1)
-    rows = blocks[:, before : before + layer].reshape(block_count, heads, 2, block_len, dim)
+    parts = [(blocks[:, before : before + code_part], (k, v))]
+    if pairs:
+        parts.append((blocks[:, before + code_part :][:, :pair_part], pairs))
+    shape = (block_count, heads, 2, block_len, -1)
+    targets = [(part.reshape(shape), rows) for part, rows in parts]
 
     offsets = rng.integers(-(2**62), 2**62, sum(entries))
     used = np.zeros(sum(entries), bool)
@@ -145,9 +156,10 @@ def block_cache(
         first += entries[b]
         token = np.arange(k_len)
         keys = slice(cu_k[b], cu_k[b + 1])
-        rows[own[token // block_len], :, 0, token % block_len] = k[keys]
-        rows[own[token // block_len], :, 1, token % block_len] = v[keys]
-    assert rows.base is blocks.base, "the rows are a view"
+        for target, (of_k, of_v) in targets:
+            target[own[token // block_len], :, 0, token % block_len] = of_k[keys]
+            target[own[token // block_len], :, 1, token % block_len] = of_v[keys]
+    assert all(target.base is blocks.base for target, _ in targets), "the rows are views"
     return BlockCache(
         blocks.reshape(-1), offsets, used, cumulated(tuple(entries)), block_len, 2 * before
     )

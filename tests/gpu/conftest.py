@@ -71,15 +71,18 @@ def watchdog(request: pytest.FixtureRequest, stderr_descriptor: int) -> Iterator
 
 
 def needed_configs(items: list[pytest.Item]) -> list[AttentionConfig]:
-    """The configurations of the kernels that the items are parametrised with."""
+    """The configurations, or those of the kernels, that the items are parametrised with."""
     found: dict[str, AttentionConfig] = {}
     for item in items:
         parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
         kernel = parameters.get("kernel")
+        config = parameters.get("config")
+        if isinstance(config, AttentionConfig):
+            found[config.name] = config
         if kernel is None or kernel.config.mode is Mode.REDUCE:
             continue
         is_decode = kernel.config.mode is Mode.DECODE  # whose plan picks among all tiles
         for word in tilings(kernel.config) if is_decode else (kernel.config.tile,):
-            config = replace(kernel.config, tile=word)
-            found[config.name] = config
+            tiled = replace(kernel.config, tile=word)
+            found[tiled.name] = tiled
     return [found[name] for name in sorted(found)]

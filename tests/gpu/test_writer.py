@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cache writers against the quantiser in numpy: every byte of every cache, poison included."""
+
+from __future__ import annotations
+
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+from kv_harness import (
+    DEVICE,
+    CacheOnDevice,
+    Layout,
+    Rows,
+    draw_rows,
+    ints,
+    kept,
+    scales_of,
+    upload,
+)
+
+from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mode
+from attn_codegen.space import is_valid
+from attn_runtime.cache_writer import CacheWriter
+from layouts import LinearStyle, PagedStyle, strided_rows
+from quantiser import e4m3_codes
+from reference import Batch, Bits, from_bits
+from reference_torch import DTYPES, torch
+
+pytestmark = pytest.mark.gpu
+
+HEAD_DIMS = (64, 128, 16, 32, 80, 96, 192, 256)
+TASKS = 6
+
+
+def configs() -> list[AttentionConfig]:
+    """Each element type and cache, at widths that take turns."""
+    found = []
+    for index, (dtype, kv_dtype, cache) in enumerate(
+        (d, k, c) for d in Dtype for k in KvDtype for c in Cache
+    ):
+        for head_dim in dict.fromkeys((128, *(HEAD_DIMS[(index + i) % 8] for i in (0, 3)))):
+            config = AttentionConfig.of(
+                mode=Mode.WRITE, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, cache=cache
+            )
+            found += [config] if is_valid(config) else []
+    return [*found, AttentionConfig.parse("write_sm80_bf16_d192_v128_paged")]
+
+
+def writer_of(config: AttentionConfig, heads: int) -> CacheWriter:
+    return CacheWriter(
+        num_kv_heads=heads,
+        head_dim=config.head_dim,
+        head_dim_v=config.head_dim_v,
+        dtype=config.dtype,
+        kv_dtype=config.kv_dtype,
+        cache=config.cache,
+    )
+
+
+def batch_of(config: AttentionConfig, q_lens: list[int], k_lens: list[int], heads: int) -> Batch:
+    return Batch(
+        q_lens=tuple(q_lens),
+        k_lens=tuple(k_lens),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=config.head_dim,
+        head_dim_v=config.head_dim_v,
+        causal=True,
+    )
+
+
+def new_keys(batch: Batch, finished: list[bool]) -> np.ndarray:
+    """[keys] whether the call writes a key."""
+    new = np.zeros(batch.key_num, bool)
+    for b, end in enumerate(batch.cu_k_len[1:]):
+        if not finished[b]:
+            new[max(end - batch.q_lens[b], batch.cu_k_len[b]) : end] = True
+    return new
+
+
+def new_rows(batch: Batch, rows: Bits, rng: np.random.Generator, dtype: str) -> torch.Tensor:
+    """The rows of the new tokens, [token_num + some, num_kv_heads, head_dim] in a wider array."""
+    tokens = [
+        max(0, end - q_len + i)
+        for end, q_len in zip(batch.cu_k_len[1:], batch.q_lens, strict=True)
+        for i in range(q_len)
+    ]
+    extra = np.full((3, *rows.shape[1:]), 0x1234, np.uint16)  # behind the last sequence
+    found = np.concatenate([rows[np.array(tokens, np.int64)], extra])
+    strided = strided_rows(found, int(rng.choice([0, 8, 64])), rng)
+    base = torch.from_numpy(strided.base.view(np.int16)).to(DEVICE).view(DTYPES[dtype])
+    return torch.as_strided(base, strided.shape, strided.strides)
+
+
+def lens(rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    q_lens = [int(rng.choice([0, 1, 1, 2, 5, 17, 64, 130])) for _ in range(rng.integers(1, 9))]
+    prefixes = [int(rng.choice([0, 0, 1, 15, 16, 63, 100])) for _ in q_lens]
+    return q_lens, [a + b for a, b in zip(q_lens, prefixes, strict=True)]
+
+
+def written(
+    config: AttentionConfig,
+    batch: Batch,
+    layout: Layout,
+    rng: np.random.Generator,
+    finished: list[bool],
+    per_head: bool = False,
+) -> tuple[CacheOnDevice, list[Bits], dict[str, Any]]:
+    """A cache that has been written to, what it must hold, and the arguments of the call."""
+    heads, dtype = batch.num_kv_heads, config.dtype.value
+    values = [
+        draw_rows(rng, batch.key_num, heads, width, dtype)
+        for width in (config.head_dim, config.head_dim_v)
+    ]
+    scales = None
+    if config.kv_dtype is KvDtype.E4M3:
+        scales = scales_of(config, heads, per_head), 2 * scales_of(config, heads, per_head)
+    ones = np.ones(heads, np.float32)
+    rows: list[Rows] = [
+        kept(config, value, scales[i] if scales else ones)[0] for i, value in enumerate(values)
+    ]
+    absent = new_keys(batch, [False] * len(finished))
+    skipped = absent & ~new_keys(batch, finished)
+    cache = upload(config, batch, *(r.without(absent) for r in rows), layout, scales)
+    expected = upload(config, batch, *(r.without(skipped) for r in rows), layout, scales).bits()
+    call = cache.call | {
+        "k_new": new_rows(batch, values[0], rng, dtype),
+        "v_new": new_rows(batch, values[1], rng, dtype),
+        "cu_q_len": ints(batch.cu_q_len),
+        "cu_k_len": ints(batch.cu_k_len),
+    }
+    if any(finished):
+        call["finished"] = torch.tensor(finished, device=DEVICE)
+    writer_of(config, heads)(**call)
+    return cache, expected, call
+
+
+def check(cache: CacheOnDevice, expected: list[Bits], note: str) -> None:
+    for got, want in zip(cache.bits(), expected, strict=True):
+        wrong = np.flatnonzero(got != want)
+        assert not len(wrong), (
+            f"{note}: {len(wrong)} of {got.size} words differ, first at {wrong[0]}: "
+            f"{got[wrong[0]]:#06x}, not {want[wrong[0]]:#06x}"
+        )
+
+
+@pytest.mark.parametrize("config", configs(), ids=lambda config: config.name)
+def test_every_byte_of_the_cache_is_what_the_quantiser_says(config: AttentionConfig) -> None:
+    for task in range(TASKS):
+        rng = np.random.default_rng([crc32(config.name.encode()), task])
+        q_lens, k_lens = lens(rng)
+        heads = int(rng.choice([1, 2, 3, 8]))
+        finished = [bool(task % 2 and rng.integers(4) == 0) for _ in q_lens]
+        layout = Layout(
+            block_len=int(rng.choice([1, 7, 16, 64, 128])),
+            linear_style=rng.choice(list(LinearStyle)),
+            paged_style=rng.choice(list(PagedStyle)),
+            seed=task,
+        )
+        batch = batch_of(config, q_lens, k_lens, heads)
+        cache, expected, call = written(config, batch, layout, rng, finished, bool(task % 3))
+        note = f"task {task}: {q_lens} of {k_lens}, {heads} heads, {layout}, finished {finished}"
+        check(cache, expected, note)
+        writer_of(config, heads)(**call)
+        check(cache, expected, f"{note}, written twice")
+
+
+@pytest.mark.parametrize("kv_dtype", ["same", "int8", "int4", "e4m3"])
+def test_many_sequences_and_one_long_one(kv_dtype: str) -> None:
+    config = AttentionConfig.of(mode="write", dtype="bf16", kv_dtype=kv_dtype, cache="paged")
+    rng = np.random.default_rng(3)
+    q_lens = [1] * 300 + [3000] + [0, 1] * 50
+    k_lens = [q + int(rng.integers(40)) for q in q_lens]
+    batch = batch_of(config, q_lens, k_lens, 2)
+    cache, expected, _ = written(config, batch, Layout(64), rng, [False] * len(q_lens))
+    check(cache, expected, kv_dtype)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_every_element_becomes_the_nearest_e4m3(dtype: str) -> None:
+    bits = np.arange(2**16, dtype=np.uint16).reshape(-1, 1, 128)
+    config = AttentionConfig.of(mode="write", dtype=dtype, kv_dtype="e4m3", cache="linear")
+    tokens = len(bits)
+    new = torch.from_numpy(bits.view(np.int16)).to(DEVICE).view(DTYPES[dtype])
+    k, v = torch.zeros(2, tokens, 1, 128, dtype=torch.uint8, device=DEVICE)
+    sums = ints([0, tokens])
+    writer_of(config, 1)(new, new, k, v, cu_q_len=sums, cu_k_len=sums)
+    with np.errstate(invalid="ignore"):
+        expected = e4m3_codes(from_bits(bits, dtype).astype(np.float32))
+    assert (k.cpu().numpy() == expected).all()
+    assert (v.cpu().numpy() == expected).all()
+
+
+def test_a_longer_new_part_than_the_sequence_writes_what_fits() -> None:
+    config = AttentionConfig.of(mode="write", dtype="f16", kv_dtype="int8", cache="block")
+    rng = np.random.default_rng(5)
+    batch = batch_of(config, [9, 4], [5, 4], 2)
+    cache, expected, _ = written(config, batch, Layout(4), rng, [False, False])
+    check(cache, expected, "9 new tokens of a sequence of 5")
+
+
+def test_a_call_can_be_captured_in_a_graph() -> None:
+    config = AttentionConfig.of(mode="write", dtype="bf16", kv_dtype="int8", cache="paged")
+    rng = np.random.default_rng(6)
+    batch = batch_of(config, [3, 7], [30, 7], 2)
+    cache, expected, call = written(config, batch, Layout(16), rng, [False, False])
+    for name in ("k", "v", "k_pairs", "v_pairs"):
+        call[name].zero_()
+    before = cache.bits()
+    write = writer_of(config, 2)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        write(**call)
+    for now, then in zip(cache.bits(), before, strict=True):
+        assert (now == then).all(), "a captured call wrote"
+    graph.replay()
+    got = cache.bits()
+    changed = [(now != then) for now, then in zip(got, before, strict=True)]
+    assert any(mask.any() for mask in changed)
+    for now, want, mask in zip(got, expected, changed, strict=True):
+        assert (now[mask] == want[mask]).all()
