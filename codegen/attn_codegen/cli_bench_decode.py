@@ -16,7 +16,7 @@ from attn_codegen.cli_bench_options import (
     save_option,
     words,
 )
-from attn_codegen.config import Arch, Dtype
+from attn_codegen.config import Arch, Dtype, KvDtype, axis_value
 from attn_codegen.errors import SelectionError
 from attn_codegen.options import json_option
 
@@ -41,6 +41,13 @@ from attn_codegen.options import json_option
 )
 @click.option("--scattered", is_flag=True, help="Take blocks from all over the pool.")
 @click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--kv",
+    "kv_dtypes",
+    metavar="TYPE,TYPE,...",
+    default="same",
+    help="Elements of the cache: same, int8, int4, e4m3; a table for each.  [default: same]",
+)
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
 @click.option("--peers", help=peers_help % "cudnn,flash,fa3,flashinfer")
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
@@ -56,6 +63,7 @@ def decode(
     layout: str,
     scattered: bool,
     block_len: int,
+    kv_dtypes: str,
     arch: str | None,
     peers: str | None,
     rounds: int,
@@ -76,6 +84,7 @@ def decode(
       attn-codegen bench decode
       attn-codegen bench decode --model llama3-70b --batch 64 --context 16k --block-len 16
       attn-codegen bench decode --batch 64 --context 32k --ragged --peers none
+      attn-codegen bench decode --kv same,int8,int4,e4m3 --layout hnd --peers none
     """
     from attn_runtime.bench import decode as command
     from attn_runtime.bench import decode_shapes
@@ -90,24 +99,32 @@ def decode(
     if plot is not None:
         require_matplotlib()
     own = _heads(heads)
-    cells = decode_shapes.decode_cells(
-        _numbers(batches, decode_shapes.BATCHES),
-        _numbers(contexts, decode_shapes.CONTEXTS),
-        own,
-        queries,
-        is_ragged=ragged,
-    )
-    family = Arch(arch) if arch else None
-    setup = DecodeSetup(Dtype(dtype), own, Layout(layout), block_len, family, scattered)
+    kinds = [axis_value(KvDtype, "kv_dtype", word) for word in kv_dtypes.split(",")]
+    if len(kinds) > 1 and (as_json or save is not None or plot is not None):
+        raise SelectionError("--json, --save and --plot keep one table: give one type to --kv")
     chosen = tuple(known.choose(peers, NAMES))
-    request = command.Request(tuple(cells), setup, chosen, Schedule(rounds=rounds, warm_ms=60.0))
-    results = command.run(request, click.echo if not as_json else lambda _: None)
-    if as_json:
-        click.echo(json.dumps(results.to_json(), indent=2))
-    if save is not None:
-        files.save(results, save)
-    if plot is not None:
-        draw(results, plot)
+    for kv_dtype in kinds:
+        cells = decode_shapes.decode_cells(
+            _numbers(batches, decode_shapes.BATCHES),
+            _numbers(contexts, decode_shapes.CONTEXTS),
+            own,
+            queries,
+            is_ragged=ragged,
+            kv_dtype=kv_dtype,
+        )
+        family = Arch(arch) if arch else None
+        setup = DecodeSetup(
+            Dtype(dtype), own, Layout(layout), block_len, family, scattered, kv_dtype
+        )
+        schedule = Schedule(rounds=rounds, warm_ms=60.0)
+        request = command.Request(tuple(cells), setup, chosen, schedule)
+        results = command.run(request, click.echo if not as_json else lambda _: None)
+        if as_json:
+            click.echo(json.dumps(results.to_json(), indent=2))
+        if save is not None:
+            files.save(results, save)
+        if plot is not None:
+            draw(results, plot)
 
 
 def _numbers(text: str | None, usual: tuple[int, ...]) -> tuple[int, ...]:

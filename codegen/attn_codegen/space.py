@@ -30,7 +30,7 @@ PRESETS: Final = ("default", "all", "turbomind")
 
 _ATTENTION_MODES: Final = (Mode.PREFILL, Mode.DECODE)
 _ARCHES: Final = (Arch.SM80, Arch.SM90)
-_QUANTISED: Final = frozenset({(Mode.WRITE, Arch.SM80)})
+_QUANTISED: Final = frozenset((mode, Arch.SM80) for mode in (Mode.PREFILL, Mode.DECODE, Mode.WRITE))
 """The modes and families that have kernels for quantised caches."""
 _HEAD_DIMS: Final = tuple(range(HEAD_DIM_STEP, HEAD_DIM_MAX + 1, HEAD_DIM_STEP))
 _PRESET_HEAD_DIMS: Final = (64, 128, 192, 256)
@@ -88,6 +88,12 @@ def _is_reduce(config: AttentionConfig) -> bool:
 
 def _is_quantised(config: AttentionConfig) -> bool:
     return config.kv_dtype is not KvDtype.SAME
+
+
+def _fits_fragments(config: AttentionConfig) -> bool:
+    """A fragment of 16 columns of 16 bits, read whole, holds more columns of codes."""
+    columns = {KvDtype.INT8: 32, KvDtype.E4M3: 32, KvDtype.INT4: 64}.get(config.kv_dtype, 16)
+    return config.head_dim % columns == 0
 
 
 def _tile_is_known(config: AttentionConfig) -> bool:
@@ -162,6 +168,14 @@ RULES: Final[tuple[Rule, ...]] = (
         "the codes of K and of V are converted by the same threads",
         "leave head_dim_v out, or use kv_dtype same",
         lambda c: not _is_quantised(c) or c.head_dim_v == c.head_dim,
+    ),
+    Rule(
+        "decode-codes-width",
+        "head_dim",
+        "kv_dtype",
+        "decode reads codes as fragments of 16 columns of 16 bits, 32 of int8 and e4m3, 64 of int4",
+        "use a multiple of 64 (or 32 of int8 and e4m3), or kv_dtype same",
+        lambda c: c.mode is not Mode.DECODE or c.head_dim % 16 != 0 or _fits_fragments(c),
     ),
     Rule(
         "int4-head-dim",
@@ -309,20 +323,18 @@ def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ..
         common = (config for config in _product(tuple(Cache), tuple(Mask)) if _is_common(config))
         known = tuning or shipped()
         tiled = (replace(config, tile=tile) for config in common for tile in known.of(config))
-        return _sorted(
-            [
-                *with_reductions(tiled),
-                *_writers(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.BLOCK, Cache.PAGED)),
-            ]
+        decode = (
+            config
+            for config in _quantised(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.PAGED,))
+            if config.mode is Mode.DECODE
         )
+        writers = _writers(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.BLOCK, Cache.PAGED))
+        return _sorted([*with_reductions(chain(tiled, decode)), *writers])
     if name == "all":
-        attention = _product(tuple(Cache), tuple(Mask))
-        return _sorted(
-            [
-                *with_reductions(tiled for config in attention for tiled in _with_tiles(config)),
-                *_writers(_PRESET_HEAD_DIMS, tuple(Cache)),
-            ]
-        )
+        every = (_PRESET_HEAD_DIMS, tuple(Cache))
+        attention = chain(_product(tuple(Cache), tuple(Mask)), _quantised(*every))
+        tiled = (tiled for config in attention for tiled in _with_tiles(config))
+        return _sorted([*with_reductions(tiled), *_writers(*every)])
     if name == "turbomind":
         configs = _product((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
         return with_reductions(
@@ -357,6 +369,25 @@ def _product(caches: tuple[Cache, ...], masks: tuple[Mask, ...]) -> Iterator[Att
             dtype=dtype,
             head_dim=head_dim,
             head_dim_v=head_dim_v,
+            cache=kv_cache,
+            mask=mask,
+        )
+        if is_valid(config):
+            yield config
+
+
+def _quantised(head_dims: tuple[int, ...], caches: tuple[Cache, ...]) -> Iterator[AttentionConfig]:
+    """Attention on quantised caches."""
+    kinds = [kv_dtype for kv_dtype in KvDtype if kv_dtype is not KvDtype.SAME]
+    for mode, arch, dtype, kv_dtype, head_dim, kv_cache, mask in product(
+        _ATTENTION_MODES, _ARCHES, Dtype, kinds, head_dims, caches, Mask
+    ):
+        config = AttentionConfig(
+            mode=mode,
+            arch=arch,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            head_dim=head_dim,
             cache=kv_cache,
             mask=mask,
         )

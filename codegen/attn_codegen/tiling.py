@@ -6,32 +6,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attn_codegen.config import Arch, AttentionConfig, Cache, Mode
+from attn_codegen.config import Arch, AttentionConfig, Cache, KvDtype, Mode
 
 WARP_THREADS = 32
 ELEMENT_BYTES = 2  # f16, bf16
 ROW_ADDRESS_BYTES = 16  # addresses of a K row and of a V row
 QUERY_TILE_BYTES = 128  # what a CTA works on, kept for its last stage
 PANEL = 64  # elements: a row in shared memory is a multiple of 128 bytes
+ROW_BYTES = 128
+PAIR_BYTES = 4
+KV_BITS = {KvDtype.SAME: 16, KvDtype.INT8: 8, KvDtype.INT4: 4, KvDtype.E4M3: 8}
 
 # What a CTA may use on the smallest devices that the family serves: 8.6, 8.9 and 12.0 have 100 KiB
 # per SM and reserve 1 KiB per CTA.
 SM80_SHARED_LIMIT = 99 * 1024
 SM90_SHARED_LIMIT = 227 * 1024  # of one CTA, which then has the SM to itself
 REDUCE_WARPS = 4
-WRITE_WARPS = 8
+WRITE_WARPS = 4
 WRITE_STEPS = 4  # rows of K and of V that a thread has in flight
-WRITE_DESTINATION_BYTES = 16  # where one token goes
+WRITE_PLACE_BYTES = 16  # addresses of a row of K and of V
 
-# Decode: a warp owns 16 tokens of each stage, in a ring of its own.
-DECODE_WARP_TOKENS = 16
+# Decode: a warp owns some units of 16 tokens of each stage, in a ring of its own.
+DECODE_UNIT_TOKENS = 16
 DECODE_RING_BYTES = 96 * 1024  # in flight on an SM twice: more than its share of the latency
+DECODE_SPARE_BYTES = 5 * 1024  # of four CTAs: what an SM has beyond twice that ring
+DECODE_CODE_PIECE_BYTES = 4096  # of a warp and stage, at least
 DECODE_CHUNKS = 32  # of sequences, whose keys are counted by different warps
 DECODE_COUNT_BYTES = 16  # what a warp has counted: tiles, most and fewest units, query tokens
 DECODE_SEGMENT_BYTES = 48
 DECODE_WORK_BYTES = 64
 DECODE_ROW_BYTES = 16
 DECODE_SOURCE_BYTES = {Cache.LINEAR: 32, Cache.BLOCK: 32, Cache.PAGED: 48}
+DECODE_PAIR_SOURCE_BYTES = 16
 DECODE_ROWS = (8, 16, 32)
 # Float accumulators and Q of a thread; more than this and Q stays in shared memory.
 DECODE_RESIDENT_REGISTERS = 112
@@ -42,6 +48,11 @@ WARPGROUP_WARPS = 4
 SM90_GATHER_WARPS = 3
 SM90_BOOKKEEPING_BYTES = 768  # at most: barriers and work items
 SM90_ALIGNMENT = 1024  # bytes: that of a swizzled panel
+
+
+def has_pairs(kv_dtype: KvDtype) -> bool:
+    """Whether each row of a cache has a (scale, zero) pair."""
+    return kv_dtype in (KvDtype.INT8, KvDtype.INT4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +126,7 @@ def _sm80_prefill(config: AttentionConfig) -> Tiling:
 
 def _write(config: AttentionConfig) -> Tiling:
     """A row is read by as many threads as it has pieces of 16 bytes, rounded up to a power of two;
-    cta_q counts rows, each of one token and head. Shared memory holds where their tokens go."""
+    cta_q counts rows, each of one token and head. Shared memory holds where they go."""
     pieces = max(config.head_dim, config.head_dim_v) * ELEMENT_BYTES // 16
     lanes = 1 << max(pieces - 1, 0).bit_length()
     rows = WRITE_STEPS * WRITE_WARPS * WARP_THREADS // lanes
@@ -124,8 +135,8 @@ def _write(config: AttentionConfig) -> Tiling:
         cta_s=0,
         warps=WRITE_WARPS,
         stages=0,
-        ctas_per_sm=4,
-        shared_bytes=rows * WRITE_DESTINATION_BYTES,
+        ctas_per_sm=8,
+        shared_bytes=rows * WRITE_PLACE_BYTES * (2 if has_pairs(config.kv_dtype) else 1),
         lanes=lanes,
     )
 
@@ -138,11 +149,13 @@ def _decode(config: AttentionConfig) -> dict[str, Tiling]:
     call with few sequences takes one CTA per SM, whose ring holds twice the stages: fewer splits
     then keep as many bytes in flight. Rows of 256 leave a stage to two warps.
     """
+    if config.kv_dtype is not KvDtype.SAME:
+        return _decode_codes(config)
     width = _padded(config.head_dim)
     warps = 4 if width <= 192 else 2
-    stages = DECODE_RING_BYTES // (warps * _decode_piece_bytes(width))
+    stages = DECODE_RING_BYTES // (warps * _decode_unit_bytes(config))
     tiles = {"": _decode_sized(config, rows=8, warps=warps, stages=stages, ctas_per_sm=2)}
-    keys = warps * DECODE_WARP_TOKENS
+    keys = warps * DECODE_UNIT_TOKENS
     for rows in DECODE_ROWS[1:]:
         if rows * width <= 16 * 256:
             tiles[f"t{rows}x{keys}"] = _decode_sized(
@@ -155,13 +168,43 @@ def _decode(config: AttentionConfig) -> dict[str, Tiling]:
     return tiles
 
 
-def _decode_piece_bytes(width: int) -> int:
-    """K and V rows of a warp in one stage."""
-    return 2 * DECODE_WARP_TOKENS * width * ELEMENT_BYTES
+def _decode_codes(config: AttentionConfig) -> dict[str, Tiling]:
+    """Tiles of quantised caches. The same bytes take more arithmetic, which four CTAs of an SM
+    hide better than two of twice the ring (int4: by a quarter); more rows, or wider ones, leave
+    registers for two. A call of few sequences gained nothing from one CTA with a deeper ring.
+    """
+    width = _padded(config.head_dim)
+    warps = 4 if width <= 192 else 2
+    unit = _decode_unit_bytes(config)
+    units = 2 if unit < DECODE_CODE_PIECE_BYTES or 8 * width * 4 > unit else 1
+    piece = warps * units * unit
+
+    def tile(rows: int, ctas: int) -> Tiling:
+        ring = DECODE_RING_BYTES * 2 // ctas + (DECODE_SPARE_BYTES if ctas > 2 else 0)
+        return _decode_sized(
+            config, rows=rows, warps=warps, stages=ring // piece, ctas_per_sm=ctas, units=units
+        )
+
+    keys = warps * units * DECODE_UNIT_TOKENS
+    tiles = {"": tile(8, 4 if width <= 128 else 2)}
+    for rows in DECODE_ROWS[1:]:
+        if rows * width <= 16 * (192 if config.kv_dtype is KvDtype.INT4 else 256):
+            tiles[f"t{rows}x{keys}"] = tile(rows, 2)
+    return tiles
+
+
+def _decode_unit_bytes(config: AttentionConfig) -> int:
+    """K and V rows of 16 tokens, and their (scale, zero) pairs. Narrow rows of codes share a line
+    of shared memory (sm80::PackedTile)."""
+    row = config.head_dim * KV_BITS[config.kv_dtype] // 8
+    if config.kv_dtype is KvDtype.SAME or ROW_BYTES % row:
+        row = _round_up(row, ROW_BYTES)
+    pairs = 2 * DECODE_UNIT_TOKENS * PAIR_BYTES if has_pairs(config.kv_dtype) else 0
+    return 2 * DECODE_UNIT_TOKENS * row + pairs
 
 
 def _decode_sized(
-    config: AttentionConfig, *, rows: int, warps: int, stages: int, ctas_per_sm: int
+    config: AttentionConfig, *, rows: int, warps: int, stages: int, ctas_per_sm: int, units: int = 1
 ) -> Tiling:
     """Adds the shared memory of sm80::DecodeStorage: the rings, Q where registers do not hold it,
     (max, sum) of each warp and row, what the warps count, and what the CTA works on."""
@@ -170,11 +213,13 @@ def _decode_sized(
     query = 0 if resident else rows * width * ELEMENT_BYTES
     counts = warps * rows * 8 + DECODE_CHUNKS * 4 + warps * DECODE_COUNT_BYTES
     work = warps * (stages + 2) * DECODE_SEGMENT_BYTES + DECODE_WORK_BYTES
-    work += warps * (rows * DECODE_ROW_BYTES + DECODE_SOURCE_BYTES[config.cache or Cache.PAGED])
-    ring = warps * stages * _decode_piece_bytes(width)
+    source = DECODE_SOURCE_BYTES[config.cache or Cache.PAGED]
+    source += DECODE_PAIR_SOURCE_BYTES if has_pairs(config.kv_dtype) else 0
+    work += warps * (rows * DECODE_ROW_BYTES + source)
+    ring = warps * stages * units * _decode_unit_bytes(config)
     return Tiling(
         cta_q=rows,
-        cta_s=warps * DECODE_WARP_TOKENS,
+        cta_s=warps * units * DECODE_UNIT_TOKENS,
         warps=warps,
         stages=stages,
         ctas_per_sm=ctas_per_sm,
@@ -190,10 +235,20 @@ def _sized(
     stages = 2
     width, width_v = _padded(config.head_dim), _padded(config.head_dim_v)
     query = cta_q * max(width, width_v)
-    ring = stages * cta_s * (width + width_v)
+    is_plain = config.kv_dtype is KvDtype.SAME
+    ring = (stages if is_plain else 1) * cta_s * (width + width_v)
     addresses = 0 if config.cache is Cache.LINEAR else 2 * cta_s * ROW_ADDRESS_BYTES
     shared_bytes = (query + ring) * ELEMENT_BYTES + addresses + QUERY_TILE_BYTES
+    shared_bytes += 0 if is_plain else _code_tile_bytes(config, cta_s)
     return Tiling(cta_q, cta_s, warps, stages, ctas_per_sm, shared_bytes)
+
+
+def _code_tile_bytes(config: AttentionConfig, cta_s: int) -> int:
+    """sm80::CodeTiles: a tile of K and of V in codes, (scale, zero) pairs and where they come
+    from."""
+    row = _round_up(config.head_dim * KV_BITS[config.kv_dtype] // 8, ROW_BYTES)
+    pairs = ROW_BYTES + 2 * cta_s * PAIR_BYTES if has_pairs(config.kv_dtype) else 0
+    return 2 * cta_s * row + pairs
 
 
 def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:

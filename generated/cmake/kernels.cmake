@@ -34,6 +34,18 @@ attn_kernel(decode_sm80_bf16_d64_linear_causal sm80 reduce_sm80_bf16_d64
             "decode<sm80, bf16, 64, 64, linear, causal>")
 attn_kernel(decode_sm80_bf16_d64_paged_causal sm80 reduce_sm80_bf16_d64
             "decode<sm80, bf16, 64, 64, paged, causal>")
+attn_kernel(decode_sm80_bf16_e4m3_d128_paged_causal sm80 reduce_sm80_bf16_d128
+            "decode<sm80, bf16, 128, 128, paged, causal, DefaultTile, e4m3>")
+attn_kernel(decode_sm80_bf16_e4m3_d64_paged_causal sm80 reduce_sm80_bf16_d64
+            "decode<sm80, bf16, 64, 64, paged, causal, DefaultTile, e4m3>")
+attn_kernel(decode_sm80_bf16_int4_d128_paged_causal sm80 reduce_sm80_bf16_d128
+            "decode<sm80, bf16, 128, 128, paged, causal, DefaultTile, int4>")
+attn_kernel(decode_sm80_bf16_int4_d64_paged_causal sm80 reduce_sm80_bf16_d64
+            "decode<sm80, bf16, 64, 64, paged, causal, DefaultTile, int4>")
+attn_kernel(decode_sm80_bf16_int8_d128_paged_causal sm80 reduce_sm80_bf16_d128
+            "decode<sm80, bf16, 128, 128, paged, causal, DefaultTile, int8>")
+attn_kernel(decode_sm80_bf16_int8_d64_paged_causal sm80 reduce_sm80_bf16_d64
+            "decode<sm80, bf16, 64, 64, paged, causal, DefaultTile, int8>")
 attn_kernel(decode_sm80_f16_d128_block_causal sm80 reduce_sm80_f16_d128
             "decode<sm80, f16, 128, 128, block, causal>")
 attn_kernel(decode_sm80_f16_d128_linear_causal sm80 reduce_sm80_f16_d128
@@ -58,6 +70,18 @@ attn_kernel(decode_sm80_f16_d64_linear_causal sm80 reduce_sm80_f16_d64
             "decode<sm80, f16, 64, 64, linear, causal>")
 attn_kernel(decode_sm80_f16_d64_paged_causal sm80 reduce_sm80_f16_d64
             "decode<sm80, f16, 64, 64, paged, causal>")
+attn_kernel(decode_sm80_f16_e4m3_d128_paged_causal sm80 reduce_sm80_f16_d128
+            "decode<sm80, f16, 128, 128, paged, causal, DefaultTile, e4m3>")
+attn_kernel(decode_sm80_f16_e4m3_d64_paged_causal sm80 reduce_sm80_f16_d64
+            "decode<sm80, f16, 64, 64, paged, causal, DefaultTile, e4m3>")
+attn_kernel(decode_sm80_f16_int4_d128_paged_causal sm80 reduce_sm80_f16_d128
+            "decode<sm80, f16, 128, 128, paged, causal, DefaultTile, int4>")
+attn_kernel(decode_sm80_f16_int4_d64_paged_causal sm80 reduce_sm80_f16_d64
+            "decode<sm80, f16, 64, 64, paged, causal, DefaultTile, int4>")
+attn_kernel(decode_sm80_f16_int8_d128_paged_causal sm80 reduce_sm80_f16_d128
+            "decode<sm80, f16, 128, 128, paged, causal, DefaultTile, int8>")
+attn_kernel(decode_sm80_f16_int8_d64_paged_causal sm80 reduce_sm80_f16_d64
+            "decode<sm80, f16, 64, 64, paged, causal, DefaultTile, int8>")
 attn_kernel(decode_sm90_bf16_d128_block_causal sm90 reduce_sm80_bf16_d128
             "decode<sm90, bf16, 128, 128, block, causal>")
 attn_kernel(decode_sm90_bf16_d128_linear_causal sm90 reduce_sm80_bf16_d128

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         2ff6b25b14b9f2a5d1a9d9a7ca0c9a766e94d58efcea77a5dc124ffc36e024dc
+// digest         ea750a430f4098261875d6ff2e19998fd6e166b6cc83a97cc2c40102bdc7133d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d128_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d128_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d128_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         1c53624ddf9d09a535ec50cdd3313113d7993893b90d2e9b3aab0038bea6e379
+// digest         e91bfd58450dad89beeaf573aac9ff089e86ebf44356afae0060cab61eb0b7f5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d128_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d128_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d128_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         ec53b7ffb00ee87d1c391df1ff1985ab644dc9100c84605c676338a4c6d6a940
+// digest         b98f7264c1cd101e924a518e92bf0ed6c15d6d485d3b5f26698b2ef651726f48
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d128_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d128_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d128_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

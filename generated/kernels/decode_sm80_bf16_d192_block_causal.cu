@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         a8b5f86f67eddb4891e8a447ce31040eb3859c1b74ff053ff67a0652a83adf23
+// digest         676d41387dd523f26632ce7f1f3a53ac9d519d240630d8714b41633de66d4e1b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d192_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d192_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d192_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

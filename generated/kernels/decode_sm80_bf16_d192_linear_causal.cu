@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         728b18b5d1bf94cfd11ec90ac02c4a752b21261bec42a2be6d80df4252437abe
+// digest         c5221f03b5285ae5370b0b113c3139335df1c1f45e8eca1b06f22c881f48c5ba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d192_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d192_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d192_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         0fc664c6969d76d6579994365e843a4623cff17094b6606bb0027313dc9ab6c9
+// digest         8fd12f98e4b40493af4ed28c1237ff8c975c7b4a49341e4af178ad2eec1ca6e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d192_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d192_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d192_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

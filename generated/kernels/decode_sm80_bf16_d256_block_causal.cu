@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         60801ff0a57deac377944de4da09f3979e6fa93a0c283fafd60068e957e738e6
+// digest         4fbee8dc75e061c5dbcb55ddc2c543b418430d3e2956f318969c8f6b5cde190e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d256_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d256_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d256_block_causal);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

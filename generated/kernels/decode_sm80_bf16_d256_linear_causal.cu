@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         d41dc1a18c103e0e01211d0cf41ddf89a95848eeaac4af5bd5122fc5fd05d448
+// digest         38eee2e6412ec96acba6ae2504cd9e901a3b51b912beb9d88ef9c9ab0c2947f8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d256_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d256_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d256_linear_causal);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

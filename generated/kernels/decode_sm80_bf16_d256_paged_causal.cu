@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         0585900ab25169b42ce15a98d8bf5e66b7cdceaaa39ac9c70acbd2116b594c04
+// digest         1d1117e3e8952e511918fe54db3b9f356a57d4b3fbc5b5272855bb5437e6fe7a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d256_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d256_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d256_paged_causal);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

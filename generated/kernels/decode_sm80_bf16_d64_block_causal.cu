@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         1156023b559dda046ed75bb3177a9a4a3230e19a6dd13e447c704532bda39222
+// digest         12101599a83ac8cbe5638471f04cd51441ce73816f42701f5c70c679cf9e5661
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d64_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d64_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d64_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

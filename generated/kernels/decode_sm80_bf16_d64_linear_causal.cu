@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         a94fcf1a0548be419a5d03c03942734e413fa92a27abcb45569602530b66ad1f
+// digest         8af4966515a91bbedcb3b2cb438df92337ea3368002f5fac6ba625cbcce9c24c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d64_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d64_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d64_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

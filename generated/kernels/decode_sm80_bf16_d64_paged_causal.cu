@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         71b4153f89910b626dc21abedf77eb34dbc1af84ca0ff61d9be6dde80567758b
+// digest         a163dbea6c010487236c5a2e6f3c0715ec78ad4557618b81fb78fa67e5b06314
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d64_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_bf16_d64_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d64_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

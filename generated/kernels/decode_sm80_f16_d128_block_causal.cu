@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         8d81b26427e9082b16b90004fcbc907a97b60d237eb7d57899febb73cc4e245b
+// digest         67e2f3e8bc8e0dd0e8bf73dc12a2bb637c1bd71d468a8cbc4fdc5ffb99a5aa3a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d128_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d128_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d128_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         920f0762855648d03b8513aabcb190b371b6829261936de603efc46d71c25760
+// digest         debe504c4e3a4b5f75e5f52d442ac123407c6b77131eacef66a06b770cce7976
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d128_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d128_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d128_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

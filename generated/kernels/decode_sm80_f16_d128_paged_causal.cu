@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         f7e99dd7f90a7e361525f994d8a6be6b0bf4d6b4291dc6f599e9e55a3ada5cdb
+// digest         f3b2022bf846575422d07b3cd46b3925cf1d5852dbb60d2255ca398e12b437ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d128_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d128_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d128_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

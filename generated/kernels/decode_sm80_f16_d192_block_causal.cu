@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         65df9d69e3e4beec386f84a4bc322436846a081c324333869ad006f63be52143
+// digest         3919dc8a7e1131e61e83472055a14b79847d40748b4b8a3112b0db71457381f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d192_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d192_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d192_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

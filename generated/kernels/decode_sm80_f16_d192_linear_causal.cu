@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ec1f39fa9dacc1a88356b7d2ca864a0031ac9eb38e542c36b503e22f3068aef8
+// digest         1abdcd958f5ad769176baa1ee8195209d3bc2d0f0385551329eeb9c2c1aa2918
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d192_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d192_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d192_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         b641bb059e9c16de6f0f5663d046bf7e09f729ab635489347f91f5eba0a62086
+// digest         3cb82cff9328cfc0398d96bcee9ffea21b646009e68e5eec07480879ae334f08
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d192_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d192_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d192_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

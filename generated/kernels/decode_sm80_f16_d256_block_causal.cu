@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         aae08a6a35de8337e81f9e6ae90544492d880799d9199e495a14a624f5da6940
+// digest         5ada9c3b44d42217a2b83c71d912211fcfbefd2117922ff88aa83591f0ac62b2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d256_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d256_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d256_block_causal);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

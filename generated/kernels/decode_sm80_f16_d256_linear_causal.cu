@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         74d824733dd39641f688c64bed8ac5729d983bb14fa5c58278016524c7e096ef
+// digest         9cf4154174d1eadbef69d2ea3ce6a9c310c9bc380ff0c0faa4d458a2ce0adbd1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d256_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d256_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d256_linear_causal);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         711ac10b65d592fe6ae3357d7df6d0fc261d5f25c2bee285283999f09bddacb6
+// digest         5488e7b2c624a4b70dbb5f45e97805631454cd438f13b134bbdd2f5e8a1254e2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d256_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d256_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d256_paged_causal);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         01108e1b4913e38260532bcac3968bed5916ec5047f4c30c229e1db46692ba49
+// digest         f644794450e52df8784c63079fa0dc383726b25f83a4493fe6276fa79ec16b8e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d64_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d64_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d64_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         d71000b6cadb5d7939156c5d0bbf043ea090c609611f176b5e2ced735cb7b5fc
+// digest         05259bb0f810468e8d78501bca694b7819d326ae045c59765a4ca42d57701e58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d64_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d64_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d64_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ec77b8090fca0b2504ecd3b91ea1b10f3d6f5d52839491a5d8e685b563037144
+// digest         35da1cf79344e53d7a4e203cd1a6cca490a68eb3414abc800648690cdbb694af
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d64_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm80_f16_d64_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d64_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         2d9e6192d4a33e80a676ce934f4bdd9b0947ca6c46f14e24085dc5da96007324
+// digest         96daeb6fd2ed4fbbd66fbc4e347ab1bf39dfc9f37fcaf3926fc1a7d88dda42d2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_bf16_d128_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_bf16_d128_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_bf16_d128_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         c71541e95f1d586056c06afdfbf9e8abe1b390c6136abfc80c9bd87487cd1ec8
+// digest         35335d6c4296df8766c76e1a0f9f1db5345badda66b1c89d5f50eef2b70adc7b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_bf16_d128_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_bf16_d128_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_bf16_d128_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ca4dc4c7e994ffca2ff0047c4c247db0bf03ce485bb1ccc684436a6fee590a2d
+// digest         b606a6e586655144216e21ed0a2f86b97c8ccc2a0cdb418a28b2730301508dbf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_bf16_d128_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_bf16_d128_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_bf16_d128_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

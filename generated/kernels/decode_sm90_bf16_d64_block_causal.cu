@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         fede85be267a92f67a5e77040c8af41be7150d6bcfb645781884bdca0507057f
+// digest         a6fb6c668122282a9a8bbd553debb0254fde6374209e7f88ec99950028034138
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_bf16_d64_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_bf16_d64_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_bf16_d64_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

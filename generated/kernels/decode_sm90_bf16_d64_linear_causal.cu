@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         00dbd508c6d9a11cedfa49522a7f009940d2e5dae78b1df55223d6cb128450d3
+// digest         c53645d52d9d38fed5732d1d034710d1e64dcd177051516f4cd45b81b5d13a84
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_bf16_d64_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_bf16_d64_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_bf16_d64_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         f21348f0f1bdacf4137d384ad44671510dc07d5fc6cc5f999f26c4efe08b886d
+// digest         fe1e2dfc6f05edaf3d1baf768dae67bf10ad04563e4f06c0273862330813a333
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_bf16_d64_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_bf16_d64_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_bf16_d64_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         5f9d7f020a059f44c8ca8d9d969bd7e2ab81f94df8a47ddc0eebc0d47d1d30b1
+// digest         23a5476ca5267bfe720f916bf90865e93029593310c9ecd58caf10a30be8d6bb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d128_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_f16_d128_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d128_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         e2f74ff79bf53297e2d03c47368bc1d8b7f0dee4f55963206a723eeb4c8d194c
+// digest         14a4c4054117dded6c0231d619aaecae6d83a2cc72cd7da675b4a9deeb8d0128
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d128_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_f16_d128_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d128_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

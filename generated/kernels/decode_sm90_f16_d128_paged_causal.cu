@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         4e147d2661d41824b73266db0d58b2ff3c805a157e0e7fe03b2dc9dfa3aa0028
+// digest         d6e8e55135fc41a93fa10c0ae966573f1d18f46ee2ec334699ac8f895ad131f6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d128_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_f16_d128_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d128_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         844aa0c3a08ffcc6441740005813b57e58cf6f09b96b521b4808effb726acb5f
+// digest         e2595e6d19d23600f7aad4ae653509ae969c4bfb470af4cd93236d372379fc6e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d64_block_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_f16_d64_block_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d64_block_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

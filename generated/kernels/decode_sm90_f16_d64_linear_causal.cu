@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         e875abd112c1c757ca7dbc31670418f5c2ecd34efa5a1a204e8296994d72ea42
+// digest         2d454ac330715771c8fab30534e449f6515b41cbb4314dd47cfdbb8b29cfab0d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d64_linear_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_f16_d64_linear_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d64_linear_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

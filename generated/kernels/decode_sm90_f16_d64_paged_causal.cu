@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         10a7c3a7ccf01d38d073fff6ec62677a2c15ce3da4a35fec1048ab0de5121c3c
+// digest         499fe1b3ca4891915fe457c59c8151b7c3c925bed901a9e4ae562364657462ec
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -52,7 +52,7 @@ struct EntryOf<Kernel> {
   static detail::Entry entry() {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d64_paged_causal";
-    entry.address = reinterpret_cast<const void*>(&decode_sm90_f16_d64_paged_causal);
+    entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d64_paged_causal);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         17181b6bfe3c6a118508cb9a58860642e6bb611430b411794131929c4144bc65
+// digest         b201d1283f2314ec0808f025e925be1625e603cd8bfdda5058745b3443a826de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         e361366624098cf39e7bd93e3cc3c1b2844e960f19d8751e9406976fc7280298
+// digest         cdf22afc55c5f1633ee16b4a28ad08e8d09c0411266e492ec069c3ac6a9202b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         afa72da1651d6a634145d931254a2b9b6ad33a788f46ccf435089fdbe1732c4e
+// digest         d76bc0e4e3b4f9ab66a7c0f837b47f2d2ed147c61ec2cfd3a6f3b990ac4ccf1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

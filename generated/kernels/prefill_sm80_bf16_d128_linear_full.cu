@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         edb2522aae8bc9a90979ad4ff207d01e37016bae8924f8e612f72cc6c0eaa007
+// digest         2469aca9442d9d62fd595d702bda344bbf2391b243003a7589b467934145c5fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         89a3a671fe2226ea3b5a4c24c84cb486410799b082df16ae849ebfc5443ea799
+// digest         b6984c7a5229be3cbb27554b147f89b7a88008736cf4652861cb7273e9bd20d6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         2b3baed101acf1717c27f00d37c4626f093fecc2cb9fd30b4e8f22daf31d363e
+// digest         ab1b4bab3c485c0d97362f9e368438597b1c4672b9b6f5404744fc650190803c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

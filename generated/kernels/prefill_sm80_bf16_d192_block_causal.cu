@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         6c48a06ade1be368c71bfa6ca1bf7322f320e8f590ce7161b677e9e3bc484cd6
+// digest         2544158f3941b6e8b7d08c4c806126cfe07ca1d1926b355777ecbddec8a6ea25
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         e5d596ef4bd58a3dcd81f9fccfe511fb6c667d860091b305c4c5145bbb791766
+// digest         8d55f33496a0c8992af6d278c2109ac54e678ff9b3fca2f8a3f3c14f9f787a19
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         cc9efd3cf921f7d00af382c387748f78d99ce29ae4c21805764837b00b1e2162
+// digest         d5f0bba1a55d8ed3194d93794cca8564f0ecb3c9a389d5b43e3b0d7c39fc01f8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

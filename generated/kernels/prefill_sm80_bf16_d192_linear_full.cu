@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         98fd3263b34447cf32807433905f88de04583a315eb2daa544a2280d30c2b117
+// digest         2e70ae84de3424bbac9d9becaefcc970357517d763918f353e08133ed07b1265
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

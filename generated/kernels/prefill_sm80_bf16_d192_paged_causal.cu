@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         a34ded9fed6498017b9123a8111b18ecbec978fae3decd0daf0c7c129d630d5f
+// digest         599eef793e52c273f1425351c5be0a340bce17f5023c64101d22066a05d043eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         94aa67db2ca4560be4476fb749b23e8ff223d95317e74c765e58f34899363c4f
+// digest         7509124dd761302676f01a03863480def4a51642a69449d0715c564ae7a8f0ef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

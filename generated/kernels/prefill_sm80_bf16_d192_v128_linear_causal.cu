@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         338907fb60b564cfff6cb28d55c698030fea9d1d6a31b3aee086ebd1f6eda117
+// digest         abfd960f310690eface68ddded63d470489d02419e96f4be87bbe22ad5c12ec8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ee83b2a83752ae109a0d32e0e0b6ecc49d609daf28c21e415fc909cd562df892
+// digest         4ec65a4cabc8b59e6c481fb9ddcdf40d1e572ee07ed00f186e1731d5506474f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

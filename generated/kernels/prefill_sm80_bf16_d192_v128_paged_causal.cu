@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         179e8f36789936e536fa741699b5ac077b34a8c810f9a72479cb9afd4baaf9e2
+// digest         9aa47f2e76bbc80a50c6d60d848ff8f2d48d1a4335e48cb0faeee1f8e5012a2e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

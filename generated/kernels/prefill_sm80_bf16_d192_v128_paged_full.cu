@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         cb3edce02177bbad456eb9515200daba07aaf61b7fe35cbd4a491fd5a60dd5ee
+// digest         5934408376fe1587e0386f07cf7f0fbbb3b301e46fe12162ba25814f7f861e7d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         d372295e13ad3061d40b7bb3c119e64839d71d3d41f39d8258e1f6bec0152f8e
+// digest         b4ba546d9d053e5b5996b714a9450258c4af890e33c723216e82cb30d533990c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

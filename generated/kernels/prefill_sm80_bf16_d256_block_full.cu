@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         bb65d1fc9b54e3a564eea1a8219bb82cdb7535467d064c7c66f673ef9a1a455d
+// digest         f6bb5c2eb7f4a78ce212bf251cef8eb79eebea8a47ab94f83059e895038128f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

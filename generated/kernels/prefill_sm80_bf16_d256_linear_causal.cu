@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         95926a7c341d378947d1597a9f7c4e499da79921f5e6b4790bcf7dd7d0d9f7c7
+// digest         0818f0d27030c4575dc84ac8a6e753ddfb546efd06b608283b7c6b85171ca274
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         2fd6db9fcdaf2d92cbdea66ead97ef3798e4fe090ac7f51d8f5c5ab028d6d848
+// digest         0362ec84a40585454e48f7898f55b4feba8d3e912711e4e3873f81b641281176
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         ab5997a19ef20c58e8855981eb928fa84069deb5ef272e2767e3d4be50908e92
+// digest         2fbe47a1aabccc37fdcf342a73f06eb8f4a7c2f20b7322d1f5b3ebc5b3c5167b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

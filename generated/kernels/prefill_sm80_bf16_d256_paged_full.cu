@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         5ed856dddcfff395ceda5650480185c16a8527c9a79b88948f92bb9e4545253a
+// digest         3260deb8dc3dd39a86abd4769d361b8c7bfecee7c33239c2d8cddd8ed1a28308
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

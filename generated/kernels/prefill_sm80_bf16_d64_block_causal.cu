@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         5c0cb0e06581ee05c182aed4098589eccde94545c876e91ded3721fe51d5843b
+// digest         aebba110c467146eb79ef49612599edcaa92c0329dde91dea181b4601342cef7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

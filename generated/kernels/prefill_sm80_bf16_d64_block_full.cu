@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         a6557dca7d8c8427a6bd1e2166b4c7ec871d2fc8b258c9435697f68416653018
+// digest         2b5516b5cd7497e65fea84407c3a0ddb9ac302afc8d60b4cecfc2ff8e3fab07a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

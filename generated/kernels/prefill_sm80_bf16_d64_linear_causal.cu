@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         69844d491905d89fdd040b8c4d3588dd69e118245b6b401f661707a41bf58818
+// digest         d53d60ed7360f132fbf1aa2c5de3458d4db0e4468bb94303b86677109fc52e34
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

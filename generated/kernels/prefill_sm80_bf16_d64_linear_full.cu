@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         a030689d8932baf15e7b6f7430c97c34fb881c8c538c7fbb58b4f2067e578501
+// digest         4189c8746a85650239ea993d8973c35fc7764c7c927b5b1f734823cb3ff2bb2f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         71f82c6249f91cd52208ce8ab1ac3bdcd55615f0de909b05facdb096975c44d8
+// digest         f62bd254d8da8dd551ecfbbe62b00fc48232ffb615d48fb4fee98dcd3e23ccd0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

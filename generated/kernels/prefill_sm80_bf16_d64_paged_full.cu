@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         4fc0b91aea48a909a8bfe007f3b8a18cd3d5e5fcb51442d8080bb551703d4681
+// digest         f39aacea671b7fc0a5a6fd6a532d18554429e3588fbb6fe33746f217457fa27d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

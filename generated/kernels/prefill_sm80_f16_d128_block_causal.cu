@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         531d0a1637c497ed570f86d68287e1b9070f87c2dd586c2482d82432cd5886be
+// digest         d3d4b45f8f10fd2e695dd509cbb6b18e90303befdaa70c327b5f939219f52591
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

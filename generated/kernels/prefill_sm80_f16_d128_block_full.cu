@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         ffb500224335b28df330ae0af20e9b0790fbfd318591a9c0c806c8c7ede39901
+// digest         d72e55299b56c27b76c98417ca9cf15a2c22996eea5bee90b81d25749e7feed4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

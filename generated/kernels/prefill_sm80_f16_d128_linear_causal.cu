@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         4f684d52b6fdb84cd44350814c7f67c312b639f3f3696f85f7c997f404242cc0
+// digest         94ef1fd61223a63afabf24546180bb4620e5d38589a1e9f17699bffd5de2e0d8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

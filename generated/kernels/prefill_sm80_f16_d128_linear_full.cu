@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         dbc32721360adf0ba9b3876860ce0e94056697e7f92bb6a9e7b2afe0f977f514
+// digest         98c1c176d8f84421a516a0e7f6d2f0eacf14d4a1eba50d8f3a4f020d5153340c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         e551517a6e8a16d0cc8aa3cd94cf7a6549dd9d14bfdb25b40e9ec6ff30051be8
+// digest         78afa79f99991db31c505f81c849089f438768073ec9b0af70a77ffbeb924b8a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

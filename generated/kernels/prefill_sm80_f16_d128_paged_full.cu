@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         d2d5e87dab3c6aae2ed6d0ec718a5eaa219133874ee8336ab648f9201b9a6829
+// digest         6256011df6e7021703fe71a4d5ae4abbc11dc8a5418076c66078c7a01896a09d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

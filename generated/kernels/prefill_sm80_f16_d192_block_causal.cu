@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         6711fbc2e717469f4ebd2ba7dba3acceee59a0263a0c291f2776fc81e516773a
+// digest         934421b3803c0aab8f5d7b15f4fe479638d820ff41fcb217b1961fc697dabeae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

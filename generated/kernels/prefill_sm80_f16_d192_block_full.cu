@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         f4f3b3734eddd2a57deb4c7dddf623cbecc93cf9ed4e57ef30f235601c94b73a
+// digest         730a44784e472b5e0e93f18424d5d652d29d203d21cc870b804cbeb63090ce47
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         54f49d78b25cdc9ea9554d87da3e85efa1cba2de208f1d65be78ed21b818afab
+// digest         17a1301cd3f34d1a4d62264d05f91f29b8251ef66c3c5f5af34257c2c63e4dda
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         a17153a58d441ac7e33a95374b04bca2a2b4771c0e7324fc18ebaa358e200c7c
+// digest         2f60662489fd247913342300c35da41d34f9d1501c6e0157943075dc4316cad6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

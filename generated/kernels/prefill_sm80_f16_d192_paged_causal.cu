@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         f7fad962bc7531e8ac5a70baf54f1675567703261a1732c03206df146f43d194
+// digest         41b859aff9aa45fe559524f4ab4eb2a8a03df4de19294a5c42c16f05daba0682
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

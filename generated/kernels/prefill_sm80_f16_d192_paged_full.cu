@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         ed0eb23dbd747f8d31fcb22abe6e9e1b95b002a42c04cd627afcb851d75633ff
+// digest         a44d519bdd5fcfd760f6181ee9b9cbb5e179be51e5c113bd9a8532d4d23cc0a8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

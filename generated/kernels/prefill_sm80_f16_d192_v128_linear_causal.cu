@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         a39f5c46196972587f8fe4315c29c64eb6d541193d03e33bd8e75dc9f1d678fd
+// digest         5c525ae2dc69a2ec80f94f8c7bd3e910d6f3d596470effde22ece036f127f562
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         350bc6ef63ead7402d311c679b92092411a95437f2b6d90beebc81216f79add3
+// digest         417e6cb914155af6ade8f9073c7563e2d8cc8e262698da213b9764f5a3fbb595
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

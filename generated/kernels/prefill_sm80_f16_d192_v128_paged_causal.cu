@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         ccf2cb1230b63091566374dbbcfcefcac7ace2bf44eb5a10ddc14d953692f9f9
+// digest         19cbb6e60d346306fa4128b14c4f201bcfbd9b4c754b3f63e0efc4c5a80f546d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

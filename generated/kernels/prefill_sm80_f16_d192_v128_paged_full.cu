@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         273b04a4195e6c407ad1f77990868aa59526908fd3964e4c9df5bc639d6f1441
+// digest         c8a148ce9af7065b7915faed80f8baee7be03288348215a2d3aa8b16803e3e4c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         f1079f14891e59b333f62b8e69c762ca3fc6e364757c99b8300a050e4a5bd63c
+// digest         f96ba9c88426b5c836664d79534d0405f592dcb586c55866838913992bb92461
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

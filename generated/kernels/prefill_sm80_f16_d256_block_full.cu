@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         67aa4380045ba9c77de7bb93ea74873e89587b9625dddb94e1067f3bbd449be9
+// digest         e7a7665ef39de4fc5b496fdd84fcfe3f66b71111c0af5fb564f385ca675d18be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         e00f36aa6ce3f029beafb10e2dd420372ce1c7770140e4ee90c87f2be0864401
+// digest         69081a2f8815366ee7442ce3967b29486aa84f256589f3aad9ee59f887b685e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         b101569facc3318848453f6f690e54216b7cf1a99f29f285e873323c56951464
+// digest         595feb639d7340cd15fdf7d9de8202a7702c4cbeadda1da48c15f6430be3ace1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         42674977eed3d9e7b63d3fb0683b4f71d6f7acedd0bcd2a197a55c893788e4bb
+// digest         8a1f800117a0979ad1a25bb0e985fd5ac53dc545e323dc8826e66cf3c79b8c3e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         2b146bb568fa4edb620a9180241a11768fdb9ececc287474a85cddf0271801ba
+// digest         3faa90fed53724db81db8dcb1278484b60354358054651018279a850b09bda57
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         489b67db8e5e04c55cc44ab08a912eebd5bf6c7160ed2924839c81f3456b4c11
+// digest         ca0f9f9df15bbac7ee87d7c839ae9d18f19d2e1ff55d642ed91f2a5f67be73b6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         028959a71367efabf550d5c8230ea5a3e8c8af885fa5595b629da24319ab50a6
+// digest         f3287b462ad2aa6a10b6dd699369a1ab7ce9233d32dd01de08510bc30bd1b26b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         84fce5119031f0d6b2a8a95ee093934ca8b1c0d11d390a67f1fbb29823e8f564
+// digest         eb09bb083381d8526327e1975102477b5ae57d0ef5c443849d696036b86f7725
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

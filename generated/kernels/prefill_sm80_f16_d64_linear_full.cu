@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         96d2fb71cc93e57e0ab80892f0b79f66fb42dd2765e0b5807bf37a61a7573c22
+// digest         9e20a238a42b3417cdf4c15ee0f23f6f5d413035e70cac66db9d26d4dd904576
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         930d36a8bc65c8fa08132b84b347704777c53dfb6d3bbba290c8565bb2a50590
+// digest         6b7bde8aefb31f23178b86b97d8a37fd91b8b9f3473791e366af6886c9c7f36f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

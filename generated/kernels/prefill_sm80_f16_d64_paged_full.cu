@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         e0bf7e15ae4c3356331b6c370db34b62093b6a2d04d01b947531e7eebddf9234
+// digest         eac909010d905278fb60b5d5d016e3e116ad8edd3cbfb902534938373e778493
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         7eea3ca7ad473673d6b65a7769a7c45d2f0f57738d3ffeb1c01d4e70000f6ea1
+// digest         7c7643f45f7649bb699c5262a9bb51f93f341488596329984c557ee534ffd9ea
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,19 +26,19 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 64;
+  static constexpr int kRows = 32;
   // Threads of a row.
   static constexpr int kLanes = 16;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 1024;
+  static constexpr int kSharedBytes = 512;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_bf16_d128_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_bf16_d128_block";
     entry.address = reinterpret_cast<const void*>(&write_sm80_bf16_d128_block);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

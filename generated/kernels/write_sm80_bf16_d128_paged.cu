@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         bda5cfd53ee351d3e5f7022f221ac4d5a66aede55902bc8aa897de0c5b51581e
+// digest         8c3675a9edc7433f1057e4778e481639d567a3da1d1068ae5c7e936e1bbb4c3f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,19 +26,19 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 64;
+  static constexpr int kRows = 32;
   // Threads of a row.
   static constexpr int kLanes = 16;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 1024;
+  static constexpr int kSharedBytes = 512;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_bf16_d128_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_bf16_d128_paged";
     entry.address = reinterpret_cast<const void*>(&write_sm80_bf16_d128_paged);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

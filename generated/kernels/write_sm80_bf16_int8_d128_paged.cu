@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         1fbbba5d40c3b3efc9841e3a2504f4593302461920ab7ed136404a43e0d82940
+// digest         786a5e444d4347d0681b8e52595abc9d47a63822c1a06c498e2019386e769742
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,9 +26,9 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 64;
+  static constexpr int kRows = 32;
   // Threads of a row.
   static constexpr int kLanes = 16;
   // Bytes of dynamic shared memory.
@@ -38,7 +38,7 @@ struct TileOf<Config> {
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_bf16_int8_d128_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_bf16_int8_d128_paged";
     entry.address = reinterpret_cast<const void*>(&write_sm80_bf16_int8_d128_paged);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         5eb2770d264598a4f3db579385455b11cf4e95465111993a396db7b3dcb34b8c
+// digest         1d94d682fb09252d5841f96dea6bef358a3feed908f2d734065090b50bf72e3d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,9 +26,9 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 128;
+  static constexpr int kRows = 64;
   // Threads of a row.
   static constexpr int kLanes = 8;
   // Bytes of dynamic shared memory.
@@ -38,7 +38,7 @@ struct TileOf<Config> {
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_bf16_int8_d64_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_bf16_int8_d64_block";
     entry.address = reinterpret_cast<const void*>(&write_sm80_bf16_int8_d64_block);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

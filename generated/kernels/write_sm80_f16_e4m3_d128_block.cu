@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         8697318c2bedad1b29faec0962d6bdc656278b0e3a5c4f6126ad41ae0188c665
+// digest         ab622a8b6a4653c4973b81086b40c17c091bc277651373b01562014fcab4ed65
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,19 +26,19 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 64;
+  static constexpr int kRows = 32;
   // Threads of a row.
   static constexpr int kLanes = 16;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 1024;
+  static constexpr int kSharedBytes = 512;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_f16_e4m3_d128_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_f16_e4m3_d128_block";
     entry.address = reinterpret_cast<const void*>(&write_sm80_f16_e4m3_d128_block);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         d1cb780975b2a60442fdedb7efadb7d4975cb7fc9a5b75213738bf17c4f7978c
+// digest         c8406e984261c20a54d2734f1889d7d6ab4abcf194aa21e213bbad3608b5d8e4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,19 +26,19 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 128;
+  static constexpr int kRows = 64;
   // Threads of a row.
   static constexpr int kLanes = 8;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 2048;
+  static constexpr int kSharedBytes = 1024;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_f16_e4m3_d64_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_f16_e4m3_d64_paged";
     entry.address = reinterpret_cast<const void*>(&write_sm80_f16_e4m3_d64_paged);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

@@ -6,6 +6,8 @@ Importing this package imports neither PyCUDA, nor cuda.bindings, nor torch.
 
 from attn_codegen.errors import ConfigError
 from attn_runtime.attention import Attention
+from attn_runtime.cache_pools import KVCache
+from attn_runtime.cache_writer import CacheWriter
 from attn_runtime.context_parallel import ContextParallel
 from attn_runtime.errors import (
     ArgumentError,
@@ -22,12 +24,14 @@ __all__ = [
     "ArgumentError",
     "Attention",
     "AttnError",
+    "CacheWriter",
     "CompileError",
     "ConfigError",
     "ContextParallel",
     "ContextParallelError",
     "DeviceError",
     "DriverError",
+    "KVCache",
     "Plan",
     "PlanError",
     "SplitPolicy",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode
+from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, KvDtype, Mask, Mode
 from attn_codegen.tuning import Tuning
 from attn_runtime import driver
 from attn_runtime.arguments import Numbers, default_max_q_len
@@ -56,6 +56,8 @@ class Attention:
     `mode` decode is for one to eight query tokens a sequence, causal among themselves.
     `kernels` is a folder that `attn-codegen build --export` made: its kernels are taken as they are
     and nothing is compiled; left out, it is $ATTN_KERNEL_DIR, and without that the cubin cache.
+    `kv_dtype` is the element type of the cache: same (that of q), int8, int4 or e4m3, as
+    CacheWriter writes it.
 
     Raises ConfigError for a combination that no kernel serves (why, and what works), ArgumentError
     for a number out of range. Safe to call from several threads.
@@ -81,6 +83,7 @@ class Attention:
         tuning: Tuning | Path | str | None = None,
         mode: Mode | str = Mode.PREFILL,
         kernels: str | os.PathLike[str] | None = None,
+        kv_dtype: KvDtype | str = KvDtype.SAME,
     ) -> None:
         self.settings: Final[Settings] = make_settings(
             num_heads=num_heads,
@@ -99,6 +102,7 @@ class Attention:
             tuning=tuning,
             mode=mode,
             kernels=kernels,
+            kv_dtype=kv_dtype,
         )
         self.context_parallel: Final = context_parallel
         self.device: Final = device_ordinal(device)
@@ -175,6 +179,10 @@ class Attention:
         *,
         cu_q_len: Any,
         cu_k_len: Any,
+        k_pairs: Any = None,
+        v_pairs: Any = None,
+        k_scale: Any = None,
+        v_scale: Any = None,
         block_table: Any = None,
         block_ptrs: Any = None,
         cu_block_nums: Any = None,
@@ -204,6 +212,11 @@ class Attention:
         block cache: block_ptrs int64 [block_count], addresses; cu_block_nums int32
         [batch_size + 1]; block_len tokens; layer_offset bytes.
 
+        A quantised cache has uint8 k and v (int4: half as many bytes as head_dim). int8 and int4
+        have k_pairs and v_pairs beside them, (scale, zero) of each row: [tokens, num_kv_heads, 2]
+        or [block_count, block_len, num_kv_heads, 2] of dtype. e4m3 has k_scale and v_scale,
+        float32, one or [num_kv_heads], 1 where left out.
+
         offset_q int32 [batch_size]: position of each sequence's first query, where the queries are
         not its last tokens. With context_parallel, lengths are those of whole sequences, K and V
         are this rank's, max_k_len must be given, and a linear cache takes cu_rows int32
@@ -220,7 +233,7 @@ class Attention:
         Raises ArgumentError, which names the argument, or PlanError; then nothing was launched.
         """
         arrays = (
-            *(q, k, v, block_table, block_ptrs, cu_block_nums),
+            *(q, k, v, k_pairs, v_pairs, k_scale, v_scale, block_table, block_ptrs, cu_block_nums),
             *(cu_q_len, cu_k_len, finished, sinks, cu_rows, offset_q, out, lse, workspace),
         )  # in the order of ARRAYS
         adapter = adapter_of(q, "q")

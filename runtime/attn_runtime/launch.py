@@ -23,6 +23,10 @@ ARRAYS: Final = (
     "q",
     "k",
     "v",
+    "k_pairs",
+    "v_pairs",
+    "k_scale",
+    "v_scale",
     "block_table",
     "block_ptrs",
     "cu_block_nums",
@@ -38,10 +42,13 @@ ARRAYS: Final = (
 )
 """The array arguments of a call, in the order in which `Launch.run` takes their addresses."""
 
-_COMMON: Final = ("q", "cu_q_len", "cu_k_len", "finished", "sinks", "offset_q", "out", "lse")
+_COMMON: Final = (
+    *("q", "cu_q_len", "cu_k_len", "finished", "sinks", "offset_q", "out", "lse"),
+    *("k_scale", "v_scale"),
+)
 _OF_CACHE: Final = {
-    Cache.LINEAR: ("linear_iter_params", ("k", "v", "cu_rows")),
-    Cache.PAGED: ("paged_iter_params", ("k", "v", "block_table")),
+    Cache.LINEAR: ("linear_iter_params", ("k", "v", "k_pairs", "v_pairs", "cu_rows")),
+    Cache.PAGED: ("paged_iter_params", ("k", "v", "k_pairs", "v_pairs", "block_table")),
     Cache.BLOCK: ("block_iter_params", ("block_ptrs", "cu_block_nums")),
 }
 _IN_WORKSPACE: Final = ("partial_O", "partial_ML", "cp_O", "cp_ML")

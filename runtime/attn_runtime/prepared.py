@@ -271,10 +271,11 @@ def context_of(name: str, pointer: int) -> Context:
 def refuse_misaligned(addresses: list[int]) -> None:
     """Raise ArgumentError for an address that kernels cannot move data from. One test for all
     comes first: the bits below each alignment, in the order of ARRAYS."""
-    q, k, v, table, blocks, block_nums, *others = addresses
+    q, k, v, k_pairs, v_pairs, k_scale, v_scale, table, blocks, block_nums, *others = addresses
     q_len, k_len, _, sinks, cu_rows, offset_q, out, lse, workspace = others
     rows = q | k | v | out
     words = table | block_nums | q_len | k_len | sinks | cu_rows | offset_q | lse
+    words |= k_pairs | v_pairs | k_scale | v_scale
     if rows & 15 or words & 3 or blocks & 7 or workspace & 255:
         raise _misaligned(addresses)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen import space
-from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode, axis_value
+from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, KvDtype, Mask, Mode, axis_value
 from attn_codegen.errors import ConfigError
 from attn_codegen.tuning import DEFAULT_TILE, Tuning, read, shipped
 from attn_runtime.checks import need_int
@@ -63,6 +63,7 @@ def make_settings(
     tuning: Tuning | Path | str | None = None,
     mode: Mode | str = Mode.PREFILL,
     kernels: str | os.PathLike[str] | None = None,
+    kv_dtype: KvDtype | str = KvDtype.SAME,
 ) -> Settings:
     """Check and convert. Raises ConfigError for a combination that no kernel serves, with the
     rules' reasons and the nearest that work, and ArgumentError for a number out of range."""
@@ -70,6 +71,7 @@ def make_settings(
         mode=_attention_mode(mode),
         arch=Arch.SM80 if arch is None else arch,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         head_dim=head_dim,
         head_dim_v=head_dim_v,
         cache=cache,

@@ -125,7 +125,7 @@ def draw_rows(
     """Rows with an offset of their own, and now and then one of a single value."""
     x = rng.standard_normal((keys, heads, width)) * amplitude
     x += rng.standard_normal((keys, heads, 1)) * amplitude
-    x[rng.random(keys) < 0.05] = 0.7
+    x[rng.random(keys) < 0.05] = 0.7 * amplitude
     return to_bits(x.astype(np.float32), dtype)
 
 

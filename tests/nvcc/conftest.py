@@ -39,6 +39,10 @@ SAMPLE = (
     "decode_sm80_bf16_d128_linear_causal_t32x64",
     "decode_sm80_f16_d64_block_causal_t32x64",
     "decode_sm80_f16_d256_paged_causal",
+    "prefill_sm80_bf16_int8_d128_paged_causal",
+    "decode_sm80_bf16_int8_d128_paged_causal",
+    "decode_sm80_f16_int4_d64_block_causal",
+    "write_sm80_bf16_int4_d128_paged",
     "reduce_sm80_bf16_d128",
 )
 # Widths that no preset has: not a multiple of what a row of shared memory holds.

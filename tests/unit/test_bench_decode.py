@@ -14,9 +14,10 @@ import pytest
 from test_bench_check import HostArray, HostBench
 from test_bench_commands import Context
 
-from attn_codegen.config import Dtype
+from attn_codegen.config import Dtype, KvDtype
 from attn_runtime import driver
 from attn_runtime.bench import (
+    codes,
     decode,
     decode_peers,
     decode_report,
@@ -40,6 +41,7 @@ from attn_runtime.bench.device import DeviceView
 from attn_runtime.bench.errors import BenchError, Unavailable
 from attn_runtime.bench.shapes import Heads
 from commands import run
+from quantiser import Quantised, dequantise
 
 HEADS = Heads(32, 8, 128)
 
@@ -95,9 +97,13 @@ def test_the_host_reads_the_rows_that_a_kernel_is_given(layout: Layout) -> None:
     setup = DecodeSetup(Dtype.F16, Heads(4, 2, 16), layout, block_len=4)
     pool = Pool(bench, setup, blocks=6)
     ids = np.array([5, 0, 3], np.int32)
-    expected = [seen_by_a_kernel(part)[ids].reshape(12, 2, 16) for part in (pool.k, pool.v)]
+    expected = [seen_by_a_kernel(part)[ids].reshape(12, 2, 16) for part in parts_of(pool)]
     for rows, own in zip(pool.blocks(ids), expected, strict=True):
         np.testing.assert_array_equal(rows, own)
+
+
+def parts_of(pool: Pool) -> tuple[DeviceView, DeviceView]:
+    return pool.arguments["k"], pool.arguments["v"]
 
 
 def seen_by_a_kernel(view: DeviceView) -> Any:
@@ -111,8 +117,8 @@ def seen_by_a_kernel(view: DeviceView) -> Any:
 def test_interleaved_pools_hold_a_head_s_keys_and_values_side_by_side() -> None:
     bench: Any = HostBench()
     pool = Pool(bench, DecodeSetup(Dtype.BF16, HEADS, Layout.INTERLEAVED, 64), blocks=2)
-    assert pool.k.strides == (2 * 8 * 64 * 128, 128, 2 * 64 * 128, 1)
-    assert pool.v.offset - pool.k.offset == 64 * 128
+    assert pool.arguments["k"].strides == (2 * 8 * 64 * 128, 128, 2 * 64 * 128, 1)
+    assert pool.arguments["v"].offset - pool.arguments["k"].offset == 64 * 128
 
 
 CELLS = (
@@ -276,3 +282,16 @@ def test_groups_of_heads_are_any_two_of_three() -> None:
         done = run("bench", "decode", *args, "--batch", "1", "--context", "1k", "--peers", "none")
         assert done.code == 0, done.err
         assert word in done.out
+
+
+@pytest.mark.parametrize("kv_dtype", [kv for kv in KvDtype if kv is not KvDtype.SAME])
+def test_codes_stand_for_what_the_quantiser_says(kv_dtype: KvDtype) -> None:
+    rows = np.arange(256, dtype=np.uint8).reshape(2, 128)
+    scale = codes.SCALE[kv_dtype]
+    pairs = None
+    if kv_dtype is not KvDtype.E4M3:
+        pairs = codes.pairs_of(kv_dtype, True, 2)
+        assert codes.row_bytes(kv_dtype, 128) == (64 if kv_dtype is KvDtype.INT4 else 128) + 4
+    exact = dequantise(Quantised(rows, pairs), "bf16", kv_dtype.value, np.float32(scale))
+    known = np.isfinite(exact)
+    assert (codes.values_of(rows, kv_dtype)[known] == exact[known]).all()

@@ -49,6 +49,7 @@ REFUSED = {
     "quantised-one-width": AttentionConfig.of(
         mode="write", kv_dtype="int8", head_dim_v=64, cache="paged"
     ),
+    "decode-codes-width": AttentionConfig(mode=Mode.DECODE, kv_dtype=KvDtype.INT8, head_dim=80),
     "int4-head-dim": AttentionConfig.of(mode="write", kv_dtype="int4", head_dim=80),
     "head-dim-range": AttentionConfig(head_dim=272),
     "head-dim-step": AttentionConfig(head_dim=100),

@@ -85,23 +85,31 @@ template <class Config>
 __device__ __forceinline__ void compute_piece(RowState<Config>& state,
                                               const Piece<Config>& piece,
                                               const DecodeQuery<Config>& query,
+                                              const QuerySums<Config>& sums,
                                               const Segment& segment,
                                               const RowPlace* rows,
                                               float scale,
                                               int first_token,
                                               int lane) {
   using Traits = DecodeTraits<Config>;
-  const int end_token = first_token + Traits::kWarpTokens;
-  if (first_token >= segment.seen.end || end_token <= segment.seen.begin) {
-    return;
+#pragma unroll
+  for (int i = 0; i < Traits::kUnits; ++i) {
+    const Unit<Config>& unit = piece.units[i];
+    const int first = first_token + i * Traits::kUnitTokens;
+    const int end = first + Traits::kUnitTokens;
+    if (first >= segment.seen.end || end <= segment.seen.begin) {
+      continue;
+    }
+    float scores[Traits::kRowTiles][4];
+    multiply_key_query<Config>(scores, unit, query, lane);
+    scale_scores<Config>(scores, unit, sums, lane);
+    if (first < segment.seen_by_all.begin || end > segment.seen_by_all.end) {
+      mask_scores<Config>(scores, rows, first, lane);
+    }
+    state.update(scores, scale);
+    state.weigh(scores, unit, lane);
+    multiply_value_probability<Config>(state, scores, unit, lane);
   }
-  float scores[Traits::kRowTiles][4];
-  multiply_key_query<Config>(scores, piece, query, lane);
-  if (first_token < segment.seen_by_all.begin || end_token > segment.seen_by_all.end) {
-    mask_scores<Config>(scores, rows, first_token, lane);
-  }
-  state.update(scores, scale);
-  multiply_value_probability<Config>(state, scores, piece, lane);
 }
 
 template <class Config>
@@ -123,6 +131,8 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
   // instructions is a good part of the shortest calls.
   StageLoader<Config> loader(storage, arguments, window, warp, lane);
   DecodeQuery<Config> query;
+  QuerySums<Config> sums;
+  const float factor = key_factor<Config>(params, work.tile.kv_head);
   RowState<Config> state;
   state.clear();
   const RowPlace* const rows = storage.rows[warp];
@@ -148,15 +158,17 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
           __syncthreads();  // Q is visible to all warps
         }
         query.load(storage, params, rows, segment.rows, lane);
+        sums.add_up(query, lane);
       }
       copy_async_wait<Traits::kStages - 1>();
       __syncwarp();  // the copies of all lanes have landed
       compute_piece(state,
                     storage.ring[warp][slot],
                     query,
+                    sums,
                     segment,
                     rows,
-                    params.inv_sqrt_dh * kLog2E,
+                    params.inv_sqrt_dh * kLog2E * factor,
                     stage * Traits::kCtaS + warp * Traits::kWarpTokens,
                     lane);
       __syncwarp();  // all lanes are done with the slot
@@ -167,6 +179,7 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
             storage,
             slot,
             segment.rows,
+            value_factor<Config>(params, work.tile.kv_head),
             warp,
             lane,
             [&](int row, const MergedRow<Config>& merged) { destination.leave(row, merged); });

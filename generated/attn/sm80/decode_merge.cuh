@@ -65,9 +65,11 @@ template <class Config>
 struct Exchange {
   using Traits = DecodeTraits<Config>;
   using Row = MergedRow<Config>;
-  static constexpr int kRowTiles = Traits::kRowTiles < 2 ? Traits::kRowTiles : 2;  // at a time
+  static constexpr int kPitch = (Traits::kHeadDim + 63) / 64 * 64;
+  // Row tiles at a time: two, where they fit.
+  static constexpr bool kFitsTwo = 16 * kPitch * sizeof(float) <= sizeof(Piece<Config>);
+  static constexpr int kRowTiles = Traits::kRowTiles < 2 || !kFitsTwo ? 1 : 2;
   static constexpr int kRows = 8 * kRowTiles;
-  static constexpr int kPitch = Traits::PieceTile::kPitch;
   static_assert(kRows * kPitch * sizeof(float) <= sizeof(Piece<Config>),
                 "the rows fit the piece of a warp");
 
@@ -86,7 +88,7 @@ struct Exchange {
       for (int i = 0; i < Traits::kDepthFragments; ++i) {
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          *at(piece, n * 8 + lane % 4 * 2 + c % 2, i * 16 + c / 2 * 8 + lane / 4) =
+          *at(piece, n * 8 + lane % 4 * 2 + c % 2, output_column<Config>(i, c, lane)) =
               state.output[i][first + n][c];
         }
       }
@@ -129,12 +131,13 @@ __device__ __forceinline__ void merge_warps(RowState<Config>& state,
                                             DecodeStorage<Config>& storage,
                                             int slot,
                                             int row_count,
+                                            float value_factor,
                                             int warp,
                                             int lane,
                                             Leave leave) {
   using Traits = DecodeTraits<Config>;
   using Exchanged = Exchange<Config>;
-  state.finish();
+  state.finish(value_factor);
 #pragma unroll
   for (int n = 0; n < Traits::kRowTiles; ++n) {
     if (lane < 4) {

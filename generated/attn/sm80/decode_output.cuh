@@ -105,8 +105,8 @@ class Destination {
   using Traits = DecodeTraits<Config>;
   using Row = MergedRow<Config>;
   using Vector = typename Row::Vector;
-  // Loads of 16 bytes that a lane has under way.
-  static constexpr int kLoads = 16 / Row::kSteps;
+  // Loads of 16 bytes that a lane has under way; fewer where more CTAs share the registers.
+  static constexpr int kLoads = (TileOf<Config>::kCtasPerSm > 2 ? 8 : 16) / Row::kSteps;
   // Rows of a warp that are added up at a time: with many rows, rounds of loads would pass one
   // after the other for each.
   static constexpr int kTogether = Traits::kRows >= 4 * Traits::kWarps ? 4 : 1;

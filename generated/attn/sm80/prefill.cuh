@@ -34,8 +34,11 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   if (tile.split >= max(splits, 1)) {
     return;
   }
+  const int kv_head = tile.head / (params.num_heads / params.num_kv_heads);
   if (threadIdx.x == 0) {
-    const int kv_head = tile.head / (params.num_heads / params.num_kv_heads);
+    if constexpr (Traits::Kv::kHasPairs) {
+      storage.pair_rows = Traits::Pairs::make(params, tile.sequence, kv_head);
+    }
     storage.work = {tile,
                     split_range(tiles.begin, tiles.end, arguments.plan, tile.split),
                     Traits::Cache::make(params, tile.sequence, kv_head),
@@ -62,7 +65,8 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
 
   // 3. Walk over the keys, from the last tile to the first.
   QueryFragments<Config> query;
-  OnlineSoftmax<Traits::kRowFragments> softmax(params.inv_sqrt_dh);
+  OnlineSoftmax<Traits::kRowFragments> softmax(params.inv_sqrt_dh *
+                                               key_factor<Config>(params, kv_head));
   float output[Traits::kRowFragments][2 * Traits::kValueFragments][4] = {};
 #pragma unroll 1
   for (int key_tile = last_tile; key_tile >= work.keys.begin; --key_tile) {
@@ -71,11 +75,15 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
     if (key_tile == work.keys.end - 1) {
       query.load(storage.query, threadIdx.x / 32, threadIdx.x % 32);
     }
+    if constexpr (Traits::Kv::kIsQuantised) {
+      expand_tiles<Traits>(storage);
+      __syncthreads();  // the tiles of T are visible to all, and their codes may be overwritten
+    }
     stream.copy(key_tile - (Traits::kStages - 1));
 
     const int warp = threadIdx.x / 32;
     const int lane = opaque(threadIdx.x) % 32;  // fragment addresses are recomputed, not kept
-    const int slot = static_cast<unsigned>(key_tile) % Traits::kStages;
+    const int slot = static_cast<unsigned>(key_tile) % Traits::kSlots;
     const int first_key = key_tile * Traits::kCtaS;
     float scores[Traits::kRowFragments][2 * Traits::kKeyFragments][4];
     multiply_query_key<Config>(scores, query, storage, slot, warp, lane);
@@ -88,6 +96,7 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
     multiply_probability_value<Config>(output, scores, storage.value[slot], lane);
   }
   softmax.finish();
+  scale_output<Config>(output, params, work.tile);
 
   // 4. Leave the result, or this split's part of it.
   copy_async_wait<0>();

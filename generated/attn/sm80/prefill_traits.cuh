@@ -2,10 +2,10 @@
 // The shapes of a prefill kernel, derived from its configuration and tile, and its shared memory.
 #pragma once
 
-#include "attn/cache_iterator.cuh"
 #include "attn/config.h"
 #include "attn/cta_map.cuh"
 #include "attn/key_range.cuh"
+#include "attn/sm80/code_tiles.cuh"
 #include "attn/sm80/shared_tile.cuh"
 
 namespace attn::sm80 {
@@ -13,7 +13,10 @@ namespace attn::sm80 {
 template <class Config>
 struct PrefillTraits {
   using T = typename Config::T;
-  using Cache = CacheIterator<Config::kCache, T, Config::kHeadDim>;
+  using Tkv = typename Config::Tkv;
+  using Kv = KvTraits<T, Tkv>;
+  using Cache = CacheIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
+  using Pairs = PairIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
 
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kHeadDimV = Config::kHeadDimV;
@@ -22,6 +25,8 @@ struct PrefillTraits {
   static constexpr int kWarps = TileOf<Config>::kWarps;
   static constexpr int kStages = TileOf<Config>::kStages;
   static constexpr int kThreads = kWarps * 32;
+  // Tiles of T. Codes are copied ahead as codes, and expanded into one.
+  static constexpr int kSlots = Kv::kIsQuantised ? 1 : kStages;
 
   // A warp owns kWarpRows rows of Q and of the output, and multiplies them with every key of the
   // tile.
@@ -49,6 +54,8 @@ struct PrefillTraits {
   // The output leaves through the rows of Q, so they are as wide as the wider of the two.
   using QueryTileStorage = SharedTile<T, kCtaQ, (kHeadDim > kHeadDimV ? kHeadDim : kHeadDimV)>;
   using KeyTileStorage = SharedTile<T, kCtaS, kHeadDim>;
+  // Codes, 16 bits at a time.
+  using CodeTile = SharedTile<T, kCtaS, kHeadDim * Kv::kBits / 16>;
   using ValueTileStorage = SharedTile<T, kCtaS, kHeadDimV>;
 };
 
@@ -79,12 +86,13 @@ struct Work {
 
 template <class Config>
 struct PrefillStorage
-    : RowTable<PrefillTraits<Config>::Cache::kGathered, PrefillTraits<Config>::kCtaS> {
+    : RowTable<PrefillTraits<Config>::Cache::kGathered, PrefillTraits<Config>::kCtaS>,
+      CodeTiles<PrefillTraits<Config>> {
   using Traits = PrefillTraits<Config>;
 
   typename Traits::QueryTileStorage query;  // at the end: the output
-  typename Traits::KeyTileStorage key[Traits::kStages];
-  typename Traits::ValueTileStorage value[Traits::kStages];
+  typename Traits::KeyTileStorage key[Traits::kSlots];
+  typename Traits::ValueTileStorage value[Traits::kSlots];
   alignas(128) Work<typename Traits::Cache> work;
 };
 

@@ -91,6 +91,9 @@ class TileStream {
       } else {
         copy_row_by_row(tile, rows);
       }
+      if constexpr (Traits::Kv::kHasPairs) {
+        copy_pairs(tile);
+      }
     }
     copy_async_commit();
   }
@@ -115,26 +118,54 @@ class TileStream {
  private:
   static constexpr int kThreads = Traits::kThreads;
   static constexpr int kCtaS = Traits::kCtaS;
-  static constexpr int kKeyChunks = Traits::kHeadDim / 8;
-  static constexpr int kValueChunks = Traits::kHeadDimV / 8;
+  static constexpr int kKeyChunks = Traits::Kv::template kRowBytes<Traits::kHeadDim> / 16;
+  static constexpr int kValueChunks = Traits::Kv::template kRowBytes<Traits::kHeadDimV> / 16;
 
   __device__ __forceinline__ static int slot_of(int tile) {
-    return static_cast<unsigned>(tile) % Traits::kStages;
+    return static_cast<unsigned>(tile) % Traits::kSlots;
   }
 
   __device__ __forceinline__ void copy_evenly(int tile) {
     const RowAddress first = row_address(tile, 0);
     const RowStride stride = storage_.work.cache.stride(params_);
-    copy_rows_evenly<kThreads, kCtaS, kKeyChunks>(storage_.key[slot_of(tile)], first.k, stride.k);
-    copy_rows_evenly<kThreads, kCtaS, kValueChunks>(
-        storage_.value[slot_of(tile)], first.v, stride.v);
+    copy_rows_evenly<kThreads, kCtaS, kKeyChunks>(key_target(tile), first.k, stride.k);
+    copy_rows_evenly<kThreads, kCtaS, kValueChunks>(value_target(tile), first.v, stride.v);
   }
 
   __device__ __forceinline__ void copy_row_by_row(int tile, int rows) {
     copy_rows<kThreads, kCtaS, kKeyChunks>(
-        storage_.key[slot_of(tile)], rows, [&](int row) { return row_address(tile, row).k; });
+        key_target(tile), rows, [&](int row) { return row_address(tile, row).k; });
     copy_rows<kThreads, kCtaS, kValueChunks>(
-        storage_.value[slot_of(tile)], rows, [&](int row) { return row_address(tile, row).v; });
+        value_target(tile), rows, [&](int row) { return row_address(tile, row).v; });
+  }
+
+  // Where rows as they lie in the cache go.
+  __device__ __forceinline__ auto& key_target(int tile) {
+    if constexpr (Traits::Kv::kIsQuantised) {
+      return storage_.key_codes;
+    } else {
+      return storage_.key[slot_of(tile)];
+    }
+  }
+
+  __device__ __forceinline__ auto& value_target(int tile) {
+    if constexpr (Traits::Kv::kIsQuantised) {
+      return storage_.value_codes;
+    } else {
+      return storage_.value[slot_of(tile)];
+    }
+  }
+
+  // Each thread that has looked up a row copies its pairs. Rows without a key get zeros.
+  __device__ __forceinline__ void copy_pairs(int tile) {
+    const int row = static_cast<int>(threadIdx.x);
+    if (row < kCtaS) {
+      const bool exists = owns_key_of(tile);
+      const RowAddress pair = exists ? storage_.pair_rows.pair(params_, key_of(tile), entry_)
+                                     : RowAddress{nullptr, nullptr};
+      copy_async_4_or_zero(shared_address(&storage_.key_pairs[row]), pair.k, exists);
+      copy_async_4_or_zero(shared_address(&storage_.value_pairs[row]), pair.v, exists);
+    }
   }
 
   __device__ __forceinline__ RowAddress row_address(int tile, int row) const {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
+from attn_codegen.config import KvDtype
 from attn_runtime import driver
 from attn_runtime.bench import decode_peers, decode_report, machine, oracle
 from attn_runtime.bench.bandwidth import Bandwidth, measure_bandwidth
@@ -47,10 +48,11 @@ class Request:
     def title(self) -> str:
         """One line that says what the figures are."""
         setup, heads = self.setup, self.setup.heads
+        cache = "" if setup.kv_dtype is KvDtype.SAME else f" on {setup.kv_dtype}"
         queries = max(self.cells[0].shape.q_lens)
         scattered = ", scattered" if setup.is_scattered else ""
         return (
-            f"decode, {setup.dtype}, {heads.num_heads}/{heads.num_kv_heads} heads of "
+            f"decode, {setup.dtype}{cache}, {heads.num_heads}/{heads.num_kv_heads} heads of "
             f"{heads.head_dim}, {queries} query token{'' if queries == 1 else 's'}, paged cache "
             f"({setup.layout}, {setup.block_len} tokens a block{scattered}); medians"
         )

@@ -11,8 +11,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from attn_codegen.config import Arch, Cache, Dtype, Mask, Mode
+from attn_codegen.config import Arch, Cache, Dtype, KvDtype, Mask, Mode
+from attn_codegen.tiling import KV_BITS, has_pairs
 from attn_runtime.attention import Attention
+from attn_runtime.bench import codes
 from attn_runtime.bench.decode_shapes import DecodeCell
 from attn_runtime.bench.device import Bench, DeviceView
 from attn_runtime.bench.shapes import Heads, Shape, cumulated
@@ -39,6 +41,7 @@ class DecodeSetup:
     is_scattered: bool = False
     """Blocks come from all over the pool, and not from the part that a copy has for itself: each
     lies in a page of its own, whose address the GPU must look up first."""
+    kv_dtype: KvDtype = KvDtype.SAME
 
 
 # Axes of a pool as it lies in memory, and where block, K or V, token and head are among them.
@@ -50,7 +53,8 @@ _ORDERS: Final = {
 
 
 class Pool:
-    """K and V of `blocks` blocks, normal values; `k` and `v` are [block, token, head, head_dim]."""
+    """K and V of `blocks` blocks, normal values or random codes; `arguments` describe them, with
+    k and v [block, token, head, row]."""
 
     def __init__(self, bench: Bench, setup: DecodeSetup, blocks: int) -> None:
         heads, order = setup.heads, _ORDERS[setup.layout]
@@ -60,24 +64,38 @@ class Pool:
             "token": setup.block_len,
             "head": heads.num_kv_heads,
         }
-        dims = (*(sizes[axis] for axis in order), heads.head_dim)
-        self.array = bench.normal((math.prod(dims),), setup.dtype)
+        self._kv_dtype = setup.kv_dtype
+        is_plain = setup.kv_dtype is KvDtype.SAME
+        row = heads.head_dim if is_plain else heads.head_dim * KV_BITS[setup.kv_dtype] // 8
+        dims = (*(sizes[axis] for axis in order), row)
+        elements = math.prod(dims)
+        self.array = bench.normal((elements if is_plain else -(-elements // 2),), setup.dtype)
+        if not is_plain:
+            self.array = self.array.view(np.uint8)
         self._dims, self._order = dims, order
-        strides = {axis: math.prod(dims[place:]) for place, axis in enumerate(order, start=1)}
-        shape = (blocks, setup.block_len, heads.num_kv_heads, heads.head_dim)
-        steps = (*(strides[axis] for axis in ("block", "token", "head")), 1)
-        self.k, self.v = (
-            DeviceView(self.array, part * strides["part"], shape, steps) for part in (0, 1)
-        )
+        k, v = _parts(self.array, dims, order)
+        self.arguments: dict[str, Any] = {"k": k, "v": v}
+        if has_pairs(setup.kv_dtype):
+            is_bf16 = setup.dtype is Dtype.BF16
+            bits = codes.pairs_of(setup.kv_dtype, is_bf16, elements // row)
+            array = bench.to_device(bits.view(np.float16) if not is_bf16 else bits)
+            k_pairs, v_pairs = _parts(array, (*dims[:-1], 2), order)
+            self.arguments |= {"k_pairs": k_pairs, "v_pairs": v_pairs}
+        elif not is_plain:
+            scale = bench.to_device(np.array([codes.SCALE[setup.kv_dtype]], np.float32))
+            self.arguments |= {"k_scale": scale, "v_scale": scale}
 
     def blocks(self, ids: NDArray[np.int32]) -> tuple[Any, Any]:
-        """(K, V) of some blocks on the host, [token, head, head_dim], tokens end to end."""
+        """(K, V) of some blocks on the host, [token, head, head_dim], tokens end to end; of codes
+        what they stand for."""
         parts: tuple[list[Any], list[Any]] = ([], [])
         for block in ids:
             for part, found in enumerate(parts):
                 found.append(self._block(int(block), part))
         key, value = (np.concatenate(found) for found in parts)
-        return key, value
+        if self._kv_dtype is KvDtype.SAME:
+            return key, value
+        return codes.values_of(key, self._kv_dtype), codes.values_of(value, self._kv_dtype)
 
     def _block(self, block: int, part: int) -> Any:
         """One block, [token, head, head_dim], read as it lies: in one run, or with the other part
@@ -90,6 +108,19 @@ class Pool:
         size = math.prod(self._dims[1:])
         run = self.array[block * size : (block + 1) * size].get().reshape(self._dims[1:])
         return run[:, part].swapaxes(0, 1)
+
+
+def _parts(
+    array: Any, dims: tuple[int, ...], order: tuple[str, ...]
+) -> tuple[DeviceView, DeviceView]:
+    """K and V of an array that lies in an order of _ORDERS, [block, token, head, row]."""
+    strides = {axis: math.prod(dims[place:]) for place, axis in enumerate(order, start=1)}
+    sizes = dict(zip(order, dims, strict=False))
+    axes = ("block", "token", "head")
+    shape = (*(sizes[axis] for axis in axes), dims[-1])
+    steps = (*(strides[axis] for axis in axes), 1)
+    key, value = (DeviceView(array, part * strides["part"], shape, steps) for part in (0, 1))
+    return key, value
 
 
 class DecodeCall:
@@ -105,6 +136,7 @@ class DecodeCall:
             num_kv_heads=heads.num_kv_heads,
             head_dim=heads.head_dim,
             dtype=setup.dtype,
+            kv_dtype=setup.kv_dtype,
             cache=Cache.PAGED,
             mask=Mask.CAUSAL,
             arch=setup.arch,
@@ -124,8 +156,7 @@ class DecodeCall:
         self._on_device = [bench.to_device(table) for table in self._tables]
         self._given: dict[str, Any] = {
             "q": self.q,
-            "k": pool.k,
-            "v": pool.v,
+            **pool.arguments,
             "out": self.out,
             "cu_q_len": bench.to_device(np.array(cumulated(shape.q_lens), np.int32)),
             "cu_k_len": bench.to_device(np.array(cumulated(shape.k_lens), np.int32)),

@@ -9,7 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from attn_codegen.config import Mask
+from attn_codegen.config import KvDtype, Mask
+from attn_runtime.bench.codes import row_bytes
 from attn_runtime.bench.shapes import Heads, Shape, short
 
 BATCHES: Final = (1, 8, 32, 64, 128)
@@ -17,7 +18,6 @@ CONTEXTS: Final = (1024, 4096, 16_384)
 STREAM_BYTES: Final = 256 << 20
 """What back-to-back launches read before any of it comes again: more than any L2 holds."""
 _FEWEST_LAUNCHES: Final = 8
-_ELEMENT_BYTES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class DecodeCell:
 
     shape: Shape
     rotation: int
+    kv_dtype: KvDtype = KvDtype.SAME
 
     @property
     def launches(self) -> int:
@@ -35,12 +36,12 @@ class DecodeCell:
     @property
     def kv_bytes(self) -> int:
         """What one launch reads of K and V."""
-        return kv_bytes(self.shape)
+        return kv_bytes(self.shape, self.kv_dtype)
 
 
-def kv_bytes(shape: Shape) -> int:
+def kv_bytes(shape: Shape, kv_dtype: KvDtype = KvDtype.SAME) -> int:
     """Of K and V of every sequence; queries and outputs are next to nothing."""
-    row = shape.heads.num_kv_heads * shape.heads.head_dim * _ELEMENT_BYTES
+    row = shape.heads.num_kv_heads * row_bytes(kv_dtype, shape.heads.head_dim)
     return 2 * shape.key_num * row
 
 
@@ -51,6 +52,7 @@ def decode_cells(
     queries: int = 1,
     *,
     is_ragged: bool = False,
+    kv_dtype: KvDtype = KvDtype.SAME,
 ) -> list[DecodeCell]:
     """Every batch size with every context length; ragged: lengths drawn uniformly from 1 to it."""
     cells = []
@@ -61,5 +63,6 @@ def decode_cells(
             k_lens = tuple(int(length) for length in drawn)
             word = f"1..{short(context)}" if is_ragged else short(context)
             shape = Shape((queries,) * batch, k_lens, heads, Mask.CAUSAL, f"{batch} x {word}", "")
-            cells.append(DecodeCell(shape, max(1, -(-STREAM_BYTES // kv_bytes(shape)))))
+            rotation = max(1, -(-STREAM_BYTES // kv_bytes(shape, kv_dtype)))
+            cells.append(DecodeCell(shape, rotation, kv_dtype))
     return cells

@@ -59,7 +59,7 @@ def unit() -> Unit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceView:
-    """16-bit elements of an array in another shape; `offset` and `strides` in elements."""
+    """The elements of an array in another shape; `offset` and `strides` in elements."""
 
     array: Any
     offset: int
@@ -68,11 +68,12 @@ class DeviceView:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
+        size = self.array.dtype.itemsize
         return {
             "shape": self.shape,
-            "strides": tuple(2 * stride for stride in self.strides),
+            "strides": tuple(size * stride for stride in self.strides),
             "typestr": self.array.dtype.str,
-            "data": (int(self.array.gpudata) + 2 * self.offset, False),
+            "data": (int(self.array.gpudata) + size * self.offset, False),
             "version": 3,
         }
 

@@ -10,11 +10,22 @@ namespace attn {
 // The pairs of one sequence and one KV head, found like its rows: `entry` is the one that
 // CacheIterator gives for the token. The two addresses are those of the K row's pair and of the V
 // row's, aligned to 4 bytes.
-template <CacheType kCache, class T, int kHeadDim, class Tkv>
+template <CacheType kCache,
+          class T,
+          int kHeadDim,
+          class Tkv,
+          bool kHasPairs = KvTraits<T, Tkv>::kHasPairs>
 struct PairIterator;
 
+template <CacheType kCache, class T, int kHeadDim, class Tkv>
+struct PairIterator<kCache, T, kHeadDim, Tkv, false> {
+  __device__ __forceinline__ static PairIterator make(const AttentionParams<T>&, int, int) {
+    return {};
+  }
+};
+
 template <class T, int kHeadDim, class Tkv>
-struct PairIterator<CacheType::kLinear, T, kHeadDim, Tkv> {
+struct PairIterator<CacheType::kLinear, T, kHeadDim, Tkv, true> {
   const T* k;  // of the first row
   const T* v;
 
@@ -40,7 +51,7 @@ struct PairIterator<CacheType::kLinear, T, kHeadDim, Tkv> {
 };
 
 template <class T, int kHeadDim, class Tkv>
-struct PairIterator<CacheType::kBlock, T, kHeadDim, Tkv> {
+struct PairIterator<CacheType::kBlock, T, kHeadDim, Tkv, true> {
   static constexpr int kPairBytes = 2 * sizeof(T);
 
   int64_t head_offset;  // bytes from a block's address to the pairs of K of this layer and head
@@ -68,7 +79,7 @@ struct PairIterator<CacheType::kBlock, T, kHeadDim, Tkv> {
 };
 
 template <class T, int kHeadDim, class Tkv>
-struct PairIterator<CacheType::kPaged, T, kHeadDim, Tkv> {
+struct PairIterator<CacheType::kPaged, T, kHeadDim, Tkv, true> {
   const T* k;  // of this KV head
   const T* v;
   BlockSplitter splitter;

@@ -24,6 +24,12 @@ __device__ __forceinline__ void copy_async_16_hinted(uint32_t shared,
                : "memory");
 }
 
+// For rows of 64 bytes or less, where the other half of a line may be another head's.
+__device__ __forceinline__ void copy_async_16_of_64(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::64B [%0], [%1], 16;\n" ::"r"(shared), "l"(global)
+               : "memory");
+}
+
 // Asks L2 for the line that holds an address.
 __device__ __forceinline__ void prefetch_l2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global));

@@ -2,19 +2,31 @@
 // The shapes of a decode kernel, derived from its configuration and tile, and its shared memory.
 #pragma once
 
-#include "attn/cache_iterator.cuh"
 #include "attn/config.h"
 #include "attn/decode_ranges.cuh"
+#include "attn/pair_iterator.cuh"
 #include "attn/row_tile.cuh"
 #include "attn/sm80/shared_tile.cuh"
 
 namespace attn::sm80 {
 
+template <class T, int kRows, int kColumns, bool kIsPacked>
+struct UnitTile {
+  using Type = SharedTile<T, kRows, kColumns>;
+};
+
+template <class T, int kRows, int kColumns>
+struct UnitTile<T, kRows, kColumns, true> {
+  using Type = PackedTile<T, kRows, kColumns>;
+};
+
 template <class Config>
 struct DecodeTraits {
   using T = typename Config::T;
   using Tkv = typename Config::Tkv;
-  using Cache = CacheIterator<Config::kCache, T, Config::kHeadDim>;
+  using Kv = KvTraits<T, Tkv>;
+  using Cache = CacheIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
+  using Pairs = PairIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
 
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kRows = TileOf<Config>::kCtaQ;
@@ -23,30 +35,54 @@ struct DecodeTraits {
   static constexpr int kStages = TileOf<Config>::kStages;
   static constexpr int kThreads = kWarps * 32;
 
-  // A warp owns as many tokens of each stage as the wide side of a product has.
-  static constexpr int kWarpTokens = 16;
+  // A warp owns some tokens of each stage: units of as many as the wide side of a product has.
+  static constexpr int kUnitTokens = 16;
+  static constexpr int kWarpTokens = kCtaS / kWarps;
+  static constexpr int kUnits = kWarpTokens / kUnitTokens;
+  // Elements of the cache in 16 bits.
+  static constexpr int kPacked = 16 / Kv::kBits;
   // Rows of Q lie on the narrow side.
   static constexpr int kRowTiles = kRows / 8;
   static constexpr int kDepthFragments = kHeadDim / 16;
+  // Of rows as they lie in the cache.
+  static constexpr int kLoadedFragments = kDepthFragments / kPacked;
 
   // Q stays in registers where the accumulators leave room for it.
   static constexpr int kAccumulators = kRows * kHeadDim / 32;
   static constexpr int kQueryRegisters = kRows * kHeadDim / 64;
   static constexpr bool kQueryInRegisters = kAccumulators + kQueryRegisters <= 112;
 
-  static_assert(kCtaS == kWarps * kWarpTokens, "every warp has its tokens of a stage");
+  static_assert(kCtaS == kWarps * kUnits * kUnitTokens, "every warp has whole units of a stage");
+  static_assert(kHeadDim % (16 * kPacked) == 0, "rows of a cache are whole fragments");
   static_assert(kRows % 8 == 0, "rows fill the narrow side of the products");
   static_assert(kRows % kWarps == 0, "every warp has as many rows to put together");
 
-  using PieceTile = SharedTile<Tkv, kWarpTokens, kHeadDim>;
+  // Rows as they lie in the cache, 16 bits at a time.
+  using PieceTile = typename UnitTile<T, kUnitTokens, kHeadDim / kPacked, Kv::kIsQuantised>::Type;
   using QueryTileStorage = SharedTile<T, (kRows > 16 ? kRows : 16), kHeadDim>;
+};
+
+// (scale, zero) of each token of a unit.
+template <bool kHasPairs>
+struct UnitPairs {
+  uint32_t key_pairs[16];
+  alignas(64) uint32_t value_pairs[16];
+};
+
+template <>
+struct UnitPairs<false> {};
+
+// 16 tokens of K and V.
+template <class Config>
+struct Unit : UnitPairs<DecodeTraits<Config>::Kv::kHasPairs> {
+  typename DecodeTraits<Config>::PieceTile key;
+  typename DecodeTraits<Config>::PieceTile value;
 };
 
 // What one warp reads in one stage.
 template <class Config>
 struct Piece {
-  typename DecodeTraits<Config>::PieceTile key;
-  typename DecodeTraits<Config>::PieceTile value;
+  Unit<Config> units[DecodeTraits<Config>::kUnits];
 };
 
 // The query tokens of a sequence. One that is finished, or does not exist, has none.
@@ -85,9 +121,18 @@ struct alignas(16) RowPlace {
   KeyRange seen;
 };
 
+template <class Pairs, bool kHasPairs>
+struct PairSource {
+  Pairs pairs;
+};
+
+template <class Pairs>
+struct PairSource<Pairs, false> {};
+
 // What a warp copies from: a sequence, and the keys of it that some row sees.
 template <class Config>
-struct alignas(16) CopySource {
+struct alignas(16) CopySource
+    : PairSource<typename DecodeTraits<Config>::Pairs, DecodeTraits<Config>::Kv::kHasPairs> {
   typename DecodeTraits<Config>::Cache cache;
   KeyRange seen;
 };

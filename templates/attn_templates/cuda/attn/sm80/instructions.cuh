@@ -26,6 +26,16 @@ __device__ __forceinline__ void copy_async_16_or_zero(uint32_t shared,
                : "memory");
 }
 
+// Writes zeros where `valid` is false, and does not read the source then.
+__device__ __forceinline__ void copy_async_4_or_zero(uint32_t shared,
+                                                     const void* global,
+                                                     bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared),
+               "l"(global),
+               "r"(valid ? 4 : 0)
+               : "memory");
+}
+
 // Closes the group of copies that this thread has issued since the last commit.
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");

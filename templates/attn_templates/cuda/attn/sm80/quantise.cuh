@@ -5,11 +5,11 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "attn/kv_type.h"
+#include "attn/sm80/dequantise.cuh"
 
 namespace attn::sm80 {
 
-// The bits of kBits / 32 words of a cache: eight elements.
+// Eight codes side by side, the first in the low bits.
 template <int kBits>
 struct alignas(kBits) Codes {
   uint32_t words[kBits / 4];
@@ -27,15 +27,59 @@ __device__ __forceinline__ __nv_bfloat16 rounded_up(float x, __nv_bfloat16) {
 // Eight elements of a row as loaded: 16 bytes.
 template <class T>
 union Elements {
-  uint4 words;
+  uint4 vector;
+  uint32_t words[4];
   T values[8];
 
   __device__ __forceinline__ Elements() {}
 };
 
+// --- extremes -----------------------------------------------------------------------------------
+
+// Of two pairs of elements; a number where one of two is NaN.
+__device__ __forceinline__ uint32_t min2(uint32_t a, uint32_t b, half) {
+  uint32_t least;
+  asm("min.f16x2 %0, %1, %2;\n" : "=r"(least) : "r"(a), "r"(b));
+  return least;
+}
+
+__device__ __forceinline__ uint32_t min2(uint32_t a, uint32_t b, __nv_bfloat16) {
+  uint32_t least;
+  asm("min.bf16x2 %0, %1, %2;\n" : "=r"(least) : "r"(a), "r"(b));
+  return least;
+}
+
+__device__ __forceinline__ uint32_t infinities(half) { return 0x7c007c00; }
+__device__ __forceinline__ uint32_t infinities(__nv_bfloat16) { return 0x7f807f80; }
+
+// (min x, -max x) of a row, in all of its lanes: one half of a word each, so that both take one
+// shuffle. Lanes without a piece give infinities.
+template <int kLanes, class T>
+__device__ __forceinline__ uint32_t extremes(const Elements<T>& x, bool has_piece, T type) {
+  constexpr uint32_t kSigns = 0x80008000;
+  uint32_t least = x.words[0];
+  uint32_t least_negated = x.words[0] ^ kSigns;
+#pragma unroll
+  for (int i = 1; i < 4; ++i) {
+    least = min2(least, x.words[i], type);
+    least_negated = min2(least_negated, x.words[i] ^ kSigns, type);
+  }
+  uint32_t both = min2(permute_bytes<0x5410>(least, least_negated),
+                       permute_bytes<0x7632>(least, least_negated),
+                       type);
+  both = has_piece ? both : infinities(type);
+#pragma unroll
+  for (int lane = kLanes / 2; lane > 0; lane /= 2) {
+    both = min2(both, __shfl_xor_sync(0xffffffffu, both, lane), type);
+  }
+  return both;
+}
+
+// --- integers -----------------------------------------------------------------------------------
+
 // How a row becomes integer codes.
 //   zero    = min x
-//   scale   = (max x - min x) / kLevels      rounded up to T: no code is clipped
+//   scale   = (max x - min x) (1 / kLevels)  rounded up to T: no code is above kLevels
 //   inverse = 1 / scale                      0 where all x are one, or so near that 1 / scale is
 //                                            no float: then every code is 0
 template <class T>
@@ -44,62 +88,56 @@ struct RowScale {
   T zero;
   float inverse;
 
+  // From (min x, -max x).
   template <int kLevels>
-  __device__ __forceinline__ static RowScale make(float smallest, float largest) {
+  __device__ __forceinline__ static RowScale make(const uint32_t& extremes) {
     constexpr float kLeastNormal = 1.17549435e-38f;  // 2^-126
+    const T* const both = reinterpret_cast<const T*>(&extremes);
+    const float smallest = to_float(both[0]) + 0.0f;  // no -0
+    const float largest = -to_float(both[1]);
     RowScale row;
     row.zero = static_cast<T>(smallest);
-    row.scale = rounded_up(__fdiv_rn(largest - smallest, static_cast<float>(kLevels)), T{});
+    row.scale = rounded_up((largest - smallest) * (1.0f / kLevels), T{});
     const float scale = to_float(row.scale);
     if (scale < kLeastNormal) {
       row.scale = static_cast<T>(0.0f);
     }
-    row.inverse = scale < kLeastNormal ? 0.0f : __fdiv_rn(1.0f, scale);
+    row.inverse = scale < kLeastNormal ? 0.0f : __frcp_rn(scale);
     return row;
   }
 };
 
-// code = round((x - zero) * inverse), ties to even, at most kLevels. The sum with 1.5 * 2^23 rounds
-// the exact product to a whole number and leaves it in the low bits.
-template <int kLevels>
+// code = round((x - zero) * inverse), ties to even. The sum with 1.5 * 2^23 rounds the exact
+// product to a whole number, which is the low byte.
 __device__ __forceinline__ uint32_t integer_code(float x, float zero, float inverse) {
   constexpr float kMagic = 12582912.0f;
-  const float sum = __fmaf_rn(x - zero, inverse, kMagic);
-  return __float_as_uint(fminf(sum, kMagic + kLevels));
+  return __float_as_uint(__fmaf_rn(x - zero, inverse, kMagic));
 }
 
-// The e4m3 nearest to x, ties to even, as its eight bits. What is above 448 becomes 448, NaN stays
-// NaN.
+// --- e4m3 ---------------------------------------------------------------------------------------
+
+// The size of the e4m3 nearest to x, ties to even, in the low byte. What is above 448 becomes 448,
+// NaN stays NaN.
 __device__ __forceinline__ uint32_t e4m3_code(float x) {
   constexpr float kLargest = 448.0f;
   constexpr float kLeastNormal = 0.015625f;   // 2^-6
   constexpr float kDenormalMagic = 16384.0f;  // its last bit is 2^-9, that of a denormal e4m3
+  constexpr uint32_t kNan = 0x7f;
   const float size = fminf(fabsf(x), kLargest);
-  // Normal numbers: round the 23 bits of the mantissa to 3, a carry moves into the exponent.
+  // Normal numbers: round the 23 bits of the mantissa to 3, a carry moves into the exponent, which
+  // counts from 7 instead of 127.
   const uint32_t bits = __float_as_uint(size);
-  const uint32_t normal = ((bits + 0x7ffff + ((bits >> 20) & 1)) >> 20) - ((127 - 7) << 3);
-  const uint32_t denormal =
-      __float_as_uint(size + kDenormalMagic) - __float_as_uint(kDenormalMagic);
-  const uint32_t magnitude = size < kLeastNormal ? denormal : normal;
-  const uint32_t sign = __float_as_uint(x) >> 24 & 0x80;
-  return x != x ? 0x7f : sign | magnitude;
+  const uint32_t normal = (bits + ((bits >> 20) & 1) + (0x7ffffu - (120u << 23))) >> 20;
+  const uint32_t denormal = __float_as_uint(size + kDenormalMagic);
+  const uint32_t code = size < kLeastNormal ? denormal : normal;
+  return x != x ? kNan : code;
 }
 
-// Eight codes side by side, the first in the low bits.
-template <int kBits>
-__device__ __forceinline__ Codes<kBits> packed(const uint32_t (&codes)[8]) {
-  constexpr int kPerWord = 32 / kBits;
-  Codes<kBits> result;
-#pragma unroll
-  for (int word = 0; word < 8 / kPerWord; ++word) {
-    uint32_t bits = 0;
-#pragma unroll
-    for (int i = 0; i < kPerWord; ++i) {
-      bits |= (codes[word * kPerWord + i] & ((1u << kBits) - 1)) << (i * kBits);
-    }
-    result.words[word] = bits;
-  }
-  return result;
+// --- eight codes --------------------------------------------------------------------------------
+
+// The low bytes of four words.
+__device__ __forceinline__ uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  return permute_bytes<0x5410>(permute_bytes<0x0040>(a, b), permute_bytes<0x0040>(c, d));
 }
 
 template <int kBits, class T>
@@ -109,19 +147,33 @@ __device__ __forceinline__ Codes<kBits> integer_codes(const Elements<T>& x,
   uint32_t codes[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    codes[i] = integer_code<(1 << kBits) - 1>(to_float(x.values[i]), zero, row.inverse);
+    codes[i] = integer_code(to_float(x.values[i]), zero, row.inverse);
   }
-  return packed<kBits>(codes);
+  if constexpr (kBits == 8) {
+    return {low_bytes(codes[0], codes[1], codes[2], codes[3]),
+            low_bytes(codes[4], codes[5], codes[6], codes[7])};
+  } else {
+    return {low_bytes(codes[0], codes[2], codes[4], codes[6]) |
+            low_bytes(codes[1], codes[3], codes[5], codes[7]) << 4};
+  }
 }
 
+// `inverse`, above 0, is 1 / scale of the head.
 template <class T>
 __device__ __forceinline__ Codes<8> e4m3_codes(const Elements<T>& x, float inverse) {
-  uint32_t codes[8];
+  Codes<8> result;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    codes[i] = e4m3_code(to_float(x.values[i]) * inverse);
+  for (int word = 0; word < 2; ++word) {
+    uint32_t codes[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      codes[i] = e4m3_code(to_float(x.values[4 * word + i]) * inverse);
+    }
+    const uint32_t signs = permute_bytes<0x7531>(x.words[2 * word], x.words[2 * word + 1]);
+    result.words[word] =
+        and_or(signs, 0x80808080, low_bytes(codes[0], codes[1], codes[2], codes[3]));
   }
-  return packed<8>(codes);
+  return result;
 }
 
 }  // namespace attn::sm80

@@ -24,6 +24,26 @@ struct SharedTile {
   }
 };
 
+// The same for rows that may be narrower than 128 bytes: as many as fit share a line of 128 bytes.
+// Its chunk c lies at c ^ (line % 8), so that eight rows of a column still cover eight chunks.
+template <class T, int kRows, int kColumns>
+struct PackedTile {
+  static constexpr int kChunks = kColumns / 8;
+  // Rows of a line: several where a row is a half, a quarter or an eighth of it.
+  static constexpr int kShare = kChunks < 8 && 8 % kChunks == 0 ? 8 / kChunks : 1;
+  static constexpr int kPitch = kShare > 1 ? kColumns : (kColumns + 63) / 64 * 64;
+  static constexpr int kPitchBytes = kPitch * sizeof(T);
+  static_assert(kRows % (8 * kShare) == 0 || kRows == 16, "fragments begin at the same swizzle");
+
+  alignas(128) T data[kRows * kPitch];
+
+  __device__ __forceinline__ static int chunk_offset(int row, int chunk) {
+    const int line = row / kShare;
+    const int position = row % kShare * kChunks + chunk;
+    return line * (kPitchBytes * kShare) + ((position ^ (line & 7)) << 4);
+  }
+};
+
 // Where a lane of ldmatrix.x4 points for the 16x16 fragment at the origin of a tile. Fragment
 // (i, j) of the grid of 16x16 fragments is then
 //   (origin ^ (j % 4) * 32) + j / 4 * 128 + i * 16 * pitch        bytes

@@ -16,6 +16,7 @@ struct WriteTraits {
   using Tkv = typename Config::Tkv;
   using Kv = KvTraits<T, Tkv>;
   using Cache = CacheIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
+  using Pairs = PairIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
 
   static constexpr int kPieces = Config::kHeadDim / 8;  // of 16 bytes
   static constexpr int kPiecesV = Config::kHeadDimV / 8;
@@ -31,20 +32,54 @@ struct WriteTraits {
   static_assert(kRows % kRowsAtATime == 0, "every step takes the same number of rows");
 };
 
-// Where a token goes.
-struct alignas(16) Destination {
-  int sequence;
-  int key;        // of the sequence; negative: the token is not written
-  int64_t entry;  // what the block table says of the key's block
+// Where the rows of K and V of a token and head go, and their pairs; null: they are not written.
+template <int kRows, bool kHasPairs>
+struct WritePlaces {
+  alignas(16) RowAddress rows[kRows];
+  alignas(16) RowAddress pairs[kRows];
+};
+
+template <int kRows>
+struct WritePlaces<kRows, false> {
+  alignas(16) RowAddress rows[kRows];
 };
 
 template <class Config>
-struct WriteStorage {
-  Destination tokens[WriteTraits<Config>::kRows];  // every row may be another token's
+struct WriteStorage : WritePlaces<WriteTraits<Config>::kRows, WriteTraits<Config>::Kv::kHasPairs> {
 };
 
-// The first sequence that ends behind a token; batch_size where there is none.
-__device__ __forceinline__ int sequence_of(const int* cu_q_len, int batch_size, int token) {
+// A row of the call: rows are numbered token by token, then head by head.
+struct WriteRow {
+  int token;
+  int head;
+
+  __device__ __forceinline__ static WriteRow of(int64_t row, int heads) {
+    const int64_t token = row / heads;
+    return {static_cast<int>(token), static_cast<int>(row - token * heads)};
+  }
+
+  // `rows` further, given as whole tokens and rest.
+  __device__ __forceinline__ void advance(int tokens, int rest, int heads) {
+    token += tokens;
+    head += rest;
+    if (head >= heads) {
+      head -= heads;
+      ++token;
+    }
+  }
+};
+
+// The first sequence that ends behind a token; batch_size where there is none. The first guess is
+// right where all sequences have as many tokens.
+__device__ __forceinline__ int sequence_of(const int* cu_q_len,
+                                           int batch_size,
+                                           int token_num,
+                                           int token) {
+  const float mean = static_cast<float>(batch_size) / static_cast<float>(token_num);
+  const int guess = min(static_cast<int>((token + 0.5f) * mean), batch_size - 1);
+  if (cu_q_len[guess] <= token && token < cu_q_len[guess + 1]) {
+    return guess;
+  }
   int low = 0;
   int high = batch_size;
   while (low < high) {
@@ -58,26 +93,41 @@ __device__ __forceinline__ int sequence_of(const int* cu_q_len, int batch_size, 
   return low;
 }
 
+// Finds where a row goes.
 template <class Config>
-__device__ __forceinline__ Destination
-destination_of(const AttentionParams<typename Config::T>& params, int token) {
-  using Cache = typename WriteTraits<Config>::Cache;
-  Destination to{sequence_of(params.cu_q_len, params.batch_size, token), -1, 0};
-  if (to.sequence == params.batch_size ||
-      (params.finished != nullptr && params.finished[to.sequence])) {
-    return to;
+__device__ __forceinline__ void place_row(WriteStorage<Config>& storage,
+                                          const AttentionParams<typename Config::T>& params,
+                                          WriteRow row,
+                                          int place) {
+  using Traits = WriteTraits<Config>;
+  using Cache = typename Traits::Cache;
+  storage.rows[place] = {nullptr, nullptr};
+  if (row.token >= params.token_num) {
+    return;
   }
-  const int k_len = params.cu_k_len[to.sequence + 1] - params.cu_k_len[to.sequence];
-  to.key = k_len - (params.cu_q_len[to.sequence + 1] - token);
+  const int sequence = sequence_of(params.cu_q_len, params.batch_size, params.token_num, row.token);
+  if (sequence == params.batch_size || (params.finished != nullptr && params.finished[sequence])) {
+    return;
+  }
+  const int k_len = params.cu_k_len[sequence + 1] - params.cu_k_len[sequence];
+  const int key = k_len - (params.cu_q_len[sequence + 1] - row.token);
+  if (key < 0) {
+    return;
+  }
+  const Cache cache = Cache::make(params, sequence, row.head);
+  typename Cache::Entry entry{};
   if constexpr (Cache::kGathered) {
-    if (to.key >= 0) {
-      to.entry = static_cast<int64_t>(Cache::make(params, to.sequence, 0).entry(to.key));
-    }
+    entry = cache.entry(key);
+    storage.rows[place] = cache.row(params, key, entry);
+  } else {
+    storage.rows[place] = cache.row(params, key);
   }
-  return to;
+  if constexpr (Traits::Kv::kHasPairs) {
+    storage.pairs[place] = Traits::Pairs::make(params, sequence, row.head).pair(params, key, entry);
+  }
 }
 
-// The rows of one step of a thread: its pieces of a row of K and of the row of V beside it.
+// The pieces of a thread of a row of K and of the row of V beside it.
 template <class T>
 struct Pieces {
   Elements<T> k;
@@ -88,48 +138,19 @@ __device__ __forceinline__ uint4 load_once(const void* from) {
   return __ldcs(static_cast<const uint4*>(from));
 }
 
-// The extremes of a row, in all of its lanes. Lanes without a piece give none.
-template <int kLanes, class T>
-__device__ __forceinline__ void extremes(const Elements<T>& x,
-                                         bool has_piece,
-                                         float& smallest,
-                                         float& largest) {
-  constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000);
-  smallest = kInfinity;
-  largest = -kInfinity;
-  if (has_piece) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      smallest = fminf(smallest, to_float(x.values[i]));
-      largest = fmaxf(largest, to_float(x.values[i]));
-    }
-  }
-#pragma unroll
-  for (int lane = kLanes / 2; lane > 0; lane /= 2) {
-    smallest = fminf(smallest, __shfl_xor_sync(0xffffffffu, smallest, lane));
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lane));
-  }
-}
-
-// Writes one row: lane `lane` of it has the piece `x`, if any.
+// Writes one row, if there is one: lane `lane` of it has the piece `x`.
 //   row    of the cache        pair    its (scale, zero), where the cache has pairs
 //   scale  1 / k_scale or 1 / v_scale of e4m3
 template <class Config, int kPieces, class T>
-__device__ __forceinline__ void write_row(const Elements<T>& x,
-                                          int lane,
-                                          bool is_written,
-                                          const char* row,
-                                          const char* pair,
-                                          float scale) {
+__device__ __forceinline__ void write_row(
+    const Elements<T>& x, int lane, const char* row, const char* pair, float scale) {
   using Kv = typename WriteTraits<Config>::Kv;
-  const bool has_piece = lane < kPieces;
+  const bool is_written = row != nullptr && lane < kPieces;
   char* const to = const_cast<char*>(row) + lane * Kv::kBits;
   if constexpr (Kv::kHasPairs) {
-    float smallest;
-    float largest;
-    extremes<WriteTraits<Config>::kLanes>(x, has_piece, smallest, largest);
-    const auto scaled = RowScale<T>::template make<Kv::kLevels>(smallest, largest);
-    if (is_written && has_piece) {
+    const uint32_t both = extremes<WriteTraits<Config>::kLanes>(x, lane < kPieces, T{});
+    const auto scaled = RowScale<T>::template make<Kv::kLevels>(both);
+    if (is_written) {
       *reinterpret_cast<Codes<Kv::kBits>*>(to) = integer_codes<Kv::kBits>(x, scaled);
     }
     if (is_written && lane == 0) {
@@ -137,11 +158,11 @@ __device__ __forceinline__ void write_row(const Elements<T>& x,
       place[0] = scaled.scale;
       place[1] = scaled.zero;
     }
-  } else if (is_written && has_piece) {
+  } else if (is_written) {
     if constexpr (Kv::kIsQuantised) {
       *reinterpret_cast<Codes<8>*>(to) = e4m3_codes(x, scale);
     } else {
-      *reinterpret_cast<uint4*>(to) = x.words;
+      *reinterpret_cast<uint4*>(to) = x.vector;
     }
   }
 }
@@ -161,72 +182,55 @@ __device__ __forceinline__ void write(WriteStorage<Config>& storage,
                                       const AttentionParams<typename Config::T>& params) {
   using Traits = WriteTraits<Config>;
   using T = typename Config::T;
-  using Kv = typename Traits::Kv;
-  using Cache = typename Traits::Cache;
 
-  // 1. The rows of this CTA, numbered token by token, then head by head, are on their way.
+  // 1. The rows of this CTA are on their way.
   const int heads = params.num_kv_heads;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Traits::kRows;
-  const int first_token = static_cast<int>(first_row / heads);
-  const int first_head = static_cast<int>(first_row % heads);
-  const int row_of_thread = static_cast<int>(threadIdx.x) / Traits::kLanes;
+  const int own_row = static_cast<int>(threadIdx.x) / Traits::kLanes;
   const int lane = static_cast<int>(threadIdx.x) % Traits::kLanes;
+  const int step_tokens = Traits::kRowsAtATime / heads;
+  const int step_rest = Traits::kRowsAtATime - step_tokens * heads;
+  const WriteRow first = WriteRow::of(first_row + own_row, heads);
+  WriteRow row = first;
   Pieces<T> pieces[Traits::kSteps];
 #pragma unroll
   for (int step = 0; step < Traits::kSteps; ++step) {
-    const int row = first_head + step * Traits::kRowsAtATime + row_of_thread;
-    const int64_t token = first_token + row / heads;
-    const int head = row % heads;
-    pieces[step].k.words = pieces[step].v.words = uint4{};
-    if (token < params.token_num) {
+    pieces[step].k.vector = pieces[step].v.vector = uint4{};
+    if (row.token < params.token_num) {
+      const int64_t token = row.token;
       if (lane < Traits::kPieces) {
-        pieces[step].k.words =
-            load_once(params.k + token * params.k_stride + head * Config::kHeadDim + lane * 8);
+        pieces[step].k.vector =
+            load_once(params.k + token * params.k_stride + row.head * Config::kHeadDim + lane * 8);
       }
       if (lane < Traits::kPiecesV) {
-        pieces[step].v.words =
-            load_once(params.v + token * params.v_stride + head * Config::kHeadDimV + lane * 8);
+        pieces[step].v.vector =
+            load_once(params.v + token * params.v_stride + row.head * Config::kHeadDimV + lane * 8);
       }
     }
+    row.advance(step_tokens, step_rest, heads);
   }
 
-  // 2. Meanwhile: where their tokens go.
-  const int tokens =
-      min((first_head + Traits::kRows - 1) / heads + 1, params.token_num - first_token);
-  for (int token = threadIdx.x; token < tokens; token += Traits::kThreads) {
-    storage.tokens[token] = destination_of<Config>(params, first_token + token);
+  // 2. Meanwhile: where they go.
+  for (int place = threadIdx.x; place < Traits::kRows; place += Traits::kThreads) {
+    place_row<Config>(storage, params, WriteRow::of(first_row + place, heads), place);
   }
-  __syncthreads();  // the destinations are visible to all warps
+  __syncthreads();  // the places are visible to all warps
 
   // 3. Write.
+  row = first;
 #pragma unroll
   for (int step = 0; step < Traits::kSteps; ++step) {
-    const int row = first_head + step * Traits::kRowsAtATime + row_of_thread;
-    const int token = row / heads;
-    const int head = row % heads;
-    Destination to{0, -1, 0};
-    if (token < tokens) {
-      to = storage.tokens[token];
-    }
-    const bool is_written = to.key >= 0;
-    RowAddress rows{};
+    const int place = step * Traits::kRowsAtATime + own_row;
+    const RowAddress rows = storage.rows[place];
     RowAddress pairs{};
-    if (is_written) {
-      const Cache cache = Cache::make(params, to.sequence, head);
-      if constexpr (Cache::kGathered) {
-        rows = cache.row(params, to.key, static_cast<typename Cache::Entry>(to.entry));
-      } else {
-        rows = cache.row(params, to.key);
-      }
-      if constexpr (Kv::kHasPairs) {
-        using Pairs = PairIterator<Config::kCache, T, Config::kHeadDim, typename Config::Tkv>;
-        pairs = Pairs::make(params, to.sequence, head).pair(params, to.key, to.entry);
-      }
+    if constexpr (Traits::Kv::kHasPairs) {
+      pairs = storage.pairs[place];
     }
-    const float k_scale = inverse_scale<Config>(params.k_scale, params.kv_scale_stride, head);
-    const float v_scale = inverse_scale<Config>(params.v_scale, params.kv_scale_stride, head);
-    write_row<Config, Traits::kPieces>(pieces[step].k, lane, is_written, rows.k, pairs.k, k_scale);
-    write_row<Config, Traits::kPiecesV>(pieces[step].v, lane, is_written, rows.v, pairs.v, v_scale);
+    const float k_scale = inverse_scale<Config>(params.k_scale, params.kv_scale_stride, row.head);
+    const float v_scale = inverse_scale<Config>(params.v_scale, params.kv_scale_stride, row.head);
+    write_row<Config, Traits::kPieces>(pieces[step].k, lane, rows.k, pairs.k, k_scale);
+    write_row<Config, Traits::kPiecesV>(pieces[step].v, lane, rows.v, pairs.v, v_scale);
+    row.advance(step_tokens, step_rest, heads);
   }
 }
 

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A paged KV cache of one layer, for those who have none: pools, block tables, and the writer.
+
+A convenience, not a manager: it allocates all blocks at the start, hands them out in order, and
+takes them back when a sequence ends. It never moves or evicts a block.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Final
+
+from attn_codegen.config import Cache, Dtype, KvDtype
+from attn_runtime import driver
+from attn_runtime.array_view import NUMPY_NAMES, TORCH_NAMES
+from attn_runtime.cache_writer import CacheWriter
+from attn_runtime.checks import need_int
+from attn_runtime.errors import ArgumentError
+from attn_runtime.kv_cache import has_pairs, row_extent
+from attn_runtime.settings import device_ordinal
+
+
+class KVCache:
+    """Blocks of K and V for some sequences, in torch's memory where torch is imported, and else in
+    PyCUDA's.
+
+    Rows of a block lie head by head, and so do the (scale, zero) pairs: narrow rows of neighbouring
+    heads then share no memory transaction. `k_scale` and `v_scale` are those of an e4m3 cache.
+    `arguments(sequences)` are what Attention and CacheWriter take to find the cache.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_count: int,
+        num_kv_heads: int,
+        head_dim: int,
+        block_len: int = 64,
+        dtype: Dtype | str = Dtype.BF16,
+        kv_dtype: KvDtype | str = KvDtype.SAME,
+        k_scale: Any = None,
+        v_scale: Any = None,
+        device: Any = None,
+    ) -> None:
+        self.writer: Final = CacheWriter(
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            cache=Cache.PAGED,
+            device=device,
+        )
+        self.block_count: Final = need_int("block_count", block_count, least=1)
+        self.block_len: Final = need_int("block_len", block_len, least=1)
+        ordinal = device_ordinal(device)
+        self._memory: _TorchMemory | _OwnMemory = (
+            _TorchMemory(ordinal) if "torch" in sys.modules else _OwnMemory(ordinal)
+        )
+        config, heads = self.writer.config, self.writer.num_kv_heads
+        element = config.dtype.value if config.kv_dtype is KvDtype.SAME else "u8"
+        shape = (self.block_count, heads, self.block_len)
+        row = (*shape, row_extent(config, config.head_dim))
+        arrays: dict[str, Any] = {name: self._memory.pool(row, element) for name in ("k", "v")}
+        if has_pairs(config):
+            for name in ("k_pairs", "v_pairs"):
+                arrays[name] = self._memory.pool((*shape, 2), config.dtype.value)
+        for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+            if scale is not None:
+                arrays[name] = scale
+        self.pools: Final = arrays
+        self._free = list(range(self.block_count))[::-1]
+        self._blocks: dict[Any, list[int]] = {}
+        self._lengths: dict[Any, int] = {}
+
+    def length(self, sequence: Any) -> int:
+        """Tokens of a sequence that is in the cache; 0 for others."""
+        return self._lengths.get(sequence, 0)
+
+    def append(
+        self, sequences: Sequence[Any], k_new: Any, v_new: Any, q_lens: Sequence[int], **rest: Any
+    ) -> dict[str, Any]:
+        """Write new tokens of sequences, which any hashable values name, behind those they have.
+
+        k_new, v_new [token_num, num_kv_heads, head_dim], q_lens tokens of each sequence; `rest`
+        goes to the writer (stream). Returns the arguments of an Attention call that sees them: the
+        cache, cu_q_len, cu_k_len, max_q_len and max_k_len.
+
+        Raises ArgumentError where blocks run out; then nothing was written.
+        """
+        if len(set(sequences)) != len(sequences) or len(q_lens) != len(sequences):
+            raise ArgumentError("sequences", "sequences must differ, and have one of q_lens each")
+        self._reserve(sequences, q_lens)
+        for sequence, count in zip(sequences, q_lens, strict=True):
+            self._lengths[sequence] = self.length(sequence) + count
+        k_lens = [self.length(sequence) for sequence in sequences]
+        lengths = {
+            "cu_q_len": self._memory.ints([0, *accumulate(q_lens)]),
+            "cu_k_len": self._memory.ints([0, *accumulate(k_lens)]),
+        }
+        cache = self.arguments(sequences)
+        self.writer(k_new, v_new, **cache, **lengths, **rest)
+        return cache | lengths | {"max_q_len": max(q_lens), "max_k_len": max(k_lens)}
+
+    def arguments(self, sequences: Sequence[Any]) -> dict[str, Any]:
+        """k, v, their pairs or scales, and the block table of some sequences."""
+        rows = [self._blocks.get(sequence, []) for sequence in sequences]
+        width = max((len(row) for row in rows), default=0) or 1
+        table = [block for row in rows for block in (*row, *[0] * (width - len(row)))]
+        return self.pools | {"block_table": self._memory.ints(table, (len(rows), width))}
+
+    def release(self, sequence: Any) -> None:
+        """Forget a sequence; its blocks may be handed out again."""
+        self._free += self._blocks.pop(sequence, [])[::-1]
+        self._lengths.pop(sequence, None)
+
+    def _reserve(self, sequences: Sequence[Any], q_lens: Sequence[int]) -> None:
+        """Blocks for more tokens of some sequences, all or none."""
+        wanted = {}
+        for sequence, count in zip(sequences, q_lens, strict=True):
+            total = self.length(sequence) + need_int("q_lens", count)
+            wanted[sequence] = -(-total // self.block_len) - len(self._blocks.get(sequence, []))
+        needed = sum(wanted.values())
+        if needed > len(self._free):
+            raise ArgumentError(
+                "q_lens",
+                f"q_lens need {needed} blocks of {self.block_len} tokens, and {len(self._free)} of "
+                f"{self.block_count} are free: release sequences, or make a larger cache",
+            )
+        for sequence, count in wanted.items():
+            own = self._blocks.setdefault(sequence, [])
+            own += [self._free.pop() for _ in range(count)]
+
+
+class _TorchMemory:
+    """Arrays of torch."""
+
+    def __init__(self, ordinal: int | None) -> None:
+        self._torch: Any = sys.modules["torch"]
+        self._device = "cuda" if ordinal is None else f"cuda:{ordinal}"
+
+    def pool(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """[block_count, num_kv_heads, block_len, n], seen as [block_count, block_len, ...]."""
+        kind = getattr(self._torch, TORCH_NAMES[dtype])
+        return self._torch.empty(shape, dtype=kind, device=self._device).transpose(1, 2)
+
+    def ints(self, values: list[int], shape: tuple[int, ...] | None = None) -> Any:
+        """int32 on the device."""
+        found = self._torch.tensor(values, dtype=self._torch.int32).to(self._device)
+        return found if shape is None else found.view(shape)
+
+
+class _OwnMemory:
+    """Arrays of PyCUDA."""
+
+    def __init__(self, ordinal: int | None) -> None:
+        self._context = driver.context_of_device(
+            driver.current_device() if ordinal is None else ordinal
+        )
+
+    def pool(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """[block_count, num_kv_heads, block_len, n], seen as [block_count, block_len, ...]."""
+        own = driver.gpu_array(self._context, shape, NUMPY_NAMES[dtype])
+        order = (0, 2, 1, 3)
+        return type(own)(
+            tuple(shape[axis] for axis in order),
+            own.dtype,
+            base=own,
+            gpudata=own.gpudata,
+            strides=tuple(own.strides[axis] for axis in order),
+        )
+
+    def ints(self, values: list[int], shape: tuple[int, ...] | None = None) -> Any:
+        """int32 on the device."""
+        import numpy as np
+
+        host = np.array(values, np.int32).reshape(shape or (len(values),))
+        array = driver.gpu_array(self._context, host.shape, "int32")
+        with self._context:
+            array.set(host)
+        return array

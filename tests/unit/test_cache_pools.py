@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How KVCache hands out blocks, over memory that is no GPU's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attn_runtime import cache_pools
+from attn_runtime.cache_pools import KVCache
+from attn_runtime.errors import ArgumentError
+
+
+class HostMemory:
+    """numpy in place of a GPU's memory."""
+
+    def __init__(self, ordinal: int | None) -> None:
+        pass
+
+    def pool(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return np.zeros(shape, "u1" if dtype == "u8" else "u2").swapaxes(1, 2)
+
+    def ints(self, values: list[int], shape: tuple[int, ...] | None = None) -> Any:
+        return np.array(values, np.int32).reshape(shape or (len(values),))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the writer was asked."""
+    found: list[dict[str, Any]] = []
+    for name in ("_TorchMemory", "_OwnMemory"):
+        monkeypatch.setattr(cache_pools, name, HostMemory)
+    monkeypatch.setattr(cache_pools.CacheWriter, "__call__", lambda *_, **call: found.append(call))
+    return found
+
+
+def cache_of(kv_dtype: str = "int8", blocks: int = 10) -> KVCache:
+    return KVCache(block_count=blocks, num_kv_heads=2, head_dim=64, block_len=4, kv_dtype=kv_dtype)
+
+
+def test_pools_have_the_shapes_that_attention_takes_and_rows_of_a_head_together(
+    calls: list[dict[str, Any]],
+) -> None:
+    pools = cache_of("int4").pools
+    assert pools["k"].shape == (10, 4, 2, 32)
+    assert pools["v_pairs"].shape == (10, 4, 2, 2)
+    assert pools["k"].strides == (2 * 4 * 32, 32, 4 * 32, 1)
+    assert "k_pairs" not in cache_of("e4m3").pools
+
+
+def test_appending_hands_out_blocks_and_tells_lengths(calls: list[dict[str, Any]]) -> None:
+    cache = cache_of()
+    cache.append(["a", "b"], None, None, [5, 1])
+    call = cache.append(["b", "a"], None, None, [4, 3])
+    assert call["cu_q_len"].tolist() == [0, 4, 7]
+    assert call["cu_k_len"].tolist() == [0, 5, 13]
+    assert (call["max_q_len"], call["max_k_len"]) == (4, 8)
+    table = call["block_table"]
+    assert table.shape == (2, 2)
+    assert len(set(table.ravel().tolist())) == 4
+    assert calls[-1]["block_table"] is table
+    assert (cache.length("a"), cache.length("c")) == (8, 0)
+
+
+def test_a_full_cache_refuses_before_it_writes_and_serves_again_after_a_release(
+    calls: list[dict[str, Any]],
+) -> None:
+    cache = cache_of(blocks=2)
+    cache.append(["a"], None, None, [8])
+    with pytest.raises(ArgumentError, match="need 1 blocks of 4 tokens, and 0 of 2 are free"):
+        cache.append(["b"], None, None, [1])
+    assert len(calls) == 1
+    assert cache.length("b") == 0
+    cache.release("a")
+    cache.append(["b"], None, None, [8])
+    assert cache.length("a") == 0
+
+
+def test_a_sequence_given_twice_is_refused(calls: list[dict[str, Any]]) -> None:
+    with pytest.raises(ArgumentError, match="must differ"):
+        cache_of().append(["a", "a"], None, None, [1, 1])
