@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         a4751a9d9f03be1335a2accbc08fbc2690ab8027e4d8aa7e9487a59689fdd584
+// digest         8cbe0d46cf41e45100a1d910799f9bd6ef3e6a1b35c6dcae04bba6128c1dfc46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

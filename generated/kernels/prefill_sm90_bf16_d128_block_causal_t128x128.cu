@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t128x128
 // namespace      attn
-// digest         643f4cc45be6fa89076d4d00022527f8dca35803444a382559e88c7755d189bb
+// digest         03cee6f90ca248774fad2f0b87dadc565063e7e8cf15a61451a6f73c6b052be9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t64x128
 // namespace      attn
-// digest         c2127da656218e3de0b8617df21ddf664990846c669da1bff074c965b3adc44f
+// digest         235f3cb49d74bacfda65783c13c6276d2022c64c5d7c3483e11965ad10c06ef5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

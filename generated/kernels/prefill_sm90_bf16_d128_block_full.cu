@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         4b0dcb04de2801bdf3c32a45775edd832a71837b98f04ac4a9e1014a9c6387f1
+// digest         78ec257729c769e30eab9fbf05ced3140f64ea01e5008b20d4f2995b10385350
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

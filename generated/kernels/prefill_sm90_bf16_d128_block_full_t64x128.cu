@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full_t64x128
 // namespace      attn
-// digest         4d3a34f575f2037288ef2ae39d65588b79cf3954de79de0bab9a5ecdaf4e119b
+// digest         aad8a230c5b03e2c630b823d174e6443ae30836e28b6f9b5cafa8ad38be66d99
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         01dd7af2f3b399e3dd61b8b60e2220932fb5f7c3e35e3c799da8a469946aebf1
+// digest         f2d4a6b012881d41f2fe617763ff7b73f817b6311bf4db15779e5b78121c55a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

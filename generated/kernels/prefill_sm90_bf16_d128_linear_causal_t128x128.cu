@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         0f3c5bcace292fb7d3c7c8c07e7c8a355fbf7a9febc3c8cbc1e6da70b64820ed
+// digest         284e53e20b4d9b834c29eaf26b72f10f87e49ec8049a0da6b40279798013ae96
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

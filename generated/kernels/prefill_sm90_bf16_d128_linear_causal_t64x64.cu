@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         3f57d190af95a10dbe8d9dbacc63de1ee8f2e81b602c796c15316d047fb00df3
+// digest         16f88ade5962301ac5d9ae42b93a50f9f022f6a518e8d6db2b3a6a4fadda53e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         7d649c0cb0fdb97548f7b1f03a17d99def66ff906bbd6f1c72db2eaeda71e148
+// digest         7511b4d530cb6020aa5a8e78ef22cc7021142f91e02103072ba1c0ad3a317963
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

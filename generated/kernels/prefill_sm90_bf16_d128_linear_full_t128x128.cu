@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         ce45c6b27307a9175b0d83d657fc0cd5bacfc4cdc8c6dfc75ac5300482c3f4c6
+// digest         b5626baa2992df907a07bd14b60947d37e21a9d51ca0c17ba30b7d87825fe23d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         ca317aef7307b38d50475362d2dcdfa3265a4b671a55f5d9d216c4aa965a92ca
+// digest         131e5bbdce8d4df5c00758f6be3d8ef1146c9d538e99f47727d7877f46d9b0d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

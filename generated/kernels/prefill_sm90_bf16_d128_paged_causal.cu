@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         c37e9958d6d8ed9894a93650d82db49836f391f441ec401c03de484be9030029
+// digest         ce0dd424233cc878b320ee18e0ac589e10a7b00c78a6de2120ad9ff70f78d381
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         9f16e60e67704bd9f389df3c6de7bcfdb0463b787acb176d25ed4b7f2e41bdd8
+// digest         d610791c9c1716640f9a463e51561f1edd939925399a13791f36e7ac8d949b1e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

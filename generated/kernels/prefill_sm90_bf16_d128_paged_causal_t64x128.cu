@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         ac9a0618e20462be70c67bbfe0e74c856cccfa9d743af6c3b7f263fb038904e0
+// digest         c3f70b08d5d7861a65e79e7d944f8f410db90ce252dffa0e89d6d4777a126c8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         d017a3abf046a38b3b33d562fac524c31c396ce75b162f8c4db1728c7203441b
+// digest         15a78c4c5ab2762318b9cf34e60ad3afef8cef461132fa4149c747a7041678c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

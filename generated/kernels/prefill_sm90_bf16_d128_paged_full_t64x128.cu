@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         1eb3abf8bc5efab5dda9cfc986fc6fe5a682ce26bf33d1ad41f642871520cded
+// digest         c40fa0ea3f1b221d1a0b69737a1bd413c7121ed25c29e7c04bae6547f9481e64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         c1f26bc6c56dd0d567ccbfdde9bbdb3436813cd5c0c263e79336fac59c655b98
+// digest         8c36ccda8b3b4eb5a395ec6c0acbbf2fc7c7aa0a632adf2b45086c93ac72d1a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         e271545db36c6da309f42298fc05f36ec68eaf3cbf4533c62a017ce6eb2977fa
+// digest         de895c71070ed2a19056d5376e9c444564dc4aade5190388c6a8b0b62d90b2ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         d3d56bfdcfa448881aa4cbecce6b613fc49a5f25f4f3375e59fa5101222fd9f8
+// digest         dae98fabc31617216cdbadcf08aa8543644ad0d89816d06ed22c1fa38a9a7dd3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         1ac062efa565f8ec2be283de65d531eb10ea57d5b4b1b20a56caf5f9ef107518
+// digest         d67f9457282a8d2f490b7e1f813e3c7a8dc7f38c308fa7258a30d154be7154c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

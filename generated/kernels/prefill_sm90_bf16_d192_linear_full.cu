@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         03458d2181f971afbaba101a8ac63df8cb7f86d38328c7b2e4104af729ced1cb
+// digest         35ebd5291ef935d255d4e465de7503fa1db7bb1b0d88f034a62ac1f5590bb8ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

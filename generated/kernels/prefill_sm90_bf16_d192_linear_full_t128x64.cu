@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         68a877359791f1e01ee1216835699e99b9065a73191123f070c12541484670ca
+// digest         fdfcf7cc9b8225a7d2a6e6666540e4a9da67e5c50d90ecb81ce41647ee4c13bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

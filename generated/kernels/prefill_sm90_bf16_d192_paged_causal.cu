@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         6db509f3a59a93dbe117c7927c7cc6f7b64fa67d3d7c9b8b86c205b843e18441
+// digest         92233a6f116defc38ce8e4d9421228cccc4019c8531f15dee6dd24a728c4d4f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

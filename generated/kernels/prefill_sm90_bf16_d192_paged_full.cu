@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         0259f9708f3ec825a1b676e591052b7327a8cb89509a63442e2859a058a8761b
+// digest         ee50facb65120b4600aeb627ff6b1117c4fb2672530192f4a6eb829a6981e63b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

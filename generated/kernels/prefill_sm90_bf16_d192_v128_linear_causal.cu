@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         fdcde87f4e8492668e798f4497da6bb35a0065d1e1d0f98a5c110e08edad3160
+// digest         9222d6a679f0fe13c53658bb4eea77382798f78ec1ffd8bf0cb63fed5f66009b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

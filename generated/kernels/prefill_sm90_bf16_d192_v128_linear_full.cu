@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         4ee9bb700057ee31b44f2db7ed243063345cb1a046ed6e07b465021c75e0afce
+// digest         f36646e27041931bd33171dbe6642c2ab6cfc5b8a44f2ab796a15ca88300b991
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         bb0e63886c47d5d747a48412147d5c8c8b6ac0f4100a150e3ad14b264b7bb305
+// digest         6c93f09cfecc6dde3cfb5e5bc07f94d72e810115e6f6ce8b746b6ff92eaf9983
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

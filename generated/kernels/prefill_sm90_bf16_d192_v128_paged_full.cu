@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         c1ed3a05424d797b6a0003df535eb7080bbb550e718f7dee41ca174e6deb5601
+// digest         5f2d23a5b76b60217791acdbf528319e7446fbf509e1284c7ef262b05c545777
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         c5f7caeeecf08d08bd0da3ea19d7b29cf1ab85844021bd535e17010f9dc6e254
+// digest         a4e69451672a01aad82ba893603ba6be2dcf3e0996287c7aa7923a40c5ba58c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal_t64x64
 // namespace      attn
-// digest         8db203bb166dfd9f16ac590a3c36d99004958aba32c7f394ddfc13dcad089091
+// digest         a11712c5588386e3640ac0f2133a5313288099e79620639e97edc808f0d052b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

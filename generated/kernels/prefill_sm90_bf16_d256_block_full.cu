@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         3aff9955824e56fb32e8345fa81a79e594611b81b4ae846731fe4b86195aa8e1
+// digest         cfd1fd7882cbbea8ed54ad6749c4d154562339edd30c75bf46d30ca74d3b763f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

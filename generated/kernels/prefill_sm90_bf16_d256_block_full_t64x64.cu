@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full_t64x64
 // namespace      attn
-// digest         d7a2dc9de86d3273f30764ae2f5fbd62be4aaa74ffa88ca980b89424a81421f4
+// digest         186182dafd22d4bbb4bae79d053353e1297262812354c0d8e35102ce5bb94421
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         1df6efdae5f7c6b43de6644694a338bb027d3205ab97719ad9b95f11b59e61f2
+// digest         14d001aed937d8f606106c2bf4d7f58311dba4069c010056a0c8c8d48aaf84f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         71b899ec83841ccf3972ef5f8c6af671ea312d614d6c89e39c6bae2db14f3c12
+// digest         ae0e0613de3ec81d923fdcfbc3b1a9bd550534ab29fc3b635847797852b4a77f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

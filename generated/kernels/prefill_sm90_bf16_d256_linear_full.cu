@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         2e875cfc5b827938a37ebc7d8ea3cef06b57fd7d2ea903dcc31e60ea118fc8bd
+// digest         077f9d4e9983e30df3272a94f4749d033cd80c6a741d7d00dca90c10eff3798e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

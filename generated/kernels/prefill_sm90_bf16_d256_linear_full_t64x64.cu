@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8fb753b495c81ec1770700b340dce5187d7f8efe7cd758fa7e25b387efb6af59
+// digest         8391645dff9c80ec2c340ad86736637a2a2cef22ca6ce05d7b215c262338d208
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         bd47b1e93e81e3e6e35d4481606c04df96ba48fa40cba166f75e0b4da3c44fa0
+// digest         fda9a53a63248c1867a904daf39f208d97d3c29e379f5f9c557388a80ad65959
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         186d355cee688f00ec7cb47380145366c2ab68f86af5e0b9cbcc5b19e6ebad0b
+// digest         bb2423322a7f8d6f9d34cea7abd9c03df7d1c43cc0d35d5b2dbbb82ced3d7950
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         e87fe6b8dfa52f886ed221f76c549cb20d727b5500d8c2b577924590dbb91a80
+// digest         56378bdfea5c61d4d0a277a305e2e7f5d17828f3ad343ba483b3b770b0f5d51f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         98a20468432f52bc6d216bc11be8f83a037c00adc062307a7daa725082f9360f
+// digest         e14d6450a7a04d41a04a8d8429e6df9aafd6bce76c5f8658be1bd347c2eff7ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

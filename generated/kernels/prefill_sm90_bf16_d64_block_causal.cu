@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         19c75477aef4da71373b1e3c1ee3e4bf32724af8772a4987e3b92770047ba058
+// digest         d561b7f333e46617d3bc2ae9ad9301345019e6ceceaf36b5d958ad1f63aa5e87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

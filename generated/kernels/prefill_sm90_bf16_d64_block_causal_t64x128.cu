@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal_t64x128
 // namespace      attn
-// digest         0319138905de09b43c6564fecad71b810ddaee6d987449b2a52eea2f15b26f62
+// digest         3ede3bc134b8d33dc014ba1fe962901f81e48e62934c4d61a44bd6d4358c2e84
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

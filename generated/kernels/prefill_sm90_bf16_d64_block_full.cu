@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         1b95d130ecaa7a5cc239e28b8cb7ad74c0ab9567d9e8a0d854446de0ef5cdb4e
+// digest         18eb63180e12d0e14a9a2491e6795b6d33002f5537a9293d43804459a24ac9a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

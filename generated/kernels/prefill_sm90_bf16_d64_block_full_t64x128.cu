@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full_t64x128
 // namespace      attn
-// digest         cb478a2dcddc1f31aa076d25cc171697cde6fe011cb3966d5d59660aaac0dc60
+// digest         37ed1d47ee4634dc6f3466774efcde9f941f3885354d3fcecb074a304a496ec7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         99a7f228707e579e577e45e26d895b12947d86205f387b7a7063d29bf2050a49
+// digest         e592ac85d5eb4a6626de828f9b550fd5b467a7a4546ab021b5939bb93d877bbd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

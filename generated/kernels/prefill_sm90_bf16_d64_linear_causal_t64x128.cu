@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         f8fef16566705e0c1cf94d11af9066b13f0bf9c4803661c38f12d34857dd2f4b
+// digest         17af2f1e274ff911b5b64aaf11dea38cc8e0bcf05bc33e102955580fc9f2a335
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

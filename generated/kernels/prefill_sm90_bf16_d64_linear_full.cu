@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         f34eed7eca2879c7e678aa97c35184ae83e233a28a817be099cf9814850eea46
+// digest         8b7bd9d9f1cd86ff0f3ad7588701d4cfe08298bf462d6d331944595daae37da4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         9bfeb986bca55ffadf25bce507df53ce60331c44b86d9e3b52450427bb08c4c8
+// digest         c61b78521a6676460160d9ad5526a4910070e4fe3d060697251cdee3b0b40cdc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         706e0d43f84cbc55486340658ece205fafc6bb9378c3a87fb6ed6ca9844a7167
+// digest         b75b86e40094f321fee6fc093c588e9477d6ee1dfd72fdda7076dcda4cacc867
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

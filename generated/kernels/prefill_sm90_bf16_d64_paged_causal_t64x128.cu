@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         f1520e706bede76c90c0f9987ad4446ffdd010e1775368a73a8bb8d159b47a8a
+// digest         3806b4e3de65ca35482b8eaad537426fed6cb50ef4be0f1f998eb60172e745f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         fa404e1731823505dd8f491b28502f8ca4f5d556019e40bb43332829b41c65eb
+// digest         716afd39cfbe6649839ec8f9a2ec03d85be68519689207b69af4a74910365259
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         e1c20d4af00dcce4956ca34684129c94a8b41ca558336f5530f3bd961a33c212
+// digest         4cc4ad57b0607312a3c1839bfef7b3215dbb9c5e408ab26bad25a4e760808e98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         e9cd4fcffc8be345c879c8ecae2b29f010e6eda8419dd1e30ca6fb9941c2c4dc
+// digest         5fdc1408cd79a836fdd4f6fb12be4044f81fb1f4f67ded8e16f76176064ad03f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

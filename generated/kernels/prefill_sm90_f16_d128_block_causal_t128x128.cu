@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t128x128
 // namespace      attn
-// digest         bc5e5e28079f2ca37677721e34f3ff55ae42bdac05f8bb54276a78e99efea4de
+// digest         bde5ffcef59f4bf9d0a12b5b6f02c44b2cd65af9d315b065cb775e9ff300efdf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t64x128
 // namespace      attn
-// digest         a8262f3e4ad39f5e1ae09862a6310f5f12386ea0fe9c52094a38f0b034b75366
+// digest         ea28aae2f210612a9259a93e95f0f3790b2c0231dff66ed53d0371a731cad2f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         8cef70de1d3ec1e8753d2a34137584124248429b76bf1a1a63521446b338cb9d
+// digest         ba76b45ec89913f7a376b49961a0349a75bf8c2717cae1a80a6064469a6c67da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

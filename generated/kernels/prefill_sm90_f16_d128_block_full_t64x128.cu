@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full_t64x128
 // namespace      attn
-// digest         88e083a32caf9cff0ed88062365d9761b393950e134b6977102bc90ea3e8d083
+// digest         8c2634dc83c3e76d064c6752dcc5be806110acaea5f9aeaa4e63b14a9f5ae6bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         9da4a1fd5e11db691f07a61f861aa4d14ad865b48c4cced72f2d27b5215bc315
+// digest         242ff60537b53a9fa962dfc56c1b066df780a83f48ad3bdefb1f278469086368
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

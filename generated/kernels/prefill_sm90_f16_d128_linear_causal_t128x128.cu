@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         c88459ce3e48496ee3367e3608db8a9c5ec6729652f98c45242876fe0d8a0848
+// digest         42e084c5f8b79b70531a6318cc93e0271b067a64eeb217f2720439ac6b804b5a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         67d27afd2cb73d03df11258e982dfc37ab04d55ace236be3855db099cc16f828
+// digest         88edfdcbf973985b1029d552dfd7931849c3659c3cf27168eace31e6865f0b1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         7286ba461806685c39f540d6066019a4c46d05151481af3856e48a44a7c39349
+// digest         82699dc2794220c0d1ee0161c0d2021e4193a75c0f8d3a62ec90a358e31d695e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

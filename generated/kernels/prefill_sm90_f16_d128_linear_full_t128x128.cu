@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         c5cd3ff4c9f05869bb9bdc09534271066f9671664ab439f3c8d1349e0d509103
+// digest         a304a1d9507d1a9429756fef0499323e83d8ba8c94b727da8599f930cfcd0778
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         45cda49e7c02d4f2dac956910d71823de17677ab8b178f40b26e6fb76907d7b2
+// digest         b5e34d4cee69988d18bc25c8f9e22538baf5db694ca7941f5e498507688bae5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

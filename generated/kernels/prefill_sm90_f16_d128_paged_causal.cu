@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         e493be2c5f8211ae6927a31fec967fbf7cb1784b3618aa3d4e356412ec450e4f
+// digest         0aaa1b107eb6c0fc1eb5d6a986277005edf21936775653688b680974d45e46f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

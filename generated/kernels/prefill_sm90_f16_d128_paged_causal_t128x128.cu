@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         e3f9af84da8908d5929da0d113e390c32841e2b27ea88d645644af34388c6a55
+// digest         c8c02247dbde1cca7ef12f11ad04b1589a4ce7bb70ac53693e64f333abc6b358
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         0fe1d3eb93d7b98ec5717730af2899c24dd26813a98aa5863bc8e2e329bdd2c0
+// digest         3ac6a553e1c12ac891c68cc875d576a902c014f765155554d7f0ad6d7d15c11f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

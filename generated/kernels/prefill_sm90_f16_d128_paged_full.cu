@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         f9eb80478f001a5650c8adc55351c34cded2d6d0de4248afb7fd6beb5ea53500
+// digest         18e0b49068bc47c32cb819c71d4cf721528c583edb76449b7561a45369c64c2d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

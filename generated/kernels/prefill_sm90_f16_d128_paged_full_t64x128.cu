@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         8ba1dc1727f22ff31dd6eb41f3c0e8a66d093b2a0de92a6c7b9fa2403508328b
+// digest         80724ee6a9d6f4be7af82ce07c63246c43fdd5258080d37301c3f911842ca1c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         8cf7344241e55f303547347df4a046d9fd76c6ad3921d24c3d2a340356d3c7fb
+// digest         2b398bdf4872f6cea0797b0f3288199bb9e72c9d4e335a34a0a829c2c57ae2c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         9e7dc831256cd5d297fd8e80853e875bfabb5a60cce2b0a14ff6fdbce9fd25af
+// digest         67a3be3fdf4849faabd49d4d9d7ef27cdbd5495d0e41081ff5c764ac7e307eaa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         9e241d98be590845485bf093a20240ee04f483566deee7c7cbbe43ec592d0182
+// digest         19af0a9e62b140de81c24da8c679a1be10ab1bf9115359804620596982ef5a86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         ae2af2ea508e16c3f551129ab5b6cfe79e9f3df3ba41d96b1d1b78309603145f
+// digest         37c42f250d974db7be013a45199779660413fe7985faff389674ee24562375e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

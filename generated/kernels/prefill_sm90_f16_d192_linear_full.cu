@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         caf30163182366d816a2e54537e87cdef96f557cae8dbf0903d8665ba18c038b
+// digest         e39e5392ad703102d6b9d4be7db27c605cf2d47f267b1dce0e841401f468befa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

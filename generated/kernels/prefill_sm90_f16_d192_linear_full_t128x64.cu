@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         6f0af0b45f04b9d3877af401670d97ba0fe093faa563fbaf338d26a182a48608
+// digest         23df67100a385dc9460db7a1d82952100a379ffd702ef9b7d77d063c086eb018
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         f950dded365e54bec8bc9be0277afc3437d615434c777806cc44bef0eedf6fd9
+// digest         b17e2d8ac53f9448ca786b0e9b206223e7f5e00b4003ce3ad03b49ea16e8ac08
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         06fef53be8b52aa6d177af67d00c19ec897ab4469fba4b5922caa671878e7c2b
+// digest         e0712462bc9c7c7f1a4cd2b8fa70434223f1a7cd5ae199174a8186534d12dd4c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

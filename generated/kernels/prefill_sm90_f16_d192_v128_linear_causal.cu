@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         8b22198eba1b6aa3cf3a4561c8485f2fa2136f90da303591ba52500d63a577c5
+// digest         0a2e8a6d6682b2cf260af7a5e8f032a7b86cfe4e40b818fa6646d52ec53a19d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

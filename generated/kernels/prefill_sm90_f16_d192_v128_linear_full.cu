@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         8bfbfb9c46f31f22aef30d962c22b459ed8cfe424b3bed345c6a4cbe6e611657
+// digest         fd867ef77935131a0512fdb3ecce4eca2b4a52eb2a8d9bd7a421170f3d761530
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

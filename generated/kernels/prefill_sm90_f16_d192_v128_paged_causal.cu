@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         c1f49c46f8653b71e64da0e85d7fee74a58b507d1fc459ff710be04e4ca2abef
+// digest         438a833d71086b409ef54f9f9bce28d069f46dedcd3fc970da2d22b2c030a4d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

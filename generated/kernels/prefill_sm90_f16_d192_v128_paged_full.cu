@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         64d2c977ed197e0e34c74197960baa3ebe9b4230dc16206380d6b141d45a2c39
+// digest         483beba1b13cd13eb8d58bd0364c768f83edff1c12590cf35bae20fbf4e4ca77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

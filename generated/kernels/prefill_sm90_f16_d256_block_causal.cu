@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         563a5fc882f139a541ddd334c03f06f7f9185d40790a3c535505be77d84da960
+// digest         67b8b3bd6b39c099b5cdde79efa7f498ba917f711324255cc8c59a8e6698cbb2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

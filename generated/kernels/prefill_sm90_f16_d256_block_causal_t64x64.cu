@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal_t64x64
 // namespace      attn
-// digest         c7aefa8b127b99e338b4835e4b8dc1883692f8fe9e6874a47921351389a40795
+// digest         c3896980fc7f7beefc2c714cdaf55e5eb2fd865bf58181321e97ddb5ab349807
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

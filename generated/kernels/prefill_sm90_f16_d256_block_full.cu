@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         378f648a7a0bc4c43d500b2f3238831195932794437f6945838d96fc81d960c5
+// digest         b5e7ec37548f0db5fa2ccf0e3fc3241622fa91d89cf182713dc2a0a20bc339ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

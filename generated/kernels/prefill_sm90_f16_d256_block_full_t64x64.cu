@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full_t64x64
 // namespace      attn
-// digest         b039774199be54cd4050da5b1cfda7f0c8a5bda3ce1daddae75370ec4646ef86
+// digest         eca84711fca884541de1577ada474db687ca83c3aac75b6e4a3b5720d3672efe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

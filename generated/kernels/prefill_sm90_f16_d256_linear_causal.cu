@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         5c89d529afa300f5d16db1faa807328bcf699afacfd9333fc973476eb3ad0f53
+// digest         792a684acc8af7f941cf942de24c12083069dd2a24ae6b0fa08f384314915ff6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         9fd12741a2bd7bbf3eefd0f6d47ed4afc09351c04e2dfa621a35d8ff0917c4fa
+// digest         e172077980c06420e5b3ba9b32be50144404f6ebd084124dd745186107ef55c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         5201c9e242ce85f49a7005f9286bd0b3ba8970ef953bca324f280230d45ec89a
+// digest         118725f0f7699f63a97a40f6bbf679fa2403ae892f1acbfcfa88c3782927f337
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

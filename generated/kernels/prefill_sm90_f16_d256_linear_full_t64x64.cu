@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         7aaa336e362cd468ac0025ac4d1b50bd799a7ba8cf65be53e009a56263c877db
+// digest         2a7c5a32322fbd01ff1babe0b287d603e6d9c44cd4c3fc39f0621e5064c2ab2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         05e7ce5dba485ec37c38ce58503589ba8c668bacb0df61ea2c37a9725e96ca66
+// digest         163a5275eb939c4e73ed962bc682e3f2c8a6430339545a2060b8884b86e2ec7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         1249e9d946758272f34f4d4fcc74188fc592ae26c567cd9217873173f6c931c5
+// digest         363a795b2bef80792af039f8def8204e6b4076b4175bd8941597b06c55ab27fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

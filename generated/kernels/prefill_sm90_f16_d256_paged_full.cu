@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         c21480c6481168d54abca6c52255910026edb292f3afc98d7192c35b25396978
+// digest         ee031ccdadcb700ee0add7031399b82dffcf07ccfae843a7e084480c501bfc62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         14f4a1a3914bf519848dfd71cd51f2af85af61a6421d86c6da2cfd260ab183dc
+// digest         d174ca5ce6a5d6df6aaf7a4495c18923132774a7f2875d2b5250dc7980256621
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

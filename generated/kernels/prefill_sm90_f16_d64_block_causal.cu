@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         dfd6bb5b58a7f08420c4805f6c49edb25adee61b086941c3f065056d079c0d25
+// digest         c3fbdb3c7a7460f9e79ca042eb0a070b084681b6d0b61b0f7c6fd8c3753a66ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal_t64x128
 // namespace      attn
-// digest         01104b4bd80091f29d4aaef67d140a88c4a2908d368d152c51e7dcc7148e306f
+// digest         ffda4552adbfe4b721c5f40156ed0d1bc91f5b7da03c9d11e283374b00d64f64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

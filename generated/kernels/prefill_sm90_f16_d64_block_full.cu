@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         bc2335ad3de881aa700e8d709d74c94999604136a05fbf755e99d192d3b6845d
+// digest         9a89b07ef5b47c3733531a6f21d7aae878aeabef2f4139946bde42ac51597d4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full_t64x128
 // namespace      attn
-// digest         c3d8cbbdcab7155deefc426e71654172970739a8a748e53d84a32d3a3149dd3f
+// digest         1cfecca74516b30547d4c22eef68a4389d599473ac51819ac4f8e624b82c0fc8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         1dfeaf97850422d042d30ee0a3f52454dfd80a6c6dd8bac01a4acf784f9e1d22
+// digest         560ea1589bb5ca07314e46b8a2fd9132e2f99cde2a4b41db68d7fb1d97934c00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ade7defb1c9ba25dbbd63b3ffc0e2b13d42f92cdf40e5902d7c50b259719f841
+// digest         c05161bf5a6e004ed5a7c12538357ac690a774fdaa3175acceea9f892d542e91
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

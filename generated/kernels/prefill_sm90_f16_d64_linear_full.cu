@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         fd7d5750f387fa802d7e1db9a61455ab31fc35ce96446ed986f4e3ca3f57d918
+// digest         85c3033c252e40cc6a90e87da46ef762f15f86b488d909fd64e8dbe41f3f9937
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f1971fb163e8b7cd861886165a0b15e9d6d0f31e6c419fa34c2fdca447ddf006
+// digest         5288710bca136302670e2bbcaffb3adca550c3223ee3fd33142e40242eb8a714
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

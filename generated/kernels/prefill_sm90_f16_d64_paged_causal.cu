@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         1ddec4cc3d774701f7f61a7b89a87a0b723e114a23d327f28b1f0c15181044d0
+// digest         00bbcc3d5d8d49c981de2b74145299a4230b1570460fa9db3cce315323347d50
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

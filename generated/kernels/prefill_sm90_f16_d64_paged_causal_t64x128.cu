@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         98fbdf90766fa9f15801fe34bbb14d363ce9dc691c7431f4a4e57820fca895e7
+// digest         a608edfeaf022577e876e457a060f8057774b20560fc86ae9faa92e167f35ecd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

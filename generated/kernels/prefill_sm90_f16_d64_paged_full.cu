@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         56a6d360108c3902fc96289f25247dd83b55f73f65249c9bd8e230caa80c97cb
+// digest         551e465600813e58a133e32052e637e6a58c1f9556977271acbbe7c96195b1ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         2efbd95e6441cddab0ad1c14e9db137f58cd648541f5c16bf79d010794bf432e
+// digest         2a13bf3ff487a2176784b15ef7eb888b7a52b1355256e055ae9dc09b3d030860
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

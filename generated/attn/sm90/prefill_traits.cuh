@@ -106,7 +106,7 @@ struct PrefillTraits {
   static constexpr int kLatePanels = kPanelsV - kEarlyPanels;
 
   using Cache = CacheIterator<Config::kCache, T, kHeadDim>;
-  static constexpr int kBoxWarps = 3;     // producer warps that load boxes, at most
+  static constexpr int kBoxWarps = 3;  // producer warps that load boxes of a paged or block cache
   static constexpr int kGatherWarps = 3;  // producer warps that gather, where K and V are gathered
   // Rows of a block of keys that one of them gathers: four at a time, 8 lanes a row.
   static constexpr int kGatherRows = (kCtaS + 4 * kGatherWarps - 1) / (4 * kGatherWarps) * 4;
