@@ -18,6 +18,7 @@ import numpy as np
 from attn_codegen.config import AttentionConfig, Mask, Mode
 from attn_codegen.renderer import render
 from attn_codegen.space import preset
+from attn_codegen.tiling import tiling
 from attn_runtime.plan import SplitPolicy
 from layouts import LinearStyle, PagedStyle
 from reference import Batch, Bits, to_bits
@@ -103,6 +104,13 @@ def manifest_kernels() -> tuple[Kernel, ...]:
 def kernel_named(name: str) -> Kernel:
     """The kernel of the default preset with this name."""
     return next(kernel for kernel in manifest_kernels() if kernel.config.name == name)
+
+
+def kernel_of(name: str) -> Kernel:
+    """The kernel with this name, whether or not a preset has its tile."""
+    config = AttentionConfig.parse(name)
+    tile = tiling(config)
+    return Kernel(config, tile.cta_q, tile.cta_s)
 
 
 def batch_for(kernel: Kernel, q_lens: Sequence[int], k_lens: Sequence[int], **axes: Any) -> Batch:

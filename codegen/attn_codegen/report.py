@@ -105,7 +105,8 @@ _DEVICES: Final = {
 def limits(config: AttentionConfig, tile: Tiling) -> dict[str, int]:
     """What the kernel must stay within: bytes of shared memory, and registers of a thread."""
     share = REGISTERS_PER_SM // (tile.threads * tile.ctas_per_sm) // _REGISTER_STEP * _REGISTER_STEP
-    shared = SM90_SHARED_LIMIT if config.arch is Arch.SM90 else SM80_SHARED_LIMIT
+    is_large = config.arch is Arch.SM90 or bool(config.tile)
+    shared = SM90_SHARED_LIMIT if is_large else SM80_SHARED_LIMIT
     return {"shared_bytes": shared, "registers": min(REGISTERS_PER_THREAD, share)}
 
 

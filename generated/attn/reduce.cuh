@@ -86,6 +86,26 @@ struct MergedRow {
   float sum;              // L
 };
 
+// Pieces whose outputs a warp reads at a time: a row has one warp, which must keep kilobytes in
+// flight.
+template <int kPairs>
+constexpr int kBatch = 16 / kPairs;
+
+// The columns of a lane.
+template <int kHeadDimV, int kPairs>
+__device__ __forceinline__ void load_output(float2 (&output)[kPairs],
+                                            const Pieces& pieces,
+                                            int piece,
+                                            int lane) {
+  const float* const columns = pieces.output + piece * pieces.output_step;
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int column = lane * 2 + i * 64;
+    output[i] = column < kHeadDimV ? *reinterpret_cast<const float2*>(columns + column)
+                                   : float2{0.0f, 0.0f};
+  }
+}
+
 // By one warp.
 template <int kHeadDimV, int kPairs>
 __device__ __forceinline__ MergedRow<kPairs> merge(const Pieces& pieces, int lane) {
@@ -111,16 +131,23 @@ __device__ __forceinline__ MergedRow<kPairs> merge(const Pieces& pieces, int lan
     }
     const int begin = max(first, pieces.first_output);
     const int end = min(min(first + 32, pieces.count), pieces.end_output);
-    for (int s = begin; s < end; ++s) {
-      const float w = __shfl_sync(0xffffffffu, weight, s - first);
-      const float* const output = pieces.output + s * pieces.output_step;
+    for (int s = begin; s < end; s += kBatch<kPairs>) {
+      float2 outputs[kBatch<kPairs>][kPairs];
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const int column = lane * 2 + i * 64;
-        if (column < kHeadDimV) {
-          const float2 o = *reinterpret_cast<const float2*>(output + column);
-          row.output[i].x += w * o.x;
-          row.output[i].y += w * o.y;
+      for (int j = 0; j < kBatch<kPairs>; ++j) {
+        if (s + j < end) {
+          load_output<kHeadDimV>(outputs[j], pieces, s + j, lane);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch<kPairs>; ++j) {
+        const float w = __shfl_sync(0xffffffffu, weight, (s + j - first) % 32);
+        if (s + j < end) {
+#pragma unroll
+          for (int i = 0; i < kPairs; ++i) {
+            row.output[i].x += w * outputs[j][i].x;
+            row.output[i].y += w * outputs[j][i].y;
+          }
         }
       }
     }

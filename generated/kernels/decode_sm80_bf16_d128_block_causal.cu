@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         ea750a430f4098261875d6ff2e19998fd6e166b6cc83a97cc2c40102bdc7133d
+// digest         a200b744ca23c1d409345d5bb2f2c24bf185426d9b5cdb913153e64fb5340208
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         e91bfd58450dad89beeaf573aac9ff089e86ebf44356afae0060cab61eb0b7f5
+// digest         ae41a35d6637fb9f480bb1fd6230a66f1db03190bc4b9a4043a6d8535dd7670e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

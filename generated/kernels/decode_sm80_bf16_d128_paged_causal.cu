@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         b98f7264c1cd101e924a518e92bf0ed6c15d6d485d3b5f26698b2ef651726f48
+// digest         a06e5c705f6761e8a9e21dafeb6abf86602af723a0cc172604e5de816ff1d32d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

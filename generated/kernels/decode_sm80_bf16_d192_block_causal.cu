@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         676d41387dd523f26632ce7f1f3a53ac9d519d240630d8714b41633de66d4e1b
+// digest         9aeab099443c46ce3ff0de383c3db96c10cec7f943c18be585a5d7ccc74ef820
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

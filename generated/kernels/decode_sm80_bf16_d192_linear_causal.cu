@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         c5221f03b5285ae5370b0b113c3139335df1c1f45e8eca1b06f22c881f48c5ba
+// digest         1804f935dbc83355bb96c18fb62a7898b4faafb99aa178292d51bddd7fff22a6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         8fd12f98e4b40493af4ed28c1237ff8c975c7b4a49341e4af178ad2eec1ca6e9
+// digest         900beeb9e8c077243116fa94817f0490a604894da2f93f28ce30c5a84fca5ed2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         4fbee8dc75e061c5dbcb55ddc2c543b418430d3e2956f318969c8f6b5cde190e
+// digest         0c3089363e15c68452ae8628806e6c1709d9415998cbbb6ca8ddb96d19c9cea4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         38eee2e6412ec96acba6ae2504cd9e901a3b51b912beb9d88ef9c9ab0c2947f8
+// digest         0c6f63956c3455e4a704d0596f1dc595d0734d1f79a12f36fe3f3254d2880e33
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

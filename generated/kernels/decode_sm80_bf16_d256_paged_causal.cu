@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         1d1117e3e8952e511918fe54db3b9f356a57d4b3fbc5b5272855bb5437e6fe7a
+// digest         ef3ca4a7c50ad968ebc2e81839c8f5daa6321e1630dff46e37e5a5cbb58d97f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

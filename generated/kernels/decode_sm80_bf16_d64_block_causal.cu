@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         12101599a83ac8cbe5638471f04cd51441ce73816f42701f5c70c679cf9e5661
+// digest         e875961d29bcddb5a59cf67e2581ca3ddde3ee6908310cdb6cfde7fb8ba3ba3b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

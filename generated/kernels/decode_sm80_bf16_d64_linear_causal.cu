@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         8af4966515a91bbedcb3b2cb438df92337ea3368002f5fac6ba625cbcce9c24c
+// digest         7aab30bc78f60c39aa21126e91b7ef2792193098bfc2bbe5e7c3482cdecfd602
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

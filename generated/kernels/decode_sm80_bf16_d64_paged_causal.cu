@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         a163dbea6c010487236c5a2e6f3c0715ec78ad4557618b81fb78fa67e5b06314
+// digest         f12d9d21f666e04e989d355709cc03f37349ce28e832a5c2ad30512363875540
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

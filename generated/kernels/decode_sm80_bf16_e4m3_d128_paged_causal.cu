@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         b5ef6c6134ce00a541e93e9aa8129b66453b51b7ef13edc3c936d2b2172ece54
+// digest         ae6bdeed4b61c4909222f8e587a8d62965772d26d5f46a489bde862c683f325d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

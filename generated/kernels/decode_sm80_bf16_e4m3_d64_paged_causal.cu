@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         49d9fed10d885b7bfa2e3703b2d01f82e00efcf4b64a199faa01ee3d64512318
+// digest         6880cde2337904cefc8afc5dc81fe63ec725a8a5c72069b6c9ed39a6b5a0270f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

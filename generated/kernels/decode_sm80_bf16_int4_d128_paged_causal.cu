@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         ce91c3a1d0875c543289383228aea7229af1fcc73cf0ab7d10483e23a60ad504
+// digest         63fd4a23caa47ca037b4b3934ebbabb951c70d3c794bad493417ac8e8e1bc929
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         0972b28ab83ddaf97694b89c016d2efe19a990a26c5f7b8247d08b4970af57f4
+// digest         436e2174f690fccd458e413090b41de44be1dbc9757e0e3216a9c8b782879470
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         23844442606d6b01fb999326d64f6e9cb4b70d31d9fb321271f0532212afa2c5
+// digest         e390c9fbd7ef2c72498576440f3fddf1695948bfb99626d1acd25c1937f565c4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         6a1643049e01924c51b3504dc2954069cb036fa413d33a98346340cdea86749b
+// digest         b585c31246eed0b37b02766dfdca305fcaf05824e89af86b0df3763d1d573cd4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         67e2f3e8bc8e0dd0e8bf73dc12a2bb637c1bd71d468a8cbc4fdc5ffb99a5aa3a
+// digest         a0babaa16344b9c15f7daaaf5957c0c03ff644f71537306305fde641811e09d2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         debe504c4e3a4b5f75e5f52d442ac123407c6b77131eacef66a06b770cce7976
+// digest         8215de5bbd31082dca9fab8bec4ce126b0582166bd192199b829bebc68b32f49
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

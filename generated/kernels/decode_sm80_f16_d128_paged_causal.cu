@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         f3b2022bf846575422d07b3cd46b3925cf1d5852dbb60d2255ca398e12b437ef
+// digest         3e555f8fe9339412bf0eb420582c1a6cef0ef06928f1894c408cbdd999356ae6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         3919dc8a7e1131e61e83472055a14b79847d40748b4b8a3112b0db71457381f1
+// digest         5936405ca542e2ec5cbd9cdf9f38486224709705c02b09523ab8ab350352e0ae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

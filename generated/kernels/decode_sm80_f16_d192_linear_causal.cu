@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         1abdcd958f5ad769176baa1ee8195209d3bc2d0f0385551329eeb9c2c1aa2918
+// digest         8a4084e468dfeb496ece27172b42ca91871428d63f19ac99cf5f2a1492fe3063
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         3cb82cff9328cfc0398d96bcee9ffea21b646009e68e5eec07480879ae334f08
+// digest         d2a8e857ee6c7d525d32c4c9e950d8b9e5408373f40dd648466362c6b179c22d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         5ada9c3b44d42217a2b83c71d912211fcfbefd2117922ff88aa83591f0ac62b2
+// digest         ebb5221f8e7c7a7674abd34d1d597b6952c14c22867daa3d0981530bcaa4f7c0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

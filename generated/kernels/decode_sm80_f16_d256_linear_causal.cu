@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         9cf4154174d1eadbef69d2ea3ce6a9c310c9bc380ff0c0faa4d458a2ce0adbd1
+// digest         45bb1fd9ae76e79121b185e04a9350297d945bfb8d7025def51b6f0dc622d701
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         5488e7b2c624a4b70dbb5f45e97805631454cd438f13b134bbdd2f5e8a1254e2
+// digest         789d9f7ae11ec4a7776838c6dee2b21bfa45424aac741cc8a17fe3afb76bd2f2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         f644794450e52df8784c63079fa0dc383726b25f83a4493fe6276fa79ec16b8e
+// digest         82c66bf3764da61e8082ba15aa9b5577c37b5a42b787cfe4b45c61ba91b2b1c3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

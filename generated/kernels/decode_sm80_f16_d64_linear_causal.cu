@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         05259bb0f810468e8d78501bca694b7819d326ae045c59765a4ca42d57701e58
+// digest         88aaa660ef03872c7ea427afb9f59159926c599c6524fffe5ad2194eaee75dc1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

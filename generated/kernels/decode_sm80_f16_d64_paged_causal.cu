@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         35da1cf79344e53d7a4e203cd1a6cca490a68eb3414abc800648690cdbb694af
+// digest         599bf7966e56cf2f1da7efcd51414ef5d6d2b89da03920b11a0351c1ed12cf5e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

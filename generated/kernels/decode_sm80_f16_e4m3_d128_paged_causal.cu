@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ddd18625aa6a41eaffd227bb8d24776039ec3aa39cef2c5414edb32e369bc973
+// digest         17361869f436320b7cda92a46a6fb31eadf413ba988fc8e0baade0ae1ac8e2ba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

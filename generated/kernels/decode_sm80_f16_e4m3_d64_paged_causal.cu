@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d1e4c0c7fac163fecf782a008f3df023a1d69320f25331daafd375a8f8567b01
+// digest         47887588ade97501a21d5acf55ab33810e6e7073a533ede1621ef01f8ebfab7a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

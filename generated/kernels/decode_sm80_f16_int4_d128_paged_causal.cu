@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         fe5bb2a984a4b4e0695dc066541abb7d693b2654cbcc6b838c3fb88371e9fcb0
+// digest         8f588c3bb21eb4c5fd8ba1ab069c7163351ffdf5ebb0bdcab460f3f0c934fa57
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

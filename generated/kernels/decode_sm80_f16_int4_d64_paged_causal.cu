@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         6cff3692080d04ff6d18a0c70d747f3456aae9cce5fc215c7a31745ccefdf875
+// digest         aea3f6dfcb9aa49aa42002dce985041c1fa00415040909948d2a135af3a8f1d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         d5fe0a4680319eae1c9573fb1872042e4d1a91e2dfea275309304708105b00d6
+// digest         58a84b45f26643a61319dd2ca025781891764e0dd3d1a02d313599b727835696
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         f8389a9ebc496082d14813278affda4fc13ddec9548b07c9ffa1540eeeecc84a
+// digest         597b3538523aa6aa649a92199613af3e4fca891ff712f1ee61746d07b513365b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         96daeb6fd2ed4fbbd66fbc4e347ab1bf39dfc9f37fcaf3926fc1a7d88dda42d2
+// digest         3e246dc1387a924cbb0aeb11ddd44e2052b6f5ca5293c34c4ddb6a76abfb6562
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

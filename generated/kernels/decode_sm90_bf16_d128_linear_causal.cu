@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         35335d6c4296df8766c76e1a0f9f1db5345badda66b1c89d5f50eef2b70adc7b
+// digest         c5ce74eb39aa3af93985f9850ab0cf3899a307d53e3f65d431593b9cf3159dd3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

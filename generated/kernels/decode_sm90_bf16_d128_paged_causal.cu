@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         b606a6e586655144216e21ed0a2f86b97c8ccc2a0cdb418a28b2730301508dbf
+// digest         b4b04ade704d87dd4ae6ef0de371c599a1f84f1f3cb9d605277e4ed3533436c8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         a6fb6c668122282a9a8bbd553debb0254fde6374209e7f88ec99950028034138
+// digest         11026bb86089913dbe9b612d7a7c4e592064a6fddd2586fc552f76197769dd4a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

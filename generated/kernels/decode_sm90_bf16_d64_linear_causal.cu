@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         c53645d52d9d38fed5732d1d034710d1e64dcd177051516f4cd45b81b5d13a84
+// digest         e7c24216f0a9cba9aa26b889bf43abc9edd87bb84468f93332670ba32adabd18
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

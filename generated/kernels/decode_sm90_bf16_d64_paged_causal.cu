@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         fe1e2dfc6f05edaf3d1baf768dae67bf10ad04563e4f06c0273862330813a333
+// digest         bd779c2e8bac6ea497c775656db634ca120da509b08030b144e3ac743492342a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         23a5476ca5267bfe720f916bf90865e93029593310c9ecd58caf10a30be8d6bb
+// digest         a04da3e1f2c1ddf04ed796a09721fa00a79e7189b56a8812e481be26476909f3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

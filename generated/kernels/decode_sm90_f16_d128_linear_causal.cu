@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         14a4c4054117dded6c0231d619aaecae6d83a2cc72cd7da675b4a9deeb8d0128
+// digest         6c58f4312973547934192a1df8a9c77c8b3a38764cf0b00eb0371349f8f6c483
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         d6e8e55135fc41a93fa10c0ae966573f1d18f46ee2ec334699ac8f895ad131f6
+// digest         c4354b3bc6fc998509d2a7f56dbb02462c6c125b610d68fe30e63627029986dd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         e2595e6d19d23600f7aad4ae653509ae969c4bfb470af4cd93236d372379fc6e
+// digest         8edd858c37513824884026ea729d083bff6582d6b8117d1141888bdbc905b9f7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         2d454ac330715771c8fab30534e449f6515b41cbb4314dd47cfdbb8b29cfab0d
+// digest         f2cb1ca417b329fbcdeead9b6df4a8cf32db942e2f99c970db33639c7f793547
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

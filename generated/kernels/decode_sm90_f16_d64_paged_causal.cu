@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         499fe1b3ca4891915fe457c59c8151b7c3c925bed901a9e4ae562364657462ec
+// digest         067a2ce2d5be12a6e6c8b126d46a637b73704aef058efd30cec388d0b4da6879
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         4ec65a4cabc8b59e6c481fb9ddcdf40d1e572ee07ed00f186e1731d5506474f0
+// digest         6d59e84eee8631e893941f60773d2db6a83d0aedaf028afb15fdc7d79108b80e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 90240;
+  static constexpr int kSharedBytes = 90368;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

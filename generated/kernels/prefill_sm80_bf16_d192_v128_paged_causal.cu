@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         9aa47f2e76bbc80a50c6d60d848ff8f2d48d1a4335e48cb0faeee1f8e5012a2e
+// digest         65773e51240919ea445901814a623ae5f2afb6795ce090baec7f0b34a4057f97
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 91264;
+  static constexpr int kSharedBytes = 91392;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         3260deb8dc3dd39a86abd4769d361b8c7bfecee7c33239c2d8cddd8ed1a28308
+// digest         8a3febaea20727c2fcfb1c6f21dbd3e0dd0b34e73b8d61966375540cbb350feb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99456;
+  static constexpr int kSharedBytes = 99584;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

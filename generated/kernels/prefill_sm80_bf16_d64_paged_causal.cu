@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         f62bd254d8da8dd551ecfbbe62b00fc48232ffb615d48fb4fee98dcd3e23ccd0
+// digest         c871024afbe343a333cc6eaf0cdc96978a93a0a084e9c01902f192a4db24996b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 86144;
+  static constexpr int kSharedBytes = 86272;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         f39aacea671b7fc0a5a6fd6a532d18554429e3588fbb6fe33746f217457fa27d
+// digest         c10a29b27db3886a199d2b576b5efecd0d5431d5a52974f302d403071c8f270f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 86144;
+  static constexpr int kSharedBytes = 86272;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

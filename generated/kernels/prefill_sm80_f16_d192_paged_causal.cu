@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         41b859aff9aa45fe559524f4ab4eb2a8a03df4de19294a5c42c16f05daba0682
+// digest         016d7540e0f0d5b7c3baf0cbddb01cac4d119415382fcfe574e9d2b2f03a8474
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99456;
+  static constexpr int kSharedBytes = 99584;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

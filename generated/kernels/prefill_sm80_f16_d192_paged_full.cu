@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         a44d519bdd5fcfd760f6181ee9b9cbb5e179be51e5c113bd9a8532d4d23cc0a8
+// digest         8fcf601c120b06eac7fe3b3e8325936e19d7505f4f61baecd70394e8359aefc0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99456;
+  static constexpr int kSharedBytes = 99584;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         19cbb6e60d346306fa4128b14c4f201bcfbd9b4c754b3f63e0efc4c5a80f546d
+// digest         0e92d0264ab9b3699e4c2aa00c499931474503d0327f3ddb603957718be38a50
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 91264;
+  static constexpr int kSharedBytes = 91392;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

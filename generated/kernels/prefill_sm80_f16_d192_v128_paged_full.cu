@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         c8a148ce9af7065b7915faed80f8baee7be03288348215a2d3aa8b16803e3e4c
+// digest         2bfe07d799951828cc27da3b6a5a207ccd47ecc8830f8e4d56f739f357f4a601
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 91264;
+  static constexpr int kSharedBytes = 91392;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         6b7bde8aefb31f23178b86b97d8a37fd91b8b9f3473791e366af6886c9c7f36f
+// digest         70c5857cd3c3b983ebbad86c35966513a1506b1ed2de0bcb700533b163dfa675
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 86144;
+  static constexpr int kSharedBytes = 86272;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         89bd9ed97981197b286b475d473ced06155bee3005afb1548c302bf4f60fb307
+// digest         7447d49c3e959d12cdbe2bceb8ec34f7e8ce0529ba335cabcb02ebfea90b70f0
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>
@@ -19,7 +19,7 @@ using Args = Arguments<T>;
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(128, 4)
     reduce_sm80_bf16_d128(const __grid_constant__ Args args) {
   reduce<Config>(args);
 }

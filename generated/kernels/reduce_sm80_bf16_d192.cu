@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         3169e7ee14a5596a060255e7203d13089b449d5901caad0cbd181f9b02fa16be
+// digest         04cbe33f64d11075ad4feb91db613045b15200b51e6a8a3ea68dac55f6aaca58
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>
@@ -19,7 +19,7 @@ using Args = Arguments<T>;
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(128, 4)
     reduce_sm80_bf16_d192(const __grid_constant__ Args args) {
   reduce<Config>(args);
 }

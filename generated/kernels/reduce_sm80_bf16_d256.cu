@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         45aedb6513f021da1677b866d4dc6a94b225b8c6d6ae3975cc1bc25fc6e53cf6
+// digest         6eb66c3aff1d41dd18d8cc21f7d7318d1e04e936e3998ff6a610cf026755d4bc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>
@@ -19,7 +19,7 @@ using Args = Arguments<T>;
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(128, 4)
     reduce_sm80_bf16_d256(const __grid_constant__ Args args) {
   reduce<Config>(args);
 }

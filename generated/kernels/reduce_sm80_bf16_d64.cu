@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         cca19b432c8e3eb178a015410231136ba6f3efe12fc0a1f62371839cc6db5484
+// digest         ceb4311006f74925b5db8c961e5d68531ef9fe06b7ced2d5fd27b1290e7a9bae
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>
@@ -19,7 +19,7 @@ using Args = Arguments<T>;
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(128, 4)
     reduce_sm80_bf16_d64(const __grid_constant__ Args args) {
   reduce<Config>(args);
 }

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         1aa02c8049a9b83718dbb4eee6202e9d42e302239e19b066d3b6b6a9174b11d1
+// digest         90af9cb99ae2849fe00ce6af7cc661a9d2b90b3a7fe189bed3f5ad53769ceb31
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>
@@ -19,7 +19,7 @@ using Args = Arguments<T>;
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(128, 4)
     reduce_sm80_f16_d128(const __grid_constant__ Args args) {
   reduce<Config>(args);
 }

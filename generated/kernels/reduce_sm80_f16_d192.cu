@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         f91c32a86bc2757ef1b275a6d195e14545b1eb22937349595485e8d042c10ddb
+// digest         ab02ea25be4fd7a77a11e41e7a5c9ba99753e233feefae3e5a0fe75746c6b163
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>
@@ -19,7 +19,7 @@ using Args = Arguments<T>;
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(128, 4)
     reduce_sm80_f16_d192(const __grid_constant__ Args args) {
   reduce<Config>(args);
 }

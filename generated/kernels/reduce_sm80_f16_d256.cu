@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         ba9a4df2a4f5b7a1ba1f73c9aa6fa747de73f9bd8f30148d20f7a93fff8055db
+// digest         837ffd5b93c22d8eddf342cbce5f15e200c94077a7d680c674645e1bd3e4f918
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>
@@ -19,7 +19,7 @@ using Args = Arguments<T>;
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(128, 4)
     reduce_sm80_f16_d256(const __grid_constant__ Args args) {
   reduce<Config>(args);
 }

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         e2144a529a22ed13fcb5be450fb6d821a8f7e3602ffa7df5fec4bd3fe26aba73
+// digest         4a632ba630b6fe231f2904058ade60caf66439e10649d3692f22f6d74df6b53c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>
@@ -19,7 +19,7 @@ using Args = Arguments<T>;
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(128, 4)
     reduce_sm80_f16_d64(const __grid_constant__ Args args) {
   reduce<Config>(args);
 }

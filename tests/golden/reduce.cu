@@ -19,7 +19,7 @@ using Args = Arguments<T>;
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(128, 4)
     reduce_sm80_bf16_d128(const __grid_constant__ Args args) {
   reduce<Config>(args);
 }

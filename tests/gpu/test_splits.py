@@ -19,7 +19,7 @@ from harness import (
 )
 
 from attn_runtime.plan import SplitPolicy
-from cases import Kernel, Task, batch_for, kernel_named
+from cases import Kernel, Task, batch_for, kernel_named, kernel_of
 
 pytestmark = pytest.mark.gpu
 
@@ -30,9 +30,10 @@ KERNELS = [
     "prefill_sm80_f16_d64_block_causal",
     "prefill_sm80_f16_d256_linear_causal",
     "prefill_sm80_bf16_d192_v128_paged_full",
+    "prefill_sm80_bf16_d192_paged_causal_t128x64",
 ]
 some_kernels = pytest.mark.parametrize(
-    "kernel", [pytest.param(kernel_named(name), id=name) for name in KERNELS]
+    "kernel", [pytest.param(kernel_of(name), id=name) for name in KERNELS]
 )
 one_kernel = pytest.mark.parametrize(
     "kernel", [pytest.param(kernel_named(CAUSAL_PAGED), id=CAUSAL_PAGED)]

@@ -49,7 +49,7 @@ __device__ __forceinline__ void copy_async_wait() {
 
 // The value, but the compiler cannot tell: what is computed from it is computed where it stands,
 // instead of being hoisted out of a loop and kept in registers.
-__device__ __forceinline__ int opaque(int value) {
+__device__ __forceinline__ unsigned opaque(unsigned value) {
   asm volatile("" : "+r"(value));
   return value;
 }

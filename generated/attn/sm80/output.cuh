@@ -82,8 +82,8 @@ __device__ __forceinline__ void store_partial(const Output& output,
           *reinterpret_cast<float2*>(out + n * 8) = {output[f][n][2 * h], output[f][n][2 * h + 1]};
         }
         if (lane % 4 == 0) {
-          *reinterpret_cast<float2*>(params.partial_ML + partial * 2) = {softmax.reference[f][h],
-                                                                         softmax.sum[f][h]};
+          *reinterpret_cast<float2*>(params.partial_ML + partial * 2) = {
+              softmax.known_reference(f, h), softmax.sum[f][h]};
         }
       }
     }

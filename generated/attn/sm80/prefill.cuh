@@ -5,11 +5,9 @@
 
 #include "attn/cta_map.cuh"
 #include "attn/key_range.cuh"
-#include "attn/sm80/mask.cuh"
+#include "attn/sm80/attend.cuh"
 #include "attn/sm80/output.cuh"
 #include "attn/sm80/prefill_traits.cuh"
-#include "attn/sm80/products.cuh"
-#include "attn/sm80/softmax.cuh"
 #include "attn/sm80/tile_copies.cuh"
 #include "attn/split.cuh"
 
@@ -39,14 +37,23 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
     if constexpr (Traits::Kv::kHasPairs) {
       storage.pair_rows = Traits::Pairs::make(params, tile.sequence, kv_head);
     }
+    const auto cache = Traits::Cache::make(params, tile.sequence, kv_head);
     storage.work = {tile,
                     split_range(tiles.begin, tiles.end, arguments.plan, tile.split),
-                    Traits::Cache::make(params, tile.sequence, kv_head),
+                    cache,
                     visible,
-                    visible.all(tile.first_query, last_query),
-                    splits};
+                    splits,
+                    Traits::unit_shift(cache)};
   }
-  __syncthreads();  // storage.work is visible to all warps
+  if (threadIdx.x % 32 == 0) {
+    const int warp = threadIdx.x / 32;
+    const int first = tile.first_query + warp * Traits::kWarpRows;
+    const int last = min(first + Traits::kWarpRows - 1, last_query);
+    const bool has_rows = first <= last;
+    storage.seen[warp] = {has_rows ? visible.any(first, last) : KeyRange{0, 0},
+                          visible.all(first, last)};
+  }
+  __syncthreads();  // storage.work and storage.seen are visible to all warps
   const auto& work = storage.work;
 
   // 2. Start the copies: Q with the first tile, then as many tiles as the ring holds but one.
@@ -82,18 +89,14 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
     stream.copy(key_tile - (Traits::kStages - 1));
 
     const int warp = threadIdx.x / 32;
-    const int lane = opaque(threadIdx.x) % 32;  // fragment addresses are recomputed, not kept
-    const int slot = static_cast<unsigned>(key_tile) % Traits::kSlots;
     const int first_key = key_tile * Traits::kCtaS;
-    float scores[Traits::kRowFragments][2 * Traits::kKeyFragments][4];
-    multiply_query_key<Config>(scores, query, storage, slot, warp, lane);
-    if (first_key < work.seen_by_all.begin || first_key + Traits::kCtaS > work.seen_by_all.end) {
-      mask_scores<Config>(scores, work, first_key, warp, lane);
+    const auto look_up = [&] { stream.look_up(key_tile - Traits::kStages); };
+    if (storage.seen[warp].touch(first_key, first_key + Traits::kCtaS)) {
+      attend<Config>(output, softmax, query, storage, key_tile, warp, look_up);
+    } else {
+      look_up();
     }
-    stream.look_up(key_tile - Traits::kStages);
-    softmax.update(scores, output);
     stream.publish(key_tile - Traits::kStages);
-    multiply_probability_value<Config>(output, scores, storage.value[slot], lane);
   }
   softmax.finish();
   scale_output<Config>(output, params, work.tile);
@@ -102,7 +105,7 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   copy_async_wait<0>();
   __syncthreads();  // without keys, Q may still be on its way into the rows that take the output
   const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
+  const int lane = opaque(threadIdx.x) % 32;
   if (work.splits > 1 || params.cp_size > 1) {
     store_partial<Config>(output, softmax, params, work.tile, warp, lane);
   } else {

@@ -96,35 +96,27 @@ __device__ __forceinline__ void multiply_query_key(Scores& scores,
   }
 }
 
-// output += P * V. The accumulator layout of P, packed in pairs, is the A operand of the next
-// product.
+// output += P * V for the keys from fragment `first` on; p[k] holds the A operands of 16 keys.
 template <class Config, class Output, class Probabilities>
 __device__ __forceinline__ void multiply_probability_value(
     Output& output,
     const Probabilities& p,
     const typename PrefillTraits<Config>::ValueTileStorage& value,
+    int first,
     int lane) {
   using Traits = PrefillTraits<Config>;
   using T = typename Config::T;
   const auto address = FragmentAddress<typename Traits::ValueTileStorage>::row_major(value, lane);
 #pragma unroll
-  for (int k = 0; k < Traits::kKeyFragments; ++k) {
-    uint32_t a[Traits::kRowFragments][4];
-#pragma unroll
-    for (int f = 0; f < Traits::kRowFragments; ++f) {
-      a[f][0] = pack(p[f][2 * k][0], p[f][2 * k][1], T{});
-      a[f][1] = pack(p[f][2 * k][2], p[f][2 * k][3], T{});
-      a[f][2] = pack(p[f][2 * k + 1][0], p[f][2 * k + 1][1], T{});
-      a[f][3] = pack(p[f][2 * k + 1][2], p[f][2 * k + 1][3], T{});
-    }
+  for (int k = 0; k < Traits::kStepFragments; ++k) {
 #pragma unroll
     for (int n = 0; n < Traits::kValueFragments; ++n) {
       uint32_t v[4];
-      load_matrix_x4_transposed(v, address.at(k, n));
+      load_matrix_x4_transposed(v, address.at(first + k, n));
 #pragma unroll
       for (int f = 0; f < Traits::kRowFragments; ++f) {
-        multiply_add(output[f][2 * n], a[f], v[0], v[1], T{});
-        multiply_add(output[f][2 * n + 1], a[f], v[2], v[3], T{});
+        multiply_add(output[f][2 * n], p[k][f], v[0], v[1], T{});
+        multiply_add(output[f][2 * n + 1], p[k][f], v[2], v[3], T{});
       }
     }
   }

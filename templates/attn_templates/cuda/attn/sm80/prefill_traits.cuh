@@ -38,6 +38,17 @@ struct PrefillTraits {
   static constexpr int kDepthFragments = kHeadDim / 16;
   static constexpr int kValueFragments = kHeadDimV / 16;
 
+  // When a warp takes the exponentials of a tile (measured on an H100, where each is the fastest):
+  //   kAtOnce        32 rows: all of them before the product with V; two CTAs on an SM hide each
+  //                  other's, and the scores make room for P
+  //   kBySteps       16 rows, one CTA on an SM: 16 keys at a time, ahead of their product with V
+  //   kAfterMaximum  16 rows, two CTAs: short tiles, whose maximum costs less than steps do
+  enum class Form { kAtOnce, kBySteps, kAfterMaximum };
+  static constexpr Form kForm = kRowFragments == 2                ? Form::kAtOnce
+                                : TileOf<Config>::kCtasPerSm == 1 ? Form::kBySteps
+                                                                  : Form::kAfterMaximum;
+  static constexpr int kStepFragments = kForm == Form::kBySteps ? 1 : kKeyFragments;
+
   // Q stays in registers where scores and output leave room for it; otherwise its fragments are
   // read again for every tile. Beside the accumulators, each row fragment needs about 30 registers
   // for its softmax state, fragments in flight and addresses (measured: one step more spills).
@@ -45,6 +56,18 @@ struct PrefillTraits {
   static constexpr int kQueryRegisters = kRowFragments * 4 * kDepthFragments;
   static constexpr bool kQueryInRegisters =
       kAccumulators + kQueryRegisters + 30 * kRowFragments <= 240;
+
+  // Of K and of V, the rows that one thread copies.
+  static constexpr int kCopiedRows = kCtaS / (kThreads / 8);
+
+  // Keys that share an address, as a power of two.
+  __device__ __forceinline__ static int unit_shift(const Cache& cache) {
+    constexpr int kShift = kCopiedRows >= 8 ? 3 : kCopiedRows >= 4 ? 2 : kCopiedRows >= 2 ? 1 : 0;
+    static_assert(1 << kShift == kCopiedRows, "a thread copies 1, 2, 4 or 8 rows");
+    // Each row has a pair (scale, zero) to look up, too.
+    constexpr bool kOwnAddress = !Cache::kGathered || Kv::kHasPairs;
+    return !kOwnAddress && cache.evenly_spaced(kCopiedRows) ? kShift : 0;
+  }
 
   static_assert(kCtaQ % (kWarps * 16) == 0, "every warp owns whole fragments of rows");
   static_assert(kCtaS % 16 == 0, "a tile of keys is whole fragments");
@@ -59,13 +82,15 @@ struct PrefillTraits {
   using ValueTileStorage = SharedTile<T, kCtaS, kHeadDimV>;
 };
 
-// Addresses of the rows of two tiles: of the one being copied, and of the one after it.
+// The addresses of units of keys (TileStream), twice as many as a tile has keys: unit u has the
+// place u modulo their number.
 template <bool kGathered, int kCtaS>
 struct RowTable {
-  alignas(128) RowAddress rows[2][kCtaS];
+  static_assert((kCtaS & (kCtaS - 1)) == 0, "places are the low bits of units");
+  alignas(128) RowAddress rows[2 * kCtaS];
 
-  __device__ __forceinline__ RowAddress* table(int tile) {
-    return rows[static_cast<unsigned>(tile) % 2];
+  __device__ __forceinline__ RowAddress& address_of(int unit) {
+    return rows[static_cast<unsigned>(unit) % (2 * kCtaS)];
   }
 };
 
@@ -80,8 +105,22 @@ struct Work {
   TileRange keys;  // tiles of keys of this split
   Cache cache;
   VisibleKeys visible;
-  KeyRange seen_by_all;  // keys that need no mask
-  int splits;            // of this query tile
+  int splits;      // of this query tile
+  int unit_shift;  // of a gathered cache: 2^unit_shift keys share an address
+};
+
+// The keys that some row of a warp sees, and those that all of them see, which need no mask.
+struct alignas(16) WarpKeys {
+  KeyRange some;
+  KeyRange all;
+
+  __device__ __forceinline__ bool touch(int begin, int end) const {
+    return begin < some.end && end > some.begin;
+  }
+
+  __device__ __forceinline__ bool cover(int begin, int end) const {
+    return begin >= all.begin && end <= all.end;
+  }
 };
 
 template <class Config>
@@ -93,6 +132,7 @@ struct PrefillStorage
   typename Traits::QueryTileStorage query;  // at the end: the output
   typename Traits::KeyTileStorage key[Traits::kSlots];
   typename Traits::ValueTileStorage value[Traits::kSlots];
+  alignas(128) WarpKeys seen[Traits::kWarps];
   alignas(128) Work<typename Traits::Cache> work;
 };
 

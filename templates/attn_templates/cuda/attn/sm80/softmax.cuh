@@ -10,10 +10,15 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000);
 
-// A row's exponentials are taken relative to a reference that may lag behind its true maximum by up
-// to this many powers of two: 2^8 stays exact enough in f16 and bf16, and most tiles then need no
-// rescaling of the output.
+// The reference of a row that has seen no key: below every score that is a number.
+constexpr float kNoReference = -3.402823466e38f;
+
+// Powers of two by which a reference may lag behind the maximum, where the maximum is at hand.
 constexpr float kLag = 8.0f;
+
+// What the exponentials of a step may sum up to in one lane. The reference of a row may lag so far
+// behind its true maximum: f16 holds such a term, and both types hold what is small beside it.
+constexpr float kSumLimit = 16384.0f;
 
 // The largest (sum) of a value over the four lanes that share a row of accumulators.
 __device__ __forceinline__ float row_max(float x) {
@@ -28,8 +33,12 @@ __device__ __forceinline__ float row_sum(float x) {
 
 // The state of the rows that a lane holds: fragment f, half h is row f * 16 + h * 8 + lane / 4 of
 // the warp.
-//   reference  log2 units of the scaled score: p = 2^(score * scale - reference); -inf: none yet
+//   reference  log2 units of the scaled score: p = 2^(score * scale - reference)
 //   sum        of p, of this lane's columns only until finish()
+// Keys come in steps, of a tile or of part of one. The reference is the maximum up to some step;
+// later steps keep it as long as their sums stay below kSumLimit, which nearly all do: they need no
+// maximum, and no rescaling of the output. Exponentials that overflow are infinite, so their sum
+// tells.
 template <int kRowFragments>
 struct OnlineSoftmax {
   float reference[kRowFragments][2];
@@ -42,50 +51,140 @@ struct OnlineSoftmax {
     for (int f = 0; f < kRowFragments; ++f) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        reference[f][h] = -kInfinity;
+        reference[f][h] = kNoReference;
         sum[f][h] = 0.0f;
       }
     }
   }
 
-  // Turns the scores of one tile into probabilities in place, adds them to `sum`, and rescales
-  // `output` where the reference of a row had to move.
-  template <int kScoreColumns, int kOutputColumns>
-  __device__ __forceinline__ void update(float (&scores)[kRowFragments][kScoreColumns][4],
-                                         float (&output)[kRowFragments][kOutputColumns][4]) {
-    float tile_max[kRowFragments][2];
-    bool exceeded = false;
+  // p = 2^(score * scale - reference) of kFragments times 16 keys from fragment `first` on, rounded
+  // and packed: the accumulator layout of the scores, in pairs, is the A operand of the next
+  // product. step_sum is the sum over this lane's columns.
+  template <class T, int kFragments, int kScoreColumns>
+  __device__ __forceinline__ void exponentials(
+      uint32_t (&p)[kFragments][kRowFragments][4],
+      float (&step_sum)[kRowFragments][2],
+      const float (&scores)[kRowFragments][kScoreColumns][4],
+      int first) const {
 #pragma unroll
-    for (int f = 0; f < kRowFragments; ++f) {
+    for (int k = 0; k < kFragments; ++k) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        tile_max[f][h] = fmaxf(scores[f][0][2 * h], scores[f][0][2 * h + 1]);
+      for (int f = 0; f < kRowFragments; ++f) {
 #pragma unroll
-        for (int n = 1; n < kScoreColumns; ++n) {
-          tile_max[f][h] =
-              fmaxf(tile_max[f][h], fmaxf(scores[f][n][2 * h], scores[f][n][2 * h + 1]));
+        for (int i = 0; i < 4; ++i) {
+          const int h = i % 2;
+          const float (&score)[4] = scores[f][2 * (first + k) + i / 2];
+          const float low = exp2_approximate(fmaf(score[2 * h], scale, -reference[f][h]));
+          const float high = exp2_approximate(fmaf(score[2 * h + 1], scale, -reference[f][h]));
+          step_sum[f][h] = k == 0 && i < 2 ? low + high : step_sum[f][h] + low + high;
+          p[k][f][i] = pack(low, high, T{});
         }
-        exceeded |= tile_max[f][h] * scale > reference[f][h] + kLag;
       }
     }
-    if (__any_sync(0xffffffffu, exceeded)) {
-      renew_reference(tile_max, output);
+  }
+
+  // Whether some row of the warp has seen no key.
+  __device__ __forceinline__ bool lacks_reference() const {
+    float least = reference[0][0];
+#pragma unroll
+    for (int f = 0; f < kRowFragments; ++f) {
+      least = fminf(least, fminf(reference[f][0], reference[f][1]));
     }
+    return __any_sync(0xffffffffu, least == kNoReference);
+  }
+
+  // Whether the references of the warp's rows are good for a step with these sums. NaN is not below
+  // any limit.
+  __device__ __forceinline__ static bool are_within_limit(
+      const float (&step_sum)[kRowFragments][2]) {
+    bool all = true;
+#pragma unroll
+    for (int f = 0; f < kRowFragments; ++f) {
+      all = all && step_sum[f][0] < kSumLimit && step_sum[f][1] < kSumLimit;
+    }
+    return __all_sync(0xffffffffu, all);
+  }
+
+  // The largest score of each row from fragment `first` on.
+  template <int kScoreColumns>
+  __device__ __forceinline__ static void take_largest(
+      float (&largest)[kRowFragments][2],
+      const float (&scores)[kRowFragments][kScoreColumns][4],
+      int first) {
+    take_largest_of_lane(largest, scores, first);
+    take_largest_of_row(largest);
+  }
+
+  // The same among the columns of this lane.
+  template <int kScoreColumns>
+  __device__ __forceinline__ static void take_largest_of_lane(
+      float (&largest)[kRowFragments][2],
+      const float (&scores)[kRowFragments][kScoreColumns][4],
+      int first) {
 #pragma unroll
     for (int f = 0; f < kRowFragments; ++f) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        // A row that has seen nothing has only scores of -inf: 2^(-inf - 0) = 0.
-        const float subtract = reference[f][h] == -kInfinity ? 0.0f : reference[f][h];
+        largest[f][h] = -kInfinity;
 #pragma unroll
-        for (int n = 0; n < kScoreColumns; ++n) {
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            float& score = scores[f][n][2 * h + c];
-            score = exp2_approximate(fmaf(score, scale, -subtract));
-            sum[f][h] += score;
-          }
+        for (int n = 2 * first; n < kScoreColumns; ++n) {
+          largest[f][h] = fmaxf(largest[f][h], fmaxf(scores[f][n][2 * h], scores[f][n][2 * h + 1]));
         }
+      }
+    }
+  }
+
+  // From the largest of each lane.
+  __device__ __forceinline__ static void take_largest_of_row(float (&largest)[kRowFragments][2]) {
+#pragma unroll
+    for (int f = 0; f < kRowFragments; ++f) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        largest[f][h] = row_max(largest[f][h]);
+      }
+    }
+  }
+
+  // Whether some reference of the warp's rows lies kLag below these scores.
+  __device__ __forceinline__ bool lags_behind(const float (&largest)[kRowFragments][2]) const {
+    bool any = false;
+#pragma unroll
+    for (int f = 0; f < kRowFragments; ++f) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        any = any || largest[f][h] * scale > reference[f][h] + kLag;
+      }
+    }
+    return __any_sync(0xffffffffu, any);
+  }
+
+  // reference' = max(reference, largest * scale);  sum, output *= 2^(reference - reference')
+  template <int kOutputColumns>
+  __device__ __forceinline__ void renew_reference(
+      const float (&largest)[kRowFragments][2], float (&output)[kRowFragments][kOutputColumns][4]) {
+#pragma unroll
+    for (int f = 0; f < kRowFragments; ++f) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float renewed = fmaxf(reference[f][h], largest[f][h] * scale);
+        const float factor = exp2_approximate(reference[f][h] - renewed);
+        reference[f][h] = renewed;
+        sum[f][h] *= factor;
+#pragma unroll
+        for (int n = 0; n < kOutputColumns; ++n) {
+          output[f][n][2 * h] *= factor;
+          output[f][n][2 * h + 1] *= factor;
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add(const float (&step_sum)[kRowFragments][2]) {
+#pragma unroll
+    for (int f = 0; f < kRowFragments; ++f) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        sum[f][h] += step_sum[f][h];
       }
     }
   }
@@ -101,34 +200,15 @@ struct OnlineSoftmax {
     }
   }
 
+  // The reference as others may use it; -inf for a row that has seen nothing.
+  __device__ __forceinline__ float known_reference(int f, int h) const {
+    return sum[f][h] > 0.0f ? reference[f][h] : -kInfinity;
+  }
+
   // Natural log of the sum of exponentials of the scaled scores; -inf for a row that has seen
   // nothing.
   __device__ __forceinline__ float log_sum_exp(int f, int h) const {
-    return sum[f][h] > 0.0f ? (reference[f][h] + __log2f(sum[f][h])) * kLn2 : -kInfinity;
-  }
-
- private:
-  // reference' = max(reference, largest scaled score);  sum, output *= 2^(reference - reference')
-  template <int kOutputColumns>
-  __device__ __forceinline__ void renew_reference(
-      const float (&tile_max)[kRowFragments][2],
-      float (&output)[kRowFragments][kOutputColumns][4]) {
-#pragma unroll
-    for (int f = 0; f < kRowFragments; ++f) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float renewed = fmaxf(reference[f][h], row_max(tile_max[f][h]) * scale);
-        const float subtract = renewed == -kInfinity ? 0.0f : renewed;
-        const float factor = exp2_approximate(reference[f][h] - subtract);
-        reference[f][h] = renewed;
-        sum[f][h] *= factor;
-#pragma unroll
-        for (int n = 0; n < kOutputColumns; ++n) {
-          output[f][n][2 * h] *= factor;
-          output[f][n][2 * h + 1] *= factor;
-        }
-      }
-    }
+    return (known_reference(f, h) + __log2f(sum[f][h])) * kLn2;
   }
 };
 
