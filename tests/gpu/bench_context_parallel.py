@@ -5,9 +5,9 @@
     python tests/gpu/bench_context_parallel.py --ranks 1,2 --tokens 131072 --keys 1048576
 
 prefill: a causal prompt, 32 query and 8 KV heads of 128, bf16, in a ring. decode: one new token
-over a cache of that many keys, paged in blocks of 64, keys interleaved, parts gathered. Times are
-medians over rounds of the slowest rank, from CUDA events around calls that follow one another
-without a pause; `exchange` is the same number of bytes alone, with no kernel beside it.
+over a cache of that many keys, paged in blocks of 64, keys interleaved, parts gathered, in a CUDA
+graph. Times are medians over rounds of the slowest rank, from CUDA events around calls that follow
+one another without a pause; `exchange` is the same number of bytes alone, with no kernel beside it.
 """
 
 from __future__ import annotations
@@ -143,10 +143,16 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
     """One new token over a long cache."""
     import torch
 
-    from attn_runtime import ContextParallel
+    from attn_runtime import Attention, ContextParallel
 
     group = ContextParallel(timeout_s=arguments.timeout)
-    attention = decoder(group)
+    attention = Attention(
+        mode="decode",
+        num_heads=HEADS,
+        num_kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        context_parallel=group,
+    )
     (own,) = group.local_lens([arguments.keys])
     blocks = -(-own // BLOCK_LEN)
     pool = (blocks, BLOCK_LEN, KV_HEADS, HEAD_DIM)
@@ -172,42 +178,46 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
             **bounds,
         ),
         20,
+        in_graph=True,
     )
     floats = HEADS * (HEAD_DIM + 2)
     parts = torch.empty(floats * group.ranks.size, device="cuda")
-    stream = torch.cuda.current_stream().cuda_stream
-    alone = timed(lambda: group.gather(parts.data_ptr(), floats, stream), 20)
+
+    def exchange() -> None:
+        group.gather(parts.data_ptr(), floats, torch.cuda.current_stream().cuda_stream)
+
+    alone = timed(exchange, 20, in_graph=True) if group.ranks.size > 1 else 0.0
     return {
         "what": f"decode over {arguments.keys} keys",
         "ms": ms,
-        "exchange_ms": alone if group.ranks.size > 1 else 0.0,
+        "exchange_ms": alone,
         "bytes": 4 * floats * (group.ranks.size - 1),
     }
 
 
-def decoder(group: Any) -> Any:
-    """The decode kernel, or prefill's where this version has none."""
-    from attn_runtime import Attention
-
-    shape = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
-    try:
-        return Attention(mode="decode", context_parallel=group, **shape)
-    except TypeError:
-        return Attention(context_parallel=group, **shape)
-
-
-def timed(call: Any, repeats: int) -> float:
-    """Milliseconds of a call: the slowest rank, the median of rounds."""
+def timed(call: Any, repeats: int, *, in_graph: bool = False) -> float:
+    """Milliseconds of a call: the slowest rank, the median of rounds. In a graph, the host's time
+    to enqueue a short call does not count."""
     import torch
     import torch.distributed as dist
 
+    if in_graph:
+        call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(repeats):
+                call()
     rounds = []
     for _ in range(ROUNDS + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         dist.barrier()
         begin.record()
-        for _ in range(repeats):
-            call()
+        if in_graph:
+            graph.replay()
+        else:
+            for _ in range(repeats):
+                call()
         end.record()
         torch.cuda.synchronize()
         slowest = torch.tensor(begin.elapsed_time(end) / repeats, device="cuda")
