@@ -170,7 +170,7 @@ PARAMS = Struct(
         Field("KeySharding", "cp_sharding", "which keys each of them has", "KeySharding::kInterleaved"),
         Field("int", "cp_chunk", "kInterleaved: consecutive keys that go to one rank", "1"),
         Field("CpForm", "cp_form", "what a rank has at the end", "CpForm::kScaled"),
-        Field("float*", "cp_O", "[token_num, num_heads, size_per_head_v] this rank's part: unnormalised output; workspace", "nullptr"),
+        Field("float*", "cp_O", "[token_num, num_heads, size_per_head_v] own O, unnormalised; anything if sum is 0", "nullptr"),
         Field("float*", "cp_ML", "[token_num, num_heads, 2] this rank's part: (max in log2 units, sum); workspace", "nullptr"),
         Field("int64_t", "cp_stride", "floats from a rank's part to that of the next rank; even"),
         Field("CpCallback", "cp_fn", "called between the kernel and the reduction: gathers the parts of the ranks", "nullptr"),
