@@ -220,6 +220,13 @@ def _check_outputs(
 def _check_ranks(settings: Settings, views: Views, batch: int) -> None:
     """What a call takes that sees part of its keys, or part of its queries."""
     offset_q, cu_rows = views.get("offset_q"), views.get("cu_rows")
+    ranks, tokens = settings.ranks, given(views, "q").shape[0]
+    if ranks.own_rows and tokens % ranks.size:
+        raise ArgumentError(
+            "q",
+            f"q has {tokens} tokens, and each of {ranks.size} ranks gets as many: give a multiple, "
+            "or take another output than 'scattered'",
+        )
     if settings.ranks.adds_up and views.get("finished") is not None:
         raise ArgumentError(
             "finished",

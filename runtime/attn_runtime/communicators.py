@@ -36,7 +36,11 @@ class Communicator(Protocol):
         """`count` floats of each rank, in order from address `first` on; this rank's are there."""
 
     def all_reduce(self, address: int, count: int, dtype: str, stream: int) -> None:
-        """Add up `count` elements (f32, f16 or bf16) over the ranks, in place."""
+        """Add up `count` elements (f16 or bf16) over the ranks, in place."""
+
+    def reduce_scatter(self, first: int, count: int, dtype: str, stream: int) -> None:
+        """Add up what all ranks have from address `first` on, `count` elements for each rank in
+        order; each gets its own sums, in their place."""
 
     def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
         """Send `count` bytes to the next rank, and receive as many from the one before."""
@@ -131,6 +135,13 @@ class TorchCommunicator:
                 self._tensor(Span(address, count, dtype)), group=self._group
             )
 
+    def reduce_scatter(self, first: int, count: int, dtype: str, stream: int) -> None:
+        """See Communicator."""
+        whole = self._tensor(Span(first, self.size * count, dtype))
+        own = self._tensor(Span(first + 2 * self.rank * count, count, dtype))
+        with self._on(stream):
+            self._torch.distributed.reduce_scatter_tensor(own, whole, group=self._group)
+
     def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
         """See Communicator."""
         distributed = self._torch.distributed
@@ -161,6 +172,11 @@ class TorchCommunicator:
         return external
 
 
+def _nccl_span(span: Span) -> Any:
+    """What nccl4py takes: the array interface of CUDA has no name for bf16."""
+    return _torch_tensor(span) if span.dtype == "bf16" else span
+
+
 class NcclCommunicator:
     """NVIDIA's nccl4py. Its calls run on a stream of this communicator, ordered by events."""
 
@@ -183,11 +199,19 @@ class NcclCommunicator:
         """See Communicator."""
         from nccl.core import SUM
 
-        span: Any = Span(address, count, dtype)
-        if dtype == "bf16":  # which the array interface of CUDA has no name for
-            span = _torch_tensor(span)
+        span = _nccl_span(Span(address, count, dtype))
         handle = self._enter(stream)
         self._nccl.allreduce(span, span, SUM, stream=handle)
+        self._leave(stream)
+
+    def reduce_scatter(self, first: int, count: int, dtype: str, stream: int) -> None:
+        """See Communicator."""
+        from nccl.core import SUM
+
+        whole = _nccl_span(Span(first, self.size * count, dtype))
+        own = _nccl_span(Span(first + 2 * self.rank * count, count, dtype))
+        handle = self._enter(stream)
+        self._nccl.reduce_scatter(whole, own, SUM, stream=handle)
         self._leave(stream)
 
     def rotate(self, send: int, receive: int, count: int, stream: int) -> None:

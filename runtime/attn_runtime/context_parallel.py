@@ -38,11 +38,15 @@ class Output(StrEnum):
     COMPLETE: the output, merged in float32; one all-gather of 4 (head_dim_v + 2) bytes.
     REDUCED: the output, as a sum of the ranks' rounded shares; an all-gather of 8 bytes and an
     all-reduce of 2 head_dim_v bytes. For many rows; takes no `finished`.
+    SCATTERED: the same sum, of the r-th of n equal pieces of the tokens alone, in its place in out;
+    the other rows hold shares. An all-gather of 8 bytes and a reduce-scatter of 2 head_dim_v bytes,
+    half of an all-reduce.
     SCALED: this rank's share of it, for a sum that follows anyway; an all-gather of 8 bytes.
     """
 
     COMPLETE = "complete"
     REDUCED = "reduced"
+    SCATTERED = "scattered"
     SCALED = "scaled"
 
 
@@ -79,7 +83,8 @@ class ContextParallel:
             sharding=KeySharding[own.name],
             chunk=need_int("chunk", chunk, least=1),
             form=CpForm.COMPLETE if self.output is Output.COMPLETE else CpForm.SCALED,
-            adds_up=self.output is Output.REDUCED,
+            adds_up=self.output in (Output.REDUCED, Output.SCATTERED),
+            own_rows=self.output is Output.SCATTERED,
         )
         self._timeout_s = timeout_s
         self._deadlines: Deadlines | None = None
@@ -132,6 +137,10 @@ class ContextParallel:
         if self.output is Output.REDUCED:
             with self._watched(f"all-reduce of {elements} elements of {dtype}", stream):
                 self.communicator.all_reduce(out, elements, dtype, stream)
+        elif self.output is Output.SCATTERED:
+            share = elements // self.ranks.size
+            with self._watched(f"reduce-scatter of {share} elements of {dtype} each", stream):
+                self.communicator.reduce_scatter(out, share, dtype, stream)
 
     def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
         """Send `count` bytes to the next rank, and receive as many from the one before."""

@@ -30,6 +30,8 @@ class Ranks:
     form: CpForm = CpForm.COMPLETE
     adds_up: bool = False
     """The ranks' outputs are added up at the end of the call."""
+    own_rows: bool = False
+    """Each rank has the sum of its own 1 / size of the tokens only."""
 
     @property
     def exchanges(self) -> bool:

@@ -80,6 +80,26 @@ def nccl4py() -> None:
     ring(communicator)
 
 
+def scattered() -> None:
+    """Each rank has its own half of the tokens."""
+    kernel = kernel_named(KERNELS[0])
+    size, rank = dist.get_world_size(), dist.get_rank()
+    for q_len in (size, 32 * size):
+        task = Task(batch_for(kernel, [q_len], [700 + q_len]))
+        whole = problem_of(kernel, task)
+        group = ContextParallel(output="scattered")
+        own = rank_problem(whole, task, group)
+        attn = attention_for(kernel.config, task.batch, "heuristic", group)
+        output = launch(own, attn, **bounds(task.batch))
+        group.wait()
+        expected = launch(
+            whole, attention_for(kernel.config, task.batch, "heuristic"), **bounds(task.batch)
+        )
+        rows = slice(rank * q_len // size, (rank + 1) * q_len // size)
+        difference = (output.out[rows].float() - expected.out[rows].float()).abs().max()
+        assert difference < 0.02, f"{q_len}: {difference}"
+
+
 def in_flight() -> None:
     """Two attentions on two streams, call by call: each finds its own parts."""
     kernel = kernel_named(KERNELS[0])
@@ -177,7 +197,7 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    scenarios = (problems, in_flight, captured, ring, failing, nccl4py)
+    scenarios = (problems, scattered, in_flight, captured, ring, failing, nccl4py)
     {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]]()
     torch.cuda.synchronize()
     dist.barrier()

@@ -48,6 +48,10 @@ class Replay:
         """Not simulated."""
         raise NotImplementedError
 
+    def reduce_scatter(self, first: int, count: int, dtype: str, stream: int) -> None:
+        """Not simulated."""
+        raise NotImplementedError
+
     def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
         """What the rank before would send: what one of those before had in the beginning."""
         torch.cuda.synchronize()

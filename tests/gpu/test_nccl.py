@@ -24,7 +24,9 @@ PROCESS_S = 120
 PROGRAM = Path(__file__).parent / "rank_process.py"
 
 
-@pytest.mark.parametrize("scenario", ["problems", "in_flight", "captured", "ring", "nccl4py"])
+@pytest.mark.parametrize(
+    "scenario", ["problems", "scattered", "in_flight", "captured", "ring", "nccl4py"]
+)
 def test_ranks_give_the_whole_attention(scenario: str) -> None:
     if scenario == "nccl4py" and find_spec("nccl") is None:
         pytest.skip("needs nccl4py: it is not installed")

@@ -48,6 +48,9 @@ class Group:
     def all_reduce(self, address: int, count: int, dtype: str, stream: int) -> None:
         self.log.append(("reduce", address, count, dtype, stream))
 
+    def reduce_scatter(self, first: int, count: int, dtype: str, stream: int) -> None:
+        self.log.append(("scatter", first, count, dtype, stream))
+
     def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
         self.log.append(("rotate", send, receive, count, stream))
 
@@ -241,6 +244,13 @@ def test_rows_that_nobody_writes_are_not_added_up() -> None:
             continue
         with pytest.raises(ArgumentError, match="outputs are added up"):
             call("paged", ranks, Numbers(max_k_len=9), finished=finished)
+
+
+def test_ranks_that_each_get_rows_need_a_multiple_of_them() -> None:
+    ranks = Ranks(5, 0, form=CpForm.SCALED, own_rows=True)
+    assert call("paged", ranks, Numbers(max_k_len=9)), "10 tokens"
+    with pytest.raises(ArgumentError, match="q has 10 tokens, and each of 4 ranks"):
+        call("paged", Ranks(4, 0, form=CpForm.SCALED, own_rows=True), Numbers(max_k_len=9))
 
 
 def test_words_that_name_nothing_are_refused_with_the_allowed_ones() -> None:
