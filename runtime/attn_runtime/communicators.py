@@ -173,8 +173,9 @@ class TorchCommunicator:
 
 
 def _nccl_span(span: Span) -> Any:
-    """What nccl4py takes: the array interface of CUDA has no name for bf16."""
-    return _torch_tensor(span) if span.dtype == "bf16" else span
+    """What nccl4py takes. It believes an array interface of CUDA to be of device 0 (0.6), and the
+    interface has no name for bf16: torch's tensors are better where there is torch."""
+    return _torch_tensor(span) if "torch" in sys.modules or span.dtype == "bf16" else span
 
 
 class NcclCommunicator:
@@ -190,9 +191,10 @@ class NcclCommunicator:
 
     def all_gather(self, first: int, count: int, stream: int) -> None:
         """See Communicator."""
-        own = Span(first + 4 * self.rank * count, count)
+        own = _nccl_span(Span(first + 4 * self.rank * count, count))
+        whole = _nccl_span(Span(first, self.size * count))
         handle = self._enter(stream)
-        self._nccl.allgather(own, Span(first, self.size * count), stream=handle)
+        self._nccl.allgather(own, whole, stream=handle)
         self._leave(stream)
 
     def all_reduce(self, address: int, count: int, dtype: str, stream: int) -> None:
@@ -218,10 +220,12 @@ class NcclCommunicator:
         """See Communicator."""
         from nccl.core import group
 
+        after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        own, coming = (_nccl_span(Span(at, count, "u8")) for at in (send, receive))
         handle = self._enter(stream)
         with group():
-            self._nccl.send(Span(send, count, "u8"), (self.rank + 1) % self.size, stream=handle)
-            self._nccl.recv(Span(receive, count, "u8"), (self.rank - 1) % self.size, stream=handle)
+            self._nccl.send(own, after, stream=handle)
+            self._nccl.recv(coming, before, stream=handle)
         self._leave(stream)
 
     def abort(self) -> None:

@@ -160,23 +160,26 @@ class ContextParallel:
 
 
 class _Watched:
-    """An exchange between two events, with a deadline; none within a graph capture."""
+    """An exchange between two events, with a deadline; none within a graph capture. It is watched
+    from its beginning: NCCL connects ranks in their first call, and there the host waits for them.
+    """
 
-    __slots__ = ("_begin", "_deadlines", "_stream", "_what")
+    __slots__ = ("_deadlines", "_end", "_stream", "_what")
 
     def __init__(self, deadlines: Deadlines | None, what: str, stream: int) -> None:
         self._deadlines, self._what, self._stream = deadlines, what, stream
 
     def __enter__(self) -> None:
         if self._deadlines is not None:
-            self._begin = Event()
-            self._begin.record(self._stream)
+            begin, self._end = Event(), Event()
+            begin.record(self._stream)
+            self._deadlines.expect(self._what, begin, self._end)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._deadlines is not None and kind is None:
-            end = Event()
-            end.record(self._stream)
-            self._deadlines.expect(self._what, self._begin, end)
+        if self._deadlines is not None:
+            self._end.record(self._stream)
+            if kind is not None:
+                self._deadlines.check()  # what was aborted says why
 
 
 _Word = TypeVar("_Word", bound=StrEnum)

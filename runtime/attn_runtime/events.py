@@ -11,10 +11,11 @@ from attn_runtime import driver
 class Event:
     """A point in the work of a stream; keeps no time. Made in the current context."""
 
-    __slots__ = ("_handle",)
+    __slots__ = ("_handle", "_is_recorded")
 
     def __init__(self) -> None:
         cuda = driver.bindings()
+        self._is_recorded = False
         flag = int(cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING)
         self._handle = driver.call("cuEventCreate", cuda.cuEventCreate(flag))
 
@@ -24,6 +25,7 @@ class Event:
     def record(self, stream: int) -> None:
         """Stand behind all that the stream has been given so far."""
         driver.call("cuEventRecord", driver.bindings().cuEventRecord(self._handle, stream))
+        self._is_recorded = True
 
     def hold(self, stream: int) -> None:
         """Let what the stream is given from now on wait for the event."""
@@ -32,7 +34,10 @@ class Event:
         )
 
     def is_done(self) -> bool:
-        """Whether the work in front of the event has ended. Raises DriverError if it failed."""
+        """Whether the work in front of the event has ended; False while it stands nowhere yet.
+        Raises DriverError if the work failed."""
+        if not self._is_recorded:
+            return False
         cuda = driver.bindings()
         status = cuda.cuEventQuery(self._handle)
         if status[0] == cuda.CUresult.CUDA_ERROR_NOT_READY:

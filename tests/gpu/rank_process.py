@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -168,20 +169,39 @@ def ring(communicator: Any = None) -> None:
 
 
 def failing() -> None:
-    """The last rank leaves: the others are told so within the time that they set."""
+    """The last rank leaves after a call: the others are told so within the time that they set."""
+    attend, group = small_call()
+    attend()
+    group.wait()
+    leave_last_or_be_told(attend, group)
+
+
+def absent() -> None:
+    """The last rank leaves before its first call, in which NCCL would connect it."""
+    leave_last_or_be_told(*small_call())
+
+
+def small_call() -> tuple[Callable[[], object], ContextParallel]:
+    """A call of few rows, and its group."""
     kernel = kernel_named(KERNELS[0])
     group = ContextParallel(timeout_s=TIMEOUT_S)
     task = Task(batch_for(kernel, [3], [500]))
     attn = attention_for(kernel.config, task.batch, "off", group)
     own = rank_problem(problem_of(kernel, task), task, group)
-    launch(own, attn, **bounds(task.batch))
-    group.wait()
+    attn.prepare()
+    return lambda: launch(own, attn, **bounds(task.batch)), group
+
+
+def leave_last_or_be_told(attend: Callable[[], object], group: ContextParallel) -> None:
+    """The end of the process: of the last rank at once, of the others when they know."""
+    dist.barrier()
+    torch.cuda.synchronize()
     if group.ranks.rank == group.ranks.size - 1:
         print("leaves", flush=True)
         os._exit(7)
     begin = time.monotonic()
     try:
-        launch(own, attn, **bounds(task.batch))
+        attend()
         group.wait()
     except ContextParallelError as error:
         print(f"told after {time.monotonic() - begin:.1f} s: {error}", flush=True)
@@ -197,7 +217,7 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    scenarios = (problems, scattered, in_flight, captured, ring, failing, nccl4py)
+    scenarios = (problems, scattered, in_flight, captured, ring, failing, absent, nccl4py)
     {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]]()
     torch.cuda.synchronize()
     dist.barrier()

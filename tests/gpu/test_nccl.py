@@ -34,8 +34,9 @@ def test_ranks_give_the_whole_attention(scenario: str) -> None:
         assert status == 0 and text.endswith("right\n"), text
 
 
-def test_a_rank_that_fails_is_reported_within_the_timeout_and_nothing_hangs() -> None:
-    *others, (status, text) = run_ranks("failing", GPUS)
+@pytest.mark.parametrize("scenario", ["failing", "absent"])
+def test_a_rank_that_fails_is_reported_within_the_timeout_and_nothing_hangs(scenario: str) -> None:
+    *others, (status, text) = run_ranks(scenario, GPUS)
     assert status == 7 and "leaves" in text, text
     for code, said in others:
         assert code == 0, said
