@@ -240,7 +240,7 @@ typedef struct attn_params_t {
   int cp_chunk;
   /* what a rank has at the end */
   int cp_form;
-  /* [token_num, num_heads, size_per_head_v] this rank's part: unnormalised output; workspace */
+  /* [token_num, num_heads, size_per_head_v] own O, unnormalised; anything if sum is 0 */
   float* cp_O;
   /* [token_num, num_heads, 2] this rank's part: (max in log2 units, sum); workspace */
   float* cp_ML;

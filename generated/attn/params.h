@@ -192,7 +192,7 @@ struct AttentionParams {
   int cp_chunk = 1;
   // what a rank has at the end
   CpForm cp_form = CpForm::kScaled;
-  // [token_num, num_heads, size_per_head_v] this rank's part: unnormalised output; workspace
+  // [token_num, num_heads, size_per_head_v] own O, unnormalised; anything if sum is 0
   float* cp_O = nullptr;
   // [token_num, num_heads, 2] this rank's part: (max in log2 units, sum); workspace
   float* cp_ML = nullptr;

@@ -106,8 +106,12 @@ __device__ __forceinline__ void load_output(float2 (&output)[kPairs],
   }
 }
 
+// Pieces without weight: where a rank sees none of the keys of a row, only (max, sum) is left, its
+// output may hold anything. Every split has a key, and a test would stand in the way of its loads.
+enum class Weightless : int { kAdded, kSkipped };
+
 // By one warp.
-template <int kHeadDimV, int kPairs>
+template <int kHeadDimV, int kPairs, Weightless kWeightless>
 __device__ __forceinline__ MergedRow<kPairs> merge(const Pieces& pieces, int lane) {
   // 1. The common reference.
   float top = -kInfinity;
@@ -131,18 +135,24 @@ __device__ __forceinline__ MergedRow<kPairs> merge(const Pieces& pieces, int lan
     }
     const int begin = max(first, pieces.first_output);
     const int end = min(min(first + 32, pieces.count), pieces.end_output);
+    const auto weight_of = [&](int piece) {
+      return __shfl_sync(0xffffffffu, weight, (piece - first) % 32);
+    };
+    const auto is_added = [&](int piece) {
+      return piece < end && (kWeightless == Weightless::kAdded || weight_of(piece) != 0.0f);
+    };
     for (int s = begin; s < end; s += kBatch<kPairs>) {
       float2 outputs[kBatch<kPairs>][kPairs];
 #pragma unroll
       for (int j = 0; j < kBatch<kPairs>; ++j) {
-        if (s + j < end) {
+        if (is_added(s + j)) {
           load_output<kHeadDimV>(outputs[j], pieces, s + j, lane);
         }
       }
 #pragma unroll
       for (int j = 0; j < kBatch<kPairs>; ++j) {
-        const float w = __shfl_sync(0xffffffffu, weight, (s + j - first) % 32);
-        if (s + j < end) {
+        const float w = weight_of(s + j);
+        if (is_added(s + j)) {
 #pragma unroll
           for (int i = 0; i < kPairs; ++i) {
             row.output[i].x += w * outputs[j][i].x;
@@ -230,7 +240,8 @@ __device__ __forceinline__ void store_part(const AttentionParams<typename Config
 // unless they go to a part.
 template <class Config>
 __device__ __forceinline__ void reduce(const Arguments<typename Config::T>& arguments) {
-  constexpr int kPairs = (Config::kHeadDimV + 63) / 64;
+  constexpr int kHeadDimV = Config::kHeadDimV;
+  constexpr int kPairs = (kHeadDimV + 63) / 64;
   const AttentionParams<typename Config::T>& params = arguments.params;
   const int lane = threadIdx.x % 32;
   const unsigned row =
@@ -245,18 +256,21 @@ __device__ __forceinline__ void reduce(const Arguments<typename Config::T>& argu
     return;
   }
   if (arguments.plan.merge == Merge::kRanks) {
-    const Pieces parts = parts_of_row<Config::kHeadDimV>(params, row);
-    store_row<Config>(params, merge<Config::kHeadDimV, kPairs>(parts, lane), row, token, lane);
+    const Pieces parts = parts_of_row<kHeadDimV>(params, row);
+    const auto merged = merge<kHeadDimV, kPairs, Weightless::kSkipped>(parts, lane);
+    store_row<Config>(params, merged, row, token, lane);
     return;
   }
   const int splits = splits_of_token(params, arguments.plan, sequence, token);
   if (arguments.plan.merge == Merge::kSplitsToPart) {
     // A row that sees no key has one piece all the same, left by split 0.
-    const Pieces pieces = splits_of_row<Config::kHeadDimV>(params, rows, row, max(splits, 1));
-    store_part<Config>(params, merge<Config::kHeadDimV, kPairs>(pieces, lane), row, lane);
+    const Pieces pieces = splits_of_row<kHeadDimV>(params, rows, row, max(splits, 1));
+    const auto merged = merge<kHeadDimV, kPairs, Weightless::kSkipped>(pieces, lane);
+    store_part<Config>(params, merged, row, lane);
   } else if (splits > 1) {
-    const Pieces pieces = splits_of_row<Config::kHeadDimV>(params, rows, row, splits);
-    store_row<Config>(params, merge<Config::kHeadDimV, kPairs>(pieces, lane), row, token, lane);
+    const Pieces pieces = splits_of_row<kHeadDimV>(params, rows, row, splits);
+    const auto merged = merge<kHeadDimV, kPairs, Weightless::kAdded>(pieces, lane);
+    store_row<Config>(params, merged, row, token, lane);
   }
 }
 

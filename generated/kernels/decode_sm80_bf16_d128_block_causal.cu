@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         a200b744ca23c1d409345d5bb2f2c24bf185426d9b5cdb913153e64fb5340208
+// digest         115f9daedb007a55fb503b853937005fe3cef68831660009ba9807dc8f788b4b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

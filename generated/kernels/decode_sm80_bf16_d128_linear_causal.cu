@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         ae41a35d6637fb9f480bb1fd6230a66f1db03190bc4b9a4043a6d8535dd7670e
+// digest         e410b5d10e7018771ec41da6d37e95be6c00d091fe26429cf582c023e4db7143
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         a06e5c705f6761e8a9e21dafeb6abf86602af723a0cc172604e5de816ff1d32d
+// digest         3421890ab2c32becf494fc129dd61e720744a555a3a3c6709023020146aff9a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

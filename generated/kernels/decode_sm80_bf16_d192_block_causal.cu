@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         9aeab099443c46ce3ff0de383c3db96c10cec7f943c18be585a5d7ccc74ef820
+// digest         a0810a4edbf86c205e2efe2969cc7192a25c51d24a7c818e36db3b7af5d0a0e5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         1804f935dbc83355bb96c18fb62a7898b4faafb99aa178292d51bddd7fff22a6
+// digest         e277002bf2466f1589d1cbcca441816fb5ad40e331b0ac21fc79619735a4274d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         900beeb9e8c077243116fa94817f0490a604894da2f93f28ce30c5a84fca5ed2
+// digest         9d7a1ef5b7966c2757dda16eff9082cbe42fefcf3068bf9d06b9ba0b6d7283ba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

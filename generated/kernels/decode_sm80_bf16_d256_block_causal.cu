@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         0c3089363e15c68452ae8628806e6c1709d9415998cbbb6ca8ddb96d19c9cea4
+// digest         3b50243af831e4103154f2049eb7673d907e448a5b719d30c629470c93754dcd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         0c6f63956c3455e4a704d0596f1dc595d0734d1f79a12f36fe3f3254d2880e33
+// digest         5f510ab6ab9b80c3a88a2875347a0584de6bcc4a0f524ae456a5fb444f1bd082
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

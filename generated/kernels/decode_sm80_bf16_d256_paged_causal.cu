@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         ef3ca4a7c50ad968ebc2e81839c8f5daa6321e1630dff46e37e5a5cbb58d97f4
+// digest         c9c421e186661cf9d6cfeb4605ca092d8f29f335112083478ce5ae06a527e720
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         e875961d29bcddb5a59cf67e2581ca3ddde3ee6908310cdb6cfde7fb8ba3ba3b
+// digest         99f3efe2edff022dca32e50c75af9a84d6966e1c9358141061ed300aba58ecf5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         7aab30bc78f60c39aa21126e91b7ef2792193098bfc2bbe5e7c3482cdecfd602
+// digest         b389e30b0a8635fbaef2b055af10a9949166c5f85e51d5eb1476ef01ae11f3d4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         f12d9d21f666e04e989d355709cc03f37349ce28e832a5c2ad30512363875540
+// digest         cbcc66c8b014d2742321e707a20113f53ac448daa28094d71a190c34f8ce00a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ae6bdeed4b61c4909222f8e587a8d62965772d26d5f46a489bde862c683f325d
+// digest         4a2afdb2e8b374b7a9f34e4171ba51a5b27dee785dc65aa1790120753aa448d4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

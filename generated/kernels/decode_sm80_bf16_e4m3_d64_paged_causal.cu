@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         6880cde2337904cefc8afc5dc81fe63ec725a8a5c72069b6c9ed39a6b5a0270f
+// digest         90b08a743fdbb1c5e3cbf4ff3d97cda897366405b95057bc1ba74e591b9d3919
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

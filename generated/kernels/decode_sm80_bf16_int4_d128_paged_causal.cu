@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         63fd4a23caa47ca037b4b3934ebbabb951c70d3c794bad493417ac8e8e1bc929
+// digest         64d584396fff7d25ce353d92bc7d8244f91baebe8a17041b392c62a74152acc6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

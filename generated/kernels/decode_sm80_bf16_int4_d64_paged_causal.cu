@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         436e2174f690fccd458e413090b41de44be1dbc9757e0e3216a9c8b782879470
+// digest         40c5f4254bf31e93cab940a28e9650ceeaef7be85db5b483ea4f0f1ac4640b2b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         e390c9fbd7ef2c72498576440f3fddf1695948bfb99626d1acd25c1937f565c4
+// digest         5d691fb43a4bb57a1a2adad7353278a50332a1d61ff47af71f743cac9a319baf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

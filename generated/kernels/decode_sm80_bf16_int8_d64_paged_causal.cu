@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         b585c31246eed0b37b02766dfdca305fcaf05824e89af86b0df3763d1d573cd4
+// digest         f79782ae1219252ef64b8498baccb6398352a5ad13ec501f679e5bb1cb001a9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         a0babaa16344b9c15f7daaaf5957c0c03ff644f71537306305fde641811e09d2
+// digest         3a7c405620836b3c4388f69f3a13365365be58c04f663e9a97110e812f3b9cec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

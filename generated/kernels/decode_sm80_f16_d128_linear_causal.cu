@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         8215de5bbd31082dca9fab8bec4ce126b0582166bd192199b829bebc68b32f49
+// digest         8f93939a22ce9d6610d79ce22ebfc191fe0434a526d3c70b572032dc9e58f8ea
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

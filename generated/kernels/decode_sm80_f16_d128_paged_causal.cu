@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         3e555f8fe9339412bf0eb420582c1a6cef0ef06928f1894c408cbdd999356ae6
+// digest         8c53b02e700d23cee0a59ad10cfe5c5085df07931eb79a33dd3ee13ee1e03d2c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

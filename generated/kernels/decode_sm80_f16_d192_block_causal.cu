@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         5936405ca542e2ec5cbd9cdf9f38486224709705c02b09523ab8ab350352e0ae
+// digest         4464a5ad34c457d0063bca6d8d3f9d81a4ba24a7788824f91075083e430654b6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         8a4084e468dfeb496ece27172b42ca91871428d63f19ac99cf5f2a1492fe3063
+// digest         8b3dd0d6c97dc746073402855213ab94057646f85a191b8b7712e64e571e63b4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

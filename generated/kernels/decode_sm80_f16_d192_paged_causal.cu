@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         d2a8e857ee6c7d525d32c4c9e950d8b9e5408373f40dd648466362c6b179c22d
+// digest         7430ad598877a6b1687e77c33ba5f5722827c0f33b73af56c7041c5a0c37a316
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         ebb5221f8e7c7a7674abd34d1d597b6952c14c22867daa3d0981530bcaa4f7c0
+// digest         077d503e2d3480d078e9911bb37e2833af69de27f31ad423734db8555817d765
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         45bb1fd9ae76e79121b185e04a9350297d945bfb8d7025def51b6f0dc622d701
+// digest         c485bd4c844151c480e387b389d459ea6a79077d24ed28c85bdb23de8f5cac7a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         789d9f7ae11ec4a7776838c6dee2b21bfa45424aac741cc8a17fe3afb76bd2f2
+// digest         c0202d877d76272ff1405d17daea5d897e3522481556eee93f7c72a55ecebbbf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

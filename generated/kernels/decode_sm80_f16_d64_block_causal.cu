@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         82c66bf3764da61e8082ba15aa9b5577c37b5a42b787cfe4b45c61ba91b2b1c3
+// digest         f9698a89472e0e1b943d2e227fe046e561c9a394e649a522c8c84e771f238c15
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

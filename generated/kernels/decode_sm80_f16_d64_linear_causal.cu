@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         88aaa660ef03872c7ea427afb9f59159926c599c6524fffe5ad2194eaee75dc1
+// digest         92e8989e2a27548920552e508bb4787498666cff4d087f50a5c65cad88cbfc2f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

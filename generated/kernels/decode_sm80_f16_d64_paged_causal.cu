@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         599bf7966e56cf2f1da7efcd51414ef5d6d2b89da03920b11a0351c1ed12cf5e
+// digest         c7e731ce2d1ae4e0adca5a9dcb3f8c73f37e8199d267c2fdbf5e48ced251136c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

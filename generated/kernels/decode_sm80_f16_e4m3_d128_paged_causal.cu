@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         17361869f436320b7cda92a46a6fb31eadf413ba988fc8e0baade0ae1ac8e2ba
+// digest         932fcb219c4247feeac1e3966558782851b64ab9cbd040320f1aa0d79974858c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         47887588ade97501a21d5acf55ab33810e6e7073a533ede1621ef01f8ebfab7a
+// digest         ade4f618880e0c6ba703f57e662da91a223a7b5285adfe504c20ae8dba2bb2a5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

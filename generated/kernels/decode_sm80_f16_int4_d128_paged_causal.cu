@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         8f588c3bb21eb4c5fd8ba1ab069c7163351ffdf5ebb0bdcab460f3f0c934fa57
+// digest         8933a59f6eb9ca9190a6bed219edc7a6b190357aeeaabe1e1a8e24756cb21415
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         aea3f6dfcb9aa49aa42002dce985041c1fa00415040909948d2a135af3a8f1d6
+// digest         6a09124683c4283d238be4b1826bf17419897adbbc595cb75cfa710f71bcf719
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         58a84b45f26643a61319dd2ca025781891764e0dd3d1a02d313599b727835696
+// digest         5d87ac4518f3d144274af7de376a79658efcfa907a9fdb4c4e6f1f9a04896739
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         597b3538523aa6aa649a92199613af3e4fca891ff712f1ee61746d07b513365b
+// digest         46e9d1ea0abc1bb005e0efe0eee7c5fb087cb4963b9f780d8b2fbf945d513b1f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         3e246dc1387a924cbb0aeb11ddd44e2052b6f5ca5293c34c4ddb6a76abfb6562
+// digest         94da14dcc5f1caf85a3b90ddfe6a20edd8a06f2a4fb9db8764d82e17258ae445
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         c5ce74eb39aa3af93985f9850ab0cf3899a307d53e3f65d431593b9cf3159dd3
+// digest         b7f587ed2797ef6d76b6dad4f1ef3013c50aca859acac2046118fb920fe8ada4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         b4b04ade704d87dd4ae6ef0de371c599a1f84f1f3cb9d605277e4ed3533436c8
+// digest         9ce2742987a63a81c2fbc54d9a4a0d284de2ca1174bea94098ab73f27f41c2ee
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

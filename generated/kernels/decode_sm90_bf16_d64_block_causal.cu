@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         11026bb86089913dbe9b612d7a7c4e592064a6fddd2586fc552f76197769dd4a
+// digest         5d49eef5d56f3247d9d64cdc77ca68936540160ed61cf1e18fabaa90dcf709a2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

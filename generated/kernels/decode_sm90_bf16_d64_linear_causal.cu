@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         e7c24216f0a9cba9aa26b889bf43abc9edd87bb84468f93332670ba32adabd18
+// digest         1280e4392f5d5c3475b1f58a7c55138844aaf9437e45f3d6cbefc1d7bb01ffb0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

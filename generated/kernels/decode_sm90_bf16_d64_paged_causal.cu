@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         bd779c2e8bac6ea497c775656db634ca120da509b08030b144e3ac743492342a
+// digest         eee2273cedaaa8a8758e347d233cee81b660b2a13a81197f7171c78ec1d67a58
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

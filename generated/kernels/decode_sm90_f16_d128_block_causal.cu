@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         a04da3e1f2c1ddf04ed796a09721fa00a79e7189b56a8812e481be26476909f3
+// digest         1fa3195d7d6aaed4176e8a3bdff0cbb6b21eb6a0c19c3595c7fe8ff3723ca807
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

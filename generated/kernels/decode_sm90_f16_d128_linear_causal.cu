@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         6c58f4312973547934192a1df8a9c77c8b3a38764cf0b00eb0371349f8f6c483
+// digest         862d941e257960f30098cdc1455d25f40c98864ad863e647a596af92e1aafa4c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         c4354b3bc6fc998509d2a7f56dbb02462c6c125b610d68fe30e63627029986dd
+// digest         f67b7b060486a97b611a4b994efda960356dba316f8ca0cd07f33cd09ea82f5e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         8edd858c37513824884026ea729d083bff6582d6b8117d1141888bdbc905b9f7
+// digest         2fba82b7fdd412beb86ef590b4de6c6679f05d367171c527677e53b30620acce
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

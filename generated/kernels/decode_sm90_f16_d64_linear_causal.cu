@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f2cb1ca417b329fbcdeead9b6df4a8cf32db942e2f99c970db33639c7f793547
+// digest         0fb5cea9d6633bf77364f6e024e4bfd3d167381a95cccbc97f8031a414f93775
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

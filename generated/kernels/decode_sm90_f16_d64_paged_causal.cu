@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         067a2ce2d5be12a6e6c8b126d46a637b73704aef058efd30cec388d0b4da6879
+// digest         7d4bfe122b5f78447952d05957bd74cad7ad8a2ed671b3b7a3a70e1df0195a32
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

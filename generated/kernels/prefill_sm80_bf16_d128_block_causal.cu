@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         eb60b7d089ec89931bd20ead9c56b6b228b91ecbc5ae4afb52acdd8c78d01a97
+// digest         2e8c714eecb8144760d2baede637ec5f931241754b7f8d18105756df6cedf6d1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

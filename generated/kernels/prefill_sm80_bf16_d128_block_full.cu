@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         e9f242ce1658b68df3b5f6a1430818de77d14f9d6ea21070535f0f6404a60768
+// digest         6878f8d375f2bbfef6ae1df30af500e227d4adb1ad1f30af9144d2545a1d71e1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

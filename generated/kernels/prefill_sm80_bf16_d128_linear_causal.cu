@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         f8cf8cfab91a3b3cee145a08fb0b17b45d388809ebf8ebda09fe99d0b3c3f85b
+// digest         b12b3e1e727c08a1975d9b66b4c81bdfc43b7719c627ab84aca76ab025830a6b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

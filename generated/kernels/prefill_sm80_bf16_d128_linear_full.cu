@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         c427fd9a0fa34019404f43c7d4c98201a231a174b2643e7758f83de5a4ae82b3
+// digest         040071f5945e1efc2b6bafade194c9f09ebd3bc1ba480579af351f63ffc3d273
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

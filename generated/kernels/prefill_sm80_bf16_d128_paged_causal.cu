@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         7404b215b505e74d403d770158cd177f3efd03be0ecef5d330df41256edde8bc
+// digest         fc1f591d2822edfa382eecee68804e41a0c0d5349c8320a3cc315979c266cce5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

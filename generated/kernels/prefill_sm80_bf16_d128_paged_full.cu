@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         d6fa59e8041741b4121de73aaa561cef294df28c0290c281d8b017694e628a48
+// digest         4e2162e9ea61f0f8e335fde5565d80afd7aa34b5dd9b888b13793d5ffe4bfff5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         a3908311f5d3da9f40410535716ac5980c578b299db2691dd4e8f43c87c04080
+// digest         3f0f70778c66c75241b5555fa709fcc514d6827305fc0ea0386af93feefc9b76
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         5a2fa5dbf28f52fa680738e5e5c761ccdcb44837bac8864b9acdc80644a6c59c
+// digest         ad4d54e8210b8c4b70d38e8c83afd2001906b510cebc47d8bba57b6e48f4e4a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

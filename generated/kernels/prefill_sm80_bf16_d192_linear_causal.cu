@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e89a7796d68e53a7ec1124b6e03aefd173e08c5b45e53fa442472293065647e5
+// digest         1acf259bb8f78ab2a9ab2f27f925ab819303385b24c9bd6be8de2163e298684e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         3d55910b9e9b50243cb3a58f3b0824e73466c0c4a90ab24101b118ee5423e32b
+// digest         1ef1b6ece50389667a0877891891061cb431284574b1a716adf61dad99903a86
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         e11afeffcbb419f298cf3b576891e8125544235bf31419794a1a6c0aca7d0717
+// digest         ff83f7cdc9bf43bf8135af07c50b611ecd93740444675b19f5a8fb5132615413
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

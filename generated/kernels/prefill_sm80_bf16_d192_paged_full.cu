@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         299dbf46fefd9cee70293921677824dcf29324fdc0cbcec43da9022ffb92e612
+// digest         683e613629b63cc5c337748ff49645ad82543afd7e491863f30f4ae188387a60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         ec4124883676eae114e7e7f4ff090655af8c29d31c389467173a835cb6916912
+// digest         f0be64899164ced1d514fc568da87780f92c7ef7cb4b59bbe6b410534ac2ab6d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

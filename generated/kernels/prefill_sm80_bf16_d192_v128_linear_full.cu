@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         6d59e84eee8631e893941f60773d2db6a83d0aedaf028afb15fdc7d79108b80e
+// digest         152e84b4aa45889481f34ba4ed4d78fc58b1d07592f81c586d2c3d5e420489c5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

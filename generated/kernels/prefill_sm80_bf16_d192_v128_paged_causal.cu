@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         65773e51240919ea445901814a623ae5f2afb6795ce090baec7f0b34a4057f97
+// digest         e2bf5f102e3c066638758dc6e86a17b158d18ed0d23a094c3ec8572c93fed0e6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         e72192b0d89da56a96369901fe1152a62902bea151d031faccf6d8046d4296a4
+// digest         4ec78ed11e2b94c8f96ddffca74d4167e5522f411eb1a7a1ebbd358ee25e2ed3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         a59a1b394747244a3c5def0def8de63ebaaf16b249c7f93b0fea4cd1ab2ca305
+// digest         abe3eeeb1551c0111783158d6737dd7e96224d53c94b6bebdece45346a6bb66c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         aa636408f65d1aaab2a5f1391fabbe408c3227b9ff1292611d89e0cef7fa071d
+// digest         33b16a8559daeda8c3aee422af888aff8ef00b291d4b1784c055749f81296ec5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         576d2b1bff70688660bc2a8be8b10a5436ce545b3922ab03680c1646783e16a7
+// digest         5c86a303ec4e1c1185d4d7b2544260c255a34c378747a8f302298c0d038bd692
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

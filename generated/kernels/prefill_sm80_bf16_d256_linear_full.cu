@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         29c6687b1fc3b9f3159047f65100cb0f5bfee12f9587be48692a3ae2045809aa
+// digest         c27c6849ebdd438c8486895639c448d1f8f84c55a4201bc9d21a0e67e1014bf7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

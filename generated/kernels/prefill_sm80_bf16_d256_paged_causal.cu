@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         90710e8a9ab29aba6991f431d338c10e3a775fe633415177ebd23c3c4b1104e4
+// digest         c927b0fd605c335948676dbc1fc6704658cfd469d7c7aa32a9f256d8984bb868
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

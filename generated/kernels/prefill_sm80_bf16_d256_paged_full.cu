@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         8a3febaea20727c2fcfb1c6f21dbd3e0dd0b34e73b8d61966375540cbb350feb
+// digest         301f6c633870e7b84f8a2c0f922435fd32681aed1a9c1e903d25936f2526a8a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

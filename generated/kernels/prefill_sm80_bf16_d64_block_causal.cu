@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         546590aefd6ef560132a3845054ce62b888472f3a37b5ca76ab0a900314f40dc
+// digest         d613711a337084189af12cc1ec886548770282b92efe11e6815d56a83d60236f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

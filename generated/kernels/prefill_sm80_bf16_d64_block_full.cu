@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         7bad0da93b1f368a5a06bb806fd1893f3f0e37bee6bb835809e4a4fa95655a84
+// digest         409f18b6946b36ea39ea2ed458e6f998a0032cb8bf00d4ca8c3192e678e8c5be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         774b05c79eb6e8a4496ae3e84852577861f96b2ad088d7834d99b702c0daeb70
+// digest         890bf4da8eb3a89420da0b5f1fbfa5e3d7324c2fd15aa3f1027bea5ee5e6a936
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         725e8324ee8c2a6d96c675bc0c0e803e3eb55a198e67d95eda516abe9354b037
+// digest         cd60fa63e6619eed59970d357e12659f4b71310ec8f855cdea39cabdd8a3aa9a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         c871024afbe343a333cc6eaf0cdc96978a93a0a084e9c01902f192a4db24996b
+// digest         b2b6b95ded5185ca1a55ee8b36bbac2ed24df704973fb5fdb41139587bb70883
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         c10a29b27db3886a199d2b576b5efecd0d5431d5a52974f302d403071c8f270f
+// digest         01a4121195231f66f6ebf1e9323897d735637ae801f36bb32f70f2345012c60e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

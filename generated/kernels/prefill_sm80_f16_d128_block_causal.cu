@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         5e050eed1ccd940a08186612bbe5783797a5caee7f3e1996748ab9127ee77526
+// digest         47b1bed93d4dbbf92ecfcb19553de1c9cc9793bf0a6c5ffebe512f3ed74b123c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

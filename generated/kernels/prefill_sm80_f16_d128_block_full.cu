@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         42dfeb52e32ea6a5555887ea117dde1931f986692a4db44ab905326bca56367c
+// digest         09b820d87f26b277a2a71c9e57e68d2c61bbe6cd00334c0fe0e81eb3f0c3aaaf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

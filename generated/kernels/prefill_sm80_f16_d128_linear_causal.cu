@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         ae3767422edcfc76c1747845e32388fa95a5fca5b8b538dcba5323fad4c34423
+// digest         2dbaa4ac9b6e248a3c085ecc9f15c6e4b4c871976ea4d5568de487fb2944b7b7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

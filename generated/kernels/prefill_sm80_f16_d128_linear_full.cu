@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         45478ef166181a7791e4d49f67757de26aa3e455cbfdd0f5a7f36203b6347d17
+// digest         2d64f64126c126b21332a2f058f71e97679c0455d18df55709c4e98ce553e85c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         e1baba772144ae78657b20e403fd66d6c903b764955c13ba6d5ba4179004280a
+// digest         e2b6b88cfcea0118e7d0a5a7281cc84fbae8a50d5042637b0a505738547c738d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         663b3242f68dc245e537a29e292ea67bec92e4e08c6ced53873498a82af06fca
+// digest         4f6a9745f53035acfb19c7ae8d816db1b95281d5d9dc0a5eabbeb1e82a13345c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         5c3ba6fc8a0ba21615121bade14d770e644f49590b7ac4bae488a3bb47f0d341
+// digest         115a71bd2cdbd1fad95343e9c262e4d3b5ad190f1e81eb4dbca372f3136780eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         7ded510184420aa96ed6a5532d04526a1a1fa327c937b4238ea96d69aba347f5
+// digest         8caaac402980ecbc644a861a54ffb50233590128900d564bb12ecdf986aebff1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         6615545ee9a0b535c9e74636aa85cf965b8fc744b15c8b6e631a71f0817ccdcf
+// digest         d79cf11f4b7c15a4a7c70bf73ef0a4daafd591b8bd3f11fae7cded794bf40166
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

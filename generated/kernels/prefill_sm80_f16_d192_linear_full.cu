@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         73c0011347c3ec173bba910404c19422a3eaa2430e9940a3e30977c35a483802
+// digest         9972da6564445bce5e2072cd8d81c56cf1806fc3e81905e322d1a3e9759f9558
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

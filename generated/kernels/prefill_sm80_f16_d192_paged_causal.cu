@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         016d7540e0f0d5b7c3baf0cbddb01cac4d119415382fcfe574e9d2b2f03a8474
+// digest         0e0d0c14fe6017dbb87d2ad54ad035dfefe050dbfba4119c02cf97f6a053dd67
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

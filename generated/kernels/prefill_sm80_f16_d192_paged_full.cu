@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         8fcf601c120b06eac7fe3b3e8325936e19d7505f4f61baecd70394e8359aefc0
+// digest         79018dbea5d058159b98ac81fc946752c3a6b3a7f9922433e25033635a00d120
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

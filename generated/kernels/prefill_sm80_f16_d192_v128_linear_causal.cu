@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         bf59bc8dcb71f5ae10aa75b8c98cda4fd10d75fd320ba407c627d48bc3e0c6d0
+// digest         a989166345a423864afd165c66eb70f849a4125df6dc1458d46e9ab4069c1809
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

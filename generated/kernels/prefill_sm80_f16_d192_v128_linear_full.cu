@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         a5f9c45ea16a8e4d34d7364f7df87847999f75ce0859b4a28d6166747a45c74a
+// digest         b3c50e5f8fb030ef0a8a0698d6c0f561218640604ab03912fe955b984b28add8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

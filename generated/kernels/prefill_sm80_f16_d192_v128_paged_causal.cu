@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         0e92d0264ab9b3699e4c2aa00c499931474503d0327f3ddb603957718be38a50
+// digest         b75fc3eedd963cba6a9253a6f537b8a4a2902890e13a35ae4ea90223a8c6a9f4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

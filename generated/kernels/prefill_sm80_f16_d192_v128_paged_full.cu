@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         2bfe07d799951828cc27da3b6a5a207ccd47ecc8830f8e4d56f739f357f4a601
+// digest         fbfeef726b9d13a0839df062e7a67cfb98d442e24f7e67c7556cf01c1b7798a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

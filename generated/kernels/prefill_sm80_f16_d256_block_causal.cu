@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         4ec30199b7bb9f5ba5ab9268c3d4e7d709910e46f9e64f0006e6d16fd198ae76
+// digest         2b33c503135db99182c48d535993671d29170e4b2dbaded6ecc98fc3250c68b4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         b5ff6fdcf3b87172fb83f50ae5ccac2aad251b03ac6297c825cd5186267866ea
+// digest         729a92cca279c486a362fde37ec18ce846a7ba2a3e2dbffb4c7963a6b4651886
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         750864059df405b8dab8121350e90e7b804a135577fe6f77b1fa7836937c7518
+// digest         72295c964145e06d6fc6b4fc647a1c52b9268effc85edf0512cad880c6da14e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         8f0ddd289a78fa97681536ad77360838316012594fff71844dd7074ab4fab2d1
+// digest         44bd9b533ceedc70d272d609353a36dc09a8a5461485c3f43daa3342a04c4b81
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

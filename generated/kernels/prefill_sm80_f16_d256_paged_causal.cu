@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         3fa2e6344aa91cc21eccf1a0627004f594430d19dbd1571ef84c7de4852b46af
+// digest         27cb851e4f25a97a482d1312cc5f25ae38af076229a7452d8404812bda0ea925
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         98aa9d3dec93016843ea3569e0074cf2a0a2826b0d91d63b9889fb1e3026f88f
+// digest         64a7f7809cbaff3b8dd73236f4e34a168ce54f264ef90734d526861b24895040
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

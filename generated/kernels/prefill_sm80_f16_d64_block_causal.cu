@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         34c26ab32d2175f2969a9360de2aaf06db60c9843f1e021070a1f4d260a1f654
+// digest         014c8e7652bda5a65928fe6585bf5119d277e28b5407792e43ade666aee37229
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

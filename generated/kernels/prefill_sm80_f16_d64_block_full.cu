@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         2cd08b1594f3e94283803d229bb84e400eb464ea1a8190092f2fde94fb78cb7f
+// digest         ff6ab13064e9f7cce0f3a30a16d8c655e23dd862f79f85c32a92c15f3457fd04
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         34691349fca66d319e5cf0c98d57145cdab4f37e4c29a8b6b0ab8d9149d51d0d
+// digest         74a7976e9f64279366701e342ef14fccde802a5d43ac6ebb10667991e69a1257
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

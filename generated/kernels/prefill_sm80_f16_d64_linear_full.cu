@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         1c64a4bd142153fac1e28d5ee94bcbc01aa8118e8305c617dceb01041ec60246
+// digest         537c037ed707d68730b4a377a6e4159868d666240655e30cbfed41b53dcca75b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

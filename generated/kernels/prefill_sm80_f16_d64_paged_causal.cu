@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         70c5857cd3c3b983ebbad86c35966513a1506b1ed2de0bcb700533b163dfa675
+// digest         c0a8d6abd976f8b1e97f90c2dd7067b968a2a05f978a67782226515c7da836ad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

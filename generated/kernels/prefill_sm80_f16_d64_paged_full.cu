@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         c52b342986f8601fee690954ca4f456e492b26ca047274055d05badb689579e8
+// digest         51e300c29ffd6140a41b580fb6d4a94915925f461b8d6175f6e5516a6961cef6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         8cbe0d46cf41e45100a1d910799f9bd6ef3e6a1b35c6dcae04bba6128c1dfc46
+// digest         1366fbf5dbd030a38b681e4670033fcf5f185206cc65cb2f2cf9d9e52d4ce2a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

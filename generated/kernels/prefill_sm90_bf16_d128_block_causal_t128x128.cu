@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t128x128
 // namespace      attn
-// digest         03cee6f90ca248774fad2f0b87dadc565063e7e8cf15a61451a6f73c6b052be9
+// digest         5760bcd20ef86163989d982575b05faa1db774cccc1203ffe5a3ef2a4d87809b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

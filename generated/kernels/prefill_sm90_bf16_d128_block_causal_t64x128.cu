@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal_t64x128
 // namespace      attn
-// digest         235f3cb49d74bacfda65783c13c6276d2022c64c5d7c3483e11965ad10c06ef5
+// digest         55c6cd2795b19bc1af0da0044e5a3adb013dde76d31789db82325de0554f2fee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         78ec257729c769e30eab9fbf05ced3140f64ea01e5008b20d4f2995b10385350
+// digest         f78b51fac7c450c9f08cfe4b41c18435590e714ec27d27ba97d3577ba254984d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full_t64x128
 // namespace      attn
-// digest         aad8a230c5b03e2c630b823d174e6443ae30836e28b6f9b5cafa8ad38be66d99
+// digest         357f6be3ebb42322ea007fd11f85e3e76d33e6f8db54ba934638df0608d4da3f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f2d4a6b012881d41f2fe617763ff7b73f817b6311bf4db15779e5b78121c55a3
+// digest         a07db8942034407397f6720bee88247d32a33c18347302ad6a882423d76bf7af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

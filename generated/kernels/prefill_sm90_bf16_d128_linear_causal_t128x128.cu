@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         284e53e20b4d9b834c29eaf26b72f10f87e49ec8049a0da6b40279798013ae96
+// digest         79b0d69df4f304d21b87ec1d1dfc9828d19c30a733c29f5626b555d80e020cd3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         16f88ade5962301ac5d9ae42b93a50f9f022f6a518e8d6db2b3a6a4fadda53e2
+// digest         780c26be0cc1566a2dccabe1a40f6fc05d2c62b3a2cb20a07a46ef805fec1aec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         7511b4d530cb6020aa5a8e78ef22cc7021142f91e02103072ba1c0ad3a317963
+// digest         d291a398e513b85920d5f2db8850611b62688d9b6384ab37cbffb8e1430a1438
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

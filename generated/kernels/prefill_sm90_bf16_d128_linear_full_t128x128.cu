@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         b5626baa2992df907a07bd14b60947d37e21a9d51ca0c17ba30b7d87825fe23d
+// digest         ef55445824c8a64b7dce8ba8b639e170c694eb52be580d30a269caf320a5eb87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         131e5bbdce8d4df5c00758f6be3d8ef1146c9d538e99f47727d7877f46d9b0d5
+// digest         5b8acf85d880415a2fce4e7d2363a1e3eacf29ae1601000d6f06962feab489f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ce0dd424233cc878b320ee18e0ac589e10a7b00c78a6de2120ad9ff70f78d381
+// digest         4db34bffb771486a3c078a10b2d01de22001873ebcbf18e8672da60399794c1e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         d610791c9c1716640f9a463e51561f1edd939925399a13791f36e7ac8d949b1e
+// digest         85bddb4542f317b8a4d3a2457210387801bd1138f6390b8fd57a3b17d5a056b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         c3f70b08d5d7861a65e79e7d944f8f410db90ce252dffa0e89d6d4777a126c8c
+// digest         ec2487ac7eba10b03b49818d04a163459760d4df4c711ca8f961355ea2f3aa97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

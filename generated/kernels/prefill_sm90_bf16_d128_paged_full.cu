@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         15a78c4c5ab2762318b9cf34e60ad3afef8cef461132fa4149c747a7041678c8
+// digest         adafdb82e0891758e55ecdfc220c214c595b8a4680e5e535f3ab3955fbf8b7e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

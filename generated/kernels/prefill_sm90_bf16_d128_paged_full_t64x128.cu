@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         c40fa0ea3f1b221d1a0b69737a1bd413c7121ed25c29e7c04bae6547f9481e64
+// digest         5751810f97a692e5aea3fabcd8f0054103df041cbe48144a6fb63358fbb82cf3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         8c36ccda8b3b4eb5a395ec6c0acbbf2fc7c7aa0a632adf2b45086c93ac72d1a3
+// digest         d453aeaeb4fbd98d55ffc380955674dd485859cdd485b2ed1e94b9f746d78472
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

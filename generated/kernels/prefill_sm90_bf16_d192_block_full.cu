@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         de895c71070ed2a19056d5376e9c444564dc4aade5190388c6a8b0b62d90b2ed
+// digest         e901b36f32d3f99835b99470ee4d9cd20ae05dcb538d3499bad887efa54facb3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         dae98fabc31617216cdbadcf08aa8543644ad0d89816d06ed22c1fa38a9a7dd3
+// digest         c752d1dc92a22a722a507c89afd1a6ab79df129d118b08473dda04aee8b08b4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         d67f9457282a8d2f490b7e1f813e3c7a8dc7f38c308fa7258a30d154be7154c5
+// digest         fcb059658655ee72a2a804540d7f70e570d2a637a1f52ab38d87106bd9f74d81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

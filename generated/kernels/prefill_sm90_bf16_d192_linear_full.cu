@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         35ebd5291ef935d255d4e465de7503fa1db7bb1b0d88f034a62ac1f5590bb8ec
+// digest         953f258ba0fe090f2a6f2eaebb3f24154b12fba42a18607e5de854e943983359
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         fdfcf7cc9b8225a7d2a6e6666540e4a9da67e5c50d90ecb81ce41647ee4c13bb
+// digest         78056f688211bd132951d6c850334af01022a7d705bfdc671d3346e9cd40fc74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

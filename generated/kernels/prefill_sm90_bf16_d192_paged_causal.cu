@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         92233a6f116defc38ce8e4d9421228cccc4019c8531f15dee6dd24a728c4d4f3
+// digest         e2d5b4c98eb802161cbca87d5afa145f0cf40fcd2ee7f6135d2a070153d84fea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

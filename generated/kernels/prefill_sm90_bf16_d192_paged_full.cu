@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         ee50facb65120b4600aeb627ff6b1117c4fb2672530192f4a6eb829a6981e63b
+// digest         55f474b0ea07b1f055c927c708326e5eb2ef4e15770aff60c318f8b461e96dce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         9222d6a679f0fe13c53658bb4eea77382798f78ec1ffd8bf0cb63fed5f66009b
+// digest         8dec87063f0af7f9453e88079faf1dca75c8394522752e03ebbd1f9495881111
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

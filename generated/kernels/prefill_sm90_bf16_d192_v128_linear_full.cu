@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         f36646e27041931bd33171dbe6642c2ab6cfc5b8a44f2ab796a15ca88300b991
+// digest         4cb493782ca08f6983182938a4ea1a82e8c63c102baa9c3456e2c2e2ca4d86a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         6c93f09cfecc6dde3cfb5e5bc07f94d72e810115e6f6ce8b746b6ff92eaf9983
+// digest         8cf4b701005bf6bb44a3b26dfe6373ed72cb0fdb09ee13ec2508180eca1e62bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

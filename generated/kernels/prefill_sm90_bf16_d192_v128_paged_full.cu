@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         5f2d23a5b76b60217791acdbf528319e7446fbf509e1284c7ef262b05c545777
+// digest         09539bad474f1c53fbbbff6221caf0fbc10914114b788c6f9516f32eb6655049
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         a4e69451672a01aad82ba893603ba6be2dcf3e0996287c7aa7923a40c5ba58c0
+// digest         b23122cae22c20373ecd5a5b55ecf32b2d79609145dc6ab28e007498312a6324
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

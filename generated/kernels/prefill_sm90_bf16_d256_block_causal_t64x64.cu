@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal_t64x64
 // namespace      attn
-// digest         a11712c5588386e3640ac0f2133a5313288099e79620639e97edc808f0d052b8
+// digest         07fb9e219365b219b612308d70cfe12d70b794fcf7adf2eef67527f85aeb7796
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

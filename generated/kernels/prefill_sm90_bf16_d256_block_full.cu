@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         cfd1fd7882cbbea8ed54ad6749c4d154562339edd30c75bf46d30ca74d3b763f
+// digest         e0a40ed022c62200a15d1b776d9482a29422618bef17e2e41169da40ee9284ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full_t64x64
 // namespace      attn
-// digest         186182dafd22d4bbb4bae79d053353e1297262812354c0d8e35102ce5bb94421
+// digest         4bb8567cf84015f5923cb8e32ce5ef243b0e2cd5f9b84e4344e836b3ed6bb9ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

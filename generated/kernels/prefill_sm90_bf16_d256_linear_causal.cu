@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         14d001aed937d8f606106c2bf4d7f58311dba4069c010056a0c8c8d48aaf84f4
+// digest         3b229f8ffe1e12738a39fcbed1d288ffb2cbc313e11752b6b3a4490034097dd5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         ae0e0613de3ec81d923fdcfbc3b1a9bd550534ab29fc3b635847797852b4a77f
+// digest         0a7f2a7a5ed9cebb296b0d60bb5411ee29ae0bb1612f310884bbe27e82f08418
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         077f9d4e9983e30df3272a94f4749d033cd80c6a741d7d00dca90c10eff3798e
+// digest         d42809eb219ae1ac7b9a82fd0c2693b7bf899767bb12f2f6326d2a6c2ce9d930
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8391645dff9c80ec2c340ad86736637a2a2cef22ca6ce05d7b215c262338d208
+// digest         72a669bbeb0a18619b9ef05530e79510c52ed34b84d0ce43aa5889eb570d6024
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

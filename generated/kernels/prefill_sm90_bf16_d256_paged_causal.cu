@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         fda9a53a63248c1867a904daf39f208d97d3c29e379f5f9c557388a80ad65959
+// digest         7399edea1c43e904824514aece60fc77d78d90f6b065ba8fa409866a673968d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

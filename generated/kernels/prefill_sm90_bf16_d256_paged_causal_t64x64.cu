@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         bb2423322a7f8d6f9d34cea7abd9c03df7d1c43cc0d35d5b2dbbb82ced3d7950
+// digest         f158815b50e89dd98046b24ad00869ca60070e28d4087254d7ea7411139489e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         56378bdfea5c61d4d0a277a305e2e7f5d17828f3ad343ba483b3b770b0f5d51f
+// digest         63d568ceeeceb4b7e993cd05b66d49ba71240f2e8b7106c2765d6dd1f5f41582
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

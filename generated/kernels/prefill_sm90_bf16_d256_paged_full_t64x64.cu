@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         e14d6450a7a04d41a04a8d8429e6df9aafd6bce76c5f8658be1bd347c2eff7ec
+// digest         95ff623e3d432a3b65e905f047b31a929a9b1d07f135bc0cd65b3d5be16aed41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

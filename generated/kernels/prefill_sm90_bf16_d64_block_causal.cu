@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         d561b7f333e46617d3bc2ae9ad9301345019e6ceceaf36b5d958ad1f63aa5e87
+// digest         75b8b0a3a99ba9202a07dfc7e190e18ae864fb090fb6475b5e9041c8fb46085f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal_t64x128
 // namespace      attn
-// digest         3ede3bc134b8d33dc014ba1fe962901f81e48e62934c4d61a44bd6d4358c2e84
+// digest         9c9d5a31a5c0845d61bc0d19c6852ecd5bb1259691755812d8ce1d13ce232068
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

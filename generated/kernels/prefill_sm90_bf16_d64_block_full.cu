@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         18eb63180e12d0e14a9a2491e6795b6d33002f5537a9293d43804459a24ac9a2
+// digest         bde68f0e6f27b819c63ad46df97c2b3b40faa64e8d36531f0e23d663247420fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

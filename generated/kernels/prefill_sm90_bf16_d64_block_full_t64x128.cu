@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full_t64x128
 // namespace      attn
-// digest         37ed1d47ee4634dc6f3466774efcde9f941f3885354d3fcecb074a304a496ec7
+// digest         18cd243578e7093888f25e78da3bd047533f2ae09e52afb0752216eb4ba22ad4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

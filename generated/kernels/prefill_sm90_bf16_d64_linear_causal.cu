@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         e592ac85d5eb4a6626de828f9b550fd5b467a7a4546ab021b5939bb93d877bbd
+// digest         024ab24f7316f42e0b54c3682841e19bcc9f652c07956f0d047f7ec558a1cd95
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

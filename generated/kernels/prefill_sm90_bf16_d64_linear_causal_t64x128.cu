@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         17af2f1e274ff911b5b64aaf11dea38cc8e0bcf05bc33e102955580fc9f2a335
+// digest         12f44841c79ae7ab870b25d9712b27165287c1ae8dbfa5ed4dd846fa8d11a3bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

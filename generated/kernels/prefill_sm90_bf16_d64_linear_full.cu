@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         8b7bd9d9f1cd86ff0f3ad7588701d4cfe08298bf462d6d331944595daae37da4
+// digest         5ae46f94658330051fba93b1c5a64367c505dcaeb727c4dd2d592137a7dd5d51
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

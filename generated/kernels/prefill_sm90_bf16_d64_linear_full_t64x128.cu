@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         c61b78521a6676460160d9ad5526a4910070e4fe3d060697251cdee3b0b40cdc
+// digest         0708f08fd0ff3ebcff3476f59d9dcc0b8464ba52e5985409088f495868c260da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         b75b86e40094f321fee6fc093c588e9477d6ee1dfd72fdda7076dcda4cacc867
+// digest         6601ec7dadd361af8e56125eb6d3b94d4bceed2309ee055d3ee9dfd9c054a539
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         3806b4e3de65ca35482b8eaad537426fed6cb50ef4be0f1f998eb60172e745f1
+// digest         ba0246dfa06eea2624da6d276ebbebff22f370e474b2edf32cf7cb21790d2d2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         716afd39cfbe6649839ec8f9a2ec03d85be68519689207b69af4a74910365259
+// digest         29aceeb6cab4c507f9c12d4f45986bffc2aa14cb3a51fa11e93788e9a0ff2e43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

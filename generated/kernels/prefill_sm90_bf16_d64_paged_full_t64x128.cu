@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         4cc4ad57b0607312a3c1839bfef7b3215dbb9c5e408ab26bad25a4e760808e98
+// digest         cb9a03fab5dce06e47f76b7dedf93e5e70de9d58d0a7b1cf4d6ef7b9b3c88057
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         5fdc1408cd79a836fdd4f6fb12be4044f81fb1f4f67ded8e16f76176064ad03f
+// digest         af89d39edd34470355b5fbd6bff87b0dc24b26437e4917ed87a946618dace7c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

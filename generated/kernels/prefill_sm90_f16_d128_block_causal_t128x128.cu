@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t128x128
 // namespace      attn
-// digest         bde5ffcef59f4bf9d0a12b5b6f02c44b2cd65af9d315b065cb775e9ff300efdf
+// digest         3e85432a3ec8532c4fa2287bcb7b04f2d22215455122a71e9e2eb5f70af796e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal_t64x128
 // namespace      attn
-// digest         ea28aae2f210612a9259a93e95f0f3790b2c0231dff66ed53d0371a731cad2f2
+// digest         b978a33d51af402c26c15079154021a09bedd99f50fd9a37624869fb28e0bef7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         ba76b45ec89913f7a376b49961a0349a75bf8c2717cae1a80a6064469a6c67da
+// digest         37567526a366a547d3544674f8ab9f6971c220042d39ecc451f12f6ed84b25e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full_t64x128
 // namespace      attn
-// digest         8c2634dc83c3e76d064c6752dcc5be806110acaea5f9aeaa4e63b14a9f5ae6bf
+// digest         4302fa77042e027b13d305fb2c1657d20a1f05a857e03f40b51b82347fb46ae7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

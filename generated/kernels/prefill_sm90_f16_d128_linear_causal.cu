@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         242ff60537b53a9fa962dfc56c1b066df780a83f48ad3bdefb1f278469086368
+// digest         fa26c84e76f21d29b107a3665dab0924853c3bd20e5371d7c631d97199b92c89
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

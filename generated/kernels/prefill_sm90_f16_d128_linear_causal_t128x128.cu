@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         42e084c5f8b79b70531a6318cc93e0271b067a64eeb217f2720439ac6b804b5a
+// digest         bf9b43b21f7728c49ac2c4b5145513516741e90113768ba4a089d047872d883b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

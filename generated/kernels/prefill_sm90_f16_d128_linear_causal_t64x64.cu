@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         88edfdcbf973985b1029d552dfd7931849c3659c3cf27168eace31e6865f0b1d
+// digest         0246d20d89320411ca713ad47f34a60103fb6fa77571699c9b62d5d61772a1d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         82699dc2794220c0d1ee0161c0d2021e4193a75c0f8d3a62ec90a358e31d695e
+// digest         19d850faf28c1064d88698e1e727eec9622cbc28ba209bea2cfedba3cfac2e77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

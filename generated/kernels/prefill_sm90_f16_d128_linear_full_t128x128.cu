@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         a304a1d9507d1a9429756fef0499323e83d8ba8c94b727da8599f930cfcd0778
+// digest         a27bba79fe4ac0cdc1cf89fc5e02aed7b190727b9f21744457a7f888ba1aa718
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         b5e34d4cee69988d18bc25c8f9e22538baf5db694ca7941f5e498507688bae5e
+// digest         dd6fc3e0fff478adbf316dad8bb3bc3e34df9d2e7acd43872d469ccd12dc60dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

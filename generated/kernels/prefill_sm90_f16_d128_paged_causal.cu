@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         0aaa1b107eb6c0fc1eb5d6a986277005edf21936775653688b680974d45e46f1
+// digest         aeb4b6bde98c94bfde8ae6450cf1fd7ac1d9523dcb6bb18a9cd9a4f66c7641f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         c8c02247dbde1cca7ef12f11ad04b1589a4ce7bb70ac53693e64f333abc6b358
+// digest         b3670e9e2816416df164688001c63edb5df3e935a1de609c207f116344ff59d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

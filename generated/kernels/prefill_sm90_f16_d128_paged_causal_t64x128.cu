@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         3ac6a553e1c12ac891c68cc875d576a902c014f765155554d7f0ad6d7d15c11f
+// digest         16cf2229b6d742c4427a0471323a085dd86d6d600ba0a006a9d5f7db19c93d8f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

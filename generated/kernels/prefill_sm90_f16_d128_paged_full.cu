@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         18e0b49068bc47c32cb819c71d4cf721528c583edb76449b7561a45369c64c2d
+// digest         fa2b16fa13facb2946ea54dff64599b086c57fb58b40da494e6f7c08e3ee152a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

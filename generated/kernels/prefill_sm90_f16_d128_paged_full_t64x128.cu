@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         80724ee6a9d6f4be7af82ce07c63246c43fdd5258080d37301c3f911842ca1c9
+// digest         1799d0ceba02e918f76e8210a5f6954192d6e7d7d347eb321b1a61e4985b8e4d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         2b398bdf4872f6cea0797b0f3288199bb9e72c9d4e335a34a0a829c2c57ae2c4
+// digest         5b9b99bcf3af7b61c7110635a8e9a76962e2427910dc698726d0881228d83ca1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

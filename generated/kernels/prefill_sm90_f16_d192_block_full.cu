@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         67a3be3fdf4849faabd49d4d9d7ef27cdbd5495d0e41081ff5c764ac7e307eaa
+// digest         d4bd2256bd75a9c5cd06306920c01f01f808902d166513c59dab507e6a2f67d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

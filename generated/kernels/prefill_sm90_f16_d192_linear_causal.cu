@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         19af0a9e62b140de81c24da8c679a1be10ab1bf9115359804620596982ef5a86
+// digest         5226115e0fbf76fc8eeb5e785090b90a01a261ab935e27fa4a157874aec10ad0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

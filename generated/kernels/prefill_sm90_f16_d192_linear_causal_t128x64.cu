@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         37c42f250d974db7be013a45199779660413fe7985faff389674ee24562375e4
+// digest         72af7d1d087b2172bc72d28e7a915126e68ae667df5d39550fd5c69b2c43e229
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         e39e5392ad703102d6b9d4be7db27c605cf2d47f267b1dce0e841401f468befa
+// digest         f839e0fc589fe7f0f9e66a9a913117ace6b18db7150b7c1981f985fb08797081
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

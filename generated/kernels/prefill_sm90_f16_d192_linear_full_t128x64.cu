@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         23df67100a385dc9460db7a1d82952100a379ffd702ef9b7d77d063c086eb018
+// digest         2b1ef93b7bd610aa441e63ee2dc66485888c52c310958426a1e1d6e7252d217f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

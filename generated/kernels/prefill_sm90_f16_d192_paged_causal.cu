@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         b17e2d8ac53f9448ca786b0e9b206223e7f5e00b4003ce3ad03b49ea16e8ac08
+// digest         ef1f3f299369ca72c256e935bed8fb8cb3380f8357ad755397b42523a390ee7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         e0712462bc9c7c7f1a4cd2b8fa70434223f1a7cd5ae199174a8186534d12dd4c
+// digest         c106e97269955b4ffe756838eff2b250d8326d9a60af1f401561c0a59f68d3d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         0a2e8a6d6682b2cf260af7a5e8f032a7b86cfe4e40b818fa6646d52ec53a19d6
+// digest         c58416aa268b26a228cb8b51750ddb458db68b1a123e68f871b7342d1824a6dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

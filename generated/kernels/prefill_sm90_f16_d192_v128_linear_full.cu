@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         fd867ef77935131a0512fdb3ecce4eca2b4a52eb2a8d9bd7a421170f3d761530
+// digest         12e14882501c9daf41d8edfda2fb3c1a06beb5525dcc1cbba9d494e587f22dab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

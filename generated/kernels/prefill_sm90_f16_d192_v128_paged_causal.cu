@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         438a833d71086b409ef54f9f9bce28d069f46dedcd3fc970da2d22b2c030a4d9
+// digest         ea6b729124dcc9bdc499b6f8b1d7b59baa256acbbe2aec45b1933f561fc9dc0d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

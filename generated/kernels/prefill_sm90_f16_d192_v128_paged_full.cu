@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         483beba1b13cd13eb8d58bd0364c768f83edff1c12590cf35bae20fbf4e4ca77
+// digest         05ce2264152fd88646107c1203e3f1bfbf05b00de4f2e168cd23497421378ba3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

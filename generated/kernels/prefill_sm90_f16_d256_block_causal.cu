@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         67b8b3bd6b39c099b5cdde79efa7f498ba917f711324255cc8c59a8e6698cbb2
+// digest         3bdb6de0a1f9ce2ff9a09e4a7c5862f84048d65342a154e156c2fea4c16ce124
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal_t64x64
 // namespace      attn
-// digest         c3896980fc7f7beefc2c714cdaf55e5eb2fd865bf58181321e97ddb5ab349807
+// digest         ebf33fcfe950cd689c00042a392617c5c83e26069199b23711b7f7c6cec50dad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

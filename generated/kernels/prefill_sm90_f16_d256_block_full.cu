@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         b5e7ec37548f0db5fa2ccf0e3fc3241622fa91d89cf182713dc2a0a20bc339ce
+// digest         4ee989a4f2f3de041457a8fae10d70b92f9088a285926552955244c9c70ed641
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full_t64x64
 // namespace      attn
-// digest         eca84711fca884541de1577ada474db687ca83c3aac75b6e4a3b5720d3672efe
+// digest         aa888c9b57495e27cc7adfd868869a38d51e12b9ef7e9d3c6cdc33e6e1298bb4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         792a684acc8af7f941cf942de24c12083069dd2a24ae6b0fa08f384314915ff6
+// digest         e54adf8f5a6c572dd31bb0359d4a14ea00706aff5ce118c1c9e84e0f85fcefce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         e172077980c06420e5b3ba9b32be50144404f6ebd084124dd745186107ef55c4
+// digest         e1bff2e3bdfe658cf4192a64c7a4e3821b3433d2c8ab6b3b17de2e0187460580
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         118725f0f7699f63a97a40f6bbf679fa2403ae892f1acbfcfa88c3782927f337
+// digest         675e59d8cf74176bb9102ab6771d73e2698781b8ab3a8873522ff8c4116b293c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         2a7c5a32322fbd01ff1babe0b287d603e6d9c44cd4c3fc39f0621e5064c2ab2a
+// digest         ba13060cc10a83b7cf0bfe091523868e2097316aab5c0304a58a106948c8f6fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

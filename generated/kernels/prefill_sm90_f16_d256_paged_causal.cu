@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         163a5275eb939c4e73ed962bc682e3f2c8a6430339545a2060b8884b86e2ec7f
+// digest         3eee95d1d47736bfbb965029e6a310e8fe890b00f0bfa5652ff42cce99c9c4ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

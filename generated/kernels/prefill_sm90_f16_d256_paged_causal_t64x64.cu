@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         363a795b2bef80792af039f8def8204e6b4076b4175bd8941597b06c55ab27fb
+// digest         c55e33d5d73dadb89179e158a3f1f9f07ae6d943079f3c109503e76b0799d5bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         ee031ccdadcb700ee0add7031399b82dffcf07ccfae843a7e084480c501bfc62
+// digest         3b9678bc39024350593199501f85e43ca8808068081614d2e2841436a00c9460
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

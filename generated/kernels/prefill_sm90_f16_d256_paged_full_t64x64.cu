@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         d174ca5ce6a5d6df6aaf7a4495c18923132774a7f2875d2b5250dc7980256621
+// digest         8e98d623b7ec5c514f9794acdc075a65d783597b02e4e81cee5fc052596094a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         c3fbdb3c7a7460f9e79ca042eb0a070b084681b6d0b61b0f7c6fd8c3753a66ba
+// digest         8a32c0e7ab66e7c2f2619c52ce2a0dbeff0267ce8c0aa341635dd947009dac6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal_t64x128
 // namespace      attn
-// digest         ffda4552adbfe4b721c5f40156ed0d1bc91f5b7da03c9d11e283374b00d64f64
+// digest         4714d23d06a00663c4a9446a424ba8d354797ccef843988b23faa06a450b9b25
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

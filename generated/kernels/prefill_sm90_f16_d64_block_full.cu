@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         9a89b07ef5b47c3733531a6f21d7aae878aeabef2f4139946bde42ac51597d4a
+// digest         d990b4317cff9b131c9ed1face641c46fa9d40f0e25c83371525fada0fc069c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

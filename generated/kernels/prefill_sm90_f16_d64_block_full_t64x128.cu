@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full_t64x128
 // namespace      attn
-// digest         1cfecca74516b30547d4c22eef68a4389d599473ac51819ac4f8e624b82c0fc8
+// digest         aa724633246b9a80fd31c131a58256b9345f5544a940d72d809451467b587162
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

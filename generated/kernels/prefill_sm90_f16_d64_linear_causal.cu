@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         560ea1589bb5ca07314e46b8a2fd9132e2f99cde2a4b41db68d7fb1d97934c00
+// digest         3b4b15317fea00348fd88a7e23b4476cec48dd295d278b48c115cf21949fb5f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         c05161bf5a6e004ed5a7c12538357ac690a774fdaa3175acceea9f892d542e91
+// digest         2c2f81b4fd48c4f0e3683adf3e39ae9794ab83609e53bb0ea70bcc48ee707521
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

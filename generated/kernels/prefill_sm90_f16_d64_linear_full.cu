@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         85c3033c252e40cc6a90e87da46ef762f15f86b488d909fd64e8dbe41f3f9937
+// digest         3d83c26a6e000c44e22044e3c2b2da6c5bb5188ee0e0e278ce756313169ccc61
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

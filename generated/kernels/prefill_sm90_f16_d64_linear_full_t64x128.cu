@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         5288710bca136302670e2bbcaffb3adca550c3223ee3fd33142e40242eb8a714
+// digest         7f0a93d58efcde36969c706365fbb9a66ecb29168e94fb764dea610afbe052e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         00bbcc3d5d8d49c981de2b74145299a4230b1570460fa9db3cce315323347d50
+// digest         ea5dd9a9e52a8ec8f562369d628f08f5b393b0d3b1d3355c1b636eda0bd36285
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

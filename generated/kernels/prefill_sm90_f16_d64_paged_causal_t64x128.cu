@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         a608edfeaf022577e876e457a060f8057774b20560fc86ae9faa92e167f35ecd
+// digest         b152d12172cf5a45b6c13ba38f160a06b1b1e2a3235f4756d87b1088c72a4d42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

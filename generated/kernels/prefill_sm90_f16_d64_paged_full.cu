@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         551e465600813e58a133e32052e637e6a58c1f9556977271acbbe7c96195b1ed
+// digest         c5252c3e115101af8fa4c2da8bc98c584d8453f2a5e7ff23dff929e9af73738d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

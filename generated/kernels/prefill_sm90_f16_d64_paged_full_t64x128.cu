@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         2a13bf3ff487a2176784b15ef7eb888b7a52b1355256e055ae9dc09b3d030860
+// digest         8d6370475ef971ee83860f78bcd08edd8c104992100e715cf422596a0f9b7213
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

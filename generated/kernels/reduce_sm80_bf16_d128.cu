@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         7447d49c3e959d12cdbe2bceb8ec34f7e8ce0529ba335cabcb02ebfea90b70f0
+// digest         516201a72f07e2594de75f682be6226972f4bc0984bea3b2ea06cb65f9625a2a
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         04cbe33f64d11075ad4feb91db613045b15200b51e6a8a3ea68dac55f6aaca58
+// digest         769f1f650a613fc8bf89670910abf505e31be0cb0d61cc92236c3897a70bc5bf
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         6eb66c3aff1d41dd18d8cc21f7d7318d1e04e936e3998ff6a610cf026755d4bc
+// digest         54cfbe0683eba70c0baff9460d329fadf27cd30724ee4e9a6a0573ae3924f2ca
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

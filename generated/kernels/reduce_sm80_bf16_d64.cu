@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         ceb4311006f74925b5db8c961e5d68531ef9fe06b7ced2d5fd27b1290e7a9bae
+// digest         6357f82de2c8f2a26784e5c595ee89da4da1ec531faf39bcac3b7427a1cbcde8
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

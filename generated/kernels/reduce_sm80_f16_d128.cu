@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         90af9cb99ae2849fe00ce6af7cc661a9d2b90b3a7fe189bed3f5ad53769ceb31
+// digest         32df132468fbb6e4e1e9eccabc0d4e8cae72ff28f5a9df93170a16de0e63ec45
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         ab02ea25be4fd7a77a11e41e7a5c9ba99753e233feefae3e5a0fe75746c6b163
+// digest         947e829bd18a1ec4ce7995a37c4a22e7f692d1ad4237dbdf4bb053170db6472f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         837ffd5b93c22d8eddf342cbce5f15e200c94077a7d680c674645e1bd3e4f918
+// digest         7b684aa7753f493fe6d5c5c0b62e5dccd7667793e136f8a911cb0d9cef14837e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

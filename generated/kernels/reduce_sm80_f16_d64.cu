@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         4a632ba630b6fe231f2904058ade60caf66439e10649d3692f22f6d74df6b53c
+// digest         f52da799231380ed710a073e9b6896a9919537ecf47adc91c9f1054db88dcc0d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         7c7643f45f7649bb699c5262a9bb51f93f341488596329984c557ee534ffd9ea
+// digest         ba93d53bcb960b9d4c404ab6947320754f89140d492f0d85c1203a406f2f550a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

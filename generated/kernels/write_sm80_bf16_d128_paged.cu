@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         8c3675a9edc7433f1057e4778e481639d567a3da1d1068ae5c7e936e1bbb4c3f
+// digest         528096cfc75ca033aafbc8324c499f874a36fde9f143ac05b2552712516bfcce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         f4822ba1a120e8ad219a63f4fbac845d59c84db9616b9dc9adb57ae606482bee
+// digest         14e4f25c1a808261a1baaf82a318af7f3ff3dfbd7db7ed100f02c78a5b37b8c7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         df3fdae04d56f45a44fd9f551575cee3bd3757ce6618b19c307cbd1540c82544
+// digest         f34471b5480755cab97eae77ee717b5859ab117b699cb0bad658a39083a989c7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

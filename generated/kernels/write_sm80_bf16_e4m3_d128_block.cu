@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         add276a5e25c1fdebe12c9dac9c1e1d7d75776ce155d219b296ed791da32e9e3
+// digest         d1b4a429b0d94d5ba16657fe0cb7725ed6caf565e04891151bdc85ee0574b8d0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

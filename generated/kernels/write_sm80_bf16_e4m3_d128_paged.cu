@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         7dbb28f6071eaa5a7a4289ec6d20ced179bd7181354f73bef5f2f853987171ab
+// digest         956f195d74e998051978c778a82f017bd5fd7798ee25883de9e04fa6993ff7da
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

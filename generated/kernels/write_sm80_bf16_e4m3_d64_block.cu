@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         697329cdf05d27f37eaa8a78e29a6059da58b5542649e498d15566d5617c8748
+// digest         9f20efefb9534139f0bee22323befe355e58c772913046dd372f6f272c1340a9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         fd9c6879013eb12274021fbd687cd07ab76fe25a6200bbfbb8d81ea8de0a8d6c
+// digest         5f8e3c8331edda67f6206e404db5b99e1747b8662f2ecb11c7a09e7a2051fdc9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         7eb562861e818c7ce4ca98e9bfcfc5901878e4ef81c945a77b1ea849933f1e46
+// digest         9a00efb3166ad7b8e69817fabe90c9f04e4be7550752b6b4ba8b182a9bc67981
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         81dabe9d790717d3e6a06c6ad8cffb440e45da392dead2fb1ef3c7567afbfea7
+// digest         afdacefa9affc3f9dc5dfa581416d87aa0b6ce2ce4ef1c4f9670ee12cb3edb7b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

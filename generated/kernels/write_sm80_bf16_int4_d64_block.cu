@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         97667e9e01b21e00f384f1d48361a29b1e8c4952360fe7be6ee17c35d71dfd6a
+// digest         1b15f8110b342dc77fdff3befc43e995620330f949bc48e3fa07e4e27872dbe6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         02e34c31d1630172c1bee33251584f3b58e76c34ac9c9da8edd3bc61d878c02c
+// digest         f3040f281a34d5ba55aca6afde69906c28d4ff096a2b5f70d3fd8471d64195a5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         4123b72de8845cd3bd527ca990aa4463544e92dd713295c373318a0e01bf07d6
+// digest         9eddca783be5682ab45e66b311676c7d770da28268bfe67e68dd9fb04d18d555
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         786a5e444d4347d0681b8e52595abc9d47a63822c1a06c498e2019386e769742
+// digest         336ca5ad5cb390e17e8cae2ae09b9302bf517e16c8c960ae9926576feef2a98b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         1d94d682fb09252d5841f96dea6bef358a3feed908f2d734065090b50bf72e3d
+// digest         11297f2e15bab5e7f211af75e61aae6324a63a36a3dae2aeef765305be55ca53
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         4ae2bf91057ebe970401298d12bb71e373ffae03de1b92c41fcd205f4db8d03e
+// digest         9ee93e99dee66490ed0e6e9c686a4ea40ca773bafbd09170bac71e3101fb930f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         809cbef015ef4e4c6f34192e6b56220230c23690261b07f0bd3004f79dbcad67
+// digest         4950ed44fdccb935f97848eff9702a551c20acb99bff532181d78873990d6521
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

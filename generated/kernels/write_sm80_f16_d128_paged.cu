@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         dcf7776c475d07e813cb5ba528e09e77c9108e2e004d6686972684b1b7aed8b0
+// digest         7f21b8b2ca18890eca949666bc5f99eb2761930ebb63face3625a4f26f0ba654
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         4dfd7cd0d239a98a6da336136ee64fc56bb3f3bbf297767df8bfbe867ca1cd73
+// digest         ccb75dcbdf15aa8b749da5aaceaee0ee07b7cfaec7abd2899fd8a941cb2e948b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

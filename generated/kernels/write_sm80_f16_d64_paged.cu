@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         dfe5b0375b30c393f1f8e327392d61b2bbfd15c2425ec4be28fdffe3bc6a8bbd
+// digest         19a3a5cc52f81708aad50e092835fa96db874261fdcbfa3c1317f5928998c866
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

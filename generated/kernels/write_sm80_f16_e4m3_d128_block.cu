@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         ab622a8b6a4653c4973b81086b40c17c091bc277651373b01562014fcab4ed65
+// digest         7d71c8cf4d9e6d36f7581239b2b9b80c83590da260bfc6ef25d4078902475102
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         71e2a88804d02a0aace4b1951788ceb8c9fc5f94c0a9227da164e767283ca05b
+// digest         0a43d2032ac8410ac1b8178f1057f508fc11dea28aab4aaef00c4db609fe3378
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         194e3b6894e3f4467c4b0eb9ab0545a920e9812c3be8766999e0d2f741df89cc
+// digest         1128964090ccf79053d4fd81dbcee0ffb6b54a54323d9f31e53adeddf1abdbef
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         c8406e984261c20a54d2734f1889d7d6ab4abcf194aa21e213bbad3608b5d8e4
+// digest         37d9b9817f2d6b279eb961186221d61c534921f763fc5f85a1bd68d5aa53b9f7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         d77bbb1818094c5b633a53e69b6475da439bc38c79292f7ccba28f6c3d97b928
+// digest         002311f6ace22b76768646413d0535b56045c4bccb6bd7a1e4feee13f6389c26
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

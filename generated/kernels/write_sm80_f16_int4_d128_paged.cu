@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         acd14fc2f54bd225a72cbe409ba30d7169b9dce3e7f06c51d9f2d0d7c0668455
+// digest         88ca42b20428c2447bbe3463023f5ec8f9f62447201b8c41fd97795c96d104dc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

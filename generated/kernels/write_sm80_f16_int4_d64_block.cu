@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         8919d5455ff9c4f250b51c4ce210bd93752636b14a09a165774aec5badff1d5a
+// digest         4057f3d482b2ca92878ac464f0f51ed44f5593e4b063a4315ce322ebf0dffa18
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

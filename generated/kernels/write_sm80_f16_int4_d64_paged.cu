@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         64a68c1b259be394b952c729c5646eda97914357ab80f16ff68ad5fe341ec29a
+// digest         b8dc718be0c6c0e11bc60a439bbfb608306a25e326a90b87ad2432b92bf25779
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

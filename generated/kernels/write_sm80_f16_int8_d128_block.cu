@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         bb92cbcd189dbc60695e2fcb12d478f8f286d7f8c1f9193a8bdef015957c33cb
+// digest         31865c8abc6c3c05ef3360a394ccfc6304481ef6daaeed2ef2d0209f7eed84ad
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

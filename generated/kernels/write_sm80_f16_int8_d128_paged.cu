@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         8ae2cb1ec652ce147de0216c82005e74ff6eef6c115bc8f20a3a02c3950db76f
+// digest         b12d274351d1eb9f7dfb7c7085c6df4a6792c9ff1b6604d2cc60c1faf4549cb7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         e29ba52f72deffbc955299c28017e5902c6a4352734210ce73eec5b11abbeafe
+// digest         7b620f138db9b21ba9a4494fff8fb7f764578b40645cb61ef66e4e5fc7519e45
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

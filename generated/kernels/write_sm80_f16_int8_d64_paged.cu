@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         fd590a1277188d7a967aabf073ee7f52f307253e7dc0db05efa89d38ab4d111c
+// digest         eb7745463ef02ae68464c899b99bdf8d6e2a15e418244e230aa948419e157875
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

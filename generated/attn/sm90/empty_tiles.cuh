@@ -10,7 +10,8 @@
 
 namespace attn::sm90 {
 
-// By one warp: output 0, maximum -inf, sum 0, in the place of the tile's first split.
+// By one warp: maximum -inf, sum 0, in the place of the tile's first split. No output: a merge
+// passes over that of a piece without weight.
 template <class Traits>
 __device__ __forceinline__ void write_empty_partial(const Arguments<typename Traits::T>& arguments,
                                                     const QueryTile& tile) {
@@ -19,17 +20,11 @@ __device__ __forceinline__ void write_empty_partial(const Arguments<typename Tra
   const int rows = packed.rows(tile.rows);
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int row = 0; row < rows; ++row) {
+  for (int row = lane; row < rows; row += 32) {
     // [token_num, num_heads]
     const int64_t token = tile.first_token + packed.token(row);
     const int64_t partial = token * params.num_heads + tile.head + packed.head(row);
-    for (int column = lane * 2; column < Traits::kHeadDimV; column += 64) {
-      *reinterpret_cast<float2*>(params.partial_O + partial * Traits::kHeadDimV + column) = {0.0f,
-                                                                                             0.0f};
-    }
-    if (lane == 0) {
-      *reinterpret_cast<float2*>(params.partial_ML + partial * 2) = {-kInfinity, 0.0f};
-    }
+    *reinterpret_cast<float2*>(params.partial_ML + partial * 2) = {-kInfinity, 0.0f};
   }
 }
 
