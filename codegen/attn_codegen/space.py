@@ -318,11 +318,16 @@ def nearest(config: AttentionConfig, n: int = 3) -> tuple[AttentionConfig, ...]:
 
 def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ...]:
     """The configurations of a preset, reductions included, sorted by name. The default one has the
-    tiles that a plan may pick by `tuning`; left out, that is the one of the package."""
+    tiles that a plan may pick by `tuning` (left out, that is the one of the package) over linear
+    and paged caches, and over TurboMind's blocks the default tile."""
     if name == "default":
         common = (config for config in _product(tuple(Cache), tuple(Mask)) if _is_common(config))
         known = tuning or shipped()
-        tiled = (replace(config, tile=tile) for config in common for tile in known.of(config))
+        tiled = (
+            replace(config, tile=tile)
+            for config in common
+            for tile in (known.of(config) if config.cache is not Cache.BLOCK else ("",))
+        )
         decode = (
             config
             for config in _quantised(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.PAGED,))

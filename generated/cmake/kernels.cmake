@@ -124,12 +124,20 @@ attn_kernel(prefill_sm80_bf16_d192_block_full sm80 reduce_sm80_bf16_d192
             "prefill<sm80, bf16, 192, 192, block, full>")
 attn_kernel(prefill_sm80_bf16_d192_linear_causal sm80 reduce_sm80_bf16_d192
             "prefill<sm80, bf16, 192, 192, linear, causal>")
+attn_kernel(prefill_sm80_bf16_d192_linear_causal_t128x64 sm80 reduce_sm80_bf16_d192
+            "prefill<sm80, bf16, 192, 192, linear, causal, Tile<128, 64>>")
 attn_kernel(prefill_sm80_bf16_d192_linear_full sm80 reduce_sm80_bf16_d192
             "prefill<sm80, bf16, 192, 192, linear, full>")
+attn_kernel(prefill_sm80_bf16_d192_linear_full_t128x64 sm80 reduce_sm80_bf16_d192
+            "prefill<sm80, bf16, 192, 192, linear, full, Tile<128, 64>>")
 attn_kernel(prefill_sm80_bf16_d192_paged_causal sm80 reduce_sm80_bf16_d192
             "prefill<sm80, bf16, 192, 192, paged, causal>")
+attn_kernel(prefill_sm80_bf16_d192_paged_causal_t128x64 sm80 reduce_sm80_bf16_d192
+            "prefill<sm80, bf16, 192, 192, paged, causal, Tile<128, 64>>")
 attn_kernel(prefill_sm80_bf16_d192_paged_full sm80 reduce_sm80_bf16_d192
             "prefill<sm80, bf16, 192, 192, paged, full>")
+attn_kernel(prefill_sm80_bf16_d192_paged_full_t128x64 sm80 reduce_sm80_bf16_d192
+            "prefill<sm80, bf16, 192, 192, paged, full, Tile<128, 64>>")
 attn_kernel(prefill_sm80_bf16_d192_v128_linear_causal sm80 reduce_sm80_bf16_d128
             "prefill<sm80, bf16, 192, 128, linear, causal>")
 attn_kernel(prefill_sm80_bf16_d192_v128_linear_full sm80 reduce_sm80_bf16_d128
@@ -180,12 +188,20 @@ attn_kernel(prefill_sm80_f16_d192_block_full sm80 reduce_sm80_f16_d192
             "prefill<sm80, f16, 192, 192, block, full>")
 attn_kernel(prefill_sm80_f16_d192_linear_causal sm80 reduce_sm80_f16_d192
             "prefill<sm80, f16, 192, 192, linear, causal>")
+attn_kernel(prefill_sm80_f16_d192_linear_causal_t128x64 sm80 reduce_sm80_f16_d192
+            "prefill<sm80, f16, 192, 192, linear, causal, Tile<128, 64>>")
 attn_kernel(prefill_sm80_f16_d192_linear_full sm80 reduce_sm80_f16_d192
             "prefill<sm80, f16, 192, 192, linear, full>")
+attn_kernel(prefill_sm80_f16_d192_linear_full_t128x64 sm80 reduce_sm80_f16_d192
+            "prefill<sm80, f16, 192, 192, linear, full, Tile<128, 64>>")
 attn_kernel(prefill_sm80_f16_d192_paged_causal sm80 reduce_sm80_f16_d192
             "prefill<sm80, f16, 192, 192, paged, causal>")
+attn_kernel(prefill_sm80_f16_d192_paged_causal_t128x64 sm80 reduce_sm80_f16_d192
+            "prefill<sm80, f16, 192, 192, paged, causal, Tile<128, 64>>")
 attn_kernel(prefill_sm80_f16_d192_paged_full sm80 reduce_sm80_f16_d192
             "prefill<sm80, f16, 192, 192, paged, full>")
+attn_kernel(prefill_sm80_f16_d192_paged_full_t128x64 sm80 reduce_sm80_f16_d192
+            "prefill<sm80, f16, 192, 192, paged, full, Tile<128, 64>>")
 attn_kernel(prefill_sm80_f16_d192_v128_linear_causal sm80 reduce_sm80_f16_d128
             "prefill<sm80, f16, 192, 128, linear, causal>")
 attn_kernel(prefill_sm80_f16_d192_v128_linear_full sm80 reduce_sm80_f16_d128
@@ -220,14 +236,8 @@ attn_kernel(prefill_sm80_f16_d64_paged_full sm80 reduce_sm80_f16_d64
             "prefill<sm80, f16, 64, 64, paged, full>")
 attn_kernel(prefill_sm90_bf16_d128_block_causal sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, block, causal>")
-attn_kernel(prefill_sm90_bf16_d128_block_causal_t128x128 sm90 reduce_sm80_bf16_d128
-            "prefill<sm90, bf16, 128, 128, block, causal, Tile<128, 128>>")
-attn_kernel(prefill_sm90_bf16_d128_block_causal_t64x128 sm90 reduce_sm80_bf16_d128
-            "prefill<sm90, bf16, 128, 128, block, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_block_full sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, block, full>")
-attn_kernel(prefill_sm90_bf16_d128_block_full_t64x128 sm90 reduce_sm80_bf16_d128
-            "prefill<sm90, bf16, 128, 128, block, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_linear_causal sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, linear, causal>")
 attn_kernel(prefill_sm90_bf16_d128_linear_causal_t128x128 sm90 reduce_sm80_bf16_d128
@@ -276,12 +286,8 @@ attn_kernel(prefill_sm90_bf16_d192_v128_paged_full sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 192, 128, paged, full>")
 attn_kernel(prefill_sm90_bf16_d256_block_causal sm90 reduce_sm80_bf16_d256
             "prefill<sm90, bf16, 256, 256, block, causal>")
-attn_kernel(prefill_sm90_bf16_d256_block_causal_t64x64 sm90 reduce_sm80_bf16_d256
-            "prefill<sm90, bf16, 256, 256, block, causal, Tile<64, 64>>")
 attn_kernel(prefill_sm90_bf16_d256_block_full sm90 reduce_sm80_bf16_d256
             "prefill<sm90, bf16, 256, 256, block, full>")
-attn_kernel(prefill_sm90_bf16_d256_block_full_t64x64 sm90 reduce_sm80_bf16_d256
-            "prefill<sm90, bf16, 256, 256, block, full, Tile<64, 64>>")
 attn_kernel(prefill_sm90_bf16_d256_linear_causal sm90 reduce_sm80_bf16_d256
             "prefill<sm90, bf16, 256, 256, linear, causal>")
 attn_kernel(prefill_sm90_bf16_d256_linear_causal_t64x64 sm90 reduce_sm80_bf16_d256
@@ -300,12 +306,8 @@ attn_kernel(prefill_sm90_bf16_d256_paged_full_t64x64 sm90 reduce_sm80_bf16_d256
             "prefill<sm90, bf16, 256, 256, paged, full, Tile<64, 64>>")
 attn_kernel(prefill_sm90_bf16_d64_block_causal sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, block, causal>")
-attn_kernel(prefill_sm90_bf16_d64_block_causal_t64x128 sm90 reduce_sm80_bf16_d64
-            "prefill<sm90, bf16, 64, 64, block, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d64_block_full sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, block, full>")
-attn_kernel(prefill_sm90_bf16_d64_block_full_t64x128 sm90 reduce_sm80_bf16_d64
-            "prefill<sm90, bf16, 64, 64, block, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d64_linear_causal sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, linear, causal>")
 attn_kernel(prefill_sm90_bf16_d64_linear_causal_t64x128 sm90 reduce_sm80_bf16_d64
@@ -324,14 +326,8 @@ attn_kernel(prefill_sm90_bf16_d64_paged_full_t64x128 sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, paged, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d128_block_causal sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, block, causal>")
-attn_kernel(prefill_sm90_f16_d128_block_causal_t128x128 sm90 reduce_sm80_f16_d128
-            "prefill<sm90, f16, 128, 128, block, causal, Tile<128, 128>>")
-attn_kernel(prefill_sm90_f16_d128_block_causal_t64x128 sm90 reduce_sm80_f16_d128
-            "prefill<sm90, f16, 128, 128, block, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d128_block_full sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, block, full>")
-attn_kernel(prefill_sm90_f16_d128_block_full_t64x128 sm90 reduce_sm80_f16_d128
-            "prefill<sm90, f16, 128, 128, block, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d128_linear_causal sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, linear, causal>")
 attn_kernel(prefill_sm90_f16_d128_linear_causal_t128x128 sm90 reduce_sm80_f16_d128
@@ -380,12 +376,8 @@ attn_kernel(prefill_sm90_f16_d192_v128_paged_full sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 192, 128, paged, full>")
 attn_kernel(prefill_sm90_f16_d256_block_causal sm90 reduce_sm80_f16_d256
             "prefill<sm90, f16, 256, 256, block, causal>")
-attn_kernel(prefill_sm90_f16_d256_block_causal_t64x64 sm90 reduce_sm80_f16_d256
-            "prefill<sm90, f16, 256, 256, block, causal, Tile<64, 64>>")
 attn_kernel(prefill_sm90_f16_d256_block_full sm90 reduce_sm80_f16_d256
             "prefill<sm90, f16, 256, 256, block, full>")
-attn_kernel(prefill_sm90_f16_d256_block_full_t64x64 sm90 reduce_sm80_f16_d256
-            "prefill<sm90, f16, 256, 256, block, full, Tile<64, 64>>")
 attn_kernel(prefill_sm90_f16_d256_linear_causal sm90 reduce_sm80_f16_d256
             "prefill<sm90, f16, 256, 256, linear, causal>")
 attn_kernel(prefill_sm90_f16_d256_linear_causal_t64x64 sm90 reduce_sm80_f16_d256
@@ -404,12 +396,8 @@ attn_kernel(prefill_sm90_f16_d256_paged_full_t64x64 sm90 reduce_sm80_f16_d256
             "prefill<sm90, f16, 256, 256, paged, full, Tile<64, 64>>")
 attn_kernel(prefill_sm90_f16_d64_block_causal sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, block, causal>")
-attn_kernel(prefill_sm90_f16_d64_block_causal_t64x128 sm90 reduce_sm80_f16_d64
-            "prefill<sm90, f16, 64, 64, block, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d64_block_full sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, block, full>")
-attn_kernel(prefill_sm90_f16_d64_block_full_t64x128 sm90 reduce_sm80_f16_d64
-            "prefill<sm90, f16, 64, 64, block, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d64_linear_causal sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, causal>")
 attn_kernel(prefill_sm90_f16_d64_linear_causal_t64x128 sm90 reduce_sm80_f16_d64
