@@ -16,9 +16,14 @@ struct RowTile {
   int first_query;  // of each sequence
   int tokens;       // most
 
-  __device__ __forceinline__ int query(int row) const { return first_query + row / heads; }
+  // Most calls have one token a tile: then nothing is divided.
+  __device__ __forceinline__ int query(int row) const {
+    return first_query + (tokens == 1 ? 0 : row / heads);
+  }
 
-  __device__ __forceinline__ int head(int row) const { return first_head + row % heads; }
+  __device__ __forceinline__ int head(int row) const {
+    return first_head + (tokens == 1 ? row : row % heads);
+  }
 
   // Tokens that a sequence has in the tile.
   __device__ __forceinline__ int tokens_of(int q_len) const {

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         115f9daedb007a55fb503b853937005fe3cef68831660009ba9807dc8f788b4b
+// digest         5faef4f20cd98d9f9251bd70090f2c6fc6bc0c361de1b627969bb8be41ed16ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

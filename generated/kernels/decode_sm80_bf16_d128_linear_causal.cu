@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         e410b5d10e7018771ec41da6d37e95be6c00d091fe26429cf582c023e4db7143
+// digest         b58968d2952fa8fe029b07812ef314d0be18b88b3ebd708c96a0f25514bd55d0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

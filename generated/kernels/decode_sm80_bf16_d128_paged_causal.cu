@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         3421890ab2c32becf494fc129dd61e720744a555a3a3c6709023020146aff9a9
+// digest         22abd29e057a0dc4a8e4ebd0569be20b7e6724c05ccacc5252abe7b3329ee0ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         a0810a4edbf86c205e2efe2969cc7192a25c51d24a7c818e36db3b7af5d0a0e5
+// digest         38d8b788d75ad09e63b2e929d84814c6bd3f7447e3efb1d346713b86d801e9bc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

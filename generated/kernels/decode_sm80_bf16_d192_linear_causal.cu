@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e277002bf2466f1589d1cbcca441816fb5ad40e331b0ac21fc79619735a4274d
+// digest         8c0e55248258e1a66639f552fe2fe6c4273464c873a58e5c7287938f28b5dc9e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         9d7a1ef5b7966c2757dda16eff9082cbe42fefcf3068bf9d06b9ba0b6d7283ba
+// digest         d9decd71a93492cd425a3bdfae8f6e8a9d3071ecf0fbf8ed6544f3ad7fcd9ca5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

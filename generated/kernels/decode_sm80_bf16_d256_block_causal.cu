@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         3b50243af831e4103154f2049eb7673d907e448a5b719d30c629470c93754dcd
+// digest         b9dada9cd983c447018f7e60125c35bfcf6ff6486f508a9351d119e5e2a56a55
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

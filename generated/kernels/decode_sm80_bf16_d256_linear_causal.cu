@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         5f510ab6ab9b80c3a88a2875347a0584de6bcc4a0f524ae456a5fb444f1bd082
+// digest         2afbf0a7d20047d2499dbd1a0c12e7170edb35830bd8e34476d2ea441b3196b6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         c9c421e186661cf9d6cfeb4605ca092d8f29f335112083478ce5ae06a527e720
+// digest         0585e732ed96152e32919a4893ef8a026f799379c9afae98f60e5c8373add1e0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

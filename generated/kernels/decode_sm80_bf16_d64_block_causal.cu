@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         99f3efe2edff022dca32e50c75af9a84d6966e1c9358141061ed300aba58ecf5
+// digest         be57bc4be97f3109ddfe8bd7fefb26311723c018dac0a5ac0969f1d7a5749c3f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

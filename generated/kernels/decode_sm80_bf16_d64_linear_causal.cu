@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         b389e30b0a8635fbaef2b055af10a9949166c5f85e51d5eb1476ef01ae11f3d4
+// digest         f1b7c1d92b568615fce9809aa3d6350ddc5b4df98fbd54c9503eb2f44f2eefb5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

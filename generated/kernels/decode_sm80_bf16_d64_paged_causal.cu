@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         cbcc66c8b014d2742321e707a20113f53ac448daa28094d71a190c34f8ce00a9
+// digest         d8e6a761f0e312bcfc2709d18d5bf13f6ae7b42b16fc29cfdbc6d7930544074d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         4a2afdb2e8b374b7a9f34e4171ba51a5b27dee785dc65aa1790120753aa448d4
+// digest         4964a128447bbc93ea35a3eb6863ea868d5436cb6ce8f8e399aaf8bc3aa40348
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

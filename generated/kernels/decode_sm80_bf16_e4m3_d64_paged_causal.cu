@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         90b08a743fdbb1c5e3cbf4ff3d97cda897366405b95057bc1ba74e591b9d3919
+// digest         22360f58d71183a266e7abc50cdd8645ce2d3b9b4fc0082d74c14ba9f2077985
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

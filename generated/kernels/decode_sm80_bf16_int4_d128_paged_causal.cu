@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         64d584396fff7d25ce353d92bc7d8244f91baebe8a17041b392c62a74152acc6
+// digest         9f5c187e3ef1aadfd45666b60fdb4cff9e7afeb86e2120d6d532d65b59b4713e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

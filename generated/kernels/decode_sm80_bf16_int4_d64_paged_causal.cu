@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         40c5f4254bf31e93cab940a28e9650ceeaef7be85db5b483ea4f0f1ac4640b2b
+// digest         9b7ab5bbeea628c9aa72e6475c6d54ff6ea237b848627042e36afb0d7d8f8e9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         5d691fb43a4bb57a1a2adad7353278a50332a1d61ff47af71f743cac9a319baf
+// digest         0dcac8ca37636c541ea122a4feca775f0faea35da08a7b0c6f170b8fc5b93e84
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

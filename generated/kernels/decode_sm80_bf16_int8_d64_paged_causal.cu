@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         f79782ae1219252ef64b8498baccb6398352a5ad13ec501f679e5bb1cb001a9d
+// digest         09bf0ddb2856b92f1a520a419f9e09a0992f77c9cad29706e99473ae4192a800
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

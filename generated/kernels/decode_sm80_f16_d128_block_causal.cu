@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         3a7c405620836b3c4388f69f3a13365365be58c04f663e9a97110e812f3b9cec
+// digest         fa07ea1910228f341f6fba0bf0cecdca3d6e1ff031cf3097fa5b666375dabbcb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

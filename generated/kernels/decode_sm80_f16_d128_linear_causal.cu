@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         8f93939a22ce9d6610d79ce22ebfc191fe0434a526d3c70b572032dc9e58f8ea
+// digest         41343fc19900482de79563375b0c6192a8ac50d17d41a1c620d1b8a307b52f0e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         8c53b02e700d23cee0a59ad10cfe5c5085df07931eb79a33dd3ee13ee1e03d2c
+// digest         b943ae701a2c81bb4526b9d0ec0c4503c12b88c0cfb47e45d2d4a25d29799ac7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

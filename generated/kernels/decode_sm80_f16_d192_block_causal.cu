@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         4464a5ad34c457d0063bca6d8d3f9d81a4ba24a7788824f91075083e430654b6
+// digest         709d5850f5e01b93d0710cace339389783b80b6ca2148c10eba71ffe02d683be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

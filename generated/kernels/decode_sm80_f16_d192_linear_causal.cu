@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         8b3dd0d6c97dc746073402855213ab94057646f85a191b8b7712e64e571e63b4
+// digest         ba597a895cb5b7b59109991a17875e1fdece45712c6e875d244023f273b30855
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

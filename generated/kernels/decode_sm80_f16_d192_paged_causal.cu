@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         7430ad598877a6b1687e77c33ba5f5722827c0f33b73af56c7041c5a0c37a316
+// digest         c31630066abb3e7863d264dd8d0260571b74dd17a94ffed350ade3dd2817993c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

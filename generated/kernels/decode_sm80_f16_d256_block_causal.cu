@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         077d503e2d3480d078e9911bb37e2833af69de27f31ad423734db8555817d765
+// digest         d83b868f3192dec543da87139cf5a4463e8d4dcfb193c746eb4c03fc758498dd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

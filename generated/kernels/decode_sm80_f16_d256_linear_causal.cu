@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c485bd4c844151c480e387b389d459ea6a79077d24ed28c85bdb23de8f5cac7a
+// digest         ea5b734796a430b243bd7a648921b58c533e921724d929b958d5a6cfe8f2e750
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         c0202d877d76272ff1405d17daea5d897e3522481556eee93f7c72a55ecebbbf
+// digest         3410614856c344bace4be58e806dedbd0e970ae238eb3b14153386854a918475
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         f9698a89472e0e1b943d2e227fe046e561c9a394e649a522c8c84e771f238c15
+// digest         d4d7986e5dfed404fad52bc7dc4e7e55dd3abdac092597a36ab6e5f64cd14ffb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

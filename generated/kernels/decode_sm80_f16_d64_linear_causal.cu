@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         92e8989e2a27548920552e508bb4787498666cff4d087f50a5c65cad88cbfc2f
+// digest         4c8b82ebce2744b7a21f4377afc565907e081900247c740349af4bd31807a859
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         c7e731ce2d1ae4e0adca5a9dcb3f8c73f37e8199d267c2fdbf5e48ced251136c
+// digest         365b0d292baab8b4af2d3daee62fbbbafefc2800aec9323e2c0ce4f76de58759
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         932fcb219c4247feeac1e3966558782851b64ab9cbd040320f1aa0d79974858c
+// digest         cbc59b4a570734fc5e18bc66a43ee506c208d9533b6755ef4ac24c19c82fd7f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         ade4f618880e0c6ba703f57e662da91a223a7b5285adfe504c20ae8dba2bb2a5
+// digest         650266da0217e436bdea1b309cd9fc3abf73fcec94a4ca8d6a69501eeb36ec00
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

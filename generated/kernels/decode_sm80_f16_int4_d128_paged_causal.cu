@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         8933a59f6eb9ca9190a6bed219edc7a6b190357aeeaabe1e1a8e24756cb21415
+// digest         c5f906e0ab3ddc0134be348155b91be01cbdf9a232569879df182bc19a5b544e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         6a09124683c4283d238be4b1826bf17419897adbbc595cb75cfa710f71bcf719
+// digest         fe7f25cd3dd0da64bedd043e043b68981b52be66e8791a7600b9b018a7f97922
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

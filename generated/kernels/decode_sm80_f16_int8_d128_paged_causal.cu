@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         5d87ac4518f3d144274af7de376a79658efcfa907a9fdb4c4e6f1f9a04896739
+// digest         6b38286bd2e64de91a89c5dc6c2ca443e933cf4c31f1861fa7b25e81aade68e2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

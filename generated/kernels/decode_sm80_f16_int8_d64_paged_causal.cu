@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         46e9d1ea0abc1bb005e0efe0eee7c5fb087cb4963b9f780d8b2fbf945d513b1f
+// digest         4f42017f55926f580d831769b8c153ee3ed92db800f032e185df803caefe271b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         94da14dcc5f1caf85a3b90ddfe6a20edd8a06f2a4fb9db8764d82e17258ae445
+// digest         ff28f5240908154880c6cae7f4dcc0573faf03ae90f692359ed70fa584a7c5e8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         b7f587ed2797ef6d76b6dad4f1ef3013c50aca859acac2046118fb920fe8ada4
+// digest         e50d52edbf98989324bd2723c04e81a65c22ce456232f36e790772515d33f8af
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

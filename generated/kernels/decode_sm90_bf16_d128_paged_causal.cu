@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         9ce2742987a63a81c2fbc54d9a4a0d284de2ca1174bea94098ab73f27f41c2ee
+// digest         163271dd06aba27303aa5f2427b1e66a709cfd2a0048bd0fe615e5986bda96b7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

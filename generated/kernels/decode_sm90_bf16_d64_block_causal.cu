@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         5d49eef5d56f3247d9d64cdc77ca68936540160ed61cf1e18fabaa90dcf709a2
+// digest         dfea6461b8eb498572c66cf2477b0fb96605ceb93a6278164af1ea2043ce0dd1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

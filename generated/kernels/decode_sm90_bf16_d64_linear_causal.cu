@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         1280e4392f5d5c3475b1f58a7c55138844aaf9437e45f3d6cbefc1d7bb01ffb0
+// digest         b37c0f2e13d4620ffcb70a2687ad95328b913f0c5c83271a99cafc2dcc68b1f4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

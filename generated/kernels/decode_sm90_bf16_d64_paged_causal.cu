@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         eee2273cedaaa8a8758e347d233cee81b660b2a13a81197f7171c78ec1d67a58
+// digest         b0dfce6c2f412ef7b5cf72d0296e4811dbf91b8ebff69f9d926e841c50e24bda
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

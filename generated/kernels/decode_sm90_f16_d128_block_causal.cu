@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         1fa3195d7d6aaed4176e8a3bdff0cbb6b21eb6a0c19c3595c7fe8ff3723ca807
+// digest         2447f63445ae7ffdadb0716cc9cd49986cddf651ddc01799420150065b26d644
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

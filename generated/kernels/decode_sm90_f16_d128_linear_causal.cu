@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         862d941e257960f30098cdc1455d25f40c98864ad863e647a596af92e1aafa4c
+// digest         80b12749d80e281de7fbe4ba232ea542c2e353e960a4e0b1585f098668725716
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f67b7b060486a97b611a4b994efda960356dba316f8ca0cd07f33cd09ea82f5e
+// digest         ac50d55ca2a8cd5176c557169f0c86fef2bcb7fbd39232248862a049b614a0e2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         2fba82b7fdd412beb86ef590b4de6c6679f05d367171c527677e53b30620acce
+// digest         f7d4b6fc156ab908edf2057363151d256acc6961e295cdbb883d338d8604332f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

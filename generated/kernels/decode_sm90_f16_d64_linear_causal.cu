@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         0fb5cea9d6633bf77364f6e024e4bfd3d167381a95cccbc97f8031a414f93775
+// digest         7c968034e58a71c8377415f4560770629b4dd3b95eaf69e4b3265f77d08fc25e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

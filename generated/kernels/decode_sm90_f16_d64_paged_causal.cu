@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7d4bfe122b5f78447952d05957bd74cad7ad8a2ed671b3b7a3a70e1df0195a32
+// digest         3fcbcd9785abee9eb743cb1f2a41553c15cb7ff7e9ce6f0fba29ec74c21c4dc7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

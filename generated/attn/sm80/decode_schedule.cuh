@@ -25,9 +25,22 @@ __device__ __forceinline__ Tokens tokens_of(const AttentionParams<T>& params, in
   return {begin, params.cu_q_len[sequence + 1] - begin};
 }
 
+// What `look(VisibleKeys)` says of a sequence. Most calls have neither a window nor ranks, and the
+// compiler then knows what is left of it: this is asked before any key is read, so that each step
+// counts.
+template <class T, class Look>
+__device__ __forceinline__ KeyRange
+look_at_keys(const AttentionParams<T>& params, int sequence, int q_len, Look look) {
+  if (params.cp_size == 1 && params.window_size == 0 && params.offset_q == nullptr) {
+    const int length = params.cu_k_len[sequence + 1] - params.cu_k_len[sequence];
+    return look(VisibleKeys{length - q_len, length, 0, true, {1, 0, 1, false}});
+  }
+  return look(visible_keys(params, sequence, q_len, true));
+}
+
 // Units with keys that some row of the tile sees.
-template <class T>
-__device__ __forceinline__ int units_of(const DecodeArguments<T>& arguments,
+template <class Config>
+__device__ __forceinline__ int units_of(const DecodeArguments<typename Config::T>& arguments,
                                         const RowTile& tile,
                                         int sequence) {
   const Tokens tokens = tokens_of(arguments.params, sequence);
@@ -35,9 +48,12 @@ __device__ __forceinline__ int units_of(const DecodeArguments<T>& arguments,
   if (count == 0) {
     return 0;
   }
-  const VisibleKeys visible = visible_keys(arguments.params, sequence, tokens.count, true);
-  const TileRange stages =
-      tiles_of(visible.any(tile.first_query, tile.first_query + count - 1), arguments.plan.cta_s);
+  const int first = tile.first_query;
+  const KeyRange seen =
+      look_at_keys(arguments.params, sequence, tokens.count, [&](const VisibleKeys& visible) {
+        return visible.any(first, first + count - 1);
+      });
+  const TileRange stages = tiles_of(seen, TileOf<Config>::kCtaS);
   return arguments.ranges.pieces ? split_count(stages.begin, stages.end, arguments.plan)
                                  : stages.end - stages.begin;
 }
@@ -50,9 +66,11 @@ __device__ __forceinline__ void place_rows(RowPlace (&rows)[DecodeTraits<Config>
                                            const RowTile& tile,
                                            const Segment& segment,
                                            int lane) {
-  const VisibleKeys visible = visible_keys(params, segment.sequence, segment.tokens.count, true);
   const int query = tile.query(lane);
-  const KeyRange seen{visible.first(query), visible.end(query)};
+  const KeyRange seen =
+      look_at_keys(params, segment.sequence, segment.tokens.count, [&](const VisibleKeys& visible) {
+        return visible.any(query, query);
+      });
   if (lane < DecodeTraits<Config>::kRows) {
     rows[lane] = {
         segment.tokens.begin + query, tile.head(lane), lane < segment.rows ? seen : KeyRange{0, 0}};
@@ -78,10 +96,14 @@ struct Window {
   int before;
   int units;
 
-  template <class T>
+  template <class Config>
   __device__ __forceinline__ static Window load(
-      const DecodeArguments<T>& arguments, const RowTile& tile, int first, int begin, int lane) {
-    const int units = units_of(arguments, tile, first + lane);
+      const DecodeArguments<typename Config::T>& arguments,
+      const RowTile& tile,
+      int first,
+      int begin,
+      int lane) {
+    const int units = units_of<Config>(arguments, tile, first + lane);
     const int sum = inclusive_sum(units, lane);
     return {first, begin + __shfl_sync(kWarp, sum, 31), begin + sum - units, units};
   }
@@ -105,7 +127,8 @@ class Walk {
   __device__ __forceinline__ Segment next() {
 #pragma unroll 1
     while (unit_ >= window_.end) {
-      window_ = Window::load(arguments_, work_.tile, window_.first + 32, window_.end, lane_);
+      window_ =
+          Window::load<Config>(arguments_, work_.tile, window_.first + 32, window_.end, lane_);
     }
     const int owner = 31 - __clz(__ballot_sync(kWarp, window_.before <= unit_));
     const int before = __shfl_sync(kWarp, window_.before, owner);
@@ -114,7 +137,7 @@ class Walk {
     segment.sequence = window_.first + owner;
     segment.tokens = tokens_of(arguments_.params, segment.sequence);
     see_keys(segment);
-    const TileRange stages = tiles_of(segment.seen, arguments_.plan.cta_s);
+    const TileRange stages = tiles_of(segment.seen, TileOf<Config>::kCtaS);
     if (arguments_.ranges.pieces) {
       segment.split = unit_ - before;
       segment.splits = units;
@@ -144,14 +167,14 @@ class Walk {
   // all see and what some see. Lane 0 finds those of the first, the others those of the last.
   __device__ __forceinline__ void see_keys(Segment& segment) const {
     const int tokens = work_.tile.tokens_of(segment.tokens.count);
-    const VisibleKeys visible =
-        visible_keys(arguments_.params, segment.sequence, segment.tokens.count, true);
     const int query = work_.tile.first_query + (lane_ == 0 ? 0 : tokens - 1);
-    const int first = visible.first(query);
-    const int end = visible.end(query);
+    const KeyRange own = look_at_keys(
+        arguments_.params, segment.sequence, segment.tokens.count, [&](const VisibleKeys& visible) {
+          return visible.any(query, query);
+        });
     segment.rows = tokens * work_.tile.heads;
-    segment.seen = {__shfl_sync(kWarp, first, 0), __shfl_sync(kWarp, end, 1)};
-    segment.seen_by_all = {__shfl_sync(kWarp, first, 1), __shfl_sync(kWarp, end, 0)};
+    segment.seen = {__shfl_sync(kWarp, own.begin, 0), __shfl_sync(kWarp, own.end, 1)};
+    segment.seen_by_all = {__shfl_sync(kWarp, own.begin, 1), __shfl_sync(kWarp, own.end, 0)};
   }
 
   const DecodeArguments<T>& arguments_;
@@ -267,7 +290,7 @@ class Scheduler {
       window.end = 0;
 #pragma unroll 1
       for (int begin = first; begin < last; begin += 32) {
-        window = Window::load(arguments_, work_.tile, begin, window.end, lane_);
+        window = Window::load<Config>(arguments_, work_.tile, begin, window.end, lane_);
         clear_empty(window);
         const int units = window.units;
         totals.tiles += __popc(__ballot_sync(kWarp, units > 0));

@@ -29,8 +29,14 @@ struct RangeCut {
   int longer;  // period % parts
 };
 
+// Of numbers that are not negative, which are divided in fewer steps: columns are cut before the
+// first key is read, so that each step counts.
+__device__ __forceinline__ int quotient(int value, int by) {
+  return static_cast<int>(static_cast<unsigned>(value) / static_cast<unsigned>(by));
+}
+
 __device__ __forceinline__ RangeCut make_cut(int ranges, int period, int parts) {
-  const int units = parts > 0 ? period / parts : 0;
+  const int units = parts > 0 ? quotient(period, parts) : 0;
   return {ranges, period, parts, units, period - units * parts};
 }
 
@@ -51,13 +57,13 @@ __device__ __forceinline__ RangeCut cut_column(const ColumnTotals& totals,
   int tiles = 1;
   int64_t longest = 0;
   if (totals.tiles <= ranges) {
-    parts = ranges / totals.tiles;
-    longest = (totals.most + parts - 1) / parts;
+    parts = quotient(ranges, totals.tiles);
+    longest = quotient(totals.most + parts - 1, parts);
   } else {
-    tiles = (totals.tiles + ranges - 1) / ranges;
+    tiles = quotient(totals.tiles + ranges - 1, ranges);
     longest = static_cast<int64_t>(totals.most) * tiles;
   }
-  const int periods = totals.tiles / tiles;
+  const int periods = tiles == 1 ? totals.tiles : quotient(totals.tiles, tiles);
   if (periods * tiles != totals.tiles ||
       longest * ranges * 9 > static_cast<int64_t>(totals.units) * 10) {
     return make_cut(ranges, totals.units, ranges);
@@ -75,7 +81,7 @@ struct UnitRange {
 //
 //   period = q parts + m:   range i of a period begins at i q + min(i, m)
 __device__ __forceinline__ UnitRange units_of_range(const RangeCut& cut, int range) {
-  const int whole = range / cut.parts;
+  const int whole = range < cut.parts ? 0 : quotient(range, cut.parts);
   const int part = range - whole * cut.parts;
   const int begin = whole * cut.period + part * cut.units + (part < cut.longer ? part : cut.longer);
   return {begin, begin + cut.units + (part < cut.longer ? 1 : 0)};
@@ -83,12 +89,12 @@ __device__ __forceinline__ UnitRange units_of_range(const RangeCut& cut, int ran
 
 // The range that holds a unit.
 __device__ __forceinline__ int range_of(const RangeCut& cut, int unit) {
-  const int whole = unit / cut.period;
+  const int whole = unit < cut.period ? 0 : quotient(unit, cut.period);
   const int inside = unit - whole * cut.period;
   const int in_longer = cut.longer * (cut.units + 1);
   const bool is_longer = inside < in_longer;
   const int begin = is_longer ? 0 : in_longer;
-  const int part = (inside - begin) / (is_longer ? cut.units + 1 : cut.units);
+  const int part = quotient(inside - begin, is_longer ? cut.units + 1 : cut.units);
   return whole * cut.parts + (is_longer ? part : cut.longer + part);
 }
 
