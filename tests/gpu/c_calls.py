@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from harness import (
@@ -110,44 +111,62 @@ def run_python(problem: Problem, split: SplitPolicy) -> Output:
     return launch(problem, attn, **bounds(problem.batch))
 
 
-def c_write(
-    k_new: torch.Tensor,
-    v_new: torch.Tensor,
-    codes: torch.Tensor,
-    pairs: torch.Tensor,
-    call: dict[str, torch.Tensor],
-) -> Params:
-    """Writes bf16 rows [token_num, num_kv_heads, head_dim] into pools of int8 codes
-    [K and V, block, block_len, num_kv_heads, head_dim] and pairs (scale, zero)."""
-    tokens, heads, dim = k_new.shape
-    given = Params(
-        dtype=c_abi.BF16,
-        mode=c_abi.WRITE,
-        cache=CACHES[Cache.PAGED],
-        kv_type=c_abi.INT8,
-        k=k_new.data_ptr(),
-        v=v_new.data_ptr(),
-        k_stride=k_new.stride(0),
-        v_stride=v_new.stride(0),
-        cu_q_len=call["cu_q_len"].data_ptr(),
-        cu_k_len=call["cu_k_len"].data_ptr(),
-        token_num=tokens,
-        batch_size=len(call["cu_q_len"]) - 1,
-        max_q_len=tokens,
-        max_k_len=codes.shape[1] * codes.shape[2],
-        num_heads=heads,
-        num_kv_heads=heads,
-        size_per_head=dim,
-        stream=torch.cuda.current_stream().cuda_stream,
-    )
-    rows = given.paged_iter_params
-    rows.block_table = call["block_table"].data_ptr()
-    rows.max_blocks = call["block_table"].shape[1]
-    rows.block_count, rows.block_len = codes.shape[1:3]
-    for index, name in enumerate("kv"):
-        setattr(rows, name, codes[index].data_ptr())
-        setattr(rows, f"{name}_pairs", pairs[index].data_ptr())
-        for part, array in (("", codes[index]), ("pair_", pairs[index])):
-            for axis, stride in zip(("block", "token", "head"), array.stride(), strict=False):
-                setattr(rows, f"{name}_{part}{axis}_stride", stride)
-    return given
+@dataclass(frozen=True, slots=True, eq=False)
+class Int8Pool:
+    """A paged cache of int8 codes and pairs (scale, zero) of bf16, K and V of it, and the sequences
+    in it."""
+
+    codes: torch.Tensor  # [K and V, block, block_len, num_kv_heads, head_dim]
+    pairs: torch.Tensor  # [K and V, block, block_len, num_kv_heads, 2]
+    sequences: dict[str, torch.Tensor]
+
+    def arguments(self) -> dict[str, torch.Tensor]:
+        """As Python takes them."""
+        k_pairs, v_pairs = self.pairs
+        return self.sequences | {"k_pairs": k_pairs, "v_pairs": v_pairs}
+
+    def params(self, rows: int, width: int, **members: Any) -> Params:
+        """As C takes them, in a call of some rows."""
+        lens, table = self.sequences["cu_q_len"], self.sequences["block_table"]
+        heads = self.codes.shape[3]
+        given = Params(
+            dtype=c_abi.BF16,
+            cache=CACHES[Cache.PAGED],
+            kv_type=c_abi.INT8,
+            cu_q_len=lens.data_ptr(),
+            cu_k_len=self.sequences["cu_k_len"].data_ptr(),
+            token_num=rows,
+            batch_size=len(lens) - 1,
+            max_q_len=rows,
+            max_k_len=table.shape[1] * self.codes.shape[2],
+            num_heads=heads,
+            num_kv_heads=heads,
+            size_per_head=width,
+            stream=torch.cuda.current_stream().cuda_stream,
+        )
+        for name, value in members.items():
+            setattr(given, name, value)
+        pool = given.paged_iter_params
+        pool.block_table, pool.max_blocks = table.data_ptr(), table.shape[1]
+        pool.block_count, pool.block_len = self.codes.shape[1:3]
+        for index, name in enumerate("kv"):
+            setattr(pool, name, self.codes[index].data_ptr())
+            setattr(pool, f"{name}_pairs", self.pairs[index].data_ptr())
+            for part, array in (("", self.codes[index]), ("pair_", self.pairs[index])):
+                for axis, stride in zip(("block", "token", "head"), array.stride(), strict=False):
+                    setattr(pool, f"{name}_{part}{axis}_stride", stride)
+        return given
+
+
+def c_write(k_new: torch.Tensor, v_new: torch.Tensor, pool: Int8Pool) -> Params:
+    """Writes bf16 rows [token_num, num_kv_heads, head_dim] into a pool."""
+    rows = {"k": k_new.data_ptr(), "v": v_new.data_ptr()}
+    rows |= {"k_stride": k_new.stride(0), "v_stride": v_new.stride(0)}
+    return pool.params(k_new.shape[0], k_new.shape[2], mode=c_abi.WRITE, **rows)
+
+
+def c_decode(q: torch.Tensor, out: torch.Tensor, pool: Int8Pool) -> Params:
+    """Decodes rows q [token_num, num_heads, head_dim] over a pool, unsplit."""
+    rows = {"q": q.data_ptr(), "out": out.data_ptr(), "stride": q.stride(0)}
+    shape = {"num_heads": q.shape[1], "inv_sqrt_dh": q.shape[2] ** -0.5, "max_split_k": 1}
+    return pool.params(q.shape[0], q.shape[2], mode=c_abi.DECODE, **rows, **shape)

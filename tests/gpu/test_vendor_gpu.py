@@ -10,20 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from c_calls import c_call, c_write, run_c, run_python
+from c_calls import c_call, run_c, run_python
 from harness import (
     Output,
     difference,
     fresh_output,
     poisoned_workspace,
     problem_of,
-    same_bits,
 )
 
 import c_abi
 from attn_codegen.config import Arch, AttentionConfig, Mode
 from attn_runtime.build import default_target
-from attn_runtime.cache_writer import CacheWriter
 from attn_runtime.kernel_info import kernel_info
 from attn_runtime.plan import SplitPolicy
 from attn_runtime.toolchain import find_nvcc
@@ -53,7 +51,6 @@ DECODES = (
     "decode_sm80_f16_d128_block_causal",
     "decode_sm80_bf16_d64_linear_causal",
 )
-WRITER = "write_sm80_bf16_int8_d128_paged"
 SPLITS = (
     SplitPolicy.off(),
     SplitPolicy.heuristic(),
@@ -77,7 +74,7 @@ def architecture() -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return emit(tmp_path_factory.mktemp("vendor") / "generated", (*NAMES, HOPPER, *DECODES, WRITER))
+    return emit(tmp_path_factory.mktemp("vendor") / "generated", (*NAMES, HOPPER, *DECODES))
 
 
 @pytest.fixture(scope="module")
@@ -141,31 +138,6 @@ def test_a_decode_without_its_counters_names_them(library: Library) -> None:
     assert library.decode(given, workspace.data_ptr(), size) == c_abi.INVALID_ARGUMENT
     assert library.last_error_field() == "counters"
     assert library.decode(given) == c_abi.SUCCESS, "without a workspace it is not split"
-
-
-def test_c_and_python_write_the_same_bytes_into_a_quantised_cache(library: Library) -> None:
-    heads, dim, block_len, tokens = 2, 128, 16, 70
-    k_new, v_new = torch.randn(2, tokens, heads, dim, device="cuda", dtype=torch.bfloat16)
-    table = torch.tensor([[3, 1, 0], [2, 5, 4]], dtype=torch.int32, device="cuda")
-    call = {
-        "cu_q_len": torch.tensor([0, 30, tokens], dtype=torch.int32, device="cuda"),
-        "cu_k_len": torch.tensor([0, 41, 41 + 48], dtype=torch.int32, device="cuda"),
-        "block_table": table,
-    }
-    pools = []
-    for _ in range(2):
-        codes = torch.full((2, 6, block_len, heads, dim), 0x5A, dtype=torch.uint8, device="cuda")
-        pairs = torch.full((2, 6, block_len, heads, 2), 7.0, dtype=k_new.dtype, device="cuda")
-        pools.append((codes, pairs))
-    (codes, pairs), (c_codes, c_pairs) = pools
-    writer = CacheWriter(num_kv_heads=heads, head_dim=dim, kv_dtype="int8")
-    writer(k_new, v_new, *codes, k_pairs=pairs[0], v_pairs=pairs[1], **call)
-    status = library.write(c_write(k_new, v_new, c_codes, c_pairs, call))
-    assert status == c_abi.SUCCESS, library.last_error()
-    torch.cuda.synchronize()
-    assert torch.equal(codes, c_codes)
-    assert same_bits(pairs, c_pairs)
-    assert not (codes == 0x5A).all()
 
 
 def test_four_threads_may_call_at_once_from_the_first_call_on(library: Library) -> None:
@@ -276,7 +248,7 @@ def test_a_device_without_a_kernel_image_is_told_and_nothing_is_launched(
 ) -> None:
     project = Project(folder, tmp_path / "build")
     options = {"ATTN_SHARED": "ON", "CMAKE_CUDA_ARCHITECTURES": "80-real"}
-    checked(project.configure(**options, ATTN_KERNELS=f"{NAMES[0]};{WRITER}"))
+    checked(project.configure(**options, ATTN_KERNELS=NAMES[0]))
     project.make()
     library, split = Library(tmp_path / "build" / "libattn.so"), SplitPolicy.off()
     kernel = kernel_of(NAMES[0])
