@@ -258,6 +258,8 @@ attn_kernel(prefill_sm90_bf16_d128_paged_causal_t64x128 sm90 reduce_sm80_bf16_d1
             "prefill<sm90, bf16, 128, 128, paged, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_paged_full sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, paged, full>")
+attn_kernel(prefill_sm90_bf16_d128_paged_full_t128x128 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, paged, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_paged_full_t64x128 sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, paged, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d192_block_causal sm90 reduce_sm80_bf16_d192
@@ -314,6 +316,8 @@ attn_kernel(prefill_sm90_bf16_d64_linear_causal_t64x128 sm90 reduce_sm80_bf16_d6
             "prefill<sm90, bf16, 64, 64, linear, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d64_linear_full sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, linear, full>")
+attn_kernel(prefill_sm90_bf16_d64_linear_full_t192x128 sm90 reduce_sm80_bf16_d64
+            "prefill<sm90, bf16, 64, 64, linear, full, Tile<192, 128>>")
 attn_kernel(prefill_sm90_bf16_d64_linear_full_t64x128 sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, linear, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d64_paged_causal sm90 reduce_sm80_bf16_d64
@@ -348,6 +352,8 @@ attn_kernel(prefill_sm90_f16_d128_paged_causal_t64x128 sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d128_paged_full sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, full>")
+attn_kernel(prefill_sm90_f16_d128_paged_full_t128x128 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, paged, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_paged_full_t64x128 sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d192_block_causal sm90 reduce_sm80_f16_d192
@@ -404,6 +410,8 @@ attn_kernel(prefill_sm90_f16_d64_linear_causal_t64x128 sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d64_linear_full sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, full>")
+attn_kernel(prefill_sm90_f16_d64_linear_full_t192x128 sm90 reduce_sm80_f16_d64
+            "prefill<sm90, f16, 64, 64, linear, full, Tile<192, 128>>")
 attn_kernel(prefill_sm90_f16_d64_linear_full_t64x128 sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d64_paged_causal sm90 reduce_sm80_f16_d64
