@@ -82,8 +82,8 @@ def documented_call(**changes: object) -> Params:
 
 def writing_call(**changes: object) -> Params:
     """A call of the cache writer whose addresses no device has seen."""
-    rows = {"k": 4096, "v": 4096, "k_stride": 2 * 128, "v_stride": 2 * 128, "kv_type": 1}
-    return documented_call(mode=c_abi.WRITE, **(rows | changes))
+    rows = {"k": 4096, "v": 4096, "k_stride": 2 * 128, "v_stride": 2 * 128}
+    return documented_call(**({"mode": c_abi.WRITE, "kv_type": 1} | rows | changes))
 
 
 def print_statuses_without_device(path: str) -> None:
