@@ -194,8 +194,9 @@ def _decode_codes(config: AttentionConfig) -> dict[str, Tiling]:
 
     keys = warps * units * DECODE_UNIT_TOKENS
     tiles = {"": tile(8, 4 if width <= 128 else 2)}
+    widest = 192 if config.kv_dtype is KvDtype.INT4 else 256  # for which registers suffice
     for rows in DECODE_ROWS[1:]:
-        if rows * width <= 16 * (192 if config.kv_dtype is KvDtype.INT4 else 256):
+        if width <= widest and rows * width <= 16 * 256:
             tiles[f"t{rows}x{keys}"] = tile(rows, 2)
     return tiles
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         5faef4f20cd98d9f9251bd70090f2c6fc6bc0c361de1b627969bb8be41ed16ec
+// digest         c863c529fc2d6325ce613095f2a21a74be80c3f46f0df9f922f45938c20d1cc9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         b58968d2952fa8fe029b07812ef314d0be18b88b3ebd708c96a0f25514bd55d0
+// digest         c323fb793ba579ec95fc64bfc63e70779d7da7cc33101d113dc2dbb3530d6d13
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         22abd29e057a0dc4a8e4ebd0569be20b7e6724c05ccacc5252abe7b3329ee0ec
+// digest         79443eb7de76225fa654211b0d2065bbc7002bc01a1509a40348ba3b57a1032f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         38d8b788d75ad09e63b2e929d84814c6bd3f7447e3efb1d346713b86d801e9bc
+// digest         2c791ec91815300c98b2d333646155a6a8dac056d010ce25fbc68f3e4f62cbc0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

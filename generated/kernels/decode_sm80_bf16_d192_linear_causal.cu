@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         8c0e55248258e1a66639f552fe2fe6c4273464c873a58e5c7287938f28b5dc9e
+// digest         46ef59de511942a2c74537fe6fe09b1fb0b803ebc42d3866179fd5c1cd8517dc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         d9decd71a93492cd425a3bdfae8f6e8a9d3071ecf0fbf8ed6544f3ad7fcd9ca5
+// digest         5e88abb40695f0b7debaf42d0e1a82d6b968076a95a558d3eafb5cd387dd9c11
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

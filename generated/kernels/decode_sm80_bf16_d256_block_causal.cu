@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b9dada9cd983c447018f7e60125c35bfcf6ff6486f508a9351d119e5e2a56a55
+// digest         a65b798ac50095a09ada6e6dfde88a0926bd37037c2939266811240723ec00b9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

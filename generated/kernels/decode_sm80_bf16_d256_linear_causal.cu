@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         2afbf0a7d20047d2499dbd1a0c12e7170edb35830bd8e34476d2ea441b3196b6
+// digest         6d96cb7f99e1d43be108f475f6a2387e3a795e4eec13b29e87cd3424fee8d8c5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

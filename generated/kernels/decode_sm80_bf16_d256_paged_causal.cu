@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         0585e732ed96152e32919a4893ef8a026f799379c9afae98f60e5c8373add1e0
+// digest         c21f03d2e135e2a3960c1608919a4741758189348de44f7d2ae0dc6d2fcb08fc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

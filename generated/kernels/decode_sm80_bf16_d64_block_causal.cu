@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         be57bc4be97f3109ddfe8bd7fefb26311723c018dac0a5ac0969f1d7a5749c3f
+// digest         ebad6a05d1b010fcb22aec568246c5e91c9b24d147f31caba3fcabcd0285c00c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

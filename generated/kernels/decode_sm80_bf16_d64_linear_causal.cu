@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         f1b7c1d92b568615fce9809aa3d6350ddc5b4df98fbd54c9503eb2f44f2eefb5
+// digest         6a45abef71d819b2d69445cfb1eb3c3cf2528593b70bb1db1ac9d138bde6950d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

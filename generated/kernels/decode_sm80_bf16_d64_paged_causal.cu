@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         d8e6a761f0e312bcfc2709d18d5bf13f6ae7b42b16fc29cfdbc6d7930544074d
+// digest         1fd50d042111b6079b7b55fea382a37ebb38fbac8ecd7d2c533758e8d94af644
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         4964a128447bbc93ea35a3eb6863ea868d5436cb6ce8f8e399aaf8bc3aa40348
+// digest         dbf3c6b792b744c0ae63a41d0a2e88d233b10235f4feee88ae2678815e98cfa4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

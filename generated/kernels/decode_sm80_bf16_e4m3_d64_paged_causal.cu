@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         22360f58d71183a266e7abc50cdd8645ce2d3b9b4fc0082d74c14ba9f2077985
+// digest         76660552b73e67ef6e368d69b76be6928c4f4cbe10ded5bfd63b3dc0d0cb0ce4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         9f5c187e3ef1aadfd45666b60fdb4cff9e7afeb86e2120d6d532d65b59b4713e
+// digest         f5f70ed91ab46f70361aa398af753f0d88de755c53fc0f073587ed67042837ab
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

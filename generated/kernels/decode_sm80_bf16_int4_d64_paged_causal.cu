@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         9b7ab5bbeea628c9aa72e6475c6d54ff6ea237b848627042e36afb0d7d8f8e9d
+// digest         39f0e2abf1cbb10c94b8e38fc001351d9e1127b7d6e41dce1f5a9e51b855879d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         0dcac8ca37636c541ea122a4feca775f0faea35da08a7b0c6f170b8fc5b93e84
+// digest         0391b0ef92e2b0631206b63163bcfb502f9f5277b2ac3962ea2b3475006d03b3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

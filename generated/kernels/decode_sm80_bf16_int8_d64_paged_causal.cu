@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         09bf0ddb2856b92f1a520a419f9e09a0992f77c9cad29706e99473ae4192a800
+// digest         1a73110cd5554f802f353b8ef502277781644bd99b10d50954c071c6a0b85830
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         fa07ea1910228f341f6fba0bf0cecdca3d6e1ff031cf3097fa5b666375dabbcb
+// digest         45c1471e8ba22bd2166caa59831ab6a308380aed2d2b686e65542de25cb649e8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

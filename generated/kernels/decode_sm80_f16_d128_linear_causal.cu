@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         41343fc19900482de79563375b0c6192a8ac50d17d41a1c620d1b8a307b52f0e
+// digest         c1ed79b376217dcdb9409b65347856f9c06793d1ab13aee1888191d109785425
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         b943ae701a2c81bb4526b9d0ec0c4503c12b88c0cfb47e45d2d4a25d29799ac7
+// digest         c6cf370c12db9596ccabcf7c96093d4d04f11fcf30134188b6638191d1bc9e7d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

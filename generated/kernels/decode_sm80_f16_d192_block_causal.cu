@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         709d5850f5e01b93d0710cace339389783b80b6ca2148c10eba71ffe02d683be
+// digest         9655565888dc26504a7813ebd13201448294c72bfcef34021049bb03abdadc23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ba597a895cb5b7b59109991a17875e1fdece45712c6e875d244023f273b30855
+// digest         5eca0ae73189b24ff20bd1f9a9e74eb02160d6b62df5c2ad627f5e183c798d73
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

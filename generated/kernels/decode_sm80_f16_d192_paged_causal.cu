@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         c31630066abb3e7863d264dd8d0260571b74dd17a94ffed350ade3dd2817993c
+// digest         cdd62077258f05fc85acae7500c9669c22e80efe049506e58cf69329901b7766
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

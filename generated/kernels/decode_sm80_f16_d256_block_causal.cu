@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         d83b868f3192dec543da87139cf5a4463e8d4dcfb193c746eb4c03fc758498dd
+// digest         f97746e13a32a3d903e02b4c91c48f660ef588f1ae11ccdbea49402157c1c7bf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         ea5b734796a430b243bd7a648921b58c533e921724d929b958d5a6cfe8f2e750
+// digest         445c662e6f2e9e4c264ee56331e78afcefec63ffd14be6d39b704d8f8c6979fb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         3410614856c344bace4be58e806dedbd0e970ae238eb3b14153386854a918475
+// digest         661c8d988e5f50961822bd885d819628f077bbfb8376f934f3a2f68585cd58d2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         d4d7986e5dfed404fad52bc7dc4e7e55dd3abdac092597a36ab6e5f64cd14ffb
+// digest         8765d8dd8e5102bd0c8ea7affb90d8f3a9a465dd115eeff6b62dda4e64415b27
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         4c8b82ebce2744b7a21f4377afc565907e081900247c740349af4bd31807a859
+// digest         1c1bd7db477468193b699059e9c63a87f58d7a9509e76c843c0cba8a78072303
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         365b0d292baab8b4af2d3daee62fbbbafefc2800aec9323e2c0ce4f76de58759
+// digest         2305a4fd6a5df3ef51911073d11f2e900f9d0d684fced06a74df192fbc46edee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         cbc59b4a570734fc5e18bc66a43ee506c208d9533b6755ef4ac24c19c82fd7f7
+// digest         30c3b3b881b99efbd7be9d9d48eb49f1b291f9202c9fb6975daf082265aba437
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

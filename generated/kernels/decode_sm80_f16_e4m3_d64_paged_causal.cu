@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         650266da0217e436bdea1b309cd9fc3abf73fcec94a4ca8d6a69501eeb36ec00
+// digest         6ca1a01d1c018ba8a5c512171fd87248713f95bb050db683bb6dc6d082ba5b83
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         c5f906e0ab3ddc0134be348155b91be01cbdf9a232569879df182bc19a5b544e
+// digest         6231f7d4c4519524430025cd8b7dc347ffb40c9547e40e0102858d2c033bb35f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

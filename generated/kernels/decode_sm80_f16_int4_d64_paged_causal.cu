@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         fe7f25cd3dd0da64bedd043e043b68981b52be66e8791a7600b9b018a7f97922
+// digest         f98e3e68c0527de599361970b97be4ef965bd20559ed1ea65a63d2051ae5854e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         6b38286bd2e64de91a89c5dc6c2ca443e933cf4c31f1861fa7b25e81aade68e2
+// digest         a27977d9a7cc0f4e2c8096e5594bb11dca8d00290e0b8437c514b67bf0b7b4c7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         4f42017f55926f580d831769b8c153ee3ed92db800f032e185df803caefe271b
+// digest         ed16b31b4627a2a212073a314566dfaa9371d86b7a25a212339bf0841509823c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         ff28f5240908154880c6cae7f4dcc0573faf03ae90f692359ed70fa584a7c5e8
+// digest         a9be769e17d251db7d66e80a4864b9478387ed68e8e0348dcd44b69241986bde
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

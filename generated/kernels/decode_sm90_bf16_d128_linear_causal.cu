@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         e50d52edbf98989324bd2723c04e81a65c22ce456232f36e790772515d33f8af
+// digest         8ea525965701dbf23b0bf18567966e839cfabe17278b07aa9b6b592e2b9e35b7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

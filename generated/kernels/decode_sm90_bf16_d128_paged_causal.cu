@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         163271dd06aba27303aa5f2427b1e66a709cfd2a0048bd0fe615e5986bda96b7
+// digest         fd1331839e147770a06f2031684066456198f2bbcc14c537c609974e8a55b4ed
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

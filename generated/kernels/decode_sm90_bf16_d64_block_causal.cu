@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         dfea6461b8eb498572c66cf2477b0fb96605ceb93a6278164af1ea2043ce0dd1
+// digest         402b69c493a801345a61e4cc7e7629c3b9b8e71088e65f144a71ef177746a77b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

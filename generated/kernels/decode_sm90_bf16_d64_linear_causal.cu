@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         b37c0f2e13d4620ffcb70a2687ad95328b913f0c5c83271a99cafc2dcc68b1f4
+// digest         dca901e1fee7cd823539fedaa71fcbdeb34ad6d3b107125f5b30dae4c7424ebc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

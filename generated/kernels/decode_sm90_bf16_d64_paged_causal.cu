@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         b0dfce6c2f412ef7b5cf72d0296e4811dbf91b8ebff69f9d926e841c50e24bda
+// digest         b8be9ff2d2e5fbae86782708aa29c120a60388dae8b3c14b2326609075c58f7e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

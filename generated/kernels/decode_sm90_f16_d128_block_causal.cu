@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         2447f63445ae7ffdadb0716cc9cd49986cddf651ddc01799420150065b26d644
+// digest         b028e2290b03bf0d96218022b913def78849ab32fb2a4fd7c5817dfd22a95be1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         80b12749d80e281de7fbe4ba232ea542c2e353e960a4e0b1585f098668725716
+// digest         65ef8cb4a96d790647384f3aa6bb4d461373feb800f6c98e4255d28e5171bc6c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

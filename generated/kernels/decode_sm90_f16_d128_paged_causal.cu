@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         ac50d55ca2a8cd5176c557169f0c86fef2bcb7fbd39232248862a049b614a0e2
+// digest         6f911305c6ac3a9b257bc40ed520e5deb1bfd26bbeb6bf7a14d182a7474f66a1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

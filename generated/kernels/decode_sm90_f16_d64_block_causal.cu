@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         f7d4b6fc156ab908edf2057363151d256acc6961e295cdbb883d338d8604332f
+// digest         07e94df842180bd8743f5d7ce94919faeb3e3a2b79c1b5b64d2397b8ec1141fd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

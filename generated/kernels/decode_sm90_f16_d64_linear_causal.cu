@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         7c968034e58a71c8377415f4560770629b4dd3b95eaf69e4b3265f77d08fc25e
+// digest         140abd562d938345b652f006e0262a14a8201d46f3cbca53f0a69daffd245169
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         3fcbcd9785abee9eb743cb1f2a41553c15cb7ff7e9ce6f0fba29ec74c21c4dc7
+// digest         a2a1b3715a4384bb231d3496589647845c2ac187ba8d3a419ad0c9b8adddf2a4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

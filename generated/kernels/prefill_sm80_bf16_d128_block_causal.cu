@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         2e8c714eecb8144760d2baede637ec5f931241754b7f8d18105756df6cedf6d1
+// digest         ca39c71e14a4de61e464e1077ca2b9b1f518013db3eda44a1b0481e62e2877ca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         6878f8d375f2bbfef6ae1df30af500e227d4adb1ad1f30af9144d2545a1d71e1
+// digest         a52f5740f43dd2802146869bdcc72a40879cb5773d698383a9936dd596e03db6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         b12b3e1e727c08a1975d9b66b4c81bdfc43b7719c627ab84aca76ab025830a6b
+// digest         b9041d0311fc874b23441bd909f887bf726138c97c1995b73a52a04cf2d1250c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         040071f5945e1efc2b6bafade194c9f09ebd3bc1ba480579af351f63ffc3d273
+// digest         dda05c077c82cce61377b8f87a92a365d11671074e1b6486bac0287842a5e830
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

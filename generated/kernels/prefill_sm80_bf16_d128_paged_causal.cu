@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         fc1f591d2822edfa382eecee68804e41a0c0d5349c8320a3cc315979c266cce5
+// digest         a0ff4cb15057bae1ad20399d7e75934f3b80419433e9ded9f6f6b6de48925f19
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

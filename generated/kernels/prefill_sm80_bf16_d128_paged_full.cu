@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         4e2162e9ea61f0f8e335fde5565d80afd7aa34b5dd9b888b13793d5ffe4bfff5
+// digest         0ebbfbd9c6837d0ca3ec02578feb5d7192bfc4fdf3a24b6ed19a40a325218961
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

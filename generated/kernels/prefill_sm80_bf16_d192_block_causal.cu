@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         5e57dab1fe36cbc59f4e50260d29cca2594ace53ec168573e83160ece6ff601b
+// digest         cd66485e296623e132137f21d41b8f24f0681dbe1a9933fd4ca46c45c55b1bb4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         6b21127725880096aab486ee786d917afe51ddb0634c96b60dc0afa30ad5d27a
+// digest         8bc43f268dc130e7b8a67b0e770cc7bd3baacf9588606be8818230566a329a6e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         0bc508e7a5662b568688d889235624c1a8155d6e9edfd8bf43b5ca3e07b4b30d
+// digest         e249d2b5285d11a3326ca29cb3f61d9754ce976611551320f96c36a128d7e0c4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         09edd6d4edd6c3e3d71c0ea906f49dcfc8181ee08d559b136f7ddbcabec72abc
+// digest         22b6d9f389b655052ffed4ae1ab5749a69d82e8d8ed9f81c66acf895ef1f7a53
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

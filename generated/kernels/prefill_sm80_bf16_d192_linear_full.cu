@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         5f4fb5f440efeeddefca8f25c3d8d80a9ee3e0a930a0d2d5502b0b489b9e1b77
+// digest         c2be9de35d2d8b54fe386e2dd1116ef09654edbc003bb3a91d120d992907c336
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         15d8fb747699bd7e9b9e9f9f9fe6bb235deafb853ad7d51f16575f82982afd05
+// digest         97aa304dc2fa46f8f1b4cff31d8b7cbed24789ae32e206a8dbdea3793f59b153
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         307caf04bbc863edb8de651642dd698e181f37609f5117dd41e53aa87fb94ffc
+// digest         830155260873c164f55e8fcb6552f52b073062a32aefb588c86d8ae190a51947
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         38ca272bd3730caf365bf3a287504821556545b9674e2e4b01ae808ace5c514c
+// digest         9be692fa886b8a4498c3ec93951e3b48f1218ffdddab3242ada8970b1cf0698f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         7bb0fcc4f27cfc6583d7c3554ad4f88281d10a57f9e4b5ea988a40c8b035fa35
+// digest         7e8f434bd158c01f0e608ed57105715ab2238848ebd62a6471cbf3daa93135bc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

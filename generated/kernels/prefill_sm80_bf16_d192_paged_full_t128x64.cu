@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         29d6a88572351782a80dad76cbdf633a2858b99ce430edb3fcdd65290667a132
+// digest         4666eafa3b2f8ce6c90b28390838b9a2b9182c13d2bdce9fa084745679a887c0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         f0be64899164ced1d514fc568da87780f92c7ef7cb4b59bbe6b410534ac2ab6d
+// digest         03e67bb5e7a3cc990166ce9dfd66a1281db54fc16dd391e0803aff50d39c746e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         152e84b4aa45889481f34ba4ed4d78fc58b1d07592f81c586d2c3d5e420489c5
+// digest         5b86a7082c778da73967bf6bfa015322aee2b91403480f2ea0cab6265c35621d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         e2bf5f102e3c066638758dc6e86a17b158d18ed0d23a094c3ec8572c93fed0e6
+// digest         10d49287f0b1de380f3c54501a581f2f65d50261b6d424a90f847637835057d1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

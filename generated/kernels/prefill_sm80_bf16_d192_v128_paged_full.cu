@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         4ec78ed11e2b94c8f96ddffca74d4167e5522f411eb1a7a1ebbd358ee25e2ed3
+// digest         c6081c12533933e03c5b50d8b1e474e3112d53fe9bbdf262e14352a2e3caac40
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

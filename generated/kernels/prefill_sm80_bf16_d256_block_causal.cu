@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         abe3eeeb1551c0111783158d6737dd7e96224d53c94b6bebdece45346a6bb66c
+// digest         de1f1cdb0584b5a03d4e78320a26d2c8a1910eb2e3dbebfb47da6e9b4bc1d1ec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

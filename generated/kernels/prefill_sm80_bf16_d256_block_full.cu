@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         33b16a8559daeda8c3aee422af888aff8ef00b291d4b1784c055749f81296ec5
+// digest         3bfecb4ff4baec2d97a556c7eb5b81a7ba24626bdd63964c6aafbe1d59144e9f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         5c86a303ec4e1c1185d4d7b2544260c255a34c378747a8f302298c0d038bd692
+// digest         74e01bdf9c566940eb4ed867ea6423e79af0fcba738bd2c391e8e4c6f9c9b168
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

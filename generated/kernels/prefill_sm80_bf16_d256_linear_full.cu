@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         c27c6849ebdd438c8486895639c448d1f8f84c55a4201bc9d21a0e67e1014bf7
+// digest         59f93855b7b2e5d766035ded28885b58556472a752db70caac431d4682922588
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

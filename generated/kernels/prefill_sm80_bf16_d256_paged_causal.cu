@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         c927b0fd605c335948676dbc1fc6704658cfd469d7c7aa32a9f256d8984bb868
+// digest         dfdc049c96e0069cd784d60fe2bc9f4f69862d3840221f3faf652dd7b40d49da
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

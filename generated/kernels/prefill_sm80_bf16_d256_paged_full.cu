@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         301f6c633870e7b84f8a2c0f922435fd32681aed1a9c1e903d25936f2526a8a6
+// digest         5ffbae2e6a7399babc7e054ae4d6d5a32b8c822eeb8cc1b5b12e17113a6ec1a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

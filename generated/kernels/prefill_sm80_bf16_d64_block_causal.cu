@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         d613711a337084189af12cc1ec886548770282b92efe11e6815d56a83d60236f
+// digest         12b391f4552b057110d6b2e7f6d99192c92f03c67b716e33ae9a6b50256fd23b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

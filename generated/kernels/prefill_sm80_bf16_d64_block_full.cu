@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         409f18b6946b36ea39ea2ed458e6f998a0032cb8bf00d4ca8c3192e678e8c5be
+// digest         79190d1b373d6dab07b14d67e0eb9145abd8567af39ce0f7984105ac50147a5b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         890bf4da8eb3a89420da0b5f1fbfa5e3d7324c2fd15aa3f1027bea5ee5e6a936
+// digest         03141ce8d75e5a91e2f67bf454a3e3a7066bdb9094c170f2971206303a86a88b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

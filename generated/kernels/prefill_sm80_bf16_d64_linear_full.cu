@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         cd60fa63e6619eed59970d357e12659f4b71310ec8f855cdea39cabdd8a3aa9a
+// digest         4325dc04613cc9a017ac41287a596e8967c61be553de7f84298e3181f9d3aa56
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

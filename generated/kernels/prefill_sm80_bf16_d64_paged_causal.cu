@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         b2b6b95ded5185ca1a55ee8b36bbac2ed24df704973fb5fdb41139587bb70883
+// digest         d02936ba8014da41f88245cb4f4e73a2e5d41afa0d8402b86109e805bf1ed3a1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         01a4121195231f66f6ebf1e9323897d735637ae801f36bb32f70f2345012c60e
+// digest         7e74fac1638b16efd39eeab8f1eeaee6d5ae1962fccde56f3b5de435191fb906
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

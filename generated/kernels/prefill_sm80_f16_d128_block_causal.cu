@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         47b1bed93d4dbbf92ecfcb19553de1c9cc9793bf0a6c5ffebe512f3ed74b123c
+// digest         a1b5c96e67e30a50732b9ee6e0bad3d81059dec263525bba792f9fd5a95818ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

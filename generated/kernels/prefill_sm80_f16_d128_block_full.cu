@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         09b820d87f26b277a2a71c9e57e68d2c61bbe6cd00334c0fe0e81eb3f0c3aaaf
+// digest         4d048a8567eb0f8ae2c6403e855bc04ed813b71c0535cae9c61ba46e7807d428
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

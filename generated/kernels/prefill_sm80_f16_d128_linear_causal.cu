@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         2dbaa4ac9b6e248a3c085ecc9f15c6e4b4c871976ea4d5568de487fb2944b7b7
+// digest         30b324f609291e221bf52418cd49f85b74f85cd6cbc661d6cca774bdd636f383
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

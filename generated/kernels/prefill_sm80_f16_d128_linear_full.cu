@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         2d64f64126c126b21332a2f058f71e97679c0455d18df55709c4e98ce553e85c
+// digest         ae32f27d0daaefdd2ee47168197ac74fd47accf4ba95fdbe76a05c57fa2677dd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

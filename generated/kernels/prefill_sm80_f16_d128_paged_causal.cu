@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         e2b6b88cfcea0118e7d0a5a7281cc84fbae8a50d5042637b0a505738547c738d
+// digest         e3700c652f15ffb4c5e1748fac7d775e91364697b44e409ce562928f443ec5f5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

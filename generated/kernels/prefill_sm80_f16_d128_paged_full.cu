@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         4f6a9745f53035acfb19c7ae8d816db1b95281d5d9dc0a5eabbeb1e82a13345c
+// digest         fcbcede61e1aa0af283776be1782bb084e3eb7454ad880f2834bee1378cb878b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

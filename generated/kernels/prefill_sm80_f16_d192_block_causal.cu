@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         0bc898d75aa71a683b3430f52d4f2d7a24e61c788aec2a6892a8f34c7eaea3e4
+// digest         af05c2dbc402f083f952f571001a7540f476daff282bedf2a12bf60090134093
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

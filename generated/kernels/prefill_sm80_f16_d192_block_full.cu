@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         8ff777f18812eee60e7d7798701b89da4d06288ec9da7df8a4b90621f3c3422c
+// digest         f4492b1a993f4c2651ea24d7dfadf056f76930abcd04f6042443a5433a51e586
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         f062ba89dc75f1abf2cae8b781d4b2cd6040d2ac06370f5cf53979aedbdabbb4
+// digest         07268059277baeb66bd6ff4b574a3f69aa57fa3c685cc841f6da48c3117c8d47
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

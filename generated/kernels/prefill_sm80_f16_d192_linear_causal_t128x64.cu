@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         62699510e66ccf60c4329a977fa0c1720c6f87ae7d16444afd9f39b938133715
+// digest         5e5f9bbdc412564975908abc4dab582d6bcfcc15289350b4f169b483292c0e64
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         f8fc035fc53a82ff5b0f195ee57e02f60062c29932e575e72cbfdcd472acf0a2
+// digest         79202b1d7bd267530e9c29553153e5af2965b351ca978653565d5458c39afd7e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         749173856223dc22938fcf0a59279d1e62310469b95dc1665ba25af080c5d195
+// digest         824eb953dcdd21c15e9530448de60031039e829757755740209ad6eb777da31f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

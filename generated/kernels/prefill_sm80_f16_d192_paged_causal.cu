@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         5990e0449a6237bd85fe4cd0734e0395b4b0590d58a80c62187a7a05d38352a8
+// digest         b0af33678ced90f9ec27c853e6498c1ccfe353776e7a02ad8a5ff006ab5319a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

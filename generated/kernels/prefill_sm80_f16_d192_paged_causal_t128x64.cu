@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         829fc627b35a9c7e482ae462b74ba0f19ae1bc9e56ade195b8f7860197a91f03
+// digest         e3a35b68a38282260ce0415e39772a44d581d2a23d486c241c214885d387f831
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         4cf82888272e5c08a0eb8746f067c61a07d868e2c64a20b3c29cfcf22b6dc1fc
+// digest         7ded950c8863e8c9db9734ac8ddd3a846565cb9d904dd10e511cdb65a13eaf29
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         a773d325748b85800ada3a1eed4d766bfbc07c6cdba7d56be50785cd68e21ca0
+// digest         12d79c97b90be8b8f9639e279a242d635fc0f62ab2b110c4da23a8770ef92152
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

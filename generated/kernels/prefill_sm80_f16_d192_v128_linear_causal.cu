@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         a989166345a423864afd165c66eb70f849a4125df6dc1458d46e9ab4069c1809
+// digest         27553b01dd7755a8f9341e0b534d94f36255d33aee734e0d07ef8655c2fdbb3c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         b3c50e5f8fb030ef0a8a0698d6c0f561218640604ab03912fe955b984b28add8
+// digest         276427f49a032f24aabc1ef4d9efe848a1a8f72323f4304c2bb8e39db34c6cf9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         b75fc3eedd963cba6a9253a6f537b8a4a2902890e13a35ae4ea90223a8c6a9f4
+// digest         bab3d259b0e8e69463efc780365094f9cf1c722459babaa1163842581b84c9cd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         fbfeef726b9d13a0839df062e7a67cfb98d442e24f7e67c7556cf01c1b7798a5
+// digest         1e81b1fa6694346fd2b2f126d807a241884e0501b66c02f815eda60b55fb0e7b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

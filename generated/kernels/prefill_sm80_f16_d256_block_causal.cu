@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         2b33c503135db99182c48d535993671d29170e4b2dbaded6ecc98fc3250c68b4
+// digest         cf368d1f05784a38f0114153106e30bde3a42da0836dcdac7561d32fcffe718b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         729a92cca279c486a362fde37ec18ce846a7ba2a3e2dbffb4c7963a6b4651886
+// digest         156d7a9b0636a2f2aed323d7dd8a9d403aef631e0d6dcddb43e72921e2c30a12
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

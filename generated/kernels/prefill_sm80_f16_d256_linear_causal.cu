@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         72295c964145e06d6fc6b4fc647a1c52b9268effc85edf0512cad880c6da14e4
+// digest         f5c131f445a463795c0846929721f63b0d88884787aec636bf09afc8e571d55a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

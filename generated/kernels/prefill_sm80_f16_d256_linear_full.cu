@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         44bd9b533ceedc70d272d609353a36dc09a8a5461485c3f43daa3342a04c4b81
+// digest         b9b33ff66dfc76f0f950c7c376a7e54580ee6b4558d25c89386fb96912bdde41
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

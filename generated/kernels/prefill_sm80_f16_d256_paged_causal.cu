@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         27cb851e4f25a97a482d1312cc5f25ae38af076229a7452d8404812bda0ea925
+// digest         4eadcc3aec90aaec792bd2be69db82c9bea4bd8e5e155a85107463bcac91e392
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         64a7f7809cbaff3b8dd73236f4e34a168ce54f264ef90734d526861b24895040
+// digest         2f8bcd9c4daa3bc31eef7f381c1512621ed9abf11b2b1261a8577c4378cd266d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         014c8e7652bda5a65928fe6585bf5119d277e28b5407792e43ade666aee37229
+// digest         e3c41d65bd1f1b522555af0de43a14459de499b5e7dd35b59f83f37f200c2c80
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

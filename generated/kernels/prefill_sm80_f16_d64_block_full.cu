@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         ff6ab13064e9f7cce0f3a30a16d8c655e23dd862f79f85c32a92c15f3457fd04
+// digest         56a29d77e80898cf436e03d66d83cb183f804ca2e5493f6135023e44ffb0e325
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

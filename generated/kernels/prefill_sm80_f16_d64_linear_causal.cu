@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         74a7976e9f64279366701e342ef14fccde802a5d43ac6ebb10667991e69a1257
+// digest         cc36957b67da385c62d6f35a6342babdd3c2c92e8bd29470dd5ffa5428a6bf03
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         537c037ed707d68730b4a377a6e4159868d666240655e30cbfed41b53dcca75b
+// digest         945f04dd1585077a734a84e1b95b7c4c95e4d59c0391deac86f41f4ac04c679e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

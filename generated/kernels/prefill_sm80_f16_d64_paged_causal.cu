@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         c0a8d6abd976f8b1e97f90c2dd7067b968a2a05f978a67782226515c7da836ad
+// digest         47beaf8ef046feac4e76693da1ecf31529cba1c66015ba0c2c1859335cb8b0b7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         51e300c29ffd6140a41b580fb6d4a94915925f461b8d6175f6e5516a6961cef6
+// digest         9019e0b8639ed9efd37b9f368275bf84264b1fe6070c12082ff80b3fcd0d10d6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

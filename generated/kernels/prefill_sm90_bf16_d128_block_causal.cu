@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         41e8c047ffa4c2139253456a26108ef6976138abf3fbc7200edd0a45ed9cf668
+// digest         ff87397923b1d5360208d942c1ceb5d832f14da98cca53d2c4045b8ee016ebea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         d06f787140d5afe19691484d76477001270b4f110c2f3ea7058cf9a69d61605a
+// digest         2efa5c6f452bc249d96b06160e47872dde7cede508145253790aeb1190567930
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f492cf11221380218698a6e428955a4f1ddc27110899afd4aa852237f38e184c
+// digest         1eb24af53b88d708707ee8f2f9f1653aefd8ba6ffbe64b7edd8d7c92e9547dd5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

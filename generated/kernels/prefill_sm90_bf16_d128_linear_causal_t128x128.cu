@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         8efe6119c526ffab92c116d6a6f88a6200b4455c1e12331348ee7404ed1d9842
+// digest         a75fed07ada23f69adf441d48a6aa50de39344128560d32e714feddb81b9e75a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

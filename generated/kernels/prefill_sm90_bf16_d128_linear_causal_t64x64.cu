@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         17c5bfc3a8a538660c5b8c7a57b6ac78ee91daad84a38cf3776d9c9ced8c63f2
+// digest         077cd1ae574472b221fe09c19af034218a19222f5b6f169e06af36b67ebc01ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

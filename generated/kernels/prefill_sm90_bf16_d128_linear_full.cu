@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         093b59593c41d9b3b2bf82e93a5046e9d4ba0c2aca30d35a14f7eff67a563f72
+// digest         56c135c21696f1e3428d5a38b49de831fa1f0c7b14e76a253df279f555f942fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         dc149bb0e5f8df1051bb046dc3870d858a06d7190c5d00fedfd4862150d1e003
+// digest         6164bbaa7d01781d64ef0192943ff4f0910c989b0c778695bacc92da0562149f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

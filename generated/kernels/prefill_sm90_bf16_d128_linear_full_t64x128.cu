@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         caceabf1dd14ee3deb501286cfdb7ce4dddafc4216f53397faab074b9cfb0ce6
+// digest         8df42b1f1cbfc39f7cb4e10023788bb168d899d73f8f9777a3217c95206d5056
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         7f9ce85e4919fdc9db39d7c53f07e407769427a0aef13b528e04cf200f8568d5
+// digest         43a4ffb3194e8ddeaa466f8e540538f94a82eae5da8d56369d432ba1838ee937
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

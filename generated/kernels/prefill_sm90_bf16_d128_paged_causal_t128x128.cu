@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         514e48f0439711b4e376ef0836f49687bcd2705fa074aeef61feec96743960f1
+// digest         61306d31f87a5dd8ece7715dd45870e8bfa92745acfa1d62b6d0ad3671cacd83
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

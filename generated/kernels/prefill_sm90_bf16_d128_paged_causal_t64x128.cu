@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f829d68f251755c3eeef8d42272e258b92fbc8865506f5db2cbe88ebf1e4b434
+// digest         294e4cd1f778df1f50ec8a3550eb431b0a833bfe7611d81154f00b65541517d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         3f3015f0b96a25d3e3ce8b2daa4765e26a031a38e4e4229e87ad28a4a7893917
+// digest         b44dc43a8980b75228190ddf980220593a97249557da3c6faaff148f38484d96
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

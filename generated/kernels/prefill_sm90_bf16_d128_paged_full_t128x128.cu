@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         f8cc5c34a9d0a221556c5efd61a9b18aa4e8bbb3a37796105af84dd60a4a1c86
+// digest         1b13003af68c0e6d969dea3573a1112cb5dbd987f9063bd53eca5bf95a626634
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         e2a7a52afa782ab85bd368cdc831084496e1617596e37c8a1e8b725241af908a
+// digest         08c5b5445a9347929a1de3f8aa615a9721ec556cdbb9eb3b7e4f127a267d2a3d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

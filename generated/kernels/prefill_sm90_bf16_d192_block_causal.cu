@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         1cd4998741a8b3e97101d98dd4469fc420798012c7fc1307fcfa103fa58a7801
+// digest         02a3c4296a09c400a6d769761a6e751604476a8bf5e2b98f4bcff0fee3a6d72d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

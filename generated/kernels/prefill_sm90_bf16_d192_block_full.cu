@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         8f4a695967cbf0737d34accc2e659e2661e1681bf4d6215d9a1114c5a0dc1880
+// digest         9520c18401886c5f69b66218a868cabc6485a20b4981b68d2c44132445ef8d35
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

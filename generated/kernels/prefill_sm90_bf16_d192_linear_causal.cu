@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         1dc4679e4e5ee73ed79cd27389526591b3e7f7b7a85bec243812d7ffd1fb4aac
+// digest         5908645110bb30275dda02552560841290c4c65dda43feda93b3b4e0e27b11a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         136a1973938f276f84de4bf18d2e57cf37118b6d97d1848ae8e404bbab1411ad
+// digest         c851c3aa951dcaac9745f95ae33fbc08cff97640925c8a48c79d67aa61915d45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

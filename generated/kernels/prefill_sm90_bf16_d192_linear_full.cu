@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         8220c0cebc797bd57c79ccb431ee05a858181257fbc472b8990358f1b4b0d1d7
+// digest         76744cefab01f8acc5bdb8e21dd9a4d6e0a19ab12de383e5c02ef648d9afded3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         04627288e694d16df7e3b1c9b4f2d9acf83369edb75c27e4074c12e9aa9bed8d
+// digest         dc21bd1623ca640ad1d472106e5fb107bb3d6ae94c191583d99ed115294d202d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         3a9f35d7b327ad35cd67c669d52bb62f4c25b00ef8c19904485fe6c46d151670
+// digest         4bf75910c0370de12bc7573115f8100c5e07be63659e8c896aa0d65e6f2ac00d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

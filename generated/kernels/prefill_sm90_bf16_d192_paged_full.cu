@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         7ea8388e08f05662f56bea6ca6a735221bbdd6cb4931399f25d163c5fcb42dd5
+// digest         f1190e0063b241356387928eab356e7b1d6dd73101446f493530d4f94b4be348
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

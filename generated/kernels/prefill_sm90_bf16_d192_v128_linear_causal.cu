@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         ff3a14382c24998d0ea7344a02c43c4ee4abecd750f562ed30a7ec3e9b172178
+// digest         3c2d4f680224161d4ad976f1103b7ed334c5dd83dc0387a002c84d29ade7484d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

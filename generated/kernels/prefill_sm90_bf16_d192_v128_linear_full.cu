@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         8a183dc315a127a6061e0289b3d20e51aa86709da5d9e70434eaa525551f197c
+// digest         08fefb90702b4c679b10e7de48850277af378319bba887849d9548f3cfe5f2ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

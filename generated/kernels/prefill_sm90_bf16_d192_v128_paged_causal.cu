@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         7cdf1e721fb2f1eecaa8b1d947a21cb6ed908a9d3ff38ba78fe36d4400a17e96
+// digest         14261c495b024a381e02c3cbb16ca997f8b2fdb50194cdfb5f94dedc8bf0a70c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

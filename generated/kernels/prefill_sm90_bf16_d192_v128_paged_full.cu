@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         c154442e552174124c48e72e560dcbf32fcff52ee6ee464ea726ce5899bce635
+// digest         33237dea9e8717f2df2c5585ce0d9c38f202d177f1d3b228cc7772741fd23d2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

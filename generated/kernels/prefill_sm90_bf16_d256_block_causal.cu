@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         adc045040b5bbdb611fb823cb5d00562edf6ce85bcc755a0c2c5040856f69529
+// digest         b3939df8dd71c61cf43c27370b5f1846c107519191a2d29a9c6a13baf7b01533
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         04b797bb41bd9273dbb55a427e14344dd844e139969e64e80835c14347d08a39
+// digest         5864358cd762f8cd054c60bf62cde64d0d38d707d75f94ec00788fbd4296bda5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

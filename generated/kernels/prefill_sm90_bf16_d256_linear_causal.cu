@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         6b66829dfa99e7e3071bab497c40613cb6b553944c016e39b35a6e4ec43da731
+// digest         2f7b5949faeebeb04b19629137df704c01d3a00ee74381157c333e22f2125013
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         a9f7f2522343949726e42cc55675ac1b9c3fc405c129a22fb101a6b6fc98a996
+// digest         dbe0e6b3538fb5d9718e2754b213b75594c8de3bc2e0d872fcc0e1640bedebb8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

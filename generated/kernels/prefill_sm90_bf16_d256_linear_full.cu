@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         ba9e776ca4e99bda9d542f0ae1569a88a124cebc61bf153b3e9790495f5157ba
+// digest         78a4d467a8ef7ce851243528a9e476d4a9c051980b6772edcd3ccc8f7063b5db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

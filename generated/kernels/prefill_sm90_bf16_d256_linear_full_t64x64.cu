@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8f846ee83c9f0001e5207d04c8aa4b946e85ebea045a59f8b03427e1f85cb6bb
+// digest         85e4d6c360c03ad6c71c1613d0fbe74519ae6fcebf123094d330d2a6203a9b19
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         f9dedd4232dd5dcfb3ca3e11b267ad6d893fad06c7f8960a0120c1af54238b32
+// digest         8aaaa253c9ed908abd1fb4f5ea13432c5e4b252be3e440bd949caddef188840c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         6bde6cd9ee4c1191c640ff3422f71d8ba715fa72960880fcbabd1edfb9674dd4
+// digest         542979431c0acdda1d6cbfcb8919df1077e29a6d2f599efa8b962a189b461843
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

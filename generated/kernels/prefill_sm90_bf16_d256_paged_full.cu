@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         fef5b329faa9fe0e080ae9b7b7a843ca8984724ec79e4023616197c2db1d6093
+// digest         aa8e15a5d874dc975bd0e4b8f2c3b8759a69e57238cf3c5c07cc29ed15f4196d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

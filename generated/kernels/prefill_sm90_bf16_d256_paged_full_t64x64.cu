@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         e1e1b29e53520e94ff5c7e9b3072efe3df94556ab454726178217b2467ddd4a6
+// digest         4f81dc017e4298a3c489f5085ec0b9a78d2cde5ee129b4407c8031fe2be9caab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         9fb687d72198ea0c099b3df4659bfe1768effdd2594ae6525ad495233231cad5
+// digest         ae8ecd8a3a1cb2c42a0efcf7d3ba7362c4d51ad1fa5028e95ab7106515b13a42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

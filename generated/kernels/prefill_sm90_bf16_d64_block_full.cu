@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         c39c26e7a4fc36899b7ab1e019b0b039a05f8570fa30a1c6e4bb78a8eebfaec3
+// digest         acc88234d240b6dd3bf79a60bc7c3e79b671fbc65a1e05ecd5b9d24c25572454
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

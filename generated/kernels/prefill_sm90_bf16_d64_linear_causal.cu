@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         c4f9f7d34092c3ed019bc36f1876cedfa86c3c10f04fafdf5fceeca8cb129518
+// digest         adf35bbeb539f23db5437dda1883f104e935f0a8af3196cb15e55c39488319a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

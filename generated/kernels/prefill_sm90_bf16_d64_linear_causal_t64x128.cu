@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         aafbe070baf609b09dc2d11a94164d015de4e1bf6e86e8aa6e66ac018efa975d
+// digest         c39e6d9cdb24e58c1825f414c79219bd2b4533e9e6b124481492e966c30c99a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         5c5b3dad2b340e03e03042c03f76748088e17b63f909feb8dfe436e1a2a57758
+// digest         4cdc59984093c09f3952d3d5534953eb3578847f05533d32098e68203137f649
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

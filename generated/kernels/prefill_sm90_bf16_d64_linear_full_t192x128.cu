@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         7a925c26317b06d50f360af99617a55f3f02edf20de3c7b9d350ea0ef5230bdd
+// digest         77b29e2bf3937c392580b2ce6e2195ae5bd4f40cc2adb882512c31693824bdf9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

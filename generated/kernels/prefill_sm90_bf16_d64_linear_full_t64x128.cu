@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         e76d108e2e7180794051d001540e7d270efc7fee5864a1920a027d2cfd505717
+// digest         caf71556fd112a5fa3ad38eab3cd007769f3968ca5c5f8130cee7ebefed891b9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         a0844de4f681b5b24b742da208a1d126126dd2959e753819d3f1d638937b919f
+// digest         571a5a9ade38249c86eb399738c134d2b36db651f00f95f4fd32416235887f87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         8d0edd708382c3091eea0cf54b4ce6707e195b439cff8bffb68754f69067befd
+// digest         91060189b8902d8481d94ebb5fb4dfd0cfaad3f1fdc7f64cfedfbbcde6f08e31
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

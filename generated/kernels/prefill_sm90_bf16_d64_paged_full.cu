@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         ad13cba8eb189272888f5000706da54c5f130dff9db99451593339c740b6f9fa
+// digest         189e5808beb0ccd370ab8872c2a7e681a81a74d5f553a7d00d9de433969e208b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         d858edb7f831e2e73a3d9b65a3d81a7f719a9807599d67980a61ada5f041a9c7
+// digest         f4c596327dccd031f536e4b642d242b1f22245110089e89cf716495745b7af58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         26670972414668ca8e5bedf336e38fa887565b2e832ef364b5cd2f813462017a
+// digest         72d49aa4afbdb8fdf948d81d00cbc3b1a99cc45217fbf59a8bf95ba9310e2f39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

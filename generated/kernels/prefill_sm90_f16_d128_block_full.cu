@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         1eb266199c71d6728b92f722e41b044a46a73c811880b925ab17b2d4005c1ee1
+// digest         45020234f4012db64e0013c7fb12079ea9735cca1a010ae90e6cc6aa0ab2af0d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         d9adb860ce0158a4940fdad8bf3c6d224ea490f7cb480406a6a6c2e49fa4eba7
+// digest         5d6adc56500aa3a383aafc565a0408d6152aef36e6d907af43f7db20d6522b65
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

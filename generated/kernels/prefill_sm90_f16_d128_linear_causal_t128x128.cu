@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         9aafc6c4a39fd7cf83873fe8e54e5e9ea0136bdc8d205cc7ba257f7af0dab4ea
+// digest         6b7a63fae489d9f776235ef69cbb5bc1842483492c0a1de3f86777ba78962b64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

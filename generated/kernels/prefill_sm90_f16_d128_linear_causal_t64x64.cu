@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         90155a4436a1a9eb7f51757e221d465eddeb032884781f9a95549684fd225645
+// digest         11fdfe8bee390c51a58d3887b35e846dcf5a5be4684340a653f832dbb1fef289
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         9c2fc64dc54add711cb31383285869b6eef94fd120d8543311248b3b74c3447b
+// digest         30801be2c0005650204c28da3eaa04d9508e19e57a092e3779bec67c67c6ad8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         b763f48e0bbf46c6389262792ccc27db898dc0627c2c737647721a82f5f692bd
+// digest         aeaaeaa436094fc9e29171372c831925f7a739ace218521f1bcabf918c092365
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

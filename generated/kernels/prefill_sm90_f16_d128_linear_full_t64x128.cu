@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         ed858a410d791ceb29ff05c68db007a19175174506a02c7144c7dadb62563398
+// digest         b371a1e3d20f1ccd1bd6aa93eb0f8f18d958d8a7cf44737319632b9f61ff6b05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         c4fb2a23a90d90bd73567cf35ab1131866c63999faecd30d350d3182042137f3
+// digest         8b821ca1d21bc479a5c6747edf81265de787c6ac12fcd0467e62fd146347922d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

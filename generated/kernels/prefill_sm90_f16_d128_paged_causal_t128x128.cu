@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         9b3e771decf3dfe05858e02c8cf3e7bd899f929529cecd9fc82a82d6910247a7
+// digest         e2aeefddb64f038312104a2222bd820341c9ae55a17646505ff50176dfe5e5d8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         68f36eafc4871100c55becfdba68a99a5dc066789399e0c7890159015c75b5bc
+// digest         c81a37629444339f99b5788db467baf0a078bce1b7843c354c9ce994766eb6a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         e4a0dc4ce3aea147afb8bba8e90334fd68dd16743d4dc745f228bfcd7bb0f967
+// digest         ef3b24eb851a5628113c403dabdc4ce3e1b96be2e54c75a0c90657101a211657
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         a8aec0f862b1f5b1aab56f464c4b98238f715ed51ea90fd7c2e99ef275cc97ec
+// digest         1540a3dbdee070c3b0852c8d84d9d2052017be2e1c7501612ee5bef59106ba37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

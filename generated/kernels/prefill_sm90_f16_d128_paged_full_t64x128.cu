@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         a6f1f544792cbbb2e8ea9092a2ee6440832b1ba9b54014ac34285ee9f30b0213
+// digest         b609c66d2f8b1fc16837cd776068b062910bbb9b44d14dca73b03f5173fc96e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         dc8bc6141648acd7c150e80b5667d548b1de67ecb17a49fbdf2bb11128142d1d
+// digest         2ded5994b81e62d0ff36481c2d05303b091e4dfd4b67e7352e089e12eb62069c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

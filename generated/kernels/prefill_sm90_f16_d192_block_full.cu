@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         0087da9f3ceb366d1954cf136af4a2ca887e97a6f0ffde58fe044fd50280c320
+// digest         113a71560e10b3f6be385b75cc043546e28328ea759f138105dbdb2d4ac62a78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         7cdd8d275369f21f84e3d2bbbf018665aa546386d033b1e965a9b225b396b4ec
+// digest         028250ece8c92209c24b9cbc82493ee9d613b9a744c9d56ed4f09ba579cad870
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         5ec15fe64189b77c90c6340037a8c969c652b5ab4500e03727bb1145ac247056
+// digest         9ed73a2ece6750a86834be43ae82bbdf0f12c29edbe64752d695eb5e951c8ed8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

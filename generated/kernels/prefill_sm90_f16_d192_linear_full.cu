@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         4d051e5edefbaef11f1df3c20a1e67ba170ed5782db31b8c3fa790b5fd29818d
+// digest         32ab76e973660bff4ba81d5618874531b6f58eb88bfdc1ee199ce5a300e65ea3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

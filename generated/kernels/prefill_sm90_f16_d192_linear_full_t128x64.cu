@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         ebc53e8e7bcacf4c9cdf1aafa3827b7fe8724c1e62cb5b5ac9769cee827336f6
+// digest         35bd9d8e911d156e55aec782f3fc44cce1d6df133e2ecf71d70cff6043a243c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         b9ee8b2909cad71b2fc7eb57117d8ab9a5409b56a07670ad6974efa811bc32f8
+// digest         dcf24e6064b73e27b9d30ef41656344e348a07f53624c7c19b011cadca641f2f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         a24670cc3b6ffb740a128564fd4e96317a5b54dea543057da347c068f8f74bc4
+// digest         4697e5d25b2d2063ac7668b1f1b61734ad8437fa4c519cd79c89b626c87a30a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

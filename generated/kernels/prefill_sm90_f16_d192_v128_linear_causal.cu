@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         397dc290220ce4d6e8ef06611adb918ef283d8339f46c3213b52b697fc20c4c1
+// digest         2f432dfc736202754619c52f2a77ab92b4fa34b749c98f859eb867a4fc62e0bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

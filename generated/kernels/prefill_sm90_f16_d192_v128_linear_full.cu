@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         7a2bb5a44bf0563f2d640c7e6c6082ca05e0424e9e268a5b12ec9e806760fc93
+// digest         666b633b8344fc0b0befef9b4c8a7dca02fdc8d58c05638584dbbdde7aed89ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

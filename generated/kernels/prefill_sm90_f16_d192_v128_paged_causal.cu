@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         f188ed5e76e7053c3490e46e7005ad03e499e82f0b4dd70c31a329d7f80e923d
+// digest         8113496eb760dea2dbf3ffb539687d40b1cc4bbc775e427f4c792a957513ddc0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a97174e2351d68fbd77cb1a58606f37ade3fd215edbde50c38a1a2689e61bb37
+// digest         64a2b32c21956e1c6e1ff1a8d2ea0dfe2b7506a4ac3e20d1e3ea7d70a1e0c14e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         f356caa81a8472bf76cdb592cd2740c9c5fe7155e34775013c3bf80f0df4f23d
+// digest         f7ff54385eb8f6903c5349945c3628213cd1d100954abe29280db472f7334121
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         cd8b3a429181f94d13972c51e61248a7f99b368e6863fc31ba150fc8210268ac
+// digest         b6491df849af4df189852ec8e3cc45a6908f5278afaf78c391acf9adc95bef11
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

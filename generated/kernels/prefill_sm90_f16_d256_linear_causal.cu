@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         34379c2d4459ca97ff9afca957f4e879e97d40c2a5fb46a1cab8902cecd19907
+// digest         46000a0617b94991f4c57f6429c2282f2efbfc9c4c448fd1572e0b81618c11e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

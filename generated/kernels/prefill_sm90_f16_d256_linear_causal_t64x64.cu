@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         89c9838e6e4d5d19fac4e060d25ccfb8067c8ab27a1279eccdc3ad3c868eeee5
+// digest         a703f7226a4428258a8408b8e8641e066e5ca221913d87faadebd8aeb418924f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         0216af6d2b1d773dc9d57d374e8b297019c9a56057171335cc589488655b5598
+// digest         b243f4189e280bdba53da13804403c23c1ca7f50264506e0c6e79c290a889ad2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

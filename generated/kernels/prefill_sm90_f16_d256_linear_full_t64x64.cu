@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         ce9626cb9bc254cf24cd953e429e6788b7677b50e9f2b2f4259ecaad3c010fc9
+// digest         8dc3ea6c5244bf63c1df456f1ae0cc5d7f3e8fa7236a929f0d19c4f751b67309
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         61adcc8b7a7ef31195378dadc69b8e12f5ba2778928ad5f1051c4913d4e07c68
+// digest         3939f2f2ff3581c35f319e568e25a1debb72836fd8e76ba40470e57f0788e254
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         09cf287c6f820bc3e092b4266dd49e9096f5a6f05aec56e828fc4c49ea10fe90
+// digest         2006645cd2e196e2031706c4111f9785a888511d8a7427d65ca0138637ad1166
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         578d7f831fab351b06cccb79fa80fc2541829159922e4e259f3c3117c0081593
+// digest         c7a20ce15f4391049e0070e0720b4a990fc6aa495f4e58586fbb42519e0851f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a683ef2d6974c1af077459d0696ccfe42f82b9be2c6f821bc7b0f57feaf42825
+// digest         a500dd7df128fb4709d382d30ff919d93d47d446b980c1e19920ef7af29e8541
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

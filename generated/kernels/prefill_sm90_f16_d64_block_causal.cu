@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         49846dbc958bef372cd1e45270b5d83bb50134e4d8b616bb01c612e4f8c8b710
+// digest         5fcca2b04e492ba97440c68e0610c37aff2eb840b79ffb63b7db05f4ddb68883
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

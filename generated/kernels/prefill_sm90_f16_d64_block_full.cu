@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         9cd0eee071dfe94f53912c27b6da8cc7199987617d99fc946771a06bcfb0f7ba
+// digest         980b9844c05f1bf30fe9fad7e34f801554af467ad1e0c6eeeb735846bada8a7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

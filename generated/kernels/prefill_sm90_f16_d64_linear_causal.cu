@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         e5a05cc9024f352a7674e577e1a5afe295d4754aa6be7dfccc2c5e864a0499ec
+// digest         0a4459fdb39ae845ade901d923fbdc347976329271f1599dacdb44b0ad921557
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         de55ff8a9fa0087cb55a3bd1e45f2f65c09846541fabb194077b3a8549315689
+// digest         601bd8de87dcb9df343910081dcc092a9b598dbd8e985023013c1a9dcea1d40b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

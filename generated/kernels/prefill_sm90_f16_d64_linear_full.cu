@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         16cae8f9913e90fa17a59be2b8f75f22af993f6e73a884b0faea6e979dccb1cd
+// digest         54976c37a0b0156ad377f9c2aaa8e2e2d6f8f76847358df9018ba2b998c7e2c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

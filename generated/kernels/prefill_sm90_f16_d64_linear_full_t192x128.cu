@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         62a36786cafc46bc06c32e6109750a4f1be3f4c9ada2ee48872f367f334c0f07
+// digest         c8a349fa92776ec2260dae2e12b9f5cba7f4bea3c7552217db541148e453e533
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

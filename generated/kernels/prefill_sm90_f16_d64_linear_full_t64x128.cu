@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         cf563ef7c0c729389a996d956475c9c8897c702654fc908a7daab587bd4f985d
+// digest         2215f364986807610d507daff12a418f09756db5359f12e6d14fed29921cbb2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

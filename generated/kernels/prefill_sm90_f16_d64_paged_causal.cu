@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         505e496ef09170ee92a9469f280e71b3dec6b8d19a6f1d1f9c6ae31ab59a84b3
+// digest         8ec12a1b548787cf6d75da33b1e033816e1aa97c63ff60d945ba853f1817f2a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

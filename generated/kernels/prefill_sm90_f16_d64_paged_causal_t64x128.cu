@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         c4e389ea6cdbca2e46aeadc994bd8d705ccac0cacfc07387480fe2c7f35827fc
+// digest         0123cc8cf2a0ac8873ebaf7a50d8b0bd94f81fb13f127a8d8d60ac6e5cb88855
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         e7d665ccb21b91164614c676dd38d97de2099468261893a12ca22518faeee253
+// digest         2d2ab269ae105c88574392936fa7d7e9a0e63abc266c5b0ea4a2d27e10056d2e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

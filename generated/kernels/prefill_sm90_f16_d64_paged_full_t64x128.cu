@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         f50f3606b077253b3ab996fab18e10a457282a6b2c477c0d7cbb83496017b3a2
+// digest         432da8ce977c211a984364ae3feaaf4ab293848613abf78584d34907ed0ad914
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

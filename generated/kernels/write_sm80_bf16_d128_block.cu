@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         ba93d53bcb960b9d4c404ab6947320754f89140d492f0d85c1203a406f2f550a
+// digest         7ed3942c316e893487d50bf719d46d3a85c3504926a37f280119d4231f76cd49
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         528096cfc75ca033aafbc8324c499f874a36fde9f143ac05b2552712516bfcce
+// digest         76f380fad313280a23569dd75d6d8bac8f62e0b2639540fad710691e08052d49
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         14e4f25c1a808261a1baaf82a318af7f3ff3dfbd7db7ed100f02c78a5b37b8c7
+// digest         895f28541281149cae1ece773fbf1313a3872bad333eda3ce806d370cab87dca
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

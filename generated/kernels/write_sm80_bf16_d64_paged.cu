@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         f34471b5480755cab97eae77ee717b5859ab117b699cb0bad658a39083a989c7
+// digest         c8e862f7985d89dfe654d51d4976b42d152e3ef07882bcb9fb64f3447f11115b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         d1b4a429b0d94d5ba16657fe0cb7725ed6caf565e04891151bdc85ee0574b8d0
+// digest         dbf71f7361e6967c1a4de05c2e4445962c9fff6773191259f7da58c648730123
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         956f195d74e998051978c778a82f017bd5fd7798ee25883de9e04fa6993ff7da
+// digest         f1274ca0d400e4808f5434efde53838845699e0fcf76877c4b3f3635fbae6b08
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

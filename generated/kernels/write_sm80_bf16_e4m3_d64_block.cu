@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         9f20efefb9534139f0bee22323befe355e58c772913046dd372f6f272c1340a9
+// digest         334fb43622bb4a0c3542dc3e56843a8f9e3ba8a70fcc71f083ed07f0d8b68f6a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         5f8e3c8331edda67f6206e404db5b99e1747b8662f2ecb11c7a09e7a2051fdc9
+// digest         5711653bc774731d1586b8c69c99f6b6879010bfb06c0a13edc92507c37b1364
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         9a00efb3166ad7b8e69817fabe90c9f04e4be7550752b6b4ba8b182a9bc67981
+// digest         ebb213fbf5e7b7849b651e3c20d36d00a7c6afdea9f9e78e02b2572d3429a631
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         afdacefa9affc3f9dc5dfa581416d87aa0b6ce2ce4ef1c4f9670ee12cb3edb7b
+// digest         a0cbd2d38853c79411662620df61bd0bebf0fd0dc18f6d5ae8cb0ec7d0300f8d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         1b15f8110b342dc77fdff3befc43e995620330f949bc48e3fa07e4e27872dbe6
+// digest         884b92fedec3994031344cb7f23408de82fa7168181a2b537c323714b2aa634f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         f3040f281a34d5ba55aca6afde69906c28d4ff096a2b5f70d3fd8471d64195a5
+// digest         b0cc66909325c5615f76908a0a02efbc78c4754e291320e7e80e8cedd74893ba
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

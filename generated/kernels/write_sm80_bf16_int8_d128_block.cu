@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         9eddca783be5682ab45e66b311676c7d770da28268bfe67e68dd9fb04d18d555
+// digest         13a8d05079cc364d0ee5b114ab4040fab3bd396f699d6c491db822ffe6bbe590
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

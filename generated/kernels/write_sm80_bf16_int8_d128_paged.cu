@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         336ca5ad5cb390e17e8cae2ae09b9302bf517e16c8c960ae9926576feef2a98b
+// digest         18470ae0bff3dc5bacde3b2f1e9c9965220dc38e79b10f4b917268ceec5d153d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

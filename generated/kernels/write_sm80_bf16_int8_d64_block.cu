@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         11297f2e15bab5e7f211af75e61aae6324a63a36a3dae2aeef765305be55ca53
+// digest         fc1408553367206f44f9b84c1978e105567f024a6b61a82932e72feb4f6cf53c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         9ee93e99dee66490ed0e6e9c686a4ea40ca773bafbd09170bac71e3101fb930f
+// digest         18c7f7a513c2178620d22a0a49c9b278dd7e75834a44ca8cefd86341aa065ba6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

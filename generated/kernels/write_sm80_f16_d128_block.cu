@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         4950ed44fdccb935f97848eff9702a551c20acb99bff532181d78873990d6521
+// digest         8241084a2429f2efb28cf9cc1b81783364496612d2de0ad93a508f1bc167cc1d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

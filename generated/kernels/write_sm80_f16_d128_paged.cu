@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         7f21b8b2ca18890eca949666bc5f99eb2761930ebb63face3625a4f26f0ba654
+// digest         83e18236ecfd134361b30d696ebf696dca01d9dde3743812bc299f8134a57a3f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

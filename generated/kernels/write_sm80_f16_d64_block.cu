@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         ccb75dcbdf15aa8b749da5aaceaee0ee07b7cfaec7abd2899fd8a941cb2e948b
+// digest         7296f565cff96bf71b11a4b6ccd881c8b59ba77c10146d9c0bf6f54037dca627
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         19a3a5cc52f81708aad50e092835fa96db874261fdcbfa3c1317f5928998c866
+// digest         e1d8293f2d9315d42d32c75d7bfc06d0592d4d8f10ee62287c5adf766f2b8c30
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

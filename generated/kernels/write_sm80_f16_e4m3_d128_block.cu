@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         7d71c8cf4d9e6d36f7581239b2b9b80c83590da260bfc6ef25d4078902475102
+// digest         4bcec8536544243546e0d2295cdfe586cfdac20955c908abecb6adeb85c31cae
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

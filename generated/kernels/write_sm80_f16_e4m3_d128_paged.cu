@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         0a43d2032ac8410ac1b8178f1057f508fc11dea28aab4aaef00c4db609fe3378
+// digest         294261996b0f916c4df615393684d3cd06425fee77e90c07d8d61232b033f96b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         1128964090ccf79053d4fd81dbcee0ffb6b54a54323d9f31e53adeddf1abdbef
+// digest         ec23cb9489c4e926a2f9a476fb7b87d9d58f6174f481833fb3ce232bb12781d1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

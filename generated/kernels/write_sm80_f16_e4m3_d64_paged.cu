@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         37d9b9817f2d6b279eb961186221d61c534921f763fc5f85a1bd68d5aa53b9f7
+// digest         c010765eaff942264c3da7fa229754572e687aaa8809f75c683f6453de2a8c4d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         002311f6ace22b76768646413d0535b56045c4bccb6bd7a1e4feee13f6389c26
+// digest         2ca2ed649fa27ade19f8310d5fa7269251844a4b8937712a46632783cbafe8bd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

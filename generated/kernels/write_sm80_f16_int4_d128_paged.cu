@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         88ca42b20428c2447bbe3463023f5ec8f9f62447201b8c41fd97795c96d104dc
+// digest         0fbd7eab15da355c6da2e0f01ca90bfdbfb54f1e43823d52fb32abd84ccb30f3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

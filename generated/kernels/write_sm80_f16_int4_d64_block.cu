@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         4057f3d482b2ca92878ac464f0f51ed44f5593e4b063a4315ce322ebf0dffa18
+// digest         a23f2d9b97bddb227fe8be6e49173a6a31b5d007fe5e854d710186ae8cb29184
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

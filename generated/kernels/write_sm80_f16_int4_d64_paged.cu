@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         b8dc718be0c6c0e11bc60a439bbfb608306a25e326a90b87ad2432b92bf25779
+// digest         cad59f9a1338d764c32c1384c556e53d368bbb4f3b4fd2827ea60bb92039dc99
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         31865c8abc6c3c05ef3360a394ccfc6304481ef6daaeed2ef2d0209f7eed84ad
+// digest         6ef7a8ff2b22f76c532006ef0fd0d4743291fdae0c0ead574f26f5c542ac9972
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         b12d274351d1eb9f7dfb7c7085c6df4a6792c9ff1b6604d2cc60c1faf4549cb7
+// digest         3122b067dc3ebe0867155a38feff0d529590964ad3fb2e3873c0023132ff2eeb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         7b620f138db9b21ba9a4494fff8fb7f764578b40645cb61ef66e4e5fc7519e45
+// digest         6ab87b92726a899dd5c19b09f74d2d9f91f5822c878368b19bb6f7faab3345d0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

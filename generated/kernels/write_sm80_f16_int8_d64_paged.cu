@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         eb7745463ef02ae68464c899b99bdf8d6e2a15e418244e230aa948419e157875
+// digest         fdd06a38c5cf29b865f122ae82b60c8407fd376e0cd12201ede72acebaf3d3cb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -6,7 +6,8 @@
 //                  T, first the scale:             x = code * scale + zero
 //                  Byte i of Int4 has element 2i in its low nibble, element 2i + 1 in its high one.
 //   E4m3           8-bit floats: sign, 4 exponent bits (bias 7), 3 mantissa bits; no infinity, 0x7f
-//                  and 0xff are NaN:               x = code * k_scale or v_scale
+//                  and 0xff are NaN, which writers keep and attention reads as 480, the next size:
+//                                                  x = code * k_scale or v_scale
 #pragma once
 
 #include "attn/types.h"
