@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         c863c529fc2d6325ce613095f2a21a74be80c3f46f0df9f922f45938c20d1cc9
+// digest         ea597ef660ed5799797b07a95db9337b5a3a386cccecc2f098ed2eba32bdf1ff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         c323fb793ba579ec95fc64bfc63e70779d7da7cc33101d113dc2dbb3530d6d13
+// digest         596fb67a65b0aecf308371c3c7a39de41ddfba06ebf3487da0414b9aa4418c0d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         79443eb7de76225fa654211b0d2065bbc7002bc01a1509a40348ba3b57a1032f
+// digest         696d835035d14ba0ad41b724dbd2d29d0ea80f4376ee7bf1f6390e19f01455da
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         2c791ec91815300c98b2d333646155a6a8dac056d010ce25fbc68f3e4f62cbc0
+// digest         3b00b34711c96a1e8e90037cb3ce73bc0bb08717a6a7d260ae7c120589b60805
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

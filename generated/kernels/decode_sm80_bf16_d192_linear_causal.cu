@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         46ef59de511942a2c74537fe6fe09b1fb0b803ebc42d3866179fd5c1cd8517dc
+// digest         c1688d0aaef827eff412ca93665851e129f40578000d9afafcc33a46cd911d15
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         5e88abb40695f0b7debaf42d0e1a82d6b968076a95a558d3eafb5cd387dd9c11
+// digest         f1508ead5293514d100c4252f17e57233013908dd03333d256ff46faaa64f6c0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         a65b798ac50095a09ada6e6dfde88a0926bd37037c2939266811240723ec00b9
+// digest         a216c33ee2701a376fcc64cf37e955ce669e8305e5d7044825bc76da6bf7f007
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

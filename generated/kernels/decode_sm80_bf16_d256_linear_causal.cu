@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         6d96cb7f99e1d43be108f475f6a2387e3a795e4eec13b29e87cd3424fee8d8c5
+// digest         5d0e909d69e5fb3fb0df94e8b456aa20b4bc58451756843eb785ece09320dbe2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

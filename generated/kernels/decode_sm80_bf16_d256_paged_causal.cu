@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         c21f03d2e135e2a3960c1608919a4741758189348de44f7d2ae0dc6d2fcb08fc
+// digest         e1202eab256d35901c06a406090b6b65f9c9eacb24b57499e1142938428e9515
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

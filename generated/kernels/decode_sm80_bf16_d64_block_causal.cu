@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         ebad6a05d1b010fcb22aec568246c5e91c9b24d147f31caba3fcabcd0285c00c
+// digest         0b986b0022d9aa18f270e0b0250839486410254517e9d5b7bc6b80d896e8ebf5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

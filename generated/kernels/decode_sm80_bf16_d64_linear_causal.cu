@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         6a45abef71d819b2d69445cfb1eb3c3cf2528593b70bb1db1ac9d138bde6950d
+// digest         e1a222c12b70612266a46afb82c02b7133f8ca58945fa87b7fb21477f7fb5278
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

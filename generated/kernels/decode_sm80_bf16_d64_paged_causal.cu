@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         1fd50d042111b6079b7b55fea382a37ebb38fbac8ecd7d2c533758e8d94af644
+// digest         814a9d30e40d6dfa7cad5959583e65bf1bf197e935c5c38b7126681c4ad04313
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         dbf3c6b792b744c0ae63a41d0a2e88d233b10235f4feee88ae2678815e98cfa4
+// digest         cde7caa0c7b63eee113c1bc1070f22641fddd8e20fe1abc5ce003bf76e1abe54
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

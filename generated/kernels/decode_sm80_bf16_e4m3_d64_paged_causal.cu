@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         76660552b73e67ef6e368d69b76be6928c4f4cbe10ded5bfd63b3dc0d0cb0ce4
+// digest         b42c59171e89dc3b627d8ab2eaff4184c77ee9426188954b3b1c0ee54626f99a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

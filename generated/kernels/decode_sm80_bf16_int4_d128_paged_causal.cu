@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         f5f70ed91ab46f70361aa398af753f0d88de755c53fc0f073587ed67042837ab
+// digest         27af7db1d2b3beb5a15f82cb2578d5b6ce5931f34475ab9d8796be097db76354
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         39f0e2abf1cbb10c94b8e38fc001351d9e1127b7d6e41dce1f5a9e51b855879d
+// digest         284786accc3d168e187fbed0426d88758b20ab8f9d9d3d9b2e2e9fb2a5ba4dda
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

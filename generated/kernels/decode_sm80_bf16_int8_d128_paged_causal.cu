@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         0391b0ef92e2b0631206b63163bcfb502f9f5277b2ac3962ea2b3475006d03b3
+// digest         068e26049e8ad64f07e933ece93b85d74e3315a1cf5badf75252b1b3b64c53d3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

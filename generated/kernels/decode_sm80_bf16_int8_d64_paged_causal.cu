@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         1a73110cd5554f802f353b8ef502277781644bd99b10d50954c071c6a0b85830
+// digest         d82bb197378ffb159dcb708ce79108d0dc2b404e1be7e680ddb43c22423c7436
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         45c1471e8ba22bd2166caa59831ab6a308380aed2d2b686e65542de25cb649e8
+// digest         78a9d8ebb3b737565a2db914a4e34ac431f8584c56558324dbb4821cb23535c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

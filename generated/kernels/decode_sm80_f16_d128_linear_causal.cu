@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         c1ed79b376217dcdb9409b65347856f9c06793d1ab13aee1888191d109785425
+// digest         8055dbd16acd6a2d92c8f4f50595d94ac919b287128803c97722daed63996d92
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         c6cf370c12db9596ccabcf7c96093d4d04f11fcf30134188b6638191d1bc9e7d
+// digest         0acb9ab69ed28730d0dc1a383b4c8ba72749de7ef0a4286591d22436f481bceb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

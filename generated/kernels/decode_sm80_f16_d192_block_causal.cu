@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         9655565888dc26504a7813ebd13201448294c72bfcef34021049bb03abdadc23
+// digest         89149509742092fe040845586240fa4af48f385c4b2f479d386071cb8f8ca5a4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

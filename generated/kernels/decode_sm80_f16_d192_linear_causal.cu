@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         5eca0ae73189b24ff20bd1f9a9e74eb02160d6b62df5c2ad627f5e183c798d73
+// digest         fd41c5dffd355210265b0261249e36979571c7e0d743b21de999807fb5736c91
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         cdd62077258f05fc85acae7500c9669c22e80efe049506e58cf69329901b7766
+// digest         b40a7bd6aeb0abd3921b5dcb9f16dccbb6401142e2ed781624b84ad7b2758893
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

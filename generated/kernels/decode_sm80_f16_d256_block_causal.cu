@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         f97746e13a32a3d903e02b4c91c48f660ef588f1ae11ccdbea49402157c1c7bf
+// digest         df97d530b14ea4652149b4132eeb20cc57c763d488b336505a08a2c816d3cda7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

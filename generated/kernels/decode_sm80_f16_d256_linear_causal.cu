@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         445c662e6f2e9e4c264ee56331e78afcefec63ffd14be6d39b704d8f8c6979fb
+// digest         8b36d4cd5f9e3822020aa8dddc4070a08c9c2016cdb8cafdf42eafd4d0ce4bc8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

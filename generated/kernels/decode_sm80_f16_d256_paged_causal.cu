@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         661c8d988e5f50961822bd885d819628f077bbfb8376f934f3a2f68585cd58d2
+// digest         684c93a248c81f30cf1e78589a8200794b8ede1f7284f63ee3a2178217260dc3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         8765d8dd8e5102bd0c8ea7affb90d8f3a9a465dd115eeff6b62dda4e64415b27
+// digest         7eb1290b9ac990449f8f24b327e02f43d2ce7bfa4d94c5907aa09f65df344c04
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         1c1bd7db477468193b699059e9c63a87f58d7a9509e76c843c0cba8a78072303
+// digest         6093f4c3d327e065af3128078aca66ea290703278c779f141513aa863266e742
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         2305a4fd6a5df3ef51911073d11f2e900f9d0d684fced06a74df192fbc46edee
+// digest         7b5c6fcc6a2a2e286cd803e2d3699e142ebf71d49b9de56e0a74c8a2f060141b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         30c3b3b881b99efbd7be9d9d48eb49f1b291f9202c9fb6975daf082265aba437
+// digest         62ddf33190f0f80360b7a23ee305e17ec754c3bf2b4cbb587e9fd1463445ca02
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         6ca1a01d1c018ba8a5c512171fd87248713f95bb050db683bb6dc6d082ba5b83
+// digest         b5fa928f5267ea2f8b80461528b0c642f8083cb975d0ce35b5e1adc0e9181b44
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         6231f7d4c4519524430025cd8b7dc347ffb40c9547e40e0102858d2c033bb35f
+// digest         c39eae5f6132631fb76f84e1eb95ea2bf49ebe3af83c0ba94f0aa15457e1ed5a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         f98e3e68c0527de599361970b97be4ef965bd20559ed1ea65a63d2051ae5854e
+// digest         a5fec66a889ad99b9608cc47e59582ae5f431f02218f6d29980653e1e943c21e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

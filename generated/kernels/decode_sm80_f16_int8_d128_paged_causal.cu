@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         a27977d9a7cc0f4e2c8096e5594bb11dca8d00290e0b8437c514b67bf0b7b4c7
+// digest         474c51e77b763b37b5aaf20c9090d80ad7127e1c768931346bbdd7a7b0916034
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

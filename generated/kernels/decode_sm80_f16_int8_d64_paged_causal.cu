@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         ed16b31b4627a2a212073a314566dfaa9371d86b7a25a212339bf0841509823c
+// digest         c91712478ff1bb427e21a704792b9e0d30fb3daba01ff97e7a4b792e1756c7d5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

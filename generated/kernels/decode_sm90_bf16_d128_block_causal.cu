@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         a9be769e17d251db7d66e80a4864b9478387ed68e8e0348dcd44b69241986bde
+// digest         d7681776e05609f36bedf8736c61172d68a3fcdf50167b96342d554e2a317de9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

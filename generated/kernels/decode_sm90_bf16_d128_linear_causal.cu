@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         8ea525965701dbf23b0bf18567966e839cfabe17278b07aa9b6b592e2b9e35b7
+// digest         e83a2a29c2a3a0793a9e4c1f8d8f15d0c2b197ac764cad4e26c79c6b0c1e969f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

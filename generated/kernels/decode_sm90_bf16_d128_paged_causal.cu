@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         fd1331839e147770a06f2031684066456198f2bbcc14c537c609974e8a55b4ed
+// digest         f3640a581d6d27d02889063eaf7ea5b5bdc8c8c0235cb822faf1ef17561364a6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         402b69c493a801345a61e4cc7e7629c3b9b8e71088e65f144a71ef177746a77b
+// digest         87e6202366bcf0aeafbc4ba713146a45bd267a827f974aae97146d3223ea6327
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

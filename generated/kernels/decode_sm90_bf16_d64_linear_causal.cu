@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         dca901e1fee7cd823539fedaa71fcbdeb34ad6d3b107125f5b30dae4c7424ebc
+// digest         66e0767310fe1b4113a87bec7c5edaff066b8d11fa24c75935db0c7202130efc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         b8be9ff2d2e5fbae86782708aa29c120a60388dae8b3c14b2326609075c58f7e
+// digest         9a981a6d553c27f6eb34fa46522925845566079211e8698ffac3d491c6209b83
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b028e2290b03bf0d96218022b913def78849ab32fb2a4fd7c5817dfd22a95be1
+// digest         cdb4af261b2729264c1e0900439ded33dcb6e83b71c195d568518910a3292f4f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         65ef8cb4a96d790647384f3aa6bb4d461373feb800f6c98e4255d28e5171bc6c
+// digest         b4779b2b8dcbd0299c558b1c1c3fffc9f4e68e34d9e1891e33a5e65795b50331
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

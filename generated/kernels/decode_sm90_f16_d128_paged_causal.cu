@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         6f911305c6ac3a9b257bc40ed520e5deb1bfd26bbeb6bf7a14d182a7474f66a1
+// digest         0fd7a1e3ca30cb9b863af7d8962fed50060d6458adb57f4a62e7c9afd42a4561
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         07e94df842180bd8743f5d7ce94919faeb3e3a2b79c1b5b64d2397b8ec1141fd
+// digest         2ecc43466984254ef3cfa9a46e75a4e9a6f8898f3e1f5ba293fdddc9da319a55
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         140abd562d938345b652f006e0262a14a8201d46f3cbca53f0a69daffd245169
+// digest         75235e35577f1147cb4cd389cb8b44e882caa69ff6f90a5b5c0d20c609789ff6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

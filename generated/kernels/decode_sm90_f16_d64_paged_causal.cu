@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         a2a1b3715a4384bb231d3496589647845c2ac187ba8d3a419ad0c9b8adddf2a4
+// digest         e09ba65255de5882e5600641edfc65ebd266dc5bab375801d2ba069c31c70c2d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
