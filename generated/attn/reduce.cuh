@@ -3,13 +3,13 @@
 // a context-parallel group.
 #pragma once
 
+#include "attn/arithmetic.cuh"
 #include "attn/cta_map.cuh"
 #include "attn/key_range.cuh"
 #include "attn/split.cuh"
 
 namespace attn {
 
-constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000);
 constexpr int kReduceWarps = 4;  // rows per CTA; a warp merges one row
 
 // The sequence that holds a token: the last b with cu_q_len[b] <= token.

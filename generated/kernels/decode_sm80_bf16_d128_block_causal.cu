@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         ea597ef660ed5799797b07a95db9337b5a3a386cccecc2f098ed2eba32bdf1ff
+// digest         12567b2a98dd44f78defd90af3b11d3ee03ae0485819a1df299a4da84121ca6a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

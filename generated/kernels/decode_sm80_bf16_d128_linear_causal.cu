@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         596fb67a65b0aecf308371c3c7a39de41ddfba06ebf3487da0414b9aa4418c0d
+// digest         fd7c694ac54eede0d94bcc4e091aeba47d0b573314baedb31d1dc00ccf74db53
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         696d835035d14ba0ad41b724dbd2d29d0ea80f4376ee7bf1f6390e19f01455da
+// digest         2b16c9c6fbc89b731a2f2344cba823694d455fdd068d130b963e71a9cb3cc640
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         3b00b34711c96a1e8e90037cb3ce73bc0bb08717a6a7d260ae7c120589b60805
+// digest         934d3124ef7b26e3dd3471bc80711cbfeee7abaf4d42c09203e77f2f8627a48f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

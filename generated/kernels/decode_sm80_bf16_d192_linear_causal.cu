@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         c1688d0aaef827eff412ca93665851e129f40578000d9afafcc33a46cd911d15
+// digest         1ee1561bd904d4f0a62c8461edc93f88c9e97ebaf13af4bb323cc7e2ac11d9a8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         f1508ead5293514d100c4252f17e57233013908dd03333d256ff46faaa64f6c0
+// digest         b9130428a5f272905a7f653573a360e4bf7431b214868172ab37c8b78f22c24c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

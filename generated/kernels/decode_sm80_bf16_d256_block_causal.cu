@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         a216c33ee2701a376fcc64cf37e955ce669e8305e5d7044825bc76da6bf7f007
+// digest         216846641b39eb55d0a0956281a278b8b7b71accc76621b112c774a2fc655e36
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

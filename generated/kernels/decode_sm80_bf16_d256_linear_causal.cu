@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         5d0e909d69e5fb3fb0df94e8b456aa20b4bc58451756843eb785ece09320dbe2
+// digest         7e826c5d561a410e2fb57867b1ef04cf0a5c423ed654c2c5103ef9ea10b88607
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

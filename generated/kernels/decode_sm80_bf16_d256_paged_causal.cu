@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e1202eab256d35901c06a406090b6b65f9c9eacb24b57499e1142938428e9515
+// digest         0fee4cf9d73fa1c605e8b468ef05b71fd347303631077205440e747413316a5d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

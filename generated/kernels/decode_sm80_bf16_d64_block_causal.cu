@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         0b986b0022d9aa18f270e0b0250839486410254517e9d5b7bc6b80d896e8ebf5
+// digest         3c1749cb8e91948706535559df19da975dd7c1cae428b8ecd436d93c7e03c056
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

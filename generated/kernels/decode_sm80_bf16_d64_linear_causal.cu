@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         e1a222c12b70612266a46afb82c02b7133f8ca58945fa87b7fb21477f7fb5278
+// digest         199c4fe89e453064ee930bcf974d46b1b143beeba5330dde25d01f6b252f606f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         814a9d30e40d6dfa7cad5959583e65bf1bf197e935c5c38b7126681c4ad04313
+// digest         a449f1285b755d616079c552368a54f885eccb5c24664dce5d73d6ef5b82cd13
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

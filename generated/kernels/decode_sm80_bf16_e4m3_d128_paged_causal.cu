@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         cde7caa0c7b63eee113c1bc1070f22641fddd8e20fe1abc5ce003bf76e1abe54
+// digest         00280edd906ae78bab78f67471ac77ff90697c44039b7e9e67e7ce2a508fe1ff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b42c59171e89dc3b627d8ab2eaff4184c77ee9426188954b3b1c0ee54626f99a
+// digest         5798272aee9d958fdc7d0dd396d868aacd5d96b4879d66e0919cfac5820f5b93
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

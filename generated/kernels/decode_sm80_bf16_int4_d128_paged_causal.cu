@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         27af7db1d2b3beb5a15f82cb2578d5b6ce5931f34475ab9d8796be097db76354
+// digest         c36881ff9623c7935bb5f52880316ad2e525d47fad870849285465efba6eaaaa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

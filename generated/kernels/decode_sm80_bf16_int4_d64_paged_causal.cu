@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         284786accc3d168e187fbed0426d88758b20ab8f9d9d3d9b2e2e9fb2a5ba4dda
+// digest         ef32a10ea624f56ff5ad02653c24ea230ab4219d1593d4f604525c2a6cea3472
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         068e26049e8ad64f07e933ece93b85d74e3315a1cf5badf75252b1b3b64c53d3
+// digest         223ce04c13a0ab09f3cad662ac25a07a02130b166bc9052ef547c95b662c62db
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

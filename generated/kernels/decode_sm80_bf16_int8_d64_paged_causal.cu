@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         d82bb197378ffb159dcb708ce79108d0dc2b404e1be7e680ddb43c22423c7436
+// digest         6b4b038f304633ae3315ae05188b3ff5aa9808c3ca7d76df2c254489de1fc705
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         78a9d8ebb3b737565a2db914a4e34ac431f8584c56558324dbb4821cb23535c6
+// digest         d8035afcce431c48c9c10b102158ed36250a4f4d71b942a536ba233aa3df94ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

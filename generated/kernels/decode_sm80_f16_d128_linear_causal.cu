@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         8055dbd16acd6a2d92c8f4f50595d94ac919b287128803c97722daed63996d92
+// digest         7f5b6e484432a92b5b8946a5611a98626aa0d02865f39be78afa91037ddcf8de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

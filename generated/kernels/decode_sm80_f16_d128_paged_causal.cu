@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         0acb9ab69ed28730d0dc1a383b4c8ba72749de7ef0a4286591d22436f481bceb
+// digest         5e763f2edc0244b0a14c4cb3b3c1be71096065194441379418c2f4fea3d2ba70
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

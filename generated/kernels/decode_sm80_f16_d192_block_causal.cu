@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         89149509742092fe040845586240fa4af48f385c4b2f479d386071cb8f8ca5a4
+// digest         9551f6675ae9552152c7029068078583ab0c3f5a1757b875f1bd833e736ed9d1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

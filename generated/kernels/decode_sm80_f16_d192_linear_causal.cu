@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         fd41c5dffd355210265b0261249e36979571c7e0d743b21de999807fb5736c91
+// digest         d4ad2e133e074cdbddaa20927c9d62bc94412b9c35731d06008f61586cabc6dc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

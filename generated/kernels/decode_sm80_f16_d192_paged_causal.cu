@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         b40a7bd6aeb0abd3921b5dcb9f16dccbb6401142e2ed781624b84ad7b2758893
+// digest         d85a4b0a8adf1da1d1a1d8ef09ac0a22edba0c9048a4165512f8733a46b39733
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         df97d530b14ea4652149b4132eeb20cc57c763d488b336505a08a2c816d3cda7
+// digest         23ccb76292d042e8067f242b2fead9c61ad090fb5cb6648583f1a6a2cdf27a22
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         8b36d4cd5f9e3822020aa8dddc4070a08c9c2016cdb8cafdf42eafd4d0ce4bc8
+// digest         2d02fa20086bafd1ff5b22a1abd1c3c5d548fabe7cf74c2773df3f982b17067d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

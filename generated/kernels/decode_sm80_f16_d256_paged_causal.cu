@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         684c93a248c81f30cf1e78589a8200794b8ede1f7284f63ee3a2178217260dc3
+// digest         9a33922fa4b3b0742889918eb148fe1f06644d7e0d5737a335ba6491cebe6412
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

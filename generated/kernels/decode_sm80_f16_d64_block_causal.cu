@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         7eb1290b9ac990449f8f24b327e02f43d2ce7bfa4d94c5907aa09f65df344c04
+// digest         06befbfcb91bf09c5a952cf1dd335cfbedce20b0be4127c5570fa80adfd80e03
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         6093f4c3d327e065af3128078aca66ea290703278c779f141513aa863266e742
+// digest         343721847852cf96733f6a000a6df72a459a143a97f855821e1dfcd8d13d4ff8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         7b5c6fcc6a2a2e286cd803e2d3699e142ebf71d49b9de56e0a74c8a2f060141b
+// digest         a23eaccbb1204946c52d6e8f008759b93d23c0af520bbf379d855025ee24c60d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         62ddf33190f0f80360b7a23ee305e17ec754c3bf2b4cbb587e9fd1463445ca02
+// digest         0dc139a7774013ae3a5daf69e0d8bab9c58a79b601e6b4b1e8eb37b5b3eefd11
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b5fa928f5267ea2f8b80461528b0c642f8083cb975d0ce35b5e1adc0e9181b44
+// digest         976029f7bc21ba2309b1ebbd0edece2660809a2f6cdc5938d37721c1010a7a33
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

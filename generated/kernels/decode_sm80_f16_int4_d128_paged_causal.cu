@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         c39eae5f6132631fb76f84e1eb95ea2bf49ebe3af83c0ba94f0aa15457e1ed5a
+// digest         348a988c81c0761ef3143d033bcf3ac1d60fa7227c6fecd76855a7fb7e12166d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

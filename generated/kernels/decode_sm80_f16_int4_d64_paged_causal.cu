@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         a5fec66a889ad99b9608cc47e59582ae5f431f02218f6d29980653e1e943c21e
+// digest         0455b55e9de08838e6043808b918e792e1603fe55b84f6e26b6bf8c1b12f0102
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

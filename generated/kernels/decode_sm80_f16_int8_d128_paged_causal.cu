@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         474c51e77b763b37b5aaf20c9090d80ad7127e1c768931346bbdd7a7b0916034
+// digest         d723ec67963309f92dc569bd9524d493a5e56a79791bef53a8614b5b7fffac06
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         c91712478ff1bb427e21a704792b9e0d30fb3daba01ff97e7a4b792e1756c7d5
+// digest         99d8d6964ae4e4a28108c27b2ceee97567e133967a5e26df5f2f9e3da64e5545
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

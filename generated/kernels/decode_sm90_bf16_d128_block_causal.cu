@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         d7681776e05609f36bedf8736c61172d68a3fcdf50167b96342d554e2a317de9
+// digest         7ec9d10a4ef6dbd4c527371fe9a1725af2d77547690fd2f7e079935c42e5b5cd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

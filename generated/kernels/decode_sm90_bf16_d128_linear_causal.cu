@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         e83a2a29c2a3a0793a9e4c1f8d8f15d0c2b197ac764cad4e26c79c6b0c1e969f
+// digest         4cc91484db36e75fca7b7ae6e30a32a960ae77e5fb410f5ca23f1f7ebbcc11c3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f3640a581d6d27d02889063eaf7ea5b5bdc8c8c0235cb822faf1ef17561364a6
+// digest         29933b953539c246a3a546ab4a4b734822ceaefb1cd4877a93d1c51a5b07e05c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         87e6202366bcf0aeafbc4ba713146a45bd267a827f974aae97146d3223ea6327
+// digest         014003143260f6c12b9d81a4564bc797f8b57a9a56fdb12adabc69855bd802ce
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

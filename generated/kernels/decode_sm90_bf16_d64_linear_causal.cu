@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         66e0767310fe1b4113a87bec7c5edaff066b8d11fa24c75935db0c7202130efc
+// digest         9401af2850f789cef60b770da38d651c06dbcb42d71c3e0b2704efa599ba8e07
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

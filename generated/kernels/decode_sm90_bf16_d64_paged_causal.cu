@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         9a981a6d553c27f6eb34fa46522925845566079211e8698ffac3d491c6209b83
+// digest         483fb88d9c7ea530d80429121ec6474f7db4368a1f163e4350159a8c9040a77b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         cdb4af261b2729264c1e0900439ded33dcb6e83b71c195d568518910a3292f4f
+// digest         b5876adf22d81f1bcacca7fcbb1b4fff3c493a5b76211a96250b964cc6728053
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

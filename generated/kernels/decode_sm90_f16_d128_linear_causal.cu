@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         b4779b2b8dcbd0299c558b1c1c3fffc9f4e68e34d9e1891e33a5e65795b50331
+// digest         237cea9e1a9b16b91fbf08bbf5a9f3e685c593bbab56be8443886890bb83b298
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         0fd7a1e3ca30cb9b863af7d8962fed50060d6458adb57f4a62e7c9afd42a4561
+// digest         fc6a63a6ed5c1a9c91a2684d700c0afbabdb5e3abbef1a34fa348761613acdca
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

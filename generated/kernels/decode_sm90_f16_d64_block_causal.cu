@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         2ecc43466984254ef3cfa9a46e75a4e9a6f8898f3e1f5ba293fdddc9da319a55
+// digest         7067d7862d86ffda7703aedb95d4159fc02b32a11df6dbd72472d56ddb041d28
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

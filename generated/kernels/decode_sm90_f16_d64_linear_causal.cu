@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         75235e35577f1147cb4cd389cb8b44e882caa69ff6f90a5b5c0d20c609789ff6
+// digest         ef85be9b4ea584b472420540587e68ffab3532ca5a828178050e466ff4cb139a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         e09ba65255de5882e5600641edfc65ebd266dc5bab375801d2ba069c31c70c2d
+// digest         c4f5f0b16877226bd082b90b22a12e7c811d1d815d1277cf36479a8f2ba791fa
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         ca39c71e14a4de61e464e1077ca2b9b1f518013db3eda44a1b0481e62e2877ca
+// digest         0613f98be998ef2882477fcec261122b46f356b3ff68b4e562e4f77b0410b819
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         a52f5740f43dd2802146869bdcc72a40879cb5773d698383a9936dd596e03db6
+// digest         60e57eec8cd54b5f3fb503527e3b19ce174a1bab38c443216af014a467d5b95c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

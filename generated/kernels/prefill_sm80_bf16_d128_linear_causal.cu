@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         b9041d0311fc874b23441bd909f887bf726138c97c1995b73a52a04cf2d1250c
+// digest         a6932e457595e3d53ff164d05359146c1e38039a998420e501a7c3984ffbe2a4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         dda05c077c82cce61377b8f87a92a365d11671074e1b6486bac0287842a5e830
+// digest         cfa3ab4fd75b416264ad883cab503713e91bbe8780bd6aea70e1d3c405e3a68d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

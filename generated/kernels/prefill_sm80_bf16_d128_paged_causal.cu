@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         a0ff4cb15057bae1ad20399d7e75934f3b80419433e9ded9f6f6b6de48925f19
+// digest         721e8c10d6c6de840f48e4fa25c5e9e912ddaaee53a08c4ba7f4e08b298b766c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

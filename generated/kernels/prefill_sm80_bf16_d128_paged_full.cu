@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         0ebbfbd9c6837d0ca3ec02578feb5d7192bfc4fdf3a24b6ed19a40a325218961
+// digest         40763616b5a9243ccbcb855f230fc9bf96d04e30d12be39f4544d01d77623fdc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         cd66485e296623e132137f21d41b8f24f0681dbe1a9933fd4ca46c45c55b1bb4
+// digest         a1fc755ac0a480fa49a6f8a64f5b3c4f8bc7ee8da5f89d59eabb21b785c8b5cc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         8bc43f268dc130e7b8a67b0e770cc7bd3baacf9588606be8818230566a329a6e
+// digest         212539c517b9586e23cc7300aa8cb50d77c69fd3aba16d45a7402346b14fd396
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e249d2b5285d11a3326ca29cb3f61d9754ce976611551320f96c36a128d7e0c4
+// digest         7b484859a4e20fd3795c13840c41aebad4936aa583786993fda4ec71ebd0734b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

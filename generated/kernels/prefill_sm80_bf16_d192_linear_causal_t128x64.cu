@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         22b6d9f389b655052ffed4ae1ab5749a69d82e8d8ed9f81c66acf895ef1f7a53
+// digest         e9383fc241eff78cbb503d773647096a11ea3a6e0c9ea71357c27890a8594051
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

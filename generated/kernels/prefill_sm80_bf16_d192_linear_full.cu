@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         c2be9de35d2d8b54fe386e2dd1116ef09654edbc003bb3a91d120d992907c336
+// digest         3def82d398359fb7c2f278b9c43d3a683e505f5c215fd7c1a6f9a265569a8a1b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         97aa304dc2fa46f8f1b4cff31d8b7cbed24789ae32e206a8dbdea3793f59b153
+// digest         fa602a9f1932389e083da995e5377b1c3f487c2fe879024b9f1f00aadff716cc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

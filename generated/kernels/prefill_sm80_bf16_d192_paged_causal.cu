@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         830155260873c164f55e8fcb6552f52b073062a32aefb588c86d8ae190a51947
+// digest         7e0f3ca116b6ae4401835215a555bd3b281ee244eda420828d06207c2b23a436
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         9be692fa886b8a4498c3ec93951e3b48f1218ffdddab3242ada8970b1cf0698f
+// digest         23b9d76caa2986f13731d2d3651c9e0027c182196c3b21f1921290d554e42a03
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         7e8f434bd158c01f0e608ed57105715ab2238848ebd62a6471cbf3daa93135bc
+// digest         7e9a9a4d05892876214828f5c351ae9c3f7d7bdbba1f5b2fd3ab563a8d68aafb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

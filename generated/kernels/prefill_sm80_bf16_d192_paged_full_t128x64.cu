@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         4666eafa3b2f8ce6c90b28390838b9a2b9182c13d2bdce9fa084745679a887c0
+// digest         bbf5cc789be2d45f4a87144d1e3afb06597cbf6a2d40cad5a4e929fee3281c0f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

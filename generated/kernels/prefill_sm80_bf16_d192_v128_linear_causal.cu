@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         03e67bb5e7a3cc990166ce9dfd66a1281db54fc16dd391e0803aff50d39c746e
+// digest         8a5618b0ee4d7e00b0a32bc9841ad1f7bb49ac5932df1e8e205304e4cc66a4d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

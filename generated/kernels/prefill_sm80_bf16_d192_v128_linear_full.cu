@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         5b86a7082c778da73967bf6bfa015322aee2b91403480f2ea0cab6265c35621d
+// digest         dcf76bb7a8e1308ffbd76130b6d11496e0393ddfd98bfac9d1b78f21cb8382f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         10d49287f0b1de380f3c54501a581f2f65d50261b6d424a90f847637835057d1
+// digest         205ce8b5cc2c6814c4c91c07e672c4421af82e7fbe908ed50f59e83ac20186a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

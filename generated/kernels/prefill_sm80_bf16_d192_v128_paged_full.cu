@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         c6081c12533933e03c5b50d8b1e474e3112d53fe9bbdf262e14352a2e3caac40
+// digest         30fc0423110673accc5ea67afb420e81d2d6a0431e98da332cd04d0fd15d0007
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         de1f1cdb0584b5a03d4e78320a26d2c8a1910eb2e3dbebfb47da6e9b4bc1d1ec
+// digest         c851861abfd79b02ff8d81463ffca27bbd49cd8dc1d0bee4aef40d4de8229bb2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         3bfecb4ff4baec2d97a556c7eb5b81a7ba24626bdd63964c6aafbe1d59144e9f
+// digest         8173a5a6d84091131281c647164c9ce96c062c03c31e17bff57ae68a6cfad15c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

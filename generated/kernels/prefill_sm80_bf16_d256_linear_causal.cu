@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         74e01bdf9c566940eb4ed867ea6423e79af0fcba738bd2c391e8e4c6f9c9b168
+// digest         ab89a19dfea6e35ad12c670aa92d9420dab12b543179fd41d1e6a64364243cfe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         59f93855b7b2e5d766035ded28885b58556472a752db70caac431d4682922588
+// digest         f606ac1e4c976ad2d0bd943f4f7b5bc2771f997e5a46875454c885934e38969b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

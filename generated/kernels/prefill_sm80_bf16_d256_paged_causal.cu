@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         dfdc049c96e0069cd784d60fe2bc9f4f69862d3840221f3faf652dd7b40d49da
+// digest         e74af3324b76228248f4334b295bdd516311715e4663d843bac96cd799c4f64b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         5ffbae2e6a7399babc7e054ae4d6d5a32b8c822eeb8cc1b5b12e17113a6ec1a2
+// digest         9e76fd0cb40de4588538daf06ab176e18a33f113c1a7426b5c4fc8e0eb00f908
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         12b391f4552b057110d6b2e7f6d99192c92f03c67b716e33ae9a6b50256fd23b
+// digest         6a24120a51e51e39d1c79ef19e2d1afab2a96e91ef09a0bae970796fb47d5c58
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         79190d1b373d6dab07b14d67e0eb9145abd8567af39ce0f7984105ac50147a5b
+// digest         8124cbefc7a135743f207b097fe68559fc46d681b12601d38f9fc14fe3c207ef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

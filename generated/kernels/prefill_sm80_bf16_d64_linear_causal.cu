@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         03141ce8d75e5a91e2f67bf454a3e3a7066bdb9094c170f2971206303a86a88b
+// digest         b3acc7684755c41a12fc30386ffad1ed278b310159dc2acfab4090654bd4e57d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

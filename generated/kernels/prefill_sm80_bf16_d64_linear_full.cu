@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         4325dc04613cc9a017ac41287a596e8967c61be553de7f84298e3181f9d3aa56
+// digest         ffac7fa1f340376d65584b5edc5e8933f9da47511b53bec79ec8df1ba50d2e93
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         d02936ba8014da41f88245cb4f4e73a2e5d41afa0d8402b86109e805bf1ed3a1
+// digest         7a16e0496e783ef040d03c81314dc9186f5620fa2e5c872186881130624c8ae6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         7e74fac1638b16efd39eeab8f1eeaee6d5ae1962fccde56f3b5de435191fb906
+// digest         c06607d4d158a880440e068dc5b8598596c1a28109d0ec510019cbcdba32e6c0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         a1b5c96e67e30a50732b9ee6e0bad3d81059dec263525bba792f9fd5a95818ea
+// digest         f71c326a07fb0b8dbe9efd3f0d24d5ebe4508fca82c35d99edde1afe29240508
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

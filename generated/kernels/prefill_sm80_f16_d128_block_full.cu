@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         4d048a8567eb0f8ae2c6403e855bc04ed813b71c0535cae9c61ba46e7807d428
+// digest         c4a7ce6200e704d37462fb94823941d271d427b47beda1172540d1faa69978fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

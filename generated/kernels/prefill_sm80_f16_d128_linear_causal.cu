@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         30b324f609291e221bf52418cd49f85b74f85cd6cbc661d6cca774bdd636f383
+// digest         e149b9423400a4983de4610d983c2b770066e758e61e9c47aef3ed36dc69a48d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         ae32f27d0daaefdd2ee47168197ac74fd47accf4ba95fdbe76a05c57fa2677dd
+// digest         5535b798496359c639c0f9cb54d5eb771497a7bfba8732988a43a1b4d1630b42
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         e3700c652f15ffb4c5e1748fac7d775e91364697b44e409ce562928f443ec5f5
+// digest         0b15fe3df3bf52e375e64275f5571a974081b13e8bf382895e0bd32d8542e989
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

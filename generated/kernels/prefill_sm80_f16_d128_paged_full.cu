@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         fcbcede61e1aa0af283776be1782bb084e3eb7454ad880f2834bee1378cb878b
+// digest         a4fafdd3fff14ad4731f74d18ec49a037e424378649b9ac0aad96b96803bb2a7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

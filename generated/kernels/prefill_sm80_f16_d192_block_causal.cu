@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         af05c2dbc402f083f952f571001a7540f476daff282bedf2a12bf60090134093
+// digest         7dea461ec6d25d85c9b6393f9a3c3dbff823133282431fa3db9e1e8449bcbd1d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

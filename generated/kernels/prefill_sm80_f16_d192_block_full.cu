@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         f4492b1a993f4c2651ea24d7dfadf056f76930abcd04f6042443a5433a51e586
+// digest         6e0cf87bb4d2049988ab5521a876b3f6bf45323dfc0286f8d82843096e9866e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

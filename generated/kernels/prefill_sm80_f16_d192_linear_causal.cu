@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         07268059277baeb66bd6ff4b574a3f69aa57fa3c685cc841f6da48c3117c8d47
+// digest         de044c83f7a787d1fa68e2eb9b3ce16850f5487aba48216362ee753f7515f3a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

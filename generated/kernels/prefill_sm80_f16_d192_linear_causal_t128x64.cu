@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         5e5f9bbdc412564975908abc4dab582d6bcfcc15289350b4f169b483292c0e64
+// digest         75f43d3efa084ec872c7380d40df173a89e1c7914cc135ff972b95cf50975a0e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         79202b1d7bd267530e9c29553153e5af2965b351ca978653565d5458c39afd7e
+// digest         fd4c459249c75786600d1e3ec695cc7c4f9ad45cc293670fc3fbf3a9e617da01
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

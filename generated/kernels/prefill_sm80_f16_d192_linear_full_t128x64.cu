@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         824eb953dcdd21c15e9530448de60031039e829757755740209ad6eb777da31f
+// digest         f0de0e29e9f8b6750190e79cbccfcd932eb0f5d305105517764ca4f509564a15
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

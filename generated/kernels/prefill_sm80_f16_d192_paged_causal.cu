@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         b0af33678ced90f9ec27c853e6498c1ccfe353776e7a02ad8a5ff006ab5319a6
+// digest         fe4316b042df9a9e5df9755b93ad664cf59c6280b06533b3645b465336c394a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         e3a35b68a38282260ce0415e39772a44d581d2a23d486c241c214885d387f831
+// digest         f563d432416c9d55b3ce8b50c8015a8ebe57eb889cac1bf921c50b39a47b3984
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         7ded950c8863e8c9db9734ac8ddd3a846565cb9d904dd10e511cdb65a13eaf29
+// digest         7e1f386dd457cc33e316e5408062b3c7f2d48253057865e1a753e1e37750c933
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         12d79c97b90be8b8f9639e279a242d635fc0f62ab2b110c4da23a8770ef92152
+// digest         b742848887cfabefa1498edd18a1c67b3ef9101c68f402f7ced02ed6e1a39393
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         27553b01dd7755a8f9341e0b534d94f36255d33aee734e0d07ef8655c2fdbb3c
+// digest         bb7caa79521dcda37067a28b6cb883a4f253b919ea1e73db91a9d3bf653d6c7f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         276427f49a032f24aabc1ef4d9efe848a1a8f72323f4304c2bb8e39db34c6cf9
+// digest         6396bc5a9a032a29c160416ac3f06fd86881735852d37c5b5262a9b2b498550a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         bab3d259b0e8e69463efc780365094f9cf1c722459babaa1163842581b84c9cd
+// digest         80d773d1da2bcba3990735ad59d11c1dec88c68ee8e6ae76625717c21a1fbecf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

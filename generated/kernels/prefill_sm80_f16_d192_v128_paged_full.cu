@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         1e81b1fa6694346fd2b2f126d807a241884e0501b66c02f815eda60b55fb0e7b
+// digest         5a5ad9ff623b0d1013ba3e309abfb4eed219174b2568f40addfaeb9ff68f64bc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         cf368d1f05784a38f0114153106e30bde3a42da0836dcdac7561d32fcffe718b
+// digest         9cc98c55021abf13b28d09d656bed3c687482291a91fbf304844738e5b0d5f6c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         156d7a9b0636a2f2aed323d7dd8a9d403aef631e0d6dcddb43e72921e2c30a12
+// digest         8147e897e4369c7a90b2986e5f56f55a997fe40068d380646788bef28aa4e1aa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         f5c131f445a463795c0846929721f63b0d88884787aec636bf09afc8e571d55a
+// digest         812b213d82236ca5db4706ec044bdcc5e49bbe59bd9abb5812c2f1319c734430
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

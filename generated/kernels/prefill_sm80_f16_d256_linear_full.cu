@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         b9b33ff66dfc76f0f950c7c376a7e54580ee6b4558d25c89386fb96912bdde41
+// digest         8de555784b17ca8cc03b0c35549fa38819944bd01a5e58493d1552533a89ba3a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         4eadcc3aec90aaec792bd2be69db82c9bea4bd8e5e155a85107463bcac91e392
+// digest         11c9d376a60ed7d641728aea36b2c009f2e5f8dc2877237ee927c63581f72df0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         2f8bcd9c4daa3bc31eef7f381c1512621ed9abf11b2b1261a8577c4378cd266d
+// digest         9ddd0dce4a34c1740235e3d57529b7b4b9993a31bac66bd0048e185234c41773
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

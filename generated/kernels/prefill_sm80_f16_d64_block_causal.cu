@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         e3c41d65bd1f1b522555af0de43a14459de499b5e7dd35b59f83f37f200c2c80
+// digest         30fca23e1bc5c253138f386619d1449fd26b1f5d87e8fc85f5b3f440020549a7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         56a29d77e80898cf436e03d66d83cb183f804ca2e5493f6135023e44ffb0e325
+// digest         0e5b8450929c269c3ffd2ea4283b1d4bb753e1eae895fd44f8097f3c4bfeffa3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         cc36957b67da385c62d6f35a6342babdd3c2c92e8bd29470dd5ffa5428a6bf03
+// digest         3da42e5aaa2937131c2c16d2ae58f7b26d0c6265872edbdcedf13f7781b2cc65
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         945f04dd1585077a734a84e1b95b7c4c95e4d59c0391deac86f41f4ac04c679e
+// digest         5bb7620f6c63f0163b4ccd9071d083e44c9095283790c50f696a240be153e5d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         47beaf8ef046feac4e76693da1ecf31529cba1c66015ba0c2c1859335cb8b0b7
+// digest         288884e1f80ca4a60fad6e2bf3fdaf084f95d2878bb6173534c66840d9063813
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

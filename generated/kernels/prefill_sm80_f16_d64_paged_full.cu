@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         9019e0b8639ed9efd37b9f368275bf84264b1fe6070c12082ff80b3fcd0d10d6
+// digest         a7a89def30ab8e181c27ba3d90e00b056305725504b48e2b7b61ba36e0238fb5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         ff87397923b1d5360208d942c1ceb5d832f14da98cca53d2c4045b8ee016ebea
+// digest         7513e05e99ebb58d118e5e0ccd1e6cb2831b5932d097e86c9360fcbc2b76ed6a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

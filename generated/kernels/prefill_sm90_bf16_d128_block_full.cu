@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         2efa5c6f452bc249d96b06160e47872dde7cede508145253790aeb1190567930
+// digest         29e000b14b25ae3348af0b0eabbf693dbbd3df2ac8efae8587c933859d2dc451
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         1eb24af53b88d708707ee8f2f9f1653aefd8ba6ffbe64b7edd8d7c92e9547dd5
+// digest         cac7dc9c5cb6253b4e8e7fdbd8b7d92a25287159a2b5d337999bb7088847f0cd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         a75fed07ada23f69adf441d48a6aa50de39344128560d32e714feddb81b9e75a
+// digest         5964e603cb801e172e9ee682560e5cdabba6b503cde1c9113fb43e7e397f67ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

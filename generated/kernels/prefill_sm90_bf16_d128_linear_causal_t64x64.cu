@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         077cd1ae574472b221fe09c19af034218a19222f5b6f169e06af36b67ebc01ea
+// digest         9a95ff3dc253e1c6e11577c26cea5dd4322d881db3e0bb5ebaffc17de1d9d182
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         56c135c21696f1e3428d5a38b49de831fa1f0c7b14e76a253df279f555f942fa
+// digest         9a9fc4afb9991637c3794a5df82cea40002b07ea226c6de405d57d5a05fcc7c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

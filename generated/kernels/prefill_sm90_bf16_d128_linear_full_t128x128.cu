@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         6164bbaa7d01781d64ef0192943ff4f0910c989b0c778695bacc92da0562149f
+// digest         c465250f0fcb4a8749c664a3b8b3ba4e98acfec4a3dfa310435e644ce192fe84
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         8df42b1f1cbfc39f7cb4e10023788bb168d899d73f8f9777a3217c95206d5056
+// digest         d894469ddebeb9f1a7acff31ffabd50be6218e0e58083942f63deccf02396480
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

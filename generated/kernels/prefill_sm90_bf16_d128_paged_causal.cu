@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         43a4ffb3194e8ddeaa466f8e540538f94a82eae5da8d56369d432ba1838ee937
+// digest         4b96bc17ad0409e57701dfdc4fdb3dc7270517198cede9e85d42d915ddfdf1bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

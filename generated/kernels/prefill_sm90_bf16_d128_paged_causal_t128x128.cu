@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         61306d31f87a5dd8ece7715dd45870e8bfa92745acfa1d62b6d0ad3671cacd83
+// digest         184ad89d120694663b62276020785f481e8f39043255604e863c396fe2f7357f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         294e4cd1f778df1f50ec8a3550eb431b0a833bfe7611d81154f00b65541517d4
+// digest         7d8a8c41df3ea317b197719c38076525bd188bdfdd683cc6d9cbdbac0233e38c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         b44dc43a8980b75228190ddf980220593a97249557da3c6faaff148f38484d96
+// digest         fe84051d21d818da99ae88ee85b817e4b455b8250bf54d1228374cc3a92ccd7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         1b13003af68c0e6d969dea3573a1112cb5dbd987f9063bd53eca5bf95a626634
+// digest         40a72b58ccb70d082b84413e6f4b00f64f33ea21582b02da9a4ae46ff099b650
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         08c5b5445a9347929a1de3f8aa615a9721ec556cdbb9eb3b7e4f127a267d2a3d
+// digest         c5d41cbb2cde802e1ecc8228ba9f4b34396df218e8927715ae5e1e345718d5b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         02a3c4296a09c400a6d769761a6e751604476a8bf5e2b98f4bcff0fee3a6d72d
+// digest         b7b500fe97e7ae6832e47a94c422c326194d7c7c2fc6f7d38f9db5df40398568
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         9520c18401886c5f69b66218a868cabc6485a20b4981b68d2c44132445ef8d35
+// digest         05f729ecc9b684c552160cd8a8c95849c13c1666a1d7f45f9ac671a2da8e0425
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

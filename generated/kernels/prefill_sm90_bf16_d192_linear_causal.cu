@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         5908645110bb30275dda02552560841290c4c65dda43feda93b3b4e0e27b11a0
+// digest         89d78017828bd774930d04d4dd8f1875a9243426ff155b820babb21dba44c6f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

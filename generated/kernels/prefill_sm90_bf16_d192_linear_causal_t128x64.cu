@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c851c3aa951dcaac9745f95ae33fbc08cff97640925c8a48c79d67aa61915d45
+// digest         010027ea4d376b03457c4acc3af0dd0b033cc4d4a3ff02c4efe416d35676c910
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

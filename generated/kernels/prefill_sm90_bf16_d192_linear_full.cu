@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         76744cefab01f8acc5bdb8e21dd9a4d6e0a19ab12de383e5c02ef648d9afded3
+// digest         be716ad07f7f489c80bf3bf60a2b30af73e2de532154d9796d20b4eb40963374
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

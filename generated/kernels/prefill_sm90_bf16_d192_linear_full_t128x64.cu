@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         dc21bd1623ca640ad1d472106e5fb107bb3d6ae94c191583d99ed115294d202d
+// digest         9c2003dd6909100b0356ca3e96cf0565955af16f4b677a321e18be7931934be5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         4bf75910c0370de12bc7573115f8100c5e07be63659e8c896aa0d65e6f2ac00d
+// digest         b68056fe547e03454e23c570508b3ae7f3fd0c09cde0fd796be415b0f7639577
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         f1190e0063b241356387928eab356e7b1d6dd73101446f493530d4f94b4be348
+// digest         a5de98c6ee87a2b998ff4e369c35f1cf1eeb535bccfde024c6b9dec33184323c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         3c2d4f680224161d4ad976f1103b7ed334c5dd83dc0387a002c84d29ade7484d
+// digest         56738a3d6bc0081416ca1440ed9b075bda7b4ce311c7ec41e1e4f6a83e5b3c46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

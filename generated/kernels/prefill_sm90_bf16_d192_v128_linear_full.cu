@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         08fefb90702b4c679b10e7de48850277af378319bba887849d9548f3cfe5f2ef
+// digest         ebe98a3eda51bfb8fb8588ebc82402dea209f39a65fda1ae3f2ad3e4360ab0db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         14261c495b024a381e02c3cbb16ca997f8b2fdb50194cdfb5f94dedc8bf0a70c
+// digest         0580b6383a0989a7ab064d43ad7f4d06703a905c84be303f5b1d84a4e93dfc55
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

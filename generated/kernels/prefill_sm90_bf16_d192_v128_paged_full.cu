@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         33237dea9e8717f2df2c5585ce0d9c38f202d177f1d3b228cc7772741fd23d2b
+// digest         503960cfece30abb0f54e90636aa8e8074083d587ff22f0e5d018024c098d0cd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

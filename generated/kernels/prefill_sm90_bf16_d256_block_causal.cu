@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         b3939df8dd71c61cf43c27370b5f1846c107519191a2d29a9c6a13baf7b01533
+// digest         15ee0ac6f41e2fffe192243f1c4f75804b2c83ac8260846c358a9df35fa39b13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         5864358cd762f8cd054c60bf62cde64d0d38d707d75f94ec00788fbd4296bda5
+// digest         a5361a8a5b57d05d2deb3946d6357df9cb20c64cf69938d221ec3443d77dc23a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

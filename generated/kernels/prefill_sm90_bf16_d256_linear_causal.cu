@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         2f7b5949faeebeb04b19629137df704c01d3a00ee74381157c333e22f2125013
+// digest         822a180b4890e4bf77cbf3957cea4a5b52cabd51694ff2ba8e57eb0d0660935c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         dbe0e6b3538fb5d9718e2754b213b75594c8de3bc2e0d872fcc0e1640bedebb8
+// digest         a77fe7b5328655351e53327c52d55d42c381641c09391bda346f7a64b950cc72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

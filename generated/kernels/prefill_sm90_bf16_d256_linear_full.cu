@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         78a4d467a8ef7ce851243528a9e476d4a9c051980b6772edcd3ccc8f7063b5db
+// digest         8f24d603cae3672c37ae3ea3b753c23ca2e504de6a8b610db9b0e9b996be840b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         85e4d6c360c03ad6c71c1613d0fbe74519ae6fcebf123094d330d2a6203a9b19
+// digest         ebc1ea8cd3ba97cb711fb74a0c89c23ace8f869ff9088812b352b9272adde3be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

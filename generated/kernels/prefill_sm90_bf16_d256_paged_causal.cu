@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         8aaaa253c9ed908abd1fb4f5ea13432c5e4b252be3e440bd949caddef188840c
+// digest         a6c51cac8f46bb35ff7a5f66a8fe41c80abf21d51f7cce7292397224ed9983fe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

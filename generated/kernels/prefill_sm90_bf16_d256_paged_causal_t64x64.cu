@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         542979431c0acdda1d6cbfcb8919df1077e29a6d2f599efa8b962a189b461843
+// digest         8b46db002c9c1c8ccb0cedb0d38407060faeee3e99faa40b88dc3abf27eb0078
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

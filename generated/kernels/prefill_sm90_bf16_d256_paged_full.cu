@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         aa8e15a5d874dc975bd0e4b8f2c3b8759a69e57238cf3c5c07cc29ed15f4196d
+// digest         16605c686b5d66ec51198dfe23b5cb28b80a80e9f49685a5bd8f3148a7726be9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         4f81dc017e4298a3c489f5085ec0b9a78d2cde5ee129b4407c8031fe2be9caab
+// digest         5e4fd8761ef12f20d80392409dc7cbb9cd57c5051ad7a09bd305be8ba1ee8afa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         ae8ecd8a3a1cb2c42a0efcf7d3ba7362c4d51ad1fa5028e95ab7106515b13a42
+// digest         88b446897f42f5f06a50b18b5b1c43eec9bf3b58ed59d28e1345f1cadbdc4e42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         acc88234d240b6dd3bf79a60bc7c3e79b671fbc65a1e05ecd5b9d24c25572454
+// digest         d1a0d039b152fd2eaac9b4a985c020499e46adb1f81a437d0c8d8d29dc0aa91e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         adf35bbeb539f23db5437dda1883f104e935f0a8af3196cb15e55c39488319a7
+// digest         d891026143de039e2c2bdfd7646086b58b1f63a796a83b9bfc845b01e8e9f32f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

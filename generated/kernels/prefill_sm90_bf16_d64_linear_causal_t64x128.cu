@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         c39e6d9cdb24e58c1825f414c79219bd2b4533e9e6b124481492e966c30c99a4
+// digest         b125ef573a3ff5fa926dae7d604d1a3e0d5586ae28e91768a848be5ddcddf712
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

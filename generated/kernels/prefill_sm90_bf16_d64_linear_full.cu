@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         4cdc59984093c09f3952d3d5534953eb3578847f05533d32098e68203137f649
+// digest         5c0870c4cd50594dc02d2fbddf8c2353b95d310a2bd9662264b0d03cd5e4b3c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         77b29e2bf3937c392580b2ce6e2195ae5bd4f40cc2adb882512c31693824bdf9
+// digest         0811cf657e980c8816958a90594579d0d88b4770d087f43c035de19e5e1097cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         caf71556fd112a5fa3ad38eab3cd007769f3968ca5c5f8130cee7ebefed891b9
+// digest         b0086a0834e7531757cbe0d77e899be46b04a8065eab3178cfdb52808587ce38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         571a5a9ade38249c86eb399738c134d2b36db651f00f95f4fd32416235887f87
+// digest         5320d58117b60333752c66cb6383dd9a18b73727935d8255a25ad57cb1f2e588
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         91060189b8902d8481d94ebb5fb4dfd0cfaad3f1fdc7f64cfedfbbcde6f08e31
+// digest         9fc21de4e4da0820724ba64628c787f0142d570a81a4d39f4174251b8eb552bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

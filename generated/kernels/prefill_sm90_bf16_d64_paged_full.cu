@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         189e5808beb0ccd370ab8872c2a7e681a81a74d5f553a7d00d9de433969e208b
+// digest         f5809afb794f853c6d261cd112d6455da4dea001e4f08fe0cd1d02032c7088db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

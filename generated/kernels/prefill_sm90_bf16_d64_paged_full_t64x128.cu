@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         f4c596327dccd031f536e4b642d242b1f22245110089e89cf716495745b7af58
+// digest         484adef6669b7df824dd9e3cb2f19ba27c80bfaad32624a593e1161fc2ad605c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

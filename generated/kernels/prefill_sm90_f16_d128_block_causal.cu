@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         72d49aa4afbdb8fdf948d81d00cbc3b1a99cc45217fbf59a8bf95ba9310e2f39
+// digest         d38a628e8363bb957a9d45bbaf8b526ff0bd6b13ac0a7fb112ea14f28cbbe76b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         45020234f4012db64e0013c7fb12079ea9735cca1a010ae90e6cc6aa0ab2af0d
+// digest         c80c498eab08a6d2cc9ca64f065283d0854031fdb8879ab9ea635e485c225b73
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

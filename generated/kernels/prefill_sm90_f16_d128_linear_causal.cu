@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         5d6adc56500aa3a383aafc565a0408d6152aef36e6d907af43f7db20d6522b65
+// digest         f342576010a394584943a40901b4fca8a0c8927bb67db5e484f2f87aed44ad4b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         6b7a63fae489d9f776235ef69cbb5bc1842483492c0a1de3f86777ba78962b64
+// digest         c37d32ec2643f4131a930a5eaf799a7e85356f8ba5a5b6cd3ff5dd914bf7beaf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         11fdfe8bee390c51a58d3887b35e846dcf5a5be4684340a653f832dbb1fef289
+// digest         87934e6ca1b35834a64c4d07ea765fd51fa46a084c2b238e491ae80896bf543c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

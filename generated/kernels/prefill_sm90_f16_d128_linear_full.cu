@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         30801be2c0005650204c28da3eaa04d9508e19e57a092e3779bec67c67c6ad8a
+// digest         a8ebfb8e3364bb9682c323bdb5fd2e59460a611670fb7d22321df7a252184c00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

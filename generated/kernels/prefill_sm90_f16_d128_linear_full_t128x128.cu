@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         aeaaeaa436094fc9e29171372c831925f7a739ace218521f1bcabf918c092365
+// digest         bdc543c3bc10ebfbf0d89280ecadaf7f38978c52b6a7cb852fd41bb7158eecbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

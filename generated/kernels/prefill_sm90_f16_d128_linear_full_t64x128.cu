@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         b371a1e3d20f1ccd1bd6aa93eb0f8f18d958d8a7cf44737319632b9f61ff6b05
+// digest         976e3e2de2625c9eaec45bbcdf4a2fa1c61e8b6efb45545fdbd5dfeda980787d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

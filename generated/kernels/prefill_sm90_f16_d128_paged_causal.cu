@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         8b821ca1d21bc479a5c6747edf81265de787c6ac12fcd0467e62fd146347922d
+// digest         57648a0c466ef3a5617d792da28d62e8710fecf9d2cf8a888142b2131c860740
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

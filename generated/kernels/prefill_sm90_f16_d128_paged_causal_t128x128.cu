@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         e2aeefddb64f038312104a2222bd820341c9ae55a17646505ff50176dfe5e5d8
+// digest         bb0f612ddd5076c2ef38e3463e5c8f0512949c172965c73db08fc18e0815eac9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

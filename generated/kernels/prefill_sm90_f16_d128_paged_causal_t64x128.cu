@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         c81a37629444339f99b5788db467baf0a078bce1b7843c354c9ce994766eb6a7
+// digest         eae069dd1314eb2fd285966abe924cb9526159eb014a5e94d76267033ae610ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

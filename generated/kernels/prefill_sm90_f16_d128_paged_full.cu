@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         ef3b24eb851a5628113c403dabdc4ce3e1b96be2e54c75a0c90657101a211657
+// digest         61f00af14151c53e4a1eba8a910b53c60eaacd0536b2695af0a5f8c2f5a64319
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         1540a3dbdee070c3b0852c8d84d9d2052017be2e1c7501612ee5bef59106ba37
+// digest         ae5ce5dca32f060beb64a66e4b9923e5161800ca668d0104c0e1669ab0a925ff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         b609c66d2f8b1fc16837cd776068b062910bbb9b44d14dca73b03f5173fc96e2
+// digest         35fde9285424389e504be5ecc5ccd237d2f64f575c68267f3e8a725d33966b6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

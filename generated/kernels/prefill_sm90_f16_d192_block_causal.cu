@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         2ded5994b81e62d0ff36481c2d05303b091e4dfd4b67e7352e089e12eb62069c
+// digest         263740a0efb19cf4cb5e4f2822b0f8719b4cc7391f201cdda89e690ffd1b1235
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         113a71560e10b3f6be385b75cc043546e28328ea759f138105dbdb2d4ac62a78
+// digest         9f9a5d43a589dee70ff53c210be50b8de8c0cbee1c7f26dff879470647f8d461
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

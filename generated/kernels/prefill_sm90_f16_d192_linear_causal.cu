@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         028250ece8c92209c24b9cbc82493ee9d613b9a744c9d56ed4f09ba579cad870
+// digest         5be7f509fb06ef6c3fe868280e0852b2c5322305ef2694ea7a35c9ac0165b4e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         9ed73a2ece6750a86834be43ae82bbdf0f12c29edbe64752d695eb5e951c8ed8
+// digest         8ff71cee2088407c3b739d3f03cceeb8fcf2b2e08aa9492b4fd8de8a2573e02d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         32ab76e973660bff4ba81d5618874531b6f58eb88bfdc1ee199ce5a300e65ea3
+// digest         40da8bca15771f99c83bbad9268d07d68f2ef422d8e816fc4e476364c1696271
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

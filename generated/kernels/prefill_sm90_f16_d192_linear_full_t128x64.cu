@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         35bd9d8e911d156e55aec782f3fc44cce1d6df133e2ecf71d70cff6043a243c2
+// digest         019c9e3a8fbbed949172a031887be06d158a1129a0117ba1c4056284496d0d6f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         dcf24e6064b73e27b9d30ef41656344e348a07f53624c7c19b011cadca641f2f
+// digest         c25fc5009a6b5ca20a87082b87aa11a477e6c255ccdd7897cc1914752f03929a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         4697e5d25b2d2063ac7668b1f1b61734ad8437fa4c519cd79c89b626c87a30a2
+// digest         44cef070d135557f4be487d97aa028a81735b8af8cb1fd8a8657b82eb42435dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         2f432dfc736202754619c52f2a77ab92b4fa34b749c98f859eb867a4fc62e0bb
+// digest         ca69171f216b2b8724eb83a75b95ae63cac21ed7bd0cf2abab25399312fc837b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

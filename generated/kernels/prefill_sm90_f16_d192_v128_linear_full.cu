@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         666b633b8344fc0b0befef9b4c8a7dca02fdc8d58c05638584dbbdde7aed89ab
+// digest         06cebc820c30b25fa4ac0f453f6b298132a6535638020c75494540fd38e6937d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         8113496eb760dea2dbf3ffb539687d40b1cc4bbc775e427f4c792a957513ddc0
+// digest         42f1f90896366fdbdbfa6ea43a4bd97d947d618b985fc4429a655b744c8967c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         64a2b32c21956e1c6e1ff1a8d2ea0dfe2b7506a4ac3e20d1e3ea7d70a1e0c14e
+// digest         05def46d26b05e02b3232077569081801bf56cc652016f8a9904172ca8bf1402
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

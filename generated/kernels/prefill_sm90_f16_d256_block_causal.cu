@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         f7ff54385eb8f6903c5349945c3628213cd1d100954abe29280db472f7334121
+// digest         7a6598fa4007e1407ddfa8c14482ac45d2988fc5557e0f4508a23ca72a6e37c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         b6491df849af4df189852ec8e3cc45a6908f5278afaf78c391acf9adc95bef11
+// digest         bad83a09d70babad2f1b61e0d880910b480e71d8ea334acd846b158cd42e41d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

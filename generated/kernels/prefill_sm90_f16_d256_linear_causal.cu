@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         46000a0617b94991f4c57f6429c2282f2efbfc9c4c448fd1572e0b81618c11e1
+// digest         bcdee94450ac8ae995ac26622759bc948c511ab76f8d457ffaea7d3ba9e9ac4e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         a703f7226a4428258a8408b8e8641e066e5ca221913d87faadebd8aeb418924f
+// digest         d00ccf50fa745aacc4648186117601164205a68948ca2a0153d1208dcbb8ff25
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         b243f4189e280bdba53da13804403c23c1ca7f50264506e0c6e79c290a889ad2
+// digest         a2267c69bdeeb57a615baa8f4745b10d7ffc4e914b7815aea43cd94b36bca9d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

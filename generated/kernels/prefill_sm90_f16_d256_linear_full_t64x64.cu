@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8dc3ea6c5244bf63c1df456f1ae0cc5d7f3e8fa7236a929f0d19c4f751b67309
+// digest         5a7c1d45fc7871c5984a1d22cbd1526101f4988bca5d03d21943d7f8039bb05e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         3939f2f2ff3581c35f319e568e25a1debb72836fd8e76ba40470e57f0788e254
+// digest         b59ef19aa8ac1b801f6ce4b699b6d4142f3aed22423ccaaba910b6e180806fed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

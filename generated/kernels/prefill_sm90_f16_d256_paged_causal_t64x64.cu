@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         2006645cd2e196e2031706c4111f9785a888511d8a7427d65ca0138637ad1166
+// digest         d97209bc286e11f6ac5de1d1f22169beb1f7104a943aa4503d692b9df7bed20a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         c7a20ce15f4391049e0070e0720b4a990fc6aa495f4e58586fbb42519e0851f9
+// digest         6e6916dc68d5a60cad2f15b9b70b50b37e4aecd03a0df12e710ed8af6fc3429c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

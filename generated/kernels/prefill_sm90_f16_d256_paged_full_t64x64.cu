@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a500dd7df128fb4709d382d30ff919d93d47d446b980c1e19920ef7af29e8541
+// digest         e16f75ae70e93806131a2c399ee2e5823f465a9bb8b728139b583be8eeea4a18
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         5fcca2b04e492ba97440c68e0610c37aff2eb840b79ffb63b7db05f4ddb68883
+// digest         1018cd4a77a563d47229d90f665f75836458efff05a6e5c328f88b3c9a2128dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         980b9844c05f1bf30fe9fad7e34f801554af467ad1e0c6eeeb735846bada8a7d
+// digest         6a78b27cb9cfeea4343e4b5bdeea5492ec4388434b4ce071ca9053e324889970
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         0a4459fdb39ae845ade901d923fbdc347976329271f1599dacdb44b0ad921557
+// digest         f8df35baa9aef7d6c55100202685f9cd665d2ea8919b936836daac1486665b3d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

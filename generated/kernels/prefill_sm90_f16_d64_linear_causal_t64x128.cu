@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         601bd8de87dcb9df343910081dcc092a9b598dbd8e985023013c1a9dcea1d40b
+// digest         e4b4a3a04e437369c0db5a6e8298535b2fcec2a3720958f124612ba3ae2e59f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         54976c37a0b0156ad377f9c2aaa8e2e2d6f8f76847358df9018ba2b998c7e2c1
+// digest         7737169368d15585f271b112980457256e2e8b703a9373ec7ea5bdd694f7f1e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         c8a349fa92776ec2260dae2e12b9f5cba7f4bea3c7552217db541148e453e533
+// digest         4f5bc634a1a2b6e1ee11a12a0a9937b3259806f8185b9df0a495e76ba9baff9c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         2215f364986807610d507daff12a418f09756db5359f12e6d14fed29921cbb2b
+// digest         30d8b0e35033f457f7e2dcf03e1ac6db442815b380981a890ab6ff127b450930
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         8ec12a1b548787cf6d75da33b1e033816e1aa97c63ff60d945ba853f1817f2a4
+// digest         b9b166f8f9d97466aa204a52ff901c1dbbb24b8de6f9f0c81a634a5aada401e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         0123cc8cf2a0ac8873ebaf7a50d8b0bd94f81fb13f127a8d8d60ac6e5cb88855
+// digest         ed4f8ec02ac2acb513008086b358f9339ff0920b20559ee22a11fcdff7435f58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         2d2ab269ae105c88574392936fa7d7e9a0e63abc266c5b0ea4a2d27e10056d2e
+// digest         d1fe35809e3b51cb819737f9aa8c492cd846a9619063d631efd67e14a9786f04
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

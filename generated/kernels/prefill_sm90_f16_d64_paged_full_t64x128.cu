@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         432da8ce977c211a984364ae3feaaf4ab293848613abf78584d34907ed0ad914
+// digest         e3d757bd50a3fdf47168f2564c9976bd88ca1c80eaad9b115a6ec87748240978
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

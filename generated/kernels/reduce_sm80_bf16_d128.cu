@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         516201a72f07e2594de75f682be6226972f4bc0984bea3b2ea06cb65f9625a2a
+// digest         dfd49aaa5935712c116fee73ab56254c079b38e9e9a0b0d47f51c55f7d4b57ab
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

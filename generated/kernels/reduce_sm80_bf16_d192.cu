@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         769f1f650a613fc8bf89670910abf505e31be0cb0d61cc92236c3897a70bc5bf
+// digest         6f81588d2c9ff0af5ef250257c3e169f6e34826784bf5af690e59e0aa8b42037
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         54cfbe0683eba70c0baff9460d329fadf27cd30724ee4e9a6a0573ae3924f2ca
+// digest         f1b92ed8b24b86834bc2b0d01e81ad8a9d1598ea307eaf814d85777f7ac1e004
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         6357f82de2c8f2a26784e5c595ee89da4da1ec531faf39bcac3b7427a1cbcde8
+// digest         12cd6da39f40a585a09546d8b7b086bad743349c4673022363f652fd1eef2d11
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

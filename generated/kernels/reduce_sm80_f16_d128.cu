@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         32df132468fbb6e4e1e9eccabc0d4e8cae72ff28f5a9df93170a16de0e63ec45
+// digest         fe349e21a4a4cae523ec0f4de2004cfe39675f1ae8b952c7595c14fbb1f930db
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

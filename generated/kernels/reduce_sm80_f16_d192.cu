@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         947e829bd18a1ec4ce7995a37c4a22e7f692d1ad4237dbdf4bb053170db6472f
+// digest         93aef41c24f9dd1790318f7a2d11c5151751bce25be82abbcab8afaf1aeff285
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

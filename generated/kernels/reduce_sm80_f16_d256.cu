@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         7b684aa7753f493fe6d5c5c0b62e5dccd7667793e136f8a911cb0d9cef14837e
+// digest         48a2e97c9b9b5f80d90e044e6221878efb237b1092db57630322523a2788f047
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

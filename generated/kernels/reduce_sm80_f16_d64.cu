@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         f52da799231380ed710a073e9b6896a9919537ecf47adc91c9f1054db88dcc0d
+// digest         5bcf5125d13795bd9e2372648aff63405f05c4f11ff63eb682c7d691cf53e509
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -6,10 +6,6 @@
 
 namespace attn::sm80 {
 
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000);
-
 // The reference of a row that has seen no key: below every score that is a number.
 constexpr float kNoReference = -3.402823466e38f;
 
@@ -19,17 +15,6 @@ constexpr float kLag = 8.0f;
 // What the exponentials of a step may sum up to in one lane. The reference of a row may lag so far
 // behind its true maximum: f16 holds such a term, and both types hold what is small beside it.
 constexpr float kSumLimit = 16384.0f;
-
-// The largest (sum) of a value over the four lanes that share a row of accumulators.
-__device__ __forceinline__ float row_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
-__device__ __forceinline__ float row_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
 
 // The state of the rows that a lane holds: fragment f, half h is row f * 16 + h * 8 + lane / 4 of
 // the warp.
