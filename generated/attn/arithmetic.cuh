@@ -33,7 +33,7 @@ __device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
   return packed;
 }
 
-// The largest (sum) of a value over four neighbouring lanes: those that share a row of accumulators.
+// The largest (sum) of a value over four neighbouring lanes: they share a row of accumulators.
 __device__ __forceinline__ float row_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));

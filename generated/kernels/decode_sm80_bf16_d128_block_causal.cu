@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         12567b2a98dd44f78defd90af3b11d3ee03ae0485819a1df299a4da84121ca6a
+// digest         3692a1a7bdf8ef713e36b772903183ee55b4cbde112c79c854ca8b30f9f6bf4a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

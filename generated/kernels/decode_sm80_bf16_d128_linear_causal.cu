@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         fd7c694ac54eede0d94bcc4e091aeba47d0b573314baedb31d1dc00ccf74db53
+// digest         72d4ef3fd74ae58e9a5bc2179439112cd9726e5641d9369f48181e177fe6b835
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         2b16c9c6fbc89b731a2f2344cba823694d455fdd068d130b963e71a9cb3cc640
+// digest         7c9ca4f1d28c22467449ecdf5325a17068ff45ecf3035b80052513fe2c2b49d0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         934d3124ef7b26e3dd3471bc80711cbfeee7abaf4d42c09203e77f2f8627a48f
+// digest         cf1fa40d330e0fde5bf12aa172c30db97fd07e4ee688086814dbb00523003298
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         1ee1561bd904d4f0a62c8461edc93f88c9e97ebaf13af4bb323cc7e2ac11d9a8
+// digest         79992d40ad1159c426e94ccc340777d6daf51a6ef4bbc7af204e5270a575659c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

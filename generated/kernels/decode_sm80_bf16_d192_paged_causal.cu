@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         b9130428a5f272905a7f653573a360e4bf7431b214868172ab37c8b78f22c24c
+// digest         348b690554deec13e54ac92434d159deb00098b0d00bff59da8e3f30fd692a27
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         216846641b39eb55d0a0956281a278b8b7b71accc76621b112c774a2fc655e36
+// digest         59aa9199ef163ae1d9cc476466d278ed405a5fe86bb352b8e4275f3a29d71332
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

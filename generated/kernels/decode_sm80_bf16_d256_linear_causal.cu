@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         7e826c5d561a410e2fb57867b1ef04cf0a5c423ed654c2c5103ef9ea10b88607
+// digest         7daf70596d35f11cf96fd18a133c50560fccad9fc2324f41534e335b9b7cfe6d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

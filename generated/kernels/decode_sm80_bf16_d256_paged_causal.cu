@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         0fee4cf9d73fa1c605e8b468ef05b71fd347303631077205440e747413316a5d
+// digest         cc10aac3bc23be21a74d6980f1d3678e78452525ce7ab173a927a1166458bec1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

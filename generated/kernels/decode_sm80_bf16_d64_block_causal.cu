@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         3c1749cb8e91948706535559df19da975dd7c1cae428b8ecd436d93c7e03c056
+// digest         bad50d47e5cc19efca82f07eca0821726a5e3584475f3613776979d3faeb8ad5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

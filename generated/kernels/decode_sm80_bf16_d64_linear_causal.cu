@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         199c4fe89e453064ee930bcf974d46b1b143beeba5330dde25d01f6b252f606f
+// digest         eacdb72375d2bc864a79a2fc365a79d45863d4468c5ee9be0328d07fca0b7d4e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         a449f1285b755d616079c552368a54f885eccb5c24664dce5d73d6ef5b82cd13
+// digest         88a2e72b2c555f63fb54a22b8731c4feeebcedfd122222651969478025149d09
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         00280edd906ae78bab78f67471ac77ff90697c44039b7e9e67e7ce2a508fe1ff
+// digest         91184a21d05e2df527a3a3dd6ad6d6e79d993b35bf83477a11dc086305b2b1b5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         5798272aee9d958fdc7d0dd396d868aacd5d96b4879d66e0919cfac5820f5b93
+// digest         2da6dfdb98e3231fe4e5eacf0625c1f399d0d46697b780daa455b3e873a823e1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         c36881ff9623c7935bb5f52880316ad2e525d47fad870849285465efba6eaaaa
+// digest         5670d09df3172b42f65842b31e36bf5225402740a2e35a6344dc9b916a6ef11e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

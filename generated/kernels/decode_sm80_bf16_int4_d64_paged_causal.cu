@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         ef32a10ea624f56ff5ad02653c24ea230ab4219d1593d4f604525c2a6cea3472
+// digest         424f15aac3538ffa2bcb26a1b14e09024468f312882d306d634e4d7242dfb2ac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         223ce04c13a0ab09f3cad662ac25a07a02130b166bc9052ef547c95b662c62db
+// digest         eda7d29172c1256f82586fce9660e1213c1319ded3b337a6099b21208102c85c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

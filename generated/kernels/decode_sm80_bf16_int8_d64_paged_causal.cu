@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         6b4b038f304633ae3315ae05188b3ff5aa9808c3ca7d76df2c254489de1fc705
+// digest         1da833b410e264aebcab695b014e02fb2572be50c587418c00d39a68c55e5de0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         d8035afcce431c48c9c10b102158ed36250a4f4d71b942a536ba233aa3df94ce
+// digest         3d96bc27ebb2436002b23eb80050a8fecc8bf97ef847b36b2814015be9ba5358
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7f5b6e484432a92b5b8946a5611a98626aa0d02865f39be78afa91037ddcf8de
+// digest         06faf3f1a27e25f032679d73dc05a60e7ad986ddd5b0931d42f78e16f5e47bfd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         5e763f2edc0244b0a14c4cb3b3c1be71096065194441379418c2f4fea3d2ba70
+// digest         28126d7a9428f62bbdc3284fc45bffbe0263a537fab1ad4989d2564b6c15369c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         9551f6675ae9552152c7029068078583ab0c3f5a1757b875f1bd833e736ed9d1
+// digest         8222fa8257555d3f224568a7b32bc543acfa09ee5e31d51b6aa695958f094186
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

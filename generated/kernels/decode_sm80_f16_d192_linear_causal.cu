@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         d4ad2e133e074cdbddaa20927c9d62bc94412b9c35731d06008f61586cabc6dc
+// digest         7c23296657201d566f22927db16cc297d220543902edf3aac3e1770e0bd2f2cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

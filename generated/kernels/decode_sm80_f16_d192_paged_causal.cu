@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         d85a4b0a8adf1da1d1a1d8ef09ac0a22edba0c9048a4165512f8733a46b39733
+// digest         31dd86543a23407d03b76944a9756fae717bf5a40f5c115e5437ffe05fd5971e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         23ccb76292d042e8067f242b2fead9c61ad090fb5cb6648583f1a6a2cdf27a22
+// digest         349f33b68d1f295c38517857d82f8c8c48340045d6f0c1c9f22cb58efea4a6ea
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

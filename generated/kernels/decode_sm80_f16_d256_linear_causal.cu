@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         2d02fa20086bafd1ff5b22a1abd1c3c5d548fabe7cf74c2773df3f982b17067d
+// digest         88eeab9a3ef0ead6c71786be886ad2ff8cffd8a9da6519295cb719aa5af7c358
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

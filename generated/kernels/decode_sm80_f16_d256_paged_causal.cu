@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         9a33922fa4b3b0742889918eb148fe1f06644d7e0d5737a335ba6491cebe6412
+// digest         f397d663b8a4815e3e5a3cc232282f08ebdc7db5ff05093e5d1239c820b3e946
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

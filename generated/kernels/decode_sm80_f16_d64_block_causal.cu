@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         06befbfcb91bf09c5a952cf1dd335cfbedce20b0be4127c5570fa80adfd80e03
+// digest         40535605bc53e030917e1999cc1ca1107c00e7aa36aa9bed5a8992cb41c29c97
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

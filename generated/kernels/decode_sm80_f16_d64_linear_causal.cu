@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         343721847852cf96733f6a000a6df72a459a143a97f855821e1dfcd8d13d4ff8
+// digest         b4e43ea6a84532822b4c3165b9b1cfbbb2b02e140221aaa404edd2100ac14314
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         a23eaccbb1204946c52d6e8f008759b93d23c0af520bbf379d855025ee24c60d
+// digest         8d02f4524ecc974c4bb1b9aafe88e7906d9c03abbcc6cdfa3e81410c4e77eda5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

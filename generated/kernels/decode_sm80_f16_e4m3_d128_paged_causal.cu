@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         0dc139a7774013ae3a5daf69e0d8bab9c58a79b601e6b4b1e8eb37b5b3eefd11
+// digest         32de3c687071cf5ed4903b7c7450557b535adb29800f83c2d73a7b5ae3f1ce52
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

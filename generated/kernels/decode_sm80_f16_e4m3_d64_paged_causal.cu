@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         976029f7bc21ba2309b1ebbd0edece2660809a2f6cdc5938d37721c1010a7a33
+// digest         2da588f45e05469fff733e3ab0fcdf1625178e66305443bb4fd8246b02b7d29c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

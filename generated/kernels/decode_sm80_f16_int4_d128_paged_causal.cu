@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         348a988c81c0761ef3143d033bcf3ac1d60fa7227c6fecd76855a7fb7e12166d
+// digest         6162c6575a1425dfe1d50c36f475db0a011888295e642c65667a58713f92122f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         0455b55e9de08838e6043808b918e792e1603fe55b84f6e26b6bf8c1b12f0102
+// digest         4ef29812222c9306f1ccb27ea3df68a279bb4684d0c97c813a0f0691d34bc439
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

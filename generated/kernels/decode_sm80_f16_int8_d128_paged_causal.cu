@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         d723ec67963309f92dc569bd9524d493a5e56a79791bef53a8614b5b7fffac06
+// digest         444dd2fd838da5f4202d1df58b68165a120c1a0ec9413939db4429a690a92607
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         99d8d6964ae4e4a28108c27b2ceee97567e133967a5e26df5f2f9e3da64e5545
+// digest         c86d283092d7e60e8479fbafa870203fea7ea34f8aaf96fdb0543e6e8b5d0cc3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

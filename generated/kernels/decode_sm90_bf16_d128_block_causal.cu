@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         7ec9d10a4ef6dbd4c527371fe9a1725af2d77547690fd2f7e079935c42e5b5cd
+// digest         9d3686fccfc37ae5adc1ed1113d1089f4821f93393564cd0c808772177394784
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

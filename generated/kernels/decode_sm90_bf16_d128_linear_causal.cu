@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         4cc91484db36e75fca7b7ae6e30a32a960ae77e5fb410f5ca23f1f7ebbcc11c3
+// digest         ff66fa4aa176c2549db84aead8892208a472efbc082aace75a32ad3b80fecc3d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         29933b953539c246a3a546ab4a4b734822ceaefb1cd4877a93d1c51a5b07e05c
+// digest         d8921d38dfd786808b98a4f584d3130afd492e372502772bc3f6c888d91f6101
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         014003143260f6c12b9d81a4564bc797f8b57a9a56fdb12adabc69855bd802ce
+// digest         f0ea9c5ab8a98775d73120865543c0cbaa18e0f84d05e507d558e6a4ce0179dd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

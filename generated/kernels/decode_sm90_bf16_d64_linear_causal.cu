@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         9401af2850f789cef60b770da38d651c06dbcb42d71c3e0b2704efa599ba8e07
+// digest         3154e2bdb920bae685fd62c598692601b496127ed29f69fc77e3923e3b692151
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         483fb88d9c7ea530d80429121ec6474f7db4368a1f163e4350159a8c9040a77b
+// digest         2563ff688e506c0b87613ab76727e69da85b8246b3aee878fef9240e1e2f8b41
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b5876adf22d81f1bcacca7fcbb1b4fff3c493a5b76211a96250b964cc6728053
+// digest         1f1adef2652dd9ac6b0043c520418f5dd2a66daa369181035a39ca75a10a4f17
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

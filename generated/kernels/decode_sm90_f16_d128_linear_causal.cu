@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         237cea9e1a9b16b91fbf08bbf5a9f3e685c593bbab56be8443886890bb83b298
+// digest         f758b2ce585b2077c04c3a9fd58906f5bc97a1a9952b17185373bf7ebdf74b2a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

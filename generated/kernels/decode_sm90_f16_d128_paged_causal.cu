@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         fc6a63a6ed5c1a9c91a2684d700c0afbabdb5e3abbef1a34fa348761613acdca
+// digest         72072327b1e1f5c17311504cd68e9229e0e417da7c0b25344d14aa22d55ec350
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         7067d7862d86ffda7703aedb95d4159fc02b32a11df6dbd72472d56ddb041d28
+// digest         51d4685622c3270952519882c575ec02d7ab32f2c3b18c7b99c1e889e2abe717
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

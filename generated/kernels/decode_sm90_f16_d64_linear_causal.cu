@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         ef85be9b4ea584b472420540587e68ffab3532ca5a828178050e466ff4cb139a
+// digest         ca67e04a0c9b8ec540fedb5285a8d766bc4e7a84e8ccc1345b54f3fe77f1ef35
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         c4f5f0b16877226bd082b90b22a12e7c811d1d815d1277cf36479a8f2ba791fa
+// digest         ddb367a0b0d7705a219311566106e00f2dbbee1689f095cd1ae404628600c3c5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         0613f98be998ef2882477fcec261122b46f356b3ff68b4e562e4f77b0410b819
+// digest         7eb927ec45a52be6684edd7f70fefd33a92cb0dee0481fa31245e10096cb7304
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

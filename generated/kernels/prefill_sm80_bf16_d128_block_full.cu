@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         60e57eec8cd54b5f3fb503527e3b19ce174a1bab38c443216af014a467d5b95c
+// digest         154b4e473d996cf1eb8334e6afcee856ef1b36e2e574bfe8d2d0155bd924e21e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         a6932e457595e3d53ff164d05359146c1e38039a998420e501a7c3984ffbe2a4
+// digest         8780693a8f2b26e85996aab3d793e7b47a8a9f9b9d74b588584991005a03c404
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         cfa3ab4fd75b416264ad883cab503713e91bbe8780bd6aea70e1d3c405e3a68d
+// digest         1d6bb59138f0b7c6cd874fe0c35f3389dd70357b4747edea653c1a9e71a32af0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

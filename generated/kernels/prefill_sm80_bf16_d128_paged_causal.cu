@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         721e8c10d6c6de840f48e4fa25c5e9e912ddaaee53a08c4ba7f4e08b298b766c
+// digest         6868925bb0b1cfc640ef5fc41215dc9959f924eced4d4821c1570b9ecbac1379
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         40763616b5a9243ccbcb855f230fc9bf96d04e30d12be39f4544d01d77623fdc
+// digest         341969ce221bf1a1725afc71679d19777db2158f00826e2f6c6a88792082ee77
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         a1fc755ac0a480fa49a6f8a64f5b3c4f8bc7ee8da5f89d59eabb21b785c8b5cc
+// digest         cc0e9c0c0141f327e6b35f7e1afef6bf6841ae112a89ef5a510a7b54c240a910
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         212539c517b9586e23cc7300aa8cb50d77c69fd3aba16d45a7402346b14fd396
+// digest         a820b0238e91f6470f1ca18408d3419db2b8d6f82c14ebdc49faaf5e111774b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

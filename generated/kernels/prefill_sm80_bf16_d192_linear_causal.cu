@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         7b484859a4e20fd3795c13840c41aebad4936aa583786993fda4ec71ebd0734b
+// digest         0bd6ad54477d38788ff4632c31374e0648af8c42eaf4ab2529ff183ada3be850
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         e9383fc241eff78cbb503d773647096a11ea3a6e0c9ea71357c27890a8594051
+// digest         bc5a6049d8e1975da91df8c8668f4156df941ea1632d6bcbd4298826a5a9c923
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

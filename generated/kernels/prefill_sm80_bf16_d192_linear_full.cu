@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         3def82d398359fb7c2f278b9c43d3a683e505f5c215fd7c1a6f9a265569a8a1b
+// digest         28cfa31c36ad82cc9a6490d62e5a2092bb255372e1b8a24b92b18ca673e7b6a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

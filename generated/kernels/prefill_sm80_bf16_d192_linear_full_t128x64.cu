@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         fa602a9f1932389e083da995e5377b1c3f487c2fe879024b9f1f00aadff716cc
+// digest         48aff8a47f94b772b0b3cd3faab6e97f95af3c5b2cdeaea453f615ede7c04328
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

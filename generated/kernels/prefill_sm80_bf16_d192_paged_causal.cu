@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         7e0f3ca116b6ae4401835215a555bd3b281ee244eda420828d06207c2b23a436
+// digest         8804de047932907cbc04796a69f127ef502e3cb86a10609b31d3c35d712890ef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         23b9d76caa2986f13731d2d3651c9e0027c182196c3b21f1921290d554e42a03
+// digest         79e3d0d2abcb7837932bad1b8dd106e1dd56879737205ccff35debb123a991e6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         7e9a9a4d05892876214828f5c351ae9c3f7d7bdbba1f5b2fd3ab563a8d68aafb
+// digest         0a41b196809fde0efb1bd18e0988ce7283e6e9782029f4fa41d41f56aad5e318
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

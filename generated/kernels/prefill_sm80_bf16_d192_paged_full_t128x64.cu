@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         bbf5cc789be2d45f4a87144d1e3afb06597cbf6a2d40cad5a4e929fee3281c0f
+// digest         d956d16ff2c6e8d113b31aa070d33b849537a33a975e50200692ad357b94f2bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         8a5618b0ee4d7e00b0a32bc9841ad1f7bb49ac5932df1e8e205304e4cc66a4d5
+// digest         79e6cabadc4dc7478eda3860ddb1a74746457c9a0439abef607b86dd9909f347
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         dcf76bb7a8e1308ffbd76130b6d11496e0393ddfd98bfac9d1b78f21cb8382f9
+// digest         57c4e6c128bfa08ab9e4253740f10173fd64179030c603edab0b7b3535fce234
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         205ce8b5cc2c6814c4c91c07e672c4421af82e7fbe908ed50f59e83ac20186a6
+// digest         904bb2cf49ab4f6c5b2f4574495c5a4423d569f735a57bcee4c0e94664e6e55f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         30fc0423110673accc5ea67afb420e81d2d6a0431e98da332cd04d0fd15d0007
+// digest         3cf09d6102d0c6ecd9ca47f2fe57a77c10e50ac38e7587ac1311137b04497609
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

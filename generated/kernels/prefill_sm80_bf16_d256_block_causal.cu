@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         c851861abfd79b02ff8d81463ffca27bbd49cd8dc1d0bee4aef40d4de8229bb2
+// digest         8468f68cef2a3f66f84a598b7a8b467af781257f97b0c0b665eb0299e7757ce2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

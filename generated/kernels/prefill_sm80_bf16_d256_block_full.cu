@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         8173a5a6d84091131281c647164c9ce96c062c03c31e17bff57ae68a6cfad15c
+// digest         4812adc93e853d1fc2ea774b9b980ec5ee845ef52fee44ceaa93c6d2ae75963d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         ab89a19dfea6e35ad12c670aa92d9420dab12b543179fd41d1e6a64364243cfe
+// digest         73d4b54b0b1111eacfcde836c69ed9a4f76c84a351e3b271e97799cbdf778073
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

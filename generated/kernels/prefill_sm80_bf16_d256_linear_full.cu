@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         f606ac1e4c976ad2d0bd943f4f7b5bc2771f997e5a46875454c885934e38969b
+// digest         bf8c3a87a5be4efd35cda5ad33925313158adaae870d56b0ea666b679e8d2289
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

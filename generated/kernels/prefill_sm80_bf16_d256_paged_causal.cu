@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e74af3324b76228248f4334b295bdd516311715e4663d843bac96cd799c4f64b
+// digest         e650489ed639de71f5fe2fa4bf90101f3514ade3d92a308071fa5b2886604f0f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

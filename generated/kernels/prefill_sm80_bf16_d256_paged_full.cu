@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         9e76fd0cb40de4588538daf06ab176e18a33f113c1a7426b5c4fc8e0eb00f908
+// digest         54eaee7edb4af2483846aafdf0cdb2993169f2ae36e45f192bacbe1bf29bec56
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

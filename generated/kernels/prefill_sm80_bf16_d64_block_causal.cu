@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         6a24120a51e51e39d1c79ef19e2d1afab2a96e91ef09a0bae970796fb47d5c58
+// digest         71c21626cebdb7ba2f1459b48470ecd44d638663136fbbae2295dde083a7d8a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         8124cbefc7a135743f207b097fe68559fc46d681b12601d38f9fc14fe3c207ef
+// digest         e900682d48e5425e0560d482ea7e338e0ddd450f6224498329b854475d9d18df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         b3acc7684755c41a12fc30386ffad1ed278b310159dc2acfab4090654bd4e57d
+// digest         2c9a4b89b4defc6bc3be1391999ea7b966d902e287f3ad9be18cc9142c1d93c5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         ffac7fa1f340376d65584b5edc5e8933f9da47511b53bec79ec8df1ba50d2e93
+// digest         74c04ca84a8c13d163bece1c0f1c88b4ebd0c22f0fd3e1b550cf3fe5a9ad1330
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         7a16e0496e783ef040d03c81314dc9186f5620fa2e5c872186881130624c8ae6
+// digest         c6d3775d22f740472731d7abc7293eacca0d323b08e2046f75b4af4a96134992
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

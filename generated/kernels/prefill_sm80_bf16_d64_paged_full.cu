@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         c06607d4d158a880440e068dc5b8598596c1a28109d0ec510019cbcdba32e6c0
+// digest         bc612d1dac6759389e0c088df9c41f9783e66018ffa7800175e4c041704cf106
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         f71c326a07fb0b8dbe9efd3f0d24d5ebe4508fca82c35d99edde1afe29240508
+// digest         e9e085d903aa8494006ce6f944014824b1894a6b28c9dedd351ba5d88e277644
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         c4a7ce6200e704d37462fb94823941d271d427b47beda1172540d1faa69978fc
+// digest         d1d3a8dee77c4f351aba6d2aa600f17a1d9e356a0dd18f94a076558197d40200
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         e149b9423400a4983de4610d983c2b770066e758e61e9c47aef3ed36dc69a48d
+// digest         c46c76daf6b5e8363abec4d6d2608a790d478845f222d6649f6f1d37954b7738
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         5535b798496359c639c0f9cb54d5eb771497a7bfba8732988a43a1b4d1630b42
+// digest         174999dad00f219cc7cfd9ea81d89afeb2f918ea247810fb806f550f31f61a3e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         0b15fe3df3bf52e375e64275f5571a974081b13e8bf382895e0bd32d8542e989
+// digest         dceed2ccbff21766c9517ee7469d369f50b4aab3b1560cdb1f590f8402b49da2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         a4fafdd3fff14ad4731f74d18ec49a037e424378649b9ac0aad96b96803bb2a7
+// digest         46946fc307d217faa60118604094a082a43f47a20cd51ca740f11ab0e0d32bc8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

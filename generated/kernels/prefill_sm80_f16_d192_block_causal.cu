@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         7dea461ec6d25d85c9b6393f9a3c3dbff823133282431fa3db9e1e8449bcbd1d
+// digest         127a8a730224004411ed28246e2dddc4eab78653d5c08e9e92384e26d65d55c4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

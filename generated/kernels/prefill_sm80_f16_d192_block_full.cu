@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         6e0cf87bb4d2049988ab5521a876b3f6bf45323dfc0286f8d82843096e9866e4
+// digest         8b5b9642db3dbee48a3feb933ac8e97128ac707fe596f9436cec890bd8981349
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         de044c83f7a787d1fa68e2eb9b3ce16850f5487aba48216362ee753f7515f3a3
+// digest         188dd9cbd671ebcea3e2a6200dfc95439a8757862eb20f0df6692516d9f24c45
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         75f43d3efa084ec872c7380d40df173a89e1c7914cc135ff972b95cf50975a0e
+// digest         eef3213cb5046ef663dfc39fed570759ed10a97168781bcb5f6221863814ac42
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         fd4c459249c75786600d1e3ec695cc7c4f9ad45cc293670fc3fbf3a9e617da01
+// digest         47ddc3a543f6047fd4521bf3eb54f92304abd1d7d8eb83718a8ce9a753f9ce7d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f0de0e29e9f8b6750190e79cbccfcd932eb0f5d305105517764ca4f509564a15
+// digest         eab083ede853b7f9ae6de87f672384c38bf5d83e63d8009feae9228f56c5da57
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

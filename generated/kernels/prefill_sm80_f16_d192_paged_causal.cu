@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         fe4316b042df9a9e5df9755b93ad664cf59c6280b06533b3645b465336c394a0
+// digest         0fc519f85968b974cf0025c49c3e3d140a766964704c70b03cd639d2faf8aac7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         f563d432416c9d55b3ce8b50c8015a8ebe57eb889cac1bf921c50b39a47b3984
+// digest         95b769f2017185f250005dc34d49240b314fe6c0cb7f2e064d634c3a1771ecf2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

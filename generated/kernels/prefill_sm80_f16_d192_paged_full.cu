@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         7e1f386dd457cc33e316e5408062b3c7f2d48253057865e1a753e1e37750c933
+// digest         34de687efd8def32da3a47110d50c98381c10fead620f616fde4743bb701a0e7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

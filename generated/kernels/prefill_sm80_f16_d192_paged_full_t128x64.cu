@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         b742848887cfabefa1498edd18a1c67b3ef9101c68f402f7ced02ed6e1a39393
+// digest         7c6986b38e48012c86bb94b194ea07b1f95baab72877b7050059aa6bbcf31144
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         bb7caa79521dcda37067a28b6cb883a4f253b919ea1e73db91a9d3bf653d6c7f
+// digest         217fe6c30e701f685c49ed2e8d66526d20ea8f3ed3453efa223cbf9e41e96247
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

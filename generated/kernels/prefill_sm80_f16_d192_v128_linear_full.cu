@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         6396bc5a9a032a29c160416ac3f06fd86881735852d37c5b5262a9b2b498550a
+// digest         1097e33da2c31ac77b45f68f6a1b9ee5a3dcb03162814b5fcbbeaa1f6be4c945
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

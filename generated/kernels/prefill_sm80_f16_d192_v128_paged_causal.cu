@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         80d773d1da2bcba3990735ad59d11c1dec88c68ee8e6ae76625717c21a1fbecf
+// digest         049622ea712e2aad7f49fa02d6bdc20537d1bd144154b9d7ae25c4588c67a8f2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         5a5ad9ff623b0d1013ba3e309abfb4eed219174b2568f40addfaeb9ff68f64bc
+// digest         5517113d4167c5956e83e2cb7de16f6a05b0fc1c1e6fdd6cb1f6f1fe1706afae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

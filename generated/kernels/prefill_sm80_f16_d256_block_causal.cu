@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         9cc98c55021abf13b28d09d656bed3c687482291a91fbf304844738e5b0d5f6c
+// digest         ee1a4f2ce266bad303129c7f403d20eea426e9dd4d1f7b8c2b5d7e967edc6bfa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

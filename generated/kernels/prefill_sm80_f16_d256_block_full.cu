@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         8147e897e4369c7a90b2986e5f56f55a997fe40068d380646788bef28aa4e1aa
+// digest         35653f86896373fed1c7841252c613edb5184154e64a47fcb384037a3d63d2cc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         812b213d82236ca5db4706ec044bdcc5e49bbe59bd9abb5812c2f1319c734430
+// digest         82587af4f82f406b66b39b6d2a855e0d9187eb21e5e358eea1fddde5dc7dd496
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         8de555784b17ca8cc03b0c35549fa38819944bd01a5e58493d1552533a89ba3a
+// digest         7dff94f0b1e009f0687fcd64e63f1e641fb78101c689ca1185c68e35fd45089a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         11c9d376a60ed7d641728aea36b2c009f2e5f8dc2877237ee927c63581f72df0
+// digest         d7f97b91d29b02e2b54964a2953a65cb843cbca29c14dbd3511af0945eaeb02c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         9ddd0dce4a34c1740235e3d57529b7b4b9993a31bac66bd0048e185234c41773
+// digest         f7be57ac62d9306d34c6dbc608318c55b9a4d850794441ea6ee3897c298d9ac8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         30fca23e1bc5c253138f386619d1449fd26b1f5d87e8fc85f5b3f440020549a7
+// digest         a1638c75768a3c41f2c1a685caa3e2ba31951eea04fabd40a3e7fa74cf493864
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         0e5b8450929c269c3ffd2ea4283b1d4bb753e1eae895fd44f8097f3c4bfeffa3
+// digest         2690f738b69d7b8ff31bc076c97325400f22ce84ed82ca97e5bc607f91ce65ef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         3da42e5aaa2937131c2c16d2ae58f7b26d0c6265872edbdcedf13f7781b2cc65
+// digest         79364b1346a6193c98a3d2e67f5446fb393e63dfde461bf0ded0624a794e5c9f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         5bb7620f6c63f0163b4ccd9071d083e44c9095283790c50f696a240be153e5d7
+// digest         86d185560f71a519d0fca1b02929cb3d5a1f7768fb30dc25fe6332ef58ea7b09
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         288884e1f80ca4a60fad6e2bf3fdaf084f95d2878bb6173534c66840d9063813
+// digest         6863bc1032dbf3b2b46d3ae23b45e757bb781cd9f2ba015cadccd80e913a3996
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

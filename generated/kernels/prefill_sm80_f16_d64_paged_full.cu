@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         a7a89def30ab8e181c27ba3d90e00b056305725504b48e2b7b61ba36e0238fb5
+// digest         c7f2485c81029bc902b12d2de4a9756d194c83405ebed7d1cb353eaf65cbd01e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         7513e05e99ebb58d118e5e0ccd1e6cb2831b5932d097e86c9360fcbc2b76ed6a
+// digest         e8f6321e3b37d86140898cd538c3da733666d699a6eee05f19163639b195e8a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

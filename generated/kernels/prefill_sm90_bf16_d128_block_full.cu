@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         29e000b14b25ae3348af0b0eabbf693dbbd3df2ac8efae8587c933859d2dc451
+// digest         281cbe18d27ac487d3e4ae28ebb04103393fac9207ccdedb8a857d51dbe13583
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         cac7dc9c5cb6253b4e8e7fdbd8b7d92a25287159a2b5d337999bb7088847f0cd
+// digest         6782a8f9c8846dc3718c3508bb9deb24583655a838e05851c69dbc1dd47832d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         5964e603cb801e172e9ee682560e5cdabba6b503cde1c9113fb43e7e397f67ef
+// digest         e7c18651fc59ad356f0870f6e4c3d80340a8188563b1833871e1e84ac22f26c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

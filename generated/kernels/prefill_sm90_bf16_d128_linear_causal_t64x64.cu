@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         9a95ff3dc253e1c6e11577c26cea5dd4322d881db3e0bb5ebaffc17de1d9d182
+// digest         bcde5e2e72c3c5a3baae7b59754af6a04b028038c540becd37b9186ecb174b32
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         9a9fc4afb9991637c3794a5df82cea40002b07ea226c6de405d57d5a05fcc7c6
+// digest         f79a3ef7eb6ce5369b8342a5833d1c8235baffcdc880cdd524cfda11d3e384e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         c465250f0fcb4a8749c664a3b8b3ba4e98acfec4a3dfa310435e644ce192fe84
+// digest         0bb753ae37f8708b6037b12fef674a9b4fcdc640652556ffb00852a27353bf3e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

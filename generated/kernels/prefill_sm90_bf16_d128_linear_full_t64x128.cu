@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         d894469ddebeb9f1a7acff31ffabd50be6218e0e58083942f63deccf02396480
+// digest         4902e5011d8b2b2eefdd3ba5952f3632a85a73d4fc1d5db25800681047ca354e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         4b96bc17ad0409e57701dfdc4fdb3dc7270517198cede9e85d42d915ddfdf1bb
+// digest         845832251e81d1d626cef2889ebab7574a431fb9bbab7eed6a86c67e70e166db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         184ad89d120694663b62276020785f481e8f39043255604e863c396fe2f7357f
+// digest         78c1c8cb575a053dc0ab1394f21e7091d497dafa4f072aa3ce6f004741a10675
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

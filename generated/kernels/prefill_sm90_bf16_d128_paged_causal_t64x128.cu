@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         7d8a8c41df3ea317b197719c38076525bd188bdfdd683cc6d9cbdbac0233e38c
+// digest         b28e700b4c91e9420015587da45d1d27dcadb0d6e317890bb04784c8d1ee1cce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

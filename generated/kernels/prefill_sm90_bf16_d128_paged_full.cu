@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         fe84051d21d818da99ae88ee85b817e4b455b8250bf54d1228374cc3a92ccd7d
+// digest         3974ac9bed2814e1d1750d3b7a217b791cbd0d4714049d8a41a749ca2e095af0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         40a72b58ccb70d082b84413e6f4b00f64f33ea21582b02da9a4ae46ff099b650
+// digest         29068cb8df0a3242c18934ab6cdc651c9c6450a1ea3477cb2c3783b193c9bf41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         c5d41cbb2cde802e1ecc8228ba9f4b34396df218e8927715ae5e1e345718d5b7
+// digest         f26326e5cf8e1603ca4e4f39895b919f358f3d5b13640798e5d3d9d04f906327
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         b7b500fe97e7ae6832e47a94c422c326194d7c7c2fc6f7d38f9db5df40398568
+// digest         607ab43e87a527fcdc0809041018b29d016652d4bc96e51d1f3bec0cf258dd93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         05f729ecc9b684c552160cd8a8c95849c13c1666a1d7f45f9ac671a2da8e0425
+// digest         d3a7cff649c0404f8d1a2a3262bbd9c7de06a25331a744893e922035b64151f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

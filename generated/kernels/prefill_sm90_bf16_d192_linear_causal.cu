@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         89d78017828bd774930d04d4dd8f1875a9243426ff155b820babb21dba44c6f0
+// digest         de78a7a20644f2aa599c3f9666d483f20bb2ced673bdfd06d0b8c8e8ce49cc34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

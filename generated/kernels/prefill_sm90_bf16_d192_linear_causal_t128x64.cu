@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         010027ea4d376b03457c4acc3af0dd0b033cc4d4a3ff02c4efe416d35676c910
+// digest         95b8da5aa80823c7d960d530e1ecb733355d36c01f0de7244083e00e9dc08f74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

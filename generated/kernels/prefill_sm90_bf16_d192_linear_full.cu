@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         be716ad07f7f489c80bf3bf60a2b30af73e2de532154d9796d20b4eb40963374
+// digest         372dc3ed901974b026fa50d7561e715b7b57bd65a6de06996b7c12df182c53c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         9c2003dd6909100b0356ca3e96cf0565955af16f4b677a321e18be7931934be5
+// digest         1d8eeaf195fab7e8998506621fc812dfd6daf181c7d97adf59d8f859b3c7adfd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

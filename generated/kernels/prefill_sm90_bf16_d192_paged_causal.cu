@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         b68056fe547e03454e23c570508b3ae7f3fd0c09cde0fd796be415b0f7639577
+// digest         d470245e4e0bad59a4ccf9db1fad8792cbeea8b70b3967c2f05dc12c47f2b95e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

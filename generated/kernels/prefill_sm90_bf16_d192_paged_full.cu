@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         a5de98c6ee87a2b998ff4e369c35f1cf1eeb535bccfde024c6b9dec33184323c
+// digest         cbcf3e9af8abfdb620cc59dedcc4d771a573b1bf08c11b36aab434a1a54d3078
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

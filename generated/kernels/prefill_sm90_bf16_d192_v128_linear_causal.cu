@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         56738a3d6bc0081416ca1440ed9b075bda7b4ce311c7ec41e1e4f6a83e5b3c46
+// digest         892cb2710d8631490d6983d3b2ed271a1be8998c676c88ad4ada962b62abc73c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ebe98a3eda51bfb8fb8588ebc82402dea209f39a65fda1ae3f2ad3e4360ab0db
+// digest         c5c136e51d1180a6633a8bf2108f69a711b3951516ebdac19024d7209c10b97e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         0580b6383a0989a7ab064d43ad7f4d06703a905c84be303f5b1d84a4e93dfc55
+// digest         6a145bd3546537f3f4d9c9c763b63353dd904fdb886bf04dd8d55b977f5bc5df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         503960cfece30abb0f54e90636aa8e8074083d587ff22f0e5d018024c098d0cd
+// digest         d971cb0ff9897f22a4e16d5d2d612e3bf33b3499f469432df681bf6c227c105f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         15ee0ac6f41e2fffe192243f1c4f75804b2c83ac8260846c358a9df35fa39b13
+// digest         c26dfb6baadb5baf783563408f5bef4b86360a7e6cd813475b6597fce53a2232
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         a5361a8a5b57d05d2deb3946d6357df9cb20c64cf69938d221ec3443d77dc23a
+// digest         61a3bfb7b53ea45acf93d8581e27c5c1f41fdc2096dab7df9e2cc115576f8737
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         822a180b4890e4bf77cbf3957cea4a5b52cabd51694ff2ba8e57eb0d0660935c
+// digest         400ea9b31a4a82a361b94ba6b9a7b7a347f4e201fd052bc4622674f513b20fca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         a77fe7b5328655351e53327c52d55d42c381641c09391bda346f7a64b950cc72
+// digest         e792a4d0e597364fbfed85b9cbdebfb5e7c4a642a4100750b3b71fc8f382fc08
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         8f24d603cae3672c37ae3ea3b753c23ca2e504de6a8b610db9b0e9b996be840b
+// digest         5a1aee49a71500358786a8411c186567376064eec23cd18d4623861deec0cb3e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

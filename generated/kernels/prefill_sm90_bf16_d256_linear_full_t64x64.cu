@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         ebc1ea8cd3ba97cb711fb74a0c89c23ace8f869ff9088812b352b9272adde3be
+// digest         2cc4d4a83402697621dd3ecd92f816e5d187885893c8a6ef128e69cad4ce5f9f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         a6c51cac8f46bb35ff7a5f66a8fe41c80abf21d51f7cce7292397224ed9983fe
+// digest         f55eae035d2be581c3f62d06fd484d0fca6d0fce3d45f894d25cde9a9ceafd1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         8b46db002c9c1c8ccb0cedb0d38407060faeee3e99faa40b88dc3abf27eb0078
+// digest         bfefc3c556b1d3b590de18b4364762ae42686bcc65ea44ee3d675d46df2a6a0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

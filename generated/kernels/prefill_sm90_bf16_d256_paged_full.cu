@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         16605c686b5d66ec51198dfe23b5cb28b80a80e9f49685a5bd8f3148a7726be9
+// digest         07be417b2eb121e2668b403a0f53c339f4fe2995e84e83d61c7dc136d0a21bbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

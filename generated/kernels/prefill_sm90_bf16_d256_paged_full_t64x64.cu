@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         5e4fd8761ef12f20d80392409dc7cbb9cd57c5051ad7a09bd305be8ba1ee8afa
+// digest         d125a59696907d97b8577092a831d1bd740723601cd60145670439a14de0d9f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         88b446897f42f5f06a50b18b5b1c43eec9bf3b58ed59d28e1345f1cadbdc4e42
+// digest         6e5242511481128914dae4b0ea8e27554bcb5e78c8bb96289b4c08b02e66fc80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         d1a0d039b152fd2eaac9b4a985c020499e46adb1f81a437d0c8d8d29dc0aa91e
+// digest         8812d0ba82f13a160ba1498b33edc85cdee9702b0153b17d6cc88b2def36bab0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         d891026143de039e2c2bdfd7646086b58b1f63a796a83b9bfc845b01e8e9f32f
+// digest         33df838fa7b7763e6d39bbbabfc8b4900435b089dd3a88120ec2d06f74557b66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         b125ef573a3ff5fa926dae7d604d1a3e0d5586ae28e91768a848be5ddcddf712
+// digest         bb2cdc6e8c942a2215c0ada08241b9cadb228f97922bdd33af11d5306a0933be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

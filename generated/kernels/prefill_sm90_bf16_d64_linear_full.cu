@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         5c0870c4cd50594dc02d2fbddf8c2353b95d310a2bd9662264b0d03cd5e4b3c3
+// digest         5a296cf90a4def9546cfb702777a45f5fec11879fc3e5ce496102c0156e45695
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

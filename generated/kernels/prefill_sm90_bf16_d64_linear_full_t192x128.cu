@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         0811cf657e980c8816958a90594579d0d88b4770d087f43c035de19e5e1097cf
+// digest         7770c28dd726e9920480b1d2e7f19a5116fbd4f4816f03a399182429601b88eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

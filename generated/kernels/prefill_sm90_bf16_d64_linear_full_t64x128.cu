@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         b0086a0834e7531757cbe0d77e899be46b04a8065eab3178cfdb52808587ce38
+// digest         193a3af8ed1a84df6e2fa6a970273f0082bdc468a631ca75f221428ad97a52de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

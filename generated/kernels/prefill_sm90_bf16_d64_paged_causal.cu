@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         5320d58117b60333752c66cb6383dd9a18b73727935d8255a25ad57cb1f2e588
+// digest         2ba735244af48b9d7ba6f6cc5151b256ddf282e6d63de568f962969b39e4b60b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         9fc21de4e4da0820724ba64628c787f0142d570a81a4d39f4174251b8eb552bf
+// digest         c0b1a47752b5517c5084f3185e65a336d9f3aaaf167cd3082ea7f2bdb9917af7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

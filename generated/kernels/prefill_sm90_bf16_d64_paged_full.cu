@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         f5809afb794f853c6d261cd112d6455da4dea001e4f08fe0cd1d02032c7088db
+// digest         bf3996d24751857f2929a1e2d554257405abcd770eeb2609f830dad34910cea7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         484adef6669b7df824dd9e3cb2f19ba27c80bfaad32624a593e1161fc2ad605c
+// digest         0fdce6792bab0233eae9cf647d1e7b1f10a2377f8c4f1b259137402b1a1ad392
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         d38a628e8363bb957a9d45bbaf8b526ff0bd6b13ac0a7fb112ea14f28cbbe76b
+// digest         6623f3ff9d35bfa3d6fbb7b3f44131bf21e4996c4eecffbeb7752e31125da2a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         c80c498eab08a6d2cc9ca64f065283d0854031fdb8879ab9ea635e485c225b73
+// digest         2d658270962d48d39d4e671836b06cf0d9abe900a5ea43a20fd9ed05f0fe340f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

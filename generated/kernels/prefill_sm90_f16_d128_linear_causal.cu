@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         f342576010a394584943a40901b4fca8a0c8927bb67db5e484f2f87aed44ad4b
+// digest         bc394af9e50ee0f4e4e5d374023c79d6c2c42a7ca04cf4e75fb9503fc8fc7dec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

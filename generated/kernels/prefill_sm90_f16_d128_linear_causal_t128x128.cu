@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         c37d32ec2643f4131a930a5eaf799a7e85356f8ba5a5b6cd3ff5dd914bf7beaf
+// digest         7695dde41407286ee13adbd5377a216333b8a7cc6edea1abe5df8b7bf4d9e864
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

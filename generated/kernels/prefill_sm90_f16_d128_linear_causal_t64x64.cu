@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         87934e6ca1b35834a64c4d07ea765fd51fa46a084c2b238e491ae80896bf543c
+// digest         e786f4bda2e2e57e083343667e06d7a31b54a6c7d03f71aa150b1d842530f1ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         a8ebfb8e3364bb9682c323bdb5fd2e59460a611670fb7d22321df7a252184c00
+// digest         cae0e73a4c57de967f1e91f3cdee1f31776799d208a53e54f12478d978a83a6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

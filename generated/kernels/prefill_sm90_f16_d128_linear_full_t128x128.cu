@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         bdc543c3bc10ebfbf0d89280ecadaf7f38978c52b6a7cb852fd41bb7158eecbf
+// digest         ef5a1e01f0de39c26845e72e50ca390ce4be755e053b6b692c2f14a0428bed47
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

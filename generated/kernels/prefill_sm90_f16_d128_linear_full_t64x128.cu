@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         976e3e2de2625c9eaec45bbcdf4a2fa1c61e8b6efb45545fdbd5dfeda980787d
+// digest         98737aa60d5af18b861a9b2631fd3c10361ca048fb0b8582b0847470f1b2e122
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         57648a0c466ef3a5617d792da28d62e8710fecf9d2cf8a888142b2131c860740
+// digest         a0445af76d1e41c2a03064a7e7eb61af25e0eee01085e7c52348176e81e03551
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         bb0f612ddd5076c2ef38e3463e5c8f0512949c172965c73db08fc18e0815eac9
+// digest         d923002636ea65d2d1cf3f6d28ead70e95f03ccafa5588c9aafb021f1655d3e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

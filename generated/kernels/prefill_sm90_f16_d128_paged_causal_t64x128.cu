@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         eae069dd1314eb2fd285966abe924cb9526159eb014a5e94d76267033ae610ef
+// digest         4308ad9bd6434c95f8e458863fc4676ac6b7b0ae91ec3838a73fa436dd2b00d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         61f00af14151c53e4a1eba8a910b53c60eaacd0536b2695af0a5f8c2f5a64319
+// digest         1786ddae0635b67b6a564a78d022e879bbbe45ddd13e94fc72e9496ed6495a2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

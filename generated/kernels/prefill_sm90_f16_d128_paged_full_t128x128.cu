@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         ae5ce5dca32f060beb64a66e4b9923e5161800ca668d0104c0e1669ab0a925ff
+// digest         e38410da4624e9ae5d60ec0b16c99c884fef43cb7c0dbcf6851a723189b1e2c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         35fde9285424389e504be5ecc5ccd237d2f64f575c68267f3e8a725d33966b6c
+// digest         99de9306843fb9371a9fc37f8b195807bd57ae6564ee8939a7851b5ee71b449e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         263740a0efb19cf4cb5e4f2822b0f8719b4cc7391f201cdda89e690ffd1b1235
+// digest         15332abb1342f7a8964828dc7e5beeefafc81a46cfeef96016d075f6d28f1761
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

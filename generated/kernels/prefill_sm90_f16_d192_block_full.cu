@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         9f9a5d43a589dee70ff53c210be50b8de8c0cbee1c7f26dff879470647f8d461
+// digest         02edfdf31b505f2342f012219571cbb2bf8aff88cf98323f4623d31b2b1e3337
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

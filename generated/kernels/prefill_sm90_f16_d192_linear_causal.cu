@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         5be7f509fb06ef6c3fe868280e0852b2c5322305ef2694ea7a35c9ac0165b4e6
+// digest         095abdb5202c88e6dfb3f3c23291134d9ebdc702243fbff35390e019fefee65f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

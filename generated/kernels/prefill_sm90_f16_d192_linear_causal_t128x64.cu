@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         8ff71cee2088407c3b739d3f03cceeb8fcf2b2e08aa9492b4fd8de8a2573e02d
+// digest         8df4faa50076632a36750109c5192b2177b4be218c1d8053ac78cb976d15c894
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

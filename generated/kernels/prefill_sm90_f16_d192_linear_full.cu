@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         40da8bca15771f99c83bbad9268d07d68f2ef422d8e816fc4e476364c1696271
+// digest         cfe248255d67384cbbff684b44ca79e465e9e06dc839f8fc90ae310d3c85f2b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         019c9e3a8fbbed949172a031887be06d158a1129a0117ba1c4056284496d0d6f
+// digest         35c6619bae5430f2a6e9327f3d41ca683b896e167eb7b65c3736e73a5f056c0a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

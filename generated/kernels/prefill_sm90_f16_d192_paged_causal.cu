@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         c25fc5009a6b5ca20a87082b87aa11a477e6c255ccdd7897cc1914752f03929a
+// digest         3375012bf9da6819b225e679eaba6425287c1a00dc9e08f01c845a4cf1b707c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

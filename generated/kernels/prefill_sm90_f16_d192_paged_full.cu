@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         44cef070d135557f4be487d97aa028a81735b8af8cb1fd8a8657b82eb42435dd
+// digest         f31accafe342b20058b6987789c5bc16e480dc7195315fa24348d6c79592c390
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         ca69171f216b2b8724eb83a75b95ae63cac21ed7bd0cf2abab25399312fc837b
+// digest         2eb81a6c6fc3b30645e215f40da3b38b5e327b37046032a9a8a596b6ba54284f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         06cebc820c30b25fa4ac0f453f6b298132a6535638020c75494540fd38e6937d
+// digest         efe2dab44b88897cf524969d982fe02cc48617c2803618795e1ec7d76fd1f383
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         42f1f90896366fdbdbfa6ea43a4bd97d947d618b985fc4429a655b744c8967c6
+// digest         92fb97619e08afe180cd5d7a05535f704dd00896b1fc7130be717d49a9e9c6ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

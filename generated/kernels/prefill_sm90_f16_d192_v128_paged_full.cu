@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         05def46d26b05e02b3232077569081801bf56cc652016f8a9904172ca8bf1402
+// digest         1118950e709b0f43690f33e10b2cb6018540f12ee046448c5bd2f3e71cb81cb9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         7a6598fa4007e1407ddfa8c14482ac45d2988fc5557e0f4508a23ca72a6e37c6
+// digest         49ede5e6a1298b9cf8cf6adb2512623ae8ea648e9a94221751c77fc022d2c52a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

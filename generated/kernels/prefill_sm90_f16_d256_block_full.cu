@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         bad83a09d70babad2f1b61e0d880910b480e71d8ea334acd846b158cd42e41d5
+// digest         63119c72362f9233775bb48b22eac4cbac5f1c733bedbb66caa9c60362dbde10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

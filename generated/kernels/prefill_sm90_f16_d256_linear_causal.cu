@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         bcdee94450ac8ae995ac26622759bc948c511ab76f8d457ffaea7d3ba9e9ac4e
+// digest         55401a945b5e26d9499a0026a5def285c622dca865dcd0100172402f60ceda0c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

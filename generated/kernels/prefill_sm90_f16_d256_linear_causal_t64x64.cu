@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         d00ccf50fa745aacc4648186117601164205a68948ca2a0153d1208dcbb8ff25
+// digest         d1b457510f795cad0d423215f5eafcbd46063d0b84b1e19e27352e1b911965f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

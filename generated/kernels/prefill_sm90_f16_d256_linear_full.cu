@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         a2267c69bdeeb57a615baa8f4745b10d7ffc4e914b7815aea43cd94b36bca9d9
+// digest         83c0601ca39ffc9cd18cf1e53b82249847226a5400371c536413cba273ca653a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

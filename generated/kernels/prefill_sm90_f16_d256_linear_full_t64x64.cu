@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         5a7c1d45fc7871c5984a1d22cbd1526101f4988bca5d03d21943d7f8039bb05e
+// digest         b48cd74ff3c2b6fbbc1ed406593784247e10ae91467325c62b7a1fd1f996a99c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         b59ef19aa8ac1b801f6ce4b699b6d4142f3aed22423ccaaba910b6e180806fed
+// digest         e89527f0e33d48633e2dd95155de9d8387e7f91cbdf81f5b63aa7a8a95bc9a3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         d97209bc286e11f6ac5de1d1f22169beb1f7104a943aa4503d692b9df7bed20a
+// digest         7ea3ba7cd0190e9fc54de1b055c2220778adc14db89811027ce46673204a232e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

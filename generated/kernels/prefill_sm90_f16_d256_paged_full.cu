@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         6e6916dc68d5a60cad2f15b9b70b50b37e4aecd03a0df12e710ed8af6fc3429c
+// digest         d5aa34f69aa2aa286012ce3a1dfcb452fe6b96b9ce1f5b13c29728af021aa7fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         e16f75ae70e93806131a2c399ee2e5823f465a9bb8b728139b583be8eeea4a18
+// digest         3551dcfe318c810de2171f32c5ad1ccfd01800ddd9101de2f9c9fde7059e927c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

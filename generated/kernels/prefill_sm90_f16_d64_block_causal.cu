@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         1018cd4a77a563d47229d90f665f75836458efff05a6e5c328f88b3c9a2128dd
+// digest         40d3ea6200dca9c52a775dca44f81b08a78ec6fcd2d5b81066b7b5599e1eda20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

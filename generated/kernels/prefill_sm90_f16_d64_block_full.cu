@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         6a78b27cb9cfeea4343e4b5bdeea5492ec4388434b4ce071ca9053e324889970
+// digest         de5377af89ba3f028b45bbc3ffdcc68387bfc4438da947b0a22dc3f01c658f49
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

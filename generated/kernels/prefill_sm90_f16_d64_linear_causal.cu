@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f8df35baa9aef7d6c55100202685f9cd665d2ea8919b936836daac1486665b3d
+// digest         f942b37a59d8ffd96879b3003976e0209457c817b89a9fb5f9169aaae7c0e0b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

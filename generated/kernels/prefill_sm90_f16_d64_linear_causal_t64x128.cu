@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         e4b4a3a04e437369c0db5a6e8298535b2fcec2a3720958f124612ba3ae2e59f6
+// digest         ae10b4cd99b2a5944c2dd302b6b834bedbdea978f6f8a763afb31df702c631de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

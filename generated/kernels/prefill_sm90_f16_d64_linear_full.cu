@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         7737169368d15585f271b112980457256e2e8b703a9373ec7ea5bdd694f7f1e6
+// digest         e0a6e5cd048028eb98c0c7bff220574331aac54902f04ee73c134887298d169f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         4f5bc634a1a2b6e1ee11a12a0a9937b3259806f8185b9df0a495e76ba9baff9c
+// digest         ae28bcb193a27f060eeac3ef59bac077c4f4a18f3635e5822e4353692d2cddce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         30d8b0e35033f457f7e2dcf03e1ac6db442815b380981a890ab6ff127b450930
+// digest         382720cbbd66467711db3e087c351161537f7ef2dfa1ee3834646cade54a8629
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         b9b166f8f9d97466aa204a52ff901c1dbbb24b8de6f9f0c81a634a5aada401e1
+// digest         717fafbf396f91e19fc03f28fe206259e28aab60fd0f180463452bc5c74e74d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         d1fe35809e3b51cb819737f9aa8c492cd846a9619063d631efd67e14a9786f04
+// digest         192222e855262e6e615092d73de826c346771620050e6e0a6f79f896056b7b05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

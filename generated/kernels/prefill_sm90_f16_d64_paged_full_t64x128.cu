@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         e3d757bd50a3fdf47168f2564c9976bd88ca1c80eaad9b115a6ec87748240978
+// digest         be690669b263f47b2dbb25d60ab39ea2cff9bf3d1d05df39208ec8667bc02218
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

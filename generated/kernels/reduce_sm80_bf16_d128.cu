@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         dfd49aaa5935712c116fee73ab56254c079b38e9e9a0b0d47f51c55f7d4b57ab
+// digest         c3a6485a4ebea2189b745d265cf507877d93790c79d0505521ecdab4613127f4
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

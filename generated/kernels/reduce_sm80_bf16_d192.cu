@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         6f81588d2c9ff0af5ef250257c3e169f6e34826784bf5af690e59e0aa8b42037
+// digest         22c08329bec63793419e2470a10d0f4d37b04a4711d06c8d317f326e1b82a8ee
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         f1b92ed8b24b86834bc2b0d01e81ad8a9d1598ea307eaf814d85777f7ac1e004
+// digest         40a3eb9dbc8c41f455103783fe35ecbf430c7b815925e880fa387de224c5bcca
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         12cd6da39f40a585a09546d8b7b086bad743349c4673022363f652fd1eef2d11
+// digest         708f0c28e1016e372c3cd583723af8219c043098af4b21915ade3ff2f71ff810
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

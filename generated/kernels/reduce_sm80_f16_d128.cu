@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         fe349e21a4a4cae523ec0f4de2004cfe39675f1ae8b952c7595c14fbb1f930db
+// digest         6aef738ace3165977be7f62f3c182324d09a57a5500fb7377bdb3532cbb392a3
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         93aef41c24f9dd1790318f7a2d11c5151751bce25be82abbcab8afaf1aeff285
+// digest         3ce145cde526d489d3c7f5c749e130ebbc60e7365c3ce433653e84ae53a7659c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

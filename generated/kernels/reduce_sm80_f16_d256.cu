@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         48a2e97c9b9b5f80d90e044e6221878efb237b1092db57630322523a2788f047
+// digest         a2c01b9cdb1baf2002bb9db0b2c927a34e12c33e66bc23ec90585f2523217fc0
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         5bcf5125d13795bd9e2372648aff63405f05c4f11ff63eb682c7d691cf53e509
+// digest         b406dd92bc5f82b91c4eb809ff074d309291ee63b80890f9e772c38f81086206
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>
