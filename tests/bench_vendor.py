@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from attn_codegen import renderer, space, writer
+from attn_codegen import presets, renderer, writer
 
 JOBS = 2
 
@@ -20,7 +20,7 @@ def build_default(jobs: int = JOBS, *options: str) -> str:
     """Configure (with options for cmake) and build in a temporary folder; time and memory of it."""
     with tempfile.TemporaryDirectory() as name:
         folder, build = Path(name) / "generated", Path(name) / "build"
-        writer.write(renderer.render(space.preset("default")), folder)
+        writer.write(renderer.render(presets.preset("default")), folder)
         run("cmake", "-S", folder, "-B", build, *options)
         started = time.perf_counter()
         run("cmake", "--build", build, "-j", jobs)

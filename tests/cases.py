@@ -16,8 +16,8 @@ from zlib import crc32
 import numpy as np
 
 from attn_codegen.config import AttentionConfig, Mask, Mode
+from attn_codegen.presets import preset
 from attn_codegen.renderer import render
-from attn_codegen.space import preset
 from attn_codegen.tiling import tiling
 from attn_runtime.plan import SplitPolicy
 from layouts import LinearStyle, PagedStyle

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from attn_codegen import renderer, space, writer
+from attn_codegen import presets, renderer, writer
 from attn_codegen.config import AttentionConfig
 from attn_runtime.toolchain import find_nvcc
 
@@ -39,7 +39,7 @@ def missing_cmake() -> str | None:
 
 def emit(folder: Path, names: Iterable[str], namespace: str = "attn") -> Path:
     """A folder of the named kernels, as `attn-codegen emit` writes it."""
-    configs = space.with_reductions(map(AttentionConfig.parse, names))
+    configs = presets.with_reductions(map(AttentionConfig.parse, names))
     writer.write(renderer.render(configs, namespace=namespace), folder)
     return folder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from attn_codegen import __version__, renderer, report, space, templates, writer
+from attn_codegen import __version__, presets, renderer, report, rules, space, templates, writer
 from attn_codegen.cli_bench import bench
 from attn_codegen.cli_build import build
 from attn_codegen.cli_cache import cache
@@ -108,7 +108,7 @@ def emit(
             "--check, --force and --print-outputs exclude each other: use one of them"
         )
     tuning = read_tuning(tuning_file)
-    configs = space.with_reductions(select(preset, names, axes, tuning))
+    configs = presets.with_reductions(select(preset, names, axes, tuning))
     texts = renderer.render(configs, namespace=namespace, tuning=tuning)
     if print_outputs:
         paths = [str(out / path) for path in texts]
@@ -222,7 +222,7 @@ def explain(ctx: click.Context, /, name: str | None, as_json: bool, **axes: obje
       attn-codegen explain prefill_sm80_f16_d128_v64_block_causal
     """
     config = _explained(name, axes)
-    verdicts = space.evaluate(config)
+    verdicts = rules.evaluate(config)
     valid = all(verdict.passed for verdict in verdicts)
     near = () if valid else space.nearest(config)
     if as_json:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from attn_codegen import report, space
+from attn_codegen import presets, report
 from attn_codegen.options import DONE, FAILED, json_option, needs_runtime, select
 
 
@@ -54,7 +54,7 @@ def build(
     """
     configs = select(None, names, {})
     if export_to is not None:
-        configs = tuple(space.with_reductions(configs))
+        configs = tuple(presets.with_reductions(configs))
     with needs_runtime("build"):
         from attn_runtime.build import build as build_all
         from attn_runtime.build import default_target

@@ -94,7 +94,7 @@ _Word = TypeVar("_Word", bound=StrEnum)
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
-    """One kernel. Any combination can be written down; `space.evaluate` says which ones exist.
+    """One kernel. Any combination can be written down; `rules.evaluate` says which ones exist.
 
     `head_dim_v` left out (or None) is `head_dim`. `cache` and `mask` are None where the mode has
     none. `tile` is the tile word of `tiling.tilings`; the empty string is the default tile.

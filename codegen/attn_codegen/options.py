@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
-from attn_codegen import space, tuning
+from attn_codegen import presets, rules, space, tuning
 from attn_codegen.config import AXES, AXIS_NAMES, AttentionConfig, axis_value
 from attn_codegen.errors import CodegenError, ConfigError, SelectionError
 from attn_codegen.tuning import Tuning
@@ -71,7 +71,7 @@ class _HeadDim(_ParamType):
             return int(value)
         except ValueError:
             raise ConfigError(
-                f"{self.name} {value!r} is not a whole number: {space.HEAD_DIM_HINT}"
+                f"{self.name} {value!r} is not a whole number: {rules.HEAD_DIM_HINT}"
             ) from None
 
     def get_metavar(self, *_: Any, **__: Any) -> str:
@@ -114,7 +114,7 @@ def axis_options(*, repeated: bool) -> Callable[[_Command], _Command]:
 
 preset_option = click.option(
     "--preset",
-    metavar=f"[{'|'.join(space.PRESETS)}]",
+    metavar=f"[{'|'.join(presets.PRESETS)}]",
     help="Which list of kernels to start from.  [default: default]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -146,7 +146,7 @@ def select(
     given = {axis: axes[axis] for axis in AXIS_NAMES if axes.get(axis)}
     if not chosen:
         preset = preset or "default"
-        found = tuple(c for c in space.preset(preset, tuned) if _matches(c, given))
+        found = tuple(c for c in presets.preset(preset, tuned) if _matches(c, given))
         if not found:
             raise SelectionError(_nothing_matches(preset, given))
         return found
@@ -165,7 +165,7 @@ def _matches(config: AttentionConfig, given: Axes) -> bool:
 def _nothing_matches(preset: str, given: Axes) -> str:
     wanted = ", ".join(f"{axis} {' or '.join(map(str, values))}" for axis, values in given.items())
     config = AttentionConfig.of(**{axis: values[0] for axis, values in given.items()})
-    faults = [verdict.message for verdict in space.evaluate(config) if not verdict.passed]
+    faults = [verdict.message for verdict in rules.evaluate(config) if not verdict.passed]
     if faults:
         return f"no kernel of preset {preset} has {wanted}: {'; '.join(faults)}"
     return (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
-from attn_codegen.space import Verdict
+from attn_codegen.rules import Verdict
 from attn_codegen.tiling import SM80_SHARED_LIMIT, SM90_SHARED_LIMIT, Tiling, tilings
 from attn_codegen.writer import Changes
 

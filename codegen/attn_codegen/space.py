@@ -1,294 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which configurations exist: the one table of rules, the valid space and the presets."""
+"""The space of configurations: all that are valid, and which of them are near another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import chain, product
 from typing import Final
 
-from attn_codegen.config import (
-    Arch,
-    AttentionConfig,
-    Cache,
-    Dtype,
-    KvDtype,
-    Mask,
-    Mode,
-    join_words,
-    reduction_of,
-)
+from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mask, Mode, reduction_of
 from attn_codegen.errors import ConfigError
-from attn_codegen.tiling import tilings
-from attn_codegen.tuning import Tuning, shipped
-
-HEAD_DIM_STEP: Final = 16
-HEAD_DIM_MAX: Final = 256
-PRESETS: Final = ("default", "all", "turbomind")
-
-_ATTENTION_MODES: Final = (Mode.PREFILL, Mode.DECODE)
-_ARCHES: Final = (Arch.SM80, Arch.SM90)
-_QUANTISED: Final = frozenset((mode, Arch.SM80) for mode in (Mode.PREFILL, Mode.DECODE, Mode.WRITE))
-"""The modes and families that have kernels for quantised caches."""
-_HEAD_DIMS: Final = tuple(range(HEAD_DIM_STEP, HEAD_DIM_MAX + 1, HEAD_DIM_STEP))
-_PRESET_HEAD_DIMS: Final = (64, 128, 192, 256)
-_DECODE_SM90_HEAD_DIMS: Final = (64, 128)
-_PRESET_UNEQUAL: Final = ((192, 128),)
-_DEFAULT_QUANTISED_HEAD_DIMS: Final = (64, 128)
-INT4_STEP: Final = 32
-HEAD_DIM_HINT: Final = f"use a multiple of {HEAD_DIM_STEP} up to {HEAD_DIM_MAX}"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A named condition; its reason holds whether or not it passes, its hint is for a failure."""
-
-    id: str
-    axis: str
-    """The axis at fault."""
-    beside: str
-    """The axis that the fault is stated for; empty when the value alone decides."""
-    reason: str
-    hint: str
-    check: Callable[[AttentionConfig], bool]
-    names_nearest: bool = False
-    """The hint goes with the nearest supported head dims."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one rule says of one configuration."""
-
-    rule: Rule
-    config: AttentionConfig
-    passed: bool
-
-    @property
-    def hint(self) -> str:
-        """What to do, with the nearest head dims where the rule fails for one."""
-        if self.passed or not self.rule.names_nearest:
-            return self.rule.hint
-        values = _nearest_head_dims(getattr(self.config, self.rule.axis))
-        return f"{self.rule.hint} (nearest: {', '.join(map(str, values))})"
-
-    @property
-    def message(self) -> str:
-        """The refusal in one line: what, got, allowed, next."""
-        axes = self.config.axes()
-        got = f"{self.rule.axis} {_word(axes[self.rule.axis])}"
-        where = f" for {_word(axes[self.rule.beside])}" if self.rule.beside else ""
-        return f"{got} is not supported{where}: {self.hint}"
-
-
-def _is_reduce(config: AttentionConfig) -> bool:
-    return config.mode is Mode.REDUCE
-
-
-def _is_quantised(config: AttentionConfig) -> bool:
-    return config.kv_dtype is not KvDtype.SAME
-
-
-def _fits_fragments(config: AttentionConfig) -> bool:
-    """A fragment of 16 columns of 16 bits, read whole, holds more columns of codes."""
-    columns = {KvDtype.INT8: 32, KvDtype.E4M3: 32, KvDtype.INT4: 64}.get(config.kv_dtype, 16)
-    return config.head_dim % columns == 0
-
-
-def _tile_is_known(config: AttentionConfig) -> bool:
-    if not config.tile:
-        return True
-    untiled = replace(config, tile="")
-    return is_valid(untiled) and config.tile in tilings(untiled)
-
-
-RULES: Final[tuple[Rule, ...]] = (
-    Rule(
-        "arch-emitted",
-        "arch",
-        "",
-        "sm80 kernels serve every GPU from compute capability 8.0 on, sm90 kernels Hopper alone",
-        f"use {join_words(_ARCHES)}",
-        lambda c: c.arch in _ARCHES,
-    ),
-    Rule(
-        "reduce-one-arch",
-        "arch",
-        "mode",
-        "the reduction has nothing to gain from later instructions, so one unit serves every GPU",
-        "use sm80",
-        lambda c: not _is_reduce(c) or c.arch is Arch.SM80,
-    ),
-    Rule(
-        "write-one-arch",
-        "arch",
-        "mode",
-        "a writer waits for memory, and later instructions would not make it faster",
-        "use sm80",
-        lambda c: c.mode is not Mode.WRITE or c.arch is Arch.SM80,
-    ),
-    Rule(
-        "write-has-no-mask",
-        "mask",
-        "mode",
-        "every new row is written, whoever sees it",
-        "leave mask out",
-        lambda c: c.mode is not Mode.WRITE or c.mask is None,
-    ),
-    Rule(
-        "decode-one-width",
-        "head_dim_v",
-        "mode",
-        "a decode kernel keeps rows of K and of V in pieces of one size",
-        "leave head_dim_v out, or use prefill, which takes one query as well",
-        lambda c: c.mode is not Mode.DECODE or c.head_dim_v == c.head_dim,
-    ),
-    Rule(
-        "decode-causal",
-        "mask",
-        "mode",
-        "the new tokens of a sequence see those before them; with one token causal and full agree",
-        "use causal, or prefill, which has the full mask",
-        lambda c: c.mode is not Mode.DECODE or c.mask is not Mask.FULL,
-    ),
-    Rule(
-        "kv-dtype-emitted",
-        "kv_dtype",
-        "mode",
-        "a quantised cache takes kernels that convert its codes; they are written for "
-        + ", ".join(sorted(f"{mode} on {arch}" for mode, arch in _QUANTISED)),
-        f"use {KvDtype.SAME}",
-        lambda c: not _is_quantised(c) or (c.mode, c.arch) in _QUANTISED,
-    ),
-    Rule(
-        "quantised-one-width",
-        "head_dim_v",
-        "kv_dtype",
-        "the codes of K and of V are converted by the same threads",
-        "leave head_dim_v out, or use kv_dtype same",
-        lambda c: not _is_quantised(c) or c.head_dim_v == c.head_dim,
-    ),
-    Rule(
-        "decode-codes-width",
-        "head_dim",
-        "kv_dtype",
-        "decode reads codes as fragments of 16 columns of 16 bits, 32 of int8 and e4m3, 64 of int4",
-        "use a multiple of 64 (or 32 of int8 and e4m3), or kv_dtype same",
-        lambda c: c.mode is not Mode.DECODE or c.head_dim % 16 != 0 or _fits_fragments(c),
-    ),
-    Rule(
-        "int4-head-dim",
-        "head_dim",
-        "kv_dtype",
-        "rows of codes are read 16 bytes at a time, which hold 32 codes of int4",
-        f"use a multiple of {INT4_STEP}, or kv_dtype int8",
-        lambda c: c.kv_dtype is not KvDtype.INT4 or c.head_dim % INT4_STEP == 0,
-    ),
-    Rule(
-        "head-dim-range",
-        "head_dim",
-        "dtype",
-        f"from {HEAD_DIM_STEP}, one tensor-core step, to {HEAD_DIM_MAX}, where the accumulators "
-        "of a row fill the registers",
-        HEAD_DIM_HINT,
-        lambda c: HEAD_DIM_STEP <= c.head_dim <= HEAD_DIM_MAX,
-        names_nearest=True,
-    ),
-    Rule(
-        "head-dim-step",
-        "head_dim",
-        "dtype",
-        f"mma.sync m16n8k16 consumes {HEAD_DIM_STEP} elements of a row at a time",
-        HEAD_DIM_HINT,
-        lambda c: c.head_dim % HEAD_DIM_STEP == 0,
-        names_nearest=True,
-    ),
-    Rule(
-        "head-dim-v-range",
-        "head_dim_v",
-        "dtype",
-        "where it differs from head_dim it has the same range",
-        HEAD_DIM_HINT,
-        lambda c: c.head_dim_v == c.head_dim or HEAD_DIM_STEP <= c.head_dim_v <= HEAD_DIM_MAX,
-        names_nearest=True,
-    ),
-    Rule(
-        "head-dim-v-step",
-        "head_dim_v",
-        "dtype",
-        "where it differs from head_dim it has the same step",
-        HEAD_DIM_HINT,
-        lambda c: c.head_dim_v == c.head_dim or c.head_dim_v % HEAD_DIM_STEP == 0,
-        names_nearest=True,
-    ),
-    Rule(
-        "block-one-width",
-        "head_dim_v",
-        "cache",
-        "the block layout stores rows of K and of V at one width",
-        "leave head_dim_v out, or use the linear or paged cache",
-        lambda c: c.cache is not Cache.BLOCK or c.head_dim_v == c.head_dim,
-    ),
-    Rule(
-        "mode-has-cache",
-        "cache",
-        "mode",
-        "every mode but reduce reads or writes a KV cache",
-        f"use {join_words(Cache)}",
-        lambda c: _is_reduce(c) or c.cache is not None,
-    ),
-    Rule(
-        "attention-has-mask",
-        "mask",
-        "mode",
-        "prefill and decode must know which keys a query sees",
-        f"use {join_words(Mask)}",
-        lambda c: c.mode not in _ATTENTION_MODES or c.mask is not None,
-    ),
-    Rule(
-        "reduce-has-no-cache",
-        "cache",
-        "mode",
-        "the reduction reads partial outputs only, so one unit serves every cache",
-        "leave cache out",
-        lambda c: not _is_reduce(c) or c.cache is None,
-    ),
-    Rule(
-        "reduce-has-no-mask",
-        "mask",
-        "mode",
-        "the mask was applied before the partial outputs were written",
-        "leave mask out",
-        lambda c: not _is_reduce(c) or c.mask is None,
-    ),
-    Rule(
-        "reduce-one-width",
-        "head_dim_v",
-        "mode",
-        "the reduction sees output rows only; its head_dim is the head_dim_v of the attention",
-        "give that width as head_dim, and leave head_dim_v out",
-        lambda c: not _is_reduce(c) or c.head_dim_v == c.head_dim,
-    ),
-    Rule(
-        "tile-known",
-        "tile",
-        "head_dim",
-        "a tile is one of those that tiling.tilings lists for the configuration",
-        "leave tile out for the default one, or use a tile that `attn-codegen show` lists",
-        _tile_is_known,
-    ),
+from attn_codegen.rules import (
+    ARCHES,
+    ATTENTION_MODES,
+    HEAD_DIM_STEP,
+    HEAD_DIMS,
+    evaluate,
+    is_valid,
 )
-
-
-def evaluate(config: AttentionConfig) -> tuple[Verdict, ...]:
-    """The verdict of every rule, in the order of RULES."""
-    return tuple(Verdict(rule, config, rule.check(config)) for rule in RULES)
-
-
-def is_valid(config: AttentionConfig) -> bool:
-    """True when a kernel exists for the configuration."""
-    return all(rule.check(config) for rule in RULES)
+from attn_codegen.tiling import tilings
 
 
 def require_valid(config: AttentionConfig) -> AttentionConfig:
@@ -305,8 +36,8 @@ def require_valid(config: AttentionConfig) -> AttentionConfig:
 @cache
 def valid_space() -> tuple[AttentionConfig, ...]:
     """Every valid configuration, every tile included, sorted by name."""
-    return _sorted(
-        tiled for config in _candidates() if is_valid(config) for tiled in _with_tiles(config)
+    return sorted_by_name(
+        tiled for config in _candidates() if is_valid(config) for tiled in with_tiles(config)
     )
 
 
@@ -316,137 +47,36 @@ def nearest(config: AttentionConfig, n: int = 3) -> tuple[AttentionConfig, ...]:
     return tuple(ranked[:n])
 
 
-def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ...]:
-    """The configurations of a preset, reductions included, sorted by name. The default one has the
-    tiles that a plan may pick by `tuning` (left out, that is the one of the package) over linear
-    and paged caches, and over TurboMind's blocks the default tile."""
-    if name == "default":
-        common = (config for config in _product(tuple(Cache), tuple(Mask)) if _is_common(config))
-        known = tuning or shipped()
-        tiled = (
-            replace(config, tile=tile)
-            for config in common
-            for tile in (known.of(config) if config.cache is not Cache.BLOCK else ("",))
-        )
-        decode = (
-            config
-            for config in _quantised(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.PAGED,))
-            if config.mode is Mode.DECODE
-        )
-        writers = _writers(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.BLOCK, Cache.PAGED))
-        return _sorted([*with_reductions(chain(tiled, decode)), *writers])
-    if name == "all":
-        every = (_PRESET_HEAD_DIMS, tuple(Cache))
-        attention = chain(_product(tuple(Cache), tuple(Mask)), _quantised(*every))
-        tiled = (tiled for config in attention for tiled in _with_tiles(config))
-        return _sorted([*with_reductions(tiled), *_writers(*every)])
-    if name == "turbomind":
-        configs = _product((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
-        return with_reductions(
-            config
-            for config in configs
-            if config.head_dim_v == config.head_dim and config.arch is Arch.SM80
-        )
-    raise ConfigError(f"unknown preset {name!r}: use {join_words(PRESETS)}")
-
-
-def _is_common(config: AttentionConfig) -> bool:
-    """Hopper's decode kernels begin earlier than those of sm80; that is all, so that the widths
-    that most engines have will do."""
-    is_own = config.mode is Mode.DECODE and config.arch is Arch.SM90
-    return not is_own or config.head_dim in _DECODE_SM90_HEAD_DIMS
-
-
-def with_reductions(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig, ...]:
-    """The configurations and the reductions that their splits end in, each once, sorted by name."""
-    chosen = tuple(configs)
-    return _sorted([*chosen, *(reduction_of(c) for c in chosen if c.mode in _ATTENTION_MODES)])
-
-
-def _product(caches: tuple[Cache, ...], masks: tuple[Mask, ...]) -> Iterator[AttentionConfig]:
-    widths = (*((width, width) for width in _PRESET_HEAD_DIMS), *_PRESET_UNEQUAL)
-    for mode, arch, dtype, (head_dim, head_dim_v), kv_cache, mask in product(
-        _ATTENTION_MODES, _ARCHES, Dtype, widths, caches, masks
-    ):
-        config = AttentionConfig(
-            mode=mode,
-            arch=arch,
-            dtype=dtype,
-            head_dim=head_dim,
-            head_dim_v=head_dim_v,
-            cache=kv_cache,
-            mask=mask,
-        )
-        if is_valid(config):
-            yield config
-
-
-def _quantised(head_dims: tuple[int, ...], caches: tuple[Cache, ...]) -> Iterator[AttentionConfig]:
-    """Attention on quantised caches."""
-    kinds = [kv_dtype for kv_dtype in KvDtype if kv_dtype is not KvDtype.SAME]
-    for mode, arch, dtype, kv_dtype, head_dim, kv_cache, mask in product(
-        _ATTENTION_MODES, _ARCHES, Dtype, kinds, head_dims, caches, Mask
-    ):
-        config = AttentionConfig(
-            mode=mode,
-            arch=arch,
-            dtype=dtype,
-            kv_dtype=kv_dtype,
-            head_dim=head_dim,
-            cache=kv_cache,
-            mask=mask,
-        )
-        if is_valid(config):
-            yield config
-
-
-def _writers(head_dims: tuple[int, ...], caches: tuple[Cache, ...]) -> Iterator[AttentionConfig]:
-    """The cache writers for each kind of element."""
-    for dtype, kv_dtype, head_dim, kv_cache in product(Dtype, KvDtype, head_dims, caches):
-        yield AttentionConfig.of(
-            mode=Mode.WRITE, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, cache=kv_cache
-        )
-
-
 def _candidates() -> Iterator[AttentionConfig]:
     """Default tiles over the values that the rules of single axes let pass."""
-    attention = product(
-        _ATTENTION_MODES,
-        _ARCHES,
-        Dtype,
-        _kinds_of_rows(),
-        Cache,
-        Mask,
-    )
-    writers = product((Mode.WRITE,), _ARCHES, Dtype, _kinds_of_rows(), Cache, (None,))
+    attention = product(ATTENTION_MODES, ARCHES, Dtype, _kinds_of_rows(), Cache, Mask)
+    writers = product((Mode.WRITE,), ARCHES, Dtype, _kinds_of_rows(), Cache, (None,))
     for mode, arch, dtype, rows, kv_cache, mask in chain(attention, writers):
         yield AttentionConfig(mode, arch, dtype, *rows, kv_cache, mask)
-    for dtype, head_dim in product(Dtype, _HEAD_DIMS):
+    for dtype, head_dim in product(Dtype, HEAD_DIMS):
         yield reduction_of(AttentionConfig(dtype=dtype, head_dim=head_dim))
 
 
 @cache
 def _kinds_of_rows() -> tuple[tuple[KvDtype, int, int], ...]:
     """(kv_dtype, head_dim, head_dim_v): any two widths, or codes of one width."""
-    plain = ((KvDtype.SAME, *widths) for widths in product(_HEAD_DIMS, _HEAD_DIMS))
+    plain = ((KvDtype.SAME, *widths) for widths in product(HEAD_DIMS, HEAD_DIMS))
     codes = (
         (kv_dtype, width, width)
-        for kv_dtype, width in product(KvDtype, _HEAD_DIMS)
+        for kv_dtype, width in product(KvDtype, HEAD_DIMS)
         if kv_dtype is not KvDtype.SAME
     )
     return (*plain, *codes)
 
 
-def _with_tiles(config: AttentionConfig) -> Iterator[AttentionConfig]:
+def with_tiles(config: AttentionConfig) -> Iterator[AttentionConfig]:
+    """The configuration with each of its tiles, the default one included."""
     return (replace(config, tile=tile) for tile in tilings(config))
 
 
-def _sorted(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig, ...]:
+def sorted_by_name(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig, ...]:
+    """Each configuration once."""
     return tuple(sorted(set(configs), key=lambda config: config.name))
-
-
-def _word(value: str | int | None) -> str:
-    return "none" if value is None else str(value)
 
 
 _CHANGE_COST: Final[dict[str, float]] = {
@@ -477,10 +107,3 @@ def _distance(asked: AttentionConfig, other: AttentionConfig) -> float:
     elif other.head_dim_v != other.head_dim:
         cost += _UNEQUAL_COST
     return cost + steps * _STEP_COST / HEAD_DIM_STEP
-
-
-def _nearest_head_dims(value: int) -> tuple[int, ...]:
-    """The supported widths just below and just above the one asked for."""
-    below = [width for width in _HEAD_DIMS if width < value][-1:]
-    above = [width for width in _HEAD_DIMS if width > value][:1]
-    return (*below, *above)

@@ -10,7 +10,7 @@ from typing import Final
 
 from attn_codegen import params
 from attn_codegen.config import Arch, AttentionConfig
-from attn_codegen.space import is_valid
+from attn_codegen.rules import is_valid
 from attn_codegen.tiling import Tiling, tiling
 from attn_codegen.tuning import Tuning, shipped
 from attn_runtime.compiler import Build

@@ -10,7 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
-from attn_codegen import space
+from attn_codegen import rules, space
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, KvDtype, Mask, Mode, axis_value
 from attn_codegen.errors import ConfigError
 from attn_codegen.tuning import DEFAULT_TILE, Tuning, read, shipped
@@ -111,7 +111,7 @@ def _attention_mode(mode: Mode | str) -> Mode:
 
 def refuse_unsupported(config: AttentionConfig) -> None:
     """Raise ConfigError when a rule refuses the configuration: what, why, and what works."""
-    failed = [verdict for verdict in space.evaluate(config) if not verdict.passed]
+    failed = [verdict for verdict in rules.evaluate(config) if not verdict.passed]
     if failed:
         faults = "; ".join(f"{verdict.message}, since {verdict.rule.reason}" for verdict in failed)
         near = ", ".join(other.name for other in space.nearest(config))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attn_codegen import __version__, renderer, space
+from attn_codegen import __version__, presets, renderer
 from attn_codegen.config import AttentionConfig
 from attn_codegen.manifest import FILE_NAME
 from commands import run
@@ -169,7 +169,7 @@ def test_a_unit_looks_as_it_always_did(name: str, golden) -> None:  # type: igno
     config = AttentionConfig.of(
         mode=name, dtype="bf16", cache=None if name == "reduce" else "paged"
     )
-    assert config in space.preset("default")
+    assert config in presets.preset("default")
     text = renderer.render([config])[f"kernels/{config.name}.cu"]
     text = re.sub(r"(?m)^(// digest +)[0-9a-f]{64}$", r"\1DIGEST", text)
     golden(f"{name}.cu", text.replace(f"attn-codegen {__version__}", "attn-codegen VERSION"))

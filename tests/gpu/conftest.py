@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from attn_codegen.config import Arch, AttentionConfig, Mode
-from attn_codegen.space import with_reductions
+from attn_codegen.presets import with_reductions
 from attn_codegen.tiling import tilings
 
 WATCHDOG_S = 60

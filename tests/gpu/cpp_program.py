@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 import layouts
 from attn_codegen.config import AttentionConfig, Cache
+from attn_codegen.presets import with_reductions
 from attn_codegen.renderer import render
-from attn_codegen.space import with_reductions
 from attn_codegen.tiling import tiling
 from attn_runtime.plan import SplitKind
 from attn_runtime.toolchain import find_nvcc

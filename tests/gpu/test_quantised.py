@@ -22,7 +22,7 @@ from kv_harness import (
 )
 
 from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mask, Mode
-from attn_codegen.space import is_valid
+from attn_codegen.rules import is_valid
 from attn_codegen.tiling import tilings
 from attn_runtime import Attention, KVCache
 from attn_runtime.plan import SplitPolicy

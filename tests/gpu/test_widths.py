@@ -7,7 +7,8 @@ import pytest
 from test_preset import check
 
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask
-from attn_codegen.space import is_valid, preset
+from attn_codegen.presets import preset
+from attn_codegen.rules import is_valid
 from attn_codegen.tiling import tiling
 from cases import Kernel, random_tasks
 

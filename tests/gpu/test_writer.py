@@ -21,7 +21,7 @@ from kv_harness import (
 )
 
 from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mode
-from attn_codegen.space import is_valid
+from attn_codegen.rules import is_valid
 from attn_runtime.cache_writer import CacheWriter
 from layouts import LinearStyle, PagedStyle, strided_rows
 from quantiser import e4m3_codes

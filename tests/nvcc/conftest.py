@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from attn_codegen import renderer, space
+from attn_codegen import presets, renderer
 from attn_codegen.config import Arch, AttentionConfig, Mode
 from attn_codegen.tiling import Tiling, tiling
 from attn_runtime.compiler import Build, compile_unit, own_target, unit_of
@@ -54,7 +54,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def one_per_tile(arch: Arch) -> Iterator[AttentionConfig]:
     """A kernel for each tile of the preset's widths; element types, caches and masks take turns."""
     turn = 0
-    kernels = [c for c in space.preset("all") if c.mode is Mode.PREFILL and c.arch is arch]
+    kernels = [c for c in presets.preset("all") if c.mode is Mode.PREFILL and c.arch is arch]
     by_tile: dict[tuple[int, int, Tiling], list[AttentionConfig]] = {}
     for config in kernels:
         tile = replace(tiling(config), shared_bytes=0)  # its bytes differ from cache to cache
@@ -98,7 +98,7 @@ def chosen(all_units: bool) -> tuple[AttentionConfig, ...]:
     names = (*SAMPLE, *ODD_WIDTHS)
     named = [config for config in one_per_tile(Arch.SM80) if config.tile]
     sample = (*map(AttentionConfig.parse, names), *named, *one_per_tile(Arch.SM90))
-    return tuple(dict.fromkeys([*sample, *space.preset("default")])) if all_units else sample
+    return tuple(dict.fromkeys([*sample, *presets.preset("default")])) if all_units else sample
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +145,7 @@ def nvdisasm(toolchain: Toolchain) -> Path:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rendered folder with one attention kernel and its reduction."""
     folder = tmp_path_factory.mktemp("generated")
-    configs = space.with_reductions([AttentionConfig()])
+    configs = presets.with_reductions([AttentionConfig()])
     for path, text in renderer.render(configs).items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from attn_codegen import renderer, space, writer
+from attn_codegen import presets, renderer, rules, writer
 from attn_codegen.config import AttentionConfig
 from attn_codegen.lock import hold_lock
 from attn_codegen.manifest import FILE_NAME
@@ -63,7 +63,7 @@ def test_the_program_without_a_command_shows_its_help_as_a_usage_error() -> None
 def test_emit_writes_the_default_preset_to_generated(folder: Path) -> None:
     done = run("emit")
     assert done.code == 0
-    assert on_disk(folder / "generated") == renderer.render(space.preset("default"))
+    assert on_disk(folder / "generated") == renderer.render(presets.preset("default"))
     count = len(on_disk(folder / "generated"))
     assert done.out.splitlines()[-1] == (
         f"generated: {count} created, 0 changed, 0 removed, 0 left alone"
@@ -95,10 +95,10 @@ def test_emit_tells_as_data_what_it_did(folder: Path) -> None:
     assert on_folder == {*told["created"], *told["changed"], *told["left_alone"]}
 
 
-@pytest.mark.parametrize("preset", space.PRESETS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 def test_emit_writes_each_preset(folder: Path, preset: str) -> None:
     assert run("emit", "--out", "x", "--preset", preset).code == 0
-    assert names_in(folder / "x") == [config.name for config in space.preset(preset)]
+    assert names_in(folder / "x") == [config.name for config in presets.preset(preset)]
 
 
 def test_axis_options_filter_the_preset_and_add_the_reductions_that_are_left(folder: Path) -> None:
@@ -256,8 +256,8 @@ def test_list_is_a_table_with_a_line_per_kernel(folder: Path) -> None:
     lines = done.out.splitlines()
     assert done.code == 0
     assert lines[0].split()[0] == "name"
-    assert [line.split()[0] for line in lines[1:-1]] == [c.name for c in space.preset("default")]
-    assert lines[-1] == f"{len(space.preset('default'))} kernels"
+    assert [line.split()[0] for line in lines[1:-1]] == [c.name for c in presets.preset("default")]
+    assert lines[-1] == f"{len(presets.preset('default'))} kernels"
     assert list(folder.iterdir()) == []
 
 
@@ -304,7 +304,7 @@ def test_show_tells_the_tile_and_its_limits() -> None:
     assert told["shared_bytes"] == tile.shared_bytes
 
 
-@pytest.mark.parametrize("config", space.preset("turbomind"), ids=lambda config: config.name)
+@pytest.mark.parametrize("config", presets.preset("turbomind"), ids=lambda config: config.name)
 def test_show_works_for_every_kernel(config: AttentionConfig) -> None:
     assert run("show", config.name).code == 0
 
@@ -313,7 +313,7 @@ def test_explain_lists_every_rule_and_passes_a_valid_configuration() -> None:
     done = run("explain")
     assert done.code == 0
     assert done.out.startswith("prefill_sm80_f16_d128_block_causal is valid\n")
-    for rule in space.RULES:
+    for rule in rules.RULES:
         assert any(line.split()[:2] == ["pass", rule.id] for line in done.out.splitlines())
     assert "nearest" not in done.out
 
@@ -421,7 +421,7 @@ def test_build_compiles_exactly_the_names_given(built: list[tuple[object, ...]])
 
 def test_build_without_names_compiles_the_default_preset(built: list[tuple[object, ...]]) -> None:
     run("build")
-    assert built == [(tuple(config.name for config in space.preset("default")), None, None)]
+    assert built == [(tuple(config.name for config in presets.preset("default")), None, None)]
 
 
 def test_build_tells_every_failure_whole_and_exits_1(built: list[tuple[object, ...]]) -> None:

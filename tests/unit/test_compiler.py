@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attn_codegen import space
+from attn_codegen import presets
 from attn_codegen.config import AttentionConfig
 from attn_runtime.compiler import compile_unit, flags, own_target, parse_log, unit_of
 from attn_runtime.errors import CompileError, DeviceError, ToolchainError
@@ -65,7 +65,7 @@ def test_a_unit_for_one_device_alone_says_which() -> None:
 
 
 def test_every_unit_of_the_default_preset_can_be_compiled_for_some_device() -> None:
-    for config in space.preset("default"):
+    for config in presets.preset("default"):
         unit = unit_of(config)
         assert flags(unit, own_target(unit) or "sm_80")[:2] == ("-cubin", "-std=c++17")
         assert unit.file in unit.texts

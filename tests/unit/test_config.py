@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attn_codegen import space
+from attn_codegen import rules, space
 from attn_codegen.config import (
     Arch,
     AttentionConfig,
@@ -106,7 +106,7 @@ def test_a_reduction_left_to_defaults_has_no_cache_and_no_mask() -> None:
     config = AttentionConfig.of(mode=Mode.REDUCE)
     assert config.cache is None
     assert config.mask is None
-    assert space.is_valid(config)
+    assert rules.is_valid(config)
 
 
 def test_the_reduction_has_the_width_of_the_output() -> None:

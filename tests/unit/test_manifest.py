@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attn_codegen import manifest, renderer, space
+from attn_codegen import manifest, presets, renderer
 from attn_codegen.errors import ManifestError
 
-TEXT = renderer.render(space.preset("turbomind"))[manifest.FILE_NAME]
+TEXT = renderer.render(presets.preset("turbomind"))[manifest.FILE_NAME]
 DATA: dict[str, Any] = json.loads(TEXT)
 FILES = DATA["files"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import attn_codegen
-from attn_codegen import renderer, space
+from attn_codegen import presets, renderer
 from folders import on_disk
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_the_installed_wheel_emits_what_the_checkout_emits(wheel: Path, tmp_path
     env = dict(os.environ, PYTHONPATH=":".join([str(site), *others]))
     command = [sys.executable, "-m", "attn_codegen", "emit"]
     subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=True)
-    assert on_disk(tmp_path / "generated") == renderer.render(space.preset("default"))
+    assert on_disk(tmp_path / "generated") == renderer.render(presets.preset("default"))
 
 
 def test_the_wheel_has_the_licence_the_version_and_the_command(wheel: Path) -> None:

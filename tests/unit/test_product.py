@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attn_codegen import includes, params, product, renderer, space
+from attn_codegen import includes, params, presets, product, renderer
 from attn_codegen.config import AttentionConfig, Mode
 from attn_codegen.manifest import FILE_NAME
 from attn_codegen.namespace import moved
@@ -20,7 +20,7 @@ from commands import Run, run
 
 ROOT = Path(__file__).parents[2]
 PAGED = "prefill_sm80_bf16_d128_paged_causal"
-DEFAULT = renderer.render(space.preset("default"))
+DEFAULT = renderer.render(presets.preset("default"))
 KERNELS = [
     entry
     for entry in json.loads(DEFAULT[FILE_NAME])["kernels"]

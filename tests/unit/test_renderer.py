@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from attn_codegen import __version__, params, renderer, space
+from attn_codegen import __version__, params, presets, renderer, space
 from attn_codegen.config import Arch, AttentionConfig, Mode
 from attn_codegen.errors import ConfigError
 from attn_codegen.manifest import FILE_NAME, sha256
 from attn_codegen.tiling import tiling
 
 ROOT = Path(__file__).parents[2]
-DEFAULT = space.preset("default")
+DEFAULT = presets.preset("default")
 PAGED = AttentionConfig.of(dtype="bf16", cache="paged")
 
 
@@ -72,8 +72,8 @@ def test_a_unit_is_the_same_whatever_is_emitted_with_it(
 
 def test_texts_do_not_depend_on_the_process() -> None:
     code = (
-        "import hashlib; from attn_codegen import renderer, space;"
-        "print(hashlib.sha256(repr(renderer.render(space.preset('turbomind'))).encode()).hexdigest())"
+        "import hashlib; from attn_codegen import presets, renderer;"
+        "print(hashlib.sha256(repr(renderer.render(presets.preset('turbomind'))).encode()).hexdigest())"
     )
     seen = set()
     for seed, folder in (("1", "/"), ("2", str(ROOT))):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attn_codegen import space
+from attn_codegen import presets, rules, space
 from attn_codegen.config import (
     AXIS_NAMES,
     Arch,
@@ -66,28 +66,28 @@ REFUSED = {
 
 
 def failed(config: AttentionConfig) -> list[str]:
-    return [verdict.rule.id for verdict in space.evaluate(config) if not verdict.passed]
+    return [verdict.rule.id for verdict in rules.evaluate(config) if not verdict.passed]
 
 
 def message(config: AttentionConfig) -> str:
-    return next(verdict.message for verdict in space.evaluate(config) if not verdict.passed)
+    return next(verdict.message for verdict in rules.evaluate(config) if not verdict.passed)
 
 
 def test_rule_ids_are_unique_and_name_known_axes() -> None:
-    assert len({rule.id for rule in space.RULES}) == len(space.RULES)
-    for rule in space.RULES:
+    assert len({rule.id for rule in rules.RULES}) == len(rules.RULES)
+    for rule in rules.RULES:
         assert rule.axis in AXIS_NAMES
         assert rule.beside in ("", *AXIS_NAMES)
 
 
-@pytest.mark.parametrize("rule", space.RULES, ids=lambda rule: rule.id)
-def test_each_rule_alone_refuses_its_example(rule: space.Rule) -> None:
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.id)
+def test_each_rule_alone_refuses_its_example(rule: rules.Rule) -> None:
     assert failed(REFUSED[rule.id]) == [rule.id]
-    assert not space.is_valid(REFUSED[rule.id])
+    assert not rules.is_valid(REFUSED[rule.id])
 
 
-@pytest.mark.parametrize("rule", space.RULES, ids=lambda rule: rule.id)
-def test_each_refusal_says_what_got_and_what_to_do(rule: space.Rule) -> None:
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.id)
+def test_each_refusal_says_what_got_and_what_to_do(rule: rules.Rule) -> None:
     config = REFUSED[rule.id]
     value = config.axes()[rule.axis]
     got, next_step = message(config).split(": ", 1)
@@ -117,8 +117,8 @@ def test_every_failed_rule_is_told_at_once() -> None:
 @settings(max_examples=300)
 @given(configs)
 def test_the_valid_space_holds_exactly_what_the_rules_pass(config: AttentionConfig) -> None:
-    assert space.is_valid(config) == (config in set(space.valid_space()))
-    assert space.is_valid(config) == (not failed(config))
+    assert rules.is_valid(config) == (config in set(space.valid_space()))
+    assert rules.is_valid(config) == (not failed(config))
 
 
 @settings(max_examples=50, deadline=None)
@@ -126,8 +126,8 @@ def test_the_valid_space_holds_exactly_what_the_rules_pass(config: AttentionConf
 def test_the_nearest_configurations_are_valid_and_distinct(config: AttentionConfig) -> None:
     near = space.nearest(config)
     assert len(set(near)) == 3
-    assert all(map(space.is_valid, near))
-    if space.is_valid(config):
+    assert all(map(rules.is_valid, near))
+    if rules.is_valid(config):
         assert near[0] == config
         assert space.require_valid(config) is config
 
@@ -151,18 +151,18 @@ def test_the_nearest_configuration_keeps_what_a_model_fixes(
     assert nearest in [config.name for config in space.nearest(asked)]
 
 
-@pytest.mark.parametrize("name", space.PRESETS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_every_kernel_of_a_preset_is_valid_and_ends_in_its_reduction(name: str) -> None:
-    preset = space.preset(name)
-    assert all(map(space.is_valid, preset))
-    assert space.with_reductions(preset) == preset
+    preset = presets.preset(name)
+    assert all(map(rules.is_valid, preset))
+    assert presets.with_reductions(preset) == preset
     assert list(preset) == sorted(set(preset), key=lambda config: config.name)
     for config in preset:
         assert config.mode is Mode.REDUCE or reduction_of(config) in preset
 
 
 def test_the_default_preset_is_the_product_that_common_engines_need() -> None:
-    preset = space.preset("default")
+    preset = presets.preset("default")
     attention = [config for config in preset if config.mode is Mode.PREFILL]
     assert len(preset) <= 250
     for cache in Cache:
@@ -180,14 +180,16 @@ def test_the_default_preset_is_the_product_that_common_engines_need() -> None:
 
 def test_the_other_presets_stand_around_the_default_one() -> None:
     assert (
-        set(space.preset("turbomind")) <= set(space.preset("default")) <= set(space.preset("all"))
+        set(presets.preset("turbomind"))
+        <= set(presets.preset("default"))
+        <= set(presets.preset("all"))
     )
-    assert {c.cache for c in space.preset("turbomind")} == {Cache.LINEAR, Cache.BLOCK, None}
+    assert {c.cache for c in presets.preset("turbomind")} == {Cache.LINEAR, Cache.BLOCK, None}
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'al': use default, all or turbomind"):
-        space.preset("al")
+        presets.preset("al")
 
 
 def test_every_default_tile_fits_the_smallest_device_of_its_family() -> None:

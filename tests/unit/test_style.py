@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from attn_codegen import renderer, space, writer
+from attn_codegen import presets, renderer, writer
 from attn_codegen.config import AttentionConfig
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_no_line_is_longer_than_100_columns(path: Path) -> None:
 
 
 def test_no_emitted_line_is_longer_than_100_columns() -> None:
-    for path, text in renderer.render(space.preset("all")).items():
+    for path, text in renderer.render(presets.preset("all")).items():
         if not path.endswith(".json"):
             assert not [line for line in text.splitlines() if len(line) > 100], path
 
@@ -99,7 +99,7 @@ def test_the_headers_are_as_clang_format_writes_them() -> None:
 
 
 def test_everything_emitted_is_as_clang_format_writes_it(tmp_path: Path) -> None:
-    configs = [*space.preset("default"), *map(AttentionConfig.parse, SAMPLE)]
+    configs = [*presets.preset("default"), *map(AttentionConfig.parse, SAMPLE)]
     writer.write(renderer.render(configs), tmp_path / "generated")
     emitted = [p for p in (tmp_path / "generated").rglob("*") if p.suffix in CPP_SUFFIXES]
     assert len(emitted) > len(configs)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from attn_codegen import renderer, space, tuning
+from attn_codegen import presets, renderer, tuning
 from attn_codegen.config import AttentionConfig, Cache, Dtype, Mode
 from attn_codegen.errors import TuningError
 from attn_codegen.tiling import tilings
@@ -42,7 +42,7 @@ def test_the_shipped_file_is_canonical_and_says_how_it_was_made():
 
 
 def test_every_configuration_of_the_preset_has_its_default_tile_first():
-    for config in space.preset("default"):
+    for config in presets.preset("default"):
         if config.mode is Mode.PREFILL:
             assert next(iter(tuning.shipped().of(config))) == "", config.name
 
@@ -119,7 +119,7 @@ def test_costs_are_part_of_the_unit_and_of_its_digest():
 
 
 def test_the_default_preset_has_the_tiles_of_its_tuning():
-    chosen = space.preset("default", TUNING)
+    chosen = presets.preset("default", TUNING)
     assert CONFIG in chosen and replace(CONFIG, tile="t128x128") in chosen
     paged = replace(CONFIG, cache=Cache.PAGED)
     assert paged in chosen and replace(paged, tile="t128x128") not in chosen

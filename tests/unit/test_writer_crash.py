@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from attn_codegen import renderer, space, writer
+from attn_codegen import presets, renderer, writer
 from attn_codegen.lock import hold_lock
 from attn_codegen.manifest import FILE_NAME
 from folders import folders_of, folders_on_disk, on_disk, preset
@@ -168,8 +168,8 @@ def test_processes_killed_at_random_moments_leave_files_whole(out: Path) -> None
 
 
 def test_the_command_killed_during_an_upgrade_is_repaired_by_the_next(out: Path) -> None:
-    old = renderer.render(space.preset("turbomind"))
-    new = renderer.render(space.preset("default"))
+    old = renderer.render(presets.preset("turbomind"))
+    new = renderer.render(presets.preset("default"))
     command = [sys.executable, "-m", "attn_codegen", "emit", "--out", str(out)]
     env = dict(os.environ, PYTHONPATH=ROOTS)
     random_delay = random.Random(3).uniform
@@ -202,7 +202,7 @@ def test_an_interrupted_emit_says_so_and_cleans_up(out: Path) -> None:
         "attn-codegen: error: interrupted; every file is whole, and the next run finishes the work"
     )
     assert not (out / writer.WORK_DIR).exists()
-    new = renderer.render(space.preset("default"))
+    new = renderer.render(presets.preset("default"))
     writer.write(new, out)
     assert on_disk(out) == new
 
@@ -240,5 +240,5 @@ def test_commands_at_once_all_succeed(out: Path) -> None:
     ]
     assert [process.communicate()[1] for process in running] == [b""] * 4
     assert on_disk(out) in [
-        renderer.render(space.preset(name)) for name in ("default", "turbomind")
+        renderer.render(presets.preset(name)) for name in ("default", "turbomind")
     ]

@@ -21,8 +21,8 @@ from typing import Any, Final
 import numpy as np
 
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask
+from attn_codegen.presets import with_reductions
 from attn_codegen.renderer import kernel_entry, render
-from attn_codegen.space import with_reductions
 from attn_runtime import driver
 from attn_runtime.attention import Attention
 from attn_runtime.bench import machine

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from attn_codegen.space import with_reductions
+from attn_codegen.presets import with_reductions
 from attn_runtime import driver
 from attn_runtime.bench import machine, oracle, peers, report
 from attn_runtime.bench.device import Bench

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The presets: named sets of configurations, each with the reductions that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain, product
+from typing import Final
+
+from attn_codegen.config import (
+    Arch,
+    AttentionConfig,
+    Cache,
+    Dtype,
+    KvDtype,
+    Mask,
+    Mode,
+    join_words,
+    reduction_of,
+)
+from attn_codegen.errors import ConfigError
+from attn_codegen.rules import ARCHES, ATTENTION_MODES, is_valid
+from attn_codegen.space import sorted_by_name, with_tiles
+from attn_codegen.tuning import Tuning, shipped
+
+PRESETS: Final = ("default", "all", "turbomind")
+
+_HEAD_DIMS: Final = (64, 128, 192, 256)
+_UNEQUAL: Final = ((192, 128),)
+_DEFAULT_DECODE_SM90_HEAD_DIMS: Final = (64, 128)
+_DEFAULT_QUANTISED_HEAD_DIMS: Final = (64, 128)
+
+
+def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ...]:
+    """The configurations of a preset, reductions included, sorted by name. The default one has the
+    tiles that a plan may pick by `tuning` (left out, that is the one of the package) over linear
+    and paged caches, and over TurboMind's blocks the default tile."""
+    if name == "default":
+        common = (config for config in _product(tuple(Cache), tuple(Mask)) if _is_common(config))
+        known = tuning or shipped()
+        tiled = (
+            replace(config, tile=tile)
+            for config in common
+            for tile in (known.of(config) if config.cache is not Cache.BLOCK else ("",))
+        )
+        decode = (
+            config
+            for config in _quantised(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.PAGED,))
+            if config.mode is Mode.DECODE
+        )
+        writers = _writers(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.BLOCK, Cache.PAGED))
+        return sorted_by_name([*with_reductions(chain(tiled, decode)), *writers])
+    if name == "all":
+        every = (_HEAD_DIMS, tuple(Cache))
+        attention = chain(_product(tuple(Cache), tuple(Mask)), _quantised(*every))
+        tiled = (tiled for config in attention for tiled in with_tiles(config))
+        return sorted_by_name([*with_reductions(tiled), *_writers(*every)])
+    if name == "turbomind":
+        configs = _product((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
+        return with_reductions(
+            config
+            for config in configs
+            if config.head_dim_v == config.head_dim and config.arch is Arch.SM80
+        )
+    raise ConfigError(f"unknown preset {name!r}: use {join_words(PRESETS)}")
+
+
+def _is_common(config: AttentionConfig) -> bool:
+    """Hopper's decode kernels begin earlier than those of sm80; that is all, so that the widths
+    that most engines have will do."""
+    is_own = config.mode is Mode.DECODE and config.arch is Arch.SM90
+    return not is_own or config.head_dim in _DEFAULT_DECODE_SM90_HEAD_DIMS
+
+
+def with_reductions(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig, ...]:
+    """The configurations and the reductions that their splits end in, each once, sorted by name."""
+    chosen = tuple(configs)
+    return sorted_by_name(
+        [*chosen, *(reduction_of(c) for c in chosen if c.mode in ATTENTION_MODES)]
+    )
+
+
+def _product(caches: tuple[Cache, ...], masks: tuple[Mask, ...]) -> Iterator[AttentionConfig]:
+    widths = (*((width, width) for width in _HEAD_DIMS), *_UNEQUAL)
+    for mode, arch, dtype, (head_dim, head_dim_v), kv_cache, mask in product(
+        ATTENTION_MODES, ARCHES, Dtype, widths, caches, masks
+    ):
+        config = AttentionConfig(
+            mode=mode,
+            arch=arch,
+            dtype=dtype,
+            head_dim=head_dim,
+            head_dim_v=head_dim_v,
+            cache=kv_cache,
+            mask=mask,
+        )
+        if is_valid(config):
+            yield config
+
+
+def _quantised(head_dims: tuple[int, ...], caches: tuple[Cache, ...]) -> Iterator[AttentionConfig]:
+    """Attention on quantised caches."""
+    kinds = [kv_dtype for kv_dtype in KvDtype if kv_dtype is not KvDtype.SAME]
+    for mode, arch, dtype, kv_dtype, head_dim, kv_cache, mask in product(
+        ATTENTION_MODES, ARCHES, Dtype, kinds, head_dims, caches, Mask
+    ):
+        config = AttentionConfig(
+            mode=mode,
+            arch=arch,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            head_dim=head_dim,
+            cache=kv_cache,
+            mask=mask,
+        )
+        if is_valid(config):
+            yield config
+
+
+def _writers(head_dims: tuple[int, ...], caches: tuple[Cache, ...]) -> Iterator[AttentionConfig]:
+    """The cache writers for each kind of element."""
+    for dtype, kv_dtype, head_dim, kv_cache in product(Dtype, KvDtype, head_dims, caches):
+        yield AttentionConfig.of(
+            mode=Mode.WRITE, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, cache=kv_cache
+        )
