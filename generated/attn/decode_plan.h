@@ -89,15 +89,6 @@ inline void set_range_workspace(const Problem& problem, const KernelLimits& kern
   plan.counter_cnt = static_cast<int>(counters);
 }
 
-// What the reduction of the ranks needs, where the kernel has left this rank's part itself.
-inline void set_parts(const Problem& problem, const DeviceLimits& device, Plan& plan) {
-  const std::int64_t rows = std::int64_t{problem.token_num} * problem.num_heads;
-  const std::int64_t reduce_ctas = ceil_div(rows, kReduceRowsPerCta);
-  check_grid(reduce_ctas, device, "token_num", "send fewer tokens");
-  plan.reduce_grid_x = static_cast<int>(reduce_ctas);
-  add_parts(problem, rows, plan);
-}
-
 }  // namespace detail
 
 // Plans one decode call, of a kernel that packs kernel.cta_q rows and has stages of kernel.cta_s
@@ -166,7 +157,7 @@ inline Plan plan_decode(const Problem& problem,
   result.ranges.row_slots = tiles.heads * tiles.tokens;
   result.ranges.pieces = shares_stages ? 0 : 1;
   if (!shares_stages) {
-    detail::set_workspace(problem, device, result);
+    detail::set_workspace(problem, device, splits, result);
     return result;
   }
   const std::int64_t stage_bytes = std::int64_t{4} * kernel.cta_s * problem.head_dim_v;

@@ -500,6 +500,10 @@ set(attn_headers
     attn/limits.h
     attn/params.h
     attn/plan.h
+    attn/problem.h
+    attn/splits.h
+    attn/tiles.h
     attn/types.h
     attn/words.h
+    attn/workspace.h
 )

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         3692a1a7bdf8ef713e36b772903183ee55b4cbde112c79c854ca8b30f9f6bf4a
+// digest         4b3b93a7b3927a15ae062050caef4cdb620bcba2e95bab2fbfbfa0ab9bbc8448
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         72d4ef3fd74ae58e9a5bc2179439112cd9726e5641d9369f48181e177fe6b835
+// digest         ed3643b7d94ebcd59af25f4572bdc4874ba70091d5dffb9c7c1ae2ee1580163d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

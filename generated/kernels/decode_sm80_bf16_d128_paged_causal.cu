@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         7c9ca4f1d28c22467449ecdf5325a17068ff45ecf3035b80052513fe2c2b49d0
+// digest         a0640c40bf41783096b0e6d78368fb73d47b50e2696a12d175f1347582cbb4c8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         cf1fa40d330e0fde5bf12aa172c30db97fd07e4ee688086814dbb00523003298
+// digest         1d00e4c4b15f91bdde223d0ddc7e4552720fdd9cdd836c5bd98a7f27ff636fbe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         79992d40ad1159c426e94ccc340777d6daf51a6ef4bbc7af204e5270a575659c
+// digest         a7f58fd9098d5a2c94605444aaab69c25683abe0843d0c7077940fcdcd63d677
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         348b690554deec13e54ac92434d159deb00098b0d00bff59da8e3f30fd692a27
+// digest         c1631e0ab06ec72f4e89f4e0a2eba71df678fdb13774da953fcafea78cfb33c3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         59aa9199ef163ae1d9cc476466d278ed405a5fe86bb352b8e4275f3a29d71332
+// digest         1f66058d6a779cc246433a5b6c878f637e5079c7d20e3afec220a587c2716923
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

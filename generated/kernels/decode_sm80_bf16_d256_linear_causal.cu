@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         7daf70596d35f11cf96fd18a133c50560fccad9fc2324f41534e335b9b7cfe6d
+// digest         dae7289f7f9c0f4934c3357789af77c5db6b01d72d20247fd491fb1b5be35d05
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         cc10aac3bc23be21a74d6980f1d3678e78452525ce7ab173a927a1166458bec1
+// digest         bd69439447e1bb34f205a62e8460786619edad5cab1cb0163b00dc8cd2477bd3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

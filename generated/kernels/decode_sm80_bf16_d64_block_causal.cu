@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         bad50d47e5cc19efca82f07eca0821726a5e3584475f3613776979d3faeb8ad5
+// digest         884214162ac28141c337535ca5d2394a5eff3e8ce3435f24c3ef4e01ca07ced5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         eacdb72375d2bc864a79a2fc365a79d45863d4468c5ee9be0328d07fca0b7d4e
+// digest         a03256fe9f6ba368ba02986cde4719310329f5e3e25f12681944dbd0b1f3f812
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         88a2e72b2c555f63fb54a22b8731c4feeebcedfd122222651969478025149d09
+// digest         e555d23d12d4bd5fae56dab393b675292dc97ca718eddae3961cc4d362fd2bcc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         91184a21d05e2df527a3a3dd6ad6d6e79d993b35bf83477a11dc086305b2b1b5
+// digest         f3ad26af9b9a3e0bd1a8eca438bbeb23c2a4d239731d33511d87150f88bce7ad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         2da6dfdb98e3231fe4e5eacf0625c1f399d0d46697b780daa455b3e873a823e1
+// digest         91518224941b9f4980e9df653a49001fb8b0119ec8dffbfc9a5fe08e2322ce9e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

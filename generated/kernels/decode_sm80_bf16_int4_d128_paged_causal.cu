@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         5670d09df3172b42f65842b31e36bf5225402740a2e35a6344dc9b916a6ef11e
+// digest         d7ceaca327c41eb835a4b0054e8e4531c48b2031a13701be2d3c2e956f4797cd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         424f15aac3538ffa2bcb26a1b14e09024468f312882d306d634e4d7242dfb2ac
+// digest         13c48880ee76f57710ea92c5384d556676432dc44e9709ed959444fb16dce1ba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         eda7d29172c1256f82586fce9660e1213c1319ded3b337a6099b21208102c85c
+// digest         8768c118e4b5443d06ba6251dec0d9320a60dd8bf31bd4f2157b57a426a8a6ee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

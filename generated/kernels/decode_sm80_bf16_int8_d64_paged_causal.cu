@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         1da833b410e264aebcab695b014e02fb2572be50c587418c00d39a68c55e5de0
+// digest         1afa6fb26b6b51c085eb7f69c3457770997860b2baac84c028147d649874fdc6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         3d96bc27ebb2436002b23eb80050a8fecc8bf97ef847b36b2814015be9ba5358
+// digest         edc068e6c9148063fe1c970b20bf9de0e39bbbef9ccb61e89efb49cbfe00a657
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         06faf3f1a27e25f032679d73dc05a60e7ad986ddd5b0931d42f78e16f5e47bfd
+// digest         3a32fd8fbd185ab4e6d1d10650cc31fb0da4e3bbb7c6d7da2286fcfbcfd2970a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

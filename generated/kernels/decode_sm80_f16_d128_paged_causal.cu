@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         28126d7a9428f62bbdc3284fc45bffbe0263a537fab1ad4989d2564b6c15369c
+// digest         c631382c3a8c4a9f36cf794b2550af72c7d7c6e4c3943a2e33cf510aa21a39f5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

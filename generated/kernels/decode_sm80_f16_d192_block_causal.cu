@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         8222fa8257555d3f224568a7b32bc543acfa09ee5e31d51b6aa695958f094186
+// digest         8af4b2a33f96d5566d94bcb30c8ff19078285eb2496b99c129200c7f00c5767c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         7c23296657201d566f22927db16cc297d220543902edf3aac3e1770e0bd2f2cb
+// digest         2a3b233e72c0b2da43064aeb9481572afc0a3324a10dccf379b2662641f23f3c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

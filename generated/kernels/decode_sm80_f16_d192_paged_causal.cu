@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         31dd86543a23407d03b76944a9756fae717bf5a40f5c115e5437ffe05fd5971e
+// digest         3e51c611cd202a4c8e6d0619f658451b6f356ab06d5d11cfe4c5ba8d3035e641
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

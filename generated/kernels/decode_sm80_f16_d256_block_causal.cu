@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         349f33b68d1f295c38517857d82f8c8c48340045d6f0c1c9f22cb58efea4a6ea
+// digest         e653b7c0485b572b7b830e964af8c20bbb78d6c93464d0a6fca2f6effd806bbc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         88eeab9a3ef0ead6c71786be886ad2ff8cffd8a9da6519295cb719aa5af7c358
+// digest         82a617b16f5e3980b56a3e38cbb685acbf53bd8d2d70370786f79ef1cafe5b9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

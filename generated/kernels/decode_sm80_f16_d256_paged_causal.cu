@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         f397d663b8a4815e3e5a3cc232282f08ebdc7db5ff05093e5d1239c820b3e946
+// digest         ec7c95379674299387156a7aab8098e85b3e1814121237495a3dc8d5f149d3a6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         40535605bc53e030917e1999cc1ca1107c00e7aa36aa9bed5a8992cb41c29c97
+// digest         f6e9f5feadc9d264ffefec1ecf13fbb49b82ad1a8fc1de2f66bf39a8ec5bec54
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

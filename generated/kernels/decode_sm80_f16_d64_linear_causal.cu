@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         b4e43ea6a84532822b4c3165b9b1cfbbb2b02e140221aaa404edd2100ac14314
+// digest         63b649bcf4a92f0270ea233cfe24b32ad2039300f35c6b9ff77e33a7c35f03bf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         8d02f4524ecc974c4bb1b9aafe88e7906d9c03abbcc6cdfa3e81410c4e77eda5
+// digest         edd927c8e0bfdd56ad94dbc01886587924764f90edc56bbb0784df55d7165d3d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         32de3c687071cf5ed4903b7c7450557b535adb29800f83c2d73a7b5ae3f1ce52
+// digest         ae9f8fad067e59d00c89ba9df0d3a8019283b89720f1abadf71bba2e04fe9669
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         2da588f45e05469fff733e3ab0fcdf1625178e66305443bb4fd8246b02b7d29c
+// digest         8f3e8651a8df4758fa3a18977b58868ede6fbfbbf8cf2979835c74019193bc23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

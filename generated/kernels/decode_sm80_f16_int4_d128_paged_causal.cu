@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         6162c6575a1425dfe1d50c36f475db0a011888295e642c65667a58713f92122f
+// digest         97867a7b4220e128e291c8eba18c27c17a4db032f8a2e256e927fe24993c2343
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         4ef29812222c9306f1ccb27ea3df68a279bb4684d0c97c813a0f0691d34bc439
+// digest         677044a3e03616722e5a61378afe0ec6905ceaa9babbcd91e19a605bd529a3af
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

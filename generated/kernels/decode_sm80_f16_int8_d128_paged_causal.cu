@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         444dd2fd838da5f4202d1df58b68165a120c1a0ec9413939db4429a690a92607
+// digest         39d11ba875c184a5a9cc6f09d7ad2d6f5dbf3485db569bfff174a26ca97b582d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

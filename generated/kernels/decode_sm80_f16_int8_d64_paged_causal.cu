@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         c86d283092d7e60e8479fbafa870203fea7ea34f8aaf96fdb0543e6e8b5d0cc3
+// digest         9a200283fb63e246a95812ea5b6c3c90f489284b73aa2a48bb1bce96a72f497b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         9d3686fccfc37ae5adc1ed1113d1089f4821f93393564cd0c808772177394784
+// digest         05cc6c7cd987bf3d753ecf68e85ed329a3c2ada9a06210e276a28d01f737f1bc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         ff66fa4aa176c2549db84aead8892208a472efbc082aace75a32ad3b80fecc3d
+// digest         1a9aaf3729148ecf325de03d539ddac69b0f8e5dfcfbaa70d45ceb3136ad72d2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         d8921d38dfd786808b98a4f584d3130afd492e372502772bc3f6c888d91f6101
+// digest         eb7a093e3b7cdf88529c055180fb855399153393bc216ee9fb0138e8a1fc8b8a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         f0ea9c5ab8a98775d73120865543c0cbaa18e0f84d05e507d558e6a4ce0179dd
+// digest         7a742f2617a084753a1da208fcd62be8ccd3f85a3e5c01cc506c29e6e8ce06c2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

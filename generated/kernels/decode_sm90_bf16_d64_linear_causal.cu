@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         3154e2bdb920bae685fd62c598692601b496127ed29f69fc77e3923e3b692151
+// digest         9a71c5a1777b165157f7c01295b0f26abcf7f5de46c36960b1e290167815735c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

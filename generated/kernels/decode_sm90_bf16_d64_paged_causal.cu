@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         2563ff688e506c0b87613ab76727e69da85b8246b3aee878fef9240e1e2f8b41
+// digest         24826bd1456493d3b6686596723d63e70e54316313d2cfb6f741893c0865080d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

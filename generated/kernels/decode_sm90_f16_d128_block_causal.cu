@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         1f1adef2652dd9ac6b0043c520418f5dd2a66daa369181035a39ca75a10a4f17
+// digest         967c536d488ca48abc350a46d4bf2a1dd2e42445583f7cc803687176dac2d363
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

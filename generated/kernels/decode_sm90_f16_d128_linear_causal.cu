@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         f758b2ce585b2077c04c3a9fd58906f5bc97a1a9952b17185373bf7ebdf74b2a
+// digest         a80e171aa8cfd5a2826149882dcc9b7e13ee977d3eb3e84247e10bb5859417d8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         72072327b1e1f5c17311504cd68e9229e0e417da7c0b25344d14aa22d55ec350
+// digest         febe52e62d64b4a136280bf93b1dc250835e90a36cff1526f3d0022959a294c3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         51d4685622c3270952519882c575ec02d7ab32f2c3b18c7b99c1e889e2abe717
+// digest         baf95bf66ed46a0f97764890aef0b89b9ad8bde11b300a6a22a777b6f3100e91
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         ca67e04a0c9b8ec540fedb5285a8d766bc4e7a84e8ccc1345b54f3fe77f1ef35
+// digest         e6f9425d8bbfc4ccf1bf70b59e220bdfa053183135a5124495db7710e4766e62
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

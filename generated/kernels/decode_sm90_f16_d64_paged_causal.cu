@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         ddb367a0b0d7705a219311566106e00f2dbbee1689f095cd1ae404628600c3c5
+// digest         5d5334bffe4356925bbaae898157c8bf84c2e36026a0d49f967bcb146e769cd8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         7eb927ec45a52be6684edd7f70fefd33a92cb0dee0481fa31245e10096cb7304
+// digest         0200d2c45d35671a3ebfcd0176854f8b7877be48c2c435659daf659d2b509474
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         154b4e473d996cf1eb8334e6afcee856ef1b36e2e574bfe8d2d0155bd924e21e
+// digest         11ca40d5d19ed1d686d2295893531d79b00b56095a8a673fcf267e349885ca1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

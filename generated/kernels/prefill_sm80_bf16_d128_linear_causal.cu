@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         8780693a8f2b26e85996aab3d793e7b47a8a9f9b9d74b588584991005a03c404
+// digest         37d546c18a110595b7cbcf1a6bbd40618866e97efabcd84d7e6070f56fed8b2f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         1d6bb59138f0b7c6cd874fe0c35f3389dd70357b4747edea653c1a9e71a32af0
+// digest         2a167d3b4a4626adcfb41af81572ca7e4686f5e7eb27f08d224b065bb582050e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         6868925bb0b1cfc640ef5fc41215dc9959f924eced4d4821c1570b9ecbac1379
+// digest         10a51c6bdac197ba297731f37122532adc91febfb882d40bde663a13848501aa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         341969ce221bf1a1725afc71679d19777db2158f00826e2f6c6a88792082ee77
+// digest         1dbd51606248d7325b62ae912fd5e6d03b21b0ebb27f0717b7a1182e3b0e6d02
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         cc0e9c0c0141f327e6b35f7e1afef6bf6841ae112a89ef5a510a7b54c240a910
+// digest         7a6f5ec3e1aab6ced201529ea90968d498fe8676ea79a5d0b92f28289d4b128e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

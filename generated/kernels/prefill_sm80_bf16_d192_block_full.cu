@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         a820b0238e91f6470f1ca18408d3419db2b8d6f82c14ebdc49faaf5e111774b2
+// digest         9286dabe8cc30f6d651af676eeef988c24e1284fc5ee790d34d06bd7391234e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         0bd6ad54477d38788ff4632c31374e0648af8c42eaf4ab2529ff183ada3be850
+// digest         0c873f7912b157667e16484ff9bb89d32b31f8bd4589670e827288601cfc7574
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         bc5a6049d8e1975da91df8c8668f4156df941ea1632d6bcbd4298826a5a9c923
+// digest         87358af5a08857b4963eee29c430ad134efe0e8539bce1a8fd97fa79ed674250
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         28cfa31c36ad82cc9a6490d62e5a2092bb255372e1b8a24b92b18ca673e7b6a9
+// digest         7a21b5e5598bc09c28fe69820dc5b0a27b7f7cfa983237968c77785ec0a1deee
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

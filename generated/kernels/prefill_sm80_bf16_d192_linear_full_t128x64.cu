@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         48aff8a47f94b772b0b3cd3faab6e97f95af3c5b2cdeaea453f615ede7c04328
+// digest         d37720e0c1ada46dd1d2879fc91c8ccc47524251ce5d49a794297e1b5e392420
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         8804de047932907cbc04796a69f127ef502e3cb86a10609b31d3c35d712890ef
+// digest         06d5ebfd862b80695a57d2031dfb0c88e0173e331be98bef00404ba1369f1e88
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

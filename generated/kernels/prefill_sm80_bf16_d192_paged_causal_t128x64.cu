@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         79e3d0d2abcb7837932bad1b8dd106e1dd56879737205ccff35debb123a991e6
+// digest         8175050e1101ac76a83d4365561bcef5506c756fe9f07267a88a85284e80c930
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         0a41b196809fde0efb1bd18e0988ce7283e6e9782029f4fa41d41f56aad5e318
+// digest         774011f592f967802ecc0110346ad80d55e1e462b54e2821be7e30d8df13c3d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         d956d16ff2c6e8d113b31aa070d33b849537a33a975e50200692ad357b94f2bf
+// digest         d0474aa30e46d841d710f5bd474b7edbf154cf4b9de625ba0a60313a17071c1a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         79e6cabadc4dc7478eda3860ddb1a74746457c9a0439abef607b86dd9909f347
+// digest         850268a6384fb34b22f09b5ddecba0efdfa1368d313d5fa0416d750dfa44e5cf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         57c4e6c128bfa08ab9e4253740f10173fd64179030c603edab0b7b3535fce234
+// digest         55370ddb7b05c651f499908f41abf2928e2d89228eb32a7e64947a1f35fad841
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         904bb2cf49ab4f6c5b2f4574495c5a4423d569f735a57bcee4c0e94664e6e55f
+// digest         05fe84e6998d1b8f145dce80e9b3e9167813b58995f52e8435c4fcbc6c532a2b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         3cf09d6102d0c6ecd9ca47f2fe57a77c10e50ac38e7587ac1311137b04497609
+// digest         d9afa7ab0a29829223d375c3fc5df8364edf827d4be3e385f201461405b9b4ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         8468f68cef2a3f66f84a598b7a8b467af781257f97b0c0b665eb0299e7757ce2
+// digest         822d111e9017346a46fb26622fea69245c1348cd6a49cbdc77760a686b80f7bc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

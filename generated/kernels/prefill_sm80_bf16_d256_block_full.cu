@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         4812adc93e853d1fc2ea774b9b980ec5ee845ef52fee44ceaa93c6d2ae75963d
+// digest         2ddcf771cd3687c6f55d260271d00d61d65955c1dfcfbe849a1ae68fe449674e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         73d4b54b0b1111eacfcde836c69ed9a4f76c84a351e3b271e97799cbdf778073
+// digest         96ad2c4ababb78a45c26d1c0d2daad3ed3b86d356888a325efc564c2ff48891b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         bf8c3a87a5be4efd35cda5ad33925313158adaae870d56b0ea666b679e8d2289
+// digest         929db96212cb56d3f2ac600a95e65b699dfa97cdb909ed73bd271af23a580b4a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e650489ed639de71f5fe2fa4bf90101f3514ade3d92a308071fa5b2886604f0f
+// digest         3455408b1e8119af9ce4cc1017d0f0b6fd09ca0b973731307034d1623b4f78ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         54eaee7edb4af2483846aafdf0cdb2993169f2ae36e45f192bacbe1bf29bec56
+// digest         dba07e4276b7c1d026df536c701b78bdd73579c03ce0f2f389429ac149c6599d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         71c21626cebdb7ba2f1459b48470ecd44d638663136fbbae2295dde083a7d8a0
+// digest         c117c7944dc436ec792bb5606c056b989300aa0a692f53541ec592b5998ce1c5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         e900682d48e5425e0560d482ea7e338e0ddd450f6224498329b854475d9d18df
+// digest         ca72585b88d8dfa656d68d7f83ffa569e58d60d2b699ba0d2381f8e0fac95b69
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         2c9a4b89b4defc6bc3be1391999ea7b966d902e287f3ad9be18cc9142c1d93c5
+// digest         501135aea8cb7a8f500564c17f679b4b26d68bee27f540098ab5529356315dc3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         74c04ca84a8c13d163bece1c0f1c88b4ebd0c22f0fd3e1b550cf3fe5a9ad1330
+// digest         18ed7e873be6196c1b53effa27aedc089e9900bf09349336f02982218706b579
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

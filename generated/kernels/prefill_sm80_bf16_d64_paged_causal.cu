@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         c6d3775d22f740472731d7abc7293eacca0d323b08e2046f75b4af4a96134992
+// digest         c48f88318fe6f48122e13e937fcf68cb7de9ed56222edd435e967dbf5ba38fd5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         bc612d1dac6759389e0c088df9c41f9783e66018ffa7800175e4c041704cf106
+// digest         3be3a616b919c612e3fbe73bf38a158d96b7e129f295e15a62a643aa78b375b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         e9e085d903aa8494006ce6f944014824b1894a6b28c9dedd351ba5d88e277644
+// digest         b2fa17ed1ca2661052993fca8e2b8b4ee6a3cc158d25c2b7c7d819132063c50c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

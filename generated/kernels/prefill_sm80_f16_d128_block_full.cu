@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         d1d3a8dee77c4f351aba6d2aa600f17a1d9e356a0dd18f94a076558197d40200
+// digest         2eaed1a9f20e8e3cff977072a38d7858b9d8a1c5783751f214b9fbf1e8a65815
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         c46c76daf6b5e8363abec4d6d2608a790d478845f222d6649f6f1d37954b7738
+// digest         6ece9dce586aa4199dd968ca0776ae070b7a8b398cdadad55287af64c8e7f74d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         174999dad00f219cc7cfd9ea81d89afeb2f918ea247810fb806f550f31f61a3e
+// digest         199a4ca422a75eb7ff49ec9a3a5725b85e4a6142493b48b45b524a9f25d608c2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

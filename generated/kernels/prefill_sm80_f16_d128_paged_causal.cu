@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         dceed2ccbff21766c9517ee7469d369f50b4aab3b1560cdb1f590f8402b49da2
+// digest         928bd2aea10d3067059144579e2a1ac167ff60524bdabd108155736869b613fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         46946fc307d217faa60118604094a082a43f47a20cd51ca740f11ab0e0d32bc8
+// digest         cc3290ad98e36692f956d640100a7567d9d424fb839217c22273b6aa57d8b365
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         127a8a730224004411ed28246e2dddc4eab78653d5c08e9e92384e26d65d55c4
+// digest         05e77e3582a6d4cbdbdc19f78f20aebd64c8b541a6686bbfef774a45d882f87a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

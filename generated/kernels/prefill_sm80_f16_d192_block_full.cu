@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         8b5b9642db3dbee48a3feb933ac8e97128ac707fe596f9436cec890bd8981349
+// digest         df137624eb43a42f20bc89b59fdcf8927aa4746a04bf6c7df5481e3da1c7cd8d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         188dd9cbd671ebcea3e2a6200dfc95439a8757862eb20f0df6692516d9f24c45
+// digest         418e1d4d454e17f742269cae1a7884c0f504f262c4a87760c771f45efa076bd0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

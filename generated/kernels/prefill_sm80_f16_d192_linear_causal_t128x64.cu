@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         eef3213cb5046ef663dfc39fed570759ed10a97168781bcb5f6221863814ac42
+// digest         ef0fbc828012c167c1804dd0a54698be0126ddb2caa35a810564b938dd70c3e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

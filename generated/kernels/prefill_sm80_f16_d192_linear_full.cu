@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         47ddc3a543f6047fd4521bf3eb54f92304abd1d7d8eb83718a8ce9a753f9ce7d
+// digest         6fa6a6be73132699f78dc25a8643ea5ec7042d55d16c0a26acdb3dbf637b62da
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

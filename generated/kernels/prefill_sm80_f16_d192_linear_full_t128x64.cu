@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         eab083ede853b7f9ae6de87f672384c38bf5d83e63d8009feae9228f56c5da57
+// digest         b8e2941dcff439f7210b51337274b9551c2c8bcfc1ddb21a08de2b88f36fb9d9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

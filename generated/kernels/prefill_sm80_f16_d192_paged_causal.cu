@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         0fc519f85968b974cf0025c49c3e3d140a766964704c70b03cd639d2faf8aac7
+// digest         cc954258d7c0cbb45741c6673eb366694d621ad36387d48b1aec538f7c3c7acc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         95b769f2017185f250005dc34d49240b314fe6c0cb7f2e064d634c3a1771ecf2
+// digest         16864ac1517edc6e3262e12242e45cbd5f1fddbd20a6b317bca3833051ea40b7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

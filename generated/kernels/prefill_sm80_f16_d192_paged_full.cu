@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         34de687efd8def32da3a47110d50c98381c10fead620f616fde4743bb701a0e7
+// digest         45277449091ab87961042821ac47cd29f5d066cb2446fb9619e85d0245e68c1b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

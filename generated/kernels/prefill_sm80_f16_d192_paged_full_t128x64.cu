@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         7c6986b38e48012c86bb94b194ea07b1f95baab72877b7050059aa6bbcf31144
+// digest         62d722755f136b047917a4d8632ffcc8a2aeafcab6a20d49d1d29013a22736d8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

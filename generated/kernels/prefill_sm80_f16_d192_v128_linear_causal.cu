@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         217fe6c30e701f685c49ed2e8d66526d20ea8f3ed3453efa223cbf9e41e96247
+// digest         d62effa0b081a5d1bdba39ca9876aad7f118d81001dd58566d935af90be26229
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         1097e33da2c31ac77b45f68f6a1b9ee5a3dcb03162814b5fcbbeaa1f6be4c945
+// digest         721296747340572cd94bd207ced5af4e29a3ae1054b326f3a50e54f7cdfd98b4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         049622ea712e2aad7f49fa02d6bdc20537d1bd144154b9d7ae25c4588c67a8f2
+// digest         d70ceff8e16235cd3474f1cac75e82876eee7fe466fe0b95c980a876f94b9eae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

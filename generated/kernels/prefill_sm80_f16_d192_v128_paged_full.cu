@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         5517113d4167c5956e83e2cb7de16f6a05b0fc1c1e6fdd6cb1f6f1fe1706afae
+// digest         fcd3816ee74cdd8b8abac193752a7859888670dcd4a3543917949062d0596c80
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         ee1a4f2ce266bad303129c7f403d20eea426e9dd4d1f7b8c2b5d7e967edc6bfa
+// digest         1de03a0c4a2a964d3c4ddb3fb8e559a8548fd2bb3d3699085a852943c01b75e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         35653f86896373fed1c7841252c613edb5184154e64a47fcb384037a3d63d2cc
+// digest         7521a056b60fda5746a23381370c0e643aa565443f56dafa79bc5084bd5e2a94
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

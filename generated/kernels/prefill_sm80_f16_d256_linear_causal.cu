@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         82587af4f82f406b66b39b6d2a855e0d9187eb21e5e358eea1fddde5dc7dd496
+// digest         1229534c8b8fbff720dcfd91d2e09433f027629bee13089eddc38768bba35819
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         7dff94f0b1e009f0687fcd64e63f1e641fb78101c689ca1185c68e35fd45089a
+// digest         f483ab3d72388ecf2fc64d7fa4e52b158a8ea7c6441749e900e11cca9386cb1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         d7f97b91d29b02e2b54964a2953a65cb843cbca29c14dbd3511af0945eaeb02c
+// digest         13d277076af10eb1b98ea89f2fe6a3ae9e7ff8242a7045d816ab4b774eba7c6c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         f7be57ac62d9306d34c6dbc608318c55b9a4d850794441ea6ee3897c298d9ac8
+// digest         17c1f2dcf189d512ea025b1372fb64496cfde3ce30bce01aebf6ad116a6c6536
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

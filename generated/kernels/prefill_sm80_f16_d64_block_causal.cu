@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         a1638c75768a3c41f2c1a685caa3e2ba31951eea04fabd40a3e7fa74cf493864
+// digest         c84e904f66d714f1787514640e19b49761469a7179039805dd22a9a815f856df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         2690f738b69d7b8ff31bc076c97325400f22ce84ed82ca97e5bc607f91ce65ef
+// digest         d6c3a612cfddfe20515751dec8adbc8c2ae902c3b52b9879f0477710498c0f43
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         79364b1346a6193c98a3d2e67f5446fb393e63dfde461bf0ded0624a794e5c9f
+// digest         79d93663a6a9bb1cd927e7e637c162e16a4dc014b7c4aa4a06866b88b90515d9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         86d185560f71a519d0fca1b02929cb3d5a1f7768fb30dc25fe6332ef58ea7b09
+// digest         f46204fd3b27c26bc110f14ef3a24cb327295e9cc2622765460d21a9180bbed6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         6863bc1032dbf3b2b46d3ae23b45e757bb781cd9f2ba015cadccd80e913a3996
+// digest         9f0d73b3f7826478c76b6f838812a6db2810bd27398c9d82c73dfdb7dae78bf8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

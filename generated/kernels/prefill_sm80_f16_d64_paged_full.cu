@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         c7f2485c81029bc902b12d2de4a9756d194c83405ebed7d1cb353eaf65cbd01e
+// digest         e75cae7e28f9ec08ea2ff08995204d49be3e26ddcad695c9e5149b50bf20fdfb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

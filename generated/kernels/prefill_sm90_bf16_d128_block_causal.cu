@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         e8f6321e3b37d86140898cd538c3da733666d699a6eee05f19163639b195e8a4
+// digest         c80029e8e847b99fe80ffa7d626ad87e9a2d98b347dafba6d3a1524fd8092a2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         281cbe18d27ac487d3e4ae28ebb04103393fac9207ccdedb8a857d51dbe13583
+// digest         9432ec0b1f1b8464d99bd91beba7f1549ac1d90bc118cb92f5875639bdcc451e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

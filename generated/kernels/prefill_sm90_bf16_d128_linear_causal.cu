@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         6782a8f9c8846dc3718c3508bb9deb24583655a838e05851c69dbc1dd47832d0
+// digest         b6c4b65bd781f6f0f067b8be0081ed94cd6150de64490b755c7bbe90c3fd6e72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         e7c18651fc59ad356f0870f6e4c3d80340a8188563b1833871e1e84ac22f26c3
+// digest         7793120510b464403496e327a51cc0ef5a537fd4b9c883c784eb1175c303d3f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         bcde5e2e72c3c5a3baae7b59754af6a04b028038c540becd37b9186ecb174b32
+// digest         c6c990066a30129b0eb3555cd35803e06e7a7c1f8582427c7706ccd9fc4c8f48
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

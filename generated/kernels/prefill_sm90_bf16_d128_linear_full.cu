@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         f79a3ef7eb6ce5369b8342a5833d1c8235baffcdc880cdd524cfda11d3e384e4
+// digest         5e0895597bcaf6414b8b671739156a165dbbf2cf9cf3a10c942a535b5b10d45b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         0bb753ae37f8708b6037b12fef674a9b4fcdc640652556ffb00852a27353bf3e
+// digest         b805193b0a66a6cb2a08ebe57df5408986cd8ed5b8c88b2177a24c654636639b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         4902e5011d8b2b2eefdd3ba5952f3632a85a73d4fc1d5db25800681047ca354e
+// digest         d4a62a52a85770ed43a7cd9f1f5253c9b5719c1d5d48dd7c8c285c801b604f33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         845832251e81d1d626cef2889ebab7574a431fb9bbab7eed6a86c67e70e166db
+// digest         ca2f0733c58eb896c08197fc326a83d68dcd4bcc850f5efa5acc211891244052
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         78c1c8cb575a053dc0ab1394f21e7091d497dafa4f072aa3ce6f004741a10675
+// digest         f5855d03759a680dd254dff4a3c2ea0f39acad115bea0b53e10683de35b206c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

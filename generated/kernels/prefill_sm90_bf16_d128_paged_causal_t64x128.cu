@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         b28e700b4c91e9420015587da45d1d27dcadb0d6e317890bb04784c8d1ee1cce
+// digest         852ece4563c6dfdc6af6f0c411431901218018f384e7820f8727158baf3a3f81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

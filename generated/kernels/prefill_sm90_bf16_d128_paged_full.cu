@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         3974ac9bed2814e1d1750d3b7a217b791cbd0d4714049d8a41a749ca2e095af0
+// digest         b6a0f93dd93a34de39f3d9b5480b6bcc890c6788cd639f4daedf087473aca90d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

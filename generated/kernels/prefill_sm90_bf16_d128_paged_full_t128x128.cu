@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         29068cb8df0a3242c18934ab6cdc651c9c6450a1ea3477cb2c3783b193c9bf41
+// digest         6683ef1e8dae1d84af1316434f1818402602c40a246c5940e3884d2cf64a14f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

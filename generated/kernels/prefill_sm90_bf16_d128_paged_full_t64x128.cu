@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         f26326e5cf8e1603ca4e4f39895b919f358f3d5b13640798e5d3d9d04f906327
+// digest         710af6e138ff4c124d819d5d6ec48cff828c2c0fb2224e0159db108e1b261500
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         607ab43e87a527fcdc0809041018b29d016652d4bc96e51d1f3bec0cf258dd93
+// digest         e505a7bca2e6a2a0c1d2ead0dac8e4d7916c239f255391cec31f6964ecd857a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

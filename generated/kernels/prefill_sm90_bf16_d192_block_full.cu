@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         d3a7cff649c0404f8d1a2a3262bbd9c7de06a25331a744893e922035b64151f0
+// digest         8cca8a2e8c6187a7eb52eb574dd8eaf2391796ae4c4a1749edee0d519a061e1a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         de78a7a20644f2aa599c3f9666d483f20bb2ced673bdfd06d0b8c8e8ce49cc34
+// digest         259eea74f0bc73977ae12c139edeb608989d659439fdfd3c60d007e068c5fdc9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         95b8da5aa80823c7d960d530e1ecb733355d36c01f0de7244083e00e9dc08f74
+// digest         cce339bf4ce1942a9de75586833d8ac8a193b7f3be43db70e7549f7e41ee2271
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         372dc3ed901974b026fa50d7561e715b7b57bd65a6de06996b7c12df182c53c4
+// digest         3687ea091d68986bf9fb2e580ea420f7b8dbd7edf6a0a4c20ae3928390240c7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

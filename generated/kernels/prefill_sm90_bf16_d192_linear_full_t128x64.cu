@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         1d8eeaf195fab7e8998506621fc812dfd6daf181c7d97adf59d8f859b3c7adfd
+// digest         f35b907417b5f3c8f0d8855173fdcac3706b553e6f2d3f54ce6647a645a1f43d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         d470245e4e0bad59a4ccf9db1fad8792cbeea8b70b3967c2f05dc12c47f2b95e
+// digest         2d8bdafeb11c629afdb04ee14271ef76279b3e6deb01d83588f885c5273aaaf5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         cbcf3e9af8abfdb620cc59dedcc4d771a573b1bf08c11b36aab434a1a54d3078
+// digest         f2acf678d7a07ae112fe09152624b4e33ec2fdc090dfab75e0feb825212a24d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

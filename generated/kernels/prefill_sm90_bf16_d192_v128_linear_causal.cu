@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         892cb2710d8631490d6983d3b2ed271a1be8998c676c88ad4ada962b62abc73c
+// digest         dae6569ea6d08954e551f2d38a5a2b762c8c57963f88baa7a6b04e4addc10c43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

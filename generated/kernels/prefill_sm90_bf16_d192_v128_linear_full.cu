@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         c5c136e51d1180a6633a8bf2108f69a711b3951516ebdac19024d7209c10b97e
+// digest         e017583df8a0f9d8e66818200a1d8f99bbfb307222bc4df6857552ca3e91e016
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

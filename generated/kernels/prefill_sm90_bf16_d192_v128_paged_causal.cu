@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         6a145bd3546537f3f4d9c9c763b63353dd904fdb886bf04dd8d55b977f5bc5df
+// digest         8fe726f3f73bee1d74f4739bd74250b09174fce532c9b6c8cb7d616dc9db1ce0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d971cb0ff9897f22a4e16d5d2d612e3bf33b3499f469432df681bf6c227c105f
+// digest         d2309e785ed24b4c177081cf5baf7cfbc4b27a63d27c3b6b7338c7720a7f6cbb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         c26dfb6baadb5baf783563408f5bef4b86360a7e6cd813475b6597fce53a2232
+// digest         5f4fd4dda6f8655b572aed11b8e3571f5087076d3baa0b4e3f69a89c1eeafcd4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         61a3bfb7b53ea45acf93d8581e27c5c1f41fdc2096dab7df9e2cc115576f8737
+// digest         46b5e5034dc7b33d3b1a1bdb534e0bd695b98b669b4ab479cf516d8bcd398442
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

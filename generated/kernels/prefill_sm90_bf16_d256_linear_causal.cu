@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         400ea9b31a4a82a361b94ba6b9a7b7a347f4e201fd052bc4622674f513b20fca
+// digest         e11d0e8b9936e8520fa769e13fcf1518d24214747b79d1cef92c1ac908271474
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

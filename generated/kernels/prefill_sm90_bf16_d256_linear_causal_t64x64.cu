@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         e792a4d0e597364fbfed85b9cbdebfb5e7c4a642a4100750b3b71fc8f382fc08
+// digest         d04f9ac2bfa1d8b14c6baa5f524f525214e2454ee9581f1146095986b4eee505
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

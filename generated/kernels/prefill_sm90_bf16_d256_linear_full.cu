@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         5a1aee49a71500358786a8411c186567376064eec23cd18d4623861deec0cb3e
+// digest         5ec134d518305dac0aa1ec30920c54d0f4fbc924cfa57cd42aef6005b7f86a52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

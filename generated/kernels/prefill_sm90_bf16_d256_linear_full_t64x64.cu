@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         2cc4d4a83402697621dd3ecd92f816e5d187885893c8a6ef128e69cad4ce5f9f
+// digest         ca862013ca68a02380b3a23a257a39e574141bf7c2427f73ef141f81def3356a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         f55eae035d2be581c3f62d06fd484d0fca6d0fce3d45f894d25cde9a9ceafd1c
+// digest         579ba83f4ce33d0ee537ee62edf3d0405c55b73bab65e22868689980fcadb5ff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

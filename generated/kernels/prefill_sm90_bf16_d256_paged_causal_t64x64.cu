@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         bfefc3c556b1d3b590de18b4364762ae42686bcc65ea44ee3d675d46df2a6a0e
+// digest         c66fa932dd01fc368609bbe48ada18fa1dbe6dcad84de1210fc6809c5be1b6c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         07be417b2eb121e2668b403a0f53c339f4fe2995e84e83d61c7dc136d0a21bbf
+// digest         0774d7dde017003c7993540f069dfd94545f8f4a1bf4e0a7dc9bc1c3727daf8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

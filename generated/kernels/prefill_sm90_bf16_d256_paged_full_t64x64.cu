@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         d125a59696907d97b8577092a831d1bd740723601cd60145670439a14de0d9f0
+// digest         38cc7e98237c9cf569a0a1b0c85169bedea6605bb2146a573bef4b560affbea2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         6e5242511481128914dae4b0ea8e27554bcb5e78c8bb96289b4c08b02e66fc80
+// digest         ab8e59790cc77627e1613f59c107194cb45952ec3c24a3559bb567f4a45c715e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         8812d0ba82f13a160ba1498b33edc85cdee9702b0153b17d6cc88b2def36bab0
+// digest         e6358b80d0c76d79d671f6573c0b974ef1452df32f46c297275b9454398369e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         33df838fa7b7763e6d39bbbabfc8b4900435b089dd3a88120ec2d06f74557b66
+// digest         bca72cb0f16221553052b5ce2f072d5248b34a5bc5479ff80650e14b5e5f10cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

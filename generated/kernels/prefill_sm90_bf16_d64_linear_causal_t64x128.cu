@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         bb2cdc6e8c942a2215c0ada08241b9cadb228f97922bdd33af11d5306a0933be
+// digest         b8b4cc8de3c43c3722f85a6bb131d7ec07e70387a3f438a704892326e853e859
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         5a296cf90a4def9546cfb702777a45f5fec11879fc3e5ce496102c0156e45695
+// digest         6c6d489315cdf1f54c8d17b2f61aacb4c61de0d1620ce9ab39f9f544efd3e689
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         7770c28dd726e9920480b1d2e7f19a5116fbd4f4816f03a399182429601b88eb
+// digest         875ef057507347f4701c25001869ec5c538eef15bc785c88d4cc707cf26ac0e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

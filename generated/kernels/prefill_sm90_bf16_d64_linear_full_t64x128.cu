@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         193a3af8ed1a84df6e2fa6a970273f0082bdc468a631ca75f221428ad97a52de
+// digest         0a48229a4a513d7ec707986f244be8fdb570dc870996a12ff910b5c77c6d6b1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

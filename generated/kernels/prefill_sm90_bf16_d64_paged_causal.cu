@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         2ba735244af48b9d7ba6f6cc5151b256ddf282e6d63de568f962969b39e4b60b
+// digest         912705bf5f40be4a1edc4d12c7357195d5ad40a2495de454cb0990ca19340bab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         c0b1a47752b5517c5084f3185e65a336d9f3aaaf167cd3082ea7f2bdb9917af7
+// digest         28b7781758b54fd45f18ec6bf13446fcc9f001089d768f9d3080885b7002554e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         bf3996d24751857f2929a1e2d554257405abcd770eeb2609f830dad34910cea7
+// digest         af43d4a1bbf953f263b8ff24b17bf23e1bb35d613caeea25bc2df6d465502931
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

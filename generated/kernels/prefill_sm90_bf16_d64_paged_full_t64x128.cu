@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         0fdce6792bab0233eae9cf647d1e7b1f10a2377f8c4f1b259137402b1a1ad392
+// digest         e676b454e6ab868846cabe665f9621d2da712d325cdf7683941867885e3e50c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         6623f3ff9d35bfa3d6fbb7b3f44131bf21e4996c4eecffbeb7752e31125da2a7
+// digest         a1d2d1cf1981fb106f677f536d423e7b1220f89da801eb5d616fb32f928cf729
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         2d658270962d48d39d4e671836b06cf0d9abe900a5ea43a20fd9ed05f0fe340f
+// digest         5e0aecc7a207bb7f728915ad0feb58f0bc5077c2c8ca5de54c89dc2d4459b5d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

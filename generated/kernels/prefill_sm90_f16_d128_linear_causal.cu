@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         bc394af9e50ee0f4e4e5d374023c79d6c2c42a7ca04cf4e75fb9503fc8fc7dec
+// digest         1cf5f30d288aac856f6a5ec1447a1e1f648697ed0a098de9396ee403a2b28629
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7695dde41407286ee13adbd5377a216333b8a7cc6edea1abe5df8b7bf4d9e864
+// digest         f0858d87ab3ddde382419fb94b51c0a8396ab5afec8dab817c3f7783eb40ceae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         e786f4bda2e2e57e083343667e06d7a31b54a6c7d03f71aa150b1d842530f1ab
+// digest         6cf41d4f462b45a1313bb8730f2513239bff515f37133738b003b1824c112853
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         cae0e73a4c57de967f1e91f3cdee1f31776799d208a53e54f12478d978a83a6c
+// digest         1f93ad76d17287bd7837fdb24888e073ed40843edbe688f086956264218570c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         ef5a1e01f0de39c26845e72e50ca390ce4be755e053b6b692c2f14a0428bed47
+// digest         e99d4592c5df4cdb75ce1fa09b2c8f53eef85f0256325763e4606ceb88c90d14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

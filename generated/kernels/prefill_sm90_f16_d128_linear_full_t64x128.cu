@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         98737aa60d5af18b861a9b2631fd3c10361ca048fb0b8582b0847470f1b2e122
+// digest         0787ae12f7b996d434d57ebd7b2936e48b52febbff22864bef6dfcea686c3532
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

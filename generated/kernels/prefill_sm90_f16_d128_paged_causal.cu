@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         a0445af76d1e41c2a03064a7e7eb61af25e0eee01085e7c52348176e81e03551
+// digest         63c5165efa7d2987e91c5abf00a33c4aadc1e4eaa2311cd8029d0a532a31a64b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

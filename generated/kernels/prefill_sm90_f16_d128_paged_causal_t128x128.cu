@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         d923002636ea65d2d1cf3f6d28ead70e95f03ccafa5588c9aafb021f1655d3e7
+// digest         cf0320b8846842fa00bd379d6d2645c01941e3db4abfad48fb80659f0a6fcffb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

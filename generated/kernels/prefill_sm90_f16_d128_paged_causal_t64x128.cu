@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         4308ad9bd6434c95f8e458863fc4676ac6b7b0ae91ec3838a73fa436dd2b00d2
+// digest         e992e157e98fd6e4f0d0d2851af0171cec7caa17bad81e675f23b67c22c56ef8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

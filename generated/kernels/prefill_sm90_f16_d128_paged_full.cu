@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         1786ddae0635b67b6a564a78d022e879bbbe45ddd13e94fc72e9496ed6495a2a
+// digest         38f557ddd915c042789335c7070dbd43452566de5076ab14c249b04e515b26ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

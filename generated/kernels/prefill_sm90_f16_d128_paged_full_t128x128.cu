@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         e38410da4624e9ae5d60ec0b16c99c884fef43cb7c0dbcf6851a723189b1e2c1
+// digest         2fd5b1bcc4720b903cb2e68eb3046b7f077229951ac69242cc32388089a55396
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         99de9306843fb9371a9fc37f8b195807bd57ae6564ee8939a7851b5ee71b449e
+// digest         b2253ae6fc361143218945eb63fe9d8f42718b431bcf0bd0270a5763328157c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         15332abb1342f7a8964828dc7e5beeefafc81a46cfeef96016d075f6d28f1761
+// digest         f239b3a837b3beddcb511c9429f6e53e3141c0625a232085e732bf060a4756eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

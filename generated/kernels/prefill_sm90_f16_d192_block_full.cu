@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         02edfdf31b505f2342f012219571cbb2bf8aff88cf98323f4623d31b2b1e3337
+// digest         a6a85f423265e0b3ff5f4d45a202a0b3af9a82e5dc0d0afada0822e2a16a4278
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

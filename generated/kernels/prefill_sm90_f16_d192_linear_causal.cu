@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         095abdb5202c88e6dfb3f3c23291134d9ebdc702243fbff35390e019fefee65f
+// digest         353498e2eea6e4df283ad957ff0ffb9d9f018e36d0fc283cfe268133caaf1276
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         8df4faa50076632a36750109c5192b2177b4be218c1d8053ac78cb976d15c894
+// digest         33541ffa5cadf053d30385a8b88b267569e093ec1ebbd4e54ee92516ad54f6f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

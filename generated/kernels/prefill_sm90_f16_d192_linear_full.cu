@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         cfe248255d67384cbbff684b44ca79e465e9e06dc839f8fc90ae310d3c85f2b5
+// digest         df40bfbd26d696fd41287d244352db94a14621dd4ac1852dd677557f7c64ceb1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         35c6619bae5430f2a6e9327f3d41ca683b896e167eb7b65c3736e73a5f056c0a
+// digest         e64a8b3acf01401baf57f88be3b0f8fa8657d09cfa943cdeb2b4a5b306e95754
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

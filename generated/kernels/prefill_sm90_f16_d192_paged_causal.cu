@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         3375012bf9da6819b225e679eaba6425287c1a00dc9e08f01c845a4cf1b707c2
+// digest         b6634c56c3f50d494f3b4647d52bf267e93f58163790499f5bd732d330015431
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

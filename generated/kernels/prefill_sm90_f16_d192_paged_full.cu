@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         f31accafe342b20058b6987789c5bc16e480dc7195315fa24348d6c79592c390
+// digest         4b7bcbcce879fe36ce98372efce1fe7d50d2e52cedd730e7b35860cff3c8f959
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

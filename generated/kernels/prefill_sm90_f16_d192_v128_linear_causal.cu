@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         2eb81a6c6fc3b30645e215f40da3b38b5e327b37046032a9a8a596b6ba54284f
+// digest         482b0a668dd3d7754b24274de755a5b48fc48c51e686729e4832f6c204c70d34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         efe2dab44b88897cf524969d982fe02cc48617c2803618795e1ec7d76fd1f383
+// digest         3fc4a60957652a70de728ceff649cefc1efbe008c8ba388bfa651dda34482b4c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

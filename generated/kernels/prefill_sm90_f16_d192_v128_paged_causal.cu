@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         92fb97619e08afe180cd5d7a05535f704dd00896b1fc7130be717d49a9e9c6ea
+// digest         1f9617f936be8d9e660f4e653f1fe2b87530f9006a3af8005faa5f3df2b6505f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         1118950e709b0f43690f33e10b2cb6018540f12ee046448c5bd2f3e71cb81cb9
+// digest         e20197dfbfc075710ead8d2b02716df3cd90c0a4c2005f40b2db15f1025fd1b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         49ede5e6a1298b9cf8cf6adb2512623ae8ea648e9a94221751c77fc022d2c52a
+// digest         1b1d8c12281a0e65d780f3cd56d807a3cb89bc65c53c6548a4cc8e1dc07cbf14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         63119c72362f9233775bb48b22eac4cbac5f1c733bedbb66caa9c60362dbde10
+// digest         bfbee27a1cc5483ae764539bdb73d47ed860037d3074a9cdc8cd6ca830de3d80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

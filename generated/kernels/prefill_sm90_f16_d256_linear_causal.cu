@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         55401a945b5e26d9499a0026a5def285c622dca865dcd0100172402f60ceda0c
+// digest         38687b87e2c943d13ca7639bd9d50f8a33c96da618d31983b28e2eedae88803d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

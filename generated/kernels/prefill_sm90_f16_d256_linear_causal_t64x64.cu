@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         d1b457510f795cad0d423215f5eafcbd46063d0b84b1e19e27352e1b911965f5
+// digest         b5ada3e0bf1dcffd2429c2726aecf48a9667b0680d0e97b07512183baae0bb74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         83c0601ca39ffc9cd18cf1e53b82249847226a5400371c536413cba273ca653a
+// digest         6248ff36f78f23881b5f699c749c9669d8879419d96f88ae1053925c95fda6f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

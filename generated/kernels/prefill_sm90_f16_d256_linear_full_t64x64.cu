@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         b48cd74ff3c2b6fbbc1ed406593784247e10ae91467325c62b7a1fd1f996a99c
+// digest         4b0b9e5bddd22cf439522c29da27fa10f3da0cbb28fa71e1a4a6f976349152e0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

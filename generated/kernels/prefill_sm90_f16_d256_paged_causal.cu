@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         e89527f0e33d48633e2dd95155de9d8387e7f91cbdf81f5b63aa7a8a95bc9a3b
+// digest         325d29909cb14afd9520723dbf764fa1af0cd0366ba917a4f98adc8532b751ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

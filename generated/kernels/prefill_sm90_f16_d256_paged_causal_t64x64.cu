@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         7ea3ba7cd0190e9fc54de1b055c2220778adc14db89811027ce46673204a232e
+// digest         1f557345b187a70aa5bdaef19e8df69ebd3527a641d8e8c1f96e46c956e3d729
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

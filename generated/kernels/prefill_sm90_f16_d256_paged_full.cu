@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         d5aa34f69aa2aa286012ce3a1dfcb452fe6b96b9ce1f5b13c29728af021aa7fc
+// digest         41b81adcb089ee883339e927ce04288cbeeccbcbc78e175f188a4f796d45399b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

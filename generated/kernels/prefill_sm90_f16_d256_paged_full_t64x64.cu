@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         3551dcfe318c810de2171f32c5ad1ccfd01800ddd9101de2f9c9fde7059e927c
+// digest         60de18f6738b361e3cef7dba3bbebcf6202541b01e9dc326ab4f5b4b1c826681
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

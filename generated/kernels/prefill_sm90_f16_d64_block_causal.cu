@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         40d3ea6200dca9c52a775dca44f81b08a78ec6fcd2d5b81066b7b5599e1eda20
+// digest         a0e427d8baee0844ad9e88f3fc2e05e4aa9db36daaf4276d5c362c886470af18
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         de5377af89ba3f028b45bbc3ffdcc68387bfc4438da947b0a22dc3f01c658f49
+// digest         7c8eb19e68287a95f8b2ed50d77e545e2d78de92f4070ff09b63e26385e8b1ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f942b37a59d8ffd96879b3003976e0209457c817b89a9fb5f9169aaae7c0e0b2
+// digest         54a822802ad53e80e94d3ada4c0e88f692c3e16f2a83ace9a33597033d9a80be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ae10b4cd99b2a5944c2dd302b6b834bedbdea978f6f8a763afb31df702c631de
+// digest         b22d65d7c7883be87af993966fcca9f4966ecbbcf5a21924d6673b6a279c8b60
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         e0a6e5cd048028eb98c0c7bff220574331aac54902f04ee73c134887298d169f
+// digest         fff819c90c21e555c4c6cb2d6dca42c83214f19dd4bcb284c874aa6e13cd1942
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         ae28bcb193a27f060eeac3ef59bac077c4f4a18f3635e5822e4353692d2cddce
+// digest         95492b0f3e1f7b87200899535b37618162727c76b34a6586c959bfe8729ba4e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

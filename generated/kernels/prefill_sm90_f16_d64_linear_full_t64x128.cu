@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         382720cbbd66467711db3e087c351161537f7ef2dfa1ee3834646cade54a8629
+// digest         3b6763b604cf9b62bba6fc446aa1f73d49dbc7ddb82668a3dc1e55a52156c779
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         717fafbf396f91e19fc03f28fe206259e28aab60fd0f180463452bc5c74e74d9
+// digest         718daefad8b1efd450d0d064bd9d217523fdc8e8f8e89681d7afe6f5ca316417
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

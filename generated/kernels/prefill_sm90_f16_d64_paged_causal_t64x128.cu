@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         b39caa5c74e88167e0da7f8fe6f9a0b30090fe3a6b495add7e6f4e94fb3a3a35
+// digest         1e420d766e48de3bc856d397f2ca4a894cb024f751295435609bfbcdc810af41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

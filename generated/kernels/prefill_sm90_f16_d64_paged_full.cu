@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         192222e855262e6e615092d73de826c346771620050e6e0a6f79f896056b7b05
+// digest         2c03f0cb45313a49ff37838c69c6377b428460e4af2c2ba9a2bd9c115a11f423
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

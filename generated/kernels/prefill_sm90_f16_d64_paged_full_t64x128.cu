@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         be690669b263f47b2dbb25d60ab39ea2cff9bf3d1d05df39208ec8667bc02218
+// digest         36e0a9e37517452b4ecd7f309f9ea055298b647ce156b567db7b21ce4635f99d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         c3a6485a4ebea2189b745d265cf507877d93790c79d0505521ecdab4613127f4
+// digest         eef72843ca50539cca2dba04df8258115069d49915c547dcfd0727f2c3803a6b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         22c08329bec63793419e2470a10d0f4d37b04a4711d06c8d317f326e1b82a8ee
+// digest         421c84bc5d8708988990e7997a1ca19290f037c523d1ee47c7973134b122dc97
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         40a3eb9dbc8c41f455103783fe35ecbf430c7b815925e880fa387de224c5bcca
+// digest         9fb6359cac908769aea826123752807b85edd84ec91fe69d3a6a4a20a32c6156
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         708f0c28e1016e372c3cd583723af8219c043098af4b21915ade3ff2f71ff810
+// digest         99f48596b2638123c6f0201445868358bfe82a546f7fcb94457bc2262ff45270
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

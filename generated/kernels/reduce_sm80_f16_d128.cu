@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         6aef738ace3165977be7f62f3c182324d09a57a5500fb7377bdb3532cbb392a3
+// digest         91f1c1d6dfa9c1273bb21886a9501f57774a0e5f90de049ba1409f147225629e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

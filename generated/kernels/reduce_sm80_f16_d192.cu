@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         3ce145cde526d489d3c7f5c749e130ebbc60e7365c3ce433653e84ae53a7659c
+// digest         b84917d9d35355c6f759ccc78cec7f443d055ea70e0c7546e3ca6a1c928e8a9e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

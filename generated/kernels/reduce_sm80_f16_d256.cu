@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         a2c01b9cdb1baf2002bb9db0b2c927a34e12c33e66bc23ec90585f2523217fc0
+// digest         4fb3c1492d0bff24551378380eb6bfe66c1a2e2e13860b081437ba8b0ddac2a6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         b406dd92bc5f82b91c4eb809ff074d309291ee63b80890f9e772c38f81086206
+// digest         db29d4feaec867bdaf5d4a069705d15d645ae018bc0bb81f6e8ac48e9f41d159
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         7ed3942c316e893487d50bf719d46d3a85c3504926a37f280119d4231f76cd49
+// digest         e98e073cc11604dbd71f523946df2d41fb72a6f94cb78162e3e914a4c2d5a68c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         76f380fad313280a23569dd75d6d8bac8f62e0b2639540fad710691e08052d49
+// digest         99c85d4247a01328f45b8af5e7aff7fe72fdfc54b0c647fbee4f6b016c56bf8d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

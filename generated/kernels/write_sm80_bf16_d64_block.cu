@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         895f28541281149cae1ece773fbf1313a3872bad333eda3ce806d370cab87dca
+// digest         9484b8a61aef948b138f9299d276d9a1f3463257fed80b12f2d25d369e302b7d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         c8e862f7985d89dfe654d51d4976b42d152e3ef07882bcb9fb64f3447f11115b
+// digest         47d59f26d55420a5f788f41ea43bf6d196b69a13c62009e2a116bf6e6100db3a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

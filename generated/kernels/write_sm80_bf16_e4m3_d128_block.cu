@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         dbf71f7361e6967c1a4de05c2e4445962c9fff6773191259f7da58c648730123
+// digest         3fe97c8e04fced791220284f37b26fc2aa880fdddc4492892a39eb15e8bcdddc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         f1274ca0d400e4808f5434efde53838845699e0fcf76877c4b3f3635fbae6b08
+// digest         9e45b4b002bd644e7bd24afda7e48e073bb3bf7e6a733dee52952d1e2b9f80ce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         334fb43622bb4a0c3542dc3e56843a8f9e3ba8a70fcc71f083ed07f0d8b68f6a
+// digest         1ca766426525d088396f9f0bd4ab89a2c1e0265f143588ad91cce07c002ede49
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

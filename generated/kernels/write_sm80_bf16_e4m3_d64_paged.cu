@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         5711653bc774731d1586b8c69c99f6b6879010bfb06c0a13edc92507c37b1364
+// digest         3646a8eb57f1e83133e162c3d77879917970978facdfdb64057c28d237815c00
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

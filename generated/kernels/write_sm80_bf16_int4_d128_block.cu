@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         ebb213fbf5e7b7849b651e3c20d36d00a7c6afdea9f9e78e02b2572d3429a631
+// digest         dd739874102dc93be07e20375cfdfce1b7d9d46413895ffd885dc3ce95728119
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         a0cbd2d38853c79411662620df61bd0bebf0fd0dc18f6d5ae8cb0ec7d0300f8d
+// digest         2fe5b336f846ee969100e8401b2c4e24a2e4a2aa0d9006cd8e44a09cde7ccf83
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         884b92fedec3994031344cb7f23408de82fa7168181a2b537c323714b2aa634f
+// digest         93663c842febb8ce7ebcb91723478973820ae200eb6b7ff63202001196acb50f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         b0cc66909325c5615f76908a0a02efbc78c4754e291320e7e80e8cedd74893ba
+// digest         f84a3a05b0830ed895c30928a3c2924a246814d0238339cc2748a4ab6245f761
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         13a8d05079cc364d0ee5b114ab4040fab3bd396f699d6c491db822ffe6bbe590
+// digest         57c1e7a6e5f3c9106a0579cbb57201a27422d1fe1639083492b365dc512a0d97
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

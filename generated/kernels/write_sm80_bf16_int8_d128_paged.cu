@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         18470ae0bff3dc5bacde3b2f1e9c9965220dc38e79b10f4b917268ceec5d153d
+// digest         99f4f18c111f4e0bb92b1e9088fefb2813f83f99ef95e3df270206718a7f07a2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

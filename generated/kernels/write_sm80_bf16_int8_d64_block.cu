@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         fc1408553367206f44f9b84c1978e105567f024a6b61a82932e72feb4f6cf53c
+// digest         7b30d00cc9656acd6f51222920cddf86e8deca00ad6a50e35e679c78940e304e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         18c7f7a513c2178620d22a0a49c9b278dd7e75834a44ca8cefd86341aa065ba6
+// digest         d83e58bf23a45d1e01118bb6eebed64a56dec72e6f778f98daebaa400cede158
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         8241084a2429f2efb28cf9cc1b81783364496612d2de0ad93a508f1bc167cc1d
+// digest         15e3812ce29245b93325195120c30bbb8737cd0de7a6003d7193729e5794b910
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         83e18236ecfd134361b30d696ebf696dca01d9dde3743812bc299f8134a57a3f
+// digest         94d6cbad52c10efc8d121ceec5fcc48f66817bfe5e394e4228f17fa9f6780d46
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

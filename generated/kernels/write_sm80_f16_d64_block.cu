@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         7296f565cff96bf71b11a4b6ccd881c8b59ba77c10146d9c0bf6f54037dca627
+// digest         c87d2a08d5ea12a4311b40b919da4a47ee7bbc90953ecee4afc015227c5bc93e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

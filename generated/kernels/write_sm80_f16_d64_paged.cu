@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         e1d8293f2d9315d42d32c75d7bfc06d0592d4d8f10ee62287c5adf766f2b8c30
+// digest         6fbf4ace4f164a32242fe70eddc0cb6905b0ecea6f1379af2270876f8f836cfd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

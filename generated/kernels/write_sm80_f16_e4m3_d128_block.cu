@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         4bcec8536544243546e0d2295cdfe586cfdac20955c908abecb6adeb85c31cae
+// digest         4970ca895531f295929e32e59676c5be4d1b4450cf0a4eadb70c72379ba36ac2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         294261996b0f916c4df615393684d3cd06425fee77e90c07d8d61232b033f96b
+// digest         3d41003ee8bbce9ab979f03a0abb2757c41817975702ce3bd415ee3b05fbc379
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

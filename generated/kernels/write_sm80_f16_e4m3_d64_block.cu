@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         ec23cb9489c4e926a2f9a476fb7b87d9d58f6174f481833fb3ce232bb12781d1
+// digest         f9103e6fc1b6beecb046e26fc27c2dd5d5c589a79cc218cd4fe395a0f93fdaf1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         c010765eaff942264c3da7fa229754572e687aaa8809f75c683f6453de2a8c4d
+// digest         88aad0e3e0019dae8a9449c639c6af0eea5f54bf55ef279c9e4f25d64f0cd829
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         2ca2ed649fa27ade19f8310d5fa7269251844a4b8937712a46632783cbafe8bd
+// digest         259fe98e63f299135170f3a4cefc8551f7c6b3d80686087252b6a7e9689bbcdd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

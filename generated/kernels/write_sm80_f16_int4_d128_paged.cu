@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         0fbd7eab15da355c6da2e0f01ca90bfdbfb54f1e43823d52fb32abd84ccb30f3
+// digest         95f52e88569c30c1582902206af088bf219d4972148bb28cb7c19157691c7ac2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

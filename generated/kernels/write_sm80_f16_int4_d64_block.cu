@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         a23f2d9b97bddb227fe8be6e49173a6a31b5d007fe5e854d710186ae8cb29184
+// digest         6c0d3888c13727468040b15a7d19b399f016f00110b24960d5bd908d8f823404
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         cad59f9a1338d764c32c1384c556e53d368bbb4f3b4fd2827ea60bb92039dc99
+// digest         80b0d4cb95fa50ab646f40938501e3be90a9a9bc472a4dacef521467a04fd86b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         6ef7a8ff2b22f76c532006ef0fd0d4743291fdae0c0ead574f26f5c542ac9972
+// digest         cfa023c9595197b0e0dbac5b74434eb10e151cf3fd23fcdd906c5f00f5757fdf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

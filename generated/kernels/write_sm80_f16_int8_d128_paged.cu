@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         3122b067dc3ebe0867155a38feff0d529590964ad3fb2e3873c0023132ff2eeb
+// digest         5598a6947d3279d33b9e4841e47b8d5b563c92ac193782980c820d1d7f7e1e1a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         6ab87b92726a899dd5c19b09f74d2d9f91f5822c878368b19bb6f7faab3345d0
+// digest         19b7fc90c856915addeb63af4f151306224535ce33f716adffc8bfbd3b7a2d1b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         fdd06a38c5cf29b865f122ae82b60c8407fd376e0cd12201ede72acebaf3d3cb
+// digest         7c507b82deceb163381817a48e99ab9a6440619ee5191bfa0a237164f068352a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

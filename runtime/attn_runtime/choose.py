@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attn_runtime.cost import estimate_ns
-from attn_runtime.plan import MAX_HEURISTIC_SPLITS, heuristic_splits, pack_heads, work_of
 from attn_runtime.problem import (
     DeviceLimits,
     KernelLimits,
@@ -18,6 +17,8 @@ from attn_runtime.problem import (
     SplitPolicy,
     check,
 )
+from attn_runtime.splits import MAX_HEURISTIC_SPLITS, heuristic_splits, work_of
+from attn_runtime.tiles import pack_heads
 
 UNFIT = 2**63 - 1
 """The rank of a kernel that the device cannot run."""

@@ -11,19 +11,7 @@ from typing import Final
 
 from attn_codegen.tiling import WARP_THREADS
 from attn_runtime.choose import UNFIT
-from attn_runtime.plan import (
-    Plan,
-    RangePlan,
-    Workspace,
-    aligned,
-    ceil_div,
-    check_grid,
-    key_span,
-    part_workspace,
-    pieces_of_span,
-    split_bound,
-    split_workspace,
-)
+from attn_runtime.plan import Plan, RangePlan
 from attn_runtime.problem import (
     INT_MAX,
     DeviceLimits,
@@ -32,8 +20,13 @@ from attn_runtime.problem import (
     Problem,
     SplitKind,
     SplitPolicy,
+    ceil_div,
     check,
+    check_grid,
 )
+from attn_runtime.splits import split_bound
+from attn_runtime.tiles import key_span, pieces_of_span
+from attn_runtime.workspace import Workspace, aligned, part_workspace, split_workspace
 
 ALIGNED_BYTES: Final = 4 << 20
 """Up to this many bytes of K and V for each SM, tiles of one length are cut at their ends (measured

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attn_runtime.plan import RangePlan, ceil_div
+from attn_runtime.plan import RangePlan
+from attn_runtime.problem import ceil_div
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

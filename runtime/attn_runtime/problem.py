@@ -200,3 +200,18 @@ def _need(owner: Any, attribute: str, least: int, field: str = "", *, most: int 
         raise PlanError(field, f"{field} is {value}: it must be at least {least}")
     if value > most:
         raise PlanError(field, f"{field} is {value}: it must be at most {most}")
+
+
+def check_grid(ctas: int, device: DeviceLimits, field: str, next_step: str) -> None:
+    """Refuse a grid that cannot be launched; `field` gives it, and `next_step` is what to do."""
+    if ctas > device.max_grid_x:
+        raise PlanError(
+            field,
+            f"{field} gives a grid of {ctas} CTAs: at most {device.max_grid_x} can be launched; "
+            f"{next_step}",
+        )
+
+
+def ceil_div(value: int, step: int) -> int:
+    """The quotient, rounded up."""
+    return -(-value // step)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from attn_codegen.tuning import COST_MAX, TileCost
 from attn_runtime.cost import slots_of
-from attn_runtime.plan import pack_heads, work_of
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
+from attn_runtime.splits import work_of
+from attn_runtime.tiles import pack_heads
 
 FULL_WAVES: Final = 2
 """Calls of fewer waves say little about the costs on a full device."""

@@ -20,10 +20,8 @@ from attn_runtime.plan import (
     SplitKind,
     SplitPolicy,
     plan,
-    split_count,
-    split_range,
-    work_of,
 )
+from attn_runtime.splits import split_count, split_range, work_of
 
 DEVICE = DeviceLimits(sm_count=132)
 KERNEL = KernelLimits(cta_q=64, cta_s=64, ctas_per_sm=2, threads=128, shared_bytes=49152)

@@ -23,9 +23,8 @@ from attn_runtime.plan import (
     SplitKind,
     SplitPolicy,
     plan,
-    split_count,
-    split_range,
 )
+from attn_runtime.splits import split_count, split_range
 
 PROBLEMS_PER_POLICY = 2000
 RANGES_PER_PROBLEM = 3

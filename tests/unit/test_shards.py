@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attn_runtime.plan import CpForm, Problem, local_keys
+from attn_runtime.plan import CpForm, Problem
 from attn_runtime.problem import KeySharding
 from attn_runtime.shards import shards_of
+from attn_runtime.tiles import local_keys
 from reference import visible
 
 SIZES = range(1, 65)

@@ -13,8 +13,8 @@ from attn_codegen.cli_tune import command_line
 from attn_codegen.config import AttentionConfig
 from attn_codegen.tuning import TileCost, Tuning
 from attn_runtime.cost import estimate_ns
-from attn_runtime.plan import work_of
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
+from attn_runtime.splits import work_of
 from attn_runtime.tune import Row, commands_of, report, shapes_of
 from attn_runtime.tune_fit import Sample, fills, fit_cost, worthwhile
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiles of a call: rows of queries that a CTA takes, and the keys that they see.
+
+Bounds of lengths are all that is known. The C++ twin is attn/tiles.h: same names and integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import gcd
+from typing import NamedTuple
+
+from attn_runtime.problem import KernelLimits, KeySharding, Problem, ceil_div
+
+
+class QTiles(NamedTuple):
+    """Tiles of one head, or pack of heads; of each sequence, or 0 where that takes a search."""
+
+    total: int
+    per_sequence: int
+
+
+def pack_heads(problem: Problem, kernel: KernelLimits) -> tuple[Problem, KernelLimits]:
+    """The call as its tiles see it: a pack of heads is one head, a tile has cta_q tokens.
+
+    As many heads of a group are packed as the kernel can and as divide the group: they read the
+    same keys, so short queries fill a tile, and no row of a long one is worse off. The bits of a
+    row depend on it, so it depends on nothing that a batch or a bound of lengths changes.
+    """
+    heads = gcd(problem.num_heads // problem.num_kv_heads, kernel.packed_heads)
+    return (
+        replace(problem, num_heads=problem.num_heads // heads),
+        replace(kernel, cta_q=kernel.cta_q // heads, packed_heads=heads),
+    )
+
+
+def q_tiles(problem: Problem, cta_q: int) -> QTiles:
+    """Tiles of cta_q rows never span two sequences. Two grids have room for every mixture of
+    lengths:
+
+    by the longest:   batch_size * ceil(max_q_len / cta_q)
+    by the tokens:    floor((token_num + batch_size (cta_q - 1)) / cta_q)
+
+    and the smaller one is taken; on a tie the first, which finds its sequence without a search.
+    """
+    batch = problem.batch_size
+    per_sequence = ceil_div(min(problem.max_q_len, problem.token_num), cta_q)
+    by_longest = batch * per_sequence
+    by_tokens = (problem.token_num + batch * (cta_q - 1)) // cta_q
+    if by_longest <= by_tokens:
+        return QTiles(by_longest, per_sequence if batch else 0)
+    return QTiles(by_tokens, 0)
+
+
+def local_keys(problem: Problem) -> int:
+    """Most keys of a sequence that one rank has (attn/key_range.cuh says which). For length L, n
+    ranks and chunks of c keys:
+
+    interleaved   floor(L / (c n)) c + min(L mod (c n), c)     rank 0 has the most
+    contiguous    ceil(L / n)
+    zig-zag       min(L, 2 ceil(L / (2 n)))
+    """
+    length, ranks, chunk = problem.max_k_len, problem.cp_size, problem.cp_chunk
+    if problem.cp_sharding is KeySharding.INTERLEAVED:
+        rounds, rest = divmod(length, chunk * ranks)
+        return rounds * chunk + min(rest, chunk)
+    if problem.cp_sharding is KeySharding.CONTIGUOUS:
+        return ceil_div(length, ranks)
+    return min(length, 2 * ceil_div(length, 2 * ranks))
+
+
+def key_span(problem: Problem, cta_q: int) -> int:
+    """Most keys that one query tile sees. Its rows stand at cta_q consecutive positions, and the
+    row at position p sees
+
+    causal, window w:   p - w < j <= p       w + cta_q - 1 keys together
+    full, window w:     p - w < j < p + w    2 w + cta_q - 2
+    """
+    window = problem.window_size
+    if window == 0:
+        return local_keys(problem)
+    seen = window + cta_q - 1 if problem.causal else 2 * window + cta_q - 2
+    return min(local_keys(problem), seen)
+
+
+def pieces_of_span(problem: Problem, span: int, size: int) -> int:
+    """Pieces of `size` keys, counted from key 0, that `span` consecutive keys touch when they may
+    start anywhere: floor((span + size - 2) / size) + 1, and never more than there are."""
+    if span == 0:
+        return 0
+    return min((span + size - 2) // size + 1, ceil_div(local_keys(problem), size))

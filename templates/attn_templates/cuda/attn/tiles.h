@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tiles of a call: rows of queries that a CTA takes, and the keys that they see. Bounds of
+// lengths are all that is known. attn_runtime/tiles.py is the twin: same names and integers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+
+#include "attn/cost.h"
+#include "attn/limits.h"
+#include "attn/problem.h"
+
+namespace attn {
+
+// A call as its tiles see it: a pack of heads is one head, a tile has cta_q tokens.
+struct PackedCall {
+  Problem problem;
+  KernelLimits kernel;
+};
+
+// As many heads of a group are packed as the kernel can and as divide the group: they read the same
+// keys, so short queries fill a tile, and no row of a long one is worse off. The bits of a row
+// depend on it, so it depends on nothing that a batch or a bound of lengths changes.
+inline PackedCall pack_heads(const Problem& problem, const KernelLimits& kernel) {
+  const int heads = std::gcd(problem.num_heads / problem.num_kv_heads, kernel.packed_heads);
+  PackedCall packed{problem, kernel};
+  packed.problem.num_heads /= heads;
+  packed.kernel.cta_q /= heads;
+  packed.kernel.packed_heads = heads;
+  return packed;
+}
+
+namespace detail {
+
+struct QTiles {
+  std::int64_t count;
+  std::int64_t per_sequence;
+};
+
+// Tiles of cta_q rows never span two sequences. Two grids have room for every mixture of lengths:
+//
+//   by the longest:   batch_size * ceil(max_q_len / cta_q)
+//   by the tokens:    floor((token_num + batch_size (cta_q - 1)) / cta_q)
+//
+// and the smaller one is taken; on a tie the first, which finds its sequence without a search.
+inline QTiles q_tiles(const Problem& problem, int cta_q) {
+  const std::int64_t batch = problem.batch_size;
+  const std::int64_t longest = std::min(problem.max_q_len, problem.token_num);
+  const std::int64_t per_sequence = ceil_div(longest, cta_q);
+  const std::int64_t by_longest = batch * per_sequence;
+  const std::int64_t by_tokens = (problem.token_num + batch * (cta_q - 1)) / cta_q;
+  if (by_longest <= by_tokens) {
+    return {by_longest, batch == 0 ? 0 : per_sequence};
+  }
+  return {by_tokens, 0};
+}
+
+// Most keys of a sequence that one rank has (attn/key_range.cuh says which). For length L, n ranks
+// and chunks of c keys:
+//
+//   interleaved   floor(L / (c n)) c + min(L mod (c n), c)     rank 0 has the most
+//   contiguous    ceil(L / n)
+//   zig-zag       min(L, 2 ceil(L / (2 n)))
+inline std::int64_t local_keys(const Problem& problem) {
+  const std::int64_t length = problem.max_k_len;
+  const std::int64_t ranks = problem.cp_size;
+  const std::int64_t chunk = problem.cp_chunk;
+  switch (problem.cp_sharding) {
+    case KeySharding::kInterleaved:
+      return length / (chunk * ranks) * chunk + std::min(length % (chunk * ranks), chunk);
+    case KeySharding::kContiguous:
+      return ceil_div(length, ranks);
+    case KeySharding::kZigZag:
+      break;
+  }
+  return std::min(length, 2 * ceil_div(length, 2 * ranks));
+}
+
+// Most keys that one query tile sees. Its rows stand at cta_q consecutive positions, and the row at
+// position p sees
+//
+//   causal, window w:   p - w < j <= p       w + cta_q - 1 keys together
+//   full, window w:     p - w < j < p + w    2 w + cta_q - 2
+inline std::int64_t key_span(const Problem& problem, int cta_q) {
+  const std::int64_t window = problem.window_size;
+  if (window == 0) {
+    return local_keys(problem);
+  }
+  const std::int64_t seen = problem.causal ? window + cta_q - 1 : 2 * window + cta_q - 2;
+  return std::min(local_keys(problem), seen);
+}
+
+// Pieces of `size` keys, counted from key 0, that `span` consecutive keys touch when they may start
+// anywhere: floor((span + size - 2) / size) + 1, and never more than there are.
+inline std::int64_t pieces_of_span(const Problem& problem, std::int64_t span, std::int64_t size) {
+  if (span == 0) {
+    return 0;
+  }
+  return std::min((span + size - 2) / size + 1, ceil_div(local_keys(problem), size));
+}
+
+}  // namespace detail
+
+}  // namespace attn
