@@ -311,9 +311,9 @@ attn_status_t attn_find(const attn_params_t* params, int device, int* kernel);
  * device; 0 when it does not split. */
 attn_status_t attn_workspace_size(const attn_params_t* params, size_t* bytes);
 
-/* Ints of device memory that attn_decode wants in params->counters when it is given a workspace:
- * zeroed once, they reset themselves, and belong to one stream at a time. (attn_prefill takes one
- * for Hopper kernels.) */
+/* Ints of device memory that params->counters must have on the current device, for attn_decode when
+ * it is given a workspace; 0 where none are read. Zeroed once, they reset themselves, and belong to
+ * one stream at a time. */
 attn_status_t attn_counter_count(const attn_params_t* params, int* count);
 
 /* Attention on the current device and params->stream: returns when it is launched. workspace is

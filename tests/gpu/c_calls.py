@@ -92,9 +92,8 @@ def run_c(library: Library, problem: Problem, split: SplitPolicy) -> Output:
     assert status == c_abi.SUCCESS, library.last_error()
     status, count = library.counter_count(given)
     assert status == c_abi.SUCCESS, library.last_error()
-    # One for the Hopper kernels of prefill, which are not asked.
-    counters = torch.zeros(max(1, count), dtype=torch.int32, device=output.out.device)
-    given.counters = counters.data_ptr()
+    counters = torch.zeros(count, dtype=torch.int32, device=output.out.device)
+    given.counters = counters.data_ptr() if count else None
     workspace = poisoned_workspace(size) if size else None
     address = workspace.data_ptr() if workspace is not None else None
     run = library.decode if problem.kernel.config.mode is Mode.DECODE else library.prefill

@@ -268,4 +268,4 @@ def test_without_a_device_every_call_returns_a_status(project: Project, run: Run
     assert statuses.pop("prefill of nothing") == str(c_abi.SUCCESS)
     assert "an NVIDIA GPU and its driver are needed" in statuses.pop("last error")
     assert set(statuses.values()) == {str(c_abi.NO_DEVICE)}
-    assert len(statuses) == 7
+    assert len(statuses) == 8
