@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from attn_codegen.cli_bench_options import (
+    kv_option,
     model_heads,
     peers_help,
     plot_option,
     save_option,
     words,
 )
-from attn_codegen.config import Arch, Dtype, KvDtype, axis_value
+from attn_codegen.config import Arch, Dtype, KvDtype
 from attn_codegen.errors import SelectionError
 from attn_codegen.options import json_option
 
@@ -41,13 +42,7 @@ from attn_codegen.options import json_option
 )
 @click.option("--scattered", is_flag=True, help="Take blocks from all over the pool.")
 @click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option(
-    "--kv",
-    "kv_dtypes",
-    metavar="TYPE,TYPE,...",
-    default="same",
-    help="Elements of the cache: same, int8, int4, e4m3; a table for each.  [default: same]",
-)
+@kv_option
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
 @click.option("--peers", help=peers_help % "cudnn,flash,fa3,flashinfer")
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
@@ -63,7 +58,7 @@ def decode(
     layout: str,
     scattered: bool,
     block_len: int,
-    kv_dtypes: str,
+    kv_dtypes: tuple[KvDtype, ...],
     arch: str | None,
     peers: str | None,
     rounds: int,
@@ -77,7 +72,7 @@ def decode(
     Cold: one launch behind 256 MB of writes. Stream: launches back to back over copies of the cache
     that no L2 holds. Both are CUDA graphs, medians over shuffled rounds. The bandwidth is measured
     in the same run: in order, and in pieces of 32 KB in random order, of which the share is. Every
-    cell is checked against float64 first.
+    cell is checked against float64 first. Several types of --kv have a table each.
 
     \b
     Examples:
@@ -99,11 +94,10 @@ def decode(
     if plot is not None:
         require_matplotlib()
     own = _heads(heads)
-    kinds = [axis_value(KvDtype, "kv_dtype", word) for word in kv_dtypes.split(",")]
-    if len(kinds) > 1 and (as_json or save is not None or plot is not None):
+    if len(kv_dtypes) > 1 and (as_json or save is not None or plot is not None):
         raise SelectionError("--json, --save and --plot keep one table: give one type to --kv")
     chosen = tuple(known.choose(peers, NAMES))
-    for kv_dtype in kinds:
+    for kv_dtype in kv_dtypes:
         cells = decode_shapes.decode_cells(
             _numbers(batches, decode_shapes.BATCHES),
             _numbers(contexts, decode_shapes.CONTEXTS),

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from attn_codegen.config import KvDtype, axis_value
 from attn_codegen.errors import SelectionError
 
 
@@ -24,6 +25,22 @@ plot_option = click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also draw a picture, such as speed.png; needs matplotlib.",
+)
+
+
+def kinds_of_codes(_: click.Context, __: click.Parameter, text: str) -> tuple[KvDtype, ...]:
+    """The types of a list with commas, each once."""
+    chosen = (axis_value(KvDtype, "kv_dtype", word.strip()) for word in text.split(","))
+    return tuple(dict.fromkeys(chosen))
+
+
+kv_option = click.option(
+    "--kv",
+    "kv_dtypes",
+    metavar="TYPE,TYPE,...",
+    default="same",
+    callback=kinds_of_codes,
+    help="Elements of the cache: same, int8, int4, e4m3.  [default: same]",
 )
 peers_help = "%s or none, with commas.  [default: those installed]"
 

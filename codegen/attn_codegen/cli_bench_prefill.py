@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attn_codegen.cli_bench_options import (
+    kv_option,
     model_heads,
     peers_help,
     plot_option,
     save_option,
     words,
 )
-from attn_codegen.config import Arch, Cache, Dtype, Mask
+from attn_codegen.config import Arch, Cache, Dtype, KvDtype, Mask
 from attn_codegen.options import json_option
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _FA3_HEAD_DIMS = (64, 128, 256)
 )
 @click.option("--cache", type=words(Cache), default="linear", show_default=True)
 @click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
+@kv_option
 @click.option("--heads", type=click.IntRange(min=1), help="[default: 2048 / head_dim]")
 @click.option("--kv-heads", type=click.IntRange(min=1), help="[default: as --heads]")
 @click.option("--model", metavar="NAME", help="The heads of a public model, such as llama3-8b.")
@@ -62,6 +64,7 @@ def prefill(
     dtype: str,
     cache: str,
     block_len: int,
+    kv_dtypes: tuple[KvDtype, ...],
     arch: str | None,
     peers: str | None,
     rounds: int,
@@ -75,20 +78,22 @@ def prefill(
 
     Every shape is checked against float64 first. All contenders run in this process, in shuffled
     rounds back to back between CUDA events; the medians count. Work is 4 x head_dim operations for
-    each pair of a query and a key, causal squares halved.
+    each pair of a query and a key, causal squares halved. Quantised caches (--kv) are compared with
+    ours on the cache of the same layout that is not.
 
     \b
     Examples:
       attn-codegen bench prefill --grid fa3 --peers cudnn
       attn-codegen bench prefill --model llama3-8b --cache paged --varlen --peers linear
       attn-codegen bench prefill --chunk 512:32k --heads 32 --kv-heads 8
+      attn-codegen bench prefill --kv same,int8,int4,e4m3 --cache paged --peers none
       attn-codegen bench prefill --shapes 4x32x8x2048x2048x128 --save run.json --plot run.png
     """
     from attn_runtime.bench import peers as known
     from attn_runtime.bench import plot as picture
     from attn_runtime.bench import prefill as command
     from attn_runtime.bench import results as files
-    from attn_runtime.bench.ours import Setup
+    from attn_runtime.bench.key_stores import Setup
     from attn_runtime.bench.timing import Schedule
 
     if plot is not None:
@@ -101,7 +106,8 @@ def prefill(
         setup=setup,
         peers=tuple(known.choose(peers)),
         schedule=schedule,
-        title=command.title_of(setup, schedule, words),
+        title=command.title_of(setup, schedule, words, kv_dtypes),
+        kv_dtypes=kv_dtypes,
     )
     results = command.run(request, click.echo if not as_json else lambda _: None)
     if as_json:

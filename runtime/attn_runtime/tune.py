@@ -18,7 +18,8 @@ from attn_codegen.tuning import DEFAULT_TILE, TileCost, Tuning
 from attn_runtime import driver
 from attn_runtime.bench.device import Bench
 from attn_runtime.bench.errors import BenchError
-from attn_runtime.bench.ours import OurCall, Setup
+from attn_runtime.bench.key_stores import Setup
+from attn_runtime.bench.ours import OurCall
 from attn_runtime.bench.shapes import TOKENS, WIDTH, Heads, Shape, short
 from attn_runtime.bench.timing import Schedule, measure
 from attn_runtime.build import build

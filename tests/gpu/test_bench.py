@@ -47,6 +47,19 @@ def test_prefill_is_checked_and_timed_from_every_cache(cache: str) -> None:
         assert all(0 < rate < MOST_TFLOPS for rate in cell["tflops"].values())
 
 
+@pytest.mark.parametrize("cache", ["linear", "paged", "block"])
+def test_prefill_on_codes_is_checked_and_timed_beside_the_plain_cache(cache: str) -> None:
+    args = ("--tokens", "2048", "--lengths", "512", "--cache", cache, "--block-len", "16")
+    kinds = ("int8", "int4", "e4m3")
+    done = run("bench", "prefill", *args, "--kv", ",".join(kinds), "--peers", "none", *SMALL)
+    assert done.code == 0, done.err
+    cells = json.loads(done.out)["cells"]
+    assert [cell["kv_dtype"] for cell in cells] == [*kinds, *kinds]
+    for cell in cells:
+        assert set(cell["tflops"]) == {"ours", "same"}
+        assert all(0 < rate < MOST_TFLOPS for rate in cell["tflops"].values())
+
+
 @pytest.mark.parametrize(
     "args", [("--varlen", "--tokens", "2048", "--lengths", "300"), ("--chunk", "64:2k")]
 )

@@ -4,16 +4,19 @@ tests in place of a kernel."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+import quantiser
 import reference
-from attn_codegen.config import Cache, Dtype, Mask
+from attn_codegen.config import Cache, Dtype, KvDtype, Mask
 from attn_runtime.bench import oracle, ours
 from attn_runtime.bench.errors import BenchError
-from attn_runtime.bench.ours import OurCall, Setup
+from attn_runtime.bench.key_stores import Setup
+from attn_runtime.bench.ours import OurCall
 from attn_runtime.bench.shapes import Heads, Shape, cumulated
 
 HEADS = Heads(4, 2, 32)
@@ -51,6 +54,10 @@ class HostBench:
         values = self._rng.standard_normal(shape, np.float32)
         bits = reference.to_bits(values, dtype.value)
         return HostArray(bits.view(np.float16) if dtype is Dtype.F16 else bits)
+
+    def bytes(self, shape: Any, dtype: Dtype = Dtype.F16) -> HostArray:
+        halves = self.normal((-(-math.prod(shape) // 2),), dtype).values
+        return HostArray(halves.view(np.uint8)[: math.prod(shape)].reshape(shape))
 
     def to_device(self, values: Any) -> HostArray:
         return HostArray(np.ascontiguousarray(values))
@@ -98,32 +105,57 @@ class Oracle:
 
 
 def rows_of(given: dict[str, Any], settings: dict[str, Any], b: int) -> tuple[Any, Any]:
-    """K and V of a sequence, read as the documented layout of its cache says."""
-    cu_k, cache = given["cu_k_len"].values, settings["cache"]
-    if cache is Cache.LINEAR:
-        return tuple(given[name].values[cu_k[b] : cu_k[b + 1]] for name in ("k", "v"))
+    """K and V of a sequence, read as the documented layout of its cache says; codes as float64."""
+    cu_k, cache, kv_dtype = given["cu_k_len"].values, settings["cache"], settings["kv_dtype"]
     places = np.arange(cu_k[b + 1] - cu_k[b])
+    index: Any = slice(cu_k[b], cu_k[b + 1])
+    if cache is Cache.BLOCK:
+        return tuple(block_rows(given, settings, b, places, part) for part in (0, 1))
     if cache is Cache.PAGED:
-        ids = given["block_table"].values[b, places // BLOCK_LEN]
-        return tuple(given[name].values[ids, places % BLOCK_LEN] for name in ("k", "v"))
-    heads, dim = settings["num_kv_heads"], settings["head_dim"]
-    first = given["cu_block_nums"].values[b]
-    rows: tuple[list[Any], list[Any]] = ([], [])
+        index = (given["block_table"].values[b, places // BLOCK_LEN], places % BLOCK_LEN)
+    rows = [given[name].values[index] for name in ("k", "v")]
+    if kv_dtype is KvDtype.SAME:
+        return rows[0], rows[1]
+    names = [name for name in ("k_pairs", "v_pairs") if name in given]
+    pairs = [given[name].values[index].view(np.uint16) for name in names] or [None, None]
+    return tuple(read(*of_part, given, settings) for of_part in zip(rows, pairs, strict=True))
+
+
+def block_rows(
+    given: dict[str, Any], settings: dict[str, Any], b: int, places: Any, part: int
+) -> Any:
+    """K (part 0) or V of a sequence: [KV head][K, V][token][row], and then the pairs alike."""
+    heads, kv_dtype = settings["num_kv_heads"], settings["kv_dtype"]
+    row = settings["head_dim"] * {"int8": 8, "e4m3": 8, "int4": 4}.get(kv_dtype, 16) // 8
+    first, end = given["cu_block_nums"].values[b], heads * 2 * BLOCK_LEN * row
+    rows, pairs = [], []
     for place in places:
-        address = int(given["block_ptrs"].values[first + place // BLOCK_LEN])
-        for part in (0, 1):
-            tokens = [(head * 2 + part) * BLOCK_LEN + place % BLOCK_LEN for head in range(heads)]
-            starts = [address + given["layer_offset"] + token * dim * 2 for token in tokens]
-            rows[part].append([at_address(start, dim) for start in starts])
-    dtype = given["q"].dtype
-    return tuple(np.array(part, np.uint16).view(dtype) for part in rows)
+        begin = int(given["block_ptrs"].values[first + place // BLOCK_LEN]) + given["layer_offset"]
+        tokens = [(head * 2 + part) * BLOCK_LEN + place % BLOCK_LEN for head in range(heads)]
+        rows.append([at_address(begin + token * row, row) for token in tokens])
+        if kv_dtype in ("int8", "int4"):
+            pairs.append([at_address(begin + end + token * 4, 4) for token in tokens])
+    stored = np.array(rows)
+    if kv_dtype is KvDtype.SAME:
+        return stored.view(given["q"].dtype)
+    return read(stored, np.array(pairs).view(np.uint16) if pairs else None, given, settings)
+
+
+def read(rows: Any, pairs: Any, given: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """What codes stand for. A NaN of e4m3 is the next size that there would be."""
+    scale = given["k_scale"].values if "k_scale" in given else 1.0
+    kept = quantiser.Quantised(rows, pairs)
+    with np.errstate(invalid="ignore"):
+        values = quantiser.dequantise(kept, settings["dtype"].value, settings["kv_dtype"], scale)
+    beyond = np.where(rows >> 7, -480.0, 480.0) * scale if pairs is None else 0.0
+    return np.where(np.isnan(values), beyond, values)
 
 
 def at_address(address: int, count: int) -> Any:
-    """16-bit elements in host memory."""
+    """Bytes in host memory."""
     import ctypes
 
-    return np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(int(address))).copy()
+    return np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(int(address))).copy()
 
 
 @pytest.fixture(autouse=True)
@@ -131,16 +163,19 @@ def on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ours, "Attention", Oracle)
 
 
-def call_of(shape: Shape, dtype: Dtype, cache: Cache) -> OurCall:
+def call_of(shape: Shape, dtype: Dtype, cache: Cache, kv_dtype: KvDtype = KvDtype.SAME) -> OurCall:
     bench: Any = HostBench()
-    return OurCall(bench, shape, Setup(dtype, cache, BLOCK_LEN))
+    return OurCall(bench, shape, Setup(dtype, cache, BLOCK_LEN, kv_dtype=kv_dtype))
 
 
 @pytest.mark.parametrize("cache", Cache)
 @pytest.mark.parametrize("dtype", Dtype)
+@pytest.mark.parametrize("kv_dtype", KvDtype)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.row)
-def test_a_right_output_passes_from_every_cache(shape: Shape, dtype: Dtype, cache: Cache) -> None:
-    assert oracle.spot_check(call_of(shape, dtype, cache)) >= 1
+def test_a_right_output_passes_from_every_cache(
+    shape: Shape, dtype: Dtype, kv_dtype: KvDtype, cache: Cache
+) -> None:
+    assert oracle.spot_check(call_of(shape, dtype, cache, kv_dtype)) >= 1
 
 
 @pytest.mark.parametrize("cache", Cache)

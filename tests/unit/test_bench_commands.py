@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from attn_codegen.config import Arch, Cache, Dtype
+from attn_codegen.config import Arch, Cache, Dtype, KvDtype
 from attn_runtime import driver
 from attn_runtime.bench import compile as compiling
 from attn_runtime.bench import machine, oracle, peers, prefill
@@ -48,6 +48,14 @@ class Timed:
 
     def __call__(self) -> None:
         pass
+
+
+class SlowerOnCodes(Timed):
+    """It takes a quarter longer."""
+
+    def __init__(self, bench: Any, shape: Shape, setup: Any) -> None:
+        super().__init__(bench, shape, setup)
+        self.ms *= 1.0 if setup.kv_dtype is KvDtype.SAME else 1.25
 
 
 class Context:
@@ -137,6 +145,36 @@ def test_a_model_a_cache_and_a_family_reach_every_call(clock: list[tuple[Shape, 
         assert setup.arch is Arch.SM80
 
 
+def test_quantised_caches_have_a_row_each_beside_the_plain_one(
+    clock: list[tuple[Shape, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(prefill, "OurCall", SlowerOnCodes)
+    args = ("--head-dim", "64", "--mask", "full", "--lengths", "1k,2k", "--peers", "none")
+    done = run("bench", "prefill", "--kv", "same,int8", *args, "--save", str(tmp_path / "run.json"))
+    assert done.code == 0, done.err
+    assert [setup.kv_dtype for _, setup in clock] == [KvDtype.SAME, KvDtype.INT8] * 2
+    lines = [line.split() for line in done.out.splitlines()]
+    at = lines.index(["64", "full", "TFLOP/s", "1000", "1000"])
+    assert lines[at + 1 : at + 3] == [
+        ["64", "full", "int8", "TFLOP/s", "800", "800"],
+        ["x", "same", "0.80", "0.80"],
+    ]
+    assert "x same, int8: geometric mean 0.800 of 2 cells, lowest 0.80 (64 full, 1k)" in done.out
+    again = run("bench", "show", str(tmp_path / "run.json"))
+    assert sorted(again.out.splitlines()) == sorted(done.out.splitlines())
+
+
+def test_a_quantised_cache_alone_is_compared_with_the_plain_one(
+    clock: list[tuple[Shape, Any]],
+) -> None:
+    args = ("--mask", "full", "--lengths", "1k", "--peers", "cudnn")
+    done = run("bench", "prefill", "--kv", "e4m3", *args)
+    assert done.code == 0, done.err
+    assert [setup.kv_dtype for _, setup in clock] == [KvDtype.SAME, KvDtype.E4M3]
+    assert "x same, e4m3: geometric mean 1.000" in done.out
+    assert "x cudnn, e4m3: geometric mean 2.000" in done.out
+
+
 def test_a_peer_that_does_not_run_a_shape_is_a_dash_with_a_reason(
     clock: list[tuple[Shape, Any]],
 ) -> None:
@@ -184,6 +222,7 @@ def test_saved_results_are_shown_again(tmp_path: Path) -> None:
         (("--lengths", "x"), "length 'x' is no length"),
         (("--shapes", "1x2"), "shape '1x2' is no shape"),
         (("--head-dim", "100"), "head_dim 100"),
+        (("--kv", "int8,int3"), "unknown kv_dtype 'int3': use same, int8, int4 or e4m3"),
     ],
 )
 def test_nonsense_is_refused_in_one_line(args: tuple[str, ...], said: str) -> None:

@@ -1,30 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random codes of a quantised cache, and what they stand for."""
+"""Random codes of a quantised cache, what they are read by, and what they stand for."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attn_codegen.config import KvDtype
+from attn_codegen.config import Dtype, KvDtype
 from attn_codegen.tiling import KV_BITS, PAIR_BYTES, has_pairs
+
+if TYPE_CHECKING:
+    from attn_runtime.bench.device import Bench
 
 SCALE: Final = {KvDtype.INT8: 2.0**-6, KvDtype.INT4: 2.0**-2, KvDtype.E4M3: 2.0**-7}
 """With these, any codes are values of ordinary size; they are exact in 16 bits."""
 ZERO: Final = -2.0
 
 
+def code_bytes(kv_dtype: KvDtype, head_dim: int) -> int:
+    """Of a row of K or V of one KV head, without its pair."""
+    return head_dim * KV_BITS[kv_dtype] // 8
+
+
 def row_bytes(kv_dtype: KvDtype, head_dim: int) -> int:
-    """Of a row of K or V of one KV head, its pair included."""
-    pair = PAIR_BYTES if has_pairs(kv_dtype) else 0
-    return head_dim * KV_BITS[kv_dtype] // 8 + pair
+    """The same with its pair."""
+    return code_bytes(kv_dtype, head_dim) + (PAIR_BYTES if has_pairs(kv_dtype) else 0)
 
 
-def values_of(codes: NDArray[np.uint8], kv_dtype: KvDtype) -> Any:
-    """float64 [..., head_dim] of rows of codes. The kernels read NaN of e4m3 as 480, the next size
-    that there would be."""
+def scales_of(bench: Bench, dims: Sequence[int], dtype: Dtype, kv_dtype: KvDtype) -> dict[str, Any]:
+    """The arguments of Attention beside codes [*dims, row]: pairs [*dims, 2], or a scale."""
+    if kv_dtype is KvDtype.SAME:
+        return {}
+    if not has_pairs(kv_dtype):
+        scale = bench.to_device(np.array([SCALE[kv_dtype]], np.float32))
+        return {"k_scale": scale, "v_scale": scale}
+    pairs = pairs_of(kv_dtype, dtype, int(np.prod(dims))).reshape(*dims, 2)
+    return {name: bench.to_device(pairs) for name in ("k_pairs", "v_pairs")}
+
+
+def values_of(codes: NDArray[Any], kv_dtype: KvDtype) -> Any:
+    """float64 [..., head_dim] of rows of codes, and what is no code as it is. The kernels read NaN
+    of e4m3 as 480, the next size that there would be."""
+    if kv_dtype is KvDtype.SAME:
+        return codes
     if kv_dtype is KvDtype.E4M3:
         return _e4m3_values()[codes] * SCALE[kv_dtype]
     if kv_dtype is KvDtype.INT4:
@@ -33,11 +54,12 @@ def values_of(codes: NDArray[np.uint8], kv_dtype: KvDtype) -> Any:
     return codes.astype(np.float64) * SCALE[kv_dtype] + ZERO
 
 
-def pairs_of(kv_dtype: KvDtype, is_bf16: bool, count: int) -> Any:
-    """[count, 2] bits of (scale, zero)."""
+def pairs_of(kv_dtype: KvDtype, dtype: Dtype, count: int) -> Any:
+    """[count, 2] of (scale, zero); bf16 as uint16 that holds its bits."""
     pair = np.array([SCALE[kv_dtype], ZERO], np.float32)
-    bits = pair.view(np.uint32) >> 16 if is_bf16 else pair.astype(np.float16).view(np.uint16)
-    return np.tile(bits.astype(np.uint16), (count, 1))
+    is_bf16 = dtype is Dtype.BF16
+    values = (pair.view(np.uint32) >> 16).astype(np.uint16) if is_bf16 else pair.astype(np.float16)
+    return np.tile(values, (count, 1))
 
 
 def _e4m3_values() -> NDArray[np.float64]:

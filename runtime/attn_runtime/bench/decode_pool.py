@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.config import Arch, Cache, Dtype, KvDtype, Mask, Mode
-from attn_codegen.tiling import KV_BITS, has_pairs
+from attn_codegen.tiling import has_pairs
 from attn_runtime.attention import Attention
 from attn_runtime.bench import codes
 from attn_runtime.bench.decode_shapes import DecodeCell
@@ -66,24 +66,21 @@ class Pool:
         }
         self._kv_dtype = setup.kv_dtype
         is_plain = setup.kv_dtype is KvDtype.SAME
-        row = heads.head_dim if is_plain else heads.head_dim * KV_BITS[setup.kv_dtype] // 8
+        row = heads.head_dim if is_plain else codes.code_bytes(setup.kv_dtype, heads.head_dim)
         dims = (*(sizes[axis] for axis in order), row)
-        elements = math.prod(dims)
-        self.array = bench.normal((elements if is_plain else -(-elements // 2),), setup.dtype)
-        if not is_plain:
-            self.array = self.array.view(np.uint8)
+        flat = (math.prod(dims),)
+        self.array = bench.normal(flat, setup.dtype) if is_plain else bench.bytes(flat)
         self._dims, self._order = dims, order
         k, v = _parts(self.array, dims, order)
         self.arguments: dict[str, Any] = {"k": k, "v": v}
         if has_pairs(setup.kv_dtype):
-            is_bf16 = setup.dtype is Dtype.BF16
-            bits = codes.pairs_of(setup.kv_dtype, is_bf16, elements // row)
-            array = bench.to_device(bits.view(np.float16) if not is_bf16 else bits)
+            array = bench.to_device(
+                codes.pairs_of(setup.kv_dtype, setup.dtype, math.prod(dims[:-1]))
+            )
             k_pairs, v_pairs = _parts(array, (*dims[:-1], 2), order)
             self.arguments |= {"k_pairs": k_pairs, "v_pairs": v_pairs}
         elif not is_plain:
-            scale = bench.to_device(np.array([codes.SCALE[setup.kv_dtype]], np.float32))
-            self.arguments |= {"k_scale": scale, "v_scale": scale}
+            self.arguments |= codes.scales_of(bench, (), setup.dtype, setup.kv_dtype)
 
     def blocks(self, ids: NDArray[np.int32]) -> tuple[Any, Any]:
         """(K, V) of some blocks on the host, [token, head, head_dim], tokens end to end; of codes
@@ -93,8 +90,6 @@ class Pool:
             for part, found in enumerate(parts):
                 found.append(self._block(int(block), part))
         key, value = (np.concatenate(found) for found in parts)
-        if self._kv_dtype is KvDtype.SAME:
-            return key, value
         return codes.values_of(key, self._kv_dtype), codes.values_of(value, self._kv_dtype)
 
     def _block(self, block: int, part: int) -> Any:

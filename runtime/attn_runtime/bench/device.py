@@ -7,6 +7,7 @@ contenders of any library follow each other without waiting for one another's st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,11 @@ class Bench:
                 is_bf16=dtype is Dtype.BF16,
             )
         return array
+
+    def bytes(self, shape: Sequence[int], dtype: Dtype = Dtype.F16) -> Any:
+        """The bytes of normal values of `dtype`, as uint8."""
+        count = math.prod(shape)
+        return self.normal((-(-count // 2),), dtype).view(np.uint8)[:count].reshape(shape)
 
     def to_device(self, values: Any) -> Any:
         """A numpy array on the device."""

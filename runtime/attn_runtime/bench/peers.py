@@ -15,7 +15,8 @@ from typing import Any, Final
 from attn_codegen.config import Cache, Dtype, Mask
 from attn_runtime.bench.device import Bench
 from attn_runtime.bench.errors import BenchError, Unavailable
-from attn_runtime.bench.ours import OurCall, Setup
+from attn_runtime.bench.key_stores import Setup
+from attn_runtime.bench.ours import OurCall
 from attn_runtime.bench.shapes import Shape, cumulated, flops_of
 from attn_runtime.bench.timing import Call
 

@@ -39,7 +39,7 @@ def _prefill(results: Results) -> Any:
     """A panel per row of the table."""
     from matplotlib.figure import Figure
 
-    rows = unique(cell.row for cell in results.cells)
+    rows = unique(cell.label for cell in results.cells)
     across = min(_PANELS_PER_LINE, len(rows))
     down = -(-len(rows) // across)
     figure = Figure(figsize=(4.2 * across, 3.1 * down), layout="constrained")
@@ -82,7 +82,7 @@ def _decode(results: DecodeResults) -> Any:
 
 
 def _draw_row(panel: Any, results: Results, row: str) -> None:
-    cells = [cell for cell in results.cells if cell.row == row]
+    cells = [cell for cell in results.cells if cell.label == row]
     for name in (OURS, *results.peers):
         known = [(cell.column, cell.tflops[name]) for cell in cells if name in cell.tflops]
         if known:

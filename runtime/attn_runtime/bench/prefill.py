@@ -7,17 +7,19 @@ import random
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from attn_codegen.config import KvDtype
 from attn_codegen.presets import with_reductions
 from attn_runtime import driver
 from attn_runtime.bench import machine, oracle, peers, report
 from attn_runtime.bench.device import Bench
 from attn_runtime.bench.errors import Unavailable
-from attn_runtime.bench.ours import OurCall, Setup, attention_of
+from attn_runtime.bench.key_stores import Setup
+from attn_runtime.bench.ours import OurCall, attention_of
 from attn_runtime.bench.peers import Contender
-from attn_runtime.bench.report import OURS, Cell, Results
+from attn_runtime.bench.report import OURS, SAME, Cell, Results
 from attn_runtime.bench.shapes import Shape
 from attn_runtime.bench.timing import Call, Schedule, measure
 from attn_runtime.build import build
@@ -31,20 +33,41 @@ _MOST_QUEUED: Final = 400
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to time, and how."""
+    """What to time, and how: every shape on a cache of each of `kv_dtypes`."""
 
     shapes: tuple[Shape, ...]
     setup: Setup
     peers: tuple[str, ...]
     schedule: Schedule
     title: str
+    kv_dtypes: tuple[KvDtype, ...] = (KvDtype.SAME,)
+
+    @property
+    def setups(self) -> dict[str, Setup]:
+        """By kv_dtype. Codes run beside the plain cache, whatever was asked for."""
+        kinds = self.kv_dtypes if self.is_plain else (KvDtype.SAME, *self.kv_dtypes)
+        return {kind.value: replace(self.setup, kv_dtype=kind) for kind in kinds}
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing is quantised."""
+        return set(self.kv_dtypes) == {KvDtype.SAME}
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """What ours is compared with, in the order of the table."""
+        return self.peers if self.is_plain else (SAME, *self.peers)
 
 
-def title_of(setup: Setup, schedule: Schedule, what: str) -> str:
+def title_of(
+    setup: Setup, schedule: Schedule, what: str, kv_dtypes: tuple[KvDtype, ...] = (KvDtype.SAME,)
+) -> str:
     """One line that says what the figures are."""
     cache = f"{setup.cache} cache"
+    if kv_dtypes != (KvDtype.SAME,):
+        cache += f" of {', '.join(kv_dtypes)}"
     if setup.cache.value != "linear":
-        cache += f" of {setup.block_len} tokens a block"
+        cache += f", {setup.block_len} tokens a block"
     family = f"{setup.arch} kernels, " if setup.arch else ""
     state = "cool card" if schedule.pause_s else "warm card"
     return (
@@ -69,10 +92,10 @@ def run(request: Request, echo: Echo) -> Results:
             echo(line)
         echo("")
         cells = _cells(request, bench, clocks, echo)
-        found = Results(request.title, request.peers, facts, clocks, tuple(cells))
+        found = Results(request.title, request.contenders, facts, clocks, tuple(cells))
         echo("")
         echo(f"clocks at work: {clocks['at work']}")
-        for line in report.closing(cells, request.peers):
+        for line in report.closing(cells, request.contenders):
             echo(line)
     return found
 
@@ -80,7 +103,9 @@ def run(request: Request, echo: Echo) -> Results:
 def _compile_ahead(request: Request, context: Context) -> None:
     """All kernels side by side; a unit that fails is reported when it is loaded."""
     attentions = [
-        attention_of(shape, request.setup, context.device.ordinal) for shape in request.shapes
+        attention_of(shape, setup, context.device.ordinal)
+        for shape in request.shapes
+        for setup in request.setups.values()
     ]
     build(
         with_reductions(
@@ -93,12 +118,13 @@ def _cells(request: Request, bench: Bench, clocks: dict[str, str], echo: Echo) -
     """Every cell; a row of the table is shown when it is complete."""
     rows = report.unique(shape.row for shape in request.shapes)
     columns = report.unique(shape.column for shape in request.shapes)
+    widest = max(len(report.label_of(row, kind)) for row in rows for kind in request.kv_dtypes)
     cells: list[Cell] = []
     for row in rows:
         own = [shape for shape in request.shapes if shape.row == row]
-        timed = [_time_shape(request, bench, shape, clocks) for shape in own]
-        lines = report.lines_of(timed, request.peers, columns)
-        table = report.text_table(columns, lines, max(map(len, rows)))
+        timed = [cell for shape in own for cell in _time_shape(request, bench, shape, clocks)]
+        lines = report.lines_of(timed, request.contenders, columns)
+        table = report.text_table(columns, lines, widest)
         has_heading = row == rows[0] and any(columns)
         for line in table[0 if has_heading else 1 :]:
             echo(line)
@@ -106,11 +132,13 @@ def _cells(request: Request, bench: Bench, clocks: dict[str, str], echo: Echo) -
     return cells
 
 
-def _time_shape(request: Request, bench: Bench, shape: Shape, clocks: dict[str, str]) -> Cell:
-    """Check ours, then time it beside every peer that runs the shape."""
-    ours = OurCall(bench, shape, request.setup)
-    oracle.spot_check(ours)
-    contenders = {OURS: Contender(ours, shape.flops)}
+def _time_shape(request: Request, bench: Bench, shape: Shape, clocks: dict[str, str]) -> list[Cell]:
+    """Check ours on every kind of cache, then time it beside every peer that runs the shape."""
+    contenders: dict[str, Contender] = {}
+    for kind, setup in request.setups.items():
+        ours = OurCall(bench, shape, setup)
+        oracle.spot_check(ours)
+        contenders[kind] = Contender(ours, shape.flops)
     missing: dict[str, str] = {}
     for name in request.peers:
         try:
@@ -120,11 +148,31 @@ def _time_shape(request: Request, bench: Bench, shape: Shape, clocks: dict[str, 
     calls = {name: contender.call for name, contender in contenders.items()}
     times = measure(calls, bench, request.schedule, random.Random(shape.token_num))
     if shape is request.shapes[-1]:
-        clocks["at work"] = _clocks_at_work(ours, times[OURS], bench)
+        clocks["at work"] = _clocks_at_work(ours, times[kind], bench)
     rates = {name: contenders[name].flops / ms / 1e9 for name, ms in times.items()}
-    del contenders, calls
+    del contenders, calls, ours
     free_torch_memory()
-    return Cell(shape.row, shape.column, rates, times, missing)
+    return [
+        Cell(
+            shape.row,
+            shape.column,
+            _seen_from(kind, rates, request.peers),
+            _seen_from(kind, times, request.peers),
+            missing,
+            kind.value,
+        )
+        for kind in request.kv_dtypes
+    ]
+
+
+def _seen_from(
+    kind: KvDtype, figures: dict[str, float], peers: tuple[str, ...]
+) -> dict[str, float]:
+    """The figures of a cell: of ours on its kind of cache, on the plain one, and of the peers."""
+    names = {OURS: kind.value, **{peer: peer for peer in peers}}
+    if kind is not KvDtype.SAME:
+        names[SAME] = SAME
+    return {name: figures[known] for name, known in names.items() if known in figures}
 
 
 def _clocks_at_work(call: Call, milliseconds: float, bench: Bench) -> str:

@@ -11,6 +11,8 @@ from attn_runtime.bench.errors import BenchError
 from attn_runtime.bench.shapes import geometric_mean
 
 OURS = "ours"
+SAME = "same"
+"""Ours on a cache that is not quantised; the value of the axis kv_dtype."""
 SCHEMA = "attn-codegen bench prefill 1"
 _WHAT_WIDTH = len("x flashinfer")
 _FIGURE_WIDTH = 4
@@ -18,19 +20,30 @@ _FIGURE_WIDTH = 4
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One shape: TFLOP/s and milliseconds of each contender, and why others are missing."""
+    """One shape on one kind of cache: TFLOP/s and milliseconds of each contender, and why others
+    are missing."""
 
     row: str
     column: str
     tflops: dict[str, float]
     milliseconds: dict[str, float]
     missing: dict[str, str] = field(default_factory=dict)
+    kv_dtype: str = SAME
+
+    @property
+    def label(self) -> str:
+        """Of its line in the table."""
+        return label_of(self.row, self.kv_dtype)
 
     def ratio(self, peer: str) -> float | None:
         """How much faster ours does the work; None where the peer did not run."""
         if peer not in self.tflops or OURS not in self.tflops:
             return None
         return self.tflops[OURS] / self.tflops[peer]
+
+    def names(self, peer: str) -> bool:
+        """The peer ran, or it is known why not."""
+        return peer in self.tflops or peer in self.missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +83,27 @@ class Line:
     figures: tuple[str, ...]
 
 
+def label_of(row: str, kv_dtype: str) -> str:
+    """Of the line of a row on a kind of cache."""
+    return row if kv_dtype == SAME else f"{row} {kv_dtype}"
+
+
 def unique(items: Iterable[str]) -> list[str]:
     """Each item once, in the order of their first appearance."""
     return list(dict.fromkeys(items))
 
 
 def lines_of(cells: Sequence[Cell], peers: Sequence[str], columns: Sequence[str]) -> list[Line]:
-    """Ours in TFLOP/s, then how many times each peer that is."""
+    """Ours in TFLOP/s, then how many times each peer that is, where the peer has to do with it."""
     lines = []
-    for row in unique(cell.row for cell in cells):
-        known = {cell.column: cell for cell in cells if cell.row == row}
+    for row in unique(cell.label for cell in cells):
+        known = {cell.column: cell for cell in cells if cell.label == row}
         own = [known.get(column) for column in columns]
         rates = tuple("-" if cell is None else f"{cell.tflops[OURS]:.0f}" for cell in own)
         lines.append(Line(row, "TFLOP/s", rates))
         for peer in peers:
-            lines.append(Line("", f"x {peer}", tuple(_times(cell, peer) for cell in own)))
+            if any(cell.names(peer) for cell in known.values()):
+                lines.append(Line("", f"x {peer}", tuple(_times(cell, peer) for cell in own)))
     return lines
 
 
@@ -118,16 +137,25 @@ def markdown_table(columns: Sequence[str], lines: Sequence[Line]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
 
 
-def summary(cells: Sequence[Cell], peer: str) -> str:
+def summaries(cells: Sequence[Cell], peer: str) -> list[str]:
+    """A line for each kind of cache that has to do with a peer."""
+    kinds = unique(cell.kv_dtype for cell in cells if cell.names(peer))
+    return [
+        summary([cell for cell in cells if cell.kv_dtype == kind], peer, kind) for kind in kinds
+    ]
+
+
+def summary(cells: Sequence[Cell], peer: str, kv_dtype: str = SAME) -> str:
     """The geometric mean of the ratios to a peer, and the lowest."""
+    peer_of_kind = peer if kv_dtype == SAME else f"{peer}, {kv_dtype}"
     ratios = [(ratio, cell) for cell in cells if (ratio := cell.ratio(peer)) is not None]
     if not ratios:
-        return f"x {peer}: ran none of the shapes"
+        return f"x {peer_of_kind}: ran none of the shapes"
     lowest, cell = min(ratios, key=lambda pair: pair[0])
     mean = geometric_mean([ratio for ratio, _ in ratios])
     where = ", ".join(filter(None, (cell.row, cell.column)))
     count = f"{len(ratios)} cell{'' if len(ratios) == 1 else 's'}"
-    return f"x {peer}: geometric mean {mean:.3f} of {count}, lowest {lowest:.2f} ({where})"
+    return f"x {peer_of_kind}: geometric mean {mean:.3f} of {count}, lowest {lowest:.2f} ({where})"
 
 
 def missing_lines(cells: Sequence[Cell]) -> list[str]:
@@ -159,4 +187,4 @@ def results_text(results: Results, *, markdown: bool = False) -> str:
 
 def closing(cells: Sequence[Cell], peers: Sequence[str]) -> list[str]:
     """The lines below a table."""
-    return [*(summary(cells, peer) for peer in peers), *missing_lines(cells)]
+    return [*(line for peer in peers for line in summaries(cells, peer)), *missing_lines(cells)]

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""K and V of a shape on the device, in every kind of cache: normal values, or random codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attn_codegen.config import Arch, Cache, Dtype, KvDtype
+from attn_codegen.tiling import has_pairs
+from attn_runtime.bench import codes
+from attn_runtime.bench.device import Bench
+from attn_runtime.bench.shapes import Shape, cumulated
+from attn_runtime.problem import SplitPolicy
+
+_LAYER_OFFSET: Final = 256
+"""Bytes of other layers in front of ours in a block; any multiple of 16 will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is timed, beside the shape. `arch` None: the fastest that the device has; `tile` None:
+    the one that the plan picks."""
+
+    dtype: Dtype
+    cache: Cache = Cache.LINEAR
+    block_len: int = 64
+    arch: Arch | None = None
+    tile: str | None = None
+    split: SplitPolicy | str = "heuristic"
+    kv_dtype: KvDtype = KvDtype.SAME
+
+
+class KeyStore(Protocol):
+    """K and V on the device, in one kind of cache; `arguments` describe them to Attention."""
+
+    arguments: dict[str, Any]
+
+    def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None: ...
+
+    def rows(self, sequence: int) -> tuple[Any, Any]:
+        """(K, V) of a sequence as they are stored, [k_len, num_kv_heads, head_dim], on the host; of
+        codes what they stand for."""
+
+
+def store_of(bench: Bench, shape: Shape, setup: Setup) -> KeyStore:
+    """K and V of a shape."""
+    return _STORES[setup.cache](bench, shape, setup)
+
+
+def _arrays(bench: Bench, dims: Sequence[int], shape: Shape, setup: Setup) -> dict[str, Any]:
+    """k and v [*dims, row], and what their codes are read by."""
+    widths = {"k": shape.heads.head_dim, "v": shape.heads.value_dim}
+    if setup.kv_dtype is KvDtype.SAME:
+        return {name: bench.normal((*dims, width), setup.dtype) for name, width in widths.items()}
+    rows = {
+        name: bench.bytes((*dims, codes.code_bytes(setup.kv_dtype, width)))
+        for name, width in widths.items()
+    }
+    return rows | codes.scales_of(bench, dims, setup.dtype, setup.kv_dtype)
+
+
+class LinearStore:
+    """Sequences end to end."""
+
+    def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None:
+        dims = (shape.key_num, shape.heads.num_kv_heads)
+        self._kv_dtype = setup.kv_dtype
+        self._cu = cumulated(shape.k_lens)
+        self.arguments = _arrays(bench, dims, shape, setup)
+
+    def rows(self, sequence: int) -> tuple[Any, Any]:
+        own = slice(self._cu[sequence], self._cu[sequence + 1])
+        key, value = (self.arguments[name][own].get() for name in "kv")
+        return codes.values_of(key, self._kv_dtype), codes.values_of(value, self._kv_dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Which blocks each sequence has: ids in random order over the whole pool."""
+
+    ids: list[NDArray[np.int32]]
+    count: int
+
+    @classmethod
+    def scattered(cls, shape: Shape, block_len: int) -> _Blocks:
+        counts = [-(-k_len // block_len) for k_len in shape.k_lens]
+        order = np.random.default_rng(0).permutation(sum(counts)).astype(np.int32)
+        return cls(np.split(order, np.cumsum(counts)[:-1]), sum(counts))
+
+    def table(self) -> NDArray[np.int32]:
+        """[batch_size, max_blocks]; unused entries are -1."""
+        table = np.full((len(self.ids), max(map(len, self.ids))), -1, np.int32)
+        for row, own in zip(table, self.ids, strict=True):
+            row[: len(own)] = own
+        return table
+
+
+class PagedStore:
+    """Pools [block, token, KV head, row]."""
+
+    def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None:
+        self._blocks = _Blocks.scattered(shape, setup.block_len)
+        self._k_lens, self._kv_dtype = shape.k_lens, setup.kv_dtype
+        dims = (self._blocks.count, setup.block_len, shape.heads.num_kv_heads)
+        table = bench.to_device(self._blocks.table())
+        self.arguments = {**_arrays(bench, dims, shape, setup), "block_table": table}
+
+    def rows(self, sequence: int) -> tuple[Any, Any]:
+        k_len, ids = self._k_lens[sequence], self._blocks.ids[sequence]
+        key, value = (
+            np.concatenate([self.arguments[name][int(block)].get() for block in ids])[:k_len]
+            for name in "kv"
+        )
+        return codes.values_of(key, self._kv_dtype), codes.values_of(value, self._kv_dtype)
+
+
+class BlockStore:
+    """TurboMind's blocks: from layer_offset on, [KV head][K, V][token][row], and behind all rows,
+    where they are read by pairs, [KV head][K, V][token][scale, zero]."""
+
+    def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None:
+        self._blocks = _Blocks.scattered(shape, setup.block_len)
+        self._k_lens, self._setup = shape.k_lens, setup
+        heads = shape.heads
+        row = codes.code_bytes(setup.kv_dtype, heads.head_dim)
+        self._dims = (heads.num_kv_heads, 2, setup.block_len, row)
+        self._pool = self._filled(bench)
+        ids = np.concatenate(self._blocks.ids).astype(np.int64)
+        self.arguments: dict[str, Any] = {
+            "block_ptrs": bench.to_device(int(self._pool.gpudata) + ids * self._pool.shape[1]),
+            "cu_block_nums": bench.to_device(
+                np.array(cumulated([len(own) for own in self._blocks.ids]), np.int32)
+            ),
+            "block_len": setup.block_len,
+            "layer_offset": _LAYER_OFFSET,
+        }
+        if not has_pairs(setup.kv_dtype):
+            self.arguments |= codes.scales_of(bench, (), setup.dtype, setup.kv_dtype)
+
+    def _filled(self, bench: Bench) -> Any:
+        """The pool, bytes [block, those of one]."""
+        setup = self._setup
+        rows = int(np.prod(self._dims[:-1]))
+        end = _LAYER_OFFSET + int(np.prod(self._dims))
+        if not has_pairs(setup.kv_dtype):
+            return bench.bytes((self._blocks.count, end), setup.dtype)
+        pairs = codes.pairs_of(setup.kv_dtype, setup.dtype, rows).view(np.uint8)
+        pool = bench.bytes((self._blocks.count, end + pairs.size)).get()
+        pool[:, end:] = pairs.ravel()
+        return bench.to_device(pool)
+
+    def rows(self, sequence: int) -> tuple[Any, Any]:
+        k_len, kv_dtype = self._k_lens[sequence], self._setup.kv_dtype
+        end = _LAYER_OFFSET + int(np.prod(self._dims))
+        blocks = [
+            self._pool[int(block)].get()[_LAYER_OFFSET:end].reshape(self._dims)
+            for block in self._blocks.ids[sequence]
+        ]
+        stored = np.concatenate(blocks, axis=2)[:, :, :k_len]  # [KV head][K, V][token][row]
+        if kv_dtype is KvDtype.SAME:
+            is_bf16 = self._setup.dtype is Dtype.BF16
+            stored = np.ascontiguousarray(stored).view(np.uint16 if is_bf16 else np.float16)
+        values = codes.values_of(stored, kv_dtype)
+        return values[:, 0].swapaxes(0, 1), values[:, 1].swapaxes(0, 1)
+
+
+_STORES: Final[dict[Cache, type[KeyStore]]] = {
+    Cache.LINEAR: LinearStore,
+    Cache.PAGED: PagedStore,
+    Cache.BLOCK: BlockStore,
+}
