@@ -173,6 +173,7 @@ PARAMS = Struct(
         Field("float*", "cp_O", "[token_num, num_heads, size_per_head_v] own O, unnormalised; anything if sum is 0", "nullptr"),
         Field("float*", "cp_ML", "[token_num, num_heads, 2] this rank's part: (max in log2 units, sum); workspace", "nullptr"),
         Field("int64_t", "cp_stride", "floats from a rank's part to that of the next rank; even"),
+        Field("int64_t", "cp_out_stride", "elements between two tokens of out; 0: back to back; only where cp_size > 1"),
         Field("CpCallback", "cp_fn", "called between the kernel and the reduction: gathers the parts of the ranks", "nullptr"),
         Field("void*", "cp_fn_ctx", "argument of cp_fn", "nullptr"),
         Field("const int*", "offset_q", "[batch_size] position of each sequence's first query; null: queries are the last", "nullptr"),

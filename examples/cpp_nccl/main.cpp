@@ -1,33 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // One attention over all GPUs of a machine: the keys of each sequence are spread over them, key t
 // on rank t % ranks, and NCCL brings the parts together between the kernel and the merge. A thread
-// is a rank. Checked against the formula in double: 32 query and 8 KV heads of 128, a prompt of 100
-// tokens and one new token after 700.
+// is a rank. The heads are computed in two rounds, so that what the first one leaves is gathered
+// while the second one runs. Checked against the formula in double: 32 query and 8 KV heads of 128,
+// a prompt of 100 tokens and one new token after 700.
 
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
 #include <algorithm>
-#include <cmath>
 #include <exception>
 #include <iostream>
 #include <memory>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "attn/attention.h"
+#include "problem.h"
 
 namespace {
 
 using Config = attn::AttentionConfig<attn::arch::Sm80, half, 128, attn::CacheType::kLinear>;
 
-constexpr int kHeads = 32;
-constexpr int kKvHeads = 8;
-constexpr int kHeadDim = 128;
-constexpr double kScale = 0.08838834764831845;  // 1 / sqrt(kHeadDim)
+constexpr int kRounds = 2;
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) {
@@ -63,23 +60,6 @@ Array<T> upload(const std::vector<T>& values) {
   return array;
 }
 
-std::vector<half> random_values(std::size_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<half> values(count);
-  std::generate(values.begin(), values.end(), [&] { return __float2half(normal(random)); });
-  return values;
-}
-
-// The same on every rank: lengths of whole sequences, q [tokens, heads, 128], and all keys.
-struct Problem {
-  std::vector<int> cu_q_len{0, 100, 101};
-  std::vector<int> cu_k_len{0, 100, 801};
-  std::vector<half> q = random_values(std::size_t{101} * kHeads * kHeadDim, 1);
-  std::vector<half> k = random_values(std::size_t{801} * kKvHeads * kHeadDim, 2);
-  std::vector<half> v = random_values(std::size_t{801} * kKvHeads * kHeadDim, 3);
-};
-
 // The keys of one rank, back to back, and where those of each sequence begin.
 struct Shard {
   std::vector<half> k;
@@ -102,16 +82,29 @@ Shard shard_of(const Problem& problem, int rank, int ranks) {
   return shard;
 }
 
+// Streams and events live until the process ends.
+cudaStream_t make_stream(int priority) {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority));
+  return stream;
+}
+
+cudaEvent_t make_event() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  return event;
+}
+
 // What cp_fn is given: an all-gather in place, on a stream of its own, between two events.
 struct Gather {
   ncclComm_t communicator = nullptr;
+  int rank = 0;
   cudaStream_t compute = nullptr;
   cudaStream_t exchange = nullptr;
-  cudaEvent_t before = nullptr;
+  cudaEvent_t before = nullptr;  // the kernel has ended
   cudaEvent_t after = nullptr;
   float* own = nullptr;    // this rank's part
   std::size_t floats = 0;  // from a rank's part to the next
-  int rank = 0;
 
   void run() const {
     check(cudaEventRecord(before, compute));
@@ -125,6 +118,72 @@ struct Gather {
 // cp_fn is called by C++ code, so that it may throw: the call then ends with the exception.
 void gather(void* context) { static_cast<const Gather*>(context)->run(); }
 
+// One round: a call of some of the heads, on a stream of its own.
+struct Round {
+  attn::AttentionParams<half> params;
+  Array<char> workspace;
+  Gather gather;
+};
+
+// The heads of round `index` of a call of all heads. What they leave is merged into their place
+// between the heads of other rounds.
+attn::AttentionParams<half> heads_of_round(attn::AttentionParams<half> params, int index) {
+  const int first = index * (kHeads / kRounds);
+  const int first_kv = index * (kKvHeads / kRounds);
+  auto& cache = params.linear_iter_params;
+  params.q += first * kHeadDim;
+  params.out += first * kHeadDim;
+  params.cp_out_stride = kHeads * kHeadDim;
+  cache.k = static_cast<const half*>(cache.k) + first_kv * cache.k_head_stride;
+  cache.v = static_cast<const half*>(cache.v) + first_kv * cache.v_head_stride;
+  params.num_heads = kHeads / kRounds;
+  params.num_kv_heads = kKvHeads / kRounds;
+  return params;
+}
+
+// Everything that a round needs but for the events of others: its stream and its workspace, which
+// takes the parts of all ranks.
+void prepare(Round& round, ncclComm_t communicator, cudaStream_t exchange) {
+  attn::AttentionParams<half>& params = round.params;
+  params.stream = make_stream(0);
+  round.gather.communicator = communicator;
+  round.gather.rank = params.cp_rank;
+  round.gather.compute = params.stream;
+  round.gather.exchange = exchange;
+  round.gather.before = make_event();
+  round.gather.after = make_event();
+  params.cp_fn = gather;
+  params.cp_fn_ctx = &round.gather;
+  const attn::Plan plan = attn::planAttention<Config::Kernel>(params);
+  round.workspace = allocate<char>(attn::workspace_size(plan));
+  attn::set_workspace(params, plan, round.workspace.get(), attn::workspace_size(plan));
+  round.gather.own = params.cp_O;  // O, and (max, sum) behind it
+  round.gather.floats = static_cast<std::size_t>(params.cp_stride);
+}
+
+// The call, as on one GPU: lengths are those of whole sequences, K and V this rank's.
+attn::AttentionParams<half> call_of(const Problem& problem, int rank, int ranks) {
+  attn::AttentionParams<half> params;
+  params.stride = kHeads * kHeadDim;
+  params.cache = attn::CacheType::kLinear;
+  params.linear_iter_params.k_token_stride = kKvHeads * kHeadDim;
+  params.linear_iter_params.k_head_stride = kHeadDim;
+  params.linear_iter_params.v_token_stride = kKvHeads * kHeadDim;
+  params.linear_iter_params.v_head_stride = kHeadDim;
+  params.token_num = problem.cu_q_len.back();
+  params.batch_size = 2;
+  params.max_q_len = 100;
+  params.max_k_len = 701;
+  params.num_heads = kHeads;
+  params.num_kv_heads = kKvHeads;
+  params.size_per_head = kHeadDim;
+  params.inv_sqrt_dh = static_cast<float>(kScale);
+  params.cp_rank = rank;
+  params.cp_size = ranks;
+  params.cp_form = attn::CpForm::kComplete;
+  return params;
+}
+
 std::vector<half> run_rank(const Problem& problem, ncclComm_t communicator, int rank, int ranks) {
   check(cudaSetDevice(rank));
   const Shard shard = shard_of(problem, rank, ranks);
@@ -135,103 +194,41 @@ std::vector<half> run_rank(const Problem& problem, ncclComm_t communicator, int 
   const Array<int> cu_q_len = upload(problem.cu_q_len);
   const Array<int> cu_k_len = upload(problem.cu_k_len);
   const Array<int> cu_rows = upload(shard.cu_rows);
-
-  Gather exchange;
-  exchange.communicator = communicator;
-  exchange.rank = rank;
-  check(cudaStreamCreateWithFlags(&exchange.compute, cudaStreamNonBlocking));
-  check(cudaStreamCreateWithFlags(&exchange.exchange, cudaStreamNonBlocking));
-  check(cudaEventCreateWithFlags(&exchange.before, cudaEventDisableTiming));
-  check(cudaEventCreateWithFlags(&exchange.after, cudaEventDisableTiming));
-
-  // 1. The call, as on one GPU: lengths are those of whole sequences, K and V this rank's.
-  attn::AttentionParams<half> params;
-  params.out = out.get();
+  attn::AttentionParams<half> params = call_of(problem, rank, ranks);
   params.q = q.get();
-  params.stride = kHeads * kHeadDim;
+  params.out = out.get();
   params.cu_q_len = cu_q_len.get();
   params.cu_k_len = cu_k_len.get();
-  params.cache = attn::CacheType::kLinear;
   params.linear_iter_params.k = k.get();
   params.linear_iter_params.v = v.get();
-  params.linear_iter_params.k_token_stride = kKvHeads * kHeadDim;
-  params.linear_iter_params.k_head_stride = kHeadDim;
-  params.linear_iter_params.v_token_stride = kKvHeads * kHeadDim;
-  params.linear_iter_params.v_head_stride = kHeadDim;
   params.linear_iter_params.token_count = shard.cu_rows.back();
   params.linear_iter_params.cu_rows = cu_rows.get();
-  params.token_num = problem.cu_q_len.back();
-  params.batch_size = 2;
-  params.max_q_len = 100;
-  params.max_k_len = 701;
-  params.num_heads = kHeads;
-  params.num_kv_heads = kKvHeads;
-  params.size_per_head = kHeadDim;
-  params.inv_sqrt_dh = static_cast<float>(kScale);
-  params.stream = exchange.compute;
 
-  // 2. How it is spread, and the workspace that takes the parts of all ranks.
-  params.cp_rank = rank;
-  params.cp_size = ranks;
-  params.cp_form = attn::CpForm::kComplete;
-  params.cp_fn = gather;
-  params.cp_fn_ctx = &exchange;
-  const attn::Plan plan = attn::planAttention<Config::Kernel>(params);
-  const Array<char> workspace = allocate<char>(attn::workspace_size(plan));
-  attn::set_workspace(params, plan, workspace.get(), attn::workspace_size(plan));
-  exchange.own = params.cp_O;  // O, and (max, sum) behind it
-  exchange.floats = static_cast<std::size_t>(params.cp_stride);
+  std::vector<Round> rounds(ranks > 1 ? kRounds : 1);  // alone, there is nothing to gather
   if (ranks == 1) {
-    params.cp_fn = nullptr;  // nobody to gather from
+    rounds[0].params = params;
+    rounds[0].params.stream = make_stream(0);
+    attn::invokeAttention<Config::Kernel>(rounds[0].params);
+  } else {
+    int least = 0;
+    int highest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &highest));
+    const cudaStream_t exchange = make_stream(highest);
+    for (int i = 0; i < kRounds; ++i) {
+      rounds[i].params = heads_of_round(params, i);
+      prepare(rounds[i], communicator, exchange);
+      if (i > 0) {  // behind the kernel before, and beside its gather
+        check(cudaStreamWaitEvent(rounds[i].params.stream, rounds[i - 1].gather.before, 0));
+      }
+      attn::invokeAttention<Config::Kernel>(rounds[i].params);
+    }
   }
-  attn::invokeAttention<Config::Kernel>(params);
-
-  check(cudaStreamSynchronize(exchange.compute));
+  for (const Round& round : rounds) {
+    check(cudaStreamSynchronize(round.params.stream));
+  }
   std::vector<half> result(problem.q.size());
   check(cudaMemcpy(result.data(), out.get(), result.size() * sizeof(half), cudaMemcpyDeviceToHost));
   return result;
-}
-
-// softmax(q . K^T * scale) V of one row, over the keys first .. last.
-std::vector<double> attend(const Problem& problem, const half* q, int head, int first, int last) {
-  std::vector<double> out(kHeadDim);
-  double sum = 0.0;
-  for (int key = first; key <= last; ++key) {
-    const std::size_t row = (std::size_t(key) * kKvHeads + head) * kHeadDim;
-    double score = 0.0;
-    for (int i = 0; i < kHeadDim; ++i) {
-      score += double(__half2float(q[i])) * double(__half2float(problem.k[row + i]));
-    }
-    const double weight = std::exp(score * kScale);
-    sum += weight;
-    for (int i = 0; i < kHeadDim; ++i) {
-      out[i] += weight * double(__half2float(problem.v[row + i]));
-    }
-  }
-  for (double& value : out) {
-    value /= sum;
-  }
-  return out;
-}
-
-double max_error(const Problem& problem, const std::vector<half>& out) {
-  double worst = 0.0;
-  for (int b = 0; b < 2; ++b) {
-    const int q_len = problem.cu_q_len[b + 1] - problem.cu_q_len[b];
-    for (int i = 0; i < q_len; ++i) {
-      for (int head = 0; head < kHeads; ++head) {
-        const std::size_t row = (std::size_t(problem.cu_q_len[b] + i) * kHeads + head) * kHeadDim;
-        const int last = problem.cu_k_len[b + 1] - q_len + i;
-        const std::vector<double> expected =
-            attend(problem, &problem.q[row], head / (kHeads / kKvHeads), problem.cu_k_len[b], last);
-        for (int column = 0; column < kHeadDim; ++column) {
-          worst =
-              std::max(worst, std::abs(double(__half2float(out[row + column])) - expected[column]));
-        }
-      }
-    }
-  }
-  return worst;
 }
 
 void run(int ranks) {

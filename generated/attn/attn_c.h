@@ -246,6 +246,8 @@ typedef struct attn_params_t {
   float* cp_ML;
   /* floats from a rank's part to that of the next rank; even */
   int64_t cp_stride;
+  /* elements between two tokens of out; 0: back to back; only where cp_size > 1 */
+  int64_t cp_out_stride;
   /* called between the kernel and the reduction: gathers the parts of the ranks */
   attn_callback_t cp_fn;
   /* argument of cp_fn */

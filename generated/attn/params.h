@@ -198,6 +198,8 @@ struct AttentionParams {
   float* cp_ML = nullptr;
   // floats from a rank's part to that of the next rank; even
   int64_t cp_stride = 0;
+  // elements between two tokens of out; 0: back to back; only where cp_size > 1
+  int64_t cp_out_stride = 0;
   // called between the kernel and the reduction: gathers the parts of the ranks
   CpCallback cp_fn = nullptr;
   // argument of cp_fn
@@ -207,7 +209,7 @@ struct AttentionParams {
   // a cudaStream_t
   CUstream_st* stream = nullptr;
 };
-static_assert(sizeof(AttentionParams<char>) == 584, "the layout that the runtime packs");
+static_assert(sizeof(AttentionParams<char>) == 592, "the layout that the runtime packs");
 
 // The part of a plan that the kernels read (attn/plan.h makes it).
 struct TilePlan {
@@ -263,7 +265,7 @@ struct Arguments {
   // how it is cut
   TilePlan plan;
 };
-static_assert(sizeof(Arguments<char>) == 616, "the layout that the runtime packs");
+static_assert(sizeof(Arguments<char>) == 624, "the layout that the runtime packs");
 
 // What a decode kernel takes. It begins like Arguments.
 template <class T>
@@ -275,7 +277,7 @@ struct DecodeArguments {
   // which CTA computes what
   RangePlan ranges;
 };
-static_assert(sizeof(DecodeArguments<char>) == 656, "the layout that the runtime packs");
+static_assert(sizeof(DecodeArguments<char>) == 664, "the layout that the runtime packs");
 
 // What a kernel takes that reads its tiles by TMA. It begins like Arguments. The maps hold 16-bit
 // elements in boxes of 64 columns, with a 128-byte swizzle and zeros outside.

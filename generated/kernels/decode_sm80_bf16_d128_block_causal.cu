@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         4b3b93a7b3927a15ae062050caef4cdb620bcba2e95bab2fbfbfa0ab9bbc8448
+// digest         2c245370cef813542f989d5bdb46ff0b0055d1df3a290dc5c296888c7ab7921f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         ed3643b7d94ebcd59af25f4572bdc4874ba70091d5dffb9c7c1ae2ee1580163d
+// digest         979968f2d206a039bd4e9d60191d9c28f30ec14de02b13950a69707f9781b7b8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         a0640c40bf41783096b0e6d78368fb73d47b50e2696a12d175f1347582cbb4c8
+// digest         50f968c452fe3724367ae4244cc361187c9c69eb6478262bbef7d7039789abd5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

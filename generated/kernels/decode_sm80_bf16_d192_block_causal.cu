@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         1d00e4c4b15f91bdde223d0ddc7e4552720fdd9cdd836c5bd98a7f27ff636fbe
+// digest         3a133aae0bd2ccb8714435eb3a89769de250f6b6fc2745cd096c516caf71e44a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         a7f58fd9098d5a2c94605444aaab69c25683abe0843d0c7077940fcdcd63d677
+// digest         53e6d81f9ea5edf95d6ce0270bbe16279ea116af786d2d16c96d3c64872d411b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         c1631e0ab06ec72f4e89f4e0a2eba71df678fdb13774da953fcafea78cfb33c3
+// digest         31e0f563dc6d2c7d5d9ea11d6a16c2b3cd8eb6e8a429ac78dd4e8f7380bdc498
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

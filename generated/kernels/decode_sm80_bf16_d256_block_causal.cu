@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         1f66058d6a779cc246433a5b6c878f637e5079c7d20e3afec220a587c2716923
+// digest         30ac0828057652c44eb5bc30792915540ba93a542afc4e1e5efd5a1e3f7d1a95
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         dae7289f7f9c0f4934c3357789af77c5db6b01d72d20247fd491fb1b5be35d05
+// digest         694400281147c8ba851852cfa9b8be7d6744d6c1d7531529b862faed00274eaa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         bd69439447e1bb34f205a62e8460786619edad5cab1cb0163b00dc8cd2477bd3
+// digest         ca8aac7ffa361204fe16dd5eca01b37e00c2f70cb887ffeb07d44c3a3199a2a2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         884214162ac28141c337535ca5d2394a5eff3e8ce3435f24c3ef4e01ca07ced5
+// digest         7be9e09add7fbf052ccba81d8ca5316914094046c690d132d40c7bf9bec2c8fd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         a03256fe9f6ba368ba02986cde4719310329f5e3e25f12681944dbd0b1f3f812
+// digest         0e9ab6a978ef78311742c45aa087bdb20cdf2b7ed00a8512517da8e9577ef71e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         e555d23d12d4bd5fae56dab393b675292dc97ca718eddae3961cc4d362fd2bcc
+// digest         4fc0badfc8065d645ac0a47eff641c0f40567d8c2dad64074637aaff4a573e53
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

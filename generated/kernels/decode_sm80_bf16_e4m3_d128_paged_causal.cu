@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         f3ad26af9b9a3e0bd1a8eca438bbeb23c2a4d239731d33511d87150f88bce7ad
+// digest         733e92394ea0588b8a5351eefa88f530c55388c89b297daa73d1763f061d65a0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

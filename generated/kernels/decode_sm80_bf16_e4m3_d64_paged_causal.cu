@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         91518224941b9f4980e9df653a49001fb8b0119ec8dffbfc9a5fe08e2322ce9e
+// digest         c5fbd621acaea60c14d7c18c0481f09d44eba26f3d6525821b3e9ed66e079c78
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         d7ceaca327c41eb835a4b0054e8e4531c48b2031a13701be2d3c2e956f4797cd
+// digest         2ba9bc89128b2b1dfcd40123bebf6a55f03f6e4412b121f53d480a98a68e8b3a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         13c48880ee76f57710ea92c5384d556676432dc44e9709ed959444fb16dce1ba
+// digest         312edd32605523fd23df0825054ce8438f1bd87c4cd556e2582efe99ea5d1774
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

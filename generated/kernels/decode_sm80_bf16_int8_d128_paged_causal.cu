@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         8768c118e4b5443d06ba6251dec0d9320a60dd8bf31bd4f2157b57a426a8a6ee
+// digest         e91dc2bc53fba6cd6113423fe587fc40f6aab8a326e6d599287ebbbcdbcd72f9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

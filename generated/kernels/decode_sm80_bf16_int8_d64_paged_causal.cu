@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         1afa6fb26b6b51c085eb7f69c3457770997860b2baac84c028147d649874fdc6
+// digest         7575f3c6e262d32c3ab291da224b1c0a83078523f9195576047142eb28e1c5e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         edc068e6c9148063fe1c970b20bf9de0e39bbbef9ccb61e89efb49cbfe00a657
+// digest         20bdb26e86ed573712e95ee3311e66bad0139253d774d7891daa6a57aaef463d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

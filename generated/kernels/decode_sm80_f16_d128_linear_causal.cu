@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         3a32fd8fbd185ab4e6d1d10650cc31fb0da4e3bbb7c6d7da2286fcfbcfd2970a
+// digest         7e5a11ef57fba0c8f8049b1c87bb067bc8e527ae5c206e915683eacd0c79ee0c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         c631382c3a8c4a9f36cf794b2550af72c7d7c6e4c3943a2e33cf510aa21a39f5
+// digest         ea7ac214b8da43e855db6792bdfe037a72c545f77e46c794db48efffca5e9458
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

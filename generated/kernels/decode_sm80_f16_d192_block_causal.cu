@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         8af4b2a33f96d5566d94bcb30c8ff19078285eb2496b99c129200c7f00c5767c
+// digest         aceeca4f9c3080419c56fb14d9cfae8152ba31a1cf6383ffe3cc389fb66ad522
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

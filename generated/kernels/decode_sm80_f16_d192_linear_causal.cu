@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         2a3b233e72c0b2da43064aeb9481572afc0a3324a10dccf379b2662641f23f3c
+// digest         692e3bee53caae4c4b3a4181b4150df3654a239c318ef3e53df12814a2b8cb48
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

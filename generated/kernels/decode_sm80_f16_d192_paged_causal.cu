@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         3e51c611cd202a4c8e6d0619f658451b6f356ab06d5d11cfe4c5ba8d3035e641
+// digest         7c1b10bf332f4f90bf38d5886d7800173b01466a87f9cc40ff2559675582a928
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         e653b7c0485b572b7b830e964af8c20bbb78d6c93464d0a6fca2f6effd806bbc
+// digest         48a49bb27f85213e1c72eb676b3d4df77fe151ae7dd4cbe47698a974d18b5975
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         82a617b16f5e3980b56a3e38cbb685acbf53bd8d2d70370786f79ef1cafe5b9d
+// digest         21f844e4e596dac94c2c478ee1d49e4984637ba6022d834b862ccbfd08e4c5e8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         ec7c95379674299387156a7aab8098e85b3e1814121237495a3dc8d5f149d3a6
+// digest         af233159ab242f8074ca6fd23a39c72340ea7267ba62faf18b1d16093d876f9c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

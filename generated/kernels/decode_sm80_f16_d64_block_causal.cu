@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         f6e9f5feadc9d264ffefec1ecf13fbb49b82ad1a8fc1de2f66bf39a8ec5bec54
+// digest         8d5a25af4962a9250509b473737088fdf7fbc68559ea4d97bb891d95ca7982c4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         63b649bcf4a92f0270ea233cfe24b32ad2039300f35c6b9ff77e33a7c35f03bf
+// digest         1fe7995f9b5c6247ae6a762de444b49abe5b3bbda6ee5e97393e6b3d2270b4f0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         edd927c8e0bfdd56ad94dbc01886587924764f90edc56bbb0784df55d7165d3d
+// digest         0f6bfb57b6eea43b98e5e90ba78716f9e9604e00b87da3ebc481040942e235ae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

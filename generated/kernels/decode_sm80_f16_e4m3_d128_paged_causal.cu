@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ae9f8fad067e59d00c89ba9df0d3a8019283b89720f1abadf71bba2e04fe9669
+// digest         6d9ad4a397e2cbe0ea89cf077d91f89c38f2880a6c5037aa67c1a8faa3d14ad2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         8f3e8651a8df4758fa3a18977b58868ede6fbfbbf8cf2979835c74019193bc23
+// digest         b878943dfd1059fe51b4bcf1fbe5403589930abdfb581d60acfb6351fdb039db
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         97867a7b4220e128e291c8eba18c27c17a4db032f8a2e256e927fe24993c2343
+// digest         66518d1e224a28a3abb81e9e96cf5922f1f3cd851298c3708a7f14a13e633841
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

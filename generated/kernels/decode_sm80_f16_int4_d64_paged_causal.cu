@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         677044a3e03616722e5a61378afe0ec6905ceaa9babbcd91e19a605bd529a3af
+// digest         342c07fad97c8a4a783b1e1e40a7f451b467cd888ed2a074aff5e7c4e1a81ce8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         39d11ba875c184a5a9cc6f09d7ad2d6f5dbf3485db569bfff174a26ca97b582d
+// digest         a9866c8c2cabe30ac47ba212ac3361ddad12b879c554ad77cb5dccbcfe2d319f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         9a200283fb63e246a95812ea5b6c3c90f489284b73aa2a48bb1bce96a72f497b
+// digest         88a27485884b5bbcf98224b3cd1db41769797a8ecd9cbcdde24ca7f5086a26bd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         05cc6c7cd987bf3d753ecf68e85ed329a3c2ada9a06210e276a28d01f737f1bc
+// digest         917d165f8d87399a9b93751a9fc004925417f77a6caf6906ed06afa81b44c3b8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

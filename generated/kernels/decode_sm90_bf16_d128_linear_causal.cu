@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         1a9aaf3729148ecf325de03d539ddac69b0f8e5dfcfbaa70d45ceb3136ad72d2
+// digest         ec944ce5374fdaddec86e137a0872ebfc3fbc5166c4506dd86861b1bff1939a4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

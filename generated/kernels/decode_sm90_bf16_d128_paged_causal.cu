@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         eb7a093e3b7cdf88529c055180fb855399153393bc216ee9fb0138e8a1fc8b8a
+// digest         1901465cdb55c495c1d05cccaa91148dfce70aca29cbb422a9616a61945bf0b8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

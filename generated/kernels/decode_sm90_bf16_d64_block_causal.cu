@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         7a742f2617a084753a1da208fcd62be8ccd3f85a3e5c01cc506c29e6e8ce06c2
+// digest         c899c47827f94b64345c52d192247103d48522e526c1aba8f78e39652f5eafe2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

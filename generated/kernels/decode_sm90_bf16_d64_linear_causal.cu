@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         9a71c5a1777b165157f7c01295b0f26abcf7f5de46c36960b1e290167815735c
+// digest         2811a5613bd1abc58bef5928776a2f06e0be01d303b5c19c71dc7be2abe746b9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         24826bd1456493d3b6686596723d63e70e54316313d2cfb6f741893c0865080d
+// digest         533d9af40a6a24465ce0a305abcb50f99e7324aba302c9d0fac69a00c0ff9d5c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         967c536d488ca48abc350a46d4bf2a1dd2e42445583f7cc803687176dac2d363
+// digest         6c28885cb0c53ee46fd20fa1b1e46a8ecd74dd38d373da3c6cba85cc62276391
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         a80e171aa8cfd5a2826149882dcc9b7e13ee977d3eb3e84247e10bb5859417d8
+// digest         f3f84d078ed8387bb8f1f17e1d6211f2f8e2aa4306d82fab63576a857af3f14e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         febe52e62d64b4a136280bf93b1dc250835e90a36cff1526f3d0022959a294c3
+// digest         0dc2d8861274cfe72210cdef91e8e80d446b725d1a698f982a932d38dbc36298
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

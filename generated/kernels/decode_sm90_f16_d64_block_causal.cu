@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         baf95bf66ed46a0f97764890aef0b89b9ad8bde11b300a6a22a777b6f3100e91
+// digest         54b5ff9e1e3e14538a1b3a0eb20d069c4c9bbe992f703c38043aa0bafd297284
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

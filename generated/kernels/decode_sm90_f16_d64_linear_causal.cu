@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         e6f9425d8bbfc4ccf1bf70b59e220bdfa053183135a5124495db7710e4766e62
+// digest         53ad045a0d382ab391aaab38640e4f971eb6c0d7fcd04e44a2bcbef79afc4c8c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

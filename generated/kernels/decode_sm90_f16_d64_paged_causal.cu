@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         5d5334bffe4356925bbaae898157c8bf84c2e36026a0d49f967bcb146e769cd8
+// digest         afa8677cafced1611c2a655d2a093c339a814a36288bcf9ba1c2464bf926ed37
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

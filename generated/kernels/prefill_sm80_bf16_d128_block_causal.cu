@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         0200d2c45d35671a3ebfcd0176854f8b7877be48c2c435659daf659d2b509474
+// digest         8278b32ec00789e7c544c117897d79fa7d95ca1757169baf396c03ecf1cc5293
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         11ca40d5d19ed1d686d2295893531d79b00b56095a8a673fcf267e349885ca1f
+// digest         6f74adabb84f120ff75fc0643c941240fbb31434a18db30428f6ac9d17489671
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

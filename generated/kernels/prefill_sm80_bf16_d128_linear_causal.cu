@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         37d546c18a110595b7cbcf1a6bbd40618866e97efabcd84d7e6070f56fed8b2f
+// digest         02a0afdff77d34a5cd97caed51791b234a9f23514b93db4779d4d7ac15185c86
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

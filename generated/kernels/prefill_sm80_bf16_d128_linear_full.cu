@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         2a167d3b4a4626adcfb41af81572ca7e4686f5e7eb27f08d224b065bb582050e
+// digest         8416f959169fad923831a98be7f835e3567281871b1ff1464f20c7acdd11d6a7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         10a51c6bdac197ba297731f37122532adc91febfb882d40bde663a13848501aa
+// digest         b803384ba12cf0739c6f154d0ecbd17a2c5807c96250c13b762ed9084be9485f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

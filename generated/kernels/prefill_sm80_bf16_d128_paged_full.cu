@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         1dbd51606248d7325b62ae912fd5e6d03b21b0ebb27f0717b7a1182e3b0e6d02
+// digest         09d4321253d41b5e47f11185984fd001972787f34e293f6daee6ccfaeff1ed56
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         7a6f5ec3e1aab6ced201529ea90968d498fe8676ea79a5d0b92f28289d4b128e
+// digest         172ff513049418c253d73d1a14e1c075e7245716d59c8925426e8776389f81d8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         9286dabe8cc30f6d651af676eeef988c24e1284fc5ee790d34d06bd7391234e8
+// digest         3c904ca70f209d8bac5e67850d23c71f1a9f92ae15131c7ab3efc8f9b0c0b741
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

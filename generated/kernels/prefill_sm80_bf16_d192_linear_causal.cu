@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         0c873f7912b157667e16484ff9bb89d32b31f8bd4589670e827288601cfc7574
+// digest         92260e19e34ed5c8af78f5fb5300eb4518cc31aca6d5f4e8f5800365ac054300
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

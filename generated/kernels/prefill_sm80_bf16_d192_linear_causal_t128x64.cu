@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         87358af5a08857b4963eee29c430ad134efe0e8539bce1a8fd97fa79ed674250
+// digest         7fb1d350a49d37b4e11a829db35d3948fdf389dcfb012908d5fe9a649f23d71d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

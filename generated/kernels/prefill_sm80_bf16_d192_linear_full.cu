@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         7a21b5e5598bc09c28fe69820dc5b0a27b7f7cfa983237968c77785ec0a1deee
+// digest         022deb3699c0c1e3657588da6d17bb035304cbb89f79f314964f6f47d7aaed00
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         d37720e0c1ada46dd1d2879fc91c8ccc47524251ce5d49a794297e1b5e392420
+// digest         c547b7ece9e7c88874065163b53294cff255065bf6147d10143709a044c93d4c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

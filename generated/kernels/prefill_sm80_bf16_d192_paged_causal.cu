@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         06d5ebfd862b80695a57d2031dfb0c88e0173e331be98bef00404ba1369f1e88
+// digest         4cf1fc5021c2e45b6eb4768e6ff2103e34eab3ed87c25911ee4948cc27d392a7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         8175050e1101ac76a83d4365561bcef5506c756fe9f07267a88a85284e80c930
+// digest         ea6fa7325eb159461f62d3fbf2dab8a800bfd9da58673f70e2159a9248b87fc9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         774011f592f967802ecc0110346ad80d55e1e462b54e2821be7e30d8df13c3d0
+// digest         af86b0cdf35bbfa53921631ab6e3bccc3da6edb900cd82f3c82a5cf514da9a9d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

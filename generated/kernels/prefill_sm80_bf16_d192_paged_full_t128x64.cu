@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         d0474aa30e46d841d710f5bd474b7edbf154cf4b9de625ba0a60313a17071c1a
+// digest         336c058cfaaa8a7053fbad3a800a168ae12179c5f0d2d6b250a19cafbace8bd4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

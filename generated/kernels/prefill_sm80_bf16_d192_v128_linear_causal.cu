@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         850268a6384fb34b22f09b5ddecba0efdfa1368d313d5fa0416d750dfa44e5cf
+// digest         df712437666f42033b18ef917d4a19fb682f6d420a9020ddd766c741fa9c3f70
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         55370ddb7b05c651f499908f41abf2928e2d89228eb32a7e64947a1f35fad841
+// digest         60152ad7b9c4915f306c058d8e32284785ba906f44273c1d1668afacae2b4d23
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

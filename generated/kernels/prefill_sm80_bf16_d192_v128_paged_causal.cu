@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         05fe84e6998d1b8f145dce80e9b3e9167813b58995f52e8435c4fcbc6c532a2b
+// digest         4a86c76aa84db1a19b1e0ad18ea9a4a5c6e768ff28e519e26f8bb76218ffa0d2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d9afa7ab0a29829223d375c3fc5df8364edf827d4be3e385f201461405b9b4ea
+// digest         25f53ca43aa345a391432e5201864a050d79f3418971299f9a250528283ece3a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

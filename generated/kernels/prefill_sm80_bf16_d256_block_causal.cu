@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         822d111e9017346a46fb26622fea69245c1348cd6a49cbdc77760a686b80f7bc
+// digest         2fb102f4ea805d2576695ef25dc55e5fd47e03c107ef5d7bb9615cb009d69320
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         2ddcf771cd3687c6f55d260271d00d61d65955c1dfcfbe849a1ae68fe449674e
+// digest         6cdac5ec1a65482d91409050110947d4f257fe7f4c646aed3addf42ab3b856c7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         96ad2c4ababb78a45c26d1c0d2daad3ed3b86d356888a325efc564c2ff48891b
+// digest         08d38ca95ea423d657e3a28d4b830af70a23515fc2ce69f036afc92672a40163
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

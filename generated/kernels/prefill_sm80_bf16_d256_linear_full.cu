@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         929db96212cb56d3f2ac600a95e65b699dfa97cdb909ed73bd271af23a580b4a
+// digest         8e65bac5f5d23e226f75b3881501c7500fa648f23282a0fdf7c63474e738b103
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

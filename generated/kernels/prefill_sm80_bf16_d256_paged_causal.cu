@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         3455408b1e8119af9ce4cc1017d0f0b6fd09ca0b973731307034d1623b4f78ab
+// digest         00681e7a59bd7e41c079c3bc5e0e8dd46c20f9ab295df667bfc081d44dcef213
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         dba07e4276b7c1d026df536c701b78bdd73579c03ce0f2f389429ac149c6599d
+// digest         e57c12f001ad2c221df129be1077d30ef4cc844b6b652d315cc24d0f6f66036e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         c117c7944dc436ec792bb5606c056b989300aa0a692f53541ec592b5998ce1c5
+// digest         ea43bb02d9314c1e6bf5081749b7a05903a1d833b310299564ac14b7c6293375
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

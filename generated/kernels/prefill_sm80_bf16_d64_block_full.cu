@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         ca72585b88d8dfa656d68d7f83ffa569e58d60d2b699ba0d2381f8e0fac95b69
+// digest         534f44d5a526faa323b820941f3c17179a0098f2bc333945ea8723f29dcfc3f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         501135aea8cb7a8f500564c17f679b4b26d68bee27f540098ab5529356315dc3
+// digest         00d65a8abe7a8516f6ee42696568f8237c692e080ba6ed9953c9c838fd60473b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

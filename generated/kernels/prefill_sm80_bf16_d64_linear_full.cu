@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         18ed7e873be6196c1b53effa27aedc089e9900bf09349336f02982218706b579
+// digest         5046527ecc33585913189c40ef619d629c879d97e51c8c79c16fa9ca460b61bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         c48f88318fe6f48122e13e937fcf68cb7de9ed56222edd435e967dbf5ba38fd5
+// digest         4cab43ccae3ebbf27bdf80c53029ae9632185cc5e2227be111f4eb02606e4555
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         3be3a616b919c612e3fbe73bf38a158d96b7e129f295e15a62a643aa78b375b2
+// digest         5a893f8a2bf5af460390d8a58f4cd85e25feb3bb45d1c4672eb46557713b9e67
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         b2fa17ed1ca2661052993fca8e2b8b4ee6a3cc158d25c2b7c7d819132063c50c
+// digest         5c57d97f6f3b6874fb344ba3d5b82185bb6d5a0c5de5fe2a0ef638395d950be3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         2eaed1a9f20e8e3cff977072a38d7858b9d8a1c5783751f214b9fbf1e8a65815
+// digest         b32108e15d3b6030c08b6660bae982f10e6d11fdd8fe0b422d306ebba2b1786c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         6ece9dce586aa4199dd968ca0776ae070b7a8b398cdadad55287af64c8e7f74d
+// digest         3bdc45cbda29fdfb570984ecd0bd30a677f6a02718dd5b24c6621d9b9c117d46
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

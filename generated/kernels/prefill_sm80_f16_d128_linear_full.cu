@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         199a4ca422a75eb7ff49ec9a3a5725b85e4a6142493b48b45b524a9f25d608c2
+// digest         0fcdfe4369672be191c95727304bd009e92fb589d804eb4d3211b9583ab54eba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

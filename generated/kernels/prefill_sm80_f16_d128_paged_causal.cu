@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         928bd2aea10d3067059144579e2a1ac167ff60524bdabd108155736869b613fa
+// digest         29ab024cf0b2020a9918cba18ff32cb79b1345e03915bd172d131f32b080655a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         cc3290ad98e36692f956d640100a7567d9d424fb839217c22273b6aa57d8b365
+// digest         33e5f4a3676a3599bf629fd2fbb5d13e19bf5a5c162b1f330f5cf1ef795f047f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         05e77e3582a6d4cbdbdc19f78f20aebd64c8b541a6686bbfef774a45d882f87a
+// digest         19f844c42fb4b8e892e340618e9799a6e01e3f9f1e80efa2972b6e3b865a1974
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

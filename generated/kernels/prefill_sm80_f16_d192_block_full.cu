@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         df137624eb43a42f20bc89b59fdcf8927aa4746a04bf6c7df5481e3da1c7cd8d
+// digest         922f8b08126e17ec93c53b57585fcbba2552b7628a9c7afd24951fafccd69bf7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         418e1d4d454e17f742269cae1a7884c0f504f262c4a87760c771f45efa076bd0
+// digest         e742c54d4be8a34eaed1c41c4333e6ea0f53459186238390c630386921ed7e7b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         ef0fbc828012c167c1804dd0a54698be0126ddb2caa35a810564b938dd70c3e4
+// digest         f62db7af3fd2230cf0557956b133b32a8368c86f41eb88d7659ae49a6ae78f72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

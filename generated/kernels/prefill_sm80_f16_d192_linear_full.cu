@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         6fa6a6be73132699f78dc25a8643ea5ec7042d55d16c0a26acdb3dbf637b62da
+// digest         c0080273079787c368c8b15bbd4f195ed20f44a8cb904982f560fdc353b3d06a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b8e2941dcff439f7210b51337274b9551c2c8bcfc1ddb21a08de2b88f36fb9d9
+// digest         0e465c511b656d4c3f2781ef7a499b32db1b79df703bb169f3a178aa14196376
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

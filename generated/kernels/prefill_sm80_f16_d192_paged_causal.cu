@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         cc954258d7c0cbb45741c6673eb366694d621ad36387d48b1aec538f7c3c7acc
+// digest         beca3b7f336f5eab05d121da88819dab5fe91b6ce17811f771e5ad460670fc25
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

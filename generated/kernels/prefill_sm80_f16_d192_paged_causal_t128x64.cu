@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         16864ac1517edc6e3262e12242e45cbd5f1fddbd20a6b317bca3833051ea40b7
+// digest         99add11d9cabb6e2255309d875cca4232436aa57200011de979e1e1e8d518775
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         45277449091ab87961042821ac47cd29f5d066cb2446fb9619e85d0245e68c1b
+// digest         f276edc19c15ec9d9d8c232c00b2906b9ac268673e9f4ec8370667ec13cdd63c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         62d722755f136b047917a4d8632ffcc8a2aeafcab6a20d49d1d29013a22736d8
+// digest         2d1a43dd99afcde97f0c44e42b82e82d85196cb593c2f081348895fcd25a69ca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

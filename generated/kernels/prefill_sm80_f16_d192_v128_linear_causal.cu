@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         d62effa0b081a5d1bdba39ca9876aad7f118d81001dd58566d935af90be26229
+// digest         82b495d5be580c7ee99564c964c0c3255ae31cd14537357e298a8bbff850cf0f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

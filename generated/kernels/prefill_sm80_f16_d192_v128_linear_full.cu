@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         721296747340572cd94bd207ced5af4e29a3ae1054b326f3a50e54f7cdfd98b4
+// digest         4e8e966483ad1205af99d15d8b8d2e24371089e6181c711aff35392c55364c7c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

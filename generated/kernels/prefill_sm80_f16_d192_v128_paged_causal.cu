@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         d70ceff8e16235cd3474f1cac75e82876eee7fe466fe0b95c980a876f94b9eae
+// digest         cbf0bd99196c34e54ceda7cb787580b14cfbcd0ab554449273429ccb0ad3ddf2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         fcd3816ee74cdd8b8abac193752a7859888670dcd4a3543917949062d0596c80
+// digest         fea35b54b9b90683498ac2f4b93d786994e416f1a3395f8b87ccd194197eb73e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         1de03a0c4a2a964d3c4ddb3fb8e559a8548fd2bb3d3699085a852943c01b75e4
+// digest         9ee1e65a5738ae76794f8cca01dec182a21d5f3e75fdde056a1c63ff553880a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

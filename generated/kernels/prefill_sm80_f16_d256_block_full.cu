@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         7521a056b60fda5746a23381370c0e643aa565443f56dafa79bc5084bd5e2a94
+// digest         60957b3864c85537ce52cc127bb7f0124b00346d7ab286ba1b0e6974e571a949
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         1229534c8b8fbff720dcfd91d2e09433f027629bee13089eddc38768bba35819
+// digest         59cc43a3a3e8838e43b76c6fd46b7afce2644730ecf5134dde5fcd51b2f09c65
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

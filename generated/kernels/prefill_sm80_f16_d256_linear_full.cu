@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         f483ab3d72388ecf2fc64d7fa4e52b158a8ea7c6441749e900e11cca9386cb1f
+// digest         c2655569e82d9b9ccd4329e24fbad34518112781718bbd9eeb51571fcfcde543
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         13d277076af10eb1b98ea89f2fe6a3ae9e7ff8242a7045d816ab4b774eba7c6c
+// digest         ffeda744bc21b7a41b7399dea73e4c76bc76199cda262f0f2572b5b117b251db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

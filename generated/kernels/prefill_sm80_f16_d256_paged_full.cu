@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         17c1f2dcf189d512ea025b1372fb64496cfde3ce30bce01aebf6ad116a6c6536
+// digest         559cb7e12716a32effab9c4e0de41509ff20b7f10a71b06142dbbd30ba9f1f72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         c84e904f66d714f1787514640e19b49761469a7179039805dd22a9a815f856df
+// digest         ad6b4691f5e1313490f35afca8d143eaf50231eff5ebe91400a4171c64a7bb1e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         d6c3a612cfddfe20515751dec8adbc8c2ae902c3b52b9879f0477710498c0f43
+// digest         042180ef1956476c8cfebca9c1b560353e5ea30f1672693563dcc35f6e4d34d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         79d93663a6a9bb1cd927e7e637c162e16a4dc014b7c4aa4a06866b88b90515d9
+// digest         c1c6d27dd2d8405255804fe6af119ea64d8f1ca7602341311441c1d8332f91e6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         f46204fd3b27c26bc110f14ef3a24cb327295e9cc2622765460d21a9180bbed6
+// digest         96b5881bc0186052fba989344fe26e6a588a8c33a9050dcfd874c9f4763423fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

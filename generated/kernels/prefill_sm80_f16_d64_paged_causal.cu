@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         9f0d73b3f7826478c76b6f838812a6db2810bd27398c9d82c73dfdb7dae78bf8
+// digest         edef738b47b40cde65f98445bd4589ae7ef10b6e00ca93f176260664407cf22b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

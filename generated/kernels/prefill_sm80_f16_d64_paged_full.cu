@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         e75cae7e28f9ec08ea2ff08995204d49be3e26ddcad695c9e5149b50bf20fdfb
+// digest         a1205b057b9bae4db60f19208a54f04a911804db1a3135b71fbf9c9da343c4e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c80029e8e847b99fe80ffa7d626ad87e9a2d98b347dafba6d3a1524fd8092a2b
+// digest         ded87aa5377daba4c0121ff633ec72f7bb03891188ec96c57b11bebc3c711267
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

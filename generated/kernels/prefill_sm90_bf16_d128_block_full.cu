@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         9432ec0b1f1b8464d99bd91beba7f1549ac1d90bc118cb92f5875639bdcc451e
+// digest         1407b325a2a1a95ed5c34c5067771da48df0b381ad3fecc7b5ebe8debc373465
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         b6c4b65bd781f6f0f067b8be0081ed94cd6150de64490b755c7bbe90c3fd6e72
+// digest         3740f526ab7b57a77835d5b43fcc232ef6925704dd55c38a0937add8ea488267
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

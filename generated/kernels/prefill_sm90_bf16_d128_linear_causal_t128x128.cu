@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7793120510b464403496e327a51cc0ef5a537fd4b9c883c784eb1175c303d3f1
+// digest         27fcec51f75d257766394ad86eee759cb175e025091008e1bf56be1749159564
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         c6c990066a30129b0eb3555cd35803e06e7a7c1f8582427c7706ccd9fc4c8f48
+// digest         472650a26bddff942bea7ba6ead1a0e294aa17119e9530da89a309ae58f09754
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

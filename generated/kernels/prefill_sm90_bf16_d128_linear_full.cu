@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         5e0895597bcaf6414b8b671739156a165dbbf2cf9cf3a10c942a535b5b10d45b
+// digest         f65b542f5b910a5b2fadbe488ed6249de3ab8256eff8c4d9ad9f712fcef180d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         b805193b0a66a6cb2a08ebe57df5408986cd8ed5b8c88b2177a24c654636639b
+// digest         94579331633400cacfe0d6940c22d7f046170608c79957b824a531d895bb3005
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         d4a62a52a85770ed43a7cd9f1f5253c9b5719c1d5d48dd7c8c285c801b604f33
+// digest         1f75afab8dbc72b7aa513410abb78442493f0442603bb3f2ebe0ed0cea68da9a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ca2f0733c58eb896c08197fc326a83d68dcd4bcc850f5efa5acc211891244052
+// digest         b861a09b768cde8a0b6a6eafa62d126a4dde2aaa9bd9cc52ab54153451e37cf4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

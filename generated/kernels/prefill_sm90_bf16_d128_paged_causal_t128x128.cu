@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         f5855d03759a680dd254dff4a3c2ea0f39acad115bea0b53e10683de35b206c2
+// digest         e58a881924a1cf22c099e950b72352f15c27a35d0fb907f64288a0b0a77c813a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         852ece4563c6dfdc6af6f0c411431901218018f384e7820f8727158baf3a3f81
+// digest         ac446c1eb3685670d586300c7efd32718cf7af7f8fa857aa072e86a2ae05d8f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

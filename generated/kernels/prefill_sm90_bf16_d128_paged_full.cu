@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         b6a0f93dd93a34de39f3d9b5480b6bcc890c6788cd639f4daedf087473aca90d
+// digest         fcdaf3317f32b25480cb060ab3f55b2bdbbf707b6cdf17d88e16f78a17738c21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         6683ef1e8dae1d84af1316434f1818402602c40a246c5940e3884d2cf64a14f6
+// digest         5be379c869ddc9a824fed70fc7ef53465e8c591b4a7e1bfa45a1027d83be66d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

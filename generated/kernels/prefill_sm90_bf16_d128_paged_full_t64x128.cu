@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         710af6e138ff4c124d819d5d6ec48cff828c2c0fb2224e0159db108e1b261500
+// digest         2b8e2f04125301b6c9f1e4cfe4bb492452dba7b9eded5c699f82ab8f62487063
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

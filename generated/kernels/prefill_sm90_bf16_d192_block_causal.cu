@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         e505a7bca2e6a2a0c1d2ead0dac8e4d7916c239f255391cec31f6964ecd857a5
+// digest         1e84ddb2452f5031a7b76bcbe7020f726721c14136a64168f9ecd0898227afc4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         8cca8a2e8c6187a7eb52eb574dd8eaf2391796ae4c4a1749edee0d519a061e1a
+// digest         aa75ed076a4857c1480039f29311b4d4e2bd0540e7bede9fbbf31f8dfb87ddcc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

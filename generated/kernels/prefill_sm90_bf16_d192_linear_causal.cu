@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         259eea74f0bc73977ae12c139edeb608989d659439fdfd3c60d007e068c5fdc9
+// digest         0398d268ffceb8288c356a56a6a1f94af689c754f8e696d81f99ecd82454b490
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         cce339bf4ce1942a9de75586833d8ac8a193b7f3be43db70e7549f7e41ee2271
+// digest         15b89292f3a061797dd1fac9828dda9fa3acd3bad16e46bf28ea4dbe4aa80a75
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         3687ea091d68986bf9fb2e580ea420f7b8dbd7edf6a0a4c20ae3928390240c7a
+// digest         04f007173c6098e0db553f587970c4d2c7902d8672d9835fcf521e356557cd14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

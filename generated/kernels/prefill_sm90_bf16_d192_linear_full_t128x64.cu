@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f35b907417b5f3c8f0d8855173fdcac3706b553e6f2d3f54ce6647a645a1f43d
+// digest         16597290f2431a7e9469f1cd0c27e69844ab849df072c8dd55a798f2bf85503a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

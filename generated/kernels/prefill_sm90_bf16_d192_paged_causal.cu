@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         2d8bdafeb11c629afdb04ee14271ef76279b3e6deb01d83588f885c5273aaaf5
+// digest         39720761e7ac0fb1c76654ede89f8aedbf3dca9b67ea99291d75a34e79795343
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         f2acf678d7a07ae112fe09152624b4e33ec2fdc090dfab75e0feb825212a24d5
+// digest         db71f14796530e97082049e371940e9abee8f639a41e35bd5aacf1f834cc90df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         dae6569ea6d08954e551f2d38a5a2b762c8c57963f88baa7a6b04e4addc10c43
+// digest         488dd0079bca96af1798942fe7e66daa88e087b00c28ea268e7fd7ff59253d23
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         e017583df8a0f9d8e66818200a1d8f99bbfb307222bc4df6857552ca3e91e016
+// digest         32a6c7aedaf1466b2fa8d24709d76c6f964fe06e7c49638404ddfbfa21cd814c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         8fe726f3f73bee1d74f4739bd74250b09174fce532c9b6c8cb7d616dc9db1ce0
+// digest         5ee7a38f5b147a59fe4e956de8dd613d35982e2b2fa500db6f4b6cc76e10a595
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d2309e785ed24b4c177081cf5baf7cfbc4b27a63d27c3b6b7338c7720a7f6cbb
+// digest         bba97a52c8a1d20a3eb7246595f41c27c1c517b81272edbe89c9b39a9bb418ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         5f4fd4dda6f8655b572aed11b8e3571f5087076d3baa0b4e3f69a89c1eeafcd4
+// digest         0cac116a5193630fd5ab7f999156e816e8ed497fd81c6e3c4880681dba0b5a67
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         46b5e5034dc7b33d3b1a1bdb534e0bd695b98b669b4ab479cf516d8bcd398442
+// digest         efec92395843cfcf8b8e4702a89b7cf0a75b93017f30d0cef04ee490d3c2b39b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         e11d0e8b9936e8520fa769e13fcf1518d24214747b79d1cef92c1ac908271474
+// digest         0820648e2ca79e3dddc300f20da294425fbaea258dc083161277035b527cab21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         d04f9ac2bfa1d8b14c6baa5f524f525214e2454ee9581f1146095986b4eee505
+// digest         5f4ab3dbbfa3cd50ca6eb7b84c00eb06c9d4293ecc74948ea6a71da4b700f285
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         5ec134d518305dac0aa1ec30920c54d0f4fbc924cfa57cd42aef6005b7f86a52
+// digest         db5c5c7c731a727bb5e97bb6f83e379caaa2de3e0b861868609d803d43e5c315
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

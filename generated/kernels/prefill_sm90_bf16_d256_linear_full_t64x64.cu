@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         ca862013ca68a02380b3a23a257a39e574141bf7c2427f73ef141f81def3356a
+// digest         078c342e83eca2ab5d6ba04d634ce8109d5b7d2b50091f3605cb946b8a0097d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         579ba83f4ce33d0ee537ee62edf3d0405c55b73bab65e22868689980fcadb5ff
+// digest         a16e081cc6da2856d61023bbe58c462b0f3d6cdd4faf6e0a8a21c0e58a825a5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

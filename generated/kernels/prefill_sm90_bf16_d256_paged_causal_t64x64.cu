@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         c66fa932dd01fc368609bbe48ada18fa1dbe6dcad84de1210fc6809c5be1b6c4
+// digest         0e9e63d3be930f2674f8dfd8fe6be5acd5bef72ff753d2a49f844ad80e21c468
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         0774d7dde017003c7993540f069dfd94545f8f4a1bf4e0a7dc9bc1c3727daf8c
+// digest         253763bf3fca35fbb4b4e92e01a188d386557d67764c6f419b5c7dd947a48789
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         38cc7e98237c9cf569a0a1b0c85169bedea6605bb2146a573bef4b560affbea2
+// digest         0a521916d99906a964b41a4baf586b4c690faaec8d3497f50c2a72a491c3e467
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

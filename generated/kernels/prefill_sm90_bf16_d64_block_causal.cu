@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         ab8e59790cc77627e1613f59c107194cb45952ec3c24a3559bb567f4a45c715e
+// digest         21c5f10d2e542bd25f3b6cc9faf28b52c9b9cc31aa2859e6155067cd93ed762d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         e6358b80d0c76d79d671f6573c0b974ef1452df32f46c297275b9454398369e7
+// digest         5c269ebd5b93c86f44b98e342511563d5790dfceafe4eab35524010f7ef17dba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         bca72cb0f16221553052b5ce2f072d5248b34a5bc5479ff80650e14b5e5f10cb
+// digest         8f23ae9bdb31dbc20cb4b95c60db0e0bf0c371e32898f08a97ca527d5396c860
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

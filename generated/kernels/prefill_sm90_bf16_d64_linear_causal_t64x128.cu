@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         b8b4cc8de3c43c3722f85a6bb131d7ec07e70387a3f438a704892326e853e859
+// digest         0bbce9e494f5fb2655152f1743dd9021fae7b94badee99c82404ea044e8f864e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

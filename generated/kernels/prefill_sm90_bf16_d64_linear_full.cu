@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         6c6d489315cdf1f54c8d17b2f61aacb4c61de0d1620ce9ab39f9f544efd3e689
+// digest         ad0365eb6bd72c4a6d1323a86b857977e9c827901bcc9e590228e55d60f05706
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         875ef057507347f4701c25001869ec5c538eef15bc785c88d4cc707cf26ac0e7
+// digest         e6b2e6738bebcd7f5ec47efe12f7f95831794dd15a3e3961dc343e5737c8d8c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

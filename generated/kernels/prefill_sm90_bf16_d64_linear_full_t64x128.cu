@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         0a48229a4a513d7ec707986f244be8fdb570dc870996a12ff910b5c77c6d6b1c
+// digest         605719d22c76684be413f5e68289f51d35d46257d0b531544ccdd58daed37089
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

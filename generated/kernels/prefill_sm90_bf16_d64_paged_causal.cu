@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         912705bf5f40be4a1edc4d12c7357195d5ad40a2495de454cb0990ca19340bab
+// digest         72e7956427375c36fe6173d18ea3d3b41ae0bf1ca5dd2fc205ad170c6ce6f4a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

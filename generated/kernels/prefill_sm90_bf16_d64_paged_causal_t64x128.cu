@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         28b7781758b54fd45f18ec6bf13446fcc9f001089d768f9d3080885b7002554e
+// digest         f058a5f4fd251e817a997e22e5f6ce73bd9f1d083c91bf244d560e24cd5d3fce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         af43d4a1bbf953f263b8ff24b17bf23e1bb35d613caeea25bc2df6d465502931
+// digest         ede5f8aaca8678dde4cbe02058a17b15ba16893089b75e84133b0d61d5e63c35
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         e676b454e6ab868846cabe665f9621d2da712d325cdf7683941867885e3e50c5
+// digest         8c8839be861f0b678e5d668386a6a2818899f73c97b22a129cdfc69fd34c7044
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

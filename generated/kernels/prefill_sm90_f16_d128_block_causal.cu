@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         a1d2d1cf1981fb106f677f536d423e7b1220f89da801eb5d616fb32f928cf729
+// digest         dceb2f8359db4fd3cc83b15714bf3f3648becc751cff333d796bb820a6e43808
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

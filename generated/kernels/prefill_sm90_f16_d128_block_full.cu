@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         5e0aecc7a207bb7f728915ad0feb58f0bc5077c2c8ca5de54c89dc2d4459b5d1
+// digest         58c22bbf833a39aef4b92a1af2ec85dd7a25f2136d0066b9f6519b471ade4918
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         1cf5f30d288aac856f6a5ec1447a1e1f648697ed0a098de9396ee403a2b28629
+// digest         86f16d925b3f94766aba41610bac8c4696cb6bfafacc7800b2bc3e325faa47c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         f0858d87ab3ddde382419fb94b51c0a8396ab5afec8dab817c3f7783eb40ceae
+// digest         82f92d121387d0e53b3b02de516285f3be87fd85c10a8d2ce64c7b881ee4e9da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

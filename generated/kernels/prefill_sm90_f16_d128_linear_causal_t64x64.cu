@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         6cf41d4f462b45a1313bb8730f2513239bff515f37133738b003b1824c112853
+// digest         b3544207a384b251ed14f511b4241ce1f89fe082532b6f5000432b061614a72f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         1f93ad76d17287bd7837fdb24888e073ed40843edbe688f086956264218570c4
+// digest         830d220ad00d64d042f4336118ad7b631705ccc1f72d20410c5dad2e708f8fc7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         e99d4592c5df4cdb75ce1fa09b2c8f53eef85f0256325763e4606ceb88c90d14
+// digest         80366dd604baa5901590a101e6678d5b3e98cb1a21a320d7a77df303ab9eecda
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         0787ae12f7b996d434d57ebd7b2936e48b52febbff22864bef6dfcea686c3532
+// digest         9e05e0e0fc7b2bed8bfc485311a8fb668dd81ec82fc16deda7943e0c641eeae4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

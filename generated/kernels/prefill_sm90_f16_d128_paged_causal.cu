@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         63c5165efa7d2987e91c5abf00a33c4aadc1e4eaa2311cd8029d0a532a31a64b
+// digest         13fecbd4aebcece6095cfe45c4c06fd96a323db881eaa854cf437031ae6b18cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         cf0320b8846842fa00bd379d6d2645c01941e3db4abfad48fb80659f0a6fcffb
+// digest         8ec04eb545bcba11a7f1492846c6ff57ad87b6dfb948a0c5de4852a5b66eb124
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

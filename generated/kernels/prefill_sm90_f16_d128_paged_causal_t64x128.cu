@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         e992e157e98fd6e4f0d0d2851af0171cec7caa17bad81e675f23b67c22c56ef8
+// digest         58cc76270b7232f373d4e9a34839c33e9896ffbdd17e880febf861e3cfc01574
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         38f557ddd915c042789335c7070dbd43452566de5076ab14c249b04e515b26ab
+// digest         71f8348086d9092679a3f2eba59bf35c659d0f08965fcb68ad81470b51f8b12d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         2fd5b1bcc4720b903cb2e68eb3046b7f077229951ac69242cc32388089a55396
+// digest         29f9911929ac972aa9483a82686fefb3482735424190eecca30114a47919fb5d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         b2253ae6fc361143218945eb63fe9d8f42718b431bcf0bd0270a5763328157c5
+// digest         dc98dfd697fd5a5ec396b44c564294743b013418436c7fdb421ec11a02bc0c47
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         f239b3a837b3beddcb511c9429f6e53e3141c0625a232085e732bf060a4756eb
+// digest         e9aaaf9c6708865192103c66f0b5ceda26852629fb32ec5715633c1865e1dfde
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

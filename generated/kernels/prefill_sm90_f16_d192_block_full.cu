@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         a6a85f423265e0b3ff5f4d45a202a0b3af9a82e5dc0d0afada0822e2a16a4278
+// digest         ea57626705a6f3948b07a92f8e28b092a054d642b318807c332ec4713b27d433
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

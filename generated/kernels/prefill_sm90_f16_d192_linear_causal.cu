@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         353498e2eea6e4df283ad957ff0ffb9d9f018e36d0fc283cfe268133caaf1276
+// digest         c2da64ba0fb465cb75bdb17d69ca92a053ffd0c5c226d4acaa4b44f669f9b605
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         33541ffa5cadf053d30385a8b88b267569e093ec1ebbd4e54ee92516ad54f6f6
+// digest         c272f58838bfcf9eba6567dd28222ccf9febc4be96a7abcbe02a9db5c467d586
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

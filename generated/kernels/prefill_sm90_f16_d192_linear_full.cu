@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         df40bfbd26d696fd41287d244352db94a14621dd4ac1852dd677557f7c64ceb1
+// digest         ab4a6f685e22ea4ddd4db114b45e2ff10c9426adb61d2f89b7bf3dbd246f9aa9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

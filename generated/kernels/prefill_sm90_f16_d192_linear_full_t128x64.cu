@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         e64a8b3acf01401baf57f88be3b0f8fa8657d09cfa943cdeb2b4a5b306e95754
+// digest         61a80e8d537260a6f3476986936d9ab03ff206501b24b67bbf57bb3966996b49
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         b6634c56c3f50d494f3b4647d52bf267e93f58163790499f5bd732d330015431
+// digest         0a36ed1395d946a9874d79d46ff066b686541efafbf8f113d4cd4b71999bee44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         4b7bcbcce879fe36ce98372efce1fe7d50d2e52cedd730e7b35860cff3c8f959
+// digest         47fb5adf6e3cb5fa359d9ffcd1517ec08078bff87c01d876270749ace882e53e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

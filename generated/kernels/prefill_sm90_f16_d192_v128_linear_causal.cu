@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         482b0a668dd3d7754b24274de755a5b48fc48c51e686729e4832f6c204c70d34
+// digest         fc29fd1828cbe3b60d95c331b9b0a04c586c25ec5204cb428cc4b7f188cde82a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         3fc4a60957652a70de728ceff649cefc1efbe008c8ba388bfa651dda34482b4c
+// digest         db40d2c8b3c88aac45db138cf29500c69029527651142fec7340ecb06e1fb433
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

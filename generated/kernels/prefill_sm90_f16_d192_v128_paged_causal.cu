@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         1f9617f936be8d9e660f4e653f1fe2b87530f9006a3af8005faa5f3df2b6505f
+// digest         144f83cbb2164a7c46944e5d4f4153aa99224dad384ecfcbe2a4ca7aef2e7694
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         e20197dfbfc075710ead8d2b02716df3cd90c0a4c2005f40b2db15f1025fd1b5
+// digest         a20111f4cd26f9beb7a29d4293d54b86072014b78904a417a514c621f4e0f440
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

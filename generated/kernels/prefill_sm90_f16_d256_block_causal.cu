@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         1b1d8c12281a0e65d780f3cd56d807a3cb89bc65c53c6548a4cc8e1dc07cbf14
+// digest         0685c6574f75c251ece27033ecb4023eb0865f0dfb9b98f9116e0c94dcf31fb0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

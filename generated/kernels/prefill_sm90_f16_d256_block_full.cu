@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         bfbee27a1cc5483ae764539bdb73d47ed860037d3074a9cdc8cd6ca830de3d80
+// digest         bc96daf02d9aa528b5d1e7047b2ca36d7f90f1dd54a62284836283a1dad24348
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         38687b87e2c943d13ca7639bd9d50f8a33c96da618d31983b28e2eedae88803d
+// digest         af2ce4e73dc30f4652de241c7ded9332df1d7bfeaf2551c83cf3fd96b21bf41f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

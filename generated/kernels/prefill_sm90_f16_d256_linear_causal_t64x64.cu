@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         b5ada3e0bf1dcffd2429c2726aecf48a9667b0680d0e97b07512183baae0bb74
+// digest         b9adc0cfa8a55fef978f37d92a516e5eaea98dd0714edd5bac1cf936cbb72900
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

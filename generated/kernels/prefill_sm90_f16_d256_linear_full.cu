@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         6248ff36f78f23881b5f699c749c9669d8879419d96f88ae1053925c95fda6f8
+// digest         af6124820018052d79d1585b9b17b1203e414dc9bba9380dc1f4afee3de35266
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

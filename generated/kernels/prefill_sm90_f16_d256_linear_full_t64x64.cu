@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         4b0b9e5bddd22cf439522c29da27fa10f3da0cbb28fa71e1a4a6f976349152e0
+// digest         0b8898c8828a0caf3a938a253da32082fc1e72154b295fc2824b18f42e2193c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

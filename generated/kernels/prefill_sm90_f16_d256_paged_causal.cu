@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         325d29909cb14afd9520723dbf764fa1af0cd0366ba917a4f98adc8532b751ba
+// digest         0d156ad39af14911fabfcdd25d8baab7497fc0b254cec34f48217dbf6113a545
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         1f557345b187a70aa5bdaef19e8df69ebd3527a641d8e8c1f96e46c956e3d729
+// digest         db3cb110a2bd34fa4cd6a5b5bb3499d184b81ba570c0b38a96b86ea22b9665ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

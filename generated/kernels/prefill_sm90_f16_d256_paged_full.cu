@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         41b81adcb089ee883339e927ce04288cbeeccbcbc78e175f188a4f796d45399b
+// digest         14d1ee94e59d9c2c6e689fd0916725fbf02747a974e938a153d27430bd188e1b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         60de18f6738b361e3cef7dba3bbebcf6202541b01e9dc326ab4f5b4b1c826681
+// digest         c950ea42f8423f2ad3e8e42e8b60d20a4a72ab7a0b219bcf4a57d9b6d8d7c902
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         a0e427d8baee0844ad9e88f3fc2e05e4aa9db36daaf4276d5c362c886470af18
+// digest         29648cecff7c57317ff7220cdfa81e0b27e5275cc8790d455ce138e262ff3f25
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         7c8eb19e68287a95f8b2ed50d77e545e2d78de92f4070ff09b63e26385e8b1ab
+// digest         585af519947d314c43b6b01afb2c2bed1a13794e522c0087a773bc770eb85ccb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

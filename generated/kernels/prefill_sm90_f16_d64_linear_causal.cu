@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         54a822802ad53e80e94d3ada4c0e88f692c3e16f2a83ace9a33597033d9a80be
+// digest         dbbe960cca01091a07e407f6858e2fd672eca8b25369afb83f4dbd6de014d9e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

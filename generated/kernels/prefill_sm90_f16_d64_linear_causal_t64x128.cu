@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         b22d65d7c7883be87af993966fcca9f4966ecbbcf5a21924d6673b6a279c8b60
+// digest         d6c79e05fbd5128e5335ba77ac3d58d56b86074106354b3d06d914230db1ec95
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         fff819c90c21e555c4c6cb2d6dca42c83214f19dd4bcb284c874aa6e13cd1942
+// digest         984f6afb1a7ada2f544122572994b1db8e1cca032493d54aa03fb2b90ef894d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         95492b0f3e1f7b87200899535b37618162727c76b34a6586c959bfe8729ba4e9
+// digest         6de0f95a25a83e07d509578b480ea4403121c4de75b5160e8bcdebc41b811307
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         3b6763b604cf9b62bba6fc446aa1f73d49dbc7ddb82668a3dc1e55a52156c779
+// digest         9d127d95f371904b3f784b106b57d06b8398ae998c9f71d226b3480d438ae175
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

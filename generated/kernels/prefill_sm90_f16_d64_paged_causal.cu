@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         718daefad8b1efd450d0d064bd9d217523fdc8e8f8e89681d7afe6f5ca316417
+// digest         9b69ef7f624d7493284a2ef1d5c0df88466bd1f71dd86791f9117068f4f86ce0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         1e420d766e48de3bc856d397f2ca4a894cb024f751295435609bfbcdc810af41
+// digest         985e91b94f2710f3a39f0ab24ea2d60fbffeebd2b6d330b3bb7170d7f754fe45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         2c03f0cb45313a49ff37838c69c6377b428460e4af2c2ba9a2bd9c115a11f423
+// digest         d51bdc4d9fdacb492b732d110423dd7375bf637c75fbc76c07a88542b844fe40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

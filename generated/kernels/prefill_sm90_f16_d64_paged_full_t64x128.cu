@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         36e0a9e37517452b4ecd7f309f9ea055298b647ce156b567db7b21ce4635f99d
+// digest         cbc947df007d5800729c1f1c95cefd1f23d38fae985b252900843694b792aa98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

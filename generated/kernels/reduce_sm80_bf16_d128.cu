@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         eef72843ca50539cca2dba04df8258115069d49915c547dcfd0727f2c3803a6b
+// digest         155d18412f843682c13a655f7482db5583a61bc89bec1622d4bcdf148266042f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

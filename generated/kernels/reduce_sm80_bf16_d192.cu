@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         421c84bc5d8708988990e7997a1ca19290f037c523d1ee47c7973134b122dc97
+// digest         e8b5344a51b06ee8772e418e1b853ffac8bc0b2c40db7eeb8c9ce43c7d13ba1c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

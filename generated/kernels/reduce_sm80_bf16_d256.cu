@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         9fb6359cac908769aea826123752807b85edd84ec91fe69d3a6a4a20a32c6156
+// digest         31b3530c1a4992728dead6e867c38ea2a29e769f7a8d49a903b2a586de672f80
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         99f48596b2638123c6f0201445868358bfe82a546f7fcb94457bc2262ff45270
+// digest         e138e51a62b50e4b69cfabfe84ee0dcf0979ee5513a1733dfed95d386d1539f5
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

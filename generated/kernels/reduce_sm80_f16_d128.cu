@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         91f1c1d6dfa9c1273bb21886a9501f57774a0e5f90de049ba1409f147225629e
+// digest         183eed3329c10a17c2539efd0588eaa00a041e625dcacc9c56a74029917509a9
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

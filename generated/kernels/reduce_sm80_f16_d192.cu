@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         b84917d9d35355c6f759ccc78cec7f443d055ea70e0c7546e3ca6a1c928e8a9e
+// digest         900c65efb342fbd9a807529933c0c4d66d81821a3871eeea2943593a104f2211
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         4fb3c1492d0bff24551378380eb6bfe66c1a2e2e13860b081437ba8b0ddac2a6
+// digest         12bfba1b78b965e4174bb2a9c391902664b785c6d185541ca461218639647f58
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

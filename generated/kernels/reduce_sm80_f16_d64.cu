@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         db29d4feaec867bdaf5d4a069705d15d645ae018bc0bb81f6e8ac48e9f41d159
+// digest         3b1c188197cab12ce9f6eee7d5790f9ea5a95aae24fb7996301e93fb6995e886
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

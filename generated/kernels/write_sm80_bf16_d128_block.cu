@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         e98e073cc11604dbd71f523946df2d41fb72a6f94cb78162e3e914a4c2d5a68c
+// digest         15c4e144df3a9d121d83ea786ab494ead7434822f270348e7b62947f4c02ebc5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         99c85d4247a01328f45b8af5e7aff7fe72fdfc54b0c647fbee4f6b016c56bf8d
+// digest         d64700a16e6d206de70dd7f301c47b73a1deb43c5072b21ff58eb38201be18d1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

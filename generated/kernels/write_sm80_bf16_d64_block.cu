@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         9484b8a61aef948b138f9299d276d9a1f3463257fed80b12f2d25d369e302b7d
+// digest         5c8d336485d7dd2e20b36612c77f555376fa2254e502b9fa5db571ae0d9e9695
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

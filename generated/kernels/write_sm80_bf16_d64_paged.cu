@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         47d59f26d55420a5f788f41ea43bf6d196b69a13c62009e2a116bf6e6100db3a
+// digest         9fdf34d1c2eb438dd42fdb317d3861ce70e2d02a0fdc2cfae5b60c3cdf616955
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

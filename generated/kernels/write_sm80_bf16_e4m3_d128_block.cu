@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         3fe97c8e04fced791220284f37b26fc2aa880fdddc4492892a39eb15e8bcdddc
+// digest         8b9dbcd48eb8b90a8d62020d5a78563c7619546d9386f42bdaca329f0f2a5343
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

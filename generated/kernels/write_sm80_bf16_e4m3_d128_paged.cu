@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         9e45b4b002bd644e7bd24afda7e48e073bb3bf7e6a733dee52952d1e2b9f80ce
+// digest         3e4aed6e2d8ab426c09fdb581f07ebdd572bbb925419a48547538d54571f4da6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         1ca766426525d088396f9f0bd4ab89a2c1e0265f143588ad91cce07c002ede49
+// digest         08a9b2182c09bfafbc4dc98cc7eab5eb00b02e9195f4993f44ec7c192b3a1e36
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

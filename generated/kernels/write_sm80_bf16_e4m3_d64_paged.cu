@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         3646a8eb57f1e83133e162c3d77879917970978facdfdb64057c28d237815c00
+// digest         f4e45ecc84569daace75faf0765b4e6760a107fb17fe1b79de83f551c867c4a2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         dd739874102dc93be07e20375cfdfce1b7d9d46413895ffd885dc3ce95728119
+// digest         916634493854254294531ea940a10fcdd2f4771af8da27ec2058b883051471a8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

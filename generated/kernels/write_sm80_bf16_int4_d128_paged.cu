@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         2fe5b336f846ee969100e8401b2c4e24a2e4a2aa0d9006cd8e44a09cde7ccf83
+// digest         608d14ef14299ad3104bab2f4453d4d5dcf95468afb50871315f7a511b2fbb9a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         93663c842febb8ce7ebcb91723478973820ae200eb6b7ff63202001196acb50f
+// digest         ff300f6b69b6ddcc67a597e8061610d8decb917c4f43cd876b9efda8621948c0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

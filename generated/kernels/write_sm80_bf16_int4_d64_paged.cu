@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         f84a3a05b0830ed895c30928a3c2924a246814d0238339cc2748a4ab6245f761
+// digest         f5f714a1d524b446575f554a88b5205a09d4abd1cbeff222511ec7a44e4df021
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         57c1e7a6e5f3c9106a0579cbb57201a27422d1fe1639083492b365dc512a0d97
+// digest         73184d7ff0466f11adf120e25a2e3e44ec705d2eb832bb95777cc673d6609b50
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

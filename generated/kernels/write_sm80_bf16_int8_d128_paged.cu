@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         99f4f18c111f4e0bb92b1e9088fefb2813f83f99ef95e3df270206718a7f07a2
+// digest         176debb017d7512df9f7a2b3cd4c67e3dcc002bf79284cc32ec6008ded897d57
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         7b30d00cc9656acd6f51222920cddf86e8deca00ad6a50e35e679c78940e304e
+// digest         7ac7d6b1254af1bb98ac410ed071c0da0a3c02955938322c933aa5f236677487
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

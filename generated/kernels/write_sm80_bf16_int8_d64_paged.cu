@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         d83e58bf23a45d1e01118bb6eebed64a56dec72e6f778f98daebaa400cede158
+// digest         ce27f063a35246f9278e4c0cfbbcea80d99c47a81536605d3c13e25e5c6acfc9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

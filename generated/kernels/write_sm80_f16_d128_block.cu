@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         15e3812ce29245b93325195120c30bbb8737cd0de7a6003d7193729e5794b910
+// digest         0883dc2407e1a8e4247bf8af2281dfdf63e5a8c4a5d584f641b48d7d66a1ca37
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

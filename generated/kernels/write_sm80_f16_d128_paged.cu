@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         94d6cbad52c10efc8d121ceec5fcc48f66817bfe5e394e4228f17fa9f6780d46
+// digest         09a84d2b569b581e9106f52900b38939a47d33fc98e4a15f66ffeb939300a5dd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

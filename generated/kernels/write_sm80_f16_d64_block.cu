@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         c87d2a08d5ea12a4311b40b919da4a47ee7bbc90953ecee4afc015227c5bc93e
+// digest         f07ba17420443b1feb3b341694853c770bf98494c2e1069a464e9c0624389d77
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         6fbf4ace4f164a32242fe70eddc0cb6905b0ecea6f1379af2270876f8f836cfd
+// digest         e35e4f428958e1d6bc7e0a4986583548024c60c1bad2c43d057956e6582226cd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

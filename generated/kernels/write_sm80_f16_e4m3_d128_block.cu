@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         4970ca895531f295929e32e59676c5be4d1b4450cf0a4eadb70c72379ba36ac2
+// digest         8538d3fc6dac543a5fd1193fbb57eae2c527fbf90426c1a9f1259df10cfafda1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         3d41003ee8bbce9ab979f03a0abb2757c41817975702ce3bd415ee3b05fbc379
+// digest         e659f211aac639c2cb13cb061f5ef880c0fccc5c72fa72869ae48b8d60d7a696
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

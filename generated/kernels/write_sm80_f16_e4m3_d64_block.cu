@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         f9103e6fc1b6beecb046e26fc27c2dd5d5c589a79cc218cd4fe395a0f93fdaf1
+// digest         ab921ba5d12001f49d1bd4617dfa7ff74396a3e920e62fe8448c825290ad270b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         88aad0e3e0019dae8a9449c639c6af0eea5f54bf55ef279c9e4f25d64f0cd829
+// digest         141af561a9aa48c285a8f7508e130982d885b9291f72b13af8e429b899e3dd78
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

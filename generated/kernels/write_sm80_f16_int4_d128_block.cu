@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         259fe98e63f299135170f3a4cefc8551f7c6b3d80686087252b6a7e9689bbcdd
+// digest         7ffa1bd18790f6c5bfcfe1367034532a7a384e53836f0af5d5fbf3efb95ed481
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

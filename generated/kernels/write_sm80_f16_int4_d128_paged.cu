@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         95f52e88569c30c1582902206af088bf219d4972148bb28cb7c19157691c7ac2
+// digest         a0fb99f724958f783ea840a83e8df7cba68b4b5bca8cfae8924e931408e2f0ce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         6c0d3888c13727468040b15a7d19b399f016f00110b24960d5bd908d8f823404
+// digest         e6cd7cb30c169f910436c0ea0fe8915bf5d710f0740fb60fcf33c3d171bc2f71
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         80b0d4cb95fa50ab646f40938501e3be90a9a9bc472a4dacef521467a04fd86b
+// digest         3a157e450e01cb083a4c1ae4255629d59f408f15aa9b7e07f4226cf18aed8a11
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         cfa023c9595197b0e0dbac5b74434eb10e151cf3fd23fcdd906c5f00f5757fdf
+// digest         4137768ee72c7825d16aca81953ba79b5750a98c32bbf32aa9a25f1f1e4c763e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         5598a6947d3279d33b9e4841e47b8d5b563c92ac193782980c820d1d7f7e1e1a
+// digest         20e5e35519fe5f1ac4592b3bc273ec0f3d5a241cf1ba35fccab8c4310b6df934
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         19b7fc90c856915addeb63af4f151306224535ce33f716adffc8bfbd3b7a2d1b
+// digest         0f1e8ffb7b1d1c3025ed0e0735b084f85e0d643fa7e30bbaa57071bdc21246f9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         7c507b82deceb163381817a48e99ab9a6440619ee5191bfa0a237164f068352a
+// digest         1b62826626327ddc3dcacc6a0a691a0664d43d464dc5f270368bd95f95b6ccf3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

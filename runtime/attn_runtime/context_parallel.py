@@ -12,7 +12,7 @@ from attn_runtime.checks import need_int
 from attn_runtime.communicators import Communicator, communicator_of
 from attn_runtime.deadlines import Deadlines
 from attn_runtime.errors import ArgumentError
-from attn_runtime.events import Event, is_capturing, thread_entry
+from attn_runtime.events import Event, is_capturing, make_stream, thread_entry
 from attn_runtime.problem import CpForm, KeySharding
 from attn_runtime.ranks import Ranks
 from attn_runtime.shards import shards_of
@@ -58,7 +58,9 @@ class ContextParallel:
     communicators.Communicator. All ranks make the same calls in the same order, from one thread at
     a time. `timeout_s` is how long an exchange may take once this rank has come to it: when a rank
     has failed, the communicator is aborted then, so that nothing waits forever, and the next call,
-    `check` or `wait` raises ContextParallelError.
+    `check` or `wait` raises ContextParallelError. `rounds` is the most rounds that a call takes:
+    what the heads of a round leave is exchanged while those of the next are computed. Left out, it
+    follows from the bytes that are exchanged; 1 exchanges everything behind the kernel.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ContextParallel:
         chunk: int = 1,
         output: Output | str = Output.COMPLETE,
         timeout_s: float = 600.0,
+        rounds: int | None = None,
     ) -> None:
         self.communicator: Final[Communicator] = communicator_of(group)
         self.output: Final = _word(Output, "output", output)
@@ -85,9 +88,11 @@ class ContextParallel:
             form=CpForm.COMPLETE if self.output is Output.COMPLETE else CpForm.SCALED,
             adds_up=self.output in (Output.REDUCED, Output.SCATTERED),
             own_rows=self.output is Output.SCATTERED,
+            rounds=None if rounds is None else need_int("rounds", rounds, least=1),
         )
         self._timeout_s = timeout_s
         self._deadlines: Deadlines | None = None
+        self._side_stream: int | None = None
 
     def local_lens(self, lens: Sequence[int]) -> list[int]:
         """How many keys this rank has of sequences of these lengths."""
@@ -141,6 +146,12 @@ class ContextParallel:
             share = elements // self.ranks.size
             with self._watched(f"reduce-scatter of {share} elements of {dtype} each", stream):
                 self.communicator.reduce_scatter(out, share, dtype, stream)
+
+    def side_stream(self) -> int:
+        """A stream of the highest priority, for what is exchanged while a kernel runs."""
+        if self._side_stream is None:
+            self._side_stream = make_stream()
+        return self._side_stream
 
     def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
         """Send `count` bytes to the next rank, and receive as many from the one before."""

@@ -54,11 +54,11 @@ class DecodeLaunch(Launch):
             struct.pack_into("<i", packed, _RANGES[f"ranges.{name}"], value)
         return bytes(packed)
 
-    def run(self, addresses: Sequence[int], stream: int) -> None:
-        """Launch on any stream, by its handle; the context must be current."""
+    def compute(self, addresses: Sequence[int], stream: int) -> None:
+        """See Launch: the counters are those of the stream."""
         if self._counters is not None:
             self._block = self._counters.address(stream)
-        super().run(addresses, stream)
+        super().compute(addresses, stream)
 
     def _start(self, stream: int) -> None:
         """Hopper's kernels wait for the launch before them by themselves."""

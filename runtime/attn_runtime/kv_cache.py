@@ -109,6 +109,13 @@ def row_extent(config: AttentionConfig, head_dim: int) -> int:
     return head_dim // 2 if config.kv_dtype is KvDtype.INT4 else head_dim
 
 
+def bytes_of(config: AttentionConfig, elements: int) -> int:
+    """Bytes of so many elements of the cache."""
+    if config.kv_dtype is KvDtype.SAME:
+        return 2 * elements
+    return row_extent(config, elements)
+
+
 def _check_scales(call: CacheCall) -> int:
     """kv_scale_stride: 0 where K and V have one scale each (or none, which is 1), 1 for one of each
     KV head."""

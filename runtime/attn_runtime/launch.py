@@ -59,7 +59,7 @@ ADDRESS_BYTES: Final = 8
 
 
 class Exchange(Protocol):
-    """What a call needs of the group whose ranks share its keys. Both are enqueued on a stream."""
+    """What a call needs of the group whose ranks share its keys: work enqueued on a stream."""
 
     def gather(self, first: int, floats: int, stream: int) -> None:
         """Bring the parts of all ranks together: `floats` of each, in order from address `first`
@@ -67,6 +67,9 @@ class Exchange(Protocol):
 
     def finish(self, out: int, elements: int, dtype: str, stream: int) -> None:
         """What follows the merge: `out` is the address of this rank's output."""
+
+    def side_stream(self) -> int:
+        """A stream for what is exchanged while a kernel runs."""
 
 
 class Launch:
@@ -128,11 +131,33 @@ class Launch:
     def run(self, addresses: Sequence[int], stream: int) -> None:
         """Launch on any stream, by its handle; the context must be current. The addresses are
         those of ARRAYS, 0 for none."""
+        self.compute(addresses, stream)
+        exchange = self._exchange
+        if exchange is not None and self._plan.grid_x:
+            exchange.gather(*self.parts(addresses), stream)
+            self.merge_ranks(stream)
+            dtype = self._kernel.config.dtype.value
+            exchange.finish(addresses[_OUT], self._elements, dtype, stream)
+
+    def compute(self, addresses: Sequence[int], stream: int) -> None:
+        """The kernel, and the merge of its splits: into the output or, where keys are spread over
+        ranks, into this rank's part."""
         self._write(addresses)
         plan = self._plan
         if plan.grid_x:
             self._start(stream)
-            self._finish(addresses, stream)
+            self._merge_splits(stream)
+
+    def parts(self, addresses: Sequence[int]) -> tuple[int, int]:
+        """Where the parts of all ranks begin, and the floats of each."""
+        plan = self._plan
+        # A part begins with its output, or is the (max, sum) alone.
+        own = addresses[-1] + min(plan.cp_O_offset, plan.cp_ML_offset)
+        return own - 4 * self._rank * plan.cp_stride, plan.cp_stride
+
+    def merge_ranks(self, stream: int) -> None:
+        """What the ranks have left, into the output; behind `compute`."""
+        self._merge(Merge.RANKS, stream)
 
     def _start(self, stream: int) -> None:
         plan = self._plan
@@ -140,24 +165,13 @@ class Launch:
             plan.grid_x, plan.threads, plan.shared_bytes, stream, self._parameters
         )
 
-    def _finish(self, addresses: Sequence[int], stream: int) -> None:
-        """What follows the kernel: the merge of splits or, where keys are spread over ranks, that
-        of this rank's splits, the exchange, and the merge of all parts."""
+    def _merge_splits(self, stream: int) -> None:
         plan = self._plan
         if not self._is_part:
             if plan.reduce_grid_x:
                 self._reduce(stream)
-            return
-        if plan.split_cnt > 1:
+        elif plan.split_cnt > 1:
             self._merge(Merge.SPLITS_TO_PART, stream)
-        if self._exchange is None:
-            return
-        # A part begins with its output, or is the (max, sum) alone.
-        own = addresses[-1] + min(plan.cp_O_offset, plan.cp_ML_offset)
-        self._exchange.gather(own - 4 * self._rank * plan.cp_stride, plan.cp_stride, stream)
-        self._merge(Merge.RANKS, stream)
-        dtype = self._kernel.config.dtype.value
-        self._exchange.finish(addresses[_OUT], self._elements, dtype, stream)
 
     def _merge(self, merge: Merge, stream: int) -> None:
         struct.pack_into("<i", self._buffer, self._pad + _MERGE_AT, merge)

@@ -5,13 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
 from attn_codegen.tiling import tiling, tilings
 from attn_runtime import driver
-from attn_runtime.arguments import Numbers, array_bytes, check_call, check_devices, check_workspace
+from attn_runtime.arguments import (
+    Call,
+    Numbers,
+    array_bytes,
+    check_call,
+    check_devices,
+    check_workspace,
+)
 from attn_runtime.array_view import ArrayView
 from attn_runtime.arrays import Adapter, Key
 from attn_runtime.checks import Views
@@ -30,8 +38,10 @@ from attn_runtime.kernel_folder import chosen_folder
 from attn_runtime.launch import ARRAYS, Exchange, Launch
 from attn_runtime.plan import DeviceLimits, Plan, Problem, SplitKind, SplitPolicy, plan
 from attn_runtime.problem import INT_MAX
+from attn_runtime.rounds import RoundsLaunch, round_count, share_of
 from attn_runtime.settings import Settings, with_tile
 from attn_runtime.tma_launch import TmaLaunch
+from attn_runtime.workspace import aligned
 
 _KEPT: Final = 1024
 """Kinds of calls that a thread remembers; the oldest is forgotten first."""
@@ -55,7 +65,7 @@ class Prepared:
 
     context: Context
     plan: Plan
-    launch: Launch
+    launch: Launch | RoundsLaunch
     out_shape: tuple[int, ...]
     out_dtype: str
     lse_shape: tuple[int, ...]
@@ -132,6 +142,7 @@ def _fits(config: AttentionConfig, device: Device) -> bool:
 
 def kernels_for(settings: Settings, problem: Problem, context: Context) -> Kernels:
     """The kernels that a call runs: the plan's choice of tile, compiled and loaded where needed."""
+    problem = share_of(problem, round_count(settings, problem))
     configs = candidates(settings, context)
     limits = [nominal_limits(config, settings.tuning) for config in configs]
     device = _device_limits(context.device)
@@ -194,18 +205,29 @@ def prepare_call(
     found = plan_call(settings, call.problem, kernels, context, workspace)
     if workspace is not None:
         check_workspace(workspace, found.workspace_bytes)
-    cache, q = settings.config.cache, views["q"]
-    assert cache is not None and q is not None  # both were checked
+    q = views["q"]
+    assert q is not None  # it was checked
     return Prepared(
         context=context,
         plan=found,
-        launch=_launch_of(kernels)(
-            kernels.attention, kernels.reduction, found, cache, call.values, exchange
-        ),
+        launch=_make_launch(settings, call, kernels, found, exchange),
         out_shape=call.out_shape,
         out_dtype=q.dtype,
         lse_shape=call.lse_shape,
     )
+
+
+def _make_launch(
+    settings: Settings, call: Call, kernels: Kernels, found: Plan, exchange: Exchange | None
+) -> Launch | RoundsLaunch:
+    cache, config = settings.config.cache, settings.config
+    assert cache is not None  # attention reads a cache: a rule of the space
+    make = partial(_launch_of(kernels), kernels.attention, kernels.reduction, found, cache)
+    rounds = round_count(settings, call.problem)
+    if exchange is None or rounds == 1:
+        return make(call.values, exchange)
+    with kernels.attention.function.context:
+        return RoundsLaunch(make, config, found, call.values, exchange, rounds)
 
 
 def _launch_of(kernels: Kernels) -> type[Launch]:
@@ -222,16 +244,27 @@ def plan_call(
     context: Context,
     workspace: ArrayView | None = None,
 ) -> Plan:
-    """The plan on a device. The heuristic splits no further than a given workspace holds; other
-    policies are taken at their word, and a workspace too small for them is refused later."""
+    """The plan on a device; of a call in rounds, that of one, with the workspace of all."""
+    rounds = round_count(settings, problem)
+    have = None if workspace is None else array_bytes(workspace) // rounds
+    found = _plan_within(settings, share_of(problem, rounds), kernels, context, have)
+    if rounds == 1:
+        return found
+    return replace(found, workspace_bytes=rounds * aligned(found.workspace_bytes))
+
+
+def _plan_within(
+    settings: Settings, problem: Problem, kernels: Kernels, context: Context, have: int | None
+) -> Plan:
+    """The heuristic splits no further than `have` bytes of workspace hold; other policies are taken
+    at their word, and a workspace too small for them is refused later."""
     config, device = kernels.attention.config, _device_limits(context.device)
     cost = settings.tuning.cost(config)
     limits = replace(kernels.attention.limits, tile_ns=cost.tile_ns, step_ns=cost.step_ns)
     make = plan_decode if config.mode is Mode.DECODE else plan
     found = make(problem, device, limits, settings.policy)
-    if workspace is None or settings.policy.kind is not SplitKind.HEURISTIC:
+    if have is None or settings.policy.kind is not SplitKind.HEURISTIC:
         return found
-    have = array_bytes(workspace)
     if found.workspace_bytes <= have:
         return found
     # partial_O and partial_ML of one split or range, and the most that lies between and around

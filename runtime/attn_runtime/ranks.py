@@ -32,6 +32,8 @@ class Ranks:
     """The ranks' outputs are added up at the end of the call."""
     own_rows: bool = False
     """Each rank has the sum of its own 1 / size of the tokens only."""
+    rounds: int | None = None
+    """Most rounds of heads of a call; None: by the bytes that are exchanged."""
 
     @property
     def exchanges(self) -> bool:

@@ -20,7 +20,7 @@ from attn_runtime.attention import Attention
 from attn_runtime.checks import need_int
 from attn_runtime.context_parallel import ContextParallel, Sharding
 from attn_runtime.errors import ArgumentError
-from attn_runtime.events import Event, make_stream
+from attn_runtime.events import Event
 from attn_runtime.problem import CpForm, KeySharding
 from attn_runtime.ranks import Ranks
 
@@ -101,6 +101,10 @@ class _Source:
     def finish(self, out: int, elements: int, dtype: str, stream: int) -> None:
         """Nothing follows."""
 
+    def side_stream(self) -> int:
+        """Not asked for: nothing is exchanged."""
+        raise NotImplementedError
+
 
 @dataclass(slots=True)
 class _Batch:
@@ -137,13 +141,12 @@ class RingAttention:
         for source in range(size):
             is_last = source == (rank + 1) % size
             form = CpForm.COMPLETE if is_last else CpForm.PART_ONLY
-            ranks = Ranks(size, source, KeySharding.ZIGZAG, form=form)
+            ranks = Ranks(size, source, KeySharding.ZIGZAG, form=form, rounds=1)
             own: Any = _Source(ranks)
             self._sources.append(
                 Attention(cache="linear", split=split, context_parallel=own, **attention)
             )
         self._batches: dict[tuple[int, ...], _Batch] = {}
-        self._stream: int | None = None
 
     def layout(self, lens: Sequence[int]) -> RingLayout:
         """What each rank has of sequences of these lengths."""
@@ -191,18 +194,17 @@ class RingAttention:
         """The buffer of each step, once `stream` may read it. The exchange of a step is enqueued
         in front of its kernel: behind it, it would find no multiprocessor free."""
         size = self.group.ranks.size
-        if self._stream is None:
-            self._stream = make_stream()
+        side = self.group.side_stream() if size > 1 else stream
         computed = [_recorded(stream)]  # K and V lie in the first buffer
         arrived: list[Event] = []
         for step in range(size):
             if step + 1 < size:
                 # What arrives takes the buffer of two steps ago, whose kernel must be done.
-                computed[max(0, step - 1)].hold(self._stream)
+                computed[max(0, step - 1)].hold(side)
                 own, coming = (batch.keys[at % _BUFFERS][0] for at in (step, step + 1))
                 bytes_ = own.numel() * own.element_size()
-                self.group.rotate(own.data_ptr(), coming.data_ptr(), bytes_, self._stream)
-                arrived.append(_recorded(self._stream))
+                self.group.rotate(own.data_ptr(), coming.data_ptr(), bytes_, side)
+                arrived.append(_recorded(side))
             if step > 0:
                 arrived[step - 1].hold(stream)
             yield step, batch.keys[step % _BUFFERS]

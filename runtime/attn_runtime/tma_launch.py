@@ -86,8 +86,8 @@ class TmaLaunch(Launch):
         struct.pack_into("<i", packed, _OFFSETS["group_packs"], group // plan.packed_heads)
         return bytes(packed)
 
-    def run(self, addresses: Sequence[int], stream: int) -> None:
-        """Launch on any stream, by its handle; the context must be current."""
+    def compute(self, addresses: Sequence[int], stream: int) -> None:
+        """See Launch: tensor maps and counters come first."""
         self._write(addresses)
         if not self._plan.grid_x:
             return
@@ -98,7 +98,7 @@ class TmaLaunch(Launch):
         self._kernel.function.launch(
             self._ctas, plan.threads, plan.shared_bytes, stream, self._parameters
         )
-        self._finish(addresses, stream)
+        self._merge_splits(stream)
 
     def run_on_own(self, addresses: Sequence[int], stream: Any) -> None:
         """As `run`, on a stream of PyCUDA, None for the default one."""

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from harness import attention_for, bounds, launch, plan_of, problem_of, verdict
+from harness import attention_for, bounds, launch, plan_of, problem_of, same_bits, verdict
 from ranks import rank_problem
 
 from attn_codegen.config import Cache, Dtype
 from attn_runtime import ContextParallel, ContextParallelError
 from attn_runtime.plan import SplitPolicy
 from attn_runtime.ring import RingAttention
-from cases import Task, batch_for, kernel_named, random_tasks
+from cases import Kernel, Task, batch_for, kernel_named, random_tasks
 from criterion import complaints, lse_limit
 from decode_cases import decode_config, decode_kernel, decode_tasks
 from reference import Batch
@@ -123,10 +123,37 @@ def in_flight() -> None:
         assert not wrong, f"{task}: {wrong}"
 
 
+def in_rounds() -> None:
+    """What a round of heads leaves is exchanged beside the next: the same bits as in one
+    round."""
+    for name in KERNELS:
+        kernel = kernel_named(name)
+        batch = batch_for(kernel, [300, 1], [900, 300], num_heads=16, num_kv_heads=4)
+        task = Task(batch, split=SplitPolicy.fixed(2))
+        for output in ("complete", "reduced"):
+            outputs = []
+            for rounds in (1, 2, 4):
+                group = ContextParallel(output=output, rounds=rounds)
+                attn = attention_for(kernel.config, task.batch, task.split, group)
+                own = rank_problem(problem_of(kernel, task), task, group)
+                outputs.append(launch(own, attn, **bounds(task.batch)))
+                group.wait()
+                wrong = verdict(own, outputs[-1])
+                assert not wrong, f"{name} {output} {rounds}: {wrong}"
+            for other in outputs[1:]:
+                assert output == "reduced" or same_bits(outputs[0].out, other.out)
+                assert same_bits(outputs[0].lse, other.lse)
+
+
 def captured() -> None:
     """A call in a CUDA graph, exchange and all, replayed with other queries."""
-    kernel = kernel_named(KERNELS[0])
-    group = ContextParallel()
+    for kernel in map(kernel_named, KERNELS[:2]):
+        for rounds in (1, 2):
+            replay_captured(kernel, ContextParallel(rounds=rounds))
+
+
+def replay_captured(kernel: Kernel, group: ContextParallel) -> None:
+    """Captures a call of a group, and replays it."""
     task = Task(batch_for(kernel, [40, 1], [700, 300]))
     own = rank_problem(problem_of(kernel, task), task, group)
     attn = attention_for(kernel.config, task.batch, "heuristic", group)
@@ -217,7 +244,17 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    scenarios = (problems, scattered, in_flight, captured, ring, failing, absent, nccl4py)
+    scenarios = (
+        problems,
+        scattered,
+        in_flight,
+        in_rounds,
+        captured,
+        ring,
+        failing,
+        absent,
+        nccl4py,
+    )
     {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]]()
     torch.cuda.synchronize()
     dist.barrier()

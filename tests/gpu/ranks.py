@@ -28,11 +28,13 @@ from reference_torch import torch
 
 @dataclass(slots=True)
 class Replay:
-    """A communicator that knows what the other ranks gave the last time."""
+    """A communicator that knows what the other ranks gave the last time, in each gather of a
+    call."""
 
     size: int
     rank: int
-    parts: dict[int, torch.Tensor]
+    parts: dict[Any, torch.Tensor]
+    gathers: int = 0
     rotations: int = 0
     aborted: bool = False
 
@@ -40,9 +42,15 @@ class Replay:
         """Keeps this rank's part, and copies those of the others in."""
         whole = torch.as_tensor(Span(first, self.size * count), device="cuda")
         whole = whole.view(self.size, count)
-        self.parts[self.rank] = whole[self.rank].clone()
-        for rank, part in self.parts.items():
-            whole[rank] = part
+        current = torch.cuda.current_stream()
+        own = stream == current.cuda_stream
+        with torch.cuda.stream(current if own else torch.cuda.ExternalStream(stream)):
+            self.parts[self.gathers, self.rank] = whole[self.rank].clone()
+            for rank in range(self.size):
+                part = self.parts.get((self.gathers, rank))
+                if part is not None:
+                    whole[rank] = part
+        self.gathers += 1
 
     def all_reduce(self, address: int, count: int, dtype: str, stream: int) -> None:
         """Not simulated."""
@@ -71,22 +79,33 @@ class Replay:
 
 
 def outputs_of_ranks(
-    kernel: Kernel, task: Task, size: int, sharding: str, chunk: int, output: str
+    kernel: Kernel,
+    task: Task,
+    size: int,
+    sharding: str,
+    chunk: int,
+    output: str,
+    rounds: int | None = None,
 ) -> tuple[Problem, list[Output]]:
-    """The whole problem, and what each rank has at the end of its call. All ranks run twice: in the
-    second round each finds the parts that the others left in the first."""
+    """The whole problem, and what each rank has at the end of its call. All ranks run twice: the
+    second time each finds the parts that the others left the first time."""
     problem, bits = problem_of(kernel, task), draw_inputs(kernel, task)
-    parts: dict[int, torch.Tensor] = {}
+    parts: dict[Any, torch.Tensor] = {}
     calls = []
     for rank in range(size):
+        replay = Replay(size, rank, parts)
         group = ContextParallel(
-            Replay(size, rank, parts), sharding=sharding, chunk=chunk, output=output
+            replay, sharding=sharding, chunk=chunk, output=output, rounds=rounds
         )
         attn = attention_for(kernel.config, task.batch, task.split, group)
-        calls.append((rank_problem(problem, task, group, bits), attn))
+        calls.append((rank_problem(problem, task, group, bits), attn, replay))
     found: list[Output] = []
     for _ in range(2):
-        found = [launch(own, attn, **bounds(task.batch, task.slack)) for own, attn in calls]
+        found = []
+        for own, attn, replay in calls:
+            replay.gathers = 0
+            found.append(launch(own, attn, **bounds(task.batch, task.slack)))
+            torch.cuda.synchronize()  # the next rank reads what was gathered on another stream
     return problem, found
 
 

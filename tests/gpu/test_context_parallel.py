@@ -10,7 +10,7 @@ import pytest
 from harness import Output, attention_for, bounds, ints, launch, problem_of, same_bits, verdict
 from ranks import outputs_of_ranks
 
-from attn_codegen.config import Cache, Dtype
+from attn_codegen.config import Cache, Dtype, Mode
 from attn_runtime.plan import SplitPolicy
 from cases import Kernel, Task, batch_for, kernel_named, random_tasks
 from decode_cases import decode_config, decode_kernel, decode_tasks
@@ -94,6 +94,30 @@ def test_every_rank_of_a_complete_exchange_has_the_same_bits(kernel: Kernel) -> 
     for other in outputs[1:]:
         assert same_bits(outputs[0].out, other.out)
         assert same_bits(outputs[0].lse, other.lse)
+
+
+def kernels_of_rounds() -> list[object]:
+    """Prefill of both families and decode, over every cache."""
+    names = [kernel_named(name) for name in KERNELS]
+    decode = [decode_kernel(decode_config(128, Dtype.BF16, cache)) for cache in Cache]
+    return [pytest.param(kernel, id=kernel.config.name) for kernel in (*names, *decode)]
+
+
+@pytest.mark.parametrize("split", [SplitPolicy.off(), SplitPolicy.fixed(3)], ids=["off", "fixed"])
+@pytest.mark.parametrize("kernel", kernels_of_rounds())
+def test_rounds_of_heads_leave_the_same_bits(kernel: Kernel, split: SplitPolicy) -> None:
+    lens = [8, 1, 0, 3] if kernel.config.mode is Mode.DECODE else [140, 1, 0, 33]
+    batch = batch_for(kernel, lens, [700, 300, 9, 40], num_heads=16, num_kv_heads=4)
+    task = Task(batch, split=split)
+    for output in ("complete", "scaled"):
+        problem, expected = outputs_of_ranks(kernel, task, 3, "interleaved", 1, output, 1)
+        assert output == "scaled" or not verdict(problem, expected[0])
+        for rounds in (2, 4):
+            _, found = outputs_of_ranks(kernel, task, 3, "interleaved", 1, output, rounds)
+            for one, other in zip(expected, found, strict=True):
+                assert same_bits(one.out, other.out) and same_bits(one.lse, other.lse), (
+                    f"{output}, {rounds} rounds"
+                )
 
 
 @pytest.mark.parametrize("kernel", [pytest.param(kernel_named(n), id=n) for n in KERNELS])

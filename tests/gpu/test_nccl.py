@@ -25,7 +25,7 @@ PROGRAM = Path(__file__).parent / "rank_process.py"
 
 
 @pytest.mark.parametrize(
-    "scenario", ["problems", "scattered", "in_flight", "captured", "ring", "nccl4py"]
+    "scenario", ["problems", "scattered", "in_flight", "in_rounds", "captured", "ring", "nccl4py"]
 )
 def test_ranks_give_the_whole_attention(scenario: str) -> None:
     if scenario == "nccl4py" and find_spec("nccl") is None:

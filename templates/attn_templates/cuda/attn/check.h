@@ -198,11 +198,22 @@ inline void need_word(const char* field, int value, int last) {
 }
 
 template <class T>
-void check_context_parallel(const AttentionParams<T>& params) {
+void check_context_parallel(const AttentionParams<T>& params, int head_dim_v) {
   need_word("cp_sharding", static_cast<int>(params.cp_sharding), 2);
   need_word("cp_form", static_cast<int>(params.cp_form), 2);
   if (params.cp_size <= 1) {
+    if (params.cp_out_stride != 0) {
+      refuse_field("cp_out_stride",
+                   "is " + std::to_string(params.cp_out_stride) +
+                       ", but only the merge of many ranks writes apart tokens: set it to 0");
+    }
     return;
+  }
+  const std::int64_t width = std::int64_t{params.num_heads} * head_dim_v;
+  if (params.cp_out_stride != 0 && params.cp_out_stride < width) {
+    refuse_field("cp_out_stride",
+                 "is " + std::to_string(params.cp_out_stride) + ": the heads of a token take " +
+                     std::to_string(width) + " elements; 0 lays tokens back to back");
   }
   if (params.cp_fn == nullptr && params.cp_form != CpForm::kPartOnly) {
     refuse_field("cp_fn",
@@ -256,7 +267,7 @@ void check_params(const AttentionParams<typename Config::T>& params) {
         "is " + std::to_string(params.inv_sqrt_dh) +
             ": the softmax scale must be finite and above 0, usually 1 / sqrt(size_per_head)");
   }
-  check_context_parallel(params);
+  check_context_parallel(params, Config::kHeadDimV);
   if (Config::kMode != Mode::kDecode && params.sinks != nullptr) {
     refuse_field("sinks",
                  "is given, but only decode kernels add sinks: leave it null",

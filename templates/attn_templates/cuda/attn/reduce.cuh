@@ -200,7 +200,11 @@ __device__ __forceinline__ void store_row(const AttentionParams<typename Config:
   const int head = static_cast<int>(row - static_cast<int64_t>(token) * params.num_heads);
   add_sink(params, merged, head);
   const float inverse = merged.sum > 0.0f ? 1.0f / merged.sum : 0.0f;
-  T* const out = params.out + row * Config::kHeadDimV;
+  // A call of some of the heads writes between those of the others.
+  const int64_t stride = params.cp_out_stride > 0
+                             ? params.cp_out_stride
+                             : static_cast<int64_t>(params.num_heads) * Config::kHeadDimV;
+  T* const out = params.out + token * stride + head * Config::kHeadDimV;
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
     const int column = lane * 2 + i * 64;
