@@ -11,6 +11,7 @@ import click
 from attn_codegen.cli_bench_decode import decode
 from attn_codegen.cli_bench_options import plot_option, words
 from attn_codegen.cli_bench_prefill import prefill
+from attn_codegen.cli_bench_write import write
 from attn_codegen.config import Arch, AttentionConfig, Dtype
 from attn_codegen.options import json_option, preset_option, select
 
@@ -23,6 +24,7 @@ def bench() -> None:
     Examples:
       attn-codegen bench prefill --head-dim 128 --peers cudnn
       attn-codegen bench decode --model llama3-8b --batch 1,32 --context 4k
+      attn-codegen bench write --kv same,int8
       attn-codegen bench compile --jobs 2
       attn-codegen bench overhead
     """
@@ -30,6 +32,7 @@ def bench() -> None:
 
 bench.add_command(prefill)
 bench.add_command(decode)
+bench.add_command(write)
 
 
 @bench.command("show")

@@ -42,7 +42,7 @@ from attn_codegen.options import json_option
 )
 @click.option("--scattered", is_flag=True, help="Take blocks from all over the pool.")
 @click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
-@kv_option
+@kv_option("same")
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
 @click.option("--peers", help=peers_help % "cudnn,flash,fa3,flashinfer")
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)

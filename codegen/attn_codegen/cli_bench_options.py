@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,19 @@ def kinds_of_codes(_: click.Context, __: click.Parameter, text: str) -> tuple[Kv
     return tuple(dict.fromkeys(chosen))
 
 
-kv_option = click.option(
-    "--kv",
-    "kv_dtypes",
-    metavar="TYPE,TYPE,...",
-    default="same",
-    callback=kinds_of_codes,
-    help="Elements of the cache: same, int8, int4, e4m3.  [default: same]",
-)
+def kv_option(usual: str) -> Callable[[Any], Any]:
+    """--kv, with what is taken when it is left out."""
+    return click.option(
+        "--kv",
+        "kv_dtypes",
+        metavar="TYPE,TYPE,...",
+        default=usual,
+        callback=kinds_of_codes,
+        show_default=True,
+        help="Elements of the cache: same, int8, int4, e4m3.",
+    )
+
+
 peers_help = "%s or none, with commas.  [default: those installed]"
 
 

@@ -40,7 +40,7 @@ _FA3_HEAD_DIMS = (64, 128, 256)
 )
 @click.option("--cache", type=words(Cache), default="linear", show_default=True)
 @click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
-@kv_option
+@kv_option("same")
 @click.option("--heads", type=click.IntRange(min=1), help="[default: 2048 / head_dim]")
 @click.option("--kv-heads", type=click.IntRange(min=1), help="[default: as --heads]")
 @click.option("--model", metavar="NAME", help="The heads of a public model, such as llama3-8b.")

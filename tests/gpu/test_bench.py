@@ -70,6 +70,17 @@ def test_ragged_batches_and_chunks_run_beside_flash_attention(args: tuple[str, .
         assert {"ours", "flash"} <= set(cell["tflops"]), cell["missing"]
 
 
+@pytest.mark.parametrize("cache", ["linear", "paged", "block"])
+def test_writers_are_checked_and_timed_beside_a_copy(cache: str) -> None:
+    done = run("bench", "write", "--tokens", "3000", "--cache", cache, *SMALL)
+    assert done.code == 0, done.err
+    cells = json.loads(done.out)["cells"]
+    assert len(cells) == 8
+    for cell in cells:
+        assert 1.0 < cell["microseconds"] < 1000.0
+        assert 1e11 < cell["copy"] < MOST_BYTES_PER_SECOND
+
+
 @pytest.mark.parametrize("layout", ["nhd", "hnd", "interleaved"])
 @pytest.mark.parametrize("extra", [(), ("--ragged", "--queries", "3")], ids=["equal", "ragged"])
 def test_decode_is_checked_and_timed_in_every_layout(layout: str, extra: tuple[str, ...]) -> None:

@@ -60,7 +60,7 @@ class HostBench:
         return HostArray(halves.view(np.uint8)[: math.prod(shape)].reshape(shape))
 
     def to_device(self, values: Any) -> HostArray:
-        return HostArray(np.ascontiguousarray(values))
+        return HostArray(np.array(values, order="C"))
 
     def empty(self, shape: Any, dtype: str) -> HostArray:
         return HostArray(np.zeros(shape, dtype))

@@ -20,7 +20,7 @@ from attn_runtime.errors import DriverError
 from attn_runtime.process import run_and_weigh
 from commands import run
 
-COMMANDS = ("prefill", "compile", "overhead", "show")
+COMMANDS = ("prefill", "write", "compile", "overhead", "show")
 
 
 class Clock:
@@ -109,7 +109,7 @@ def test_every_command_shows_an_example_in_its_help(command: str) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-@pytest.mark.parametrize("command", ["prefill", "overhead"])
+@pytest.mark.parametrize("command", ["prefill", "write", "overhead"])
 def test_without_a_gpu_one_sentence_says_so(command: str) -> None:
     done = run("bench", command)
     assert (done.code, done.out) == (1, "")

@@ -15,7 +15,7 @@ from attn_codegen.tiling import KV_BITS, PAIR_BYTES, has_pairs
 if TYPE_CHECKING:
     from attn_runtime.bench.device import Bench
 
-SCALE: Final = {KvDtype.INT8: 2.0**-6, KvDtype.INT4: 2.0**-2, KvDtype.E4M3: 2.0**-7}
+SCALE: Final = {KvDtype.INT8: 2.0**-6, KvDtype.INT4: 2.0**-2, KvDtype.E4M3: 2.0**-6}
 """With these, any codes are values of ordinary size; they are exact in 16 bits."""
 ZERO: Final = -2.0
 
@@ -41,9 +41,10 @@ def scales_of(bench: Bench, dims: Sequence[int], dtype: Dtype, kv_dtype: KvDtype
     return {name: bench.to_device(pairs) for name in ("k_pairs", "v_pairs")}
 
 
-def values_of(codes: NDArray[Any], kv_dtype: KvDtype) -> Any:
-    """float64 [..., head_dim] of rows of codes, and what is no code as it is. The kernels read NaN
-    of e4m3 as 480, the next size that there would be."""
+def values_of(codes: NDArray[Any], kv_dtype: KvDtype, pairs: Any = None) -> Any:
+    """float64 [..., head_dim] of rows of codes, and what is no code as it is. `pairs` are the
+    (scale, zero) of each row, [..., 2]; left out, those of `pairs_of`. The kernels read NaN of e4m3
+    as 480, the next size that there would be."""
     if kv_dtype is KvDtype.SAME:
         return codes
     if kv_dtype is KvDtype.E4M3:
@@ -51,7 +52,8 @@ def values_of(codes: NDArray[Any], kv_dtype: KvDtype) -> Any:
     if kv_dtype is KvDtype.INT4:
         nibbles = np.stack([codes & 0xF, codes >> 4], axis=-1)
         codes = nibbles.reshape(*codes.shape[:-1], -1)
-    return codes.astype(np.float64) * SCALE[kv_dtype] + ZERO
+    scale, zero = (SCALE[kv_dtype], ZERO) if pairs is None else np.split(pairs, 2, axis=-1)
+    return codes.astype(np.float64) * scale + zero
 
 
 def pairs_of(kv_dtype: KvDtype, dtype: Dtype, count: int) -> Any:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.config import Arch, Cache, Dtype, KvDtype
-from attn_codegen.tiling import has_pairs
+from attn_codegen.tiling import PAIR_BYTES, has_pairs
 from attn_runtime.bench import codes
 from attn_runtime.bench.device import Bench
+from attn_runtime.bench.oracle import from_bits
 from attn_runtime.bench.shapes import Shape, cumulated
 from attn_runtime.problem import SplitPolicy
 
@@ -46,6 +47,10 @@ class KeyStore(Protocol):
         """(K, V) of a sequence as they are stored, [k_len, num_kv_heads, head_dim], on the host; of
         codes what they stand for."""
 
+    def pairs(self, sequence: int) -> tuple[Any, Any]:
+        """float64 (scale, zero) of the rows of K and of V, [k_len, num_kv_heads, 2]; None for rows
+        that have none."""
+
 
 def store_of(bench: Bench, shape: Shape, setup: Setup) -> KeyStore:
     """K and V of a shape."""
@@ -64,7 +69,34 @@ def _arrays(bench: Bench, dims: Sequence[int], shape: Shape, setup: Setup) -> di
     return rows | codes.scales_of(bench, dims, setup.dtype, setup.kv_dtype)
 
 
-class LinearStore:
+class _Arrays:
+    """K and V as arrays of their own; a subclass says where in them a sequence lies."""
+
+    arguments: dict[str, Any]
+    _kv_dtype: KvDtype
+
+    def _of(self, array: Any, sequence: int) -> Any:
+        """The rows of a sequence, on the host."""
+        raise NotImplementedError
+
+    def rows(self, sequence: int) -> tuple[Any, Any]:
+        stored = (self._of(self.arguments[name], sequence) for name in "kv")
+        key, value = (
+            codes.values_of(rows, self._kv_dtype, pairs)
+            for rows, pairs in zip(stored, self.pairs(sequence), strict=True)
+        )
+        return key, value
+
+    def pairs(self, sequence: int) -> tuple[Any, Any]:
+        if not has_pairs(self._kv_dtype):
+            return None, None
+        key, value = (
+            from_bits(self._of(self.arguments[name], sequence)) for name in ("k_pairs", "v_pairs")
+        )
+        return key, value
+
+
+class LinearStore(_Arrays):
     """Sequences end to end."""
 
     def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None:
@@ -73,10 +105,8 @@ class LinearStore:
         self._cu = cumulated(shape.k_lens)
         self.arguments = _arrays(bench, dims, shape, setup)
 
-    def rows(self, sequence: int) -> tuple[Any, Any]:
-        own = slice(self._cu[sequence], self._cu[sequence + 1])
-        key, value = (self.arguments[name][own].get() for name in "kv")
-        return codes.values_of(key, self._kv_dtype), codes.values_of(value, self._kv_dtype)
+    def _of(self, array: Any, sequence: int) -> Any:
+        return array[self._cu[sequence] : self._cu[sequence + 1]].get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +130,7 @@ class _Blocks:
         return table
 
 
-class PagedStore:
+class PagedStore(_Arrays):
     """Pools [block, token, KV head, row]."""
 
     def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None:
@@ -110,13 +140,9 @@ class PagedStore:
         table = bench.to_device(self._blocks.table())
         self.arguments = {**_arrays(bench, dims, shape, setup), "block_table": table}
 
-    def rows(self, sequence: int) -> tuple[Any, Any]:
-        k_len, ids = self._k_lens[sequence], self._blocks.ids[sequence]
-        key, value = (
-            np.concatenate([self.arguments[name][int(block)].get() for block in ids])[:k_len]
-            for name in "kv"
-        )
-        return codes.values_of(key, self._kv_dtype), codes.values_of(value, self._kv_dtype)
+    def _of(self, array: Any, sequence: int) -> Any:
+        blocks = [array[int(block)].get() for block in self._blocks.ids[sequence]]
+        return np.concatenate(blocks)[: self._k_lens[sequence]]
 
 
 class BlockStore:
@@ -155,18 +181,38 @@ class BlockStore:
         return bench.to_device(pool)
 
     def rows(self, sequence: int) -> tuple[Any, Any]:
-        k_len, kv_dtype = self._k_lens[sequence], self._setup.kv_dtype
-        end = _LAYER_OFFSET + int(np.prod(self._dims))
+        rows, kv_dtype = self._part(sequence, _LAYER_OFFSET, self._dims), self._setup.kv_dtype
+        if kv_dtype is KvDtype.SAME:
+            rows = tuple(self._as_elements(part) for part in rows)
+        key, value = (
+            codes.values_of(part, kv_dtype, pairs)
+            for part, pairs in zip(rows, self.pairs(sequence), strict=True)
+        )
+        return key, value
+
+    def pairs(self, sequence: int) -> tuple[Any, Any]:
+        if not has_pairs(self._setup.kv_dtype):
+            return None, None
+        behind, dims = _LAYER_OFFSET + int(np.prod(self._dims)), (*self._dims[:-1], PAIR_BYTES)
+        key, value = (
+            from_bits(self._as_elements(part)) for part in self._part(sequence, behind, dims)
+        )
+        return key, value
+
+    def _part(self, sequence: int, begin: int, dims: tuple[int, ...]) -> tuple[Any, Any]:
+        """Bytes of K and of V, [k_len, KV head, those of a row], that lie as [KV head][K, V][token]
+        from byte `begin` of each block on."""
+        end = begin + int(np.prod(dims))
         blocks = [
-            self._pool[int(block)].get()[_LAYER_OFFSET:end].reshape(self._dims)
+            self._pool[int(block)].get()[begin:end].reshape(dims)
             for block in self._blocks.ids[sequence]
         ]
-        stored = np.concatenate(blocks, axis=2)[:, :, :k_len]  # [KV head][K, V][token][row]
-        if kv_dtype is KvDtype.SAME:
-            is_bf16 = self._setup.dtype is Dtype.BF16
-            stored = np.ascontiguousarray(stored).view(np.uint16 if is_bf16 else np.float16)
-        values = codes.values_of(stored, kv_dtype)
-        return values[:, 0].swapaxes(0, 1), values[:, 1].swapaxes(0, 1)
+        stored = np.concatenate(blocks, axis=2)[:, :, : self._k_lens[sequence]]
+        return stored[:, 0].swapaxes(0, 1), stored[:, 1].swapaxes(0, 1)
+
+    def _as_elements(self, rows: Any) -> Any:
+        is_bf16 = self._setup.dtype is Dtype.BF16
+        return np.ascontiguousarray(rows).view(np.uint16 if is_bf16 else np.float16)
 
 
 _STORES: Final[dict[Cache, type[KeyStore]]] = {

@@ -9,6 +9,7 @@ from typing import Any, Final
 from attn_runtime.bench.decode_report import DecodeResults
 from attn_runtime.bench.errors import BenchError
 from attn_runtime.bench.report import OURS, Results, unique
+from attn_runtime.bench.write_report import WriteResults
 
 INSTALL: Final = "pip install 'attn-codegen[bench]'"
 _COLOURS: Final = {OURS: "#0b6e4f", "cudnn": "#c05a1c", "flash": "#3a66b0", "fa3": "#7b4aa0"}
@@ -23,8 +24,10 @@ def require_matplotlib() -> None:
         raise BenchError(f"--plot needs matplotlib ({error}): {INSTALL}") from error
 
 
-def plot(results: Results | DecodeResults, path: Path) -> None:
+def plot(results: Results | DecodeResults | WriteResults, path: Path) -> None:
     """Write the picture; its format is that of the path's suffix. Raises BenchError."""
+    if isinstance(results, WriteResults):
+        raise BenchError("results of bench write have no picture: leave --plot out")
     require_matplotlib()
     figure = _prefill(results) if isinstance(results, Results) else _decode(results)
     device = results.facts.get("device", "")
