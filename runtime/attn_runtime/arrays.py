@@ -85,20 +85,20 @@ class TorchAdapter(Adapter):
         return int(self._torch.cuda.current_stream(ordinal).cuda_stream)
 
     def read(self, array: Any, argument: str, stream: int) -> Reading:
-        key = (array.shape, array.stride(), array.dtype, array.get_device())
-        return key, array.data_ptr(), None
+        return _torch_key(array), array.data_ptr(), None
 
     def read_all(self, arrays: Sequence[Any], arguments: Sequence[str], stream: int) -> Readings:
         kind = type(arrays[0])
         keys: list[Key | None] = []
         addresses: list[int] = []
         for array in arrays:
-            if type(array) is kind:
-                keys.append((array.shape, array.stride(), array.dtype, array.get_device()))
-                addresses.append(array.data_ptr())
-            elif array is None:
+            if array is None:
                 keys.append(None)
                 addresses.append(0)
+            elif type(array) is kind:  # _torch_key, without the call
+                strides = None if array.is_contiguous() else array.stride()
+                keys.append((array.shape, strides, array.dtype, array.get_device()))
+                addresses.append(array.data_ptr())
             else:
                 return super().read_all(arrays, arguments, stream)
         return keys, addresses, []
@@ -106,7 +106,8 @@ class TorchAdapter(Adapter):
     def describe(self, key: Key, argument: str) -> ArrayView:
         shape, strides, dtype, ordinal = key
         name = str(dtype).removeprefix("torch.")
-        return ArrayView(tuple(shape), tuple(strides), word_of_name(name), ordinal)
+        steps = dense_strides(shape) if strides is None else tuple(strides)
+        return ArrayView(tuple(shape), steps, word_of_name(name), ordinal)
 
     def current_stream(self, array: Any) -> int:
         ordinal = array.get_device()
@@ -123,6 +124,13 @@ class TorchAdapter(Adapter):
             with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device)):
                 array = torch.empty(shape, dtype=torch_dtype, device=device)
         return array, array.data_ptr()
+
+
+def _torch_key(array: Any) -> Key:
+    """Shape, strides, element type and GPU. None stands for dense strides: torch is quicker to say
+    so than to make the tuple."""
+    strides = None if array.is_contiguous() else array.stride()
+    return array.shape, strides, array.dtype, array.get_device()
 
 
 class PycudaAdapter(Adapter):

@@ -31,7 +31,6 @@ from attn_runtime.prepared import (
     load_kernels,
     plan_call,
     prepare_call,
-    refuse_misaligned,
     reserve_counters,
 )
 from attn_runtime.ranks import ONE_RANK
@@ -258,7 +257,6 @@ class Attention:
             workspace, addresses[_WORKSPACE] = adapter.empty(
                 q, call.context, handle, (call.plan.workspace_bytes,), "u8"
             )
-        refuse_misaligned(addresses)
         own = adapter is PYCUDA if stream is None else is_pycuda_stream(stream)
         if call.context.is_current():
             _run(call, addresses, own, stream, handle)

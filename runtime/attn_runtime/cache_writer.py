@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from attn_codegen import params
@@ -15,16 +13,16 @@ from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mode
 from attn_runtime import driver
 from attn_runtime.array_view import ArrayView
 from attn_runtime.arrays import adapter_of
+from attn_runtime.call_buffer import CallBuffer
 from attn_runtime.checks import need_int
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
-from attn_runtime.function import Function
 from attn_runtime.kernel import Kernel, load
 from attn_runtime.kv_cache import Values
 from attn_runtime.prepared import Given, context_of
 from attn_runtime.settings import device_ordinal, refuse_unsupported
 from attn_runtime.streams import stream_handle
-from attn_runtime.write_call import ARRAYS, address_fields, check_write, need_aligned
+from attn_runtime.write_call import ARRAYS, check_write, places
 
 _KEPT: Final = 256
 """Kinds of calls that a thread remembers; the oldest is forgotten first."""
@@ -124,9 +122,11 @@ class CacheWriter:
             ]
             call = self._prepared(given, block_len, layer_offset, context)
             self._keep((tuple(keys), block_len, layer_offset, context), call)
-        need_aligned(addresses)
-        with call.context:
+        if call.context.is_current():
             call.run(addresses, handle)
+        else:
+            with call.context:
+                call.run(addresses, handle)
         del owners  # what exporters lent is needed until here
 
     def _context_of(self, pointer: int) -> Context:
@@ -177,31 +177,23 @@ class CacheWriter:
         return WriteCall(context, load(self.config, context), values)
 
 
-@dataclass(slots=True)
 class WriteCall:
     """A checked call that lacks its addresses. Belongs to one thread."""
 
-    context: Context
-    kernel: Kernel
-    values: Values
+    def __init__(self, context: Context, kernel: Kernel, values: Values) -> None:
+        self.context = context
+        numbers = (values.get(name, 0) for name in params.field_names(_STRUCT))
+        packed = struct.pack(params.struct_format(_STRUCT), *numbers)
+        self._buffer = CallBuffer(packed, ARRAYS, places(kernel.config))
+        tile, rows = kernel.tiling, int(values["token_num"]) * int(values["num_kv_heads"])
+        self._has_rows = rows > 0
+        self._start = kernel.function.launcher(
+            -(-rows // tile.cta_q), tile.threads, tile.shared_bytes, self._buffer.parameters
+        )
 
     def run(self, addresses: Sequence[int], stream: int) -> None:
         """Launch on a stream, by its handle; the context must be current. The addresses are those
-        of ARRAYS, 0 for none."""
-        rows = int(self.values["token_num"]) * int(self.values["num_kv_heads"])
-        if not rows:
-            return
-        fields = self.values | address_fields(self.kernel.config, addresses)
-        packed = struct.pack(
-            params.struct_format(_STRUCT),
-            *(fields.get(name, 0) for name in params.field_names(_STRUCT)),
-        )
-        _launch(self.kernel, -(-rows // self.kernel.tiling.cta_q), packed, stream)
-
-
-def _launch(kernel: Kernel, grid_x: int, packed: bytes, stream: int) -> None:
-    function: Function = kernel.function
-    buffer = ctypes.create_string_buffer(packed, len(packed))
-    parameters = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
-    tile = kernel.tiling
-    function.launch(grid_x, tile.threads, tile.shared_bytes, stream, ctypes.addressof(parameters))
+        of ARRAYS, 0 for none. Raises ArgumentError for one that is not aligned."""
+        self._buffer.write(addresses)
+        if self._has_rows:
+            self._start(stream)

@@ -4,47 +4,44 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from attn_codegen import params
-from attn_codegen.config import Arch, Cache
+from attn_codegen.config import Arch
 from attn_runtime import driver
-from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
-from attn_runtime.launch import Exchange, Launch
+from attn_runtime.launch import Launch, PlannedCall
 from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
 
 _OFFSETS: Final = {name: offset for name, _, offset in params.leaves("DecodeArguments")}
+_COUNTERS_AT: Final = _OFFSETS["params.counters"]
 _RANGES: Final = {name: offset for name, offset in _OFFSETS.items() if name.startswith("ranges.")}
 
 
 class DecodeLaunch(Launch):
     """One call of a decode kernel. Belongs to one thread: all runs share its buffer."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        reduction: Kernel,
-        plan: Plan,
-        cache: Cache,
-        values: Values,
-        exchange: Exchange | None = None,
-    ) -> None:
-        super().__init__(kernel, reduction, plan, cache, values, exchange)
-        self._config: Any = None
-        if kernel.config.arch is Arch.SM90 and plan.grid_x:
-            shape = (plan.grid_x, plan.threads, plan.shared_bytes)
-            self._config = driver.dependent_launch(*shape)
-        self._counter_at = self._pad + _OFFSETS["params.counters"]
+    def __init__(self, call: PlannedCall) -> None:
+        super().__init__(call)
         self._counters: driver.Counters | None = None
-        self._block = 0
-        if plan.counter_cnt:
+        if call.plan.counter_cnt:
             self._counters = driver.counters_of(
-                kernel.function.context, counter_block(plan.counter_cnt)
+                call.kernel.function.context, counter_block(call.plan.counter_cnt)
             )
+
+    def _starter(self) -> Callable[[int], None]:
+        """Hopper's kernels wait for the launch before them by themselves."""
+        plan = self._plan
+        return self._kernel.function.launcher(
+            plan.grid_x,
+            plan.threads,
+            plan.shared_bytes,
+            self._buffer.parameters,
+            may_begin_early=self._kernel.config.arch is Arch.SM90,
+        )
 
     def _packed(self, plan: Plan, values: Values) -> bytes:
         packed = bytearray(params.size_of("DecodeArguments"))
@@ -57,20 +54,8 @@ class DecodeLaunch(Launch):
     def compute(self, addresses: Sequence[int], stream: int) -> None:
         """See Launch: the counters are those of the stream."""
         if self._counters is not None:
-            self._block = self._counters.address(stream)
+            self._buffer.set_word(_COUNTERS_AT, self._counters.address(stream))
         super().compute(addresses, stream)
-
-    def _start(self, stream: int) -> None:
-        """Hopper's kernels wait for the launch before them by themselves."""
-        if self._config is None:
-            super()._start(stream)
-        else:
-            self._config.hStream = stream
-            self._kernel.function.launch_by(self._config, self._parameters)
-
-    def _write(self, addresses: Sequence[int]) -> None:
-        super()._write(addresses)
-        struct.pack_into("<Q", self._buffer, self._counter_at, self._block)
 
     def run_on_own(self, addresses: Sequence[int], stream: Any) -> None:
         """As `run`, on a stream of PyCUDA, None for the default one."""

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from attn_runtime.errors import DriverError
+from attn_runtime.streams import LEGACY_DEFAULT
 
 INSTALL: Final = "pip install 'attn-codegen[runtime]'"
 
@@ -286,18 +287,23 @@ def _tensor_map_names() -> _TensorMapNames:
     )
 
 
-def dependent_launch(grid_x: int, threads: int, shared_bytes: int) -> Any:
-    """The CUlaunchConfig of a launch that may begin while the one before it ends."""
+def launch_config(
+    grid_x: int, threads: int, shared_bytes: int, *, may_begin_early: bool = False
+) -> Any:
+    """The CUlaunchConfig of a launch; one that may begin early does so while the launch before it
+    ends."""
     driver = bindings()
-    attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    attribute.value.programmaticStreamSerializationAllowed = 1
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid_x, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
     config.sharedMemBytes = shared_bytes
-    config.attrs = [attribute]
-    config.numAttrs = 1
+    if may_begin_early:
+        attribute = driver.CUlaunchAttribute()
+        names = driver.CUlaunchAttributeID
+        attribute.id = names.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config.attrs = [attribute]
+        config.numAttrs = 1
     return config
 
 
@@ -321,9 +327,10 @@ class Counters:
 
     def address(self, stream: int) -> int:
         """The block for a launch on a stream, by its handle. The context must be current."""
-        status, capturing = self._ask_capturing(stream)
-        if not status and capturing != self._idle:
-            return self._next()
+        if stream > LEGACY_DEFAULT:  # no other stream can be captured
+            status, capturing = self._ask_capturing(stream)
+            if not status and capturing != self._idle:
+                return self._next()
         found = self._of_stream.get(stream)
         if found is None:
             found = self._of_stream[stream] = self._next()

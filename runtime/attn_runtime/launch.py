@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
-from operator import itemgetter
 from typing import Any, Final, Protocol
 
 from attn_codegen import params
 from attn_codegen.config import Cache
+from attn_runtime.call_buffer import CallBuffer, Place, cache_fields
 from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
 from attn_runtime.plan import Plan
@@ -46,16 +46,9 @@ _COMMON: Final = (
     *("q", "cu_q_len", "cu_k_len", "finished", "sinks", "offset_q", "out", "lse"),
     *("k_scale", "v_scale"),
 )
-_OF_CACHE: Final = {
-    Cache.LINEAR: ("linear_iter_params", ("k", "v", "k_pairs", "v_pairs", "cu_rows")),
-    Cache.PAGED: ("paged_iter_params", ("k", "v", "k_pairs", "v_pairs", "block_table")),
-    Cache.BLOCK: ("block_iter_params", ("block_ptrs", "cu_block_nums")),
-}
 _IN_WORKSPACE: Final = ("partial_O", "partial_ML", "cp_O", "cp_ML")
-_SOURCES: Final = len(ARRAYS) + len(_IN_WORKSPACE)
 _OUT: Final = ARRAYS.index("out")
 _MERGE_AT: Final = {name: at for name, _, at in params.leaves("Arguments")}["plan.merge"]
-ADDRESS_BYTES: Final = 8
 
 
 class Exchange(Protocol):
@@ -72,65 +65,61 @@ class Exchange(Protocol):
         """A stream for what is exchanged while a kernel runs."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """A call but for its addresses: the kernels, how it is cut, and the numbers among its
+    arguments."""
+
+    kernel: Kernel
+    reduction: Kernel
+    plan: Plan
+    cache: Cache
+    values: Values
+    exchange: Exchange | None = None
+
+
 class Launch:
     """One call, ready but for its addresses. Belongs to one thread: all runs share its buffer."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        reduction: Kernel,
-        plan: Plan,
-        cache: Cache,
-        values: Values,
-        exchange: Exchange | None = None,
-    ) -> None:
-        self._plan, self._exchange = plan, exchange
+    def __init__(self, call: PlannedCall) -> None:
+        plan, values = call.plan, call.values
+        self._plan, self._exchange = plan, call.exchange
         self._is_part = int(values.get("cp_size", 1)) > 1
         self._rank = int(values.get("cp_rank", 0))
         self._elements = math.prod(
             int(values.get(name, 1)) for name in ("token_num", "num_heads", "size_per_head_v")
         )
-        self._offsets = _workspace_offsets(plan, self._is_part)
-        self._kernel, self._reduction = kernel, reduction
-        packed = self._packed(plan, values)
-        self._pad = max(kernel.function.argument_offset, reduction.function.argument_offset)
-        self._buffer = bytearray(self._pad) + packed
-        self._split_into_addresses(packed, cache)
+        self._kernel, self._reduction = call.kernel, call.reduction
+        pad = max(one.function.argument_offset for one in (call.kernel, call.reduction))
+        places = _places(call.cache, _workspace_offsets(plan, self._is_part))
+        self._buffer = CallBuffer(self._packed(plan, values), ARRAYS, places, pad)
         # PyCUDA copies the whole parameter space; the driver follows an array of addresses.
-        self._space = self._space_of(kernel)
-        self._reduction_space = self._space_of(reduction)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer)) + self._pad
-        self._addresses = (ctypes.c_void_p * 1)(start)
-        self._parameters = ctypes.addressof(self._addresses)
+        self._space = self._space_of(call.kernel)
+        self._reduction_space = self._space_of(call.reduction)
+        self._start = self._starter()
+        tile = call.reduction.tiling
+        self._reduce = call.reduction.function.launcher(
+            plan.reduce_grid_x, tile.threads, tile.shared_bytes, self._buffer.parameters
+        )
 
     def _packed(self, plan: Plan, values: Values) -> bytes:
         """The arguments of the kernel, 0 where an address belongs."""
         return struct.pack(params.struct_format("Arguments"), *_fields(plan, values))
 
-    def _split_into_addresses(self, packed: bytes, cache: Cache) -> None:
-        """A format that packs the addresses and, as bytes, the constants that lie between them."""
-        layout, end = "<", 0
-        picks: list[int] = []
-        constants: list[bytes] = []
-        for offset, source in sorted(_address_fields(cache)):
-            if offset > end:
-                layout += f"{offset - end}s"
-                picks.append(_SOURCES + len(constants))
-                constants.append(packed[end:offset])
-            layout += "Q"
-            picks.append(source)
-            end = offset + ADDRESS_BYTES
-        self._pack = struct.Struct(layout).pack_into
-        self._pick = itemgetter(*picks)
-        self._constants = tuple(constants)
+    def _starter(self) -> Callable[[int], None]:
+        """What launches the kernel on a stream."""
+        plan = self._plan
+        return self._kernel.function.launcher(
+            plan.grid_x, plan.threads, plan.shared_bytes, self._buffer.parameters
+        )
 
     def _space_of(self, kernel: Kernel) -> memoryview:
         """The parameter space of a kernel: it ends with the struct."""
-        return memoryview(self._buffer)[self._pad - kernel.function.argument_offset :]
+        return memoryview(self._buffer.bytes)[self._buffer.pad - kernel.function.argument_offset :]
 
     def run(self, addresses: Sequence[int], stream: int) -> None:
         """Launch on any stream, by its handle; the context must be current. The addresses are
-        those of ARRAYS, 0 for none."""
+        those of ARRAYS, 0 for none. Raises ArgumentError for one that is not aligned."""
         self.compute(addresses, stream)
         exchange = self._exchange
         if exchange is not None and self._plan.grid_x:
@@ -159,12 +148,6 @@ class Launch:
         """What the ranks have left, into the output; behind `compute`."""
         self._merge(Merge.RANKS, stream)
 
-    def _start(self, stream: int) -> None:
-        plan = self._plan
-        self._kernel.function.launch(
-            plan.grid_x, plan.threads, plan.shared_bytes, stream, self._parameters
-        )
-
     def _merge_splits(self, stream: int) -> None:
         plan = self._plan
         if not self._is_part:
@@ -174,14 +157,8 @@ class Launch:
             self._merge(Merge.SPLITS_TO_PART, stream)
 
     def _merge(self, merge: Merge, stream: int) -> None:
-        struct.pack_into("<i", self._buffer, self._pad + _MERGE_AT, merge)
+        struct.pack_into("<i", self._buffer.bytes, self._buffer.pad + _MERGE_AT, merge)
         self._reduce(stream)
-
-    def _reduce(self, stream: int) -> None:
-        tile = self._reduction.tiling
-        self._reduction.function.launch(
-            self._plan.reduce_grid_x, tile.threads, tile.shared_bytes, stream, self._parameters
-        )
 
     def run_on_own(self, addresses: Sequence[int], stream: Any) -> None:
         """As `run`, on a stream of PyCUDA, None for the default one."""
@@ -201,14 +178,8 @@ class Launch:
             )
 
     def _write(self, addresses: Sequence[int]) -> None:
-        workspace = addresses[-1]
-        partial_O, partial_ML, cp_O, cp_ML = self._offsets
-        sources = (
-            *addresses,
-            *(workspace + partial_O, workspace + partial_ML),
-            *(workspace + cp_O, workspace + cp_ML, *self._constants),
-        )
-        self._pack(self._buffer, self._pad, *self._pick(sources))
+        """Bring the arguments up to date."""
+        self._buffer.write(addresses)
 
 
 def packed_values(plan: Plan, values: Values) -> dict[str, int | float | bool]:
@@ -234,19 +205,18 @@ def _names(struct_name: str) -> tuple[str, ...]:
     return params.field_names(struct_name)
 
 
-@cache
-def _address_fields(kv_cache: Cache) -> tuple[tuple[int, int], ...]:
-    """(byte offset in Arguments, index into the sources) of each address that a call brings. The
-    sources are ARRAYS, then what lies in the workspace."""
-    owner, names = _OF_CACHE[kv_cache]
-    fields = {name: f"params.{name}" for name in _COMMON}
-    fields |= {name: f"params.{owner}.{name}" for name in names}
+def _places(kv_cache: Cache, workspace_offsets: Sequence[int]) -> dict[str, tuple[Place, ...]]:
+    """Where the address of each array is written."""
+    fields = {name: name for name in _COMMON} | cache_fields(kv_cache)
+    if kv_cache is Cache.LINEAR:
+        fields["cu_rows"] = "linear_iter_params.cu_rows"
     offsets = {name: offset for name, _, offset in params.leaves("Arguments")}
-    found = [(offsets[field], ARRAYS.index(name)) for name, field in fields.items()]
-    found += [
-        (offsets[f"params.{name}"], len(ARRAYS) + at) for at, name in enumerate(_IN_WORKSPACE)
-    ]
-    return tuple(found)
+    places: dict[str, tuple[Place, ...]] = {
+        name: ((offsets[f"params.{field}"], 0),) for name, field in fields.items()
+    }
+    parts = zip(_IN_WORKSPACE, workspace_offsets, strict=True)
+    places["workspace"] = tuple((offsets[f"params.{part}"], offset) for part, offset in parts)
+    return places
 
 
 def _workspace_offsets(plan: Plan, is_part: bool) -> tuple[int, int, int, int]:

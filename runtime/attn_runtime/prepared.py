@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +34,8 @@ from attn_runtime.driver import Context, Device
 from attn_runtime.errors import ArgumentError, DriverError
 from attn_runtime.kernel import Kernel, load, nominal_limits, on_device
 from attn_runtime.kernel_folder import chosen_folder
-from attn_runtime.launch import ARRAYS, Exchange, Launch
+from attn_runtime.kv_cache import Values
+from attn_runtime.launch import ARRAYS, Exchange, Launch, PlannedCall
 from attn_runtime.plan import DeviceLimits, Plan, Problem, SplitKind, SplitPolicy, plan
 from attn_runtime.problem import INT_MAX
 from attn_runtime.rounds import RoundsLaunch, round_count, share_of
@@ -222,10 +222,15 @@ def _make_launch(
 ) -> Launch | RoundsLaunch:
     cache, config = settings.config.cache, settings.config
     assert cache is not None  # attention reads a cache: a rule of the space
-    make = partial(_launch_of(kernels), kernels.attention, kernels.reduction, found, cache)
+    kind = _launch_of(kernels)
+    planned = PlannedCall(kernels.attention, kernels.reduction, found, cache, call.values, exchange)
     rounds = round_count(settings, call.problem)
     if exchange is None or rounds == 1:
-        return make(call.values, exchange)
+        return kind(planned)
+
+    def make(values: Values) -> Launch:
+        return kind(replace(planned, values=values, exchange=None))
+
     with kernels.attention.function.context:
         return RoundsLaunch(make, config, found, call.values, exchange, rounds)
 
@@ -299,32 +304,3 @@ def context_of(name: str, pointer: int) -> Context:
         return driver.context_of_pointer(pointer)
     except DriverError as error:
         raise ArgumentError(name, f"{name}: {error}") from error
-
-
-def refuse_misaligned(addresses: list[int]) -> None:
-    """Raise ArgumentError for an address that kernels cannot move data from. One test for all
-    comes first: the bits below each alignment, in the order of ARRAYS."""
-    q, k, v, k_pairs, v_pairs, k_scale, v_scale, table, blocks, block_nums, *others = addresses
-    q_len, k_len, _, sinks, cu_rows, offset_q, out, lse, workspace = others
-    rows = q | k | v | out
-    words = table | block_nums | q_len | k_len | sinks | cu_rows | offset_q | lse
-    words |= k_pairs | v_pairs | k_scale | v_scale
-    if rows & 15 or words & 3 or blocks & 7 or workspace & 255:
-        raise _misaligned(addresses)
-
-
-def _misaligned(addresses: Sequence[Any]) -> ArgumentError:
-    """Names the argument whose address the kernels cannot move data from."""
-    for name, address in zip(ARRAYS, addresses, strict=True):
-        step = _ALIGNMENT.get(name, 4)
-        if address % step:
-            return ArgumentError(
-                name,
-                f"{name} is at address {address:#x}: it must be a multiple of {step} bytes; copy "
-                "it to an array of its own, or slice at a multiple",
-            )
-    raise AssertionError("every address is aligned")
-
-
-_ALIGNMENT = {"q": 16, "k": 16, "v": 16, "out": 16, "block_ptrs": 8, "workspace": 256}
-_ALIGNMENT |= {"finished": 1}

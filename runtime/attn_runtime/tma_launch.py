@@ -4,32 +4,32 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from attn_codegen import params
-from attn_codegen.config import Cache, Dtype
+from attn_codegen.config import Dtype
 from attn_runtime import driver
 from attn_runtime.driver import RowsLayout
 from attn_runtime.errors import ArgumentError, DriverError
-from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
-from attn_runtime.launch import ARRAYS, Exchange, Launch
+from attn_runtime.launch import ARRAYS, Launch, PlannedCall
 from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
 from attn_runtime.tensor_maps import RowsMap, maps_of, section_of
 
 _OFFSETS: Final = {name: offset for name, _, offset in params.leaves("TmaArguments")}
+_COUNTERS_AT: Final = _OFFSETS["params.counters"]
 
 
 class _Map:
     """One tensor map of the arguments, encoded again when its address changes."""
 
-    __slots__ = ("_address", "_argument", "_fixed", "_layout", "_offset", "_source")
+    __slots__ = ("_address", "_fixed", "_layout", "_offset", "_source", "argument")
 
     def __init__(self, rows: RowsMap, is_bf16: bool) -> None:
         self._layout = RowsLayout(is_bf16, rows.dims, rows.byte_strides, rows.box)
-        self._argument = rows.argument
+        self.argument = rows.argument
         self._source = ARRAYS.index(rows.argument)
         self._offset = _OFFSETS[rows.argument]
         self._fixed = rows.address
@@ -44,8 +44,8 @@ class _Map:
             encoded = driver.tensor_map(self._layout, address)
         except DriverError as error:
             raise ArgumentError(
-                self._argument,
-                f"{self._argument} cannot be read by TMA ({error}): its strides must be positive "
+                self.argument,
+                f"{self.argument} cannot be read by TMA ({error}): its strides must be positive "
                 "multiples of 16 bytes below 2^40; copy it",
             ) from error
         begin = start + self._offset
@@ -56,25 +56,24 @@ class _Map:
 class TmaLaunch(Launch):
     """One call of a persistent kernel. Belongs to one thread: all runs share its buffer."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        reduction: Kernel,
-        plan: Plan,
-        cache: Cache,
-        values: Values,
-        exchange: Exchange | None = None,
-    ) -> None:
-        self._config, self._tile = kernel.config, kernel.tiling
-        super().__init__(kernel, reduction, plan, cache, values, exchange)
+    def __init__(self, call: PlannedCall) -> None:
+        kernel = call.kernel
+        context = kernel.function.context
+        self._ctas = min(call.plan.grid_x, context.device.sm_count * kernel.limits.ctas_per_sm)
+        self._config = kernel.config
+        super().__init__(call)
         is_bf16 = kernel.config.dtype is Dtype.BF16
         self._maps = [
-            _Map(rows, is_bf16) for rows in maps_of(kernel.config, self._tile, plan, values)
+            _Map(rows, is_bf16)
+            for rows in maps_of(kernel.config, kernel.tiling, call.plan, call.values)
         ]
-        context = kernel.function.context
         self._counters = driver.counters_of(context)
-        self._counter_at = self._pad + _OFFSETS["params.counters"]
-        self._ctas = min(plan.grid_x, context.device.sm_count * kernel.limits.ctas_per_sm)
+
+    def _starter(self) -> Callable[[int], None]:
+        plan = self._plan
+        return self._kernel.function.launcher(
+            self._ctas, plan.threads, plan.shared_bytes, self._buffer.parameters
+        )
 
     def _packed(self, plan: Plan, values: Values) -> bytes:
         packed = bytearray(params.size_of("TmaArguments"))
@@ -87,18 +86,21 @@ class TmaLaunch(Launch):
         return bytes(packed)
 
     def compute(self, addresses: Sequence[int], stream: int) -> None:
-        """See Launch: tensor maps and counters come first."""
-        self._write(addresses)
-        if not self._plan.grid_x:
-            return
-        for rows in self._maps:
-            rows.write(self._buffer, self._pad, addresses)
-        struct.pack_into("<Q", self._buffer, self._counter_at, self._counters.address(stream))
-        plan = self._plan
-        self._kernel.function.launch(
-            self._ctas, plan.threads, plan.shared_bytes, stream, self._parameters
-        )
-        self._merge_splits(stream)
+        """See Launch: the counter is that of the stream."""
+        self._buffer.set_word(_COUNTERS_AT, self._counters.address(stream))
+        super().compute(addresses, stream)
+
+    def _write(self, addresses: Sequence[int]) -> None:
+        if self._buffer.write(addresses) and self._plan.grid_x:
+            for rows in self._maps:
+                self._bring(rows, addresses)
+
+    def _bring(self, rows: _Map, addresses: Sequence[int]) -> None:
+        try:
+            rows.write(self._buffer.bytes, self._buffer.pad, addresses)
+        except ArgumentError:
+            self._buffer.forget(rows.argument)  # its map is still that of another address
+            raise
 
     def run_on_own(self, addresses: Sequence[int], stream: Any) -> None:
         """As `run`, on a stream of PyCUDA, None for the default one."""

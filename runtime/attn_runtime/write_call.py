@@ -6,12 +6,13 @@ Pure: arrays come as views, so that everything here runs without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-from attn_codegen.config import AttentionConfig, Cache
+from attn_codegen import params
+from attn_codegen.config import AttentionConfig
 from attn_runtime.arguments import CACHE_TYPE, check_devices, check_lengths
 from attn_runtime.array_view import ArrayView
+from attn_runtime.call_buffer import Place, cache_fields
 from attn_runtime.checks import (
     Views,
     given,
@@ -47,12 +48,6 @@ _COMMON: Final = {
     "v_new": "v",
     **{name: name for name in ("k_scale", "v_scale", "cu_q_len", "cu_k_len", "finished")},
 }
-_OF_CACHE: Final = {
-    Cache.LINEAR: ("linear_iter_params", ("k", "v", "k_pairs", "v_pairs")),
-    Cache.PAGED: ("paged_iter_params", ("k", "v", "k_pairs", "v_pairs", "block_table")),
-    Cache.BLOCK: ("block_iter_params", ("block_ptrs", "cu_block_nums")),
-}
-_ALIGNMENT: Final = {"k_new": 16, "v_new": 16, "k": 16, "v": 16, "block_ptrs": 8, "finished": 1}
 
 
 def check_write(
@@ -95,25 +90,12 @@ def check_write(
     }
 
 
-def address_fields(config: AttentionConfig, addresses: Sequence[int]) -> Values:
-    """The addresses of ARRAYS as fields of AttentionParams, by dotted name."""
+def places(config: AttentionConfig) -> dict[str, tuple[Place, ...]]:
+    """Where the address of each of ARRAYS is written in AttentionParams."""
     assert config.cache is not None  # a writer has a cache: a rule of the space
-    owner, names = _OF_CACHE[config.cache]
-    fields = _COMMON | {name: f"{owner}.{name}" for name in names}
-    by_name = dict(zip(ARRAYS, addresses, strict=True))
-    return {field: by_name[name] for name, field in fields.items()}
-
-
-def need_aligned(addresses: Sequence[int]) -> None:
-    """Refuse an address that the kernel cannot move data from or to."""
-    for name, address in zip(ARRAYS, addresses, strict=True):
-        step = _ALIGNMENT.get(name, 4)
-        if address % step:
-            raise ArgumentError(
-                name,
-                f"{name} is at address {address:#x}: it must be a multiple of {step} bytes; copy "
-                "it to an array of its own, or slice at a multiple",
-            )
+    fields = _COMMON | cache_fields(config.cache)
+    offsets = {name: offset for name, _, offset in params.leaves("AttentionParams")}
+    return {name: ((offsets[field], 0),) for name, field in fields.items()}
 
 
 def _check_rows(

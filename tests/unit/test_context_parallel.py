@@ -22,7 +22,7 @@ from attn_runtime.context_parallel import ContextParallel
 from attn_runtime.deadlines import Deadlines
 from attn_runtime.errors import ArgumentError, ContextParallelError
 from attn_runtime.kernel import Kernel
-from attn_runtime.launch import ARRAYS, Launch
+from attn_runtime.launch import ARRAYS, Launch, PlannedCall
 from attn_runtime.plan import DeviceLimits, KernelLimits, Plan, Problem, SplitPolicy, plan
 from attn_runtime.problem import CpForm, KeySharding
 from attn_runtime.ranks import Merge, Ranks
@@ -85,7 +85,7 @@ def run(ranks: Ranks, splits: int, exchanges: bool = True) -> tuple[Plan, list[t
     values = {"token_num": 100, "num_heads": 8, "size_per_head_v": 128, **ranks.fields()}
     values |= {"cache": CACHE_TYPE[Cache.BLOCK]}
     exchange = Notes(log) if exchanges else None
-    launch = Launch(kernels[0], kernels[1], made, Cache.BLOCK, values, exchange)
+    launch = Launch(PlannedCall(kernels[0], kernels[1], made, Cache.BLOCK, values, exchange))
     launch.run([0] * (len(ARRAYS) - 3) + [0x500, 0, WORKSPACE], 7)
     return made, log
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,9 +18,8 @@ from attn_runtime.arguments import CACHE_TYPE
 from attn_runtime.errors import ArgumentError
 from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
-from attn_runtime.launch import ARRAYS, Launch, packed_values
+from attn_runtime.launch import ARRAYS, Launch, PlannedCall, packed_values
 from attn_runtime.plan import DeviceLimits, KernelLimits, Plan, Problem, SplitPolicy, plan
-from attn_runtime.prepared import refuse_misaligned
 
 SIZE = params.size_of("Arguments")
 CONFIG = AttentionConfig()
@@ -34,10 +34,15 @@ class Recorder:
     log: list[tuple[str, int, int, Any, bytes]] = field(default_factory=list)
     argument_offset: int = 0
 
-    def launch(self, grid: int, threads: int, shared: int, stream: int, parameters: int) -> None:
-        address = ctypes.c_void_p.from_address(parameters).value
-        assert address is not None
-        self.log.append((self.name, grid, threads, stream, ctypes.string_at(address, SIZE)))
+    def launcher(
+        self, grid: int, threads: int, shared: int, parameters: int
+    ) -> Callable[[int], None]:
+        def start(stream: int) -> None:
+            address = ctypes.c_void_p.from_address(parameters).value
+            assert address is not None
+            self.log.append((self.name, grid, threads, stream, ctypes.string_at(address, SIZE)))
+
+        return start
 
     def launch_on_own(self, grid: int, threads: int, shared: int, stream: Any, buffer: Any) -> None:
         space = bytes(buffer)
@@ -67,7 +72,7 @@ def make_launch(
         function = cast(Any, Recorder(name, log, offset))
         kernels.append(Kernel(config, tile, limits, function, cast(Any, None)))
     values = VALUES | {"cache": CACHE_TYPE[cache]}
-    return Launch(kernels[0], kernels[1], planned(splits), cache, values), log
+    return Launch(PlannedCall(kernels[0], kernels[1], planned(splits), cache, values)), log
 
 
 def unpacked(content: bytes) -> Any:
@@ -101,7 +106,7 @@ def test_every_address_lands_in_its_field(cache: Cache, owner: str, names: tuple
 def test_numbers_and_plan_stay_what_they_were_packed_as() -> None:
     launch, log = make_launch(splits=3)
     for step in range(2):
-        launch.run([value + step for value in ADDRESSES], 7)
+        launch.run([value + 0x100 * step for value in ADDRESSES], 7)
     for *_, content in log:
         found, expected = unpacked(content), planned(3)
         assert found["params"]["token_num"] == 100
@@ -175,15 +180,21 @@ def test_every_packed_name_is_a_field() -> None:
     ],
 )
 def test_a_misaligned_address_is_refused_by_its_name(name: str, address_of_it: int) -> None:
-    refuse_misaligned(list(ADDRESSES))
+    launch, log = make_launch()
+    launch.run(ADDRESSES, 7)
     addresses = list(ADDRESSES)
     addresses[ARRAYS.index(name)] = address_of_it
-    with pytest.raises(ArgumentError, match=f"{name} is at address 0x10.*multiple of") as error:
-        refuse_misaligned(addresses)
-    assert error.value.argument == name
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match=f"{name} is at address 0x10.*multiple of") as error:
+            launch.run(addresses, 7)
+        assert error.value.argument == name
+    launch.run(ADDRESSES, 7)
+    assert len(log) == 2 and log[0] == log[1]
 
 
 def test_finished_may_stand_at_any_byte() -> None:
     addresses = list(ADDRESSES)
     addresses[ARRAYS.index("finished")] = 0x1001
-    refuse_misaligned(addresses)
+    launch, log = make_launch()
+    launch.run(addresses, 7)
+    assert unpacked(log[0][-1])["params"]["finished"] == 0x1001

@@ -16,7 +16,7 @@ from attn_runtime import rounds
 from attn_runtime.arguments import CACHE_TYPE
 from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
-from attn_runtime.launch import ARRAYS, Launch
+from attn_runtime.launch import ARRAYS, Launch, PlannedCall
 from attn_runtime.plan import (
     CpForm,
     DeviceLimits,
@@ -82,7 +82,7 @@ def run(
         values = {name: value for name, value in values.items() if "paged_iter" not in name}
 
     def make(own: Values) -> Launch:
-        return Launch(kernels[0], kernels[1], made, cache, own)
+        return Launch(PlannedCall(kernels[0], kernels[1], made, cache, own))
 
     RoundsLaunch(make, config, made, values, NotedExchange(log), count).run(ADDRESSES, STREAM)
     return made, log

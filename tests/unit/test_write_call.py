@@ -10,9 +10,10 @@ import pytest
 from attn_codegen import params
 from attn_codegen.config import AttentionConfig
 from attn_runtime.array_view import ArrayView, dense_strides
+from attn_runtime.call_buffer import CallBuffer
 from attn_runtime.errors import ArgumentError
 from attn_runtime.kv_cache import Values
-from attn_runtime.write_call import ARRAYS, address_fields, check_write, need_aligned
+from attn_runtime.write_call import ARRAYS, check_write, places
 
 TOKENS, BATCH, HEADS, D = 100, 3, 2, 128
 BLOCKS, BLOCK_LEN, MAX_BLOCKS = 40, 16, 10
@@ -64,10 +65,12 @@ def refusal(cache: str = "paged", kv_dtype: str = "same", **changes: Any) -> Arg
 @pytest.mark.parametrize("kv_dtype", ["same", "int8", "int4", "e4m3"])
 def test_every_value_and_address_is_a_field_of_the_params(cache: str, kv_dtype: str) -> None:
     values = checked(cache, kv_dtype)
-    fields = address_fields(config(cache, kv_dtype), range(len(ARRAYS)))
-    known = set(params.field_names("AttentionParams"))
-    assert {*values, *fields} <= known
-    assert not {*values} & {*fields}
+    offsets = {at: name for name, _, at in params.leaves("AttentionParams")}
+    written = places(config(cache, kv_dtype))
+    assert set(written) <= set(ARRAYS)
+    fields = {offsets[at] for one in written.values() for at, _ in one}
+    assert set(values) <= set(params.field_names("AttentionParams"))
+    assert not {*values} & fields
 
 
 def test_strides_count_codes_whatever_bytes_they_take() -> None:
@@ -128,7 +131,9 @@ def test_a_read_only_cache_is_refused() -> None:
 
 def test_a_misaligned_address_is_refused_by_name() -> None:
     addresses = [0] * len(ARRAYS)
-    need_aligned(addresses)
+    packed = bytes(params.size_of("AttentionParams"))
+    buffer = CallBuffer(packed, ARRAYS, places(config("paged", "int8")))
+    assert not buffer.write(addresses), "nothing is new"
     addresses[ARRAYS.index("k_pairs")] = 2
     with pytest.raises(ArgumentError, match="k_pairs is at address 0x2"):
-        need_aligned(addresses)
+        buffer.write(addresses)
