@@ -75,7 +75,8 @@ def compile_units(
     \b
     Examples:
       attn-codegen bench compile prefill_sm90_bf16_d128_paged_causal
-      attn-codegen bench compile --preset default --jobs 4 --target sm_90
+      attn-codegen bench compile --jobs 2
+      attn-codegen bench compile --preset turbomind --target sm_80
     """
     from attn_runtime.bench import compile as command
 

@@ -279,10 +279,11 @@ def test_the_costs_of_compiling_are_a_line_per_unit_and_a_sum() -> None:
         compiling.Cost("one", "sm_90", 1.5, 200_000_000, 80_000, 168, 0),
         compiling.Cost("another", "sm_90", 2.5, 100_000_000, 40_000, 255, 8),
     ]
-    _, _, first, second, total = compiling.text(costs)
+    _, _, first, second, total, whole = compiling.text(compiling.Costs(tuple(costs), 2, 2.6))
     assert first.split() == ["one", "1.50", "200", "80.0", "168", "0"]
     assert second.split() == ["another", "2.50", "100", "40.0", "255", "8"]
     assert total == (
         "2 units, one core each: 4.0 s in total, median 2.00 s, slowest 2.50 s, "
         "largest 200 MB, 1 with spills"
     )
+    assert whole == "2 jobs took 2.6 s: 1.30 s a unit"

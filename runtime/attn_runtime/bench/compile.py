@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +45,21 @@ class Cost:
     spill_bytes: int
 
 
-def run(configs: Iterable[AttentionConfig], target: str, jobs: int | None = None) -> list[Cost]:
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of all units, `jobs` at a time; `seconds` is what the whole took."""
+
+    units: tuple[Cost, ...]
+    jobs: int
+    seconds: float
+
+    @property
+    def seconds_a_unit(self) -> float:
+        """Of the whole."""
+        return self.seconds / len(self.units)
+
+
+def run(configs: Iterable[AttentionConfig], target: str, jobs: int | None = None) -> Costs:
     """Compile every unit, `jobs` at a time (one per core), each on a core of its own.
 
     Raises ToolchainError without nvcc, CompileError when it refuses a unit, DeviceError when a
@@ -60,8 +74,10 @@ def run(configs: Iterable[AttentionConfig], target: str, jobs: int | None = None
     def settle() -> None:
         os.sched_setaffinity(threading.get_native_id(), {free.get()})
 
+    begin = time.perf_counter()
     with ThreadPoolExecutor(len(cores), initializer=settle) as pool:
-        return list(pool.map(lambda config: _cost(config, target, nvcc), configs))
+        units = tuple(pool.map(lambda config: _cost(config, target, nvcc), configs))
+    return Costs(units, len(cores), round(time.perf_counter() - begin, 3))
 
 
 def _cost(config: AttentionConfig, target: str, nvcc: Path) -> Cost:
@@ -97,25 +113,31 @@ def _timed(unit: Unit, target: str, nvcc: Path, folder: Path) -> Cost:
     )
 
 
-def text(costs: Sequence[Cost]) -> list[str]:
+def text(costs: Costs) -> list[str]:
     """A line per unit, and the figures of all."""
-    width = max(len(cost.name) for cost in costs)
+    units = costs.units
+    width = max(len(cost.name) for cost in units)
     head = f"{'name':<{width}}  seconds     MB  cubin KB  registers  spill bytes"
     lines = [
         f"{cost.name:<{width}}  {cost.seconds:7.2f}  {cost.peak_bytes / 1e6:5.0f}  "
         f"{cost.cubin_bytes / 1e3:8.1f}  {cost.registers:9}  {cost.spill_bytes:11}"
-        for cost in costs
+        for cost in units
     ]
-    seconds = [cost.seconds for cost in costs]
-    total = (
-        f"{len(costs)} units, one core each: {sum(seconds):.1f} s in total, median "
+    return [f"nvcc {nvcc_version()}, {units[0].target}", head, *lines, *_sums(costs)]
+
+
+def _sums(costs: Costs) -> list[str]:
+    units, jobs = costs.units, f"{costs.jobs} job{'' if costs.jobs == 1 else 's'}"
+    seconds = [cost.seconds for cost in units]
+    return [
+        f"{len(units)} units, one core each: {sum(seconds):.1f} s in total, median "
         f"{median(seconds):.2f} s, slowest {max(seconds):.2f} s, largest "
-        f"{max(cost.peak_bytes for cost in costs) / 1e6:.0f} MB, "
-        f"{sum(cost.spill_bytes > 0 for cost in costs)} with spills"
-    )
-    return [f"nvcc {nvcc_version()}, {costs[0].target}", head, *lines, total]
+        f"{max(cost.peak_bytes for cost in units) / 1e6:.0f} MB, "
+        f"{sum(cost.spill_bytes > 0 for cost in units)} with spills",
+        f"{jobs} took {costs.seconds:.1f} s: {costs.seconds_a_unit:.2f} s a unit",
+    ]
 
 
-def to_json(costs: Sequence[Cost]) -> list[dict[str, Any]]:
+def to_json(costs: Costs) -> dict[str, Any]:
     """The same as data."""
-    return [asdict(cost) for cost in costs]
+    return {"nvcc": nvcc_version(), **asdict(costs)}
