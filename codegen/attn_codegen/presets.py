@@ -31,13 +31,15 @@ _UNEQUAL: Final = ((192, 128),)
 _DEFAULT_DECODE_SM90_HEAD_DIMS: Final = (64, 128)
 _DEFAULT_QUANTISED_HEAD_DIMS: Final = (64, 128)
 
+_Combination = tuple[Mode, Arch, Dtype, KvDtype, tuple[int, int], Cache, Mask]
+
 
 def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ...]:
     """The configurations of a preset, reductions included, sorted by name. The default one has the
     tiles that a plan may pick by `tuning` (left out, that is the one of the package) over linear
     and paged caches, and over TurboMind's blocks the default tile."""
     if name == "default":
-        common = (config for config in _product(tuple(Cache), tuple(Mask)) if _is_common(config))
+        common = (config for config in _plain(tuple(Cache), tuple(Mask)) if _is_common(config))
         known = tuning or shipped()
         tiled = (
             replace(config, tile=tile)
@@ -53,11 +55,11 @@ def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ..
         return sorted_by_name([*with_reductions(chain(tiled, decode)), *writers])
     if name == "all":
         every = (_HEAD_DIMS, tuple(Cache))
-        attention = chain(_product(tuple(Cache), tuple(Mask)), _quantised(*every))
+        attention = chain(_plain(tuple(Cache), tuple(Mask)), _quantised(*every))
         tiled = (tiled for config in attention for tiled in with_tiles(config))
         return sorted_by_name([*with_reductions(tiled), *_writers(*every)])
     if name == "turbomind":
-        configs = _product((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
+        configs = _plain((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
         return with_reductions(
             config
             for config in configs
@@ -81,39 +83,22 @@ def with_reductions(configs: Iterable[AttentionConfig]) -> tuple[AttentionConfig
     )
 
 
-def _product(caches: tuple[Cache, ...], masks: tuple[Mask, ...]) -> Iterator[AttentionConfig]:
+def _plain(caches: tuple[Cache, ...], masks: tuple[Mask, ...]) -> Iterator[AttentionConfig]:
+    """Attention on caches of q's own type."""
     widths = (*((width, width) for width in _HEAD_DIMS), *_UNEQUAL)
-    for mode, arch, dtype, (head_dim, head_dim_v), kv_cache, mask in product(
-        ATTENTION_MODES, ARCHES, Dtype, widths, caches, masks
-    ):
-        config = AttentionConfig(
-            mode=mode,
-            arch=arch,
-            dtype=dtype,
-            head_dim=head_dim,
-            head_dim_v=head_dim_v,
-            cache=kv_cache,
-            mask=mask,
-        )
-        if is_valid(config):
-            yield config
+    return _valid(product(ATTENTION_MODES, ARCHES, Dtype, [KvDtype.SAME], widths, caches, masks))
 
 
 def _quantised(head_dims: tuple[int, ...], caches: tuple[Cache, ...]) -> Iterator[AttentionConfig]:
     """Attention on quantised caches."""
     kinds = [kv_dtype for kv_dtype in KvDtype if kv_dtype is not KvDtype.SAME]
-    for mode, arch, dtype, kv_dtype, head_dim, kv_cache, mask in product(
-        ATTENTION_MODES, ARCHES, Dtype, kinds, head_dims, caches, Mask
-    ):
-        config = AttentionConfig(
-            mode=mode,
-            arch=arch,
-            dtype=dtype,
-            kv_dtype=kv_dtype,
-            head_dim=head_dim,
-            cache=kv_cache,
-            mask=mask,
-        )
+    widths = [(width, width) for width in head_dims]
+    return _valid(product(ATTENTION_MODES, ARCHES, Dtype, kinds, widths, caches, Mask))
+
+
+def _valid(combinations: Iterable[_Combination]) -> Iterator[AttentionConfig]:
+    for mode, arch, dtype, kv_dtype, widths, kv_cache, mask in combinations:
+        config = AttentionConfig(mode, arch, dtype, kv_dtype, *widths, kv_cache, mask)
         if is_valid(config):
             yield config
 

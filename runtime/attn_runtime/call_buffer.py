@@ -13,6 +13,12 @@ from attn_runtime.errors import ArgumentError
 Place = tuple[int, int]
 """(byte offset in the arguments, what is added to the address there)."""
 
+CACHE_ARRAYS: Final = (
+    *("k", "v", "k_pairs", "v_pairs", "k_scale", "v_scale"),
+    *("block_table", "block_ptrs", "cu_block_nums"),
+)
+"""The array arguments of a call that say where K and V are."""
+
 _WORD_BYTES: Final = 8
 _NEVER: Final = -1
 """No address."""

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from attn_codegen import params
 from attn_codegen.config import Cache
-from attn_runtime.call_buffer import CallBuffer, Place, cache_fields
+from attn_runtime.call_buffer import CACHE_ARRAYS, CallBuffer, Place, cache_fields
 from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
 from attn_runtime.plan import Plan
@@ -21,15 +21,7 @@ from attn_runtime.streams import stream_handle
 
 ARRAYS: Final = (
     "q",
-    "k",
-    "v",
-    "k_pairs",
-    "v_pairs",
-    "k_scale",
-    "v_scale",
-    "block_table",
-    "block_ptrs",
-    "cu_block_nums",
+    *CACHE_ARRAYS,
     "cu_q_len",
     "cu_k_len",
     "finished",

@@ -12,7 +12,7 @@ from attn_codegen import params
 from attn_codegen.config import AttentionConfig
 from attn_runtime.arguments import CACHE_TYPE, check_devices, check_lengths
 from attn_runtime.array_view import ArrayView
-from attn_runtime.call_buffer import Place, cache_fields
+from attn_runtime.call_buffer import CACHE_ARRAYS, Place, cache_fields
 from attn_runtime.checks import (
     Views,
     given,
@@ -28,15 +28,7 @@ from attn_runtime.kv_cache import CacheCall, Values, check_cache
 ARRAYS: Final = (
     "k_new",
     "v_new",
-    "k",
-    "v",
-    "k_pairs",
-    "v_pairs",
-    "k_scale",
-    "v_scale",
-    "block_table",
-    "block_ptrs",
-    "cu_block_nums",
+    *CACHE_ARRAYS,
     "cu_q_len",
     "cu_k_len",
     "finished",
