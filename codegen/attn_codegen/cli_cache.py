@@ -99,7 +99,7 @@ def _entries_text(root: Path, found: Sequence[EntryFacts]) -> str:
             time.strftime("%Y-%m-%d", time.localtime(facts.created)),
             f"{facts.seconds:.1f}",
             facts.registers,
-            facts.peak_bytes // 10**6,
+            facts.peak_bytes // 10**6 or "-",
             facts.size // 10**3,
             facts.source_key[:12],
         )

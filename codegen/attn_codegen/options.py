@@ -152,8 +152,8 @@ def select(
         return found
     if preset or given:
         raise SelectionError(
-            "--config names a kernel, and --preset and the axis options choose from a list: use "
-            "one way or the other"
+            "a name, or --config, is one kernel, and --preset and the axis options choose from a "
+            "list: use one way or the other"
         )
     return tuple(space.require_valid(AttentionConfig.parse(name)) for name in chosen)
 
@@ -199,6 +199,9 @@ class ErrorGroup(click.Group):
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(USAGE)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "attn-codegen"
             _fail(f"{error.format_message().rstrip('.')} (see {command} --help)", USAGE)

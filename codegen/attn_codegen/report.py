@@ -35,7 +35,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns two spaces apart; numbers stand to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    numeric = [all(row[i].replace(".", "").isdigit() for row in cells) for i in range(len(header))]
+    numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         padded = (
@@ -45,6 +45,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join(line(row) for row in [header, *cells])
+
+
+def _is_number(cell: str) -> bool:
+    """- is one that is not known."""
+    return cell == "-" or cell.replace(".", "").isdigit()
 
 
 def changes_text(changes: Changes, out: Path) -> str:

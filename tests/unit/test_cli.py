@@ -230,8 +230,8 @@ def test_a_locked_folder_is_named_with_its_holder(
         (["emit", "--preset", "x"], "unknown preset 'x': use default, all or turbomind"),
         (["emit", "--config", "x"], "configuration name 'x' has 'x' where mode stands"),
         (["emit", "--namespace", "a-b"], "namespace 'a-b' cannot be used in C++"),
-        (["emit", "--config", PAGED, "--dtype", "f16"], "--config names a kernel, and --preset"),
-        (["emit", "--config", PAGED, "--preset", "all"], "--config names a kernel, and --preset"),
+        (["emit", "--config", PAGED, "--dtype", "f16"], "a name, or --config, is one kernel"),
+        (["emit", "--config", PAGED, "--preset", "all"], "a name, or --config, is one kernel"),
         (["emit", "--check", "--force"], "--check, --force and --print-outputs exclude each other"),
         (["emit", "--nope"], "No such option '--nope'"),
         (["emit", "stray"], "Got unexpected extra argument (stray)"),
@@ -462,3 +462,10 @@ def test_build_without_the_runtime_names_what_is_missing(folder: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("attn-codegen: error: build needs attn_runtime")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("group", ["cache", "bench"])
+def test_a_group_without_a_command_shows_its_help_as_it_is(group: str) -> None:
+    done = run(group)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == run(group, "--help").out

@@ -15,7 +15,8 @@ from attn_runtime.bench.write_report import WriteResults
 from attn_runtime.files import replace_text
 
 AnyResults = Results | DecodeResults | WriteResults
-_OTHERS: Final[dict[str, type[DecodeResults] | type[WriteResults]]] = {
+_KINDS: Final[dict[str, type[Results] | type[DecodeResults] | type[WriteResults]]] = {
+    report.SCHEMA: Results,
     decode_report.SCHEMA: DecodeResults,
     write_report.SCHEMA: WriteResults,
 }
@@ -32,8 +33,13 @@ def load(path: Path) -> AnyResults:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BenchError(f"{path} is not JSON: {error}") from error
-    other = _OTHERS.get(str(data.get("schema"))) if isinstance(data, dict) else None
-    return other.from_json(data) if other else Results.from_json(data)
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema not in _KINDS:
+        raise BenchError(
+            f"{path} holds no results of attn-codegen bench (schema {schema!r}): use a file that "
+            f"--save wrote, one of {', '.join(_KINDS)}"
+        )
+    return _KINDS[schema].from_json(data)
 
 
 def text(results: AnyResults, *, markdown: bool = False) -> str:
