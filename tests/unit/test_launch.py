@@ -33,6 +33,8 @@ class Recorder:
     name: str
     log: list[tuple[str, int, int, Any, bytes]] = field(default_factory=list)
     argument_offset: int = 0
+    size: int = SIZE
+    context: Any = None
 
     def launcher(
         self, grid: int, threads: int, shared: int, parameters: int
@@ -40,7 +42,9 @@ class Recorder:
         def start(stream: int) -> None:
             address = ctypes.c_void_p.from_address(parameters).value
             assert address is not None
-            self.log.append((self.name, grid, threads, stream, ctypes.string_at(address, SIZE)))
+            self.log.append(
+                (self.name, grid, threads, stream, ctypes.string_at(address, self.size))
+            )
 
         return start
 
