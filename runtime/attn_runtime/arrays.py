@@ -85,29 +85,26 @@ class TorchAdapter(Adapter):
         return int(self._torch.cuda.current_stream(ordinal).cuda_stream)
 
     def read(self, array: Any, argument: str, stream: int) -> Reading:
-        return _torch_key(array), array.data_ptr(), None
+        key = (array.shape, array.stride(), array.dtype, array.get_device())
+        return key, array.data_ptr(), None
 
     def read_all(self, arrays: Sequence[Any], arguments: Sequence[str], stream: int) -> Readings:
         kind = type(arrays[0])
-        keys: list[Key | None] = []
-        addresses: list[int] = []
-        for array in arrays:
+        keys: list[Key | None] = [None] * len(arrays)
+        addresses = [0] * len(arrays)
+        for at, array in enumerate(arrays):
             if array is None:
-                keys.append(None)
-                addresses.append(0)
-            elif type(array) is kind:  # _torch_key, without the call
-                strides = None if array.is_contiguous() else array.stride()
-                keys.append((array.shape, strides, array.dtype, array.get_device()))
-                addresses.append(array.data_ptr())
-            else:
+                continue
+            if type(array) is not kind:
                 return super().read_all(arrays, arguments, stream)
+            keys[at] = (array.shape, array.stride(), array.dtype, array.get_device())
+            addresses[at] = array.data_ptr()
         return keys, addresses, []
 
     def describe(self, key: Key, argument: str) -> ArrayView:
         shape, strides, dtype, ordinal = key
         name = str(dtype).removeprefix("torch.")
-        steps = dense_strides(shape) if strides is None else tuple(strides)
-        return ArrayView(tuple(shape), steps, word_of_name(name), ordinal)
+        return ArrayView(tuple(shape), tuple(strides), word_of_name(name), ordinal)
 
     def current_stream(self, array: Any) -> int:
         ordinal = array.get_device()
@@ -126,13 +123,6 @@ class TorchAdapter(Adapter):
         return array, array.data_ptr()
 
 
-def _torch_key(array: Any) -> Key:
-    """Shape, strides, element type and GPU. None stands for dense strides: torch is quicker to say
-    so than to make the tuple."""
-    strides = None if array.is_contiguous() else array.stride()
-    return array.shape, strides, array.dtype, array.get_device()
-
-
 class PycudaAdapter(Adapter):
     """pycuda.gpuarray.GPUArray."""
 
@@ -145,18 +135,16 @@ class PycudaAdapter(Adapter):
 
     def read_all(self, arrays: Sequence[Any], arguments: Sequence[str], stream: int) -> Readings:
         kind = type(arrays[0])
-        keys: list[Key | None] = []
-        addresses: list[int] = []
-        for array in arrays:
-            if type(array) is kind:
-                memory = array.gpudata
-                keys.append((array.shape, array.strides, array.dtype))
-                addresses.append(int(memory) if memory is not None else 0)
-            elif array is None:
-                keys.append(None)
-                addresses.append(0)
-            else:
+        keys: list[Key | None] = [None] * len(arrays)
+        addresses = [0] * len(arrays)
+        for at, array in enumerate(arrays):
+            if array is None:
+                continue
+            if type(array) is not kind:
                 return super().read_all(arrays, arguments, stream)
+            memory = array.gpudata
+            keys[at] = (array.shape, array.strides, array.dtype)
+            addresses[at] = int(memory) if memory is not None else 0
         return keys, addresses, []
 
     def describe(self, key: Key, argument: str) -> ArrayView:

@@ -11,7 +11,6 @@ from typing import Any, Final
 from attn_codegen import params
 from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mode
 from attn_runtime import driver
-from attn_runtime.array_view import ArrayView
 from attn_runtime.arrays import adapter_of
 from attn_runtime.call_buffer import CallBuffer
 from attn_runtime.checks import need_int
@@ -19,7 +18,7 @@ from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
 from attn_runtime.kernel import Kernel, load
 from attn_runtime.kv_cache import Values
-from attn_runtime.prepared import Given, context_of
+from attn_runtime.prepared import Given, context_of, views_of
 from attn_runtime.settings import device_ordinal, refuse_unsupported
 from attn_runtime.streams import stream_handle
 from attn_runtime.write_call import ARRAYS, check_write, places
@@ -169,8 +168,7 @@ class CacheWriter:
             if ordinal is None or ordinal < 0:
                 raise ArgumentError("k_new", "k_new is in host memory: move it to a GPU")
             context = driver.context_of_device(ordinal)
-        views: dict[str, ArrayView | None] = dict.fromkeys(ARRAYS)
-        views |= {item.name: item.describe() for item in given}
+        views = views_of(given, ARRAYS, context)
         values = check_write(
             self.config, self.num_kv_heads, views, block_len, layer_offset, context.device.ordinal
         )

@@ -197,7 +197,7 @@ def prepare_call(
     exchange: Exchange | None = None,
 ) -> Prepared:
     """Everything that can be known before the addresses of the next call."""
-    views = _views(given, context)
+    views = views_of(given, ARRAYS, context)
     check_devices(views, context.device.ordinal)
     call = check_call(settings, views, numbers)
     kernels = kernels_for(settings, call.problem, context)
@@ -283,8 +283,10 @@ def _plan_within(
     return make(problem, device, limits, replace(settings.policy, max_split_k=most))
 
 
-def _views(given: Sequence[Given], context: Context) -> Views:
-    views: dict[str, ArrayView | None] = dict.fromkeys(ARRAYS)
+def views_of(given: Sequence[Given], names: Sequence[str], context: Context) -> Views:
+    """The arrays of a call as plain data, None for one that is not given. Where the library does
+    not say on which GPU an array is, the driver is asked."""
+    views: dict[str, ArrayView | None] = dict.fromkeys(names)
     for item in given:
         view = item.describe()
         if view.ordinal is None:

@@ -19,13 +19,16 @@ from attn_runtime.streams import stream_handle
 from attn_runtime.tensor_maps import RowsMap, maps_of, section_of
 
 _OFFSETS: Final = {name: offset for name, _, offset in params.leaves("TmaArguments")}
+_KEPT_MAPS: Final = 64
+"""Encoded maps of an argument that are kept, 128 bytes each."""
 _COUNTERS_AT: Final = _OFFSETS["params.counters"]
 
 
 class _Map:
-    """One tensor map of the arguments, encoded again when its address changes."""
+    """One tensor map of the arguments, encoded once for each address: allocators give the same few
+    again and again."""
 
-    __slots__ = ("_address", "_fixed", "_layout", "_offset", "_source", "argument")
+    __slots__ = ("_address", "_encoded", "_fixed", "_layout", "_offset", "_source", "argument")
 
     def __init__(self, rows: RowsMap, is_bf16: bool) -> None:
         self._layout = RowsLayout(is_bf16, rows.dims, rows.byte_strides, rows.box)
@@ -34,12 +37,21 @@ class _Map:
         self._offset = _OFFSETS[rows.argument]
         self._fixed = rows.address
         self._address = 0
+        self._encoded: dict[int, bytes] = {}
 
     def write(self, buffer: bytearray, start: int, addresses: Sequence[int]) -> None:
         """Bring the map of the argument up to date."""
         address = addresses[self._source] if self._fixed is None else self._fixed
         if address == self._address or not address:
             return
+        encoded = self._encoded.get(address)
+        if encoded is None:
+            encoded = self._encode(address)
+        begin = start + self._offset
+        buffer[begin : begin + driver.TENSOR_MAP_BYTES] = encoded
+        self._address = address
+
+    def _encode(self, address: int) -> bytes:
         try:
             encoded = driver.tensor_map(self._layout, address)
         except DriverError as error:
@@ -48,9 +60,10 @@ class _Map:
                 f"{self.argument} cannot be read by TMA ({error}): its strides must be positive "
                 "multiples of 16 bytes below 2^40; copy it",
             ) from error
-        begin = start + self._offset
-        buffer[begin : begin + driver.TENSOR_MAP_BYTES] = encoded
-        self._address = address
+        if len(self._encoded) >= _KEPT_MAPS:
+            self._encoded.clear()
+        self._encoded[address] = encoded
+        return encoded
 
 
 class TmaLaunch(Launch):

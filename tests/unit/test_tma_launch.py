@@ -87,7 +87,7 @@ def map_of(content: bytes, name: str) -> int:
     return int.from_bytes(content[begin : begin + TENSOR_MAP_BYTES], "little")
 
 
-def test_a_map_is_encoded_again_only_for_another_address(encoder: Encoder) -> None:
+def test_a_map_is_encoded_once_for_each_address(encoder: Encoder) -> None:
     launch, log = make_launch()
     launch.run(ADDRESSES, 7)
     first = {name: ADDRESSES[ARRAYS.index(name)] for name in ("q", "k", "v", "out")}
@@ -97,6 +97,18 @@ def test_a_map_is_encoded_again_only_for_another_address(encoder: Encoder) -> No
     assert encoder.encoded[4:] == [0xABC00]
     for content, own in ((log[1][-1], first), (log[2][-1], first | {"k": 0xABC00})):
         assert {name: map_of(content, name) for name in own} == own
+    launch.run(ADDRESSES, 7)
+    assert map_of(log[-1][-1], "k") == first["k"]
+    assert len(encoder.encoded) == 5, "both are known"
+
+
+def test_encoded_maps_do_not_pile_up(encoder: Encoder) -> None:
+    launch, log = make_launch()
+    addresses = [0x10000 * at for at in range(1, 200)]
+    for address in (*addresses, *addresses):
+        launch.run(changed(q=address), 7)
+        assert map_of(log[-1][-1], "q") == address
+    assert len(encoder.encoded) > len(addresses) + 3, "what is old is forgotten"
 
 
 def test_a_refused_map_is_named_launches_nothing_and_is_tried_again(encoder: Encoder) -> None:

@@ -56,6 +56,23 @@ def values_of(codes: NDArray[Any], kv_dtype: KvDtype, pairs: Any = None) -> Any:
     return codes.astype(np.float64) * scale + zero
 
 
+class Rows:
+    """Rows of codes [..., bytes of one] with their pairs [..., 2]; what is picked out of them comes
+    as the values that they stand for."""
+
+    def __init__(self, stored: NDArray[np.uint8], kv_dtype: KvDtype, pairs: Any = None) -> None:
+        self._stored, self._kv_dtype, self._pairs = stored, kv_dtype, pairs
+
+    def __getitem__(self, index: Any) -> Any:
+        pairs = None if self._pairs is None else self._pairs[index]
+        return values_of(self._stored[index], self._kv_dtype, pairs)
+
+
+def rows_of(stored: Any, kv_dtype: KvDtype, pairs: Any = None) -> Any:
+    """Rows from which values can be picked: of a plain cache as they are."""
+    return stored if kv_dtype is KvDtype.SAME else Rows(stored, kv_dtype, pairs)
+
+
 def pairs_of(kv_dtype: KvDtype, dtype: Dtype, count: int) -> Any:
     """[count, 2] of (scale, zero); bf16 as uint16 that holds its bits."""
     pair = np.array([SCALE[kv_dtype], ZERO], np.float32)

@@ -82,7 +82,7 @@ class _Arrays:
     def rows(self, sequence: int) -> tuple[Any, Any]:
         stored = (self._of(self.arguments[name], sequence) for name in "kv")
         key, value = (
-            codes.values_of(rows, self._kv_dtype, pairs)
+            codes.rows_of(rows, self._kv_dtype, pairs)
             for rows, pairs in zip(stored, self.pairs(sequence), strict=True)
         )
         return key, value
@@ -185,7 +185,7 @@ class BlockStore:
         if kv_dtype is KvDtype.SAME:
             rows = tuple(self._as_elements(part) for part in rows)
         key, value = (
-            codes.values_of(part, kv_dtype, pairs)
+            codes.rows_of(part, kv_dtype, pairs)
             for part, pairs in zip(rows, self.pairs(sequence), strict=True)
         )
         return key, value

@@ -53,7 +53,7 @@ def expected_row(q: Floats, k: Floats, v: Floats, dtype: Dtype, scale: float) ->
 
 class Checked(Protocol):
     """A call of ours whose arrays can be read; K and V of a sequence as they are stored,
-    [k_len, num_kv_heads, head_dim], on the host."""
+    [k_len, num_kv_heads, head_dim], on the host, from which rows can be picked."""
 
     shape: Shape
     dtype: Dtype

@@ -200,7 +200,7 @@ def check(writer: WriterCall) -> None:
         pairs = writer.stores[0].pairs(sequence)
         for part, name in enumerate("kv"):
             wanted = from_bits(writer.rows[0][part][own].get())
-            error = np.abs(from_bits(kept[part]) - wanted)
+            error = np.abs(from_bits(kept[part][:]) - wanted)
             if not np.all(error <= limit(wanted, pairs[part], writer.setup.kv_dtype)):
                 raise BenchError(
                     f"the writer of {writer.setup.kv_dtype} rows of {writer.shape.row} left wrong "
