@@ -37,7 +37,7 @@ DECODE_COUNT_BYTES = 16  # what a warp has counted: tiles, most and fewest units
 DECODE_SEGMENT_BYTES = 48
 DECODE_WORK_BYTES = 64
 DECODE_ROW_BYTES = 16
-DECODE_SOURCE_BYTES = {Cache.LINEAR: 32, Cache.BLOCK: 32, Cache.PAGED: 48}
+DECODE_SOURCE_BYTES = {Cache.LINEAR: 48, Cache.BLOCK: 48, Cache.PAGED: 64}
 DECODE_PAIR_SOURCE_BYTES = 16
 DECODE_ROWS = (8, 16, 32)
 # Float accumulators and Q of a thread; more than this and Q stays in shared memory.
