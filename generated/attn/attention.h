@@ -57,7 +57,8 @@ void invokeAttention(const typename Kernel::ParamType& params);
 
 // The same for decode kernels (DecodingConfig). A call that has a workspace and is not told how to
 // split needs plan.counter_cnt ints in params.counters too: zeroed once, they reset themselves, and
-// belong to one stream at a time.
+// belong to one stream at a time. With params.k and v, the rows of the new tokens go into the cache
+// first: the same bits as invokeWrite and then this call without them.
 template <class Kernel, class = detail::RequireEmitted<Kernel>>
 void invokeDecoding(const typename Kernel::ParamType& params);
 
@@ -125,7 +126,7 @@ void dispatchAttention(const AttentionParams<T>& params) {
 }
 
 // The same for one to eight new tokens of each sequence: invokeDecoding with the linked decode
-// kernel. Decode is causal, whatever params.causal says.
+// kernel. Decode is causal, whatever params.causal says, and appends params.k and v where given.
 template <class T>
 void dispatchDecoding(const AttentionParams<T>& params) {
   detail::require_element<T>();

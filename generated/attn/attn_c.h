@@ -176,13 +176,13 @@ typedef struct attn_params_t {
   const float* v_scale;
   /* 0: one k_scale and one v_scale; 1: [num_kv_heads] of each */
   int kv_scale_stride;
-  /* write: new token t, head h at k + t * k_stride + h * size_per_head */
+  /* new token t, head h at k + t * k_stride + h * size_per_head; null: none */
   const void* k;
-  /* write: new token t, head h at v + t * v_stride + h * size_per_head_v */
+  /* new token t, head h at v + t * v_stride + h * size_per_head_v; null: none */
   const void* v;
-  /* write: elements between two new tokens of k */
+  /* elements between two new tokens of k */
   int64_t k_stride;
-  /* write: elements between two new tokens of v */
+  /* elements between two new tokens of v */
   int64_t v_stride;
   /* [num_heads] or null: a logit per head that only adds to the denominator; decode */
   const float* sinks;
@@ -324,7 +324,8 @@ attn_status_t attn_counter_count(const attn_params_t* params, int* count);
 attn_status_t attn_prefill(const attn_params_t* params, void* workspace, size_t workspace_bytes);
 
 /* The same with the decode kernels: one to eight new tokens of each sequence, causal whatever
- * params->causal says. params->mode is ATTN_DECODE. */
+ * params->causal says. With params->k and v, their rows go into the cache first, as attn_write
+ * would put them there. params->mode is ATTN_DECODE. */
 attn_status_t attn_decode(const attn_params_t* params, void* workspace, size_t workspace_bytes);
 
 /* Writes new rows of K and V (params->k, v, k_stride, v_stride) into a cache, quantising them where

@@ -50,6 +50,7 @@ __device__ __forceinline__ int64_t bytes_of(int64_t elements) {
 //     entry(token)               what the block table says of the token's block: a load. Only for
 //                                tokens below k_len: entries behind the last used one may be wild
 //     row(params, token, entry)  the row's address: arithmetic
+//     entry_of_block(block), row_of_block(params, row, entry)   where block and row of it are known
 //   otherwise   row(params, token)
 //   evenly_spaced(n)             n rows from a multiple of n on are stride(params) apart
 template <CacheType kCache, class T, int kHeadDim, class Tkv = T>
@@ -117,14 +118,22 @@ struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv> {
   }
 
   __device__ __forceinline__ Entry entry(int token) const {
-    return block_ptrs[splitter.block(token)];
+    return entry_of_block(splitter.block(token));
   }
 
-  __device__ __forceinline__ RowAddress row(const AttentionParams<T>&,
+  __device__ __forceinline__ Entry entry_of_block(int block) const { return block_ptrs[block]; }
+
+  __device__ __forceinline__ RowAddress row(const AttentionParams<T>& params,
                                             int token,
                                             Entry block) const {
-    const char* const k = reinterpret_cast<const char*>(block) + head_offset +
-                          static_cast<int64_t>(splitter.row(token)) * kRowBytes;
+    return row_of_block(params, splitter.row(token), block);
+  }
+
+  __device__ __forceinline__ RowAddress row_of_block(const AttentionParams<T>&,
+                                                     unsigned row,
+                                                     Entry block) const {
+    const char* const k =
+        reinterpret_cast<const char*>(block) + head_offset + static_cast<int64_t>(row) * kRowBytes;
     return {k, k + static_cast<int64_t>(splitter.block_len) * kRowBytes};
   }
 
@@ -159,15 +168,23 @@ struct CacheIterator<CacheType::kPaged, T, kHeadDim, Tkv> {
   }
 
   __device__ __forceinline__ Entry entry(int token) const {
-    return block_table[splitter.block(token)];
+    return entry_of_block(splitter.block(token));
   }
+
+  __device__ __forceinline__ Entry entry_of_block(int block) const { return block_table[block]; }
 
   __device__ __forceinline__ RowAddress row(const AttentionParams<T>& params,
                                             int token,
                                             Entry id) const {
+    return row_of_block(params, splitter.row(token), id);
+  }
+
+  __device__ __forceinline__ RowAddress row_of_block(const AttentionParams<T>& params,
+                                                     unsigned row,
+                                                     Entry id) const {
     const PagedIteratorParams& paged = params.paged_iter_params;
-    const int64_t block = id;
-    const int64_t in_block = splitter.row(token);
+    const int64_t block = static_cast<unsigned>(id);
+    const int64_t in_block = row;
     return {k + bytes_of<Kv>(block * paged.k_block_stride + in_block * paged.k_token_stride),
             v + bytes_of<Kv>(block * paged.v_block_stride + in_block * paged.v_token_stride)};
   }

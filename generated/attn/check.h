@@ -229,6 +229,37 @@ void check_context_parallel(const AttentionParams<T>& params, int head_dim_v) {
   }
 }
 
+// New rows of K and V, which a writer puts into the cache.
+template <class T>
+void check_new_rows(const AttentionParams<T>& params) {
+  need_aligned("k", params.k);
+  need_aligned("v", params.v);
+  need_stride("k_stride", params.k_stride);
+  need_stride("v_stride", params.v_stride);
+  if (params.cp_size != 1) {
+    refuse_field("cp_size",
+                 "is " + std::to_string(params.cp_size) +
+                     ": every new row goes into one cache; give each rank its own rows with a "
+                     "cache writer, and set it to 1",
+                 Status::kNotSupported);
+  }
+}
+
+// Those that a decode call brings along, if it does.
+template <class T>
+void check_appended_rows(const AttentionParams<T>& params) {
+  if (params.k == nullptr && params.v == nullptr) {
+    return;
+  }
+  check_new_rows(params);
+  if (params.offset_q != nullptr) {
+    refuse_field("offset_q",
+                 "is given with new rows of K and V, which are the last keys of a sequence, as are "
+                 "their queries: leave it null, or k and v",
+                 Status::kNotSupported);
+  }
+}
+
 // Where the keys are spread over ranks, a call leaves its part whether it is split or not.
 template <class T>
 void check_parts(const AttentionParams<T>& params, const Plan& plan) {

@@ -69,11 +69,17 @@ struct PairIterator<CacheType::kBlock, T, kHeadDim, Tkv, true> {
             BlockSplitter::make(block.block_len)};
   }
 
-  __device__ __forceinline__ RowAddress pair(const AttentionParams<T>&,
+  __device__ __forceinline__ RowAddress pair(const AttentionParams<T>& params,
                                              int token,
                                              int64_t block) const {
-    const char* const k = reinterpret_cast<const char*>(block) + head_offset +
-                          static_cast<int64_t>(splitter.row(token)) * kPairBytes;
+    return pair_of_block(params, splitter.row(token), block);
+  }
+
+  __device__ __forceinline__ RowAddress pair_of_block(const AttentionParams<T>&,
+                                                      unsigned row,
+                                                      int64_t block) const {
+    const char* const k =
+        reinterpret_cast<const char*>(block) + head_offset + static_cast<int64_t>(row) * kPairBytes;
     return {k, k + static_cast<int64_t>(splitter.block_len) * kPairBytes};
   }
 };
@@ -96,9 +102,15 @@ struct PairIterator<CacheType::kPaged, T, kHeadDim, Tkv, true> {
   __device__ __forceinline__ RowAddress pair(const AttentionParams<T>& params,
                                              int token,
                                              int id) const {
+    return pair_of_block(params, splitter.row(token), id);
+  }
+
+  __device__ __forceinline__ RowAddress pair_of_block(const AttentionParams<T>& params,
+                                                      unsigned row,
+                                                      int id) const {
     const PagedIteratorParams& paged = params.paged_iter_params;
-    const int64_t block = id;
-    const int64_t in_block = splitter.row(token);
+    const int64_t block = static_cast<unsigned>(id);
+    const int64_t in_block = row;
     return {reinterpret_cast<const char*>(k + block * paged.k_pair_block_stride +
                                           in_block * paged.k_pair_token_stride),
             reinterpret_cast<const char*>(v + block * paged.v_pair_block_stride +

@@ -128,13 +128,13 @@ struct AttentionParams {
   const float* v_scale = nullptr;
   // 0: one k_scale and one v_scale; 1: [num_kv_heads] of each
   int kv_scale_stride = 0;
-  // write: new token t, head h at k + t * k_stride + h * size_per_head
+  // new token t, head h at k + t * k_stride + h * size_per_head; null: none
   const T* k = nullptr;
-  // write: new token t, head h at v + t * v_stride + h * size_per_head_v
+  // new token t, head h at v + t * v_stride + h * size_per_head_v; null: none
   const T* v = nullptr;
-  // write: elements between two new tokens of k
+  // elements between two new tokens of k
   int64_t k_stride = 0;
-  // write: elements between two new tokens of v
+  // elements between two new tokens of v
   int64_t v_stride = 0;
   // [num_heads] or null: a logit per head that only adds to the denominator; decode
   const float* sinks = nullptr;

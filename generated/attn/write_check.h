@@ -11,23 +11,13 @@ namespace attn::detail {
 
 template <class Config>
 void check_write(const AttentionParams<typename Config::T>& params) {
-  need_aligned("k", params.k);
-  need_aligned("v", params.v);
-  need_stride("k_stride", params.k_stride);
-  need_stride("v_stride", params.v_stride);
+  check_new_rows(params);
   need_pointer("cu_q_len", params.cu_q_len);
   need_pointer("cu_k_len", params.cu_k_len);
   need_positive("num_kv_heads", params.num_kv_heads);
   need_equal("size_per_head", params.size_per_head, Config::kHeadDim);
   if (params.size_per_head_v != 0) {
     need_equal("size_per_head_v", params.size_per_head_v, Config::kHeadDimV);
-  }
-  if (params.cp_size != 1) {
-    refuse_field("cp_size",
-                 "is " + std::to_string(params.cp_size) +
-                     ": a writer puts every new row into one cache; give each rank its own rows, "
-                     "and set it to 1",
-                 Status::kNotSupported);
   }
   check_cache_of<Config>(params);
 }

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         2c245370cef813542f989d5bdb46ff0b0055d1df3a290dc5c296888c7ab7921f
+// digest         11679eb50650328a7fce2b83cd1849389f16ae1869a70669472ae7bb44e948e4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         979968f2d206a039bd4e9d60191d9c28f30ec14de02b13950a69707f9781b7b8
+// digest         8085366801ca86ea276a6abbc82f92922d0ec5615126282c818488838a75d77b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

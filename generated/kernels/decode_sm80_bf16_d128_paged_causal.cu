@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         50f968c452fe3724367ae4244cc361187c9c69eb6478262bbef7d7039789abd5
+// digest         e187feb888667dfca38536b9cf8b7bc0081e5ec41809d97eb9c56f5ce32ca470
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100480;
+  static constexpr int kSharedBytes = 100608;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         3a133aae0bd2ccb8714435eb3a89769de250f6b6fc2745cd096c516caf71e44a
+// digest         46786ffd55ade8c8da4066c9bcf6ef47510e9de63fa516cb2af1a5a721d2f540
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100224;
+  static constexpr int kSharedBytes = 100352;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

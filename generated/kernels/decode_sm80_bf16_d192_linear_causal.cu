@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         53e6d81f9ea5edf95d6ce0270bbe16279ea116af786d2d16c96d3c64872d411b
+// digest         2379416b92630da8ebc139f03eb4581a16d47ad424f77f7e35b4b6e2ee3d8e5c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100224;
+  static constexpr int kSharedBytes = 100352;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

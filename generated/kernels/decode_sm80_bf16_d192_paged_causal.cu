@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         31e0f563dc6d2c7d5d9ea11d6a16c2b3cd8eb6e8a429ac78dd4e8f7380bdc498
+// digest         81db91b7e8d07faa65a30cc4d38f633f785ac5880c02bf758b051c181effe636
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         694400281147c8ba851852cfa9b8be7d6744d6c1d7531529b862faed00274eaa
+// digest         abcc51cf375c45498e6213e627770caf2bab94e952d997a1b15559903842d075
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99456;
+  static constexpr int kSharedBytes = 99584;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         ca8aac7ffa361204fe16dd5eca01b37e00c2f70cb887ffeb07d44c3a3199a2a2
+// digest         da5d49811a2bbff83e9d53d862428a5d09a3090151e603dbf2a5154307cf1a7e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

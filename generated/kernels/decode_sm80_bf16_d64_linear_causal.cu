@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         0e9ab6a978ef78311742c45aa087bdb20cdf2b7ed00a8512517da8e9577ef71e
+// digest         0b82d8cd7fe8e45b1f28c0e91c7d4625deedc44332fa0cf05f2c5ba23e3663ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100992;
+  static constexpr int kSharedBytes = 101120;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         4fc0badfc8065d645ac0a47eff641c0f40567d8c2dad64074637aaff4a573e53
+// digest         84928c1635650dde2ace7f16358b93317f062d445bb6c78a43e557cea6d5d8e1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

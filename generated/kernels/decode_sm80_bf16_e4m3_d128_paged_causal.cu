@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         733e92394ea0588b8a5351eefa88f530c55388c89b297daa73d1763f061d65a0
+// digest         b5f30d354df2a4d8640a30f3fc422517667702866c1b653df5a188e0d80b4979
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51328;
+  static constexpr int kSharedBytes = 51456;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

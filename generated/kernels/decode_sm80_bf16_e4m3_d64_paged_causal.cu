@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         c5fbd621acaea60c14d7c18c0481f09d44eba26f3d6525821b3e9ed66e079c78
+// digest         818362de6912b36d34a7c9ed760e85ba3bdf54f4ed227396bc63f51aa1775ee2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51328;
+  static constexpr int kSharedBytes = 51456;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         2ba9bc89128b2b1dfcd40123bebf6a55f03f6e4412b121f53d480a98a68e8b3a
+// digest         6c845232765faa562b9ca63a3a5746abc13b0424c05fb59e6474df188edb8da3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         312edd32605523fd23df0825054ce8438f1bd87c4cd556e2582efe99ea5d1774
+// digest         cbc082815d97f98c16df6abb59bbba3af6266e0167634249ec1ffd0196e6beb1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         e91dc2bc53fba6cd6113423fe587fc40f6aab8a326e6d599287ebbbcdbcd72f9
+// digest         e925c482464df07a37083058b0898d51fb4b9bf60e056cb9a5525d325dd39f9b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

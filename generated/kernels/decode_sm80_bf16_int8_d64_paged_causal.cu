@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         7575f3c6e262d32c3ab291da224b1c0a83078523f9195576047142eb28e1c5e9
+// digest         012a17cff14209d6976a6e2de804dc991cc9727e89613d56ea64299a9a981f91
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         20bdb26e86ed573712e95ee3311e66bad0139253d774d7891daa6a57aaef463d
+// digest         1448c7d6133f9263154c407ff0f5f2a96c0aa4c8c68b993c866041b13f91b276
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

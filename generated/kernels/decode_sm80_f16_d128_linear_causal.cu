@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7e5a11ef57fba0c8f8049b1c87bb067bc8e527ae5c206e915683eacd0c79ee0c
+// digest         b69287bf6a2ec980c63050630fe078c387412b62304dd014248d213d2a7ffe1d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

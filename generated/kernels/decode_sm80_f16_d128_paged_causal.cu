@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         ea7ac214b8da43e855db6792bdfe037a72c545f77e46c794db48efffca5e9458
+// digest         829d729dd11cda6b6031ea769dc32dfd61b8d4d00ebf071f6c9d42ba8893b275
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100480;
+  static constexpr int kSharedBytes = 100608;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         aceeca4f9c3080419c56fb14d9cfae8152ba31a1cf6383ffe3cc389fb66ad522
+// digest         18865b068142d81af063745770400ed518adb22ad9d6ad37467c5808a1bd923d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100224;
+  static constexpr int kSharedBytes = 100352;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

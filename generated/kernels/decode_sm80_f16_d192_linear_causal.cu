@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         692e3bee53caae4c4b3a4181b4150df3654a239c318ef3e53df12814a2b8cb48
+// digest         16fc3e7ed04d2ad5ac9478a07f5239505a081403aa80a95a77aa2305c477439d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100224;
+  static constexpr int kSharedBytes = 100352;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

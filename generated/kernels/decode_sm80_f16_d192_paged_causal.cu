@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         7c1b10bf332f4f90bf38d5886d7800173b01466a87f9cc40ff2559675582a928
+// digest         df05124add22af2aece737b8fab9d5719ef606e43bbff73d751fa5fee4b584f0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         af233159ab242f8074ca6fd23a39c72340ea7267ba62faf18b1d16093d876f9c
+// digest         60505a918630fa030d49ac0d7127dfae13fa4eee7a9701b3e789f6ce11f9b84c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

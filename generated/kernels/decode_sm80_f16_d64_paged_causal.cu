@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         0f6bfb57b6eea43b98e5e90ba78716f9e9604e00b87da3ebc481040942e235ae
+// digest         4ed2527692c98571bac778e0862558d37c02522f28f750948825898f416442c0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

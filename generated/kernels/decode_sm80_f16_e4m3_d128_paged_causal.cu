@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         6d9ad4a397e2cbe0ea89cf077d91f89c38f2880a6c5037aa67c1a8faa3d14ad2
+// digest         d1f80f7d08d916b295c5a2c4e5ffce1049653f761da11358d9292539135024e1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51328;
+  static constexpr int kSharedBytes = 51456;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b878943dfd1059fe51b4bcf1fbe5403589930abdfb581d60acfb6351fdb039db
+// digest         d2528ed322796a29cc15c134047892866ac96469ee6cdf4babfe019d73af2f58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51328;
+  static constexpr int kSharedBytes = 51456;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

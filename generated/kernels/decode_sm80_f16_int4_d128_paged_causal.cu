@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         66518d1e224a28a3abb81e9e96cf5922f1f3cd851298c3708a7f14a13e633841
+// digest         1b3970a97c18f9b2ae329730b78479ea64469f2e15f5c1857d83c9cbc44e3105
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

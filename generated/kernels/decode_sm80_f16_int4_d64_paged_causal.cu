@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         342c07fad97c8a4a783b1e1e40a7f451b467cd888ed2a074aff5e7c4e1a81ce8
+// digest         97a25f4a3cc78250af402b97e3446eefcbe6ccb050c13690e7efa7f662bb0381
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         a9866c8c2cabe30ac47ba212ac3361ddad12b879c554ad77cb5dccbcfe2d319f
+// digest         ca0e577581608addf423e911f44acf5c836c8704c65bc769f9d1fac08c509c6a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         88a27485884b5bbcf98224b3cd1db41769797a8ecd9cbcdde24ca7f5086a26bd
+// digest         c979e2314ca30652781a4c8504cb5a96a2f737f77f9bc1764cf2a30ec6d2b6c5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         917d165f8d87399a9b93751a9fc004925417f77a6caf6906ed06afa81b44c3b8
+// digest         c67eaa2a0193e0bf6197d7a5a5c1d067e23d467c38253c188a2e7387dd00c7af
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

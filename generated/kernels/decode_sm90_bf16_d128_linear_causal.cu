@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         ec944ce5374fdaddec86e137a0872ebfc3fbc5166c4506dd86861b1bff1939a4
+// digest         142a2e40bed031a34dad5bd51c671f3445abb7fe21265a76ddd10d1d64e0ce9c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

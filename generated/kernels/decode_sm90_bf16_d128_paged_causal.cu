@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         1901465cdb55c495c1d05cccaa91148dfce70aca29cbb422a9616a61945bf0b8
+// digest         6366ca9d3e5ce5a2b6be72860bdfbb846f73362e09fbcf512ce0da7b5a50d077
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100480;
+  static constexpr int kSharedBytes = 100608;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         2811a5613bd1abc58bef5928776a2f06e0be01d303b5c19c71dc7be2abe746b9
+// digest         59228c5ad39ee40c8d8769c0dcaf3a1ac4f8fd6e121ccf100c2978ec54e14238
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100992;
+  static constexpr int kSharedBytes = 101120;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

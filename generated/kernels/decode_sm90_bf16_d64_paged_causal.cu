@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         533d9af40a6a24465ce0a305abcb50f99e7324aba302c9d0fac69a00c0ff9d5c
+// digest         93832458a025d6928d65a65b676b1f42c11c624b1a8445530d27587ff32f5cfe
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         6c28885cb0c53ee46fd20fa1b1e46a8ecd74dd38d373da3c6cba85cc62276391
+// digest         d0ed8ef931d0f89c0faa2026e96a2d3875fec060645d5c459ddb1a407950ed71
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         f3f84d078ed8387bb8f1f17e1d6211f2f8e2aa4306d82fab63576a857af3f14e
+// digest         03f7e207d4c484a11e93dbd380c8737ae64cf4044a35f8da524cd29e81681b73
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         0dc2d8861274cfe72210cdef91e8e80d446b725d1a698f982a932d38dbc36298
+// digest         f19088b41811759fa7e7d31fd0e549a68d86bf8263487496a9a77e5fab921532
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100480;
+  static constexpr int kSharedBytes = 100608;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

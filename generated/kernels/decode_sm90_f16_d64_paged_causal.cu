@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         afa8677cafced1611c2a655d2a093c339a814a36288bcf9ba1c2464bf926ed37
+// digest         ca60550a32600687367ac57be22ab03bd1a189d1f83952c3b46ba20df1a76f0e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         8278b32ec00789e7c544c117897d79fa7d95ca1757169baf396c03ecf1cc5293
+// digest         89497e852e57deba472e7d59841d57dbb2ab0433ce621a835ad6de58bde1f2e7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

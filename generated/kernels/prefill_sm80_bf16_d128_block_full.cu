@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         6f74adabb84f120ff75fc0643c941240fbb31434a18db30428f6ac9d17489671
+// digest         266630140e5c5d230c5a1673c67e96a7878201dfbf2337294562e0ebaa0a14be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

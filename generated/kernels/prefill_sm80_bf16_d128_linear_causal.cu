@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         02a0afdff77d34a5cd97caed51791b234a9f23514b93db4779d4d7ac15185c86
+// digest         de5bbb18a020839af04ebcb6c800e742f1a4358fbc766d361fec00be1b621197
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         8416f959169fad923831a98be7f835e3567281871b1ff1464f20c7acdd11d6a7
+// digest         405e7f1cfbcb3515a528e2344492ed78285e68ebf0d7e17088b41df1ceb9bea6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

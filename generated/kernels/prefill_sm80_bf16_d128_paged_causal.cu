@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         b803384ba12cf0739c6f154d0ecbd17a2c5807c96250c13b762ed9084be9485f
+// digest         fd1c791f87e2498a052c5095fb87a73a411de0050aa0be8d83f85b1e9ca14210
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         09d4321253d41b5e47f11185984fd001972787f34e293f6daee6ccfaeff1ed56
+// digest         56ab26ebe22357e06e05613cc86a42c1b1aadf691c9ee1262c1c2b51bf12f85a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         172ff513049418c253d73d1a14e1c075e7245716d59c8925426e8776389f81d8
+// digest         b65a07ca348529140f43edafd361290ff6806c8f153b3b57489f1505a817eee5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         3c904ca70f209d8bac5e67850d23c71f1a9f92ae15131c7ab3efc8f9b0c0b741
+// digest         abea61e7b321f9125f89627bb08496a4f4bd3cef8b47d63d21dd0afed8ecc645
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         92260e19e34ed5c8af78f5fb5300eb4518cc31aca6d5f4e8f5800365ac054300
+// digest         c58bf865b674eba9d9ad83aaf9729320b1410c308bc932e0a468933f48c156e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         7fb1d350a49d37b4e11a829db35d3948fdf389dcfb012908d5fe9a649f23d71d
+// digest         79d99ca42b276772c9c0a3bb994266545177359008884cdbd75386361df52adb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         022deb3699c0c1e3657588da6d17bb035304cbb89f79f314964f6f47d7aaed00
+// digest         ed6aff1586e33b632b844a4607750fc52b9bc8c2913f849a87953c222c637bd4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

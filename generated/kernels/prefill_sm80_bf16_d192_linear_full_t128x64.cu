@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         c547b7ece9e7c88874065163b53294cff255065bf6147d10143709a044c93d4c
+// digest         a9aa36d2fd305d36bc6edaa60b03dde3d9d3d0c95dc8672326dceb0007f82f79
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

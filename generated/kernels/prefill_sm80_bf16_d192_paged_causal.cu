@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         4cf1fc5021c2e45b6eb4768e6ff2103e34eab3ed87c25911ee4948cc27d392a7
+// digest         103a387aa78fced23f15e08ed2cb9cca91a028a5037f7aef9bf4e88e32fa7a03
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         ea6fa7325eb159461f62d3fbf2dab8a800bfd9da58673f70e2159a9248b87fc9
+// digest         d3f8f96182bb6b796e32b45ea82fa341a2257f3e122ce7e5d8d63c97039d72a4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

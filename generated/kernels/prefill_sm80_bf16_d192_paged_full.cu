@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         af86b0cdf35bbfa53921631ab6e3bccc3da6edb900cd82f3c82a5cf514da9a9d
+// digest         8a3902d46be6b3ffda858195f44992d88b369ae9f10860d10f160043526c0d1c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         336c058cfaaa8a7053fbad3a800a168ae12179c5f0d2d6b250a19cafbace8bd4
+// digest         f59138c8d00f263e76034daba04317292188494d1275d7037b777b01de9a01a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

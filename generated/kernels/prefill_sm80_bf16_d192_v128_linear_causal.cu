@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         df712437666f42033b18ef917d4a19fb682f6d420a9020ddd766c741fa9c3f70
+// digest         e03d49f1cc8706d3c7e4c5337c103df38f31439e77758b0d613ead745e3f9e14
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

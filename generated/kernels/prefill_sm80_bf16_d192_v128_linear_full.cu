@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         60152ad7b9c4915f306c058d8e32284785ba906f44273c1d1668afacae2b4d23
+// digest         1d16fd8e9b2bd024791e77e1399c820a96f9d58bbc50e70ed351b45bfd1e2883
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

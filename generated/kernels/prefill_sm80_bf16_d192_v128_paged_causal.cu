@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         4a86c76aa84db1a19b1e0ad18ea9a4a5c6e768ff28e519e26f8bb76218ffa0d2
+// digest         51483642147b8c25b9787dbd5879c8261556eaccc44d872141d535ecabcee88f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         25f53ca43aa345a391432e5201864a050d79f3418971299f9a250528283ece3a
+// digest         a519cce94bb4d6eb1ea884f95d236543af77a828bf54d8534f3d23718be7668c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         2fb102f4ea805d2576695ef25dc55e5fd47e03c107ef5d7bb9615cb009d69320
+// digest         72edb7226fc85f60b430305abddc96d2d902e0e9714e5838fcf028eae71f9599
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

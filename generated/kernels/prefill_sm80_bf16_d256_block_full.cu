@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         6cdac5ec1a65482d91409050110947d4f257fe7f4c646aed3addf42ab3b856c7
+// digest         e3dd42f9296903d5e17f39217e815745139a0a5177410c2b565c30f0ab5b4dce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

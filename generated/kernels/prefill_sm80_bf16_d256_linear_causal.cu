@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         08d38ca95ea423d657e3a28d4b830af70a23515fc2ce69f036afc92672a40163
+// digest         4edaaae8ad977b2fcb1f7a7d2e07ba871c17519d4531cebc4b5495b9ac81b07e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

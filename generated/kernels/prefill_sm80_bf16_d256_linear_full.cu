@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         8e65bac5f5d23e226f75b3881501c7500fa648f23282a0fdf7c63474e738b103
+// digest         9ee9ce0fc2ebc5e7b1111cc17a034ffdf493a44592fda8e1f033d783c507bba3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         00681e7a59bd7e41c079c3bc5e0e8dd46c20f9ab295df667bfc081d44dcef213
+// digest         cd8c358ba1ac9f94e43a7e46a4280270b40ab160a9036fa34026a997b50b1b99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         e57c12f001ad2c221df129be1077d30ef4cc844b6b652d315cc24d0f6f66036e
+// digest         41a07d097153c4f919136846fdd31ac26a8f8ab7fc4650f5a3dc9857c7b90d93
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         ea43bb02d9314c1e6bf5081749b7a05903a1d833b310299564ac14b7c6293375
+// digest         45af24e43fc2cecf7802910c0c6104a7ccb1709e66b9ad10f11f891e00b3beed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

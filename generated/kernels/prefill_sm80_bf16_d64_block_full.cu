@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         534f44d5a526faa323b820941f3c17179a0098f2bc333945ea8723f29dcfc3f6
+// digest         74dcc2be3661b3529cb909caedf5ad5251a44009758cfcc1ed50c79a29eb3e61
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

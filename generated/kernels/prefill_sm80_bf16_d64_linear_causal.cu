@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         00d65a8abe7a8516f6ee42696568f8237c692e080ba6ed9953c9c838fd60473b
+// digest         08977715de6843c693c49f3d4eb1ed6205b1ebb34d1cf7fc032266d9f69c9207
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

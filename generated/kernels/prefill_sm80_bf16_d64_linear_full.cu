@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         5046527ecc33585913189c40ef619d629c879d97e51c8c79c16fa9ca460b61bf
+// digest         30cf0aad975699aebd4f11184225cb4cfab03251610d328cb7506abfd9cd72f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

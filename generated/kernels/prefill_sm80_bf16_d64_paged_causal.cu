@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         4cab43ccae3ebbf27bdf80c53029ae9632185cc5e2227be111f4eb02606e4555
+// digest         8ca353c4e13a923e07bcef5a87e343afff3fe6536bc66bae2b858b843a42faf0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         5a893f8a2bf5af460390d8a58f4cd85e25feb3bb45d1c4672eb46557713b9e67
+// digest         b25be2245e46335a074a1d221f143bf58c09dfb4b67ae610367e7e30c0f75ad9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

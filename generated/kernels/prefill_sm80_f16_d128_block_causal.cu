@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         5c57d97f6f3b6874fb344ba3d5b82185bb6d5a0c5de5fe2a0ef638395d950be3
+// digest         54d5eb8286329b72a4f0bc04dfe0d502f23f90b99c71ff6f1deedfd561ac37fb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         b32108e15d3b6030c08b6660bae982f10e6d11fdd8fe0b422d306ebba2b1786c
+// digest         08c6ccf4061cc3dfee53e3d1dd3a1e569795176a190b5be833723339dbe89f3b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

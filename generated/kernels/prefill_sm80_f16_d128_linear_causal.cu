@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         3bdc45cbda29fdfb570984ecd0bd30a677f6a02718dd5b24c6621d9b9c117d46
+// digest         6b6f739afb994c61c79af933f440d96798fe9392081858d4c28f42b87d3d1d3a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         0fcdfe4369672be191c95727304bd009e92fb589d804eb4d3211b9583ab54eba
+// digest         18396877aba114f0f3f009c1e64751e6e746fdd179c84a6fcef58ff8df741e35
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         29ab024cf0b2020a9918cba18ff32cb79b1345e03915bd172d131f32b080655a
+// digest         3edca2e78fce806cf87d5e762654759a317ec8c2ed3cbe8720313667ef2cf5bd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         33e5f4a3676a3599bf629fd2fbb5d13e19bf5a5c162b1f330f5cf1ef795f047f
+// digest         84292f831bea1a64210441c3c76ee6661f41b85b3aa8da09e19ca3f29fba61ca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         19f844c42fb4b8e892e340618e9799a6e01e3f9f1e80efa2972b6e3b865a1974
+// digest         ad584b2d37ecc8ecb0565987c989e4222f0a39637529ffb8c2eb9a6a2f4f8883
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

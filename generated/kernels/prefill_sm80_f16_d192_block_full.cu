@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         922f8b08126e17ec93c53b57585fcbba2552b7628a9c7afd24951fafccd69bf7
+// digest         eca28d81db93aee562aca37b379b04846038ab646b91b7867d880b0febc21afa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         e742c54d4be8a34eaed1c41c4333e6ea0f53459186238390c630386921ed7e7b
+// digest         17088de4ccc5e186a3169909211afefeca2864ddf92ea971a6902eca1deec186
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

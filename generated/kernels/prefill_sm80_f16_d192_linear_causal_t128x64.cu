@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f62db7af3fd2230cf0557956b133b32a8368c86f41eb88d7659ae49a6ae78f72
+// digest         0f6f3637a66bab50e57422988290231ea280e83c1303c4bd5378ff4974aa8030
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

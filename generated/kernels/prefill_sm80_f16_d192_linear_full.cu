@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         c0080273079787c368c8b15bbd4f195ed20f44a8cb904982f560fdc353b3d06a
+// digest         77e8a8dbd89caffb06f32bde208239cb27fdc5a2e36f7a03e5e7277c58067602
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

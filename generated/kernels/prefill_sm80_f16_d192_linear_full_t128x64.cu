@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         0e465c511b656d4c3f2781ef7a499b32db1b79df703bb169f3a178aa14196376
+// digest         3938aef4f704ca076f1f8e97bb4ff7e754abb60522fb575ab81359131b840391
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

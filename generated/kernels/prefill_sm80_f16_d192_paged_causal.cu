@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         beca3b7f336f5eab05d121da88819dab5fe91b6ce17811f771e5ad460670fc25
+// digest         362b819e748ca357af9a84799640bfbb37676842064968e2a7e253821723457b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

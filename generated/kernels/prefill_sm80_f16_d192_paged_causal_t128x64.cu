@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         99add11d9cabb6e2255309d875cca4232436aa57200011de979e1e1e8d518775
+// digest         28f28f49472b4c9b0fbd6f56c1c817ec223f1a32ba0a8dad11c2c972b25b72e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         f276edc19c15ec9d9d8c232c00b2906b9ac268673e9f4ec8370667ec13cdd63c
+// digest         90742910bc6aa7ee2a5af4c0aa62f5f422cd0ade102281d327ac44036036b7fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

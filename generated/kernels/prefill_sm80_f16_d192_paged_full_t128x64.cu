@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         2d1a43dd99afcde97f0c44e42b82e82d85196cb593c2f081348895fcd25a69ca
+// digest         476297517e7fc0248cb2dfe2d275c637f852ba30a71540a225964fc0ea438c18
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

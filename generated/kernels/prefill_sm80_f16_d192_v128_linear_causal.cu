@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         82b495d5be580c7ee99564c964c0c3255ae31cd14537357e298a8bbff850cf0f
+// digest         024991583be8c89c78715732b33b3aaad600aff4104761a6ea047dd6b1d38d6d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

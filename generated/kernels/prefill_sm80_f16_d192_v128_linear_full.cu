@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         4e8e966483ad1205af99d15d8b8d2e24371089e6181c711aff35392c55364c7c
+// digest         85173a5e505f1a02879495553de651d382698f85dd1182826e0262576bb2fd1c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

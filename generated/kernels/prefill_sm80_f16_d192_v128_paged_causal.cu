@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         cbf0bd99196c34e54ceda7cb787580b14cfbcd0ab554449273429ccb0ad3ddf2
+// digest         4c95a253b92c9261b9d3ae8e1869ccdb4a6c756b1bcd89ab21776215ed34177e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

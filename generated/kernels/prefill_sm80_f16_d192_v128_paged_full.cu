@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         fea35b54b9b90683498ac2f4b93d786994e416f1a3395f8b87ccd194197eb73e
+// digest         9575cfc099364f1a75d88bedd70ac5662a923ccf7300b1216e383b3cd23de286
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

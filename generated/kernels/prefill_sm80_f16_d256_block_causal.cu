@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         9ee1e65a5738ae76794f8cca01dec182a21d5f3e75fdde056a1c63ff553880a2
+// digest         44de24585f6e16f1f7234360ddeb2c2ae6f8aa57591cb44a14ae0a9f083f1374
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

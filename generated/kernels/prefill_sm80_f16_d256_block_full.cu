@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         60957b3864c85537ce52cc127bb7f0124b00346d7ab286ba1b0e6974e571a949
+// digest         295903433ca0d51eec2dd19a538f5c3b3c46a09986c5ac66305422110e2f0167
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         59cc43a3a3e8838e43b76c6fd46b7afce2644730ecf5134dde5fcd51b2f09c65
+// digest         f1df350ad6c66c237e48d05dbd2f6c3c1c61819f627e786fb9453fb0eee7e715
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

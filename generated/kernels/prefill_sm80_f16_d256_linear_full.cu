@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         c2655569e82d9b9ccd4329e24fbad34518112781718bbd9eeb51571fcfcde543
+// digest         9525b1e2069fb78704e7313e07806f5459a062fa9d92076f9074537e4a5b1fe8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         ffeda744bc21b7a41b7399dea73e4c76bc76199cda262f0f2572b5b117b251db
+// digest         5d7979907e5da2dcc97525d85532254d3166367066ad9b71cfee49a45d52dfe2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

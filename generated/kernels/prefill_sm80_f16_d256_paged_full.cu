@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         559cb7e12716a32effab9c4e0de41509ff20b7f10a71b06142dbbd30ba9f1f72
+// digest         3564947f2db1f723463d439e91d5b030da8683b358156bf597e87f590de438e9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

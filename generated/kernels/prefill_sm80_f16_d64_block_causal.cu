@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         ad6b4691f5e1313490f35afca8d143eaf50231eff5ebe91400a4171c64a7bb1e
+// digest         1cffeb5565fcc98540809c762edc1671f52d826d81bffd0a73e585ba1f39e57d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         042180ef1956476c8cfebca9c1b560353e5ea30f1672693563dcc35f6e4d34d0
+// digest         3b37fd0690dcc4e18fec75eb706b70380316c25396967ee5afc0edcad91f54eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

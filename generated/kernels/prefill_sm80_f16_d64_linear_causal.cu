@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         c1c6d27dd2d8405255804fe6af119ea64d8f1ca7602341311441c1d8332f91e6
+// digest         a0decd15640050121677413076b56693f0b0a8884f06c2b0bdbc20990270fb61
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

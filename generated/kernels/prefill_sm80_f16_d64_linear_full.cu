@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         96b5881bc0186052fba989344fe26e6a588a8c33a9050dcfd874c9f4763423fe
+// digest         036de3c77698dbe969a41243e466f3cd2a94d0ecc5363576616ca48e9a5f1a4f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

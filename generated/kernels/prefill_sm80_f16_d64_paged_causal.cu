@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         edef738b47b40cde65f98445bd4589ae7ef10b6e00ca93f176260664407cf22b
+// digest         dc3ea2123fa8716a4acab8b94c284aff04c2fe9404d1c6c85b5bb89fe983b1bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         a1205b057b9bae4db60f19208a54f04a911804db1a3135b71fbf9c9da343c4e4
+// digest         3bfdfb970d957789fbbb37a7d54d90665180fc6490bbc34f4cfa336c654262d9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         ded87aa5377daba4c0121ff633ec72f7bb03891188ec96c57b11bebc3c711267
+// digest         f987fbaab56569f68ad58477d990cee39e93fcc43eaeaed763613bf9409f1c8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

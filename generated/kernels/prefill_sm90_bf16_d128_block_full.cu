@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         1407b325a2a1a95ed5c34c5067771da48df0b381ad3fecc7b5ebe8debc373465
+// digest         d42bfebd80acbe2d4ad2f619cf25dfb681bebd130ba21dc73cc7dd6bb6ada7ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         3740f526ab7b57a77835d5b43fcc232ef6925704dd55c38a0937add8ea488267
+// digest         f0e6776eb2b0cee6c50f40d5d6347f6180b042990afebbe9b0a6cb7c411cd4de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

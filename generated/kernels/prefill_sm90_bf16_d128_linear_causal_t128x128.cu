@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         27fcec51f75d257766394ad86eee759cb175e025091008e1bf56be1749159564
+// digest         0ed96fdac5fb1dd4f9c3a5f9f10358b4079cf6aeb6b0fe43a9731fa41cccf73f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         472650a26bddff942bea7ba6ead1a0e294aa17119e9530da89a309ae58f09754
+// digest         bd0f5a62203fecbf393bb2d8b56bede0fa904bd95c3d567d5795522e0283e184
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

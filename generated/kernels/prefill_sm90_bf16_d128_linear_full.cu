@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         f65b542f5b910a5b2fadbe488ed6249de3ab8256eff8c4d9ad9f712fcef180d9
+// digest         df1bd45e170dbc9ab200dc5d3f1d5b20de0273af2a04c6e10ecde7f4d0a17daa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         94579331633400cacfe0d6940c22d7f046170608c79957b824a531d895bb3005
+// digest         1a85a4e630ccd01c5a55f4958ab2c9111b641f16649686125fb8eb651e831a9b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         1f75afab8dbc72b7aa513410abb78442493f0442603bb3f2ebe0ed0cea68da9a
+// digest         4e0756ac00092bc99af5b18d08402349b11b987bc13e2054b355ef8a447a4d70
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         b861a09b768cde8a0b6a6eafa62d126a4dde2aaa9bd9cc52ab54153451e37cf4
+// digest         39d941206d95171b50d029c720c8fae14b1dc471b3f48a44043168c1baca081f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         e58a881924a1cf22c099e950b72352f15c27a35d0fb907f64288a0b0a77c813a
+// digest         7f46fe675d241f74b2d8b7cb02b05b73a4401227cc5db3f703070d96783a66b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

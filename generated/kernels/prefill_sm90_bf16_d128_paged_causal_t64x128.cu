@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         ac446c1eb3685670d586300c7efd32718cf7af7f8fa857aa072e86a2ae05d8f6
+// digest         a5cd6e0952285c927bf684ae79f1ed10a92ff0b09f7acb96fa660f128d07e5d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         fcdaf3317f32b25480cb060ab3f55b2bdbbf707b6cdf17d88e16f78a17738c21
+// digest         1fb10cc02de1cda370d57862f1f3fac6cccfa5ccd0937a70aac31f094b3811a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

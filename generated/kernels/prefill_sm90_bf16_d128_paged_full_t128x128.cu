@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         5be379c869ddc9a824fed70fc7ef53465e8c591b4a7e1bfa45a1027d83be66d6
+// digest         5b8d131c08050edcb137a9b9aeccf86aa8feab0f28f1288b175a60f1089475aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         2b8e2f04125301b6c9f1e4cfe4bb492452dba7b9eded5c699f82ab8f62487063
+// digest         513a62977ccb7091365a6b7c108fb89feeedcfe8e37c6ec7262b46f2c523b04c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

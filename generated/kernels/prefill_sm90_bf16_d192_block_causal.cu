@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         1e84ddb2452f5031a7b76bcbe7020f726721c14136a64168f9ecd0898227afc4
+// digest         e9f8b2549795aff5fd7517ad89df3ddfb0da98730dd89d8a6e853255d6ef2741
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         aa75ed076a4857c1480039f29311b4d4e2bd0540e7bede9fbbf31f8dfb87ddcc
+// digest         a677a55768b4d86f295af46383e5f6064af396be73b10ba26c205dbd37598d05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

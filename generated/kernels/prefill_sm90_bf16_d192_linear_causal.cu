@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         0398d268ffceb8288c356a56a6a1f94af689c754f8e696d81f99ecd82454b490
+// digest         6fa96f15d2490f2f54e11d8ebdc481683f1b117e8f2b6d1b5c6e25d2ae0d230d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

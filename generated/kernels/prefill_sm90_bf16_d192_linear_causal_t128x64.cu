@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         15b89292f3a061797dd1fac9828dda9fa3acd3bad16e46bf28ea4dbe4aa80a75
+// digest         f3c4bff91993e39ace9e0d9efd97ce0cca4792cfb7b9754951d1344a68e3e1b9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         04f007173c6098e0db553f587970c4d2c7902d8672d9835fcf521e356557cd14
+// digest         f57e1ff2b3d56165f30d872c293b8bc4d6413e25de520ab764f3f1408d15bf09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

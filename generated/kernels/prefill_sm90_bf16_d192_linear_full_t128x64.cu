@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         16597290f2431a7e9469f1cd0c27e69844ab849df072c8dd55a798f2bf85503a
+// digest         679ea32b850461694ca6b3f13e1f76a9d00ca07c7f306fb80512884862936ac3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         39720761e7ac0fb1c76654ede89f8aedbf3dca9b67ea99291d75a34e79795343
+// digest         9bd49d83bdd9da2d15f9741a2f0c7f75b5b3c76deba6ad6151943a6b5cde3fee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         db71f14796530e97082049e371940e9abee8f639a41e35bd5aacf1f834cc90df
+// digest         6c357078912d313008dbd8e3ba37de01f7f620cd74ded2edafc6b50409e0c5cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

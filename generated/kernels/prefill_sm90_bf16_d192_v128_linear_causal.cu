@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         488dd0079bca96af1798942fe7e66daa88e087b00c28ea268e7fd7ff59253d23
+// digest         fcaf157c0529d30e6c82b18f6219408ec951c27a8f05c81adeb035d02ab6a0b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         32a6c7aedaf1466b2fa8d24709d76c6f964fe06e7c49638404ddfbfa21cd814c
+// digest         0c13265f7e48204f9dbc8d9019880747b5c805bbcebfe5e9af32df704ba75435
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

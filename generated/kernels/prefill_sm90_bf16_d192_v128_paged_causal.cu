@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         5ee7a38f5b147a59fe4e956de8dd613d35982e2b2fa500db6f4b6cc76e10a595
+// digest         dbb2c871f1b6d3d68807851a73661dbf1e3f9ac44a2ec4fe8688a2487b9e8dc3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

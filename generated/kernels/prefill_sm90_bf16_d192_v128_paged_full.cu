@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         bba97a52c8a1d20a3eb7246595f41c27c1c517b81272edbe89c9b39a9bb418ae
+// digest         c988e0259e53269b30798b745e45d9a6cde72cf482711c7002d86484c2f099c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         0cac116a5193630fd5ab7f999156e816e8ed497fd81c6e3c4880681dba0b5a67
+// digest         8f2625faf25565241ec577a3309d1db791d9937f77bbc2177ce311424e994c78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

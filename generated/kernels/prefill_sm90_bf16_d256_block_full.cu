@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         efec92395843cfcf8b8e4702a89b7cf0a75b93017f30d0cef04ee490d3c2b39b
+// digest         b11614a459d90f214ea8a9a777a79f572cfbc0ad8365bd7429fec33fd5247720
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         0820648e2ca79e3dddc300f20da294425fbaea258dc083161277035b527cab21
+// digest         a87190e1756d2b2f5965635693602db7271453783409819d482941a6af2ebc2f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         5f4ab3dbbfa3cd50ca6eb7b84c00eb06c9d4293ecc74948ea6a71da4b700f285
+// digest         99f4ce5532a51bb9b021508446400482e96ae391a2f62ecbd3bf094c3116706c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

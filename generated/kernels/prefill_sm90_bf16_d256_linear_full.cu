@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         db5c5c7c731a727bb5e97bb6f83e379caaa2de3e0b861868609d803d43e5c315
+// digest         fcd7fa08d793306f74a81b08f7c2becf75f22bf85df321b3c9f32018f511a5a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

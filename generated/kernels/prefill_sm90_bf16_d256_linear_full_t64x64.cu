@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         078c342e83eca2ab5d6ba04d634ce8109d5b7d2b50091f3605cb946b8a0097d1
+// digest         615218643a7541c89e38ab57ecfde14d6968fe84edf51fc37c818e2d9c963873
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

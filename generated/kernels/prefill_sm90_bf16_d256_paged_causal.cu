@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         a16e081cc6da2856d61023bbe58c462b0f3d6cdd4faf6e0a8a21c0e58a825a5b
+// digest         a2de4594a4d065d8229404532d3de4affd65d15799888a95ace95b4b2e6708fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

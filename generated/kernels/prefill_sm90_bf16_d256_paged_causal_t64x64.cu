@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         0e9e63d3be930f2674f8dfd8fe6be5acd5bef72ff753d2a49f844ad80e21c468
+// digest         e9c54c47609c54409808578067a4ff7ee6134006a9801d8e8674ec58ebe06dad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         253763bf3fca35fbb4b4e92e01a188d386557d67764c6f419b5c7dd947a48789
+// digest         d0df0abeef167d5cce66a559e7409e7e6ee11270b5c338e07b8fecee5278e1a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         0a521916d99906a964b41a4baf586b4c690faaec8d3497f50c2a72a491c3e467
+// digest         9e435a01e882be237b552f197348ac401ab54a948c24948b4a0cedbf6478c159
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         21c5f10d2e542bd25f3b6cc9faf28b52c9b9cc31aa2859e6155067cd93ed762d
+// digest         a13b8d70fed74c2673a2fa96a664846329341743c58f7f461a17ec0f0d851de0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         5c269ebd5b93c86f44b98e342511563d5790dfceafe4eab35524010f7ef17dba
+// digest         82bd7b644eca8a02d6be080e713e5f52d3cf702a774bf033313d3251b5c7f12f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

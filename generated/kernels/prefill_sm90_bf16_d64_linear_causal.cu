@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         8f23ae9bdb31dbc20cb4b95c60db0e0bf0c371e32898f08a97ca527d5396c860
+// digest         f8fedaa5cd22cc33e19361aea8a2723fca32920b540e5921213af75ee7815fed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         0bbce9e494f5fb2655152f1743dd9021fae7b94badee99c82404ea044e8f864e
+// digest         b27a37c0eb6eedc0e9434527edc5d483088827165ca3805c5ddac1ec3d242cfb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         ad0365eb6bd72c4a6d1323a86b857977e9c827901bcc9e590228e55d60f05706
+// digest         3e4fe7d07023a08b19b0ecfc5df1914d00687cc249317e3f2d8329fa336c53de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         e6b2e6738bebcd7f5ec47efe12f7f95831794dd15a3e3961dc343e5737c8d8c9
+// digest         8da8aa06e7254ece3a813cf80880ea76aa52ac80cf92638efe0d15c4bda70f3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

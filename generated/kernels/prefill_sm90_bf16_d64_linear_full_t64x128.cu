@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         605719d22c76684be413f5e68289f51d35d46257d0b531544ccdd58daed37089
+// digest         41fda57cba20f8c64f1d8f323dba01d6bff5790525b2aad0ef70802ed6ad6ff0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         72e7956427375c36fe6173d18ea3d3b41ae0bf1ca5dd2fc205ad170c6ce6f4a0
+// digest         d15b08511e04a63b65c2fa90e59c4f3e9d34bb2f00acd636aaa8e190190fd23c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

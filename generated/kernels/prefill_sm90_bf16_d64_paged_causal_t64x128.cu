@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         f058a5f4fd251e817a997e22e5f6ce73bd9f1d083c91bf244d560e24cd5d3fce
+// digest         0144a5897a88cd04a4a9d5e3f481390806ba33191b32b4ca5ef4855cf90f45d8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

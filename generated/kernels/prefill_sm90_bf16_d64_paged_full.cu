@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         ede5f8aaca8678dde4cbe02058a17b15ba16893089b75e84133b0d61d5e63c35
+// digest         76d9e729505ee5216963656fa9dda113684098057944055cd607896ff4a4c17d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         8c8839be861f0b678e5d668386a6a2818899f73c97b22a129cdfc69fd34c7044
+// digest         216b725d9c0787cb1cb5c5c340772f65836e9d43742e210517dc1bd39adc1b7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         dceb2f8359db4fd3cc83b15714bf3f3648becc751cff333d796bb820a6e43808
+// digest         eb6a23813d66f5455168cad1ce27993fd5c199bd03b5023483dfa959bd877f55
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         58c22bbf833a39aef4b92a1af2ec85dd7a25f2136d0066b9f6519b471ade4918
+// digest         76db2b9ebdc03c4612083b4b666fce76267dbd8e0a7929a5c4823d27b1a75388
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         86f16d925b3f94766aba41610bac8c4696cb6bfafacc7800b2bc3e325faa47c1
+// digest         23afa861f2a15583f4857228a84c769334f6198d5aa1119e8fc6f4366b88b10e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

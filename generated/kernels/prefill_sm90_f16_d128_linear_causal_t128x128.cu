@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         82f92d121387d0e53b3b02de516285f3be87fd85c10a8d2ce64c7b881ee4e9da
+// digest         7f589193f00d38ccfa5a89100b0bc27420f6cdcfce1abc91f7f7014ad95bb044
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         b3544207a384b251ed14f511b4241ce1f89fe082532b6f5000432b061614a72f
+// digest         fb6993bc93389fa5a71ce12403f7b2f48ec63de245589700eed522b745c3bb7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         830d220ad00d64d042f4336118ad7b631705ccc1f72d20410c5dad2e708f8fc7
+// digest         ee387780f41037053a7f287e5c2f19e8907f48f93488d4bac6f29fca9d9893fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

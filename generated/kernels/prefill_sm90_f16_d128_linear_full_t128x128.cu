@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         80366dd604baa5901590a101e6678d5b3e98cb1a21a320d7a77df303ab9eecda
+// digest         b5fae96c365ab2877921847facabe56dd915f0d2461f5a254389dc752124759c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         9e05e0e0fc7b2bed8bfc485311a8fb668dd81ec82fc16deda7943e0c641eeae4
+// digest         8573eeffb705ffbd882c401e56d5c345c74466a9862b802dee71630bf472bb88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         13fecbd4aebcece6095cfe45c4c06fd96a323db881eaa854cf437031ae6b18cf
+// digest         f350642a40800a9c822928c03138d191cc6eee9440411236e9b94a99790cdcf5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

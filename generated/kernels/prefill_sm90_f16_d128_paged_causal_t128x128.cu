@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         8ec04eb545bcba11a7f1492846c6ff57ad87b6dfb948a0c5de4852a5b66eb124
+// digest         1793139994c3224d893c49001d252823ccaf399f3b41ea80331201793f843f4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         58cc76270b7232f373d4e9a34839c33e9896ffbdd17e880febf861e3cfc01574
+// digest         9ae93b10076eea3e802fd1aa5bf62b160bf8c58937e4ce0c5bae166d22b268cc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         71f8348086d9092679a3f2eba59bf35c659d0f08965fcb68ad81470b51f8b12d
+// digest         773d1d1f48388022002566f14c8f91484fdd530e9dd250bbcfb8164a258403ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

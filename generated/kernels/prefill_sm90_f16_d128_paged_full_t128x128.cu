@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         29f9911929ac972aa9483a82686fefb3482735424190eecca30114a47919fb5d
+// digest         4341b9e0fd5f828b48a97812b4ea77015168b4ac013e7740952ce7c02054563b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

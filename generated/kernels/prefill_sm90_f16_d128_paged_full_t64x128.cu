@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         dc98dfd697fd5a5ec396b44c564294743b013418436c7fdb421ec11a02bc0c47
+// digest         be035d8ac757873b16b0a1b9019d1bfb74aa468286feac593c66d70ac3fe2b64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         e9aaaf9c6708865192103c66f0b5ceda26852629fb32ec5715633c1865e1dfde
+// digest         bdffef269e3f3f6798c4a23a24b6f38782f298f3274223bd8b10f88fd57617de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

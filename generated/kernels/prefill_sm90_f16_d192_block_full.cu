@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         ea57626705a6f3948b07a92f8e28b092a054d642b318807c332ec4713b27d433
+// digest         6b04ef17fcb038069bcfe747cf67ad583091c0cc9cba38fae987f9fe0b714ca4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

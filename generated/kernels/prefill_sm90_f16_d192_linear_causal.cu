@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         c2da64ba0fb465cb75bdb17d69ca92a053ffd0c5c226d4acaa4b44f669f9b605
+// digest         49f816c9718a77221ca114834c1556ae460c10266b51861652f760604645c910
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c272f58838bfcf9eba6567dd28222ccf9febc4be96a7abcbe02a9db5c467d586
+// digest         0c6088215db5ba0c82805b49f4dc77089d7f910539b0ebbe21f1d6d94f0b308b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         ab4a6f685e22ea4ddd4db114b45e2ff10c9426adb61d2f89b7bf3dbd246f9aa9
+// digest         0437f473cfe9bcb45ee1420dc6a62dcaf2e2e8dae2123b7c1e301b7361016dba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

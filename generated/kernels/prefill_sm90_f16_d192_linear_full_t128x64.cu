@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         61a80e8d537260a6f3476986936d9ab03ff206501b24b67bbf57bb3966996b49
+// digest         1a565286ef843a81e8d710fea05244527a660b0c5d19174461c5c9f52df587cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

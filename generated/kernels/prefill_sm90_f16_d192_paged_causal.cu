@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         0a36ed1395d946a9874d79d46ff066b686541efafbf8f113d4cd4b71999bee44
+// digest         92ddc5973a8cf1aa70a1d25b02cc210d392c42aa5069557cff4770c02f226a56
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         47fb5adf6e3cb5fa359d9ffcd1517ec08078bff87c01d876270749ace882e53e
+// digest         2e48a1d74594aa37a3c33283293c3f13dd4e70dcf5ad139667875efb1beb85b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         fc29fd1828cbe3b60d95c331b9b0a04c586c25ec5204cb428cc4b7f188cde82a
+// digest         65dc33e232e1667012d6cef440a3f9cf5e130e6a96296ea89423e8cb8d493000
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         db40d2c8b3c88aac45db138cf29500c69029527651142fec7340ecb06e1fb433
+// digest         5c9be4471e819523b052f84507cf857a561bf4f4d6421fbd64d832849578050e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         144f83cbb2164a7c46944e5d4f4153aa99224dad384ecfcbe2a4ca7aef2e7694
+// digest         12f01cf160b64f48e08fd021a8f02515f612f2e8101bd9b523744927d706f19b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

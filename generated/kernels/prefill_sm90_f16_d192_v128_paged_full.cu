@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a20111f4cd26f9beb7a29d4293d54b86072014b78904a417a514c621f4e0f440
+// digest         8c96d8dc0b48cf1e8103d80e310f07df56c6aac433caae2a5c3d4722e6b4c9d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

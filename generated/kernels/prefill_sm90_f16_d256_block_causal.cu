@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         0685c6574f75c251ece27033ecb4023eb0865f0dfb9b98f9116e0c94dcf31fb0
+// digest         a096935ebec5c723dc687a3b529dfe9ef79acf2bb28ecef8925e0b4e92674554
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         bc96daf02d9aa528b5d1e7047b2ca36d7f90f1dd54a62284836283a1dad24348
+// digest         d817296ec6fefc7680f2ba2c35effff60e08f6aebe0e5a31aeb809e30463e96d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

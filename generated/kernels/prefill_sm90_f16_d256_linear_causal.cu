@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         af2ce4e73dc30f4652de241c7ded9332df1d7bfeaf2551c83cf3fd96b21bf41f
+// digest         37cd5f8a7ee7e4d150ac991211bdd763aef77603c82f003d79b74122676c956b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         b9adc0cfa8a55fef978f37d92a516e5eaea98dd0714edd5bac1cf936cbb72900
+// digest         37e633f5d9d6a2ea069095a14695a316182acff8f54720d9141d460cf460b46e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         af6124820018052d79d1585b9b17b1203e414dc9bba9380dc1f4afee3de35266
+// digest         a56d184a454eb373af80de69969c4f19a91e5aca150d00b30430e30ecae7d7a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

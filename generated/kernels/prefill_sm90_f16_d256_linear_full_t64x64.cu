@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         0b8898c8828a0caf3a938a253da32082fc1e72154b295fc2824b18f42e2193c5
+// digest         f4a6ad551461737baee195e38092d8af8b27746e1e3aa5d2767ec8b95d9064a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

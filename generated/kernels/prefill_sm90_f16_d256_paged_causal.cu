@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         0d156ad39af14911fabfcdd25d8baab7497fc0b254cec34f48217dbf6113a545
+// digest         a032af7bb5407e258770baaf6c7732d906273bf02223e7422135dd71c7409780
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         db3cb110a2bd34fa4cd6a5b5bb3499d184b81ba570c0b38a96b86ea22b9665ee
+// digest         7e9ff4b4d8c08c7740cf639557723433b121741a9009da26f99cbecffaa9a8c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

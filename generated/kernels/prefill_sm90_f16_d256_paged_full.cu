@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         14d1ee94e59d9c2c6e689fd0916725fbf02747a974e938a153d27430bd188e1b
+// digest         f6ada27fa795658e87d3403a86ff2b0069174f30cdedb7de6e5c2c2359cce5cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

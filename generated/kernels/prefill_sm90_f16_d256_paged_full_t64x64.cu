@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         c950ea42f8423f2ad3e8e42e8b60d20a4a72ab7a0b219bcf4a57d9b6d8d7c902
+// digest         f497438204408cf095da1f4201d14985dcb14f856a35e8df9f3852d0e95f7645
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         29648cecff7c57317ff7220cdfa81e0b27e5275cc8790d455ce138e262ff3f25
+// digest         92c46aebd2d3a965417df635dd81534fd4be8cbe8b8fd0b80a059885f8af39fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         585af519947d314c43b6b01afb2c2bed1a13794e522c0087a773bc770eb85ccb
+// digest         aa76516e5f5c0c9f2f060c03795a5aff960e1c35bff2844d30aed994aef5310c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         dbbe960cca01091a07e407f6858e2fd672eca8b25369afb83f4dbd6de014d9e3
+// digest         14f7fec94d3e763a0cc798658ea39350968e981978fff88e37999cad4288c605
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         d6c79e05fbd5128e5335ba77ac3d58d56b86074106354b3d06d914230db1ec95
+// digest         6e4ddbadfa7f2249f7b4bcca3fc9432da546c43ce8156fd035bc796580a532e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

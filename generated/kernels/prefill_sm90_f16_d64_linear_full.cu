@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         984f6afb1a7ada2f544122572994b1db8e1cca032493d54aa03fb2b90ef894d1
+// digest         b13e1818ff453ac45a2aa15264aa4b759cf464c3f60f7bb96c743209754bf0b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         6de0f95a25a83e07d509578b480ea4403121c4de75b5160e8bcdebc41b811307
+// digest         c552574aa1f51785bb5e427517171190807176b90051d717fa922afa60768a21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         9d127d95f371904b3f784b106b57d06b8398ae998c9f71d226b3480d438ae175
+// digest         256103db93d6f9df223f8efad1e5ac77f17c81e8183f610da47989e45a4af4e0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

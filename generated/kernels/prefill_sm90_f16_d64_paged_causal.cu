@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         9b69ef7f624d7493284a2ef1d5c0df88466bd1f71dd86791f9117068f4f86ce0
+// digest         73dfa2d5c714b4edeb9a74e4ce7da2e507a72e22460d4e23c3f9443b047ba783
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         985e91b94f2710f3a39f0ab24ea2d60fbffeebd2b6d330b3bb7170d7f754fe45
+// digest         d9db144f0c9bc634d5ab27a75b855ca59dd4bd36932f12bbc6e846e13891357e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

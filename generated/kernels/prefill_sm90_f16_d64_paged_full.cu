@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         d51bdc4d9fdacb492b732d110423dd7375bf637c75fbc76c07a88542b844fe40
+// digest         60a2725b568ead17d4ca14844403646c712445ebdfa26ec18895eb95fd72813c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

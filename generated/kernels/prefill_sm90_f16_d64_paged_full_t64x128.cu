@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         cbc947df007d5800729c1f1c95cefd1f23d38fae985b252900843694b792aa98
+// digest         0380803593e826186137c4be7e1a50f89b6fe1ba51ea3286ae6cd4995b06c662
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         155d18412f843682c13a655f7482db5583a61bc89bec1622d4bcdf148266042f
+// digest         d6e36b022bc3f7f99273151a0853854a1a2701ec2318347b3b9baafed0226420
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         e8b5344a51b06ee8772e418e1b853ffac8bc0b2c40db7eeb8c9ce43c7d13ba1c
+// digest         ba81cd9f4c2e62ff5f10bc0e4f3922b256470421e42ffd4ae9baf50320209a45
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

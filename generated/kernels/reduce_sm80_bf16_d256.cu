@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         31b3530c1a4992728dead6e867c38ea2a29e769f7a8d49a903b2a586de672f80
+// digest         59df02cba1da3815ddda9b6760fa96c6e122c5c61e95ec7d7d3f242c6ee91840
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

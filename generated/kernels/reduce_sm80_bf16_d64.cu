@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         e138e51a62b50e4b69cfabfe84ee0dcf0979ee5513a1733dfed95d386d1539f5
+// digest         92ac119b4dbf375c822e6af9d995f2715f9ddeb62f2330ece5f7e5b525514189
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

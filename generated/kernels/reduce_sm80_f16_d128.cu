@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         183eed3329c10a17c2539efd0588eaa00a041e625dcacc9c56a74029917509a9
+// digest         1d3a7eccac0201fc11f663fbfc87f0329993ee03a055e30ba2aee5c5dc26092b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         900c65efb342fbd9a807529933c0c4d66d81821a3871eeea2943593a104f2211
+// digest         74c3aa43b8b89e79241346bdc21c20a416d2ca080ef96f014cbf4b0a787bdad4
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         12bfba1b78b965e4174bb2a9c391902664b785c6d185541ca461218639647f58
+// digest         863af658b7a566c1663ce6de9bf3046594057132cf63805dccf1c91639d24917
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         3b1c188197cab12ce9f6eee7d5790f9ea5a95aae24fb7996301e93fb6995e886
+// digest         5c0cfcd6bc0c84874c367bcdd2d5cfd3f10ee07c5fefbd72e5d985e70d8eb260
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         15c4e144df3a9d121d83ea786ab494ead7434822f270348e7b62947f4c02ebc5
+// digest         8dee2721792c7711086afb36a73bdaa11e4fe88c76db48befccd09d6cc8a5ce3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

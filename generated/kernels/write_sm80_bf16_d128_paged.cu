@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         d64700a16e6d206de70dd7f301c47b73a1deb43c5072b21ff58eb38201be18d1
+// digest         51059aa7eb7e1acac1dbb0e5972ec4e7bfe7cf312f8b2fe88f06496b950d9c18
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         5c8d336485d7dd2e20b36612c77f555376fa2254e502b9fa5db571ae0d9e9695
+// digest         400bce19bfda1c452355f7a0335298bbca7e4fd11c0fdf5a6e396b5c6618aaff
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         9fdf34d1c2eb438dd42fdb317d3861ce70e2d02a0fdc2cfae5b60c3cdf616955
+// digest         32b3c990f21a49deacbda7029a546e734f02461305f75b38f38f27746015596a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         8b9dbcd48eb8b90a8d62020d5a78563c7619546d9386f42bdaca329f0f2a5343
+// digest         229a4ad55e4d277fba9e40fc618c1d06deeeb354d342ad3dce533710921d6001
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

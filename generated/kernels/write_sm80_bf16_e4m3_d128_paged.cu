@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         3e4aed6e2d8ab426c09fdb581f07ebdd572bbb925419a48547538d54571f4da6
+// digest         db09de4b14c3b03e1e6e4924532ab63cba304f0fd59e7cb43c98e8b35f8a0ba1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         08a9b2182c09bfafbc4dc98cc7eab5eb00b02e9195f4993f44ec7c192b3a1e36
+// digest         363f86996ac091fcf17ee9fe130b9c557944dcdb0a04a57ea890abed0c37990e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

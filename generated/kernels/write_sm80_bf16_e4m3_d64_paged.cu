@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         f4e45ecc84569daace75faf0765b4e6760a107fb17fe1b79de83f551c867c4a2
+// digest         58fe92c8abb0ce75a7f38964f03b62419d5951a009b9089b6993ec72cd6a20f7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         916634493854254294531ea940a10fcdd2f4771af8da27ec2058b883051471a8
+// digest         e0db01fadb49bf7ff4b862f533f5cf81a3029d0a652b55c79bab0e2286448c74
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

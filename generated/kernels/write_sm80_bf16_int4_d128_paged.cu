@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         608d14ef14299ad3104bab2f4453d4d5dcf95468afb50871315f7a511b2fbb9a
+// digest         431527fd54cba0508a45990e1146eeb41efdfe5a0fc684d446de06c08f095215
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

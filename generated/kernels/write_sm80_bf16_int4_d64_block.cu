@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         ff300f6b69b6ddcc67a597e8061610d8decb917c4f43cd876b9efda8621948c0
+// digest         f16b92d04875017d2af47d335f262e81d451eecc4ff10c8852e23316c8422802
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

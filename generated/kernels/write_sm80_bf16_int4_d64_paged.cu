@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         f5f714a1d524b446575f554a88b5205a09d4abd1cbeff222511ec7a44e4df021
+// digest         ad0df0d0eddbbba061f5c3ba6ef0a881098cbe0587cd8c3c65ab2419725f9521
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         73184d7ff0466f11adf120e25a2e3e44ec705d2eb832bb95777cc673d6609b50
+// digest         583c6287a42007c074130923bc727893e6d11f5a37390455f5248edfa04bb11d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         176debb017d7512df9f7a2b3cd4c67e3dcc002bf79284cc32ec6008ded897d57
+// digest         89b5ed9f0f55ab5273bb845c5fdbfc029b58158c79371bc4820c952f61efa017
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         7ac7d6b1254af1bb98ac410ed071c0da0a3c02955938322c933aa5f236677487
+// digest         5a5d594ac25dbebaa34605b0883b42ead8cbbfb0dfd31db8716c032846595d67
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         ce27f063a35246f9278e4c0cfbbcea80d99c47a81536605d3c13e25e5c6acfc9
+// digest         67f65b1e51f69c267d72e3062590ca355e7b207679c71edd054b2908f88f782c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         0883dc2407e1a8e4247bf8af2281dfdf63e5a8c4a5d584f641b48d7d66a1ca37
+// digest         a60554df49c3d134a2b6fe7ef0f09e6973dae004c326e94d7f3df53a84ab4e20
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

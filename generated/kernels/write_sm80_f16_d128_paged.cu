@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         09a84d2b569b581e9106f52900b38939a47d33fc98e4a15f66ffeb939300a5dd
+// digest         49e89e3aaf51ce992d359c1b871a067ec00a2e376d7da632b466d7e5661a0f5b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

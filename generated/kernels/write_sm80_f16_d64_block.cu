@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         f07ba17420443b1feb3b341694853c770bf98494c2e1069a464e9c0624389d77
+// digest         8ea44589772ffed0c0ac0728783a097efc48f7303ea5c29dcaf382c6e8efc9e2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

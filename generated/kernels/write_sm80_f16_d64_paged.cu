@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         e35e4f428958e1d6bc7e0a4986583548024c60c1bad2c43d057956e6582226cd
+// digest         54e08d135e27c451ccd69dc16efe1a4ad205855d5fd8ba0cfff87e027d6aecda
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         8538d3fc6dac543a5fd1193fbb57eae2c527fbf90426c1a9f1259df10cfafda1
+// digest         86bb0b33a2e2bc61f959be3153b939d06f29ad131f2b4af05afa30bb72312adb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         e659f211aac639c2cb13cb061f5ef880c0fccc5c72fa72869ae48b8d60d7a696
+// digest         62f9244ccd5acb82480cbbab68b25cdf7ff3c193f674477d1369c9bfd909781c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

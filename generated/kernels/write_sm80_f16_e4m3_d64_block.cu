@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         ab921ba5d12001f49d1bd4617dfa7ff74396a3e920e62fe8448c825290ad270b
+// digest         08c26e104ca1dd4e4c9336980998cfc08168a9b7973fb8d4774d82bcc15b1882
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

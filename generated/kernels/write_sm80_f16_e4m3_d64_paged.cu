@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         141af561a9aa48c285a8f7508e130982d885b9291f72b13af8e429b899e3dd78
+// digest         c38468bf3ba3c2d1743e1aa3fa4982a6d74165e1cea48fc17ac20ea6a91a8ae2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         7ffa1bd18790f6c5bfcfe1367034532a7a384e53836f0af5d5fbf3efb95ed481
+// digest         6abc1a8ec324b7777346bd31215fd726aa661c494f81171d5db0062e31d527f0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         a0fb99f724958f783ea840a83e8df7cba68b4b5bca8cfae8924e931408e2f0ce
+// digest         ef1cebecd5ddc32e727914c51be60e8856a38450317039b1250e24d07a7d8085
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         e6cd7cb30c169f910436c0ea0fe8915bf5d710f0740fb60fcf33c3d171bc2f71
+// digest         8a791afddb177a56abdf42468c3934430a8b63d60abf2bee2f447c375d2d1111
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         3a157e450e01cb083a4c1ae4255629d59f408f15aa9b7e07f4226cf18aed8a11
+// digest         d234bff5f893ec13dc34e0882f73dbd62c8bc774d2bc711e34a595941d28d59f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

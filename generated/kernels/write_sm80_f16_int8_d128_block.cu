@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         4137768ee72c7825d16aca81953ba79b5750a98c32bbf32aa9a25f1f1e4c763e
+// digest         2b53fd13aef674be0edcce761d5893ea4f13432eec3d94c32829bf7690529e5c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         20e5e35519fe5f1ac4592b3bc273ec0f3d5a241cf1ba35fccab8c4310b6df934
+// digest         4025f7834c83b733046a0f9132a8a878395d0ddd3147938053ad4e18841e8181
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         0f1e8ffb7b1d1c3025ed0e0735b084f85e0d643fa7e30bbaa57071bdc21246f9
+// digest         004e5278593b09ff5dd8c408d0ed5a004f9dacf597b3f5285147d2e4d9a1acc0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         1b62826626327ddc3dcacc6a0a691a0664d43d464dc5f270368bd95f95b6ccf3
+// digest         d72e25589b6d54ce1628d50987e8b652f38b915f7cad1032ddf8aca9c64bacbe
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

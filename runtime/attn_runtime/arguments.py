@@ -26,6 +26,7 @@ from attn_runtime.checks import (
 from attn_runtime.decode_plan import DECODE_TOKENS
 from attn_runtime.errors import ArgumentError
 from attn_runtime.kv_cache import CacheCall, Values, check_cache
+from attn_runtime.new_rows import check_new_rows
 from attn_runtime.problem import INT_MAX, Problem
 from attn_runtime.ranks import Ranks
 from attn_runtime.settings import Settings
@@ -83,13 +84,12 @@ def check_call(settings: Settings, views: Views, numbers: Numbers) -> Call:
         causal=config.mask is Mask.CAUSAL,
         **settings.ranks.fields(),
     )
+    values = fields | _common_values(settings, problem, q_stride)
     if config.mode is Mode.DECODE:
         _check_decode(settings, views, problem)
-    elif views.get("sinks") is not None:
-        raise ArgumentError(
-            "sinks", "sinks was given, and only mode decode adds sinks: leave it out"
-        )
-    values = fields | _common_values(settings, problem, q_stride)
+        values = values | _check_appended(settings, views, token_num)
+    else:
+        _refuse_what_decode_takes(views)
     return Call(problem, values, out_shape, lse_shape)
 
 
@@ -110,6 +110,41 @@ def _check_decode(settings: Settings, views: Views, problem: Problem) -> None:
         need_shape("sinks", sinks, ("num_heads",), (settings.num_heads,))
         need_dtype("sinks", sinks, ("f32",))
         need_dense("sinks", sinks, "[num_heads]")
+
+
+def _check_appended(settings: Settings, views: Views, token_num: int) -> Values:
+    """What a call adds to the fields that writes the rows of its tokens into the cache, too."""
+    if views.get("k_new") is None and views.get("v_new") is None:
+        return {}
+    tokens, strides = check_new_rows(settings.config, settings.num_kv_heads, views)
+    if tokens != token_num:
+        raise ArgumentError(
+            "k_new", f"k_new has {tokens} tokens, and q has {token_num}: give one row for each"
+        )
+    if settings.ranks.size > 1:
+        raise ArgumentError(
+            "k_new",
+            f"k_new was given, and keys are spread over {settings.ranks.size} ranks: write the "
+            "rows of each rank with a CacheWriter first",
+        )
+    if views.get("offset_q") is not None:
+        raise ArgumentError(
+            "offset_q",
+            "offset_q was given with k_new, whose rows are the last keys of a sequence, as are "
+            "their queries: leave one of them out",
+        )
+    return strides
+
+
+def _refuse_what_decode_takes(views: Views) -> None:
+    refused = {
+        "sinks": "only mode decode adds sinks",
+        "k_new": "only mode decode writes new rows: write them with a CacheWriter first",
+        "v_new": "only mode decode writes new rows: write them with a CacheWriter first",
+    }
+    for name, reason in refused.items():
+        if views.get(name) is not None:
+            raise ArgumentError(name, f"{name} was given, and {reason}: leave it out")
 
 
 def check_devices(views: Views, ordinal: int) -> None:

@@ -193,6 +193,8 @@ class Attention:
         cu_rows: Any = None,
         offset_q: Any = None,
         sinks: Any = None,
+        k_new: Any = None,
+        v_new: Any = None,
         out: Any = None,
         lse: Any = None,
         return_lse: bool = False,
@@ -216,6 +218,10 @@ class Attention:
         or [block_count, block_len, num_kv_heads, 2] of dtype. e4m3 has k_scale and v_scale,
         float32, one or [num_kv_heads], 1 where left out.
 
+        k_new and v_new [token_num, num_kv_heads, head_dim], of mode decode: rows of the tokens of
+        q, which the call writes into the cache before it reads it, as a CacheWriter would; they are
+        the last keys of their sequences, and cu_k_len counts them.
+
         offset_q int32 [batch_size]: position of each sequence's first query, where the queries are
         not its last tokens. With context_parallel, lengths are those of whole sequences, K and V
         are this rank's, max_k_len must be given, and a linear cache takes cu_rows int32
@@ -233,7 +239,8 @@ class Attention:
         """
         arrays = (
             *(q, k, v, k_pairs, v_pairs, k_scale, v_scale, block_table, block_ptrs, cu_block_nums),
-            *(cu_q_len, cu_k_len, finished, sinks, cu_rows, offset_q, out, lse, workspace),
+            *(cu_q_len, cu_k_len, finished, sinks, cu_rows, offset_q, k_new, v_new),
+            *(out, lse, workspace),
         )  # in the order of ARRAYS
         adapter = adapter_of(q, "q")
         handle = adapter.current_stream(q) if stream is None else stream_handle(stream)

@@ -79,13 +79,21 @@ class KVCache:
         return self._lengths.get(sequence, 0)
 
     def append(
-        self, sequences: Sequence[Any], k_new: Any, v_new: Any, q_lens: Sequence[int], **rest: Any
+        self,
+        sequences: Sequence[Any],
+        k_new: Any,
+        v_new: Any,
+        q_lens: Sequence[int],
+        *,
+        write: bool = True,
+        **rest: Any,
     ) -> dict[str, Any]:
         """Write new tokens of sequences, which any hashable values name, behind those they have.
 
         k_new, v_new [token_num, num_kv_heads, head_dim], q_lens tokens of each sequence; `rest`
         goes to the writer (stream). Returns the arguments of an Attention call that sees them: the
-        cache, cu_q_len, cu_k_len, max_q_len and max_k_len.
+        cache, cu_q_len, cu_k_len, max_q_len and max_k_len. With write=False, k_new and v_new are
+        among them: that call, of mode decode, then writes the rows itself.
 
         Raises ArgumentError where blocks run out; then nothing was written.
         """
@@ -100,8 +108,11 @@ class KVCache:
             "cu_k_len": self._memory.ints([0, *accumulate(k_lens)]),
         }
         cache = self.arguments(sequences)
+        bounds = {"max_q_len": max(q_lens), "max_k_len": max(k_lens)}
+        if not write:
+            return cache | lengths | bounds | {"k_new": k_new, "v_new": v_new}
         self.writer(k_new, v_new, **cache, **lengths, **rest)
-        return cache | lengths | {"max_q_len": max(q_lens), "max_k_len": max(k_lens)}
+        return cache | lengths | bounds
 
     def arguments(self, sequences: Sequence[Any]) -> dict[str, Any]:
         """k, v, their pairs or scales, and the block table of some sequences."""

@@ -28,6 +28,8 @@ ARRAYS: Final = (
     "sinks",
     "cu_rows",
     "offset_q",
+    "k_new",
+    "v_new",
     "out",
     "lse",
     "workspace",
@@ -36,8 +38,10 @@ ARRAYS: Final = (
 
 _COMMON: Final = (
     *("q", "cu_q_len", "cu_k_len", "finished", "sinks", "offset_q", "out", "lse"),
-    *("k_scale", "v_scale"),
+    *("k_scale", "v_scale", "k_new", "v_new"),
 )
+_FIELDS: Final = {"k_new": "k", "v_new": "v"}
+"""What AttentionParams calls an array, where that is not the argument's name."""
 _IN_WORKSPACE: Final = ("partial_O", "partial_ML", "cp_O", "cp_ML")
 _OUT: Final = ARRAYS.index("out")
 _MERGE_AT: Final = {name: at for name, _, at in params.leaves("Arguments")}["plan.merge"]
@@ -199,7 +203,7 @@ def _names(struct_name: str) -> tuple[str, ...]:
 
 def _places(kv_cache: Cache, workspace_offsets: Sequence[int]) -> dict[str, tuple[Place, ...]]:
     """Where the address of each array is written."""
-    fields = {name: name for name in _COMMON} | cache_fields(kv_cache)
+    fields = {name: _FIELDS.get(name, name) for name in _COMMON} | cache_fields(kv_cache)
     if kv_cache is Cache.LINEAR:
         fields["cu_rows"] = "linear_iter_params.cu_rows"
     offsets = {name: offset for name, _, offset in params.leaves("Arguments")}

@@ -164,25 +164,27 @@ def load_kernels(config: AttentionConfig, context: Context, folder: Path | None 
 
 
 def reserve_counters(settings: Settings, config: AttentionConfig, context: Context) -> None:
-    """Allocate what the largest call of a decode kernel counts in, so that no call and no graph
-    capture has to."""
+    """Allocate what the calls of a decode kernel count in, so that no call and no graph capture has
+    to."""
     _reserve_counters(settings, load_kernels(config, context, settings.kernels).attention, context)
 
 
 def _reserve_counters(settings: Settings, kernel: Kernel, context: Context) -> None:
-    largest = Problem(
-        token_num=DECODE_TOKENS,
-        batch_size=1,
-        max_q_len=DECODE_TOKENS,
-        max_k_len=INT_MAX,
-        num_heads=settings.num_heads,
-        num_kv_heads=settings.num_kv_heads,
-        head_dim_v=settings.config.head_dim_v,
-    )
+    """Other bounds of query tokens cut the grid into other numbers of ranges."""
     device = _device_limits(context.device)
-    found = plan_decode(largest, device, kernel.limits, SplitPolicy.heuristic())
-    if found.counter_cnt:
-        driver.counters_of(context, counter_block(found.counter_cnt))
+    for tokens in range(1, DECODE_TOKENS + 1):
+        largest = Problem(
+            token_num=tokens,
+            batch_size=1,
+            max_q_len=tokens,
+            max_k_len=INT_MAX,
+            num_heads=settings.num_heads,
+            num_kv_heads=settings.num_kv_heads,
+            head_dim_v=settings.config.head_dim_v,
+        )
+        found = plan_decode(largest, device, kernel.limits, SplitPolicy.heuristic())
+        if found.counter_cnt:
+            driver.counters_of(context, counter_block(found.counter_cnt))
 
 
 def _device_limits(device: Device) -> DeviceLimits:

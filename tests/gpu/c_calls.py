@@ -157,15 +157,27 @@ class Int8Pool:
         return given
 
 
-def c_write(k_new: torch.Tensor, v_new: torch.Tensor, pool: Int8Pool) -> Params:
-    """Writes bf16 rows [token_num, num_kv_heads, head_dim] into a pool."""
+def new_rows(k_new: torch.Tensor, v_new: torch.Tensor) -> dict[str, int]:
+    """Rows [token_num, num_kv_heads, head_dim] that a call puts into a pool."""
     rows = {"k": k_new.data_ptr(), "v": v_new.data_ptr()}
-    rows |= {"k_stride": k_new.stride(0), "v_stride": v_new.stride(0)}
+    return rows | {"k_stride": k_new.stride(0), "v_stride": v_new.stride(0)}
+
+
+def c_write(k_new: torch.Tensor, v_new: torch.Tensor, pool: Int8Pool) -> Params:
+    """Writes bf16 rows into a pool."""
+    rows = new_rows(k_new, v_new)
     return pool.params(k_new.shape[0], k_new.shape[2], mode=c_abi.WRITE, **rows)
 
 
-def c_decode(q: torch.Tensor, out: torch.Tensor, pool: Int8Pool) -> Params:
-    """Decodes rows q [token_num, num_heads, head_dim] over a pool, unsplit."""
+def c_decode(
+    q: torch.Tensor,
+    out: torch.Tensor,
+    pool: Int8Pool,
+    new: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Params:
+    """Decodes rows q [token_num, num_heads, head_dim] over a pool, unsplit, and appends `new` rows
+    of K and V first."""
     rows = {"q": q.data_ptr(), "out": out.data_ptr(), "stride": q.stride(0)}
+    rows |= {} if new is None else new_rows(*new)
     shape = {"num_heads": q.shape[1], "inv_sqrt_dh": q.shape[2] ** -0.5, "max_split_k": 1}
     return pool.params(q.shape[0], q.shape[2], mode=c_abi.DECODE, **rows, **shape)

@@ -33,9 +33,19 @@ NAMES = (
     "prefill_sm80_bf16_d192_v128_linear_full",
 )
 DECODE_NAMES = ("decode_sm80_bf16_d128_paged_causal", "decode_sm80_f16_d64_block_causal")
+CACHE_NAMES = tuple(
+    f"{mode}_sm80_{kind}{mask}"
+    for kind in (
+        *("bf16_d128_paged", "bf16_int4_d128_paged"),
+        *("f16_int8_d64_block", "bf16_e4m3_d128_linear"),
+    )
+    for mode, mask in (("write", ""), ("decode", "_causal"), ("prefill", "_causal"))
+)
+"""The kernels of cache_main.cpp."""
 HOPPER_NAMES = ("prefill_sm90_bf16_d128_paged_causal", "prefill_sm90_f16_d64_linear_full")
 HOPPER = "sm_90"
 SOURCE = Path(__file__).with_name("attention_main.cpp")
+CACHE_SOURCE = Path(__file__).with_name("cache_main.cpp")
 OUT_BEFORE = 0x4321
 """16-bit pattern that out and lse are full of before a call."""
 
@@ -60,14 +70,23 @@ def _gencode(source: Path, target: str) -> str:
 
 
 def build_program(folder: Path, target: str) -> Path:
-    """Renders, compiles (each unit by itself, all at once) and links. Target: such as sm_90."""
-    names = names_on(target)
+    """attention_main.cpp, for a target such as sm_90."""
+    return _build(folder, target, names_on(target), SOURCE)
+
+
+def build_cache_program(folder: Path, target: str) -> Path:
+    """cache_main.cpp, which takes no arguments and prints nothing when all is well."""
+    return _build(folder, target, CACHE_NAMES, CACHE_SOURCE)
+
+
+def _build(folder: Path, target: str, names: tuple[str, ...], main: Path) -> Path:
+    """Renders, compiles (each unit by itself, all at once) and links."""
     configs = with_reductions([AttentionConfig.parse(name) for name in names])
     texts = render(configs)
     for path, text in texts.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
-    sources = [folder / path for path in texts if path.endswith(".cu")] + [SOURCE]
+    sources = [folder / path for path in texts if path.endswith(".cu")] + [main]
     objects = [folder / f"{source.stem}.o" for source in sources]
     flags = ["-std=c++17", "-I", str(folder)]
     flags += ["-DWITH_SM90"] if target == HOPPER else []
@@ -78,7 +97,7 @@ def build_program(folder: Path, target: str) -> Path:
     ]
     with ThreadPoolExecutor(len(commands)) as pool:
         list(pool.map(_run, commands))
-    program = folder / "attention_main"
+    program = folder / main.stem
     _run([nvcc, *flags, "-o", str(program), *map(str, objects)])
     return program
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 import layouts
 from attn_codegen.config import AttentionConfig, Cache, KvDtype
-from layouts import POISON, LinearStyle, PagedStyle, Strided
+from layouts import POISON, LinearStyle, PagedStyle, Strided, strided_rows
 from quantiser import Quantised, dequantise, quantise
 from reference import Batch, Bits, Floats, from_bits, to_bits
 from reference_torch import DTYPES, torch
@@ -117,6 +118,32 @@ def layout_rng(layout: Layout) -> np.random.Generator:
 def ints(values: Any) -> torch.Tensor:
     """int32 on the device."""
     return torch.as_tensor(np.asarray(values, np.int32), device=DEVICE)
+
+
+def new_keys(batch: Batch, finished: Sequence[bool]) -> np.ndarray:
+    """[keys] whether a call that brings new rows along writes a key."""
+    new = np.zeros(batch.key_num, bool)
+    for b, end in enumerate(batch.cu_k_len[1:]):
+        if not finished[b]:
+            new[max(end - batch.q_lens[b], batch.cu_k_len[b]) : end] = True
+    return new
+
+
+def new_rows(
+    batch: Batch, rows: Bits, rng: np.random.Generator, dtype: str, behind: int = 0
+) -> torch.Tensor:
+    """The rows of the new tokens, [token_num + behind, num_kv_heads, head_dim] in a wider array;
+    those `behind` belong to no sequence."""
+    tokens = [
+        max(0, end - q_len + i)
+        for end, q_len in zip(batch.cu_k_len[1:], batch.q_lens, strict=True)
+        for i in range(q_len)
+    ]
+    extra = np.full((behind, *rows.shape[1:]), 0x1234, np.uint16)
+    found = np.concatenate([rows[np.array(tokens, np.int64)], extra])
+    strided = strided_rows(found, int(rng.choice([0, 8, 64])), rng)
+    base = torch.from_numpy(strided.base.view(np.int16)).to(DEVICE).view(DTYPES[dtype])
+    return torch.as_strided(base, strided.shape, strided.strides)
 
 
 def draw_rows(

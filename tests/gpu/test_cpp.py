@@ -12,6 +12,7 @@ from cpp_program import (
     HOPPER_NAMES,
     NAMES,
     OUT_BEFORE,
+    build_cache_program,
     build_program,
     names_on,
     read_output,
@@ -117,3 +118,11 @@ def test_refused_params_name_the_field(program: Path, tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == REFUSED_FIELDS
     assert all(len(line.split()) > 6 for line in lines), "what, got, allowed, next"
+
+
+def test_cpp_decode_appends_what_a_writer_would_write_in_every_kind_of_cache(
+    tmp_path: Path,
+) -> None:
+    program = build_cache_program(tmp_path, default_target())
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

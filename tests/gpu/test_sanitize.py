@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small subset, clean under compute-sanitizer: the C++ program, so that only our kernels run."""
+"""A small subset, clean under compute-sanitizer: C++ programs, so that only our kernels run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cpp_program import build_program, kernel_called, names_on, write_call
+from cpp_program import (
+    build_cache_program,
+    build_program,
+    kernel_called,
+    names_on,
+    write_call,
+)
 
 from attn_codegen.config import Arch, Mode
 from attn_runtime.build import default_target
@@ -72,11 +78,27 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return made
 
 
+@pytest.fixture(scope="module")
+def cache_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_cache_program(tmp_path_factory.mktemp("caches"), default_target())
+
+
 @pytest.mark.parametrize("tool", OPTIONS)
 def test_tool_finds_nothing(tool: str, sanitizer: str, program: Path, folders: list[Path]) -> None:
-    command = [sanitizer, "--tool", tool, *OPTIONS[tool], "--error-exitcode", "9", str(program)]
+    need_clean(tool, sanitizer, [program, *folders])
+
+
+@pytest.mark.parametrize("tool", OPTIONS)
+def test_tool_finds_nothing_where_caches_are_written_and_quantised(
+    tool: str, sanitizer: str, cache_program: Path
+) -> None:
+    need_clean(tool, sanitizer, [cache_program])
+
+
+def need_clean(tool: str, sanitizer: str, run: list[Path]) -> None:
+    command = [sanitizer, "--tool", tool, *OPTIONS[tool], "--error-exitcode", "9"]
     done = subprocess.run(
-        [*command, *map(str, folders)], capture_output=True, text=True, timeout=280, check=False
+        [*command, *map(str, run)], capture_output=True, text=True, timeout=280, check=False
     )
     report = done.stdout + done.stderr
     head = "\n".join(report.splitlines()[:40])

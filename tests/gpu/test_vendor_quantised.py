@@ -73,3 +73,16 @@ def test_c_and_python_write_and_read_the_same_quantised_cache(library: Library) 
     torch.cuda.synchronize()
     assert same_bits(out, expected)
     assert torch.isfinite(out).all()
+
+    # The rows of the new tokens once more, by the decode call itself.
+    lacking = Int8Pool(ours.codes.clone(), ours.pairs.clone(), sequences)
+    for block, rows in ((1, slice(13, 14)), (4, slice(5, 8))):  # tokens 29 of 30, 37 to 39 of 40
+        lacking.codes[:, block, rows] = 0
+        lacking.pairs[:, block, rows] = 0
+    new = tuple(torch.cat([rows[29:30], rows[67:]]) for rows in (k_new, v_new))
+    out.fill_(torch.nan)
+    assert library.decode(c_decode(q, out, lacking, new)) == c_abi.SUCCESS, library.last_error()
+    torch.cuda.synchronize()
+    assert same_bits(out, expected)
+    assert torch.equal(lacking.codes, ours.codes)
+    assert same_bits(lacking.pairs, ours.pairs)

@@ -16,6 +16,8 @@ from kv_harness import (
     draw_rows,
     ints,
     kept,
+    new_keys,
+    new_rows,
     scales_of,
     upload,
 )
@@ -23,7 +25,7 @@ from kv_harness import (
 from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mode
 from attn_codegen.rules import is_valid
 from attn_runtime.cache_writer import CacheWriter
-from layouts import LinearStyle, PagedStyle, strided_rows
+from layouts import LinearStyle, PagedStyle
 from quantiser import e4m3_codes
 from reference import Batch, Bits, from_bits
 from reference_torch import DTYPES, torch
@@ -71,29 +73,6 @@ def batch_of(config: AttentionConfig, q_lens: list[int], k_lens: list[int], head
     )
 
 
-def new_keys(batch: Batch, finished: list[bool]) -> np.ndarray:
-    """[keys] whether the call writes a key."""
-    new = np.zeros(batch.key_num, bool)
-    for b, end in enumerate(batch.cu_k_len[1:]):
-        if not finished[b]:
-            new[max(end - batch.q_lens[b], batch.cu_k_len[b]) : end] = True
-    return new
-
-
-def new_rows(batch: Batch, rows: Bits, rng: np.random.Generator, dtype: str) -> torch.Tensor:
-    """The rows of the new tokens, [token_num + some, num_kv_heads, head_dim] in a wider array."""
-    tokens = [
-        max(0, end - q_len + i)
-        for end, q_len in zip(batch.cu_k_len[1:], batch.q_lens, strict=True)
-        for i in range(q_len)
-    ]
-    extra = np.full((3, *rows.shape[1:]), 0x1234, np.uint16)  # behind the last sequence
-    found = np.concatenate([rows[np.array(tokens, np.int64)], extra])
-    strided = strided_rows(found, int(rng.choice([0, 8, 64])), rng)
-    base = torch.from_numpy(strided.base.view(np.int16)).to(DEVICE).view(DTYPES[dtype])
-    return torch.as_strided(base, strided.shape, strided.strides)
-
-
 def lens(rng: np.random.Generator) -> tuple[list[int], list[int]]:
     q_lens = [int(rng.choice([0, 1, 1, 2, 5, 17, 64, 130])) for _ in range(rng.integers(1, 9))]
     prefixes = [int(rng.choice([0, 0, 1, 15, 16, 63, 100])) for _ in q_lens]
@@ -126,8 +105,8 @@ def written(
     cache = upload(config, batch, *(r.without(absent) for r in rows), layout, scales)
     expected = upload(config, batch, *(r.without(skipped) for r in rows), layout, scales).bits()
     call = cache.call | {
-        "k_new": new_rows(batch, values[0], rng, dtype),
-        "v_new": new_rows(batch, values[1], rng, dtype),
+        "k_new": new_rows(batch, values[0], rng, dtype, behind=3),
+        "v_new": new_rows(batch, values[1], rng, dtype, behind=3),
         "cu_q_len": ints(batch.cu_q_len),
         "cu_k_len": ints(batch.cu_k_len),
     }

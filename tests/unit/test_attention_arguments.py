@@ -19,6 +19,7 @@ from attn_runtime.arguments import (
 from attn_runtime.array_view import ArrayView, dense_strides
 from attn_runtime.errors import ArgumentError
 from attn_runtime.launch import ARRAYS
+from attn_runtime.ranks import ONE_RANK, Ranks
 from attn_runtime.settings import Settings, make_settings
 
 TOKENS, BATCH, HEADS, KV_HEADS, D, DV = 100, 3, 8, 2, 128, 64
@@ -267,3 +268,51 @@ def test_a_workspace_is_measured_in_bytes_of_any_type() -> None:
         check_workspace(array(24, dtype="f32"), 100)
     with pytest.raises(ArgumentError, match="must lie back to back"):
         check_workspace(array(100, dtype="f32", strides=(2,)), 100)
+
+
+def decoding(kv_dtype: str = "same", ranks: Ranks = ONE_RANK, **changes: Any) -> Call:
+    """A checked call of mode decode that brings new rows along."""
+    chosen = settings(head_dim_v=D, mode="decode", kv_dtype=kv_dtype, ranks=ranks)
+    width, dtype = (D, "bf16") if kv_dtype == "same" else (D, "u8")
+    pool = array(BLOCKS, BLOCK_LEN, KV_HEADS, width, dtype=dtype)
+    new = array(BATCH, KV_HEADS, D, strides=(3 * KV_HEADS * D, D, 1))
+    views = arguments() | {"q": array(BATCH, HEADS, D), "k": pool, "v": pool}
+    return check_call(chosen, views | {"k_new": new, "v_new": new} | changes, Numbers(max_k_len=9))
+
+
+def test_new_rows_of_a_decode_call_add_their_strides() -> None:
+    values = decoding().values
+    assert values["k_stride"] == values["v_stride"] == 3 * KV_HEADS * D
+    assert "k_stride" not in decoding(k_new=None, v_new=None).values
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "reason"),
+    [
+        ({"v_new": None}, "v_new", "v_new is missing"),
+        ({"k_new": array(BATCH + 1, KV_HEADS, D)}, "v_new", "give both the same"),
+        ({"q": array(BATCH - 1, HEADS, D)}, "k_new", "k_new has 3 tokens, and q has 2"),
+        ({"v_new": array(BATCH, HEADS, D)}, "v_new", "it must be"),
+        ({"k_new": array(BATCH, KV_HEADS, D, dtype="f16")}, "k_new", "takes bf16"),
+        ({"offset_q": ints(BATCH)}, "offset_q", "given with k_new"),
+        ({"ranks": Ranks(rank=0, size=2)}, "k_new", "spread over 2 ranks"),
+    ],
+)
+def test_new_rows_that_do_not_fit_a_decode_call_are_refused(
+    changes: dict[str, Any], field: str, reason: str
+) -> None:
+    with pytest.raises(ArgumentError, match=reason) as caught:
+        decoding(**changes)
+    assert caught.value.argument == field
+
+
+def test_new_rows_are_refused_where_the_cache_is_read_only() -> None:
+    pool = array(BLOCKS, BLOCK_LEN, KV_HEADS, D)
+    with pytest.raises(ArgumentError, match="k is read-only"):
+        decoding(k=replace(pool, readonly=True))
+
+
+def test_prefill_refuses_new_rows() -> None:
+    new = array(TOKENS, KV_HEADS, D)
+    error = refusal(k_new=new, v_new=new)
+    assert (error.argument, "write them with a CacheWriter" in str(error)) == ("k_new", True)

@@ -64,6 +64,16 @@ def test_appending_hands_out_blocks_and_tells_lengths(calls: list[dict[str, Any]
     assert (cache.length("a"), cache.length("c")) == (8, 0)
 
 
+def test_rows_that_are_not_written_are_arguments_of_the_decode_call(
+    calls: list[dict[str, Any]],
+) -> None:
+    cache, rows = cache_of(), np.zeros((2, 2, 64), np.uint16)
+    call = cache.append(["a", "b"], rows, rows, [1, 1], write=False)
+    assert call["k_new"] is rows
+    assert call["v_new"] is rows
+    assert (cache.length("a"), calls) == (1, [])
+
+
 def test_a_full_cache_refuses_before_it_writes_and_serves_again_after_a_release(
     calls: list[dict[str, Any]],
 ) -> None:

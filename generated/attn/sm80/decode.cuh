@@ -7,6 +7,7 @@
 // and the copies of the next segment are under way while one is put together.
 #pragma once
 
+#include "attn/sm80/decode_append.cuh"
 #include "attn/sm80/decode_copies.cuh"
 #include "attn/sm80/decode_merge.cuh"
 #include "attn/sm80/decode_output.cuh"
@@ -80,7 +81,10 @@ class StageLoader {
   int entered_ = 0;
 };
 
-// Adds one piece to the rows.
+// Stages after which the centre of codes is taken off the output.
+constexpr int kSettledStages = 8;
+
+// Adds one piece to the rows, units that take a step together at a time.
 template <class Config>
 __device__ __forceinline__ void compute_piece(RowState<Config>& state,
                                               const Piece<Config>& piece,
@@ -92,23 +96,36 @@ __device__ __forceinline__ void compute_piece(RowState<Config>& state,
                                               int first_token,
                                               int lane) {
   using Traits = DecodeTraits<Config>;
+  if (first_token % (kSettledStages * Traits::kCtaS) < Traits::kCtaS) {
+    state.settle();
+  }
 #pragma unroll
-  for (int i = 0; i < Traits::kUnits; ++i) {
-    const Unit<Config>& unit = piece.units[i];
+  for (int i = 0; i < Traits::kUnits; i += Traits::kTogether) {
+    const Unit<Config>* const units = piece.units + i;
     const int first = first_token + i * Traits::kUnitTokens;
-    const int end = first + Traits::kUnitTokens;
+    const int end = first + Traits::kTogether * Traits::kUnitTokens;
     if (first >= segment.seen.end || end <= segment.seen.begin) {
       continue;
     }
-    float scores[Traits::kRowTiles][4];
-    multiply_key_query<Config>(scores, unit, query, lane);
-    scale_scores<Config>(scores, unit, sums, lane);
-    if (first < segment.seen_by_all.begin || end > segment.seen_by_all.end) {
-      mask_scores<Config>(scores, rows, first, lane);
+    Scores<Config> scores;
+    multiply_key_query<Config>(scores, units, query, lane);
+#pragma unroll
+    for (int unit = 0; unit < Traits::kTogether; ++unit) {
+      scale_scores<Config>(scores[unit], units[unit], sums, lane);
     }
-    state.update(scores, scale);
-    state.weigh(scores, unit, lane);
-    multiply_value_probability<Config>(state, scores, unit, lane);
+    if (first < segment.seen_by_all.begin || end > segment.seen_by_all.end) {
+#pragma unroll
+      for (int unit = 0; unit < Traits::kTogether; ++unit) {
+        mask_scores<Config>(scores[unit], rows, first + unit * Traits::kUnitTokens, lane);
+      }
+    }
+    const auto pairs = ValuePairs<Config>::load(units, lane);
+    state.update(scores, scale, pairs);
+    state.values.weigh(scores, pairs);
+#pragma unroll
+    for (int unit = 0; unit < Traits::kTogether; ++unit) {
+      multiply_value_probability<Config>(state, scores[unit], units[unit], lane);
+    }
   }
 }
 
@@ -127,12 +144,20 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
     return;
   }
 
-  // 2. Walk along the range. The first turns only copy: the same code as later, since fetching
+  // 2. New rows of K and V go into the cache.
+  if (params.k != nullptr) {
+    Appender<Config>(params, work.tile.kv_head, warp, lane)
+        .append(Walk<Config>(arguments, work, window, lane));
+    __syncthreads();  // the copies of all warps see the rows that each has written
+  }
+
+  // 3. Walk along the range. The first turns only copy: the same code as later, since fetching
   // instructions is a good part of the shortest calls.
   StageLoader<Config> loader(storage, arguments, window, warp, lane);
   DecodeQuery<Config> query;
   QuerySums<Config> sums;
-  const float factor = key_factor<Config>(params, work.tile.kv_head);
+  const float key_scale = head_scale<Config>(params, params.k_scale, work.tile.kv_head);
+  float score_unit = 1.0f;
   RowState<Config> state;
   state.clear();
   const RowPlace* const rows = storage.rows[warp];
@@ -153,11 +178,13 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
         is_new = false;
         stage = segment.stages.begin;
         place_rows<Config>(storage.rows[warp], params, work.tile, segment, lane);
+        const auto scale = query_scale<Config>(params, rows, segment.rows, lane);
+        score_unit = key_scale * scale.unit;
         if constexpr (!Traits::kQueryInRegisters) {
-          store_query(storage, params, rows, segment.rows);
+          store_query(storage, params, rows, segment.rows, scale);
           __syncthreads();  // Q is visible to all warps
         }
-        query.load(storage, params, rows, segment.rows, lane);
+        query.load(storage, params, rows, segment.rows, scale, lane);
         sums.add_up(query, lane);
       }
       copy_async_wait<Traits::kStages - 1>();
@@ -168,7 +195,7 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
                     sums,
                     segment,
                     rows,
-                    params.inv_sqrt_dh * kLog2E * factor,
+                    params.inv_sqrt_dh * kLog2E * score_unit,
                     stage * Traits::kCtaS + warp * Traits::kWarpTokens,
                     lane);
       __syncwarp();  // all lanes are done with the slot
@@ -179,7 +206,7 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
             storage,
             slot,
             segment.rows,
-            value_factor<Config>(params, work.tile.kv_head),
+            head_scale<Config>(params, params.v_scale, work.tile.kv_head),
             warp,
             lane,
             [&](int row, const MergedRow<Config>& merged) { destination.leave(row, merged); });
@@ -188,7 +215,7 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
     loader.advance(slot);
     slot = slot + 1 == Traits::kStages ? 0 : slot + 1;
 
-    // 3. The segment has left; where it was the last of its tile, put all of them together.
+    // 4. The segment has left; where it was the last of its tile, put all of them together.
     if (is_complete) {
       destination.reduce();
       state.clear();  // here, so that the accumulators need no registers before

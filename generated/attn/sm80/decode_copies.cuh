@@ -20,7 +20,10 @@ class PieceLoader {
   using Tile = typename Traits::PieceTile;
   static constexpr int kTokens = Traits::kUnitTokens;
   static constexpr int kUnits = Traits::kUnits;
+  static constexpr int kPieceTokens = kUnits * kTokens;
   static constexpr int kRowChunks = Tile::kChunks;
+  static constexpr int kPanel = kRowChunks < 8 ? kRowChunks : 8;
+  static constexpr bool kIsStepped = kRowChunks % kPanel == 0 && 32 % kPanel == 0;
 
  public:
   __device__ __forceinline__ PieceLoader(const AttentionParams<T>& params,
@@ -34,6 +37,13 @@ class PieceLoader {
     if (lane_ == 0) {
       source_.cache = Cache::make(params_, segment.sequence, work_.tile.kv_head);
       source_.seen = segment.seen;
+      if constexpr (!Cache::kGathered) {
+        source_.regular = RegularPieces::make(segment.seen, kPieceTokens);
+      } else if (source_.cache.evenly_spaced(kTokens)) {
+        source_.regular = RegularPieces::make(segment.seen, kPieceTokens, source_.cache.splitter);
+      } else {
+        source_.regular = {0, 0, 0, 0};
+      }
       if constexpr (Traits::Kv::kHasPairs) {
         source_.pairs = Pairs::make(params_, segment.sequence, work_.tile.kv_head);
       }
@@ -44,40 +54,51 @@ class PieceLoader {
   // Finds the block of each unit of the piece that begins at a token; of each row its own where
   // they need not lie in one block. Entries of tokens that no row sees are not read: they may be
   // wild.
-  __device__ __forceinline__ void look_up(int piece_first) {
+  __device__ __forceinline__ void look_up(int first) {
+    const RegularPieces regular = source_.regular;
+    is_regular_ = regular.has(first);
     if constexpr (Cache::kGathered) {
+      if (is_regular_) {
+        const int block = regular.block(first);
+        const bool is_last = regular.ends_block(first - block * regular.block_len, kTokens);
 #pragma unroll
-      for (int unit = 0; unit < kUnits; ++unit) {
-        const int first = piece_first + unit * kTokens;
-        const int token = is_regular(first) ? first : first + lane_ % kTokens;
-        entries_[unit] = is_seen(token) ? source_.cache.entry(token) : Entry{};
+        for (int unit = 0; unit < kUnits; ++unit) {
+          entries_[unit] = source_.cache.entry_of_block(block + (unit > 0 && is_last ? 1 : 0));
+        }
+      } else {
+#pragma unroll
+        for (int unit = 0; unit < kUnits; ++unit) {
+          const int token = first + unit * kTokens + lane_ % kTokens;
+          entries_[unit] = is_seen(token) ? source_.cache.entry(token) : Entry{};
+        }
       }
     }
   }
 
   // Starts the copies of the piece that was looked up. Units that no row sees are left out.
-  __device__ __forceinline__ void copy(Piece<Config>& piece, int piece_first) {
+  __device__ __forceinline__ void copy(Piece<Config>& piece, int first) {
+    if (is_regular_) {
+      copy_regular(piece, first);
+      return;
+    }
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
-      const int first = piece_first + unit * kTokens;
-      if (is_regular(first)) {
-        copy_regular(piece.units[unit], first, entries_[unit]);
-      } else if (first < source_.seen.end && first + kTokens > source_.seen.begin) {
-        copy_rows(piece.units[unit], first, entries_[unit]);
+      const int begin = first + unit * kTokens;
+      if (begin < source_.seen.end && begin + kTokens > source_.seen.begin) {
+        copy_rows(piece.units[unit], begin, entries_[unit]);
       }
-      if constexpr (Traits::Kv::kHasPairs) {
-        copy_pairs(piece.units[unit], first, entries_[unit]);
-      }
+    }
+    if constexpr (Traits::Kv::kHasPairs) {
+      const int token = first + lane_ % kPieceTokens;
+      const bool seen = is_seen(token);
+      copy_pairs(
+          piece,
+          seen ? source_.pairs.pair(params_, token, own_entry()) : RowAddress{nullptr, nullptr},
+          seen);
     }
   }
 
  private:
-  // All rows are seen, and lie evenly spaced.
-  __device__ __forceinline__ bool is_regular(int first) const {
-    return first >= source_.seen.begin && first + kTokens <= source_.seen.end &&
-           source_.cache.evenly_spaced(kTokens);
-  }
-
   __device__ __forceinline__ bool is_seen(int token) const {
     return token >= source_.seen.begin && token < source_.seen.end;
   }
@@ -90,42 +111,83 @@ class PieceLoader {
     }
   }
 
-  __device__ __forceinline__ void copy_regular(Unit<Config>& unit, int first, Entry entry) {
-    const RowAddress row = address(first, entry);
-    const RowStride stride = source_.cache.stride(params_);
+  // --- regular pieces ---
+
+  // The row of its block, or of the sequence, that each unit begins at.
+  struct UnitRows {
+    int first[kUnits];
+  };
+
+  __device__ __forceinline__ UnitRows rows_of(int first) const {
+    UnitRows rows;
+    rows.first[0] = Cache::kGathered ? source_.regular.row(first) : first;
+#pragma unroll
+    for (int unit = 1; unit < kUnits; ++unit) {
+      const int row = rows.first[unit - 1];
+      const bool is_last = Cache::kGathered && source_.regular.ends_block(row, kTokens);
+      rows.first[unit] = is_last ? 0 : row + kTokens;
+    }
+    return rows;
+  }
+
+  __device__ __forceinline__ void copy_regular(Piece<Config>& piece, int first) {
+    const UnitRows rows = rows_of(first);
     // A plain copy where L2 may keep the line: a policy of evict_normal is slower than none
     // (measured: 10 %).
     if (work_.streamed) {
       const uint64_t policy = evict_first_policy();
-      copy_tile(unit.key, row.k, stride.k, [&](uint32_t to, const char* from) {
-        copy_async_16_hinted(to, from, policy);
-      });
-      copy_tile(unit.value, row.v, stride.v, [&](uint32_t to, const char* from) {
+      copy_units(piece, rows, [&](uint32_t to, const char* from) {
         copy_async_16_hinted(to, from, policy);
       });
     } else if constexpr (kRowChunks >= 8) {
-      copy_tile(unit.key, row.k, stride.k, copy_async_16);
-      copy_tile(unit.value, row.v, stride.v, copy_async_16);
+      copy_units(piece, rows, copy_async_16);
     } else {
-      copy_tile(unit.key, row.k, stride.k, copy_async_16_of_64);
-      copy_tile(unit.value, row.v, stride.v, copy_async_16_of_64);
+      copy_units(piece, rows, copy_async_16_of_64);
+    }
+    if constexpr (Traits::Kv::kHasPairs) {
+      const int unit = kUnits == 1 ? 0 : lane_ / kTokens;
+      const int row = (unit == 0 ? rows.first[0] : rows.first[kUnits - 1]) + lane_ % kTokens;
+      if constexpr (Cache::kGathered) {
+        copy_pairs(piece, source_.pairs.pair_of_block(params_, row, own_entry()), true);
+      } else {
+        copy_pairs(piece, source_.pairs.pair(params_, row, Entry{}), true);
+      }
+    }
+  }
+
+  template <class Copy>
+  __device__ __forceinline__ void copy_units(Piece<Config>& piece,
+                                             const UnitRows& rows,
+                                             Copy copy) {
+    const RowStride stride = source_.cache.stride(params_);
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) {
+      const int own = rows.first[unit] + (kIsStepped ? lane_ / kPanel : 0);
+      RowAddress row;
+      if constexpr (Cache::kGathered) {
+        row = source_.cache.row_of_block(params_, own, entries_[unit]);
+      } else {
+        row = source_.cache.row(params_, own);
+      }
+      copy_tile(piece.units[unit].key, row.k, stride.k, copy);
+      copy_tile(piece.units[unit].value, row.v, stride.v, copy);
     }
   }
 
   // Where rows are whole panels of 8 chunks, or whole rows are a step of the warp, a lane stays in
-  // its column of each panel and only steps down.
+  // its column of each panel and only steps down, from its own row on. Otherwise `from` is the
+  // first row.
   template <class Copy>
   __device__ __forceinline__ void copy_tile(Tile& tile,
-                                            const char* first,
+                                            const char* from,
                                             int64_t stride,
                                             Copy copy) {
     const uint32_t base = shared_address(&tile);
-    constexpr int kPanel = kRowChunks < 8 ? kRowChunks : 8;
-    if constexpr (kRowChunks % kPanel == 0 && 32 % kPanel == 0) {
+    if constexpr (kIsStepped) {
       constexpr int kRowsOfStep = 32 / kPanel;
       const int row = lane_ / kPanel;
       const int chunk = lane_ % kPanel;
-      const char* from = first + row * stride + chunk * 16;
+      from += chunk * 16;
 #pragma unroll
       for (int step = 0; step < kTokens; step += kRowsOfStep) {
 #pragma unroll
@@ -139,10 +201,12 @@ class PieceLoader {
       for (int i = 0; i < kTokens * kRowChunks; i += 32) {
         const int row = (i + lane_) / kRowChunks;
         const int chunk = (i + lane_) % kRowChunks;
-        copy(base + Tile::chunk_offset(row, chunk), first + row * stride + chunk * 16);
+        copy(base + Tile::chunk_offset(row, chunk), from + row * stride + chunk * 16);
       }
     }
   }
+
+  // --- other pieces ---
 
   // Row by row: lane r (and r + 16) knows the address of row r. Rows that nobody sees become zero,
   // so that what lies there in memory, NaN included, never meets the tensor cores.
@@ -162,17 +226,24 @@ class PieceLoader {
     }
   }
 
-  // Lanes 0 to 15 the pairs of K, the others those of V. Pairs of tokens that nobody sees become
-  // zero.
-  __device__ __forceinline__ void copy_pairs(Unit<Config>& unit, int first, Entry entry) {
-    const int own = lane_ % kTokens;
-    const bool seen = is_seen(first + own);
-    const RowAddress pair =
-        seen ? source_.pairs.pair(params_, first + own, entry) : RowAddress{nullptr, nullptr};
-    const bool is_key = lane_ < kTokens;
-    copy_async_4_or_zero(shared_address(is_key ? &unit.key_pairs[own] : &unit.value_pairs[own]),
-                         is_key ? pair.k : pair.v,
-                         seen);
+  // --- pairs ---
+
+  // The block of the token whose pairs this lane copies.
+  __device__ __forceinline__ Entry own_entry() const {
+    return lane_ % kPieceTokens < kTokens ? entries_[0] : entries_[kUnits - 1];
+  }
+
+  // Each lane the pairs of K and V of a token, or one of them where a piece has 16 tokens. Pairs of
+  // tokens that nobody sees become zero.
+  __device__ __forceinline__ void copy_pairs(Piece<Config>& piece, RowAddress pair, bool seen) {
+    const int own = lane_ % kPieceTokens;
+    Unit<Config>& unit = piece.units[own / kTokens];
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      const bool is_key = kUnits == 1 ? lane_ < kTokens : i == 0;
+      uint32_t* const pairs = is_key ? unit.key_pairs : unit.value_pairs;
+      copy_async_4_or_zero(shared_address(pairs + own % kTokens), is_key ? pair.k : pair.v, seen);
+    }
   }
 
   __device__ __forceinline__ static const char* shuffled(const char* pointer, int lane) {
@@ -184,6 +255,7 @@ class PieceLoader {
   const CtaWork& work_;
   CopySource<Config>& source_;
   int lane_;
+  bool is_regular_ = false;  // the piece that was looked up: all rows are seen, and evenly spaced
   Entry entries_[kUnits];
 };
 

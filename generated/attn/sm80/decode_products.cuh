@@ -15,14 +15,14 @@
 
 namespace attn::sm80 {
 
-// --- scores -------------------------------------------------------------------------------------
+// --- fragments ----------------------------------------------------------------------------------
 
 // As many fragments of K or V are read ahead as registers allow. One of codes is several.
 template <class Config>
-inline constexpr int kFragmentsAhead = DecodeTraits<Config>::Kv::kIsQuantised      ? 4
-                                       : DecodeTraits<Config>::kAccumulators <= 32 ? 8
-                                       : DecodeTraits<Config>::kAccumulators <= 64 ? 4
-                                                                                   : 1;
+inline constexpr int kFragmentsAhead = DecodeTraits<Config>::kAccumulators > 64   ? 1
+                                       : DecodeTraits<Config>::kAccumulators > 32 ? 4
+                                       : DecodeTraits<Config>::Kv::kIsQuantised   ? 4
+                                                                                  : 8;
 
 // The wide operands that `kMade` fragments of 16-bit rows make: of tokens and steps of Q, or of
 // columns and tokens of V. Codes make several.
@@ -43,7 +43,7 @@ __device__ __forceinline__ void expand_keys(uint32_t (&made)[kMade<Config>][4],
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
       uint32_t pairs[kMade<Config>];
-      Expander<typename Config::T, typename Config::Tkv>::expand(pairs, loaded[word]);
+      Halves<typename Config::Tkv>::expand(pairs, loaded[word]);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         made[word / 2 * kSteps + step][word % 2] = pairs[2 * step];
@@ -66,7 +66,7 @@ __device__ __forceinline__ void expand_values(uint32_t (&made)[kMade<Config>][4]
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
       uint32_t pairs[kMade<Config>];
-      Expander<typename Config::T, typename Config::Tkv>::expand(pairs, loaded[word]);
+      Halves<typename Config::Tkv>::expand(pairs, loaded[word]);
 #pragma unroll
       for (int column = 0; column < kMade<Config>; ++column) {
         made[column][word] = pairs[column];
@@ -75,52 +75,72 @@ __device__ __forceinline__ void expand_values(uint32_t (&made)[kMade<Config>][4]
   }
 }
 
+// --- scores -------------------------------------------------------------------------------------
+
+// Of the units that take a step together: their products are independent of each other.
 template <class Config>
-__device__ __forceinline__ void multiply_key_query(
-    float (&scores)[DecodeTraits<Config>::kRowTiles][4],
-    const Unit<Config>& unit,
-    const DecodeQuery<Config>& query,
-    int lane) {
+__device__ __forceinline__ void multiply_key_query(Scores<Config>& scores,
+                                                   const Unit<Config>* units,
+                                                   const DecodeQuery<Config>& query,
+                                                   int lane) {
   using Traits = DecodeTraits<Config>;
   using Address = FragmentAddress<typename Traits::PieceTile>;
-  constexpr int kAhead = kFragmentsAhead<Config>;
+  constexpr int kTogether = Traits::kTogether;
+  constexpr int kAhead = (kFragmentsAhead<Config> + kTogether - 1) / kTogether;
   constexpr int kMakes = kMade<Config>;
-  // With one row tile, two chains halve the latency of dependent products.
-  constexpr int kChains = Traits::kRowTiles == 1 ? 2 : 1;
-  float chains[kChains][Traits::kRowTiles][4] = {};
-  const Address address = Address::row_major(unit.key, lane);
+  // Where nothing else passes meanwhile, two chains halve the latency of dependent products.
+  constexpr int kChains = Traits::kRowTiles * kTogether == 1 ? 2 : 1;
+  float chains[kChains][kTogether][Traits::kRowTiles][4] = {};
 #pragma unroll
   for (int first = 0; first < Traits::kLoadedFragments; first += kAhead) {
-    uint32_t loaded[kAhead][4];
+    uint32_t loaded[kAhead][kTogether][4];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (first + i < Traits::kLoadedFragments) {
-        load_matrix_x4(loaded[i], address.at(0, first + i));
+#pragma unroll
+      for (int unit = 0; unit < kTogether; ++unit) {
+        if (first + i < Traits::kLoadedFragments) {
+          const Address address = Address::row_major(units[unit].key, lane);
+          load_matrix_x4(loaded[i][unit], address.at(0, first + i));
+        }
       }
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       if (first + i < Traits::kLoadedFragments) {
-        uint32_t a[kMakes][4];
-        expand_keys<Config>(a, loaded[i]);
+        uint32_t a[kTogether][kMakes][4];
+#pragma unroll
+        for (int unit = 0; unit < kTogether; ++unit) {
+          expand_keys<Config>(a[unit], loaded[i][unit]);
+        }
 #pragma unroll
         for (int made = 0; made < kMakes; ++made) {
           const int k = (first + i) * kMakes + made;
           uint32_t b[Traits::kRowTiles][2];
           query.fragment(b, k);
 #pragma unroll
-          for (int n = 0; n < Traits::kRowTiles; ++n) {
-            multiply_add(chains[k % kChains][n], a[made], b[n][0], b[n][1], typename Config::T{});
+          for (int unit = 0; unit < kTogether; ++unit) {
+#pragma unroll
+            for (int n = 0; n < Traits::kRowTiles; ++n) {
+              multiply_add(chains[k % kChains][unit][n],
+                           a[unit][made],
+                           b[n][0],
+                           b[n][1],
+                           typename Traits::Product{});
+            }
           }
         }
       }
     }
   }
 #pragma unroll
-  for (int n = 0; n < Traits::kRowTiles; ++n) {
+  for (int unit = 0; unit < kTogether; ++unit) {
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      scores[n][c] = kChains == 2 ? chains[0][n][c] + chains[kChains - 1][n][c] : chains[0][n][c];
+    for (int n = 0; n < Traits::kRowTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        scores[unit][n][c] = kChains == 2 ? chains[0][unit][n][c] + chains[kChains - 1][unit][n][c]
+                                          : chains[0][unit][n][c];
+      }
     }
   }
 }
@@ -154,7 +174,7 @@ __device__ __forceinline__ void multiply_value_probability(
     const Unit<Config>& unit,
     int lane) {
   using Traits = DecodeTraits<Config>;
-  using T = typename Config::T;
+  using Product = typename Traits::Product;
   using Address = FragmentAddress<typename Traits::PieceTile>;
   constexpr int kAhead = kFragmentsAhead<Config>;
   constexpr int kMakes = kMade<Config>;
@@ -162,8 +182,9 @@ __device__ __forceinline__ void multiply_value_probability(
 #pragma unroll
   for (int n = 0; n < Traits::kRowTiles; ++n) {
     const float (&p)[4] = probabilities[n];
-    b[n][0] = transpose_matrix(pack(p[0], p[1], T{}));
-    b[n][1] = transpose_matrix(pack(p[2], p[3], T{}));
+    b[n][0] = transpose_matrix(pack(p[0], p[1], Product{}));
+    b[n][1] = transpose_matrix(pack(p[2], p[3], Product{}));
+    state.values.add_weights(n, b[n][0], b[n][1]);
   }
   const Address address = Address::column_major(unit.value, lane);
 #pragma unroll
@@ -185,7 +206,7 @@ __device__ __forceinline__ void multiply_value_probability(
 #pragma unroll
           for (int n = 0; n < Traits::kRowTiles; ++n) {
             multiply_add(
-                state.output[(first + i) * kMakes + made][n], a[made], b[n][0], b[n][1], T{});
+                state.output[(first + i) * kMakes + made][n], a[made], b[n][0], b[n][1], Product{});
           }
         }
       }

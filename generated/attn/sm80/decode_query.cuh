@@ -3,6 +3,7 @@
 // operand of S^T = K Q^T that a lane makes of it.
 #pragma once
 
+#include "attn/sm80/decode_codes.cuh"
 #include "attn/sm80/decode_instructions.cuh"
 #include "attn/sm80/decode_schedule.cuh"
 
@@ -17,8 +18,8 @@ __device__ __forceinline__ const T* query_row(const AttentionParams<T>& params,
 }
 
 // The columns of step k that a lane with lane % 4 = t multiplies: elements u = 0 and 1 of half 0
-// and of half 1. Where codes are packed, the order of columns is that in which words are expanded
-// (attn/sm80/dequantise.cuh): lane t has 2 kPacked consecutive columns of each kPacked / 2 steps.
+// and of half 1. Where codes are packed, the order of columns is that in which Halves expands words
+// (attn/sm80/decode_halves.cuh): lane t has 2 kPacked neighbouring columns of kPacked / 2 steps.
 template <class Config>
 __device__ __forceinline__ int query_column(int k, int half, int t, int u) {
   constexpr int kPacked = DecodeTraits<Config>::kPacked;
@@ -51,13 +52,57 @@ query_pair(const typename Config::T* row, int k, int half, int t) {
   }
 }
 
+// The scale of the rows of a segment. Called by a warp.
+template <class Config>
+__device__ __forceinline__ QueryScale<Config> query_scale(
+    const AttentionParams<typename Config::T>& params,
+    const RowPlace* rows,
+    int row_count,
+    int lane) {
+  if constexpr (!DecodeTraits<Config>::Kv::kIsQuantised) {
+    return {};
+  } else {
+    constexpr int kChunks = Config::kHeadDim / 8;
+    float largest = 0.0f;
+#pragma unroll 4
+    for (int i = lane; i < row_count * kChunks; i += 32) {
+      const auto* const row = query_row(params, rows[i / kChunks], Config::kHeadDim);
+      const uint4 chunk = reinterpret_cast<const uint4*>(row)[i % kChunks];
+      const auto* const x = reinterpret_cast<const typename Config::T*>(&chunk);
+#pragma unroll
+      for (int u = 0; u < 8; ++u) {
+        largest = fmaxf(largest, fabsf(static_cast<float>(x[u])));
+      }
+    }
+    // Floats that are not negative are ordered like their bits.
+    return QueryScale<Config>::of(
+        __uint_as_float(__reduce_max_sync(kWarp, __float_as_uint(largest))));
+  }
+}
+
+// Elements 0 and 1 of a half of step k as they are multiplied.
+template <class Config>
+__device__ __forceinline__ uint32_t query_product(
+    const typename Config::T* row, int k, int half, int t, const QueryScale<Config>& scale) {
+  const uint32_t pair = query_pair<Config>(row, k, half, t);
+  if constexpr (DecodeTraits<Config>::Kv::kIsQuantised) {
+    return scale.scaled(pair, half, typename Config::T{});
+  } else {
+    return pair;
+  }
+}
+
 // Eight columns of a row in the order in which they are multiplied.
 template <class Config>
-__device__ __forceinline__ uint4 query_chunk(const typename Config::T* row, int chunk) {
+__device__ __forceinline__ uint4 query_chunk(const typename Config::T* row,
+                                             int chunk,
+                                             const QueryScale<Config>& scale) {
   if constexpr (DecodeTraits<Config>::kPacked == 1) {
     return *reinterpret_cast<const uint4*>(row + chunk * 8);
   } else {
-    const auto two = [&](int t) { return query_pair<Config>(row, chunk / 2, chunk % 2, t); };
+    const auto two = [&](int t) {
+      return query_product<Config>(row, chunk / 2, chunk % 2, t, scale);
+    };
     return {two(0), two(1), two(2), two(3)};
   }
 }
@@ -67,7 +112,8 @@ template <class Config>
 __device__ __forceinline__ void store_query(DecodeStorage<Config>& storage,
                                             const AttentionParams<typename Config::T>& params,
                                             const RowPlace* rows,
-                                            int row_count) {
+                                            int row_count,
+                                            const QueryScale<Config>& scale) {
   using Traits = DecodeTraits<Config>;
   using Tile = typename Traits::QueryTileStorage;
   constexpr int kChunks = Traits::kHeadDim / 8;
@@ -79,7 +125,7 @@ __device__ __forceinline__ void store_query(DecodeStorage<Config>& storage,
     uint4 values{0, 0, 0, 0};
     if (row < row_count) {
       const auto* const from = query_row(params, rows[row], Traits::kHeadDim);
-      values = query_chunk<Config>(from, chunk);
+      values = query_chunk<Config>(from, chunk, scale);
     }
     *reinterpret_cast<uint4*>(base + Tile::chunk_offset(row, chunk)) = values;
   }
@@ -99,6 +145,7 @@ class DecodeQuery<Config, true> {
                                        const AttentionParams<typename Config::T>& params,
                                        const RowPlace* rows,
                                        int row_count,
+                                       const QueryScale<Config>& scale,
                                        int lane) {
 #pragma unroll
     for (int n = 0; n < Traits::kRowTiles; ++n) {
@@ -109,7 +156,8 @@ class DecodeQuery<Config, true> {
       for (int k = 0; k < Traits::kDepthFragments; ++k) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          fragments_[k][n][half] = exists ? query_pair<Config>(from, k, half, lane % 4) : 0u;
+          fragments_[k][n][half] =
+              exists ? query_product<Config>(from, k, half, lane % 4, scale) : 0u;
         }
       }
     }
@@ -137,6 +185,7 @@ class DecodeQuery<Config, false> {
                                        const AttentionParams<typename Config::T>&,
                                        const RowPlace*,
                                        int,
+                                       const QueryScale<Config>&,
                                        int lane) {
     address_ = FragmentAddress<Tile>::column_major(storage.query, lane);
   }

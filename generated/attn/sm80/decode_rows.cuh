@@ -8,6 +8,10 @@
 
 namespace attn::sm80 {
 
+// Scores, then probabilities, of the units that take a step together: [units, row tiles, 4].
+template <class Config>
+using Scores = float[DecodeTraits<Config>::kTogether][DecodeTraits<Config>::kRowTiles][4];
+
 // What a warp has of its rows.
 //   output     [columns x rows], unnormalised: relative to reference
 //   reference  log2 units of the scaled score; -inf: nothing seen yet
@@ -15,7 +19,6 @@ namespace attn::sm80 {
 template <class Config>
 struct RowState {
   using Traits = DecodeTraits<Config>;
-  using T = typename Config::T;
 
   float output[Traits::kDepthFragments][Traits::kRowTiles][4];
   float reference[Traits::kRowTiles][2];
@@ -39,51 +42,57 @@ struct RowState {
   }
 
   // Turns scores into probabilities in place and adds them up. The reference of a row may lag
-  // behind its maximum by kLag, so that few stages need a rescaling of the output.
-  __device__ __forceinline__ void update(float (&scores)[Traits::kRowTiles][4], float scale) {
-    bool exceeded = false;
+  // behind its maximum by kLag, so that few stages need a rescaling of the output. `pairs`: of the
+  // tokens.
+  __device__ __forceinline__ void update(Scores<Config>& scores,
+                                         float scale,
+                                         const ValuePairs<Config>& pairs) {
+    bool exceeded = values.exceeded_by(pairs);
 #pragma unroll
     for (int n = 0; n < Traits::kRowTiles; ++n) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        exceeded |= fmaxf(scores[n][c], scores[n][c + 2]) * scale > reference[n][c] + kLag;
+        exceeded |= largest_of_lane(scores, n, c) * scale > reference[n][c] + kLag;
       }
     }
     if (__any_sync(kWarp, exceeded)) {
+      renew_unit(pairs);
       renew_reference(scores, scale);
     }
 #pragma unroll
     for (int n = 0; n < Traits::kRowTiles; ++n) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
+      for (int c = 0; c < 2; ++c) {
         // A row that has seen nothing has only scores of -inf: 2^(-inf - 0) = 0.
-        const float row = reference[n][c % 2];
+        const float row = reference[n][c];
         const float subtract = row == -kInfinity ? 0.0f : row;
-        scores[n][c] = exp2_approximate(fmaf(scores[n][c], scale, -subtract));
-        sum[n][c % 2] += scores[n][c];
+#pragma unroll
+        for (int unit = 0; unit < Traits::kTogether; ++unit) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float& score = scores[unit][n][2 * i + c];
+            score = exp2_approximate(fmaf(score, scale, -subtract));
+            sum[n][c] += score;
+          }
+        }
       }
     }
   }
 
-  // Turns probabilities into factors of the elements of V, in place.
-  __device__ __forceinline__ void weigh(float (&p)[Traits::kRowTiles][4],
-                                        const Unit<Config>& unit,
-                                        int lane) {
+  // Takes the centre of the codes of V off what has been added up so far.
+  __device__ __forceinline__ void settle() {
     if constexpr (Traits::Kv::kHasPairs) {
-      constexpr int kCentre = Expander<T, typename Config::Tkv>::kCentre;
-      const auto first = ScaleZero<T>::template of<kCentre>(unit.value_pairs[lane / 4]);
-      const auto second = ScaleZero<T>::template of<kCentre>(unit.value_pairs[lane / 4 + 8]);
-      const float larger = fmaxf(first.scale, second.scale);
-      if (__any_sync(kWarp, larger > values.unit * values.kUnitLag)) {
-        renew_unit(larger);
-      }
 #pragma unroll
       for (int n = 0; n < Traits::kRowTiles; ++n) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const ScaleZero<T>& of_token = c < 2 ? first : second;
-          values.zero_sum[n][c % 2] += p[n][c] * of_token.zero;
-          p[n][c] *= of_token.scale * values.inverse;
+        for (int c = 0; c < 2; ++c) {
+          const float centre = Code::kCentre * values.weights[n][c];
+          values.weights[n][c] = 0.0f;
+#pragma unroll
+          for (int i = 0; i < Traits::kDepthFragments; ++i) {
+            output[i][n][c] = fmaf(centre, -element_unit(i), output[i][n][c]);
+            output[i][n][c + 2] = fmaf(centre, -element_unit(i), output[i][n][c + 2]);
+          }
         }
       }
     }
@@ -92,21 +101,37 @@ struct RowState {
   // Afterwards the rows are those of all the warp's tokens, in units of 1. `factor` is what an
   // element of V stands for where it is the same for all of them.
   __device__ __forceinline__ void finish(float factor) {
+    settle();
 #pragma unroll
     for (int n = 0; n < Traits::kRowTiles; ++n) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         sum[n][c] = added_up(sum[n][c]);
-        if constexpr (Traits::Kv::kHasPairs) {
-          scale_output(n, c, values.unit, added_up(values.zero_sum[n][c]));
-        } else if constexpr (Traits::Kv::kIsQuantised) {
-          scale_output(n, c, factor, 0.0f);
+        if constexpr (Traits::Kv::kIsQuantised) {
+          float summand = 0.0f;
+          if constexpr (Traits::Kv::kHasPairs) {
+            factor = values.unit;
+            summand = added_up(values.zero_sum[n][c]);
+          }
+#pragma unroll
+          for (int i = 0; i < Traits::kDepthFragments; ++i) {
+            const float by = factor * (1.0f / element_unit(i));
+            output[i][n][c] = fmaf(output[i][n][c], by, summand);
+            output[i][n][c + 2] = fmaf(output[i][n][c + 2], by, summand);
+          }
         }
       }
     }
   }
 
  private:
+  using Code = Halves<typename Config::Tkv>;
+
+  // What a code of 1 is as an element of fragment i of the output.
+  __device__ __forceinline__ static constexpr float element_unit(int i) {
+    return i % 2 == 0 ? Code::kUnit : Code::kUnit * Code::kOdd;
+  }
+
   // Over the lanes that have the same rows.
   __device__ __forceinline__ static float added_up(float x) {
 #pragma unroll
@@ -116,42 +141,62 @@ struct RowState {
     return x;
   }
 
-  __device__ __forceinline__ void scale_output(int n, int c, float factor, float summand) {
-#pragma unroll
-    for (int i = 0; i < Traits::kDepthFragments; ++i) {
-      output[i][n][c] = fmaf(output[i][n][c], factor, summand);
-      output[i][n][c + 2] = fmaf(output[i][n][c + 2], factor, summand);
-    }
-  }
-
-  // unit' = the largest scale of the unit of tokens;  output *= unit / unit'
-  __device__ __forceinline__ void renew_unit(float scale) {
+  __device__ __forceinline__ static float largest_of_lanes(float x) {
 #pragma unroll
     for (int step = 4; step < 32; step *= 2) {
-      scale = fmaxf(scale, __shfl_xor_sync(kWarp, scale, step));
+      x = fmaxf(x, __shfl_xor_sync(kWarp, x, step));
     }
-    const float inverse = __fdividef(1.0f, scale);  // 2^-126 or more
-#pragma unroll
-    for (int n = 0; n < Traits::kRowTiles; ++n) {
-      scale_output(n, 0, values.unit * inverse, 0.0f);
-      scale_output(n, 1, values.unit * inverse, 0.0f);
-    }
-    values.unit = scale;
-    values.inverse = inverse;
+    return x;
   }
 
-  // reference' = max(reference, largest scaled score);  sum, output *= 2^(reference - reference')
-  __device__ __forceinline__ void renew_reference(const float (&scores)[Traits::kRowTiles][4],
-                                                  float scale) {
+  // Of a row's scores in a step.
+  __device__ __forceinline__ static float largest_of_lane(const Scores<Config>& scores,
+                                                          int n,
+                                                          int c) {
+    float largest = fmaxf(scores[0][n][c], scores[0][n][c + 2]);
+#pragma unroll
+    for (int unit = 1; unit < Traits::kTogether; ++unit) {
+      largest = fmaxf(largest, fmaxf(scores[unit][n][c], scores[unit][n][c + 2]));
+    }
+    return largest;
+  }
+
+  // Where the scales ask for it:  unit' = the largest of them;  output, weights *= unit / unit'
+  __device__ __forceinline__ void renew_unit(const ValuePairs<Config>& pairs) {
+    if constexpr (Traits::Kv::kHasPairs) {
+      const float largest = largest_of_lanes(pairs.largest_scale());
+      if (largest <= values.unit * values.kUnitLag) {
+        return;
+      }
+      const float inverse = __fdividef(1.0f, largest);  // 2^-126 or more
+      rescale_output(values.unit * inverse);
+      values.unit = largest;
+      values.inverse = inverse;
+    }
+  }
+
+  __device__ __forceinline__ void rescale_output(float factor) {
 #pragma unroll
     for (int n = 0; n < Traits::kRowTiles; ++n) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        float largest = fmaxf(scores[n][c], scores[n][c + 2]);
+        values.weights[n][c] *= factor;
 #pragma unroll
-        for (int step = 4; step < 32; step *= 2) {
-          largest = fmaxf(largest, __shfl_xor_sync(kWarp, largest, step));
+        for (int i = 0; i < Traits::kDepthFragments; ++i) {
+          output[i][n][c] *= factor;
+          output[i][n][c + 2] *= factor;
         }
+      }
+    }
+  }
+
+  // reference' = max(reference, largest scaled score);  sum, output *= 2^(reference - reference')
+  __device__ __forceinline__ void renew_reference(const Scores<Config>& scores, float scale) {
+#pragma unroll
+    for (int n = 0; n < Traits::kRowTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float largest = largest_of_lanes(largest_of_lane(scores, n, c));
         const float renewed = fmaxf(reference[n][c], largest * scale);
         const float factor =
             exp2_approximate(reference[n][c] - (renewed == -kInfinity ? 0.0f : renewed));

@@ -6,6 +6,7 @@
 #include "attn/decode_ranges.cuh"
 #include "attn/pair_iterator.cuh"
 #include "attn/row_tile.cuh"
+#include "attn/sm80/decode_halves.cuh"
 #include "attn/sm80/shared_tile.cuh"
 
 namespace attn::sm80 {
@@ -27,6 +28,7 @@ struct DecodeTraits {
   using Kv = KvTraits<T, Tkv>;
   using Cache = CacheIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
   using Pairs = PairIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
+  using Product = typename ProductType<T, Tkv>::Type;
 
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kRows = TileOf<Config>::kCtaQ;
@@ -39,6 +41,9 @@ struct DecodeTraits {
   static constexpr int kUnitTokens = 16;
   static constexpr int kWarpTokens = kCtaS / kWarps;
   static constexpr int kUnits = kWarpTokens / kUnitTokens;
+  // Units that take a step of the softmax together, so that the latencies of one pass behind the
+  // other, where registers allow.
+  static constexpr int kTogether = kRows <= 16 ? kUnits : 1;
   // Elements of the cache in 16 bits.
   static constexpr int kPacked = 16 / Kv::kBits;
   // Rows of Q lie on the narrow side.
@@ -54,6 +59,7 @@ struct DecodeTraits {
 
   static_assert(kCtaS == kWarps * kUnits * kUnitTokens, "every warp has whole units of a stage");
   static_assert(kHeadDim % (16 * kPacked) == 0, "rows of a cache are whole fragments");
+  static_assert(kUnits <= 2, "the lanes of a warp have a token each, or two have one");
   static_assert(kRows % 8 == 0, "rows fill the narrow side of the products");
   static_assert(kRows % kWarps == 0, "every warp has as many rows to put together");
 
@@ -129,12 +135,63 @@ struct PairSource {
 template <class Pairs>
 struct PairSource<Pairs, false> {};
 
+// Pieces of a sequence whose rows all are seen and, unit by unit, evenly spaced: nearly all pieces.
+// Whether one is among them is one comparison, and where it lies takes no division.
+struct alignas(16) RegularPieces {
+  int begin;            // first tokens of the pieces: from here on
+  unsigned count;       // so many
+  int block_len;        // a multiple of a unit
+  unsigned reciprocal;  // 2^32 / block_len, rounded up
+
+  // Of a cache without blocks.
+  __device__ __forceinline__ static RegularPieces make(KeyRange seen, int piece_tokens) {
+    const int count = seen.end - seen.begin - piece_tokens + 1;
+    return {seen.begin, static_cast<unsigned>(max(count, 0)), 0, 0};
+  }
+
+  // reciprocal = (2^32 + e) / block_len with 0 <= e < block_len; then
+  //   floor(token reciprocal / 2^32) = floor(token / block_len)   for token e < 2^32
+  __device__ __forceinline__ static RegularPieces make(KeyRange seen,
+                                                       int piece_tokens,
+                                                       const BlockSplitter& splitter) {
+    RegularPieces pieces = make(seen, piece_tokens);
+    const unsigned block_len = splitter.block_len;
+    pieces.block_len = splitter.block_len;
+    if (splitter.shift > 0) {
+      pieces.reciprocal = 1u << (32 - splitter.shift);
+    } else {
+      constexpr unsigned kMost = 0xffffffffu;
+      pieces.reciprocal = kMost / block_len + 1;
+      const unsigned excess = pieces.reciprocal * block_len;
+      const int room = static_cast<int>(min(kMost / max(excess, 1u), 0x7fffffffu)) - seen.begin;
+      pieces.count = min(pieces.count, static_cast<unsigned>(max(room, 0)));
+    }
+    return pieces;
+  }
+
+  __device__ __forceinline__ bool has(int first) const {
+    return static_cast<unsigned>(first - begin) < count;
+  }
+
+  __device__ __forceinline__ int block(int token) const {
+    return static_cast<int>(__umulhi(token, reciprocal));
+  }
+
+  __device__ __forceinline__ int row(int token) const { return token - block(token) * block_len; }
+
+  // Whether the unit behind one at this row begins the next block.
+  __device__ __forceinline__ bool ends_block(int row, int unit_tokens) const {
+    return row + unit_tokens == block_len;
+  }
+};
+
 // What a warp copies from: a sequence, and the keys of it that some row sees.
 template <class Config>
 struct alignas(16) CopySource
     : PairSource<typename DecodeTraits<Config>::Pairs, DecodeTraits<Config>::Kv::kHasPairs> {
   typename DecodeTraits<Config>::Cache cache;
   KeyRange seen;
+  RegularPieces regular;
 };
 
 // What a warp has counted of its share of the sequences.

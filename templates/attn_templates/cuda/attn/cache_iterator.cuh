@@ -132,8 +132,8 @@ struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv> {
   __device__ __forceinline__ RowAddress row_of_block(const AttentionParams<T>&,
                                                      unsigned row,
                                                      Entry block) const {
-    const char* const k = reinterpret_cast<const char*>(block) + head_offset +
-                          static_cast<int64_t>(row) * kRowBytes;
+    const char* const k =
+        reinterpret_cast<const char*>(block) + head_offset + static_cast<int64_t>(row) * kRowBytes;
     return {k, k + static_cast<int64_t>(splitter.block_len) * kRowBytes};
   }
 

@@ -78,8 +78,8 @@ struct PairIterator<CacheType::kBlock, T, kHeadDim, Tkv, true> {
   __device__ __forceinline__ RowAddress pair_of_block(const AttentionParams<T>&,
                                                       unsigned row,
                                                       int64_t block) const {
-    const char* const k = reinterpret_cast<const char*>(block) + head_offset +
-                          static_cast<int64_t>(row) * kPairBytes;
+    const char* const k =
+        reinterpret_cast<const char*>(block) + head_offset + static_cast<int64_t>(row) * kPairBytes;
     return {k, k + static_cast<int64_t>(splitter.block_len) * kPairBytes};
   }
 };

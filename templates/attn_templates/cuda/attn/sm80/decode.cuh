@@ -7,6 +7,7 @@
 // and the copies of the next segment are under way while one is put together.
 #pragma once
 
+#include "attn/sm80/decode_append.cuh"
 #include "attn/sm80/decode_copies.cuh"
 #include "attn/sm80/decode_merge.cuh"
 #include "attn/sm80/decode_output.cuh"
@@ -143,7 +144,14 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
     return;
   }
 
-  // 2. Walk along the range. The first turns only copy: the same code as later, since fetching
+  // 2. New rows of K and V go into the cache.
+  if (params.k != nullptr) {
+    Appender<Config>(params, work.tile.kv_head, warp, lane)
+        .append(Walk<Config>(arguments, work, window, lane));
+    __syncthreads();  // the copies of all warps see the rows that each has written
+  }
+
+  // 3. Walk along the range. The first turns only copy: the same code as later, since fetching
   // instructions is a good part of the shortest calls.
   StageLoader<Config> loader(storage, arguments, window, warp, lane);
   DecodeQuery<Config> query;
@@ -207,7 +215,7 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
     loader.advance(slot);
     slot = slot + 1 == Traits::kStages ? 0 : slot + 1;
 
-    // 3. The segment has left; where it was the last of its tile, put all of them together.
+    // 4. The segment has left; where it was the last of its tile, put all of them together.
     if (is_complete) {
       destination.reduce();
       state.clear();  // here, so that the accumulators need no registers before

@@ -29,8 +29,8 @@ __device__ __forceinline__ float head_scale(const AttentionParams<typename Confi
 
 // --- Q ------------------------------------------------------------------------------------------
 
-// Rows of Q times 2^e are halves that keep all of their bits: the largest element of all rows, which
-// meet the same keys, comes close to the largest half.
+// Rows of Q times 2^e are halves that keep all of their bits: the largest element of all rows (they
+// meet the same keys) comes close to the largest half.
 //   up    2^e
 //   unit  what a product of such a row and of K is multiplied by to be the score of a code
 template <class Config, bool kIsQuantised = DecodeTraits<Config>::Kv::kIsQuantised>
@@ -130,8 +130,7 @@ __device__ __forceinline__ void scale_scores(float (&scores)[DecodeTraits<Config
   if constexpr (DecodeTraits<Config>::Kv::kHasPairs) {
 #pragma unroll
     for (int token = 0; token < 2; ++token) {
-      const auto pair =
-          ScaleZero::of(unit.key_pairs[lane / 4 + token * 8], typename Config::T{});
+      const auto pair = ScaleZero::of(unit.key_pairs[lane / 4 + token * 8], typename Config::T{});
 #pragma unroll
       for (int n = 0; n < DecodeTraits<Config>::kRowTiles; ++n) {
 #pragma unroll
@@ -187,9 +186,9 @@ struct ValueScales {
   __device__ __forceinline__ void clear() {}
   __device__ __forceinline__ void rescale(int, int, float) {}
   __device__ __forceinline__ bool exceeded_by(const ValuePairs<Config>&) const { return false; }
-  __device__ __forceinline__ void weigh(float (&)[DecodeTraits<Config>::kTogether]
-                                                 [DecodeTraits<Config>::kRowTiles][4],
-                                        const ValuePairs<Config>&) {}
+  __device__ __forceinline__ void weigh(
+      float (&)[DecodeTraits<Config>::kTogether][DecodeTraits<Config>::kRowTiles][4],
+      const ValuePairs<Config>&) {}
   __device__ __forceinline__ void add_weights(int, uint32_t, uint32_t) {}
 };
 

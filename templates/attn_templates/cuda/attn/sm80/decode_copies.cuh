@@ -40,8 +40,7 @@ class PieceLoader {
       if constexpr (!Cache::kGathered) {
         source_.regular = RegularPieces::make(segment.seen, kPieceTokens);
       } else if (source_.cache.evenly_spaced(kTokens)) {
-        source_.regular =
-            RegularPieces::make(segment.seen, kPieceTokens, source_.cache.splitter);
+        source_.regular = RegularPieces::make(segment.seen, kPieceTokens, source_.cache.splitter);
       } else {
         source_.regular = {0, 0, 0, 0};
       }
@@ -92,10 +91,10 @@ class PieceLoader {
     if constexpr (Traits::Kv::kHasPairs) {
       const int token = first + lane_ % kPieceTokens;
       const bool seen = is_seen(token);
-      copy_pairs(piece,
-                 seen ? source_.pairs.pair(params_, token, own_entry())
-                      : RowAddress{nullptr, nullptr},
-                 seen);
+      copy_pairs(
+          piece,
+          seen ? source_.pairs.pair(params_, token, own_entry()) : RowAddress{nullptr, nullptr},
+          seen);
     }
   }
 

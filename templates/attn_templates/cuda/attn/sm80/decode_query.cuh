@@ -18,8 +18,8 @@ __device__ __forceinline__ const T* query_row(const AttentionParams<T>& params,
 }
 
 // The columns of step k that a lane with lane % 4 = t multiplies: elements u = 0 and 1 of half 0
-// and of half 1. Where codes are packed, the order of columns is that in which words are expanded
-// (attn/sm80/decode_halves.cuh): lane t has 2 kPacked consecutive columns of each kPacked / 2 steps.
+// and of half 1. Where codes are packed, the order of columns is that in which Halves expands words
+// (attn/sm80/decode_halves.cuh): lane t has 2 kPacked neighbouring columns of kPacked / 2 steps.
 template <class Config>
 __device__ __forceinline__ int query_column(int k, int half, int t, int u) {
   constexpr int kPacked = DecodeTraits<Config>::kPacked;

@@ -6,7 +6,7 @@
 
 #include "attn/config.h"
 #include "attn/pair_iterator.cuh"
-#include "attn/sm80/quantise.cuh"
+#include "attn/sm80/write_row.cuh"
 
 namespace attn::sm80 {
 
@@ -138,49 +138,11 @@ __device__ __forceinline__ uint4 load_once(const void* from) {
   return __ldcs(static_cast<const uint4*>(from));
 }
 
-// Writes one row, if there is one: lane `lane` of it has the piece `x`.
-//   row    of the cache        pair    its (scale, zero), where the cache has pairs
-//   scale  1 / k_scale or 1 / v_scale of e4m3
-template <class Config, int kPieces, class T>
-__device__ __forceinline__ void write_row(
-    const Elements<T>& x, int lane, const char* row, const char* pair, float scale) {
-  using Kv = typename WriteTraits<Config>::Kv;
-  const bool is_written = row != nullptr && lane < kPieces;
-  char* const to = const_cast<char*>(row) + lane * Kv::kBits;
-  if constexpr (Kv::kHasPairs) {
-    const uint32_t both = extremes<WriteTraits<Config>::kLanes>(x, lane < kPieces, T{});
-    const auto scaled = RowScale<T>::template make<Kv::kLevels>(both);
-    if (is_written) {
-      *reinterpret_cast<Codes<Kv::kBits>*>(to) = integer_codes<Kv::kBits>(x, scaled);
-    }
-    if (is_written && lane == 0) {
-      T* const place = reinterpret_cast<T*>(const_cast<char*>(pair));
-      place[0] = scaled.scale;
-      place[1] = scaled.zero;
-    }
-  } else if (is_written) {
-    if constexpr (Kv::kIsQuantised) {
-      *reinterpret_cast<Codes<8>*>(to) = e4m3_codes(x, scale);
-    } else {
-      *reinterpret_cast<uint4*>(to) = x.vector;
-    }
-  }
-}
-
-// 1 / scale of a KV head of an e4m3 cache.
-template <class Config>
-__device__ __forceinline__ float inverse_scale(const float* scales, int stride, int kv_head) {
-  if constexpr (WriteTraits<Config>::Kv::kType == KvType::kE4m3) {
-    return scales == nullptr ? 1.0f : __fdiv_rn(1.0f, scales[kv_head * stride]);
-  } else {
-    return 1.0f;
-  }
-}
-
 template <class Config>
 __device__ __forceinline__ void write(WriteStorage<Config>& storage,
                                       const AttentionParams<typename Config::T>& params) {
   using Traits = WriteTraits<Config>;
+  using Kv = typename Traits::Kv;
   using T = typename Config::T;
 
   // 1. The rows of this CTA are on their way.
@@ -226,10 +188,10 @@ __device__ __forceinline__ void write(WriteStorage<Config>& storage,
     if constexpr (Traits::Kv::kHasPairs) {
       pairs = storage.pairs[place];
     }
-    const float k_scale = inverse_scale<Config>(params.k_scale, params.kv_scale_stride, row.head);
-    const float v_scale = inverse_scale<Config>(params.v_scale, params.kv_scale_stride, row.head);
-    write_row<Config, Traits::kPieces>(pieces[step].k, lane, rows.k, pairs.k, k_scale);
-    write_row<Config, Traits::kPiecesV>(pieces[step].v, lane, rows.v, pairs.v, v_scale);
+    const float k_scale = inverse_scale<Kv>(params.k_scale, params.kv_scale_stride, row.head);
+    const float v_scale = inverse_scale<Kv>(params.v_scale, params.kv_scale_stride, row.head);
+    write_row<Kv, Traits::kLanes, Traits::kPieces>(pieces[step].k, lane, rows.k, pairs.k, k_scale);
+    write_row<Kv, Traits::kLanes, Traits::kPiecesV>(pieces[step].v, lane, rows.v, pairs.v, v_scale);
     row.advance(step_tokens, step_rest, heads);
   }
 }

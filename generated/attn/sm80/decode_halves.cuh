@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codes as the products of decode take them: halves, whatever the element type of the call is,
+// since the bits of a code become a half in the fewest instructions.
+#pragma once
+
+#include "attn/sm80/dequantise.cuh"
+
+namespace attn::sm80 {
+
+// A half whose exponent is zero is the number of its last bits times 2^-24, exactly, and the tensor
+// cores take such a half like any other. So a code need only be cut out of its word. expand() makes
+// the pairs that Expander makes, in the same order: pair p has element p in its low half and
+// element p + kPairs in its high half.
+//
+//   element = x kUnit, and kOdd times that in pairs of odd p        x: the code, or the e4m3 itself
+//   kCentre   the middle of all codes
+template <class Tkv>
+struct Halves;
+
+template <>
+struct Halves<Int8> {
+  static constexpr int kPairs = 2;
+  static constexpr float kUnit = 1.0f / (1 << 24);
+  static constexpr float kOdd = 1.0f;
+  static constexpr float kCentre = 128.0f;
+
+  __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
+    pairs[0] = permute_bytes<0x4240>(word, 0);
+    pairs[1] = permute_bytes<0x4341>(word, 0);
+  }
+};
+
+// The code of the high nibble stays where it is, four bits further up.
+template <>
+struct Halves<Int4> {
+  static constexpr int kPairs = 4;
+  static constexpr float kUnit = 1.0f / (1 << 24);
+  static constexpr float kOdd = 16.0f;
+  static constexpr float kCentre = 8.0f;
+
+  __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
+    const uint32_t shifted = word >> 8;
+    pairs[0] = word & 0x000f000f;
+    pairs[1] = word & 0x00f000f0;
+    pairs[2] = shifted & 0x000f000f;
+    pairs[3] = shifted & 0x00f000f0;
+  }
+};
+
+template <>
+struct Halves<E4m3> : Expander<half, E4m3> {
+  static constexpr float kUnit = 1.0f / kFactor;
+  static constexpr float kOdd = 1.0f;
+};
+
+// The 16-bit type of the products: that of the call, or half where a cache holds codes.
+template <class T, class Tkv>
+struct ProductType {
+  using Type = half;
+};
+
+template <class T>
+struct ProductType<T, T> {
+  using Type = T;
+};
+
+}  // namespace attn::sm80
