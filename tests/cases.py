@@ -28,7 +28,7 @@ MOST_ELEMENTS = 1_500_000
 """Of q and out of one task: what numpy can draw in some 20 ms."""
 
 GROUP_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 16)
-BLOCK_LENS = (1, 7, 16, 64, 128)
+BLOCK_LENS = (1, 7, 16, 24, 64, 128)
 SPLITS = (
     SplitPolicy.off(),
     SplitPolicy.heuristic(),

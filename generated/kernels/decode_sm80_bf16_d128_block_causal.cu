@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         11679eb50650328a7fce2b83cd1849389f16ae1869a70669472ae7bb44e948e4
+// digest         741c921a90b712107f34db767a7611a5765b1b3d5c979cce87cd4da8d9d8bda7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

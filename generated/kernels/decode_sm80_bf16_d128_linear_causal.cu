@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         8085366801ca86ea276a6abbc82f92922d0ec5615126282c818488838a75d77b
+// digest         d3a26893f961d09f4f9c33bf998ac71d8a30e3a8182cf6ea719947022002305b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         e187feb888667dfca38536b9cf8b7bc0081e5ec41809d97eb9c56f5ce32ca470
+// digest         cdace1532d7149ebb7be407373e0db71e7348e403576ec96061df457863e8acd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

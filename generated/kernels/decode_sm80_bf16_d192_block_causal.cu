@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         46786ffd55ade8c8da4066c9bcf6ef47510e9de63fa516cb2af1a5a721d2f540
+// digest         ea24727cb57162a17405d6d3d3d6604cb5030eb174035877af2add97cd7d4c4c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

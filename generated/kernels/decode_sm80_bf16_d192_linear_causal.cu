@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         2379416b92630da8ebc139f03eb4581a16d47ad424f77f7e35b4b6e2ee3d8e5c
+// digest         d204fe50563e906e84bce1796b3b24a2fa83e4863b12d42fff88f12b428af05a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

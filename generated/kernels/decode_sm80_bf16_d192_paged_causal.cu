@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         81db91b7e8d07faa65a30cc4d38f633f785ac5880c02bf758b051c181effe636
+// digest         63be07f390194efc81379163ac0b79fdf5927b9b8beb55b137ddd5ec952e20f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b1bca36d24f9c1ded836fca31c900f3a6dc10b49eed515f5b99f9172340269fc
+// digest         d5427c9bd572e577efb51f2e6845d85dba42d851da2169357f1a1ee959d7d376
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

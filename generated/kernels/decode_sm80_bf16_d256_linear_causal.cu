@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         abcc51cf375c45498e6213e627770caf2bab94e952d997a1b15559903842d075
+// digest         75f22c6f66f7c28a11096aaad1f133c5ed7f15fa6483e634c575a21497e50f81
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         da5d49811a2bbff83e9d53d862428a5d09a3090151e603dbf2a5154307cf1a7e
+// digest         2d71b614f9ae2fcfa35420b5ca0cb02d4ad37def802c45ef154414bcdafd0ac4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

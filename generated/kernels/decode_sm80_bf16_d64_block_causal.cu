@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         4e1737ad0fd3033f51870aea07f8f4965c1f13e6748b12f07594cf16fd6dca13
+// digest         6c2fcdf8dd1620eca0856b7aa0a85c9e2c10a21b4d7c3fcad114a0d364549888
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         0b82d8cd7fe8e45b1f28c0e91c7d4625deedc44332fa0cf05f2c5ba23e3663ec
+// digest         4730798546086cda342d2216c2d578239f6f389a124a5814d3cd0a32646173ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         84928c1635650dde2ace7f16358b93317f062d445bb6c78a43e557cea6d5d8e1
+// digest         a18f697e27f5cbf7b33def929a0762e321ffe963d7e37a542266b06ec70714c3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         b5f30d354df2a4d8640a30f3fc422517667702866c1b653df5a188e0d80b4979
+// digest         efa76b97b49e676eb0806f19bb13a8ef09886e12e777449feab5aa68d0457f49
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

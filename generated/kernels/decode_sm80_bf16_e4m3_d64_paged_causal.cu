@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         818362de6912b36d34a7c9ed760e85ba3bdf54f4ed227396bc63f51aa1775ee2
+// digest         2eacae31eae4cc724317b3f1921c83e9b9a5dacaa67782980a2a9059c37ec313
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

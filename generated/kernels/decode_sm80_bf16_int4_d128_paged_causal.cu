@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         6c845232765faa562b9ca63a3a5746abc13b0424c05fb59e6474df188edb8da3
+// digest         2cd1dc65bf7fb0355c5ef1445139433036dd5c6c1b3fe677c245342e1688f719
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         cbc082815d97f98c16df6abb59bbba3af6266e0167634249ec1ffd0196e6beb1
+// digest         3c9d4854667482caf2be4d073e1a914be65d232c0b741806423ed7a3c253b4e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         e925c482464df07a37083058b0898d51fb4b9bf60e056cb9a5525d325dd39f9b
+// digest         d978f7b8eb91b34e2fa1f3690844568b987ce1233a165cd353fed3a888ca48a2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         012a17cff14209d6976a6e2de804dc991cc9727e89613d56ea64299a9a981f91
+// digest         58a83a4876770f04ad080ec10d22f5008c1eaebd271030db174ad76acdde7db6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         1448c7d6133f9263154c407ff0f5f2a96c0aa4c8c68b993c866041b13f91b276
+// digest         409249db893308f8a7d7e9413e4687b019b87876f3154de054e2521ab9d203a6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

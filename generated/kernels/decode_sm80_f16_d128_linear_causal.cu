@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         b69287bf6a2ec980c63050630fe078c387412b62304dd014248d213d2a7ffe1d
+// digest         ddb8f9990c2d1b3aa8d2341beef2d620e6396b24c489ae35b221ae3390199ac1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         829d729dd11cda6b6031ea769dc32dfd61b8d4d00ebf071f6c9d42ba8893b275
+// digest         18f068e8eebd2d5e71f2c52c0657f3b46605ced198f17be188fa52357d9526fb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         18865b068142d81af063745770400ed518adb22ad9d6ad37467c5808a1bd923d
+// digest         d9c7f50c41fe661bbc5f91e58b4e5023862b28158636f0aecd726ccadcc7db23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

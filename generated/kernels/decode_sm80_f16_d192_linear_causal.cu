@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         16fc3e7ed04d2ad5ac9478a07f5239505a081403aa80a95a77aa2305c477439d
+// digest         0b246ff1843d751b22705639ff49f80d1a958807d46235aa010ff77e538951c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

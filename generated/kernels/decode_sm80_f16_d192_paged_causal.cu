@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         df05124add22af2aece737b8fab9d5719ef606e43bbff73d751fa5fee4b584f0
+// digest         5e09ae99d5150948f18bc4bcae385a10bc18e4d6f49f44dab2ecb7b8dba37ed0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

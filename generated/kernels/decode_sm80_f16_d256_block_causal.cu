@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         3fdc97464f240fa4f59a727209c42e2fd65216dee51e53800055e805f90e2893
+// digest         4834fb239c6b9868e5a3e2c956b7ee0814be34f83f67723f5d5020e9eae5e868
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         a1a385dc2ac86beb82beed1c06add57a8e5d8ac36bc68d56d81bfce8e019522c
+// digest         0d1b9d7d0cd324d7b75f1ac1585f12180ad6ded3db992d830519adff1812482f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

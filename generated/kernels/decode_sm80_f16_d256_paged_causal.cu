@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         60505a918630fa030d49ac0d7127dfae13fa4eee7a9701b3e789f6ce11f9b84c
+// digest         cda57deb77f357c869f1acb209717a5a698881d4497ee8f62bc73bf8acd3e860
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

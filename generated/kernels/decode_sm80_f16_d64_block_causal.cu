@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         5dc76cd55fed37500348e3fa7b0e0915d01f03c7625de7e4713e97218f74dec7
+// digest         b5945492d26259e68b475edc4d9570953a622f799b5dc28e938ef093da021865
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

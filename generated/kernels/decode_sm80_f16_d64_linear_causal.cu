@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         98386438d7725ee4eb335d52576ae7fd4d70cc54cddc05c929d529ee5218588c
+// digest         1205fe8b9e6acaa4d6a4531f570166c2dbb3dfed645b6b89f804624f26c4f642
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         4ed2527692c98571bac778e0862558d37c02522f28f750948825898f416442c0
+// digest         554a95e850df95bdd3013594f8cc37ecd1abda29f364db5c0f4b66ab41b6f1b2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

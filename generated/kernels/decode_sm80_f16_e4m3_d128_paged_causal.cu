@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         d1f80f7d08d916b295c5a2c4e5ffce1049653f761da11358d9292539135024e1
+// digest         8deaf76664d8b811ff528e43c28bfced411e74f80907811dbf79dc8777ee1bd1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d2528ed322796a29cc15c134047892866ac96469ee6cdf4babfe019d73af2f58
+// digest         e5db3f4ca26be4da88101b5683dc0cdcba585b452e13e80514f028b34c03d9dd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         1b3970a97c18f9b2ae329730b78479ea64469f2e15f5c1857d83c9cbc44e3105
+// digest         8ccf83d78f7e4623816701027c96c93286116c056e5a1ecf94b3df4279b7f1ab
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

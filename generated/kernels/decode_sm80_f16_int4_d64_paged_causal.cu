@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         97a25f4a3cc78250af402b97e3446eefcbe6ccb050c13690e7efa7f662bb0381
+// digest         df0a370f2b78c4c29a1d258d23ff5f37294b4f803065bea88208d2e64286b58e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

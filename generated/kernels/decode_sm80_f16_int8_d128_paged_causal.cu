@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         ca0e577581608addf423e911f44acf5c836c8704c65bc769f9d1fac08c509c6a
+// digest         d90e96a119e2173ee3c8862cc4f1c093714a20881aa13c602994623798e76e07
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

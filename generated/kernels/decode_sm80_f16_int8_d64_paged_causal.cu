@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         c979e2314ca30652781a4c8504cb5a96a2f737f77f9bc1764cf2a30ec6d2b6c5
+// digest         06278859c10207506efdd02c81ff9ea568625f4fe2cef448abfc54fc96b5c4c1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

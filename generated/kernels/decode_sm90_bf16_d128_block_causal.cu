@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c67eaa2a0193e0bf6197d7a5a5c1d067e23d467c38253c188a2e7387dd00c7af
+// digest         424c3071959558d8f5e62c179c5b72994d4fd0761a81e82836927375ac2e94be
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         142a2e40bed031a34dad5bd51c671f3445abb7fe21265a76ddd10d1d64e0ce9c
+// digest         24a4dd1add9039f0c049d69aeb4ab95300a05f544f5d34ab38db5d4d1fa8ee37
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         6366ca9d3e5ce5a2b6be72860bdfbb846f73362e09fbcf512ce0da7b5a50d077
+// digest         2e6f829133580d1411aa779fb8b21409428e5ba1f1a0bcb5a22887167e07edbc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         33a76aa24780583b5c0a6d77be62463b41f6bf6b99fa265cd07167eb9661a334
+// digest         3f50468ae33fd0bfaaa03e356822b62427ef919bba16dbf73459c9bed0b3d011
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         59228c5ad39ee40c8d8769c0dcaf3a1ac4f8fd6e121ccf100c2978ec54e14238
+// digest         0612acb8fd1a953b585a89a321ef6c1104c1562c39af56586ea8c1df922cac81
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         93832458a025d6928d65a65b676b1f42c11c624b1a8445530d27587ff32f5cfe
+// digest         63b89be57ccf62a15b0776e714ff9e6a0425c39db3303da5d554b0a52f226dab
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

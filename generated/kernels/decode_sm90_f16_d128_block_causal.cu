@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         d0ed8ef931d0f89c0faa2026e96a2d3875fec060645d5c459ddb1a407950ed71
+// digest         43d12b6984ca2bfaeeac3346fc69781feb94b9d8839250a762e6caad5923f0e9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         03f7e207d4c484a11e93dbd380c8737ae64cf4044a35f8da524cd29e81681b73
+// digest         b2c7a3da4107876e4d3b93c3f9563cc4a81a3ee52fe9313b508c1390edaca804
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f19088b41811759fa7e7d31fd0e549a68d86bf8263487496a9a77e5fab921532
+// digest         d74273a827c291eb8bb05ac8a7579b15137506f5c4160caae3c5adaeddc6fa1c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         d6cdf550ccc944fc195e24beebda7b8c65316df725e86bbc81183e7fd2145f59
+// digest         7eacca6d33dfb1cdab21abb622dd6ad26a107b6b262efea49ff97d566cdda0fb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

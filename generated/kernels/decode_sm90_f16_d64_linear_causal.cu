@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         7d366446c257cf0ede618103d02bb65ce8ce09d62b4a07f56e091af135d4064c
+// digest         4ef2f98e77227253f032659d09ee05d8a146c1303f11c7a47f6304c2f0017ba8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         ca60550a32600687367ac57be22ab03bd1a189d1f83952c3b46ba20df1a76f0e
+// digest         8d308a5030c4155ac030b23b3f039e1a90ea5dd025b8126771a17bdc9e79cb08
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         89497e852e57deba472e7d59841d57dbb2ab0433ce621a835ad6de58bde1f2e7
+// digest         13beee5ca25b1213730399612ed5af81bb0e988381d40f4510534c167d31f4e7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

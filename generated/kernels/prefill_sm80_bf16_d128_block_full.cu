@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         266630140e5c5d230c5a1673c67e96a7878201dfbf2337294562e0ebaa0a14be
+// digest         e5ed78954523cb9cb5513421f9de128b8069db90439ffdcca166851681cf3294
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         de5bbb18a020839af04ebcb6c800e742f1a4358fbc766d361fec00be1b621197
+// digest         07716138bb0a7aecaaa926574b580c65a1c0b695a5e5ff10ad876edec52243a4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

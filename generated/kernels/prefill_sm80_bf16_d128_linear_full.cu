@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         405e7f1cfbcb3515a528e2344492ed78285e68ebf0d7e17088b41df1ceb9bea6
+// digest         80c1c2d7df176f875e39b383cee5aca1b298552b60901a54d918dbc23dfc2838
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

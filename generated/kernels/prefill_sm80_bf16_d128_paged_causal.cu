@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         fd1c791f87e2498a052c5095fb87a73a411de0050aa0be8d83f85b1e9ca14210
+// digest         3fdf943a9643c9b11fd08b47f1c8ce94d84f3821b1008d291f14e2fa3126d85e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

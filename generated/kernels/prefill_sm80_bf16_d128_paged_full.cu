@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         56ab26ebe22357e06e05613cc86a42c1b1aadf691c9ee1262c1c2b51bf12f85a
+// digest         dd1a5d7b25d629fadb902a1593e484e211390a5517442ed9bb5aeba0e0bc3739
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         b65a07ca348529140f43edafd361290ff6806c8f153b3b57489f1505a817eee5
+// digest         ab6bdd77f705d4d790804aa872c5f7283ab68a9128b9a9db1776667079949e39
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

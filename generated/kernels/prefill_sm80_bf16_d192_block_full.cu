@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         abea61e7b321f9125f89627bb08496a4f4bd3cef8b47d63d21dd0afed8ecc645
+// digest         fc7b7dbbca661544716fb099bbaf048203505798cb6d506fae5a7a861d0f8210
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

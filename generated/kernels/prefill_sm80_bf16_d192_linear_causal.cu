@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         c58bf865b674eba9d9ad83aaf9729320b1410c308bc932e0a468933f48c156e8
+// digest         5b1ce33889976d904f4e9a92d5ff7831bf5e52a335fbce5301d0e57d28ec8872
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

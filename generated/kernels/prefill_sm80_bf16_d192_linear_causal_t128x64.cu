@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         79d99ca42b276772c9c0a3bb994266545177359008884cdbd75386361df52adb
+// digest         d83455b8d077fdb3246f27e372ed8683378b520f90207d4312fc95a96a60edf9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

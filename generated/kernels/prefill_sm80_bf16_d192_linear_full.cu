@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         ed6aff1586e33b632b844a4607750fc52b9bc8c2913f849a87953c222c637bd4
+// digest         fcde4c3d93f59ba495a9940445f84f289baa1b88ba550ea9ba83dcd7e8e82252
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

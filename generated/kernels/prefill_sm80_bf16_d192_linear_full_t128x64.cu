@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         a9aa36d2fd305d36bc6edaa60b03dde3d9d3d0c95dc8672326dceb0007f82f79
+// digest         9153450e63d19fb33228e2e235af31e33c43ff00b8b1fb21d64955bbc820fb46
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         103a387aa78fced23f15e08ed2cb9cca91a028a5037f7aef9bf4e88e32fa7a03
+// digest         5c57924dbd6174cc0c6dce81a8e09c09eb85f866f3075198ce0e072febb7ddc8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

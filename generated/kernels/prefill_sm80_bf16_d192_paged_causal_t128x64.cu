@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         d3f8f96182bb6b796e32b45ea82fa341a2257f3e122ce7e5d8d63c97039d72a4
+// digest         f17517f3258f89e561d19f0fc083bd480f88e16d2c52b4ef1459aa4ddd078695
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         8a3902d46be6b3ffda858195f44992d88b369ae9f10860d10f160043526c0d1c
+// digest         9ad86a201aca46af1b334aac1afaca8ceef27781ce78c57f5572149cd039c9d2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

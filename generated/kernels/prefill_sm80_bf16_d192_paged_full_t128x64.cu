@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         f59138c8d00f263e76034daba04317292188494d1275d7037b777b01de9a01a9
+// digest         71fe23f19e31b534f90ebfe298554fab4dce2a34170215f8e07857d08066343a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

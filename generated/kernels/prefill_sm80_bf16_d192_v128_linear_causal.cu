@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         e03d49f1cc8706d3c7e4c5337c103df38f31439e77758b0d613ead745e3f9e14
+// digest         408b4910dc80f69da3c8702b424e72c4a8d2c28049804ebe787988ee65f2f706
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         1d16fd8e9b2bd024791e77e1399c820a96f9d58bbc50e70ed351b45bfd1e2883
+// digest         2755157f74841cf1936307392c49693523f2e0c784bff61a432283f8ab557c26
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         51483642147b8c25b9787dbd5879c8261556eaccc44d872141d535ecabcee88f
+// digest         8cba0b8320399d03e83d3367e5e0264f353536696e01a947b2644d0a07100a8f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         a519cce94bb4d6eb1ea884f95d236543af77a828bf54d8534f3d23718be7668c
+// digest         5ddfbfeabb635b0f1d8a1806d1e2a7f5c2dccfb70d073d46cbf7a85fdbab2a01
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

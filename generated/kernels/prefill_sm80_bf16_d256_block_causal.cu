@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         72edb7226fc85f60b430305abddc96d2d902e0e9714e5838fcf028eae71f9599
+// digest         5977d37a71fd4b1a227a6bd3f2530568b4ec603392a25074be97624dd4b6de88
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

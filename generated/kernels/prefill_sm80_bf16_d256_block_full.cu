@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         e3dd42f9296903d5e17f39217e815745139a0a5177410c2b565c30f0ab5b4dce
+// digest         28c6c96a0cc137c06fb7c62b0fbf236a8b022107febd765e3878bc6b430f13e7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         4edaaae8ad977b2fcb1f7a7d2e07ba871c17519d4531cebc4b5495b9ac81b07e
+// digest         9587d8ad680c1c20e61e31c077ea7c385ee3025f64cc80d1c7cd10c3434ce11b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         9ee9ce0fc2ebc5e7b1111cc17a034ffdf493a44592fda8e1f033d783c507bba3
+// digest         0012a6ae18b990228477d712d91ced8b6c9bdf68ecee7fbabcd5328ed5d5a53a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         cd8c358ba1ac9f94e43a7e46a4280270b40ab160a9036fa34026a997b50b1b99
+// digest         23954e514866239498e628a21e7d1ac540374bdf88016df648f49f88d436a84c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

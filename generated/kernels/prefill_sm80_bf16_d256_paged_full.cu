@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         41a07d097153c4f919136846fdd31ac26a8f8ab7fc4650f5a3dc9857c7b90d93
+// digest         340cf4145ba06acb3929c33ba1c6f9fca5938b254d8c628f536a92129312c055
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

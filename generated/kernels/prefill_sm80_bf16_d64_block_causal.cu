@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         45af24e43fc2cecf7802910c0c6104a7ccb1709e66b9ad10f11f891e00b3beed
+// digest         e9f7177e4b72e804d25ea8c052d075aba300fa6701d7d825794a0b24d9f14cfc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         74dcc2be3661b3529cb909caedf5ad5251a44009758cfcc1ed50c79a29eb3e61
+// digest         3a4a4e18a9875fcbb5c7263c7616f06efd856855ec55d6b83ea96ca18eb10624
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

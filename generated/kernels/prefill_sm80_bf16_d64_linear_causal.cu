@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         08977715de6843c693c49f3d4eb1ed6205b1ebb34d1cf7fc032266d9f69c9207
+// digest         e4a882d5c05ef3e6bfa4e52f82cfbbeb799928a1e390a0b348d4f26d3c51f321
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

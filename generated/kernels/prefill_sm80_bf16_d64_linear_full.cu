@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         30cf0aad975699aebd4f11184225cb4cfab03251610d328cb7506abfd9cd72f6
+// digest         e227ac4597deb64be4ba07c8803e70a8ed15c61a312c6111b2a01e1a1e99804a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         8ca353c4e13a923e07bcef5a87e343afff3fe6536bc66bae2b858b843a42faf0
+// digest         aab829c4505a083b9eefd2671ac15b271cd26169666a89b4dc1accb549d4c1e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

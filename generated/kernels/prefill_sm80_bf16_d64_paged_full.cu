@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         b25be2245e46335a074a1d221f143bf58c09dfb4b67ae610367e7e30c0f75ad9
+// digest         6f27aa7f4e437ebc33f5925938ed9f6d806928242025f9112ca687a656ab5333
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         54d5eb8286329b72a4f0bc04dfe0d502f23f90b99c71ff6f1deedfd561ac37fb
+// digest         b6218ee82a589d9ece4657bc7e40f0b31cc03ac32180d696dfb77e2e17b24201
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

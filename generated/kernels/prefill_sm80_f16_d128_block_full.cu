@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         08c6ccf4061cc3dfee53e3d1dd3a1e569795176a190b5be833723339dbe89f3b
+// digest         bb6bb124371bdee26e6ecf4df82c7720e83d6c017995be0cce114ce46b5b3446
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         6b6f739afb994c61c79af933f440d96798fe9392081858d4c28f42b87d3d1d3a
+// digest         ae6e9b45d6e554eceb8604cc9faa5ce57b576d8fccf989435cdca0e108113b8f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         18396877aba114f0f3f009c1e64751e6e746fdd179c84a6fcef58ff8df741e35
+// digest         6826148afc4e042e41d74b634da0af1e4cb7ddcacd48ab5fc7cb15ff19b9dc24
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

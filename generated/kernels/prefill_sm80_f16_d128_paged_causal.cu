@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         3edca2e78fce806cf87d5e762654759a317ec8c2ed3cbe8720313667ef2cf5bd
+// digest         e9732f1a13f2a54586439e3e33f9adc7c733d3c0a5588fe29c81c3217889d08f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         84292f831bea1a64210441c3c76ee6661f41b85b3aa8da09e19ca3f29fba61ca
+// digest         fe9e856a167fb7e31e465db71c198c504bc701dd47db30c4a0adee4d4eb8896a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         ad584b2d37ecc8ecb0565987c989e4222f0a39637529ffb8c2eb9a6a2f4f8883
+// digest         fb60d727ed814944a3c70f36d6a657f4dc353f9a0d6f679ad49b5196a6d39a81
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

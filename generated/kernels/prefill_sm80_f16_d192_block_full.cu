@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         eca28d81db93aee562aca37b379b04846038ab646b91b7867d880b0febc21afa
+// digest         092f878547ed05e630931d03b5fca1011db7fb9d1bba5db84c2a9e0b07ca91c9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         17088de4ccc5e186a3169909211afefeca2864ddf92ea971a6902eca1deec186
+// digest         df3ed685b59179767a3617dcab6df114ac49f9fb20c94942ffb354712f942eb2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         0f6f3637a66bab50e57422988290231ea280e83c1303c4bd5378ff4974aa8030
+// digest         0b9d8d35c3b6acd4ab0e6374b1a47b6484f8d8aedbfeb4d2fb0b4d8ae11f7395
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         77e8a8dbd89caffb06f32bde208239cb27fdc5a2e36f7a03e5e7277c58067602
+// digest         f8ad5aa9f7d649aa6d7b6bda7c7b5566d267646df57251f346094fcc3948fbec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         3938aef4f704ca076f1f8e97bb4ff7e754abb60522fb575ab81359131b840391
+// digest         cf02956682191caeefc3c33c382f140dcdbe51491160202b2fc993635168a489
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         362b819e748ca357af9a84799640bfbb37676842064968e2a7e253821723457b
+// digest         f28a0d382f12918daa110f8ddaa601bb3796af8b14102ee140e254e82ab2dc2a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         28f28f49472b4c9b0fbd6f56c1c817ec223f1a32ba0a8dad11c2c972b25b72e8
+// digest         6507acbb17abc1be363b92bcaa2e29ef6c2ff239ad5a47be5d931418e87b157f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

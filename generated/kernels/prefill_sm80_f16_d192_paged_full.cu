@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         90742910bc6aa7ee2a5af4c0aa62f5f422cd0ade102281d327ac44036036b7fe
+// digest         9ff99a98d9e6ca7c492df80182340fd5f8b1a1c16f5e997804fe1eb12daa7313
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

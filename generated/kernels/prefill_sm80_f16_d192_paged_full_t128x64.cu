@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         476297517e7fc0248cb2dfe2d275c637f852ba30a71540a225964fc0ea438c18
+// digest         5c21163f69df3aefa91d28534d4b5f53027116d850b3f78e40074761f019db3c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         024991583be8c89c78715732b33b3aaad600aff4104761a6ea047dd6b1d38d6d
+// digest         7546239102ee26b791a9f3c805ea05328db85c3fd3300d951845ae5d7144fcb8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

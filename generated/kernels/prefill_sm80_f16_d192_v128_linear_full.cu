@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         85173a5e505f1a02879495553de651d382698f85dd1182826e0262576bb2fd1c
+// digest         cb56ede9dd345db11d21752dce13108cc91fed47967d3c16f916a7af9b22d13b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

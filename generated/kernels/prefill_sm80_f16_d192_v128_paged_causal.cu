@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         4c95a253b92c9261b9d3ae8e1869ccdb4a6c756b1bcd89ab21776215ed34177e
+// digest         9a119c2cea5b48ad45a1c80e051136b5af7b3150b1994cb42c1c5c91b7fb9da7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

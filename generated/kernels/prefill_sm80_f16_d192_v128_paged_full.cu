@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         9575cfc099364f1a75d88bedd70ac5662a923ccf7300b1216e383b3cd23de286
+// digest         d511570c50f67ec98d95e0f4071db60ef9280c1e8f36904adfdd58e87c21dc01
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         44de24585f6e16f1f7234360ddeb2c2ae6f8aa57591cb44a14ae0a9f083f1374
+// digest         fa088ef7e01d92a278e80f193d127fe408ba6fdf90eb5321c3c41d3d89841db6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

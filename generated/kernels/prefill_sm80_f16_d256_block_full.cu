@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         295903433ca0d51eec2dd19a538f5c3b3c46a09986c5ac66305422110e2f0167
+// digest         3c865a6d9deab8df7e53531bf343cddea152834b6a5f3a8388c89b71a27093f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         f1df350ad6c66c237e48d05dbd2f6c3c1c61819f627e786fb9453fb0eee7e715
+// digest         dc8ac27ee5a547e60cf03a40b5e1a67315aa3660862ba2528bd0ceed0e635bd5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

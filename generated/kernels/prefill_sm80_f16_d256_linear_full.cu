@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         9525b1e2069fb78704e7313e07806f5459a062fa9d92076f9074537e4a5b1fe8
+// digest         b9aaba19a88282d57c3b0f20b93792c8db3443ba1f0c222c7aa51bba6c3c23fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         5d7979907e5da2dcc97525d85532254d3166367066ad9b71cfee49a45d52dfe2
+// digest         469d98e70cb971d6d3e3c67938234525ce03465922a9f17515ceeb649ee6602a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         3564947f2db1f723463d439e91d5b030da8683b358156bf597e87f590de438e9
+// digest         72b12ec7e419bb74fde99ca8d87fc5f928ba85d9189bf7439eae3b2a23082a0a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

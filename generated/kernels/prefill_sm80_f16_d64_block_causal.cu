@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         1cffeb5565fcc98540809c762edc1671f52d826d81bffd0a73e585ba1f39e57d
+// digest         09c15fc5b6c1944ef81853f8845a185e9719661754d873782d437c32c0b526f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         3b37fd0690dcc4e18fec75eb706b70380316c25396967ee5afc0edcad91f54eb
+// digest         af1a7c5ddd22149500118fde0cfcc0c86deaf9773b5c699baad22af834c29787
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         a0decd15640050121677413076b56693f0b0a8884f06c2b0bdbc20990270fb61
+// digest         be9c18d45c70fd1c1809b8bbe123a1c5d28c26d078a25ebd58a0ebd2d2dae59b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

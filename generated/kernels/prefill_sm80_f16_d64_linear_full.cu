@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         036de3c77698dbe969a41243e466f3cd2a94d0ecc5363576616ca48e9a5f1a4f
+// digest         f3b6edb23faa04e77e2df055068d9b9c5bc200e343247dea1c2cb8df31c2e982
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         dc3ea2123fa8716a4acab8b94c284aff04c2fe9404d1c6c85b5bb89fe983b1bb
+// digest         9d07c9a6fe9bd9edf079a1d00654cbd75a5fa26ee55e4fbaf0e5659963db4981
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         3bfdfb970d957789fbbb37a7d54d90665180fc6490bbc34f4cfa336c654262d9
+// digest         8f247c974e72ebe18261afffcb968cd3f1a671c367c109d13d9e36cc4db3ed2f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         f987fbaab56569f68ad58477d990cee39e93fcc43eaeaed763613bf9409f1c8e
+// digest         d1d9bf0a4f99c31f38a3c676c47435a809687eb3c6942fb106868a10ea856fcc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

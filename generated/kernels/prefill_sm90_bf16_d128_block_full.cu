@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         d42bfebd80acbe2d4ad2f619cf25dfb681bebd130ba21dc73cc7dd6bb6ada7ea
+// digest         8b197ffae33aa0802789ae54db6341077364e7ced851798a316ef8ff3bf65d7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f0e6776eb2b0cee6c50f40d5d6347f6180b042990afebbe9b0a6cb7c411cd4de
+// digest         a449d2f5d83ed91f18f5484c9939b4d65c5e1593b96441702f1f6e604dc28a7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         0ed96fdac5fb1dd4f9c3a5f9f10358b4079cf6aeb6b0fe43a9731fa41cccf73f
+// digest         6082e57430dae61337170435b7ff9b820685dcce09e4a3939f850966c8158670
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

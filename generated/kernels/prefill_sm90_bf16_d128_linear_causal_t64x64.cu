@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         bd0f5a62203fecbf393bb2d8b56bede0fa904bd95c3d567d5795522e0283e184
+// digest         7bbf5ba53277e00bb7a489c2bcd80298eb39d1ba6edbf70e7373974ee73eb768
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

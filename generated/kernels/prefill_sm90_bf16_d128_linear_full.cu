@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         df1bd45e170dbc9ab200dc5d3f1d5b20de0273af2a04c6e10ecde7f4d0a17daa
+// digest         c616e0516654f3f0c3a25095ca3c10da9e33abd28e199cb7ced9e75cdde8b6a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

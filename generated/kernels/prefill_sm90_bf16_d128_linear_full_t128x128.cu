@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         1a85a4e630ccd01c5a55f4958ab2c9111b641f16649686125fb8eb651e831a9b
+// digest         96059ed6910751d75057892ba4cae6ff2a89759d3352af52d2138a9b97f0c667
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         4e0756ac00092bc99af5b18d08402349b11b987bc13e2054b355ef8a447a4d70
+// digest         e7ef5f0bca85c8e96cb77d328b76bdb298b5382f29c33444edb3a00277d41b1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

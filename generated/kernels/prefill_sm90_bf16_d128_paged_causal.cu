@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         39d941206d95171b50d029c720c8fae14b1dc471b3f48a44043168c1baca081f
+// digest         4154e0048db0cff55115d1215a50dfd7dc4398bf2e187ed55f91b35cded4a125
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         7f46fe675d241f74b2d8b7cb02b05b73a4401227cc5db3f703070d96783a66b0
+// digest         f2a940e84c87669f2126eb9f4ef4f470a8739560d46656ab7f4ffedc8017e539
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         a5cd6e0952285c927bf684ae79f1ed10a92ff0b09f7acb96fa660f128d07e5d7
+// digest         3db6fcb5b0183fa361f3c3cfe2d51542e2a7be75f1752fe958923b9bc24bef2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         1fb10cc02de1cda370d57862f1f3fac6cccfa5ccd0937a70aac31f094b3811a3
+// digest         73a668931b59c33f9e6025e07f024b5763bbcdde28c3c16d0a5782385e7ff881
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         5b8d131c08050edcb137a9b9aeccf86aa8feab0f28f1288b175a60f1089475aa
+// digest         f5b2d031074950c818c8cc89d2538bc82e6ef2148130f4d9909f22ffe15cd90e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

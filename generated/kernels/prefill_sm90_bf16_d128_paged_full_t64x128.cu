@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         513a62977ccb7091365a6b7c108fb89feeedcfe8e37c6ec7262b46f2c523b04c
+// digest         6e9f1cc78a0e8600671180b0c5311b3e410cb1628b9ba34338b1fea8bf6e46b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

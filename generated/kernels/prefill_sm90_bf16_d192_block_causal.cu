@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         e9f8b2549795aff5fd7517ad89df3ddfb0da98730dd89d8a6e853255d6ef2741
+// digest         37638587a7286d5109e0cf91ae0abbf0fac99b3a76c1b3e09fde36deda8fb515
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         a677a55768b4d86f295af46383e5f6064af396be73b10ba26c205dbd37598d05
+// digest         4605540b6fa09b37d710a93e509122b2884b41a1507df3fb086078d092b6e6d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         6fa96f15d2490f2f54e11d8ebdc481683f1b117e8f2b6d1b5c6e25d2ae0d230d
+// digest         52026285758d18f30557216c6ea3598bb4b2c648d09d63130d60f1bc65ea0386
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

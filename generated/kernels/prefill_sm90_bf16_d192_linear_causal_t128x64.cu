@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f3c4bff91993e39ace9e0d9efd97ce0cca4792cfb7b9754951d1344a68e3e1b9
+// digest         184c5f859bc54a9dd4521d1d5b21a51306a78f086ba80a0b0b196acbe8717fca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

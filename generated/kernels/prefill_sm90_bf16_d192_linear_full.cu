@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         f57e1ff2b3d56165f30d872c293b8bc4d6413e25de520ab764f3f1408d15bf09
+// digest         242be1fa67af9d54225a59d71d4da937726ad0f5b2ce011d544c6da60b8ae25c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

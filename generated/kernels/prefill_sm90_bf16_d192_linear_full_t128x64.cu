@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         679ea32b850461694ca6b3f13e1f76a9d00ca07c7f306fb80512884862936ac3
+// digest         bbfb55b67e04a9f6adfc0f9bb1d1fa94259b33d4daf06036c1de4ea5182f67fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

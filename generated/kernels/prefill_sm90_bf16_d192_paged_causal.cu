@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         9bd49d83bdd9da2d15f9741a2f0c7f75b5b3c76deba6ad6151943a6b5cde3fee
+// digest         b0846e37db184354494d22a5d8ece9a087c308bc3b4ca022ba3e67a2c2bddfc5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         6c357078912d313008dbd8e3ba37de01f7f620cd74ded2edafc6b50409e0c5cb
+// digest         47bfaf84d4bb40165ba3bc45143bf1bd5bb7dd1519bcff52baf6fa5cf073806b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         fcaf157c0529d30e6c82b18f6219408ec951c27a8f05c81adeb035d02ab6a0b7
+// digest         7fcdf1a60ad8eb5a4c1fa35a103c9435f63b84f5aa8c15643d92db1c4556ed13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         0c13265f7e48204f9dbc8d9019880747b5c805bbcebfe5e9af32df704ba75435
+// digest         b89eeec3789f5199b3e90c07c54701fe1d385236cdee7026c9f3f336329b1d47
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

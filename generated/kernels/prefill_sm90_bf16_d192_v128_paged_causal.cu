@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         dbb2c871f1b6d3d68807851a73661dbf1e3f9ac44a2ec4fe8688a2487b9e8dc3
+// digest         8406dddb9a652047f2fdb0e69b55ff07f114e7ba00cf9efe6eb64cfd39902a93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

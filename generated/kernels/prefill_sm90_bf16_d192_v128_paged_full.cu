@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         c988e0259e53269b30798b745e45d9a6cde72cf482711c7002d86484c2f099c1
+// digest         5875da8055ac549993ffb88327b4377ad7906a422d566a50388e2c93bc445f0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

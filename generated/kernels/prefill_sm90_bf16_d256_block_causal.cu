@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         8f2625faf25565241ec577a3309d1db791d9937f77bbc2177ce311424e994c78
+// digest         b4aa8175187abd8c2b27724c2500332c78e59fa4730bb44e790113184c93e5d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

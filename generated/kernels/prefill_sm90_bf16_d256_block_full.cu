@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         b11614a459d90f214ea8a9a777a79f572cfbc0ad8365bd7429fec33fd5247720
+// digest         054a261bc534c41b34e73d342b682308983c07ecd440560b0fbb51d4251e4d06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         a87190e1756d2b2f5965635693602db7271453783409819d482941a6af2ebc2f
+// digest         fa8623517eddc446b7919f9ca4af26b02d3a78fe42d05f2541de9b914d0e3ad5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

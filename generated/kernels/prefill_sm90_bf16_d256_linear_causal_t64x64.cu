@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         99f4ce5532a51bb9b021508446400482e96ae391a2f62ecbd3bf094c3116706c
+// digest         b81ad8c6fd850566c81288e8a6629eecbf3e8ab21a638a35bf8505844b04190e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         fcd7fa08d793306f74a81b08f7c2becf75f22bf85df321b3c9f32018f511a5a7
+// digest         949cf061c129a5444384e42343870af05bd66cf22539407129c665cbbc7a82c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

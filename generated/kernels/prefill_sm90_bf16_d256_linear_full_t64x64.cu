@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         615218643a7541c89e38ab57ecfde14d6968fe84edf51fc37c818e2d9c963873
+// digest         368b8bae663fe0b48ef7cff1c2521c05705e6dd821b62e97ee985b5bab7b05c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         a2de4594a4d065d8229404532d3de4affd65d15799888a95ace95b4b2e6708fc
+// digest         31f16763b8d6045162d3d03cf3e8f6e70a6b731d5dcba5c68cae9a94ffafd30f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

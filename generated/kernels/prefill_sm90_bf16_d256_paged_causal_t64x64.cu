@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         e9c54c47609c54409808578067a4ff7ee6134006a9801d8e8674ec58ebe06dad
+// digest         31a42dcdb7600dff7c1704016e70af0c115f1bb12de6389a532c34fdef82c3f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         d0df0abeef167d5cce66a559e7409e7e6ee11270b5c338e07b8fecee5278e1a1
+// digest         1be0180c248f8082f9bf146225434aae7ec3bbac3692b5cafcde6c6b944b1bb2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         9e435a01e882be237b552f197348ac401ab54a948c24948b4a0cedbf6478c159
+// digest         579e4c658069f1d57a75c0c854660b88fe0af35b5a77af82ff7d59ca2e2c27af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

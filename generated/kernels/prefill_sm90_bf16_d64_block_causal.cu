@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         a13b8d70fed74c2673a2fa96a664846329341743c58f7f461a17ec0f0d851de0
+// digest         fdd6d8245696d6d81b6e5c0fd993902fe9ff69009d26340b09d150db2358eb9f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

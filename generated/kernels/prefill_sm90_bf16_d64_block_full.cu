@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         82bd7b644eca8a02d6be080e713e5f52d3cf702a774bf033313d3251b5c7f12f
+// digest         7b27427916028a1023f3ffa999475a086c415fc061d97067723a884b4ab98575
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

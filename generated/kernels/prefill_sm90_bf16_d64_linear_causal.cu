@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         f8fedaa5cd22cc33e19361aea8a2723fca32920b540e5921213af75ee7815fed
+// digest         c63a8ce1a6967883165d1cf46a069b1a383372d90a2d1ed18707f06d60584fb5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

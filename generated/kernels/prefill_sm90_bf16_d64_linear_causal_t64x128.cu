@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         b27a37c0eb6eedc0e9434527edc5d483088827165ca3805c5ddac1ec3d242cfb
+// digest         3fc5088e7b950849aa08db08a58a7fd5b88b08a0b06911efb5255210719818ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         3e4fe7d07023a08b19b0ecfc5df1914d00687cc249317e3f2d8329fa336c53de
+// digest         0145ac924416231aa0e418de84d47adcb3f1d9c99dd1cc388232962ac75175c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         8da8aa06e7254ece3a813cf80880ea76aa52ac80cf92638efe0d15c4bda70f3b
+// digest         7cdbc2cc5d8f8f418beed683c312a208dfb944d8d87c3dbee5e80b1bebab4d77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

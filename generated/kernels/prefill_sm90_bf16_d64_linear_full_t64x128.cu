@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         41fda57cba20f8c64f1d8f323dba01d6bff5790525b2aad0ef70802ed6ad6ff0
+// digest         ae2a6b3ef21dc443040b50e99892ff693a22773dc10cab42de1f2bd29565d9e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

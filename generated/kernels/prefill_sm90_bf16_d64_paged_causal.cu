@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         d15b08511e04a63b65c2fa90e59c4f3e9d34bb2f00acd636aaa8e190190fd23c
+// digest         ded7b6d297e0d5e01c7b7134d3c8484d6f59570a61c418693fa5f0fb68b2eadc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         0144a5897a88cd04a4a9d5e3f481390806ba33191b32b4ca5ef4855cf90f45d8
+// digest         cfcb7aa86e152c362d382a2c2fbf7ca20e8e9595cd581a019c36b8f7ebaeec42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         76d9e729505ee5216963656fa9dda113684098057944055cd607896ff4a4c17d
+// digest         c4486713c617bab62cdeb326b6343dec4a1926a8da2c9874384230ea80f53fe7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

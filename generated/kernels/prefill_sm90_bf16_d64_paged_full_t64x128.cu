@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         216b725d9c0787cb1cb5c5c340772f65836e9d43742e210517dc1bd39adc1b7d
+// digest         d13d6ecac93f5f94004ac360ee84a6182d69d929cd08de2445ec85cdbaa305fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         eb6a23813d66f5455168cad1ce27993fd5c199bd03b5023483dfa959bd877f55
+// digest         e5e69fcb9927b25f18b89f5cfc634d6d0c1621e16b49b1e9ca29eb74d45f8a66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

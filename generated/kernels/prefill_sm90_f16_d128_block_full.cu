@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         76db2b9ebdc03c4612083b4b666fce76267dbd8e0a7929a5c4823d27b1a75388
+// digest         1e2a0d22709e1fe1ea30138211b6e694378ee5ed505b77b848cb25d8c9789766
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

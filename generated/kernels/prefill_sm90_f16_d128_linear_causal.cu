@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         23afa861f2a15583f4857228a84c769334f6198d5aa1119e8fc6f4366b88b10e
+// digest         1115401ab4223f4e5250cb8c94e2cd886d292077b9577a625734be09632f62a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

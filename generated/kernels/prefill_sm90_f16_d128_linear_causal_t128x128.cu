@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7f589193f00d38ccfa5a89100b0bc27420f6cdcfce1abc91f7f7014ad95bb044
+// digest         693ab9f666834a3649e98548f08ee9d658b3209032882c5f2d57d465f3795756
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

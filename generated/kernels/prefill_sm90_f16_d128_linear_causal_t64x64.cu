@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         fb6993bc93389fa5a71ce12403f7b2f48ec63de245589700eed522b745c3bb7e
+// digest         7199a548ada9d19c649e48f9638e707ee3fbf72899671d658f26924493652f03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         ee387780f41037053a7f287e5c2f19e8907f48f93488d4bac6f29fca9d9893fa
+// digest         57f5d97eb4ec0f55f96ace9a6847b06fe0904ecd255e7fed78fb37563cd5ed22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

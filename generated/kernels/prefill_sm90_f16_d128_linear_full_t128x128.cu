@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         b5fae96c365ab2877921847facabe56dd915f0d2461f5a254389dc752124759c
+// digest         573ac1c79dc3e7c34e5bdf1bfaa2435ae5eccdc8e3b5885b5fa6e7fbbba6534f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         8573eeffb705ffbd882c401e56d5c345c74466a9862b802dee71630bf472bb88
+// digest         d284738befab29639d7f5ecbdccb9128035f9e0fb838aaa56a1429cef30cb4a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f350642a40800a9c822928c03138d191cc6eee9440411236e9b94a99790cdcf5
+// digest         bb030d8b6c5686330eb2be9e8c5a93c1e2982aa28f6c28d9dbc89342c2330fbd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

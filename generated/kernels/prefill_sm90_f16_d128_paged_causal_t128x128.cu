@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         1793139994c3224d893c49001d252823ccaf399f3b41ea80331201793f843f4f
+// digest         a60d017d6d8e5a5bbffeccd8d97737ab827183c1edfacacfc45dfb331ba57354
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

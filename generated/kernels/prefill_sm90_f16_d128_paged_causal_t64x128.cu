@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         9ae93b10076eea3e802fd1aa5bf62b160bf8c58937e4ce0c5bae166d22b268cc
+// digest         655d0e2634a3d5fc8cf0d1257bc8fb85ae06f8f85e1240d0707475a9ec5e7aea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         773d1d1f48388022002566f14c8f91484fdd530e9dd250bbcfb8164a258403ab
+// digest         c81d8ae3f905784292a3b26183d9645905426638486621eef54c4d2b1a366733
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

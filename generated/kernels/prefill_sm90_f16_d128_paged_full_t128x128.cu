@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         4341b9e0fd5f828b48a97812b4ea77015168b4ac013e7740952ce7c02054563b
+// digest         7795df3c5ae285e3108134c9712723791feab54dfc97ad9fd4a7f4a76409a4fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         be035d8ac757873b16b0a1b9019d1bfb74aa468286feac593c66d70ac3fe2b64
+// digest         71ed3a3f42c731529fe97892f2fd7d1d1c78a91f0b6acbd7efe2c76a52d72114
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

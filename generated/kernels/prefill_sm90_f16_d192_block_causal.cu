@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         bdffef269e3f3f6798c4a23a24b6f38782f298f3274223bd8b10f88fd57617de
+// digest         62e17be7613721519d59d0c32fed425e2c943ca98c0c43dc193be45f2006a20d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

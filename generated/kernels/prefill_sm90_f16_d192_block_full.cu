@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         6b04ef17fcb038069bcfe747cf67ad583091c0cc9cba38fae987f9fe0b714ca4
+// digest         f42a500771d0bbcc4452a6820abcdec3ea145aded286bfb831bede1ccbebd660
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

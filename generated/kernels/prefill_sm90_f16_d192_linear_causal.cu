@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         49f816c9718a77221ca114834c1556ae460c10266b51861652f760604645c910
+// digest         78bb40ce90807d12d8d7065b280a8e67908537598acbc0daecdaf775b1c4b6ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         0c6088215db5ba0c82805b49f4dc77089d7f910539b0ebbe21f1d6d94f0b308b
+// digest         c77c03ac56dc987b54318c957a55388b432c1d3913409f55bb742ff672013826
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

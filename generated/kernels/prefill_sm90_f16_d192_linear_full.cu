@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         0437f473cfe9bcb45ee1420dc6a62dcaf2e2e8dae2123b7c1e301b7361016dba
+// digest         bf70aa8f8f7f0d1a45ef2394a9e71d2f7c6945ca7a0758e5fb047e10cfab73f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

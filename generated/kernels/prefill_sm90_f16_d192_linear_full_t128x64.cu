@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         1a565286ef843a81e8d710fea05244527a660b0c5d19174461c5c9f52df587cf
+// digest         3ed9373591b4c9d68275ea5016ad1bfc69146fd3a4b97126bebd3d25ad436994
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         92ddc5973a8cf1aa70a1d25b02cc210d392c42aa5069557cff4770c02f226a56
+// digest         25de7fa6bae2473655f2266047895222573a103101542dbc7eb545650245e2fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

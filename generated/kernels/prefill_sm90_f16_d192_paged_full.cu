@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         2e48a1d74594aa37a3c33283293c3f13dd4e70dcf5ad139667875efb1beb85b3
+// digest         630ea0c8c2e5ecdd36b18416cdd7faffdd1fee7d15354fc19a45c8589db35ef8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

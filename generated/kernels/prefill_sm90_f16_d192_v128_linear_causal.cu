@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         65dc33e232e1667012d6cef440a3f9cf5e130e6a96296ea89423e8cb8d493000
+// digest         9fee93b92e87cd24b3e469e8cccf38bb727d476dafd85f61fe962f6faf2a2981
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

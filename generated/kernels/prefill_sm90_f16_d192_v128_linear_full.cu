@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         5c9be4471e819523b052f84507cf857a561bf4f4d6421fbd64d832849578050e
+// digest         e1a7cb5cb49f2376b2e252685c533adc83cbb31155e37c0011eeec35b4fbd5de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         12f01cf160b64f48e08fd021a8f02515f612f2e8101bd9b523744927d706f19b
+// digest         cba82f81d5782a9ae0f957737ef228ecb35af3571ce2a798e6ccf323623de8c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         8c96d8dc0b48cf1e8103d80e310f07df56c6aac433caae2a5c3d4722e6b4c9d6
+// digest         24748ad3804fbac39fe9af10b1220376f67a07921551152842232ef5a8a85778
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

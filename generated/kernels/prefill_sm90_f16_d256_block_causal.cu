@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         a096935ebec5c723dc687a3b529dfe9ef79acf2bb28ecef8925e0b4e92674554
+// digest         0874481b6d9d5f84b05262584269d6943356dff919982e1db3b7ef3cd6cf0958
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         d817296ec6fefc7680f2ba2c35effff60e08f6aebe0e5a31aeb809e30463e96d
+// digest         fe51ebbeb444112eebb0fdcd0b2606a060c8b3395f32c037ed4618646966740f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         37cd5f8a7ee7e4d150ac991211bdd763aef77603c82f003d79b74122676c956b
+// digest         4c288a6f44257a1d841e9ffa92ed2bced34f93830f86e985f9cbe01d4fe832db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         37e633f5d9d6a2ea069095a14695a316182acff8f54720d9141d460cf460b46e
+// digest         69e6bef8eafe796319627f21a23f4cb72f0a1122eb82d831d84a10f3a387d3f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

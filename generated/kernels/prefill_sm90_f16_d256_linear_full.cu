@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         a56d184a454eb373af80de69969c4f19a91e5aca150d00b30430e30ecae7d7a5
+// digest         a90d4183083537d72a42e22e9e97cf37bf8854c74f1a46179392de5049b1425b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

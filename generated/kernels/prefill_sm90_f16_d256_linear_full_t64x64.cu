@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         f4a6ad551461737baee195e38092d8af8b27746e1e3aa5d2767ec8b95d9064a9
+// digest         8053f5211576e4fd69706ae33637f8870b6c179fb5eb59dd4b75a46bf9be04e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         a032af7bb5407e258770baaf6c7732d906273bf02223e7422135dd71c7409780
+// digest         9476e2e0b8dfed75522a0bb9ab04290627be4fd24d33d5e4a6a51dc105f267fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         7e9ff4b4d8c08c7740cf639557723433b121741a9009da26f99cbecffaa9a8c6
+// digest         7f8e9a18520cc60281959ece1ae7494bd3a63e740bf206f1544a3681ea9eea88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

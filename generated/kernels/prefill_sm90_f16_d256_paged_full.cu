@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         f6ada27fa795658e87d3403a86ff2b0069174f30cdedb7de6e5c2c2359cce5cf
+// digest         7f859c72933d923ed674a049805b749da0371b20ef3b928b6075b87f64e98193
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

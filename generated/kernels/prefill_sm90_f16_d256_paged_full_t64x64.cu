@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         f497438204408cf095da1f4201d14985dcb14f856a35e8df9f3852d0e95f7645
+// digest         4785064be8579ca396160f35162a5d546610d80c399588aa43285587fe33dcbd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         92c46aebd2d3a965417df635dd81534fd4be8cbe8b8fd0b80a059885f8af39fa
+// digest         70917e2464f5f8eeccdb695e5b8d304a4e1744949ce855a99fbab9c20694ac0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

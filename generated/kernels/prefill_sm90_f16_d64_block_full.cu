@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         aa76516e5f5c0c9f2f060c03795a5aff960e1c35bff2844d30aed994aef5310c
+// digest         bd5a36208c92244dabef52fdbaff15a173d76e77f858c9d21950d04f6ad77b5f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

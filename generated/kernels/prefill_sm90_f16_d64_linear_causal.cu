@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         14f7fec94d3e763a0cc798658ea39350968e981978fff88e37999cad4288c605
+// digest         d2299086a6577abd6a6e6fba0551804f7f07a49deeb35c30e9f2ddb4680c4784
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         6e4ddbadfa7f2249f7b4bcca3fc9432da546c43ce8156fd035bc796580a532e3
+// digest         fedb4b17c59fea5af375050485fb48088de3fefb08d653fc52228c58a11e6065
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

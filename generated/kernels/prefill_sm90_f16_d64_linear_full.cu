@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         b13e1818ff453ac45a2aa15264aa4b759cf464c3f60f7bb96c743209754bf0b1
+// digest         2cb1b31c504ec735d12f63e329ccdcc50d4aef86aaed8e36ec6801cbe89adbe4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

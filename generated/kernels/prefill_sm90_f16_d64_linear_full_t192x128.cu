@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         c552574aa1f51785bb5e427517171190807176b90051d717fa922afa60768a21
+// digest         950092131867a0377bf0bab9a1c94406d8db5018e6a10bb2b9d75b3c615cad36
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         256103db93d6f9df223f8efad1e5ac77f17c81e8183f610da47989e45a4af4e0
+// digest         845231f2e3ffb785e8e5c72dc4024d7f328bdd06a40ea83279a7133f40358d36
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

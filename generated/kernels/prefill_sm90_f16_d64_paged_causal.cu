@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         73dfa2d5c714b4edeb9a74e4ce7da2e507a72e22460d4e23c3f9443b047ba783
+// digest         df19a82f1a8a94f6b41fe295a51321762672ed534e9b6c96b61ff649cf4f5530
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         d9db144f0c9bc634d5ab27a75b855ca59dd4bd36932f12bbc6e846e13891357e
+// digest         695e01b9c0dfb4d47be63b208d90c70c4efe8bdc8075ccf08cf2f5bde01e0397
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         60a2725b568ead17d4ca14844403646c712445ebdfa26ec18895eb95fd72813c
+// digest         ee1b12602906ed42d6979c54639c09d38514477637fea765376dfd61ef46db00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         0380803593e826186137c4be7e1a50f89b6fe1ba51ea3286ae6cd4995b06c662
+// digest         5176f26b9b614a764663ab23f7c2fba78e2e097ba9bb25a38a0a9a23a02077f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

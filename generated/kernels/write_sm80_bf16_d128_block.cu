@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         8dee2721792c7711086afb36a73bdaa11e4fe88c76db48befccd09d6cc8a5ce3
+// digest         5db9984a3468f01b592849b76f679760515b4eb05176333ebe1bdc8acd620fc6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

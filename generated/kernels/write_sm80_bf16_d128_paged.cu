@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         51059aa7eb7e1acac1dbb0e5972ec4e7bfe7cf312f8b2fe88f06496b950d9c18
+// digest         2830fce09aa25668ccb13fd8eb53efdd15f3b2423ae2523df7465bce0222de78
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

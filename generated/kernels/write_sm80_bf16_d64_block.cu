@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         400bce19bfda1c452355f7a0335298bbca7e4fd11c0fdf5a6e396b5c6618aaff
+// digest         3982665615c3df2a86afbeb7ce3c442450fbe35f5c549e9a3cece4f30af41e37
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         32b3c990f21a49deacbda7029a546e734f02461305f75b38f38f27746015596a
+// digest         d6b75835b823fed5d56e5d4016f7f6053128231374ac3fcc06fddf3e82ce6453
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         229a4ad55e4d277fba9e40fc618c1d06deeeb354d342ad3dce533710921d6001
+// digest         dd2fc21fa99bdf32deaccbd8f4d79841afe3abfcb884b0a7e6843562588531b9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

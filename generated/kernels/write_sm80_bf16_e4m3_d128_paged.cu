@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         db09de4b14c3b03e1e6e4924532ab63cba304f0fd59e7cb43c98e8b35f8a0ba1
+// digest         35dee8240e9ecd1e979feceb5c6c1680cc42309f4cf6ee2181214bd5c933cc26
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         363f86996ac091fcf17ee9fe130b9c557944dcdb0a04a57ea890abed0c37990e
+// digest         c3fa88a65c50f4f6b6a75cb2b55f35f3111150011045806120e94608c5e4ae59
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

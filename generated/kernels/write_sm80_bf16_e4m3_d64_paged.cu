@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         58fe92c8abb0ce75a7f38964f03b62419d5951a009b9089b6993ec72cd6a20f7
+// digest         aead3086b4fb021c96b56a9d77935d676946151a4c65adb77a845f88699953d2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

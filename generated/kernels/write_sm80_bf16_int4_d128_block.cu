@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         e0db01fadb49bf7ff4b862f533f5cf81a3029d0a652b55c79bab0e2286448c74
+// digest         63ab9a51f362250de2e4cbc902a062f2b7b62ae0bf434e3dbd42faee2855b17d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         431527fd54cba0508a45990e1146eeb41efdfe5a0fc684d446de06c08f095215
+// digest         0060432197b8d1077e2561e2ec68ccae67716580a76e77efe4be81d2c1b9616e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

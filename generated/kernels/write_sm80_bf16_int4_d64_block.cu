@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         f16b92d04875017d2af47d335f262e81d451eecc4ff10c8852e23316c8422802
+// digest         1b8fa9b04c533128cd01f3a21dbf11dba810df896e906f79c46e6e14d782aaea
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         ad0df0d0eddbbba061f5c3ba6ef0a881098cbe0587cd8c3c65ab2419725f9521
+// digest         f20f9b5c105a4f0b0f74e1ca4ddbd2cef175ae33bd3c0150d0cc8e0289de02c0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         583c6287a42007c074130923bc727893e6d11f5a37390455f5248edfa04bb11d
+// digest         c56c2b50bfbd6aaa2b689275e9a98356ad1f8328632a37511838a866209482da
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         89b5ed9f0f55ab5273bb845c5fdbfc029b58158c79371bc4820c952f61efa017
+// digest         d8034553cd4c9433274ee4960a151f490461a40105e166807202ed821dca1f86
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

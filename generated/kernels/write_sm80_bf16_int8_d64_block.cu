@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         5a5d594ac25dbebaa34605b0883b42ead8cbbfb0dfd31db8716c032846595d67
+// digest         0b162bad5f729b8d0deb0a51acf453161be7e6438d030f3237c5f3a2a7e80e3b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

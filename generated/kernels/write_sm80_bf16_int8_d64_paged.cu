@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         67f65b1e51f69c267d72e3062590ca355e7b207679c71edd054b2908f88f782c
+// digest         b6dd814c30a393dcff0a1286102b729099f31591e3d197e7999fde3d519ecab6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         a60554df49c3d134a2b6fe7ef0f09e6973dae004c326e94d7f3df53a84ab4e20
+// digest         c4f207cd45c255d5595aea4dfc79268be3d908c2db1b1b98bd3f9b3a7eadd15b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         49e89e3aaf51ce992d359c1b871a067ec00a2e376d7da632b466d7e5661a0f5b
+// digest         3186364467e5834837daa9188b30674757d05a1f6c187bc02871b1d7a98436f7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

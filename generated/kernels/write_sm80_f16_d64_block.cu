@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         8ea44589772ffed0c0ac0728783a097efc48f7303ea5c29dcaf382c6e8efc9e2
+// digest         433693effd5f61418e95be705899e5264fd3784e669f55e254848d85c974012e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

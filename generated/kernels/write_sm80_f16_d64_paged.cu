@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         54e08d135e27c451ccd69dc16efe1a4ad205855d5fd8ba0cfff87e027d6aecda
+// digest         91137e1e9c98b99f3c6910767915c713d5a6b9a3b28121de50441ce476ff39e3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         86bb0b33a2e2bc61f959be3153b939d06f29ad131f2b4af05afa30bb72312adb
+// digest         87bc4f498a3beb11188813322520a49e953ce43b5b04c620ec5061fe60520258
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         62f9244ccd5acb82480cbbab68b25cdf7ff3c193f674477d1369c9bfd909781c
+// digest         21e90a8cf5133d97dedd06f19d48b63aeadc12707ef346e6b830ea760c85d564
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

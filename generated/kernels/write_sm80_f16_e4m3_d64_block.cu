@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         08c26e104ca1dd4e4c9336980998cfc08168a9b7973fb8d4774d82bcc15b1882
+// digest         1d8d7a485683d6b97665acf6c2c655d35f375c6521ab05e7987f8021751a8fde
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

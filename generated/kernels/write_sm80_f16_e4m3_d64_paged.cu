@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         c38468bf3ba3c2d1743e1aa3fa4982a6d74165e1cea48fc17ac20ea6a91a8ae2
+// digest         886f3c2b26ef2f68c4bcd2d3f24212d35176faa400434f60ae8793cc78ea19cc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         6abc1a8ec324b7777346bd31215fd726aa661c494f81171d5db0062e31d527f0
+// digest         e9376c6820781f909efe3ad46f87a3b7dd76141e13064ad32eea134284c71d9c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

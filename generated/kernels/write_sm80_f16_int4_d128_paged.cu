@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         ef1cebecd5ddc32e727914c51be60e8856a38450317039b1250e24d07a7d8085
+// digest         8c25593e114882e8b974123621e2269f6a3ef8a04d42f19e50edfd14ff8d3c2b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         8a791afddb177a56abdf42468c3934430a8b63d60abf2bee2f447c375d2d1111
+// digest         81ea587f734efcec9fffc896afc975b20e6b17008d19af614d714cf91d93f6e9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

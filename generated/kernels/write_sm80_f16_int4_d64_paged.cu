@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         d234bff5f893ec13dc34e0882f73dbd62c8bc774d2bc711e34a595941d28d59f
+// digest         ca336daada9c567940faf01cf15dcf0639dc1a13ed1a078064edaf0656185a33
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

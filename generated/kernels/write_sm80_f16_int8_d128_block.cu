@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         2b53fd13aef674be0edcce761d5893ea4f13432eec3d94c32829bf7690529e5c
+// digest         f410cde3939ca5b07623bac8f539291fcff7f34d8e4531bb35826a753c34c5f8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         4025f7834c83b733046a0f9132a8a878395d0ddd3147938053ad4e18841e8181
+// digest         81398190390d1d5693447b65028216946738e1871e63ef8a4cd8919dc196ce36
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         004e5278593b09ff5dd8c408d0ed5a004f9dacf597b3f5285147d2e4d9a1acc0
+// digest         1576b9da5ed31e5446b7b2f3c1408e4223f877e10bdedb1a4c302b892d52c08e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

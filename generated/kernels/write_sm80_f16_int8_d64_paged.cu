@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         d72e25589b6d54ce1628d50987e8b652f38b915f7cad1032ddf8aca9c64bacbe
+// digest         6d82defb18429960f5f8294f653bad001cc9cbc323a668ee3fe2321a6d86d54b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -21,8 +21,8 @@ QUERY_ROWS: Final = 64
 """Rows of a box of q: those of a warpgroup."""
 OUT_ROWS: Final = 16
 """Rows of a box of out: those of a warp."""
-SWIZZLE_ROWS: Final = 8
-"""Rows after which the swizzle repeats: where a box may start in a tile."""
+LEAST_BOX_ROWS: Final = 16
+"""Rows of a box of a cache of blocks, at least: smaller ones take longer than a gather."""
 ADDRESS_BASE: Final = 128
 SECTION_BYTES: Final = 8 << 20
 LEAST_SECTION: Final = 16
@@ -98,11 +98,11 @@ def _linear_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple
 
 def _paged_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[RowsMap, ...]:
     """[block_count, block_len, num_kv_heads, columns]; a box is the most rows of a tile that always
-    lie in one block. It starts at a multiple of 8 rows, the period of the swizzle, or not at all.
+    lie in one block, where that is LEAST_BOX_ROWS or more.
     """
     owner = "paged_iter_params"
     block_len = int(values[f"{owner}.block_len"])
-    if block_len % SWIZZLE_ROWS:
+    if block_len % LEAST_BOX_ROWS:
         return ()
     blocks = max(1, int(values[f"{owner}.block_count"]))
     steps = ("head", "token", "block")
@@ -123,7 +123,7 @@ def _block_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[
     into the two. It begins at ADDRESS_BASE, since no map may begin at 0.
     """
     block_len = int(values["block_iter_params.block_len"])
-    if block_len % SWIZZLE_ROWS:
+    if block_len % LEAST_BOX_ROWS:
         return ()
     rows = gcd(block_len, tile.cta_s)
     dims = (config.head_dim, 1 << 30, rows, 1 << 20)

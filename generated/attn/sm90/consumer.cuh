@@ -124,8 +124,8 @@ class Consumer {
   __device__ __forceinline__ void skip_blocks(int last_block) {
 #pragma unroll 1
     while (end_block_ - 1 > last_block) {
-      slots_.wait_keys();  // K of the block before has landed
-      slots_.wait_values_unread();
+      slots_.wait_keys();    // K of the block before has landed
+      slots_.wait_values();  // nobody reads them: the phase that is handed back must have begun
       turns_.wait();
       issue_scores<Traits>(scores_, slots_.queries(), slots_.keys());
       turns_.pass();

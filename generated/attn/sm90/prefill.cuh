@@ -11,16 +11,15 @@ namespace attn::sm90 {
 
 // Barriers in their first phase, visible to all threads and to TMA.
 template <class Traits>
-__device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage, KeySource source) {
+__device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
+                                              KeySource source,
+                                              int loader_warps) {
   if (threadIdx.x == 0) {
     // A consumer hands Q back as a whole, or each of its warps the 16 rows that its output left
     // through.
     constexpr int kQueryReleases = Traits::kOutputRoute == OutputRoute::kThroughQuery ? 4 : 1;
-    // One thread of each warp announces the bytes of its boxes, or each thread's last copy signals.
-    const int loader_warps = source == KeySource::kTokenBoxes ? 1
-                             : source == KeySource::kGathered ? Traits::kGatherWarps
-                                                              : Traits::kBoxWarps;
-    const int fillers = source == KeySource::kGathered ? 32 * Traits::kGatherWarps : loader_warps;
+    // One thread announces the bytes of all boxes, or each warp signals that its rows are there.
+    const int fillers = source == KeySource::kGathered ? loader_warps : 1;
     for (int slot = 0; slot < Traits::kQuerySlots; ++slot) {
       for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
         storage.q_full[slot][consumer].init(1);
@@ -45,6 +44,7 @@ template <class Traits>
 __device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
                                            const Arguments<typename Traits::T>& arguments,
                                            KeySource source,
+                                           int loader_warps,
                                            int warp) {
   constexpr CacheType kCache = Traits::Config::kCache;
   if constexpr (kCache == CacheType::kLinear) {
@@ -55,7 +55,7 @@ __device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
   if constexpr (kCache != CacheType::kLinear) {
     if (source == KeySource::kGathered) {
       Loader<Traits, GatheredRows<Traits>>(storage, arguments).run();
-    } else if (warp <= Traits::kBoxWarps) {
+    } else if (warp <= loader_warps) {
       Loader<Traits, BlockBoxes<Traits>>(storage, arguments).run();
     }
   }
@@ -68,7 +68,8 @@ __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& st
   const int warpgroup = warp_uniform(threadIdx.x / 128);
   const int warp = warp_uniform(threadIdx.x / 32);
   const KeySource source = key_source<Traits>(arguments.params);
-  init_barriers<Traits>(storage, source);
+  const int warps = loader_warps<Traits>(arguments.params);
+  init_barriers<Traits>(storage, source, warps);
 
   // The roles share nothing from here on: registers move from the producers to the consumers.
   if (warpgroup == 0) {
@@ -76,7 +77,7 @@ __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& st
     if (warp == 0) {
       schedule_tiles<Traits>(storage, arguments);
     } else {
-      run_loader<Traits>(storage, arguments, source, warp);
+      run_loader<Traits>(storage, arguments, source, warps, warp);
     }
   } else {
     acquire_registers<Traits::Registers::kConsumer>();

@@ -51,6 +51,7 @@ __device__ __forceinline__ int64_t bytes_of(int64_t elements) {
 //                                tokens below k_len: entries behind the last used one may be wild
 //     row(params, token, entry)  the row's address: arithmetic
 //     entry_of_block(block), row_of_block(params, row, entry)   where block and row of it are known
+//     entries()                  all entries of the sequence
 //   otherwise   row(params, token)
 //   evenly_spaced(n)             n rows from a multiple of n on are stride(params) apart
 template <CacheType kCache, class T, int kHeadDim, class Tkv = T>
@@ -117,6 +118,8 @@ struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv> {
             BlockSplitter::make(block.block_len)};
   }
 
+  __device__ __forceinline__ const Entry* entries() const { return block_ptrs; }
+
   __device__ __forceinline__ Entry entry(int token) const {
     return entry_of_block(splitter.block(token));
   }
@@ -166,6 +169,8 @@ struct CacheIterator<CacheType::kPaged, T, kHeadDim, Tkv> {
             paged.block_table + static_cast<int64_t>(sequence) * paged.max_blocks,
             BlockSplitter::make(paged.block_len)};
   }
+
+  __device__ __forceinline__ const Entry* entries() const { return block_table; }
 
   __device__ __forceinline__ Entry entry(int token) const {
     return entry_of_block(splitter.block(token));

@@ -50,7 +50,7 @@ struct MappedRows {
 };
 
 constexpr unsigned kPanelColumns = 64;  // 128 bytes: the span of the swizzle
-constexpr int kSwizzleRows = 8;         // after which it repeats: where a box may start
+constexpr int kLeastBoxRows = 16;       // of a cache of blocks: smaller boxes take too long
 
 // A map of boxes of 64 columns and `box_rows` rows, of `box_heads` heads side by side.
 inline TensorMap encode_rows(const MappedRows& rows,
@@ -150,13 +150,13 @@ void encode_keys(TmaArguments<typename Config::T>& arguments,
                             kBoxRows);
 }
 
-// The pools of K and V. A box is the most rows of a tile that always lie in one block; it starts at
-// a multiple of 8 rows, the period of the swizzle. Other block lengths are gathered without maps.
+// The pools of K and V. A box is the most rows of a tile that always lie in one block, where that
+// is kLeastBoxRows or more. Other block lengths are gathered without maps.
 template <class Config>
 void encode_keys(TmaArguments<typename Config::T>& arguments,
                  const PagedIteratorParams& paged,
                  bool is_bf16) {
-  if (paged.block_len % kSwizzleRows != 0) {
+  if (paged.block_len % kLeastBoxRows != 0) {
     return;
   }
   if (paged.block_count <= 0 && arguments.params.max_k_len > 0) {
@@ -190,7 +190,7 @@ template <class Config>
 void encode_keys(TmaArguments<typename Config::T>& arguments,
                  const BlockIteratorParams& block,
                  bool is_bf16) {
-  if (block.block_len % kSwizzleRows != 0) {
+  if (block.block_len % kLeastBoxRows != 0) {
     return;
   }
   constexpr std::uintptr_t kBase = 128;

@@ -3,6 +3,7 @@
 // of one that consists of blocks.
 #pragma once
 
+#include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/prefill_traits.cuh"
 #include "attn/sm90/tma.cuh"
 
@@ -84,9 +85,13 @@ __device__ __forceinline__ BoxPlace place_of(int64_t address) {
 }
 
 // A paged or block cache, in boxes of box_rows() rows, each within one block of the cache. By
-// kBoxWarps warps, which share the boxes: lane i of each looks up where box i lies, one block ahead
-// of K, and one lane loads. Boxes behind the end of the sequence are left out: their entries in the
-// block table may be wild.
+// loader_warps() warps, which share the boxes: lane i of each looks up where box i lies, one block
+// of keys ahead of K, and one lane loads. Boxes behind the end of the sequence are left out: their
+// entries in the block table may be wild.
+//
+// The consumers need the issue slots (at head_dim 64 every one of them), so this takes as few
+// instructions as it can: from one block of keys to the one before, lanes step back through the
+// cache without a division.
 template <class Traits>
 class BlockBoxes {
   using T = typename Traits::T;
@@ -99,8 +104,10 @@ class BlockBoxes {
   __device__ __forceinline__ BlockBoxes(Storage& storage, const Arguments<T>& arguments)
       : storage_(storage),
         arguments_(arguments),
-        rows_(box_rows(block_len_of<Traits>(arguments.params), Traits::kCtaS)),
-        splitter_(BlockSplitter::make(block_len_of<Traits>(arguments.params))) {
+        steps_(block_len_of<Traits>(arguments.params)),
+        rows_(box_rows(steps_.block_len(), Traits::kCtaS)),
+        warps_(loader_warps<Traits>(arguments.params)),
+        warp_(warp_uniform(threadIdx.x / 32) - 1) {
     if (leads()) {
       prefetch_map(arguments.k);
       prefetch_map(arguments.v);
@@ -108,7 +115,7 @@ class BlockBoxes {
   }
 
   __device__ __forceinline__ bool leads() const { return in_leading_warp() && elect_one(); }
-  __device__ __forceinline__ bool in_leading_warp() const { return warp() == 0; }
+  __device__ __forceinline__ bool in_leading_warp() const { return warp_ == 0; }
 
   // One lane of each warp, once all have read what the signal gives away.
   __device__ __forceinline__ bool signals() const {
@@ -117,10 +124,11 @@ class BlockBoxes {
   }
 
   __device__ __forceinline__ void begin_tile(int work_slot) {
-    work_slot_ = work_slot;
-    kv_head_ = warp_uniform(work().kv_head);
+    const Work& work = storage_.work[work_slot];
+    first_block_ = warp_uniform(work.item.first_block);
+    kv_head_ = warp_uniform(work.kv_head);
     if (!looked_ahead_) {
-      look_up(work(), work().item.end_block - 1);
+      look_up_last(work);
     }
     looked_ahead_ = false;
   }
@@ -130,7 +138,7 @@ class BlockBoxes {
     if (__all_sync(0xffffffffu, storage_.work_full.ended(next_slot))) {
       const Work& next = storage_.work[next_slot];
       if (warp_uniform(next.item.end_block) > 0) {
-        look_up(next, next.item.end_block - 1);
+        look_up_last(next);
         looked_ahead_ = true;
       }
     }
@@ -139,10 +147,10 @@ class BlockBoxes {
   // K runs one block ahead of V, and the look-up one ahead of K.
   __device__ __forceinline__ void prepare(int block) {
     values_ = keys_;
-    keys_ = place(next_entry_);
+    keys_ = {next_.count, place()};
     key_block_ = block;
-    if (block > work().item.first_block) {
-      look_up(work(), block - 1);
+    if (block > first_block_) {
+      look_up_before();
     }
   }
 
@@ -154,7 +162,7 @@ class BlockBoxes {
     Boxes boxes = block == key_block_ ? keys_ : values_;
     if constexpr (kByAddress) {
       // Behind the K rows of the block and head.
-      boxes.place.minor += splitter_.block_len * (Cache::kRowBytes / 16);
+      boxes.place.minor += steps_.block_len() * (Cache::kRowBytes / 16);
       boxes.place.major += boxes.place.minor >> kAddressBits;
       boxes.place.minor &= (1 << kAddressBits) - 1;
     }
@@ -168,40 +176,47 @@ class BlockBoxes {
     BoxPlace place{};  // of box `lane`
   };
 
-  // The block table's part of that, on its way.
-  struct Pending {
+  // What the block table says of them, on its way.
+  struct LookUp {
     int count = 0;
-    int token = 0;
+    TokenPlace token{};  // where box `lane` begins
     typename Cache::Entry entry{};
   };
 
-  __device__ __forceinline__ const Work& work() const { return storage_.work[work_slot_]; }
-  __device__ __forceinline__ static int warp() {
-    return warp_uniform(recomputed(threadIdx.x) / 32) - 1;
-  }
   __device__ __forceinline__ static int lane() { return recomputed(threadIdx.x) % 32; }
 
-  __device__ __forceinline__ void look_up(const Work& work, int block) {
+  // The last block of keys of a tile, some boxes of which may lie behind the end of the sequence.
+  __device__ __forceinline__ void look_up_last(const Work& work) {
     const int first_row = lane() * rows_;
-    const int token = block * Traits::kCtaS + first_row;
+    const int token = (work.item.end_block - 1) * Traits::kCtaS + first_row;
     const bool exists = first_row < Traits::kCtaS && token < work.item.k_len;
-    next_entry_.count = __popc(__ballot_sync(0xffffffffu, exists));
-    next_entry_.token = token;
+    entries_ = Cache::make(arguments_.params, work.sequence, 0).entries();
+    next_.token = steps_.place(token);
+    read_entry(exists);
+  }
+
+  // The block of keys before the one that was looked up: it is whole.
+  __device__ __forceinline__ void look_up_before() {
+    next_.token = steps_.before(next_.token);
+    read_entry(lane() * rows_ < Traits::kCtaS);
+  }
+
+  __device__ __forceinline__ void read_entry(bool exists) {
+    next_.count = __popc(__ballot_sync(0xffffffffu, exists));
     if (exists) {
-      next_entry_.entry = Cache::make(arguments_.params, work.sequence, 0).entry(token);
+      next_.entry = entries_[next_.token.block];
     }
   }
 
-  __device__ __forceinline__ Boxes place(const Pending& pending) const {
-    const int row = splitter_.row(pending.token);
+  // What was looked up.
+  __device__ __forceinline__ BoxPlace place() const {
     if constexpr (kByAddress) {
       const BlockIteratorParams& cache = arguments_.params.block_iter_params;
-      return {pending.count,
-              place_of(pending.entry + cache.layer_offset +
-                       (static_cast<int64_t>(kv_head_) * 2 * splitter_.block_len + row) *
-                           Cache::kRowBytes)};
+      return place_of(next_.entry + cache.layer_offset +
+                      (static_cast<int64_t>(kv_head_) * 2 * steps_.block_len() + next_.token.row) *
+                          Cache::kRowBytes);
     } else {
-      return {pending.count, {row, pending.entry}};
+      return {next_.token.row, next_.entry};
     }
   }
 
@@ -211,17 +226,17 @@ class BlockBoxes {
                                        Barrier& full,
                                        const Boxes& boxes) {
     const int box_bytes = rows_ * (Traits::kPanelColumns * sizeof(T));
-    const int count = warp_uniform(boxes.count);
-    const int mine = (count - warp() + Traits::kBoxWarps - 1) / Traits::kBoxWarps;
-    if (elect_one()) {
-      full.arrive_and_expect(mine * box_bytes * kPanels);
+    const bool loads = elect_one();
+    // Of all warps: that bytes of the others land before they are announced does no harm.
+    if (warp_ == 0 && loads) {
+      full.arrive_and_expect(boxes.count * box_bytes * kPanels);
     }
-    char* target = reinterpret_cast<char*>(&panels[0]) + warp() * box_bytes;
+    char* target = reinterpret_cast<char*>(&panels[0]) + warp_ * box_bytes;
 #pragma unroll 1
-    for (int box = warp(); box < count; box += Traits::kBoxWarps) {
+    for (int box = warp_; box < boxes.count; box += warps_) {
       const int minor = __shfl_sync(0xffffffffu, boxes.place.minor, box);
       const int major = __shfl_sync(0xffffffffu, boxes.place.major, box);
-      if (elect_one()) {
+      if (loads) {
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
           load_box(target + panel * sizeof(Panel),
@@ -233,23 +248,29 @@ class BlockBoxes {
                    CacheHint::kEvictLast);
         }
       }
-      target += Traits::kBoxWarps * box_bytes;
+      target += warps_ * box_bytes;
     }
   }
 
   Storage& storage_;
   const Arguments<T>& arguments_;
+  const BlockSteps<Traits::kCtaS> steps_;
   const int rows_;  // of a box
-  const BlockSplitter splitter_;
+  const int warps_;
+  const int warp_;
 
-  int work_slot_ = 0;  // of the tile being loaded
+  // The tile being loaded.
+  int first_block_ = 0;
   int kv_head_ = 0;
-  bool looked_ahead_ = false;  // next_entry_ belongs to the tile after this
 
   int key_block_ = 0;  // the block of keys that keys_ belongs to
   Boxes keys_;
-  Boxes values_;        // of the block after it
-  Pending next_entry_;  // of the block before it
+  Boxes values_;  // of the block after it
+
+  // Of the block before it, or (looked_ahead_) of the last of the tile after this.
+  LookUp next_;
+  bool looked_ahead_ = false;
+  const typename Cache::Entry* entries_ = nullptr;  // what the block table says of the sequence
 };
 
 }  // namespace attn::sm90

@@ -23,10 +23,13 @@ enum class OutputRoute : int {
 
 // How K and V come to shared memory.
 //
-//   cache          block_len         way
-//   linear                           kTokenBoxes
-//   paged, block   a multiple of 8   kBlockBoxes
-//   paged, block   any other         kGathered
+//   cache          block_len          way
+//   linear                            kTokenBoxes
+//   paged, block   a multiple of 16   kBlockBoxes
+//   paged, block   any other          kGathered
+//
+// Boxes could start at multiples of 8 rows, where the swizzle pattern starts over; but so many
+// small ones take longer than the gather.
 enum class KeySource : int {
   kTokenBoxes,  // TMA: a box is the rows of a block of keys
   kBlockBoxes,  // TMA: a box is rows of one block of the cache, box_rows() of them
@@ -36,36 +39,37 @@ enum class KeySource : int {
 // Registers of a thread, for one producer warpgroup and kConsumers consumer warpgroups of 64 query
 // rows each. After the producers have given theirs back, the sum over the warpgroups must not
 // exceed what the CTA was launched with (65,536 / threads of an SM, rounded down to a multiple of
-// 8, for each warpgroup), or the consumers wait forever. Producers that gather compute addresses.
-template <int kConsumers, int kCtasPerSm, bool kGathers>
+// 8, for each warpgroup), or the consumers wait forever. Eight registers less for two consumers of
+// 128 columns are 4 % (measured).
+template <int kConsumers, int kCtasPerSm>
 struct RegisterBudget;
 
-template <bool kGathers>
-struct RegisterBudget<1, 1, kGathers> {  // 255 for every thread: there is nothing to move
+template <>
+struct RegisterBudget<1, 1> {  // 255 for every thread: there is nothing to move
   static constexpr int kProducer = 0;
   static constexpr int kConsumer = 0;
 };
 
-template <bool kGathers>
-struct RegisterBudget<1, 2, kGathers> {  // of 2 * 128
-  static constexpr int kProducer = kGathers ? 56 : 40;
-  static constexpr int kConsumer = kGathers ? 200 : 216;
+template <>
+struct RegisterBudget<1, 2> {  // of 2 * 128
+  static constexpr int kProducer = 40;
+  static constexpr int kConsumer = 216;
 };
 
-template <bool kGathers>
-struct RegisterBudget<2, 1, kGathers> {  // of 3 * 168
-  static constexpr int kProducer = kGathers ? 56 : 40;
-  static constexpr int kConsumer = kGathers ? 224 : 232;
+template <>
+struct RegisterBudget<2, 1> {  // of 3 * 168
+  static constexpr int kProducer = 40;
+  static constexpr int kConsumer = 232;
 };
 
-template <bool kGathers>
-struct RegisterBudget<3, 1, kGathers> {  // of 4 * 128
+template <>
+struct RegisterBudget<3, 1> {  // of 4 * 128
   static constexpr int kProducer = 32;
   static constexpr int kConsumer = 160;
 };
 
-template <bool kGathers>
-struct RegisterBudget<4, 1, kGathers> {  // of 5 * 96
+template <>
+struct RegisterBudget<4, 1> {  // of 5 * 96
   static constexpr int kProducer = 32;
   static constexpr int kConsumer = 112;
 };
@@ -106,14 +110,17 @@ struct PrefillTraits {
   static constexpr int kLatePanels = kPanelsV - kEarlyPanels;
 
   using Cache = CacheIterator<Config::kCache, T, kHeadDim>;
-  static constexpr int kBoxWarps = 3;  // producer warps that load boxes of a paged or block cache
+  static constexpr int kLeastBoxRows = 16;  // of a paged or block cache
+  // Producer warps that load boxes: one has the fewest instructions, more issue many boxes sooner.
+  static constexpr int kBoxWarps = 3;
+  static constexpr int kBoxesOfOneWarp = 4;
   static constexpr int kGatherWarps = 3;  // producer warps that gather, where K and V are gathered
   // Rows of a block of keys that one of them gathers: four at a time, 8 lanes a row.
   static constexpr int kGatherRows = (kCtaS + 4 * kGatherWarps - 1) / (4 * kGatherWarps) * 4;
 
   static constexpr int kConsumers = kCtaQ / kConsumerRows;  // warpgroups
   static constexpr int kThreads = (kConsumers + 1) * 128;
-  using Registers = RegisterBudget<kConsumers, Tile::kCtasPerSm, Cache::kGathered>;
+  using Registers = RegisterBudget<kConsumers, Tile::kCtasPerSm>;
 
   // Bytes.
   static constexpr int kQueryPanelBytes = kConsumerRows * kPanelColumns * sizeof(T);
@@ -129,8 +136,8 @@ struct PrefillTraits {
                 "the output leaves through the rows of Q");
   static_assert(kOutputRoute == OutputRoute::kThroughQuery || kLatePanels > 0,
                 "the output leaves in two turns of whole panels");
-  static_assert(kCtaS % 8 == 0 && kCtaS <= 256,
-                "a box of the cache starts at a multiple of 8 rows");
+  static_assert(kCtaS % kLeastBoxRows == 0 && kCtaS <= 256,
+                "a block of keys consists of whole boxes");
 };
 
 // What a consumer warpgroup computes between two outputs: its 64 rows of a query tile against a
@@ -187,8 +194,22 @@ __device__ __forceinline__ KeySource key_source(const AttentionParams<typename T
   if constexpr (Traits::Config::kCache == CacheType::kLinear) {
     return KeySource::kTokenBoxes;
   } else {
-    // Boxes start at multiples of 8 rows, where the swizzle pattern starts over.
-    return block_len_of<Traits>(params) % 8 == 0 ? KeySource::kBlockBoxes : KeySource::kGathered;
+    return block_len_of<Traits>(params) % Traits::kLeastBoxRows == 0 ? KeySource::kBlockBoxes
+                                                                     : KeySource::kGathered;
+  }
+}
+
+// Producer warps that load K and V.
+template <class Traits>
+__device__ __forceinline__ int loader_warps(const AttentionParams<typename Traits::T>& params) {
+  switch (key_source<Traits>(params)) {
+    case KeySource::kTokenBoxes:
+      return 1;
+    case KeySource::kGathered:
+      return Traits::kGatherWarps;
+    default:
+      const int rows = box_rows(block_len_of<Traits>(params), Traits::kCtaS);
+      return Traits::kCtaS <= Traits::kBoxesOfOneWarp * rows ? 1 : Traits::kBoxWarps;
   }
 }
 

@@ -53,20 +53,15 @@ class FilledSlots {
 
   __device__ __forceinline__ void wait_keys() const {
     storage_.k_full[keys_.slot].wait(keys_.phase);
-    fence_copies();
   }
 
   __device__ __forceinline__ void wait_values() const {
-    wait_values_unread();
-    fence_copies();
+    storage_.v_full[values_.slot].wait(values_.phase);
   }
 
   // Behind the end of the sequence.
-  __device__ __forceinline__ bool values_are_zero_filled() const { return is_gathered(); }
-
-  // For values that nobody reads: the phase that is handed back must have begun.
-  __device__ __forceinline__ void wait_values_unread() const {
-    storage_.v_full[values_.slot].wait(values_.phase);
+  __device__ __forceinline__ bool values_are_zero_filled() const {
+    return key_source<Traits>(params_) == KeySource::kGathered;
   }
 
   // --- handed back -----------------------------------------------------------------------------
@@ -96,17 +91,6 @@ class FilledSlots {
   __device__ __forceinline__ void next_queries() { queries_.advance(); }
 
  private:
-  // Copies write through another proxy than wgmma reads.
-  __device__ __forceinline__ void fence_copies() const {
-    if (is_gathered()) {
-      fence_async_proxy();
-    }
-  }
-
-  __device__ __forceinline__ bool is_gathered() const {
-    return key_source<Traits>(params_) == KeySource::kGathered;
-  }
-
   Storage& storage_;
   const AttentionParams<T>& params_;
   const int consumer_;
