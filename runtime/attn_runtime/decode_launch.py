@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attn_codegen import params
 from attn_codegen.config import Arch
-from attn_runtime import driver
+from attn_runtime.counters import Counters, counters_of
 from attn_runtime.kv_cache import Values
 from attn_runtime.launch import Launch, PlannedCall
 from attn_runtime.plan import Plan
@@ -26,9 +26,9 @@ class DecodeLaunch(Launch):
 
     def __init__(self, call: PlannedCall) -> None:
         super().__init__(call)
-        self._counters: driver.Counters | None = None
+        self._counters: Counters | None = None
         if call.plan.counter_cnt:
-            self._counters = driver.counters_of(
+            self._counters = counters_of(
                 call.kernel.function.context, counter_block(call.plan.counter_cnt)
             )
 

@@ -10,27 +10,19 @@ both.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import threading
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from attn_runtime.errors import DriverError
-from attn_runtime.streams import LEGACY_DEFAULT
 
 INSTALL: Final = "pip install 'attn-codegen[runtime]'"
 
-TENSOR_MAP_BYTES: Final = 128
-COUNTERS: Final = 1 << 16
-"""Of a device: more than there are streams and captured launches at a time."""
-COUNTER_BLOCKS: Final = 1 << 10
-"""The same, where a launch takes many counters."""
 
 _lock = threading.RLock()
 _contexts: dict[int, Context] = {}
 _contexts_by_handle: dict[int, Context] = {}
-_counters: dict[tuple[int, int], Counters] = {}
 
 
 @cache
@@ -230,129 +222,6 @@ def _pointer_query() -> tuple[Any, Any, Any]:
         names.CU_POINTER_ATTRIBUTE_CONTEXT,
         names.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class RowsLayout:
-    """16-bit rows for TMA, innermost dimension first: elements of each, bytes between neighbours of
-    all but the first, elements of a box."""
-
-    is_bf16: bool
-    dims: tuple[int, ...]
-    byte_strides: tuple[int, ...]
-    box: tuple[int, ...]
-
-
-def tensor_map(layout: RowsLayout, address: int) -> bytes:
-    """The driver's tensor map of rows: 128-byte swizzle, zeros outside. Raises DriverError."""
-    names, driver = _tensor_map_names(), bindings()
-    status, encoded = driver.cuTensorMapEncodeTiled(
-        names.bf16 if layout.is_bf16 else names.f16,
-        len(layout.dims),
-        address,
-        [driver.cuuint64_t(extent) for extent in layout.dims],
-        [driver.cuuint64_t(stride) for stride in layout.byte_strides],
-        [driver.cuuint32_t(extent) for extent in layout.box],
-        [driver.cuuint32_t(1)] * len(layout.dims),
-        names.no_interleave,
-        names.swizzle,
-        names.promotion,
-        names.zero_fill,
-    )
-    if status:
-        call("cuTensorMapEncodeTiled", (status,))
-    return ctypes.string_at(encoded.getPtr(), TENSOR_MAP_BYTES)
-
-
-class _TensorMapNames(NamedTuple):
-    bf16: Any
-    f16: Any
-    no_interleave: Any
-    swizzle: Any
-    promotion: Any
-    zero_fill: Any
-
-
-@cache
-def _tensor_map_names() -> _TensorMapNames:
-    driver = bindings()
-    types = driver.CUtensorMapDataType
-    return _TensorMapNames(
-        types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-    )
-
-
-def launch_config(
-    grid_x: int, threads: int, shared_bytes: int, *, may_begin_early: bool = False
-) -> Any:
-    """The CUlaunchConfig of a launch; one that may begin early does so while the launch before it
-    ends."""
-    driver = bindings()
-    config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = grid_x, 1, 1
-    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
-    config.sharedMemBytes = shared_bytes
-    if may_begin_early:
-        attribute = driver.CUlaunchAttribute()
-        names = driver.CUlaunchAttributeID
-        attribute.id = names.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        attribute.value.programmaticStreamSerializationAllowed = 1
-        config.attrs = [attribute]
-        config.numAttrs = 1
-    return config
-
-
-class Counters:
-    """Blocks of `ints` of device memory in which the CTAs of a launch count, zeroed once. They
-    reset themselves, so that one serves all launches of a stream; a captured launch, which may be
-    replayed beside the stream that it was captured from, has one of its own."""
-
-    def __init__(self, context: Context, ints: int) -> None:
-        driver = bindings()
-        self._block_bytes = 4 * ints
-        self._blocks = COUNTERS if ints == 1 else COUNTER_BLOCKS
-        count = ints * self._blocks
-        with context:
-            self._base = int(call("cuMemAlloc", driver.cuMemAlloc(4 * count)))
-            call("cuMemsetD32", driver.cuMemsetD32(self._base, 0, count))
-        self._ask_capturing = driver.cuStreamIsCapturing
-        self._idle = driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
-        self._of_stream: dict[int, int] = {}
-        self._taken = 0
-
-    def address(self, stream: int) -> int:
-        """The block for a launch on a stream, by its handle. The context must be current."""
-        if stream > LEGACY_DEFAULT:  # no other stream can be captured
-            status, capturing = self._ask_capturing(stream)
-            if not status and capturing != self._idle:
-                return self._next()
-        found = self._of_stream.get(stream)
-        if found is None:
-            found = self._of_stream[stream] = self._next()
-        return found
-
-    def _next(self) -> int:
-        with _lock:
-            self._taken += 1
-            return self._base + self._block_bytes * (self._taken % self._blocks)
-
-
-def counters_of(context: Context, ints: int = 1) -> Counters:
-    """The counters of a device for launches that take `ints` of them, a power of two; allocated on
-    first use until the process ends."""
-    key = (context.handle, ints)
-    found = _counters.get(key)
-    if found is None:
-        with _lock:
-            found = _counters.get(key)
-            if found is None:
-                found = _counters[key] = Counters(context, ints)
-    return found
 
 
 def gpu_array(context: Context, shape: tuple[int, ...], dtype: str) -> Any:

@@ -89,9 +89,7 @@ class Function:
         may_begin_early: bool = False,
     ) -> Callable[[int], None]:
         """`launch` with everything but the stream, for one thread: cheaper, when it is repeated."""
-        config = driver.launch_config(
-            grid_x, threads, shared_bytes, may_begin_early=may_begin_early
-        )
+        config = _launch_config(grid_x, threads, shared_bytes, may_begin_early=may_begin_early)
         launch, handle, last = self._configured_launch, self._handle, 0
 
         def start(stream: int) -> None:
@@ -124,6 +122,26 @@ class Function:
         finally:
             self._owner.pop()
             self._owner = None
+
+
+def _launch_config(
+    grid_x: int, threads: int, shared_bytes: int, *, may_begin_early: bool = False
+) -> Any:
+    """The CUlaunchConfig of a launch; one that may begin early does so while the launch before it
+    ends."""
+    cuda = driver.bindings()
+    config = cuda.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid_x, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes = shared_bytes
+    if may_begin_early:
+        attribute = cuda.CUlaunchAttribute()
+        names = cuda.CUlaunchAttributeID
+        attribute.id = names.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config.attrs = [attribute]
+        config.numAttrs = 1
+    return config
 
 
 _functions: list[Function] = []

@@ -23,6 +23,7 @@ from attn_runtime.array_view import ArrayView
 from attn_runtime.arrays import Adapter, Key
 from attn_runtime.checks import Views
 from attn_runtime.choose import choose
+from attn_runtime.counters import counters_of
 from attn_runtime.decode_launch import DecodeLaunch, counter_block
 from attn_runtime.decode_plan import (
     DECODE_TOKENS,
@@ -159,7 +160,7 @@ def load_kernels(config: AttentionConfig, context: Context, folder: Path | None 
     """Compile and load a kernel and its reduction, where that has not been done."""
     kernels = Kernels(load(config, context, folder), load(reduction_of(config), context, folder))
     if kernels.attention.tiling.persistent:
-        driver.counters_of(context)  # allocated here, so that no call and no graph capture has to
+        counters_of(context)  # allocated here, so that no call and no graph capture has to
     return kernels
 
 
@@ -184,7 +185,7 @@ def _reserve_counters(settings: Settings, kernel: Kernel, context: Context) -> N
         )
         found = plan_decode(largest, device, kernel.limits, SplitPolicy.heuristic())
         if found.counter_cnt:
-            driver.counters_of(context, counter_block(found.counter_cnt))
+            counters_of(context, counter_block(found.counter_cnt))
 
 
 def _device_limits(device: Device) -> DeviceLimits:

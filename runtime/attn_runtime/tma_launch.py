@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from attn_codegen import params
 from attn_codegen.config import Dtype
-from attn_runtime import driver
-from attn_runtime.driver import RowsLayout
+from attn_runtime import map_encoder
+from attn_runtime.counters import counters_of
 from attn_runtime.errors import ArgumentError, DriverError
 from attn_runtime.kv_cache import Values
 from attn_runtime.launch import ARRAYS, Launch, PlannedCall
+from attn_runtime.map_encoder import TENSOR_MAP_BYTES, RowsLayout
 from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
 from attn_runtime.tensor_maps import RowsMap, maps_of, section_of
@@ -48,12 +49,12 @@ class _Map:
         if encoded is None:
             encoded = self._encode(address)
         begin = start + self._offset
-        buffer[begin : begin + driver.TENSOR_MAP_BYTES] = encoded
+        buffer[begin : begin + TENSOR_MAP_BYTES] = encoded
         self._address = address
 
     def _encode(self, address: int) -> bytes:
         try:
-            encoded = driver.tensor_map(self._layout, address)
+            encoded = map_encoder.tensor_map(self._layout, address)
         except DriverError as error:
             raise ArgumentError(
                 self.argument,
@@ -80,7 +81,7 @@ class TmaLaunch(Launch):
             _Map(rows, is_bf16)
             for rows in maps_of(kernel.config, kernel.tiling, call.plan, call.values)
         ]
-        self._counters = driver.counters_of(context)
+        self._counters = counters_of(context)
 
     def _starter(self) -> Callable[[int], None]:
         plan = self._plan

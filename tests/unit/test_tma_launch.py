@@ -12,12 +12,12 @@ from test_launch import Recorder
 from attn_codegen import params
 from attn_codegen.config import AttentionConfig, Cache, reduction_of
 from attn_codegen.tiling import tiling
-from attn_runtime import driver
-from attn_runtime.driver import TENSOR_MAP_BYTES, RowsLayout
+from attn_runtime import map_encoder, tma_launch
 from attn_runtime.errors import ArgumentError, DriverError
 from attn_runtime.kernel import Kernel
 from attn_runtime.kv_cache import Values
 from attn_runtime.launch import ARRAYS, PlannedCall
+from attn_runtime.map_encoder import TENSOR_MAP_BYTES, RowsLayout
 from attn_runtime.plan import DeviceLimits, KernelLimits, Problem, SplitPolicy, plan
 from attn_runtime.tma_launch import TmaLaunch
 
@@ -57,9 +57,9 @@ class Encoder:
 @pytest.fixture
 def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     found = Encoder()
-    monkeypatch.setattr(driver, "tensor_map", found)
+    monkeypatch.setattr(map_encoder, "tensor_map", found)
     counters = SimpleNamespace(address=lambda stream: COUNTERS + stream)
-    monkeypatch.setattr(driver, "counters_of", lambda context: counters)
+    monkeypatch.setattr(tma_launch, "counters_of", lambda context: counters)
     return found
 
 

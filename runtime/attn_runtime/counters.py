@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device memory in which the CTAs of launches count."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from attn_runtime import driver
+from attn_runtime.driver import Context, call
+from attn_runtime.streams import LEGACY_DEFAULT
+
+COUNTERS: Final = 1 << 16
+"""Of a device: more than there are streams and captured launches at a time."""
+COUNTER_BLOCKS: Final = 1 << 10
+"""The same, where a launch takes many counters."""
+
+_lock = threading.Lock()
+_known: dict[tuple[int, int], Counters] = {}
+
+
+class Counters:
+    """Blocks of `ints` of device memory in which the CTAs of a launch count, zeroed once. They
+    reset themselves, so that one serves all launches of a stream; a captured launch, which may be
+    replayed beside the stream that it was captured from, has one of its own."""
+
+    def __init__(self, context: Context, ints: int) -> None:
+        cuda = driver.bindings()
+        self._block_bytes = 4 * ints
+        self._blocks = COUNTERS if ints == 1 else COUNTER_BLOCKS
+        count = ints * self._blocks
+        with context:
+            self._base = int(call("cuMemAlloc", cuda.cuMemAlloc(4 * count)))
+            call("cuMemsetD32", cuda.cuMemsetD32(self._base, 0, count))
+        self._ask_capturing = cuda.cuStreamIsCapturing
+        self._idle = cuda.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+        self._of_stream: dict[int, int] = {}
+        self._taken = 0
+
+    def address(self, stream: int) -> int:
+        """The block for a launch on a stream, by its handle. The context must be current."""
+        if stream > LEGACY_DEFAULT:  # no other stream can be captured
+            status, capturing = self._ask_capturing(stream)
+            if not status and capturing != self._idle:
+                return self._next()
+        found = self._of_stream.get(stream)
+        if found is None:
+            found = self._of_stream[stream] = self._next()
+        return found
+
+    def _next(self) -> int:
+        with _lock:
+            self._taken += 1
+            return self._base + self._block_bytes * (self._taken % self._blocks)
+
+
+def counters_of(context: Context, ints: int = 1) -> Counters:
+    """The counters of a device for launches that take `ints` of them, a power of two; allocated on
+    first use until the process ends."""
+    key = (context.handle, ints)
+    found = _known.get(key)
+    if found is None:
+        with _lock:
+            found = _known.get(key)
+            if found is None:
+                found = _known[key] = Counters(context, ints)
+    return found
