@@ -102,8 +102,7 @@ def overhead(dtype: str, arch: str | None, as_json: bool) -> None:
     """
     from attn_runtime.bench import overhead as command
 
-    costs = command.run(Dtype(dtype), Arch(arch) if arch else None)
+    echo = click.echo if not as_json else lambda _: None
+    costs = command.run(Dtype(dtype), Arch(arch) if arch else None, echo)
     if as_json:
         click.echo(json.dumps(costs.to_json(), indent=2))
-    else:
-        click.echo("\n".join(command.text(costs)))

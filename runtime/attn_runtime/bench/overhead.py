@@ -8,11 +8,12 @@ launch queue. Everything is given: nothing is allocated.
 from __future__ import annotations
 
 import importlib.util
+import random
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -40,8 +41,8 @@ HEADS: Final = 16
 HEAD_DIM: Final = 128
 _CALLS: Final = 200
 _BURSTS: Final = 25
-_SETTLING: Final = 5
-"""Bursts that are not counted."""
+_WARM_S: Final = 0.5
+"""Seconds of bursts that are not counted: a core that has rested is slow at first."""
 
 _FOLDER: Final = Path(__file__).parent
 _PROGRAMS: Final = {Arch.SM80: "overhead_sm80.cu", Arch.SM90: "overhead_sm90.cu"}
@@ -64,46 +65,63 @@ class Costs:
         }
 
 
-def run(dtype: Dtype, arch: Arch | None) -> Costs:
-    """Measure on the current device. Raises DriverError without a GPU."""
+def run(dtype: Dtype, arch: Arch | None, echo: Callable[[str], None]) -> Costs:
+    """Measure on the current device; `echo` gets each line of the report as it becomes known.
+    Raises DriverError without a GPU."""
     context = driver.context_of_device(driver.current_device())
-    known: dict[str, float] = {}
     missing: dict[str, str] = {}
     with context:
         bench = Bench(context)
         facts = machine.facts_of(context.device)
-        own = {
+        for line in _heading(facts):
+            echo(line)
+        calls = {
             "Attention, PyCUDA arrays": _pycuda_call(bench, dtype, arch),
             "one small kernel, PyCUDA arrays": _bare_call(bench),
         }
-        known |= {name: host_microseconds(call, bench) for name, call in own.items()}
         if importlib.util.find_spec("torch") is None:
             missing["torch"] = "not installed"
         else:
-            for name, make in _torch_calls().items():
-                known[name] = host_microseconds(make(dtype, arch), bench)
+            calls |= {name: make(dtype, arch) for name, make in _torch_calls().items()}
+        known = host_microseconds(calls, bench)
+        for line in _lines(known):
+            echo(line)
         config = AttentionConfig.of(
             dtype=Dtype.BF16, arch=arch or Arch.SM80, cache=Cache.LINEAR, mask=Mask.CAUSAL
         )
         chosen = config if arch else on_device(config, context.device)
         try:
-            known |= cpp_microseconds(chosen, context.device.target)
+            of_cpp = cpp_microseconds(chosen, context.device.target)
         except Unavailable as error:
-            missing["invokeAttention, C++"] = str(error)
-    return Costs(facts, known, missing)
+            of_cpp, missing["invokeAttention, C++"] = {}, str(error)
+        for line in (*_lines(of_cpp), *(f"     -  {name}: {why}" for name, why in missing.items())):
+            echo(line)
+    return Costs(facts, known | of_cpp, missing)
 
 
-def host_microseconds(call: Call, bench: Bench) -> float:
-    """Of one call: the median over bursts that begin with an idle device."""
-    samples = []
-    for _ in range(_BURSTS):
-        bench.synchronize()
-        begin = time.perf_counter()
-        for _ in range(_CALLS):
-            call()
-        samples.append((time.perf_counter() - begin) / _CALLS * 1e6)
+def host_microseconds(calls: Mapping[str, Call], bench: Bench) -> dict[str, float]:
+    """Of one of each call: the median over bursts that begin with an idle device, in shuffled
+    rounds, once the host is warm."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    rng, names = random.Random(0), list(calls)
+    end_of_warmth = time.perf_counter() + _WARM_S
+    while len(samples[names[0]]) < _BURSTS:
+        is_warm = time.perf_counter() > end_of_warmth
+        for name in rng.sample(names, len(names)):
+            took = _burst(calls[name], bench)
+            if is_warm:
+                samples[name].append(took)
+    return {name: median(times) for name, times in samples.items()}
+
+
+def _burst(call: Call, bench: Bench) -> float:
     bench.synchronize()
-    return median(samples[_SETTLING:])
+    begin = time.perf_counter()
+    for _ in range(_CALLS):
+        call()
+    took = time.perf_counter() - begin
+    bench.synchronize()
+    return took / _CALLS * 1e6
 
 
 def _attention(dtype: Dtype, arch: Arch | None) -> Attention:
@@ -188,11 +206,13 @@ def _build_program(folder: Path, config: AttentionConfig, target: str) -> Path:
     return program
 
 
-def text(costs: Costs) -> list[str]:
-    """A line per kind of call."""
-    versions = [f"{name} {value}" for name, value in costs.facts.items() if name != "device"]
-    lines = [f"{costs.facts['device']}, {', '.join(versions)}"]
-    lines.append("host microseconds of a repeated call, one sequence of one token:")
-    lines += [f"{value:6.1f}  {name}" for name, value in costs.microseconds.items()]
-    lines += [f"     -  {name}: {why}" for name, why in costs.missing.items()]
-    return lines
+def _heading(facts: dict[str, str]) -> list[str]:
+    versions = [f"{name} {value}" for name, value in facts.items() if name != "device"]
+    return [
+        f"{facts['device']}, {', '.join(versions)}",
+        "host microseconds of a repeated call, one sequence of one token:",
+    ]
+
+
+def _lines(microseconds: dict[str, float]) -> list[str]:
+    return [f"{value:6.1f}  {name}" for name, value in microseconds.items()]
