@@ -14,6 +14,8 @@ ANY_DEVICE = -1
 F16, BF16 = 0, 1
 PREFILL, DECODE, WRITE = 0, 1, 2
 INT8 = 1
+SCALED, COMPLETE = 0, 1
+CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 SUCCESS, INVALID_ARGUMENT, NOT_SUPPORTED, WORKSPACE_TOO_SMALL, NO_DEVICE, NO_KERNEL_IMAGE = range(6)
 
 _SCALARS = {
@@ -107,6 +109,15 @@ class Library:
         """attn_workspace_size: the status and the bytes."""
         size = ctypes.c_size_t(0)
         return self._call("workspace_size", ctypes.byref(given), ctypes.byref(size)), size.value
+
+    def parts(self, given: Params, workspace: int) -> tuple[int, int, int]:
+        """attn_parts: the status, the first address and the floats of each rank."""
+        first, floats = ctypes.c_void_p(0), ctypes.c_size_t(0)
+        status = self._call(
+            *("parts", ctypes.byref(given), ctypes.c_void_p(workspace)),
+            *(ctypes.byref(first), ctypes.byref(floats)),
+        )
+        return status, first.value or 0, floats.value
 
     def counter_count(self, given: Params) -> tuple[int, int]:
         """attn_counter_count: the status and the ints."""

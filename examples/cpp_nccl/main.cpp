@@ -103,13 +103,13 @@ struct Gather {
   cudaStream_t exchange = nullptr;
   cudaEvent_t before = nullptr;  // the kernel has ended
   cudaEvent_t after = nullptr;
-  float* own = nullptr;    // this rank's part
-  std::size_t floats = 0;  // from a rank's part to the next
+  attn::Parts parts{};  // of all ranks
 
   void run() const {
     check(cudaEventRecord(before, compute));
     check(cudaStreamWaitEvent(exchange, before, 0));
-    check(ncclAllGather(own, own - rank * floats, floats, ncclFloat, communicator, exchange));
+    const float* const own = parts.first + rank * parts.floats;
+    check(ncclAllGather(own, parts.first, parts.floats, ncclFloat, communicator, exchange));
     check(cudaEventRecord(after, exchange));
     check(cudaStreamWaitEvent(compute, after, 0));
   }
@@ -157,8 +157,7 @@ void prepare(Round& round, ncclComm_t communicator, cudaStream_t exchange) {
   const attn::Plan plan = attn::planAttention<Config::Kernel>(params);
   round.workspace = allocate<char>(attn::workspace_size(plan));
   attn::set_workspace(params, plan, round.workspace.get(), attn::workspace_size(plan));
-  round.gather.own = params.cp_O;  // O, and (max, sum) behind it
-  round.gather.floats = static_cast<std::size_t>(params.cp_stride);
+  round.gather.parts = attn::parts_of(params);
 }
 
 // The call, as on one GPU: lengths are those of whole sequences, K and V this rank's.

@@ -136,7 +136,9 @@ class Attention:
         max_k_len: int,
         max_q_len: int | None = None,
     ) -> Plan:
-        """How a call of these bounds is cut on the device; compiles and loads what it needs."""
+        """How a call of these bounds is cut on the device; compiles and loads what it needs. Of a
+        call in rounds of heads (ContextParallel), it is the plan of one, with the workspace of all.
+        """
         settings, context = self.settings, self._own_context()
         longest = default_max_q_len(settings, token_num) if max_q_len is None else max_q_len
         problem = Problem(

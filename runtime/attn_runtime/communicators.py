@@ -103,8 +103,8 @@ def _torch_tensor(span: Span) -> Any:
 
 
 class TorchCommunicator:
-    """A process group of torch.distributed on NCCL, which runs collectives on a stream of its own
-    and orders it by events."""
+    """A process group of torch.distributed on NCCL: collectives run on the stream that is current,
+    or, before torch 2.8, on one of the group between two events."""
 
     def __init__(self, group: Any) -> None:
         torch = sys.modules.get("torch")

@@ -6,8 +6,10 @@
 
 prefill: a causal prompt, 32 query and 8 KV heads of 128, bf16, in a ring. decode: one new token
 over a cache of that many keys, paged in blocks of 64, keys interleaved, parts gathered, in a CUDA
-graph. Times are medians over rounds of the slowest rank, from CUDA events around calls that follow
-one another without a pause; `exchange` is the same number of bytes alone, with no kernel beside it.
+graph. chunk: the same with a piece of a prompt, with its exchange behind the kernel, and in rounds
+of heads. Times are medians over rounds of the slowest rank, from CUDA events around calls that
+follow one another without a pause; `exchange` is the same number of bytes alone, with no kernel
+beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -52,8 +55,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--ranks", type=lambda text: [int(one) for one in text.split(",")])
     parser.add_argument("--tokens", type=int, default=131_072, help="of the prompt")
     parser.add_argument("--keys", type=int, default=1_048_576, help="of the decode cache")
+    parser.add_argument("--chunk", type=pair, default=(8192, 131_072), help="tokens:keys")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds, of an exchange")
     return parser.parse_args()
+
+
+def pair(text: str) -> tuple[int, int]:
+    """tokens:keys"""
+    tokens, keys = text.split(":")
+    return int(tokens), int(keys)
 
 
 def default_sizes() -> list[int]:
@@ -99,14 +109,14 @@ def run_rank(arguments: argparse.Namespace) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=device)
-    rows = [prefill(arguments), decode(arguments)]
+    rows = [*prefill(arguments), *decode(arguments), *chunk(arguments)]
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
         print(json.dumps(rows), flush=True)
 
 
-def prefill(arguments: argparse.Namespace) -> dict[str, Any]:
+def prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A causal prompt in a ring."""
     import torch
 
@@ -122,7 +132,7 @@ def prefill(arguments: argparse.Namespace) -> dict[str, Any]:
         torch.randn(rows, heads, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
-    ms = timed(lambda: ring(q, k, v, lens=lens), 3)
+    (ms,) = timed([lambda: ring(q, k, v, lens=lens)], 3)
     moved = layout.most_rows * KV_HEADS * 2 * HEAD_DIM * 2
     send, receive = (torch.empty(moved, dtype=torch.uint8, device="cuda") for _ in range(2))
     stream = torch.cuda.current_stream().cuda_stream
@@ -131,99 +141,128 @@ def prefill(arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in range(layout.size - 1):
             ring.group.rotate(send.data_ptr(), receive.data_ptr(), moved, stream)
 
-    return {
-        "what": f"prefill {arguments.tokens} tokens, ring",
-        "ms": ms,
-        "exchange_ms": timed(exchange, 3) if layout.size > 1 else 0.0,
-        "bytes": moved * (layout.size - 1),
-    }
+    (alone,) = timed([exchange], 3) if layout.size > 1 else (0.0,)
+    what = f"prefill {arguments.tokens} tokens, ring"
+    received = moved * (layout.size - 1)
+    return [{"what": what, "ms": ms, "exchange_ms": alone, "bytes": received}]
 
 
-def decode(arguments: argparse.Namespace) -> dict[str, Any]:
+def decode(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One new token over a long cache."""
+    keys = arguments.keys
+    call, group = over_cache("decode", 1, keys, arguments.timeout)
+    (ms,) = timed([call], 20, in_graph=True)
+    return [row_of(f"decode over {keys} keys", ms, group, 1, 20)]
+
+
+def chunk(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A piece of a prompt over the cache of what came before: in one round of heads, and in as many
+    as the runtime takes."""
+    tokens, keys = arguments.chunk
+    calls, groups = zip(
+        *(over_cache("prefill", tokens, keys, arguments.timeout, rounds) for rounds in (1, None)),
+        strict=True,
+    )
+    times = timed(calls, 3, in_graph=True)
+    what = f"chunk of {tokens} tokens over {keys} keys"
+    return [
+        row_of(f"{what}, {how}", ms, groups[0], tokens, 3)
+        for how, ms in zip(("one round", "in rounds"), times, strict=True)
+    ]
+
+
+def row_of(what: str, ms: float, group: Any, tokens: int, repeats: int) -> dict[str, Any]:
+    """A row of the table; times the gather of the parts of so many tokens alone."""
+    import torch
+
+    size, floats = group.ranks.size, tokens * HEADS * (HEAD_DIM + 2)
+    parts = torch.empty(floats * size, device="cuda")
+
+    def exchange() -> None:
+        group.gather(parts.data_ptr(), floats, torch.cuda.current_stream().cuda_stream)
+
+    (alone,) = timed([exchange], repeats, in_graph=True) if size > 1 else (0.0,)
+    return {"what": what, "ms": ms, "exchange_ms": alone, "bytes": 4 * floats * (size - 1)}
+
+
+def over_cache(
+    mode: str, tokens: int, keys: int, timeout: float, rounds: int | None = None
+) -> tuple[Callable[[], Any], Any]:
+    """A call whose queries every rank has, over a paged cache that is spread; and its group."""
     import torch
 
     from attn_runtime import Attention, ContextParallel
 
-    group = ContextParallel(timeout_s=arguments.timeout)
+    group = ContextParallel(timeout_s=timeout, rounds=rounds)
     attention = Attention(
-        mode="decode",
+        mode=mode,
         num_heads=HEADS,
         num_kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         context_parallel=group,
     )
-    (own,) = group.local_lens([arguments.keys])
+    (own,) = group.local_lens([keys])
     blocks = -(-own // BLOCK_LEN)
     pool = (blocks, BLOCK_LEN, KV_HEADS, HEAD_DIM)
     k, v = (torch.randn(pool, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    q = torch.randn(1, HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+    q = torch.randn(tokens, HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
     table = torch.randperm(blocks, device="cuda").int().view(1, -1)
     cu_q, cu_k = (
-        torch.tensor([0, length], device="cuda", dtype=torch.int32)
-        for length in (1, arguments.keys)
+        torch.tensor([0, length], device="cuda", dtype=torch.int32) for length in (tokens, keys)
     )
     out = torch.empty_like(q)
-    bounds = {"max_q_len": 1, "max_k_len": arguments.keys}
-    size = attention.workspace_size(token_num=1, batch_size=1, **bounds)
+    bounds = {"max_q_len": tokens, "max_k_len": keys}
+    size = attention.workspace_size(token_num=tokens, batch_size=1, **bounds)
     workspace = torch.empty(max(size, 1), dtype=torch.uint8, device="cuda")
-    ms = timed(
-        lambda: attention(
-            *(q, k, v),
-            cu_q_len=cu_q,
-            cu_k_len=cu_k,
-            block_table=table,
-            out=out,
-            workspace=workspace,
-            **bounds,
-        ),
-        20,
-        in_graph=True,
-    )
-    floats = HEADS * (HEAD_DIM + 2)
-    parts = torch.empty(floats * group.ranks.size, device="cuda")
-
-    def exchange() -> None:
-        group.gather(parts.data_ptr(), floats, torch.cuda.current_stream().cuda_stream)
-
-    alone = timed(exchange, 20, in_graph=True) if group.ranks.size > 1 else 0.0
-    return {
-        "what": f"decode over {arguments.keys} keys",
-        "ms": ms,
-        "exchange_ms": alone,
-        "bytes": 4 * floats * (group.ranks.size - 1),
-    }
+    given = {"cu_q_len": cu_q, "cu_k_len": cu_k, "block_table": table} | bounds
+    return lambda: attention(q, k, v, out=out, workspace=workspace, **given), group
 
 
-def timed(call: Any, repeats: int, *, in_graph: bool = False) -> float:
-    """Milliseconds of a call: the slowest rank, the median of rounds. In a graph, the host's time
-    to enqueue a short call does not count."""
+def timed(
+    calls: Sequence[Callable[[], Any]], repeats: int, *, in_graph: bool = False
+) -> list[float]:
+    """Milliseconds of each call: the slowest rank, the median of rounds, in which the calls take
+    turns. In a graph, the host's time to enqueue a short call does not count."""
     import torch
     import torch.distributed as dist
 
-    if in_graph:
-        call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            for _ in range(repeats):
-                call()
-    rounds = []
+    runs = [captured(call, repeats) if in_graph else repeated(call, repeats) for call in calls]
+    rounds: list[list[float]] = [[] for _ in calls]
     for _ in range(ROUNDS + 1):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        dist.barrier()
-        begin.record()
-        if in_graph:
-            graph.replay()
-        else:
-            for _ in range(repeats):
-                call()
-        end.record()
-        torch.cuda.synchronize()
-        slowest = torch.tensor(begin.elapsed_time(end) / repeats, device="cuda")
-        dist.all_reduce(slowest, dist.ReduceOp.MAX)
-        rounds.append(float(slowest))
-    return median(rounds[1:])
+        for run, found in zip(runs, rounds, strict=True):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            dist.barrier()
+            begin.record()
+            run()
+            end.record()
+            torch.cuda.synchronize()
+            slowest = torch.tensor(begin.elapsed_time(end) / repeats, device="cuda")
+            dist.all_reduce(slowest, dist.ReduceOp.MAX)
+            found.append(float(slowest))
+    return [median(found[1:]) for found in rounds]
+
+
+def repeated(call: Callable[[], Any], repeats: int) -> Callable[[], None]:
+    """So many calls."""
+
+    def run() -> None:
+        for _ in range(repeats):
+            call()
+
+    return run
+
+
+def captured(call: Callable[[], Any], repeats: int) -> Callable[[], None]:
+    """So many calls in a CUDA graph."""
+    import torch
+
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        repeated(call, repeats)()
+    replay: Callable[[], None] = graph.replay
+    return replay
 
 
 if __name__ == "__main__":

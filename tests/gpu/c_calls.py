@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,16 @@ from harness import (
     fresh_output,
     launch,
     poisoned_workspace,
+    problem_of,
 )
+from ranks import Replay, rank_problem
 
 import c_abi
 from attn_codegen.config import AttentionConfig, Cache, Dtype, Mode
+from attn_runtime import ContextParallel
 from attn_runtime.plan import SplitKind, SplitPolicy
 from c_abi import Library, Params
+from cases import Kernel, Task
 from reference_torch import torch
 
 DTYPES = {Dtype.F16: c_abi.F16, Dtype.BF16: c_abi.BF16}
@@ -101,6 +106,44 @@ def run_c(library: Library, problem: Problem, split: SplitPolicy) -> Output:
     assert status == c_abi.SUCCESS, library.last_error()
     torch.cuda.current_stream().synchronize()  # the workspace is in use until then
     assert not counters.any(), "counters reset themselves"
+    return output
+
+
+def c_ranks(library: Library, kernel: Kernel, task: Task, size: int, form: int) -> list[Output]:
+    """What each rank of a group has at the end of its call. All run twice: the second time each
+    finds what the others left the first time."""
+    problem, parts = problem_of(kernel, task), dict[Any, torch.Tensor]()
+    outputs: list[Output] = []
+    for _ in range(2):
+        outputs = []
+        for rank in range(size):
+            replay = Replay(size, rank, parts)
+            own = rank_problem(problem, task, ContextParallel(replay))
+            outputs.append(run_c_rank(library, own, task.split, replay, form))
+    return outputs
+
+
+def run_c_rank(
+    library: Library, problem: Problem, split: SplitPolicy, replay: Replay, form: int
+) -> Output:
+    """The call of one rank through C, whose callback gathers."""
+    output = fresh_output(problem)
+    given = c_call(problem, split, output)
+    given.cp_rank, given.cp_size, given.cp_form = replay.rank, replay.size, form
+    if "cu_rows" in problem.call:
+        given.linear_iter_params.cu_rows = problem.call["cu_rows"].data_ptr()
+    _, size = library.workspace_size(given)
+    _, count = library.counter_count(given)
+    workspace = poisoned_workspace(size)
+    counters = torch.zeros(max(count, 1), dtype=torch.int32, device=output.out.device)
+    given.counters = counters.data_ptr()
+    status, first, floats = library.parts(given, workspace.data_ptr())
+    assert status == c_abi.SUCCESS, library.last_error()
+    gather = c_abi.CALLBACK(lambda _: replay.all_gather(first, floats, given.stream or 0))
+    given.cp_fn = ctypes.cast(gather, ctypes.c_void_p).value
+    run = library.decode if problem.kernel.config.mode is Mode.DECODE else library.prefill
+    assert run(given, workspace.data_ptr(), size) == c_abi.SUCCESS, library.last_error()
+    torch.cuda.synchronize()
     return output
 
 

@@ -39,6 +39,10 @@ class Rows:
     codes: Bits
     pairs: Bits | None
 
+    def of(self, keys: np.ndarray) -> Rows:
+        """Those of some keys, by their numbers."""
+        return Rows(self.codes[keys], None if self.pairs is None else self.pairs[keys])
+
     def without(self, absent: np.ndarray) -> Rows:
         """The same with NaN bits where [keys] says that a row is not there yet."""
         pairs = None if self.pairs is None else self.pairs.copy()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from c_calls import c_call, run_c, run_python
+from c_calls import c_call, c_ranks, run_c, run_python
 from harness import (
     Output,
     difference,
@@ -18,6 +18,7 @@ from harness import (
     poisoned_workspace,
     problem_of,
 )
+from ranks import outputs_of_ranks
 
 import c_abi
 from attn_codegen.config import Arch, AttentionConfig, Mode
@@ -125,6 +126,20 @@ def test_c_and_python_give_the_same_bits(
     problem = problem_of(kernel, task_of(kernel, split))
     expected = run_python(problem, split)
     assert not difference("C", run_c(library, problem, split), expected)
+
+
+@pytest.mark.parametrize("form", [c_abi.COMPLETE, c_abi.SCALED], ids=["complete", "scaled"])
+@kernels
+def test_ranks_of_a_c_program_have_the_bits_of_those_of_python(
+    kernel: Kernel, form: int, library: Library
+) -> None:
+    if kernel.config.arch is Arch.SM90 and default_target() != "sm_90":
+        pytest.skip(f"needs a Hopper GPU: this one is {default_target()}")
+    task, output = task_of(kernel, SPLITS[2]), "complete" if form else "scaled"
+    _, expected = outputs_of_ranks(kernel, task, 2, "interleaved", 1, output)
+    found = c_ranks(library, kernel, task, 2, form)
+    for rank, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert not difference(f"rank {rank}", one, other)
 
 
 def test_a_decode_without_its_counters_names_them(library: Library) -> None:

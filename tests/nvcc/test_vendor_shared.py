@@ -35,6 +35,7 @@ C_FUNCTIONS = {
     "attn_find",
     "attn_workspace_size",
     "attn_counter_count",
+    "attn_parts",
     "attn_decode",
     "attn_write",
     "attn_prefill",
