@@ -15,6 +15,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -162,8 +163,9 @@ std::vector<KernelInfo> prepare(int device);
 // Every linked kernel, as compiled; asks no device.
 std::vector<KernelInfo> kernels();
 
-// Bytes of partial_O and partial_ML together, 0 when nothing is split. partial_O is the start of
-// the workspace, aligned to 256 bytes; partial_ML starts plan.partial_ML_offset bytes behind it.
+// Bytes of partial_O and partial_ML together, and of the parts of all ranks; 0 when nothing is
+// split and there are no others. partial_O is the start of the workspace, aligned to 256 bytes;
+// partial_ML starts plan.partial_ML_offset bytes behind it.
 inline std::size_t workspace_size(const Plan& plan) {
   return static_cast<std::size_t>(plan.workspace_bytes);
 }
@@ -180,7 +182,8 @@ inline void check_workspace(const Plan& plan, const void* workspace, std::size_t
   if (needed > 0 && workspace == nullptr) {
     throw Error(Status::kInvalidArgument,
                 "workspace",
-                "workspace is null: this call is split, give " + std::to_string(needed) + " bytes");
+                "workspace is null: this call is split, or its keys are spread over ranks; give " +
+                    std::to_string(needed) + " bytes");
   }
   if (bytes < needed) {
     throw Error(Status::kWorkspaceTooSmall,
@@ -214,6 +217,21 @@ void set_workspace(AttentionParams<T>& params,
   params.cp_stride = plan.cp_stride;
   // Ranges of decode fit any call of the same heads; splits take more with every one.
   params.max_split_k = plan.counter_cnt > 0 ? 0 : plan.split_cnt;
+}
+
+// What cp_fn gathers in place: the parts of all ranks, `floats` of each, that of rank 0 first.
+struct Parts {
+  float* first;
+  std::size_t floats;
+};
+
+// Those that lie in the workspace of the params. A part begins with its output or, where the
+// outputs are added up by the caller, is the (max, sum) alone.
+template <class T>
+Parts parts_of(const AttentionParams<T>& params) {
+  float* const own =
+      params.cp_form == CpForm::kScaled ? params.cp_ML : std::min(params.cp_O, params.cp_ML);
+  return {own - params.cp_rank * params.cp_stride, static_cast<std::size_t>(params.cp_stride)};
 }
 
 }  // namespace attn

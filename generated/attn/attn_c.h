@@ -51,6 +51,20 @@ typedef enum attn_kv_type_t {
   ATTN_KV_E4M3 = 3
 } attn_kv_type_t;
 
+/* Which keys of a sequence each rank has (cp_sharding). */
+typedef enum attn_key_sharding_t {
+  ATTN_KEYS_INTERLEAVED = 0, /* cp_chunk keys at a time, to one rank after another */
+  ATTN_KEYS_CONTIGUOUS = 1,  /* one of cp_size equal pieces */
+  ATTN_KEYS_ZIGZAG = 2       /* pieces r and 2 cp_size - 1 - r of 2 cp_size */
+} attn_key_sharding_t;
+
+/* What a rank has at the end of a call (cp_form). */
+typedef enum attn_cp_form_t {
+  ATTN_CP_SCALED = 0,   /* its share of the output, for the caller to add up */
+  ATTN_CP_COMPLETE = 1, /* the output */
+  ATTN_CP_PART_ONLY = 2 /* its part: nothing is gathered */
+} attn_cp_form_t;
+
 /* In place of a device: none in particular. */
 enum { ATTN_ANY_DEVICE = -1 };
 
@@ -309,9 +323,17 @@ attn_status_t attn_kernel_info(int kernel, int device, attn_kernel_info_t* info)
  * dtype, kv_type, cache, causal, size_per_head and size_per_head_v. */
 attn_status_t attn_find(const attn_params_t* params, int device, int* kernel);
 
-/* Bytes of device memory that attn_prefill or attn_decode wants for its splits, on the current
- * device; 0 when it does not split. */
+/* Bytes of device memory that attn_prefill or attn_decode wants for its splits and for the parts of
+ * all ranks, on the current device; 0 when it has neither. */
 attn_status_t attn_workspace_size(const attn_params_t* params, size_t* bytes);
+
+/* Where the parts of all ranks lie in the workspace of a call with cp_size above 1: `floats` of
+ * each from `first` on, that of rank 0 first. params->cp_fn gathers them in place: it is called on
+ * the host between the launches, and enqueues what it does behind params->stream. */
+attn_status_t attn_parts(const attn_params_t* params,
+                         void* workspace,
+                         float** first,
+                         size_t* floats);
 
 /* Ints of device memory that params->counters must have on the current device, for attn_decode when
  * it is given a workspace; 0 where none are read. Zeroed once, they reset themselves, and belong to

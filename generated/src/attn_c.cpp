@@ -19,7 +19,9 @@ static_assert(ATTN_INTERNAL_ERROR == static_cast<int>(Status::kInternalError) &&
                   ATTN_BF16 == static_cast<int>(detail::Element::kBf16) &&
                   ATTN_PAGED == static_cast<int>(CacheType::kPaged) &&
                   ATTN_KV_E4M3 == static_cast<int>(KvType::kE4m3) &&
-                  ATTN_WRITE == static_cast<int>(Mode::kWrite),
+                  ATTN_WRITE == static_cast<int>(Mode::kWrite) &&
+                  ATTN_KEYS_ZIGZAG == static_cast<int>(KeySharding::kZigZag) &&
+                  ATTN_CP_PART_ONLY == static_cast<int>(CpForm::kPartOnly),
               "C and C++ count alike");
 
 // Of a fixed size, so that an error can be kept when memory cannot be had.
@@ -211,6 +213,22 @@ attn_status_t attn_workspace_size(const attn_params_t* params, size_t* bytes) {
     need_argument("bytes", bytes);
     with_params(params, [&](const auto& call) {
       *bytes = workspace_size(detail::plan_dispatch(call, mode_of(*params)));
+    });
+  });
+}
+
+attn_status_t attn_parts(const attn_params_t* params,
+                         void* workspace,
+                         float** first,
+                         size_t* floats) {
+  return guarded([&] {
+    need_argument("first", first);
+    need_argument("floats", floats);
+    with_params(params, [&](auto call) {
+      set_workspace(call, detail::plan_dispatch(call, mode_of(*params)), workspace);
+      const Parts parts = parts_of(call);
+      *first = parts.first;
+      *floats = parts.floats;
     });
   });
 }

@@ -11,7 +11,7 @@ from attn_runtime.driver import Context, call
 from attn_runtime.streams import LEGACY_DEFAULT
 
 COUNTERS: Final = 1 << 16
-"""Of a device: more than there are streams and captured launches at a time."""
+"""Of a device: more than there are streams and graphs at a time."""
 COUNTER_BLOCKS: Final = 1 << 10
 """The same, where a launch takes many counters."""
 
@@ -21,8 +21,8 @@ _known: dict[tuple[int, int], Counters] = {}
 
 class Counters:
     """Blocks of `ints` of device memory in which the CTAs of a launch count, zeroed once. They
-    reset themselves, so that one serves all launches of a stream; a captured launch, which may be
-    replayed beside the stream that it was captured from, has one of its own."""
+    reset themselves, so that one serves all launches of a stream; a graph, which may be replayed
+    beside the streams that it was captured from, has one for each of them."""
 
     def __init__(self, context: Context, ints: int) -> None:
         cuda = driver.bindings()
@@ -31,27 +31,48 @@ class Counters:
         count = ints * self._blocks
         with context:
             self._base = int(call("cuMemAlloc", cuda.cuMemAlloc(4 * count)))
-            call("cuMemsetD32", cuda.cuMemsetD32(self._base, 0, count))
+            _zero(self._base, count)
         self._ask_capturing = cuda.cuStreamIsCapturing
         self._idle = cuda.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
         self._of_stream: dict[int, int] = {}
+        self._of_graph: tuple[int, dict[int, int]] = (0, {})
         self._taken = 0
 
     def address(self, stream: int) -> int:
         """The block for a launch on a stream, by its handle. The context must be current."""
+        of_stream = self._of_stream
         if stream > LEGACY_DEFAULT:  # no other stream can be captured
             status, capturing = self._ask_capturing(stream)
             if not status and capturing != self._idle:
-                return self._next()
-        found = self._of_stream.get(stream)
+                of_stream = self._of_streams_of_graph(stream)
+        found = of_stream.get(stream)
         if found is None:
-            found = self._of_stream[stream] = self._next()
+            found = of_stream[stream] = self._next()
         return found
+
+    def _of_streams_of_graph(self, stream: int) -> dict[int, int]:
+        """The blocks of the graph that a stream is captured into: of the last one that was seen."""
+        info = call("cuStreamGetCaptureInfo", driver.bindings().cuStreamGetCaptureInfo(stream))
+        with _lock:
+            if self._of_graph[0] != int(info[1]):
+                self._of_graph = (int(info[1]), {})
+            return self._of_graph[1]
 
     def _next(self) -> int:
         with _lock:
             self._taken += 1
             return self._base + self._block_bytes * (self._taken % self._blocks)
+
+
+def _zero(address: int, ints: int) -> None:
+    """Zeros that every stream sees from now on: one that waits for no other would not wait for a
+    memset of the default stream."""
+    cuda = driver.bindings()
+    flag = int(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
+    stream = call("cuStreamCreate", cuda.cuStreamCreate(flag))
+    call("cuMemsetD32Async", cuda.cuMemsetD32Async(address, 0, ints, stream))
+    call("cuStreamSynchronize", cuda.cuStreamSynchronize(stream))
+    call("cuStreamDestroy", cuda.cuStreamDestroy(stream))
 
 
 def counters_of(context: Context, ints: int = 1) -> Counters:
