@@ -18,21 +18,11 @@ from attn_runtime.checks import need_int
 from attn_runtime.context_parallel import ContextParallel
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
+from attn_runtime.given import Given, context_of
+from attn_runtime.kernels import candidates, kernels_for, load_kernels, reserve_counters
 from attn_runtime.launch import ARRAYS
 from attn_runtime.plan import Plan, Problem, SplitPolicy
-from attn_runtime.prepared import (
-    Given,
-    Memory,
-    NumberKey,
-    Prepared,
-    candidates,
-    context_of,
-    kernels_for,
-    load_kernels,
-    plan_call,
-    prepare_call,
-    reserve_counters,
-)
+from attn_runtime.prepared import Memory, NumberKey, Prepared, plan_call, prepare_call
 from attn_runtime.ranks import ONE_RANK
 from attn_runtime.settings import Settings, device_ordinal, make_settings, tile_of, with_tile
 from attn_runtime.streams import is_pycuda_stream, stream_handle

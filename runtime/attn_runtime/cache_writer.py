@@ -16,9 +16,9 @@ from attn_runtime.call_buffer import CallBuffer
 from attn_runtime.checks import need_int
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
+from attn_runtime.given import Given, context_of, views_of
 from attn_runtime.kernel import Kernel, load
 from attn_runtime.kv_cache import Values
-from attn_runtime.prepared import Given, context_of, views_of
 from attn_runtime.settings import device_ordinal, refuse_unsupported
 from attn_runtime.streams import stream_handle
 from attn_runtime.write_call import ARRAYS, check_write, places

@@ -86,3 +86,8 @@ def counters_of(context: Context, ints: int = 1) -> Counters:
             if found is None:
                 found = _known[key] = Counters(context, ints)
     return found
+
+
+def counter_block(count: int) -> int:
+    """Ints of a block that holds `count` counters."""
+    return 1 << (count - 1).bit_length()

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attn_codegen import params
 from attn_codegen.config import Arch
-from attn_runtime.counters import Counters, counters_of
+from attn_runtime.counters import Counters, counter_block, counters_of
 from attn_runtime.kv_cache import Values
 from attn_runtime.launch import Launch, PlannedCall
 from attn_runtime.plan import Plan
@@ -60,8 +60,3 @@ class DecodeLaunch(Launch):
     def run_on_own(self, addresses: Sequence[int], stream: Any) -> None:
         """As `run`, on a stream of PyCUDA, None for the default one."""
         self.run(addresses, stream_handle(stream))
-
-
-def counter_block(count: int) -> int:
-    """Ints of a block that holds `count` counters."""
-    return 1 << (count - 1).bit_length()

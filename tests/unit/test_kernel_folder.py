@@ -21,7 +21,7 @@ from attn_runtime.cache_folder import CacheFolders
 from attn_runtime.driver import Context, Device
 from attn_runtime.errors import KernelFolderError
 from attn_runtime.kernel_folder import KernelFolder, chosen_folder, cubin_of, export
-from attn_runtime.prepared import candidates
+from attn_runtime.kernels import candidates
 from commands import run
 from fake_nvcc import FakeNvcc, make_fake_nvcc
 

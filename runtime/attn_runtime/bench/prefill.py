@@ -24,7 +24,7 @@ from attn_runtime.bench.shapes import Shape
 from attn_runtime.bench.timing import Call, Schedule, measure
 from attn_runtime.build import build
 from attn_runtime.driver import Context
-from attn_runtime.prepared import candidates
+from attn_runtime.kernels import candidates
 
 Echo = Callable[[str], None]
 _WORK_MS: Final = 500.0
