@@ -238,17 +238,16 @@ def _decode_sized(
 def _sized(
     config: AttentionConfig, *, cta_q: int, cta_s: int, warps: int, ctas_per_sm: int
 ) -> Tiling:
-    """Adds the shared memory of sm80::PrefillStorage: row addresses, codes, Q (later the output),
-    the rings of K and V, what the warps see, what the CTA works on."""
+    """Adds the shared memory of sm80::PrefillStorage: codes, Q (later the output), the rings of K
+    and V, what the warps see, what the CTA works on."""
     stages = 2
     width, width_v = _padded(config.head_dim), _padded(config.head_dim_v)
     is_plain = config.kv_dtype is KvDtype.SAME
-    addresses = 0 if config.cache is Cache.LINEAR else 2 * cta_s * ROW_ADDRESS_BYTES
     codes = 0 if is_plain else _code_tile_bytes(config, cta_s)
     query = cta_q * max(width, width_v)
     ring = (stages if is_plain else 1) * cta_s * (width + width_v)
     seen = _round_up(warps * WARP_KEYS_BYTES, ROW_BYTES)
-    shared_bytes = addresses + codes + (query + ring) * ELEMENT_BYTES + seen + QUERY_TILE_BYTES
+    shared_bytes = codes + (query + ring) * ELEMENT_BYTES + seen + QUERY_TILE_BYTES
     return Tiling(cta_q, cta_s, warps, stages, ctas_per_sm, shared_bytes)
 
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         741c921a90b712107f34db767a7611a5765b1b3d5c979cce87cd4da8d9d8bda7
+// digest         60b30b8949b224d8cb695c55396ad1b4c47d43be0ca7755a5bda4b71a8e1ef42
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

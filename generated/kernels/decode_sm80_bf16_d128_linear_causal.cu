@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         d3a26893f961d09f4f9c33bf998ac71d8a30e3a8182cf6ea719947022002305b
+// digest         6e57e032f137bc85efc3d82f6e764b6cc25d3c6166b125c1eb64dce7353b5483
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

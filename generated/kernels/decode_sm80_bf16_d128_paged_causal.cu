@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         cdace1532d7149ebb7be407373e0db71e7348e403576ec96061df457863e8acd
+// digest         2e95a7641ba89d565423a0e1ea87eb799832bc3a560d1960309d63e77cf816de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         ea24727cb57162a17405d6d3d3d6604cb5030eb174035877af2add97cd7d4c4c
+// digest         dc051b0657ac86f15dff9ea2a75d975ab3c56f136173723e76ebe476aa28fb94
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

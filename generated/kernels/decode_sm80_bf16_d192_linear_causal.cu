@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         d204fe50563e906e84bce1796b3b24a2fa83e4863b12d42fff88f12b428af05a
+// digest         6047b0249319fcc6ad49d9f2459b5f1aa40331d2bc4ea04aa7513618f3e8fea8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         63be07f390194efc81379163ac0b79fdf5927b9b8beb55b137ddd5ec952e20f1
+// digest         a3f1d95dce374cc8def1a648fa41efcf574e1ec8c39bedffb38f70652105885d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

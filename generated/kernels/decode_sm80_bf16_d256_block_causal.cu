@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         d5427c9bd572e577efb51f2e6845d85dba42d851da2169357f1a1ee959d7d376
+// digest         2dc0c370289435bef74f2c23cc74c5f482c0d0091e5fad34caa41757157fbbe7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         75f22c6f66f7c28a11096aaad1f133c5ed7f15fa6483e634c575a21497e50f81
+// digest         cedd6f9cfd1d61c2260a5cb0af02530dba522ee4b2402ad0b99f94419c4d0fef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         2d71b614f9ae2fcfa35420b5ca0cb02d4ad37def802c45ef154414bcdafd0ac4
+// digest         4f5649333c5df364ca2e7a1a02b6233c2a9560d37dc72d1a824d173db2d9eea6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

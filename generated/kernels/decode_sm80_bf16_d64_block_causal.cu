@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         6c2fcdf8dd1620eca0856b7aa0a85c9e2c10a21b4d7c3fcad114a0d364549888
+// digest         0dad86f60af8382b98ba7e0bd9be15e80b84593b6b13811de971c52aaa9dc702
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         4730798546086cda342d2216c2d578239f6f389a124a5814d3cd0a32646173ef
+// digest         e287b477a3ffa98323df9d8c1b272c464841984ea743de14dc08ecc1bd2f31a1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         a18f697e27f5cbf7b33def929a0762e321ffe963d7e37a542266b06ec70714c3
+// digest         1483506ff2bb6685601b7ddbdb30c4c8acc09a890b1c567c3f8efed0cb91e5c2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         efa76b97b49e676eb0806f19bb13a8ef09886e12e777449feab5aa68d0457f49
+// digest         87dd57793b00902ee52a85fc8b4fd959154635ab805048b671feba3de0e47d74
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         2eacae31eae4cc724317b3f1921c83e9b9a5dacaa67782980a2a9059c37ec313
+// digest         57ff582e66209888cd283a1feb25cc5c5b4cdee21cac357a17df7931b7a48670
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

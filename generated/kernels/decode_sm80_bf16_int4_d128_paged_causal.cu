@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         2cd1dc65bf7fb0355c5ef1445139433036dd5c6c1b3fe677c245342e1688f719
+// digest         0bcbb1174c4788c4c81d4f5d0a42e9cc3644a00543ac3100f85aa369268d0000
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

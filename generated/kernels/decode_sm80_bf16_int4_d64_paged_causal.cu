@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         3c9d4854667482caf2be4d073e1a914be65d232c0b741806423ed7a3c253b4e9
+// digest         8d8250e7a6db70455b464212e91b2f5fdaa1adc1a5dd96948700f6b0bb067723
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         d978f7b8eb91b34e2fa1f3690844568b987ce1233a165cd353fed3a888ca48a2
+// digest         f12baff8bd22d4497059de81c9651c11f51cb5e1bb02553f501a140a0647a24d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         58a83a4876770f04ad080ec10d22f5008c1eaebd271030db174ad76acdde7db6
+// digest         174ebcb2695da5a53df2cdc850cf9b740c4a49115676e44187dd6739c6125205
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         409249db893308f8a7d7e9413e4687b019b87876f3154de054e2521ab9d203a6
+// digest         5dfb9e750c6373b3b579f3f16e0360a244f3dd9b9a5638378a53831b46659f00
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         ddb8f9990c2d1b3aa8d2341beef2d620e6396b24c489ae35b221ae3390199ac1
+// digest         ae849da2e19e005cd8aa690e22fd7180ddfdc64dc466d711436604bc64d51310
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         18f068e8eebd2d5e71f2c52c0657f3b46605ced198f17be188fa52357d9526fb
+// digest         d24c563328beff8a35be6722edb0fff6a3cfe53a5398a783643a56b3aa2236b4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

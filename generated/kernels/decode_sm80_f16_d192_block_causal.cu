@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         d9c7f50c41fe661bbc5f91e58b4e5023862b28158636f0aecd726ccadcc7db23
+// digest         e2c96fd2bafcea2e1c9e841667c284e5a902cacd3c5a9c862f02781a2ee47f7f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

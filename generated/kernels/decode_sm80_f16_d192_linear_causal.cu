@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         0b246ff1843d751b22705639ff49f80d1a958807d46235aa010ff77e538951c6
+// digest         533910ae8d0525126dc2bf424b82d701773a72696d453bcef1f01ecaf98faa41
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

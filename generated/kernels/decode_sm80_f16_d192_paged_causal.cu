@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         5e09ae99d5150948f18bc4bcae385a10bc18e4d6f49f44dab2ecb7b8dba37ed0
+// digest         3717fb10fb8e2ef8db1ec5caf18da33d1248db8eafdc3e37ab2aa4ef8b018996
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         4834fb239c6b9868e5a3e2c956b7ee0814be34f83f67723f5d5020e9eae5e868
+// digest         b9c2ca565b28a3da67621945ee9d0e6b40d59f893fe7fc607d2586a9976cbea1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

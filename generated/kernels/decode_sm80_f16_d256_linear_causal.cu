@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         0d1b9d7d0cd324d7b75f1ac1585f12180ad6ded3db992d830519adff1812482f
+// digest         75c4f75a81a6eccd2aefd04bac7e7294c2135a65b0ff762517d569cf1c6d1303
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         cda57deb77f357c869f1acb209717a5a698881d4497ee8f62bc73bf8acd3e860
+// digest         341efbf626c82ed9c3f368c84896fb2c2a9a8ba0bedec4c1ecafb90b0dfb9191
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         b5945492d26259e68b475edc4d9570953a622f799b5dc28e938ef093da021865
+// digest         5b66374c9d8fcc12f089320d552354191235d0570bbf93db276db332e2c57953
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         1205fe8b9e6acaa4d6a4531f570166c2dbb3dfed645b6b89f804624f26c4f642
+// digest         a5c2626d1b187bda02e4c6aab02ca20512d181a6190fc46e69d01c4e226deda4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

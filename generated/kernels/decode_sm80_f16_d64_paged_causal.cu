@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         554a95e850df95bdd3013594f8cc37ecd1abda29f364db5c0f4b66ab41b6f1b2
+// digest         234d52acc196a6bc8a18048531f8cd846cc32fcb6ffce11198b3451d70cdff7c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         8deaf76664d8b811ff528e43c28bfced411e74f80907811dbf79dc8777ee1bd1
+// digest         ddabe4a8cbb371f76e5dc686aad1e42acffc5f27179a46330463526e62cdef8f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         e5db3f4ca26be4da88101b5683dc0cdcba585b452e13e80514f028b34c03d9dd
+// digest         d3f1f05f0a8bc493b3cffa1ebcf6bc1564245d7fa4147544287f3f55346af573
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

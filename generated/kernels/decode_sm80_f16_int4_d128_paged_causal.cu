@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         8ccf83d78f7e4623816701027c96c93286116c056e5a1ecf94b3df4279b7f1ab
+// digest         cbff4b87b90239371e1a20b99be7c605232ee03454d65ac69a53ad4cd631df68
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         df0a370f2b78c4c29a1d258d23ff5f37294b4f803065bea88208d2e64286b58e
+// digest         21eea4eea3f650667c95c463dd925c6b4d7aeb6d06718972547c7d9ea090565f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         d90e96a119e2173ee3c8862cc4f1c093714a20881aa13c602994623798e76e07
+// digest         836f0a35bcb640c3d9c38c275feadc9f68fa7e03a39b291cbef0b3ca0230550f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

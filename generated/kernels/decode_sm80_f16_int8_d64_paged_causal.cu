@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         06278859c10207506efdd02c81ff9ea568625f4fe2cef448abfc54fc96b5c4c1
+// digest         c982ff4e0a02462c9fe03c83d19991a8dbe02e97c79fbc7345aaef200c8427d2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         424c3071959558d8f5e62c179c5b72994d4fd0761a81e82836927375ac2e94be
+// digest         3e10a0313b62f77e4275934c714dee6a036b6ee621ca2257f5df43a75a0c5c95
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         24a4dd1add9039f0c049d69aeb4ab95300a05f544f5d34ab38db5d4d1fa8ee37
+// digest         80ed22aa795a7af9879a663ebb4253427018eec7a7bcff1816650f3fb9cd335c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         2e6f829133580d1411aa779fb8b21409428e5ba1f1a0bcb5a22887167e07edbc
+// digest         f6b7db0e0df881f557b51e2e9b015f582fcb50eefce5ec2ae932a9b225513b0b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

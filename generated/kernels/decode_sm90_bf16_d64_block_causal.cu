@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         3f50468ae33fd0bfaaa03e356822b62427ef919bba16dbf73459c9bed0b3d011
+// digest         4a9eadd9e476d4c6415c325bd0cc6b6d2f7a4ea445a3ff5995edfec730c21b35
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         0612acb8fd1a953b585a89a321ef6c1104c1562c39af56586ea8c1df922cac81
+// digest         0b451d3e4357940573d6acdea533480feb689a10ad97355aa277744aa0b01ab0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         63b89be57ccf62a15b0776e714ff9e6a0425c39db3303da5d554b0a52f226dab
+// digest         be175299335fc47df975ad65ab11e66ace6d90f866257cd1edd668973ac49cc5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         43d12b6984ca2bfaeeac3346fc69781feb94b9d8839250a762e6caad5923f0e9
+// digest         e9ff823e37633087b69ab4e6e062978f405ce105028a7a5ef3c776e869c70dd6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

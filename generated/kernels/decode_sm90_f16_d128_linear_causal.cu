@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         b2c7a3da4107876e4d3b93c3f9563cc4a81a3ee52fe9313b508c1390edaca804
+// digest         10cdf49f719fc1bf6026813395514be18aec6c992645051004a8301c15582b4b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         d74273a827c291eb8bb05ac8a7579b15137506f5c4160caae3c5adaeddc6fa1c
+// digest         bde50d005472ec2373bf25870a8ec19ad1874c4280e95e827ed7840e16777d3d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         7eacca6d33dfb1cdab21abb622dd6ad26a107b6b262efea49ff97d566cdda0fb
+// digest         6e044623f85988255a42fcbc3a4154cb0b65f073bbd9ad7ae2f491025a35500e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         4ef2f98e77227253f032659d09ee05d8a146c1303f11c7a47f6304c2f0017ba8
+// digest         b3eba8e2e36c7fc590c8021fd67806b5557b3d2e99880dcd525c53446947bf47
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

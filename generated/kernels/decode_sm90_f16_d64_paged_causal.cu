@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         8d308a5030c4155ac030b23b3f039e1a90ea5dd025b8126771a17bdc9e79cb08
+// digest         5ea75b95e025a8b33f2274bdcc8353384a3e87af2221ce2235873c9ac57ab843
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         e5ed78954523cb9cb5513421f9de128b8069db90439ffdcca166851681cf3294
+// digest         288a06ba7cef27619e70c24bbd8bff3a90d9546d036df402818b10e618a4f547
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100608;
+  static constexpr int kSharedBytes = 98560;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         07716138bb0a7aecaaa926574b580c65a1c0b695a5e5ff10ad876edec52243a4
+// digest         f708f883ed05e3e937225e8027ffa7b1e3169a2c8ef041648976da040c5aaec6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         80c1c2d7df176f875e39b383cee5aca1b298552b60901a54d918dbc23dfc2838
+// digest         727db26eb9ab56a3cc285e7142cdf816aa199de0bd6737e3000ab46ec29c8d78
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         dd1a5d7b25d629fadb902a1593e484e211390a5517442ed9bb5aeba0e0bc3739
+// digest         6c04bf8dca3a7871c8b45d6af60ad3f42992a4c9923db34f6a6f4002a482a5ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100608;
+  static constexpr int kSharedBytes = 98560;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         5b1ce33889976d904f4e9a92d5ff7831bf5e52a335fbce5301d0e57d28ec8872
+// digest         1f44621345d563f26ce6af8ecd76e567fc9226b2c3a55240e883ebc0924aeade
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

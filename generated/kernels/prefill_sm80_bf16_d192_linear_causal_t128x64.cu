@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         d83455b8d077fdb3246f27e372ed8683378b520f90207d4312fc95a96a60edf9
+// digest         a4176413c602d0d12f7d961a24099c3acc36f53348d1def792d3e1601cfe6ca3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

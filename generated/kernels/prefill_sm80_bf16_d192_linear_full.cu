@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         fcde4c3d93f59ba495a9940445f84f289baa1b88ba550ea9ba83dcd7e8e82252
+// digest         acd32b2552aec96713478fe7615ff32257253e3863a81b382d9756e3cf64b2cc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

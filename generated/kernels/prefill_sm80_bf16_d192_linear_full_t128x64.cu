@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         9153450e63d19fb33228e2e235af31e33c43ff00b8b1fb21d64955bbc820fb46
+// digest         6dc0dda676a4c8d726ae813fcb87a040f466f00047bb889495d1db6f42523afb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

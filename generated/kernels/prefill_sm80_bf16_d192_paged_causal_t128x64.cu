@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         f17517f3258f89e561d19f0fc083bd480f88e16d2c52b4ef1459aa4ddd078695
+// digest         0a00ca8a2e7acf14324ab004eab7d4da69d5f53ce4b631bdcdcff850a8e21614
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 149760;
+  static constexpr int kSharedBytes = 147712;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

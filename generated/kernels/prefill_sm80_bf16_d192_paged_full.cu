@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         9ad86a201aca46af1b334aac1afaca8ceef27781ce78c57f5572149cd039c9d2
+// digest         03a33d9f648b790228fccdd7affc77c55cdd9a9ea471428c998c22a04a51a194
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99584;
+  static constexpr int kSharedBytes = 98560;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         71fe23f19e31b534f90ebfe298554fab4dce2a34170215f8e07857d08066343a
+// digest         375bda6044f179d5315a73c5f2624edf112d209e7fb3c02e076ad6b04eaff733
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 149760;
+  static constexpr int kSharedBytes = 147712;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         408b4910dc80f69da3c8702b424e72c4a8d2c28049804ebe787988ee65f2f706
+// digest         3f36418824373bcb16429d34a28c8d2486b2e68b07ed34c9d5414d876df4cf95
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

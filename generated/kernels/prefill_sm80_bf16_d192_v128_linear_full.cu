@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         2755157f74841cf1936307392c49693523f2e0c784bff61a432283f8ab557c26
+// digest         1fb38afec8a9b14e10c96181d7362f77a0a3dc89417327e4d370c54c13ed3859
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

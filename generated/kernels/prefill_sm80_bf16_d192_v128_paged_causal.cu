@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         8cba0b8320399d03e83d3367e5e0264f353536696e01a947b2644d0a07100a8f
+// digest         20fc58a398f0f2e5cd62097304c69899f0afe45c9e349b5260a2b1e2404164fb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 91392;
+  static constexpr int kSharedBytes = 90368;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

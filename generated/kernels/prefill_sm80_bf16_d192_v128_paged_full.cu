@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         5ddfbfeabb635b0f1d8a1806d1e2a7f5c2dccfb70d073d46cbf7a85fdbab2a01
+// digest         7f7ca45eb756ee6d54f12b65f85ba3d789525ed7a880033d546c2f1abeac6164
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 91392;
+  static constexpr int kSharedBytes = 90368;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         9587d8ad680c1c20e61e31c077ea7c385ee3025f64cc80d1c7cd10c3434ce11b
+// digest         54dcc033e2c9019ff188efe23f67b5a6b2b2dc171bec36cf19c982873415165d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         0012a6ae18b990228477d712d91ced8b6c9bdf68ecee7fbabcd5328ed5d5a53a
+// digest         2031f2fb4398a0143fb215608d7f36d4522bcf2b4bbaecbe9afdc199d7660cd4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

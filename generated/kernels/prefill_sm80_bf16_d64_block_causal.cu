@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         e9f7177e4b72e804d25ea8c052d075aba300fa6701d7d825794a0b24d9f14cfc
+// digest         c28b8b0ced304a3af690d00beb50097fd611a328dac5aa79fc1d3be525f5975e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 86272;
+  static constexpr int kSharedBytes = 82176;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         e4a882d5c05ef3e6bfa4e52f82cfbbeb799928a1e390a0b348d4f26d3c51f321
+// digest         37130f9c1d9aa0dbed09b01ae9bd1d2ddb7e945b5e4aeddde28598268c7a7f15
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

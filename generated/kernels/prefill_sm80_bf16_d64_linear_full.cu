@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         e227ac4597deb64be4ba07c8803e70a8ed15c61a312c6111b2a01e1a1e99804a
+// digest         a85e97207a2cd30037252612e841ce0928833766038427bc05be3d6cb37ed808
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         aab829c4505a083b9eefd2671ac15b271cd26169666a89b4dc1accb549d4c1e5
+// digest         eca8c6a781bcc71a0b012cb468842064a08fa9f919189020c8e981403c9275c0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 86272;
+  static constexpr int kSharedBytes = 82176;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

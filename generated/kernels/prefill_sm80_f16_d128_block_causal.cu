@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         b6218ee82a589d9ece4657bc7e40f0b31cc03ac32180d696dfb77e2e17b24201
+// digest         c19c8d831d6b18a4b1287e6d48cc095b4c5093b3c8cf84ff90688d1c0f89d7c9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100608;
+  static constexpr int kSharedBytes = 98560;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

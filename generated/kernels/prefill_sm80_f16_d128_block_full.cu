@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         bb6bb124371bdee26e6ecf4df82c7720e83d6c017995be0cce114ce46b5b3446
+// digest         73e9565c17ab87754852673533fb94907daf8d9d0bb41c2787ef4accbd1ac668
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100608;
+  static constexpr int kSharedBytes = 98560;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

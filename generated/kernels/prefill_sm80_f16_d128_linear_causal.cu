@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         ae6e9b45d6e554eceb8604cc9faa5ce57b576d8fccf989435cdca0e108113b8f
+// digest         c0a28d127fefccc4e2da51badfd8dc20f564ff42326719c59cf24b231f7f8e35
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         6826148afc4e042e41d74b634da0af1e4cb7ddcacd48ab5fc7cb15ff19b9dc24
+// digest         5002246cd69a3da9e3a0766c29b37e5c47fb00beeba4b9b188212669e6cc3551
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

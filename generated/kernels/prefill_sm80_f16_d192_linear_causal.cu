@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         df3ed685b59179767a3617dcab6df114ac49f9fb20c94942ffb354712f942eb2
+// digest         da9e63299a069eeefb389567c467f4e142a1f0b09ef82afb07a1744318023056
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         0b9d8d35c3b6acd4ab0e6374b1a47b6484f8d8aedbfeb4d2fb0b4d8ae11f7395
+// digest         a531f97e2c30aedd559d9dbd61c2ea7edacd735a0b359f860099528bfafa53a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

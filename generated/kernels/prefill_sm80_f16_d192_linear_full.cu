@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         f8ad5aa9f7d649aa6d7b6bda7c7b5566d267646df57251f346094fcc3948fbec
+// digest         65584d749baa4be6f3fc108e48d16660a094c487deddf678dc041b9076a4a6a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

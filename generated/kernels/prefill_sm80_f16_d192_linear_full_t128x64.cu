@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         cf02956682191caeefc3c33c382f140dcdbe51491160202b2fc993635168a489
+// digest         1d097f2e80f1b22ef70f12278628c088d89de49e9269f5e90103b2d2c60acfad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         6507acbb17abc1be363b92bcaa2e29ef6c2ff239ad5a47be5d931418e87b157f
+// digest         2df957a3f690dec087971ab9a27673471661f912981a36d0eef83c281bf19e37
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 149760;
+  static constexpr int kSharedBytes = 147712;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

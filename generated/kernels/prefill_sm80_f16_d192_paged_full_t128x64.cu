@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         5c21163f69df3aefa91d28534d4b5f53027116d850b3f78e40074761f019db3c
+// digest         6dfa0e264d44c2316d6317e0978da4412b7e1f161ae3f9682272909bce8ff429
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 149760;
+  static constexpr int kSharedBytes = 147712;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

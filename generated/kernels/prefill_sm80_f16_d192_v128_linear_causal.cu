@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         7546239102ee26b791a9f3c805ea05328db85c3fd3300d951845ae5d7144fcb8
+// digest         a4d005257f33d8e297908bf635fda2bae00fa20e14ecaa748020d5760647b10b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         cb56ede9dd345db11d21752dce13108cc91fed47967d3c16f916a7af9b22d13b
+// digest         11adb4312b3f3d69379fc1e037bbf7f9d8c172a910c8ac2d0eebbc5eac5d467f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

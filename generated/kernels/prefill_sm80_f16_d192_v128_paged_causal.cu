@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         9a119c2cea5b48ad45a1c80e051136b5af7b3150b1994cb42c1c5c91b7fb9da7
+// digest         16809d71efdc5fe3b327aefd098587c54360ade4e62b577b0f601cf2ceb1b9c9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 91392;
+  static constexpr int kSharedBytes = 90368;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

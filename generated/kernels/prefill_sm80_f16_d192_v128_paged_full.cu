@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         d511570c50f67ec98d95e0f4071db60ef9280c1e8f36904adfdd58e87c21dc01
+// digest         a44c316792aad83ec771779b5cb2a64d120eb5e85c04ccff2259a6a20f80ae85
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 91392;
+  static constexpr int kSharedBytes = 90368;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

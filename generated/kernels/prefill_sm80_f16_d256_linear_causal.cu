@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         dc8ac27ee5a547e60cf03a40b5e1a67315aa3660862ba2528bd0ceed0e635bd5
+// digest         069ae525226413494c638faeeb1fbab44d3b448b286e34dd07fced0515697c81
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         b9aaba19a88282d57c3b0f20b93792c8db3443ba1f0c222c7aa51bba6c3c23fd
+// digest         3112b888059734e16bd3102d88c0a2d26a95a2f96982afb462312c0ec7739945
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

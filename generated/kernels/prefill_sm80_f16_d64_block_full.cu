@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         af1a7c5ddd22149500118fde0cfcc0c86deaf9773b5c699baad22af834c29787
+// digest         2363a7b3e12905ecc35054a4d0098f0c6563b62ecbf0eed852199be3b802786a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 86272;
+  static constexpr int kSharedBytes = 82176;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         be9c18d45c70fd1c1809b8bbe123a1c5d28c26d078a25ebd58a0ebd2d2dae59b
+// digest         966fdb52aea648055380873f081d9f30d9cc16bafd9c6328da9bbd5d84a3cc8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

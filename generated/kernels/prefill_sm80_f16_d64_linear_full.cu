@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         f3b6edb23faa04e77e2df055068d9b9c5bc200e343247dea1c2cb8df31c2e982
+// digest         86d33bc3ace00a7823bcf5427357dba63aebf4359733d39663fab1dda2e9cd55
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         9d07c9a6fe9bd9edf079a1d00654cbd75a5fa26ee55e4fbaf0e5659963db4981
+// digest         dbb44abe4d0bb877980271dfd038e704f6e8ff821168133ee508c66ab0d11f20
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 86272;
+  static constexpr int kSharedBytes = 82176;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         8f247c974e72ebe18261afffcb968cd3f1a671c367c109d13d9e36cc4db3ed2f
+// digest         164c8d7c105e200d816fe867874ee9f181e1e7b607a0179c253c7417d130aac3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -36,7 +36,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 86272;
+  static constexpr int kSharedBytes = 82176;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         d1d9bf0a4f99c31f38a3c676c47435a809687eb3c6942fb106868a10ea856fcc
+// digest         359826a0cd41fed4938296cfc3b1ef69de901900a313f56166a92ad9f235e36c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

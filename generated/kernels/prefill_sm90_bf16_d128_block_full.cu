@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         8b197ffae33aa0802789ae54db6341077364e7ced851798a316ef8ff3bf65d7b
+// digest         758064efff79d60b047c84b3852062b686e33ac27b8f279a230310b77c7d9b97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

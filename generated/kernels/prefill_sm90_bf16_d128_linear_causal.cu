@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         a449d2f5d83ed91f18f5484c9939b4d65c5e1593b96441702f1f6e604dc28a7f
+// digest         25cdce0d6aa641357daae0a5db01cba4fba0e50289eb4d1ddac12a026be123da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         6082e57430dae61337170435b7ff9b820685dcce09e4a3939f850966c8158670
+// digest         402adce74cb7492f7543db9c1ce14cca24166db23a087ea6545d295685a97a03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         7bbf5ba53277e00bb7a489c2bcd80298eb39d1ba6edbf70e7373974ee73eb768
+// digest         453d2aff5ca1ddc650d721d8addfb840f33f77206b26b7ee9079706e7c075ba6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

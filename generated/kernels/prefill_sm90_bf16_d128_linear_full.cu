@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         c616e0516654f3f0c3a25095ca3c10da9e33abd28e199cb7ced9e75cdde8b6a7
+// digest         73e50c0faf067dc39268c366660ac5b76a35b34b922dac966ac56fa6516aa709
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

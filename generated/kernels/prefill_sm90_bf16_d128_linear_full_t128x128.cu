@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         96059ed6910751d75057892ba4cae6ff2a89759d3352af52d2138a9b97f0c667
+// digest         4ce5653d6952b2129e05ddb505e5cd8294f0d06aaece518cbdd8cd725027f3e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

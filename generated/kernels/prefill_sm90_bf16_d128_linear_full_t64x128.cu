@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         e7ef5f0bca85c8e96cb77d328b76bdb298b5382f29c33444edb3a00277d41b1f
+// digest         d17c77e803ff0d02a98d53a0615b112ccd7af4d719fd607f62df805e90700050
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

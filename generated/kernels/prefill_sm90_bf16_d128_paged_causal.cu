@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         4154e0048db0cff55115d1215a50dfd7dc4398bf2e187ed55f91b35cded4a125
+// digest         8f543da1e9c47501d7c0f473fee093b248c70750f160f2e9ef1d08c28e111b7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

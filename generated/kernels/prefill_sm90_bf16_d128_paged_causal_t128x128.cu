@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         f2a940e84c87669f2126eb9f4ef4f470a8739560d46656ab7f4ffedc8017e539
+// digest         12017abb1fdd00f3d2207fb1f38c36f923ac2b3f56530f211cea44ddd5527ddf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         3db6fcb5b0183fa361f3c3cfe2d51542e2a7be75f1752fe958923b9bc24bef2c
+// digest         e5ef28bae06adffe31076b080c20adadae65b4261ef40ad992da0c824042128d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

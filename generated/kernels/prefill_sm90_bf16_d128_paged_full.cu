@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         73a668931b59c33f9e6025e07f024b5763bbcdde28c3c16d0a5782385e7ff881
+// digest         6fc7996e39c8097130d1b7e63360d828822154bd8c41cdbdb674d554fd0553d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         f5b2d031074950c818c8cc89d2538bc82e6ef2148130f4d9909f22ffe15cd90e
+// digest         84559271449d169a97da36893fe4b7a391329f20c06b8a4d9881a4b9d4458681
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

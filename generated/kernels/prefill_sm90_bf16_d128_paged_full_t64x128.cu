@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         6e9f1cc78a0e8600671180b0c5311b3e410cb1628b9ba34338b1fea8bf6e46b6
+// digest         56ff7c31601476cc64ddc72f937e6b5ccade1b8381bc794b2d1be79b384001a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

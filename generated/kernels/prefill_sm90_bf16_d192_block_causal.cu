@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         37638587a7286d5109e0cf91ae0abbf0fac99b3a76c1b3e09fde36deda8fb515
+// digest         03976f6c37e64ae9b7b0668149bbad33b7e83b7821aacb67c5379f9dbd81269d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

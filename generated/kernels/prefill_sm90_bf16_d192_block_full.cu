@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         4605540b6fa09b37d710a93e509122b2884b41a1507df3fb086078d092b6e6d7
+// digest         989fa56ab06311d43ece136b9522e3dc7723fe699e53775472775a1d8b14d3e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         52026285758d18f30557216c6ea3598bb4b2c648d09d63130d60f1bc65ea0386
+// digest         06c027a51ee24d598a989c4c9e043c1b4534ee9515d5b542da02719a3aebe2de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         184c5f859bc54a9dd4521d1d5b21a51306a78f086ba80a0b0b196acbe8717fca
+// digest         cc186047515ff4b6c63aa164cd70940998dc45844da4725208917ed5b4ecce16
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

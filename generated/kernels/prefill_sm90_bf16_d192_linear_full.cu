@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         242be1fa67af9d54225a59d71d4da937726ad0f5b2ce011d544c6da60b8ae25c
+// digest         9f9337062874b07edbd642567cdcbbf929ae5699de44853bcfbdffe9e5ce5f8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

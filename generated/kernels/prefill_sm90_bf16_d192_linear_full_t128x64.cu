@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         bbfb55b67e04a9f6adfc0f9bb1d1fa94259b33d4daf06036c1de4ea5182f67fd
+// digest         7e9f62642ab3029a3bab2628c93a4019d67c90e539a4ce9358b999548e504dbb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         b0846e37db184354494d22a5d8ece9a087c308bc3b4ca022ba3e67a2c2bddfc5
+// digest         a210f5100cb248bd6a693e067c244d48c0020e2fa567f9444f4188affac78d11
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

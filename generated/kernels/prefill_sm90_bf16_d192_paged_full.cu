@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         47bfaf84d4bb40165ba3bc45143bf1bd5bb7dd1519bcff52baf6fa5cf073806b
+// digest         1d8d557cc2a6cb71b070d6d22b56dd9e7a1096b1d9bfdf28b690f67a358b0034
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

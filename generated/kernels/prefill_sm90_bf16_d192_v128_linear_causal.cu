@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         7fcdf1a60ad8eb5a4c1fa35a103c9435f63b84f5aa8c15643d92db1c4556ed13
+// digest         94ca25d69480a179c50b71ba3be575e0e28ba781539d7e6a488f90bff369e9d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         b89eeec3789f5199b3e90c07c54701fe1d385236cdee7026c9f3f336329b1d47
+// digest         0a33d8d1e82fbb415a8ab331e84b205c6fff5ae5b4a64e3af0c420ca8be09e92
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

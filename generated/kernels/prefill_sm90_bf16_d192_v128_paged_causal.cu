@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         8406dddb9a652047f2fdb0e69b55ff07f114e7ba00cf9efe6eb64cfd39902a93
+// digest         b64ff778009b2dcc323a47b3ac8ed007f7a688749ffb6125a53915e6b67a741c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

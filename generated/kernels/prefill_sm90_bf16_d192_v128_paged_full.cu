@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         5875da8055ac549993ffb88327b4377ad7906a422d566a50388e2c93bc445f0e
+// digest         cab90d1d1802a7d4229e59f2f19808a21ee93b903e6fabc54dcc98b8ee2d7088
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         b4aa8175187abd8c2b27724c2500332c78e59fa4730bb44e790113184c93e5d9
+// digest         2e249418cbf37ac69f400dcfe869041f0ce6bc239798620f6ee967a9861b46c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

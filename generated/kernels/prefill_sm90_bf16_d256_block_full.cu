@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         054a261bc534c41b34e73d342b682308983c07ecd440560b0fbb51d4251e4d06
+// digest         90715119606d7119f2d34f675d1a65007feb9c29526bef572a65484b17189af9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

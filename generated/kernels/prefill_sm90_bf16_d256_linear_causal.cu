@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         fa8623517eddc446b7919f9ca4af26b02d3a78fe42d05f2541de9b914d0e3ad5
+// digest         08b706e902108a4f55028a24dd7e8efd7c27a2389a340b0284f02cc68ed2ba46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         b81ad8c6fd850566c81288e8a6629eecbf3e8ab21a638a35bf8505844b04190e
+// digest         9be975524b670a5461ca20441406f5e95ce511d7b6e851eae72233bae99ac271
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         949cf061c129a5444384e42343870af05bd66cf22539407129c665cbbc7a82c5
+// digest         7c3d1076808683e5c9519819ebbca28ebb07f81bc0d20efb864964a3388ad783
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         368b8bae663fe0b48ef7cff1c2521c05705e6dd821b62e97ee985b5bab7b05c4
+// digest         03fa21a1217d530603111e0fb70a6759451fc33c01a957978a83ee92e008851c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

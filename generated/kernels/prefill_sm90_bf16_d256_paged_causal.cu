@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         31f16763b8d6045162d3d03cf3e8f6e70a6b731d5dcba5c68cae9a94ffafd30f
+// digest         4531530c2cfb1d1be4d6621a482e168d6ed43e39f82e9a04dd4b8bb5c11a4804
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         31a42dcdb7600dff7c1704016e70af0c115f1bb12de6389a532c34fdef82c3f5
+// digest         1cc536b1a2f436e98cebe6081d3c49bf9128e63ec71e3a58179880a834e1e47d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         1be0180c248f8082f9bf146225434aae7ec3bbac3692b5cafcde6c6b944b1bb2
+// digest         ce13856ccbced3234754cb5df80d5a9c8d3d8e336871997a177a07297692913a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

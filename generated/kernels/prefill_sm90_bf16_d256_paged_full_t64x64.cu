@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         579e4c658069f1d57a75c0c854660b88fe0af35b5a77af82ff7d59ca2e2c27af
+// digest         b9b01589edc67310009abb6692c432ee8ccb92cd5800179a34fe7da9f01129b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         fdd6d8245696d6d81b6e5c0fd993902fe9ff69009d26340b09d150db2358eb9f
+// digest         42602c258173c9eac666f7309bb2ccdefde440dad48a057e0dfe07d0fbd71757
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

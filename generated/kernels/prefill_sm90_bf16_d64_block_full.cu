@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         7b27427916028a1023f3ffa999475a086c415fc061d97067723a884b4ab98575
+// digest         4db2029a2e4463d3f0b6bfe0344173a3df19d68c55fda93d058c12dfcf6a2185
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         c63a8ce1a6967883165d1cf46a069b1a383372d90a2d1ed18707f06d60584fb5
+// digest         9f45c6e7bb6aa91fd0f5abe1e0b20535bd9d10dc8716448a6b5c6488a5aec1a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         3fc5088e7b950849aa08db08a58a7fd5b88b08a0b06911efb5255210719818ce
+// digest         2e123ddc2ffca0a92cb04376112a2f9d31d073f2f9bb3d1db3fa4faf52a2e8b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         0145ac924416231aa0e418de84d47adcb3f1d9c99dd1cc388232962ac75175c2
+// digest         d8bd9ca4a40bc9a54b7bc875e6bba6e995bbbc9cbd8290953595417aa3b4dbd3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         7cdbc2cc5d8f8f418beed683c312a208dfb944d8d87c3dbee5e80b1bebab4d77
+// digest         565fc2ac9424881406819a350cd78532083205addbbe23bc1cc522961a6d6753
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         ae2a6b3ef21dc443040b50e99892ff693a22773dc10cab42de1f2bd29565d9e7
+// digest         150ef3639ddb66ecf0a5f091d66bcb07467ac97820fc4341633dffc1399f079c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         ded7b6d297e0d5e01c7b7134d3c8484d6f59570a61c418693fa5f0fb68b2eadc
+// digest         bcc1cc9ef45e60d5e2786a67de6524bae0c756a233f7982bd6c8d4adb7e8df88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

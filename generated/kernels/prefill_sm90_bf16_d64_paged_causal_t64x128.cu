@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         cfcb7aa86e152c362d382a2c2fbf7ca20e8e9595cd581a019c36b8f7ebaeec42
+// digest         29f0be45a42de5272eb87a68aae064706b43f7de910e1b0531b7c726b8f918a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         c4486713c617bab62cdeb326b6343dec4a1926a8da2c9874384230ea80f53fe7
+// digest         f2939e104745b837cb6a8ce08ccd66e93ce7f0986703493333a90b185f3de172
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         d13d6ecac93f5f94004ac360ee84a6182d69d929cd08de2445ec85cdbaa305fc
+// digest         8ed18dcbff5d415fa42e4e7da27c6278bfd2dc210530af02e75375e409ced789
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         e5e69fcb9927b25f18b89f5cfc634d6d0c1621e16b49b1e9ca29eb74d45f8a66
+// digest         85d17af088256e1704b586f2ce55b2380ef2b0ac1ff8d80344dd217a801e960d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         1e2a0d22709e1fe1ea30138211b6e694378ee5ed505b77b848cb25d8c9789766
+// digest         809e5c8da44818935bceadf6f86f201bcc620855b661982cd3e2f2ae74893007
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         1115401ab4223f4e5250cb8c94e2cd886d292077b9577a625734be09632f62a2
+// digest         132a9e566ce873f80625a714139f94bfa9eff27e1a1ca8fcf1ae2aa8652ac187
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

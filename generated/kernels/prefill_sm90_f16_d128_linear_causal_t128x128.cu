@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         693ab9f666834a3649e98548f08ee9d658b3209032882c5f2d57d465f3795756
+// digest         88fb2eb3216a457a06961969a30aaaa21cc8ba2559f42e8c65c3b58cadebc50f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         7199a548ada9d19c649e48f9638e707ee3fbf72899671d658f26924493652f03
+// digest         87171717a6ed6e355c8fca9fd548c33e10366e6afacbc935e8c4d44920cca63c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

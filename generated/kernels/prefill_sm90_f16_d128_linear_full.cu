@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         57f5d97eb4ec0f55f96ace9a6847b06fe0904ecd255e7fed78fb37563cd5ed22
+// digest         c28fea1f26cb2965e8615e31461bb19ea4d31f3e1911a263b82c76e37d3a1de7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         573ac1c79dc3e7c34e5bdf1bfaa2435ae5eccdc8e3b5885b5fa6e7fbbba6534f
+// digest         93123b1f31c2b910f0713efa1295f98fc1f71353aa5598a40334d19b7be53910
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

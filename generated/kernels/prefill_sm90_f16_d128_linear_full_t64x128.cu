@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         d284738befab29639d7f5ecbdccb9128035f9e0fb838aaa56a1429cef30cb4a8
+// digest         16421034f6e259a211f22ac465dfce0f492e7ef3d7c942b9edbfae8a9fd26969
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

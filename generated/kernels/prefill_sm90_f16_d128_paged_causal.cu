@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         bb030d8b6c5686330eb2be9e8c5a93c1e2982aa28f6c28d9dbc89342c2330fbd
+// digest         6b6405419863f6651e8b43e4dbe6e12653e0bf21dbabc628ad5f32ad61d9c11b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

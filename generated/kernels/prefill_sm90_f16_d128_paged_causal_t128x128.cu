@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         a60d017d6d8e5a5bbffeccd8d97737ab827183c1edfacacfc45dfb331ba57354
+// digest         87e3ef86c4a23997e76779138a2130cfe86374107c8b548f4c738f37187df53c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

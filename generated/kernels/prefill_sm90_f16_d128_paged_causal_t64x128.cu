@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         655d0e2634a3d5fc8cf0d1257bc8fb85ae06f8f85e1240d0707475a9ec5e7aea
+// digest         b5eee8dafe17938967804191f363b0b138e2749a74c0f70f14c6b2421a62de31
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         c81d8ae3f905784292a3b26183d9645905426638486621eef54c4d2b1a366733
+// digest         b3b985bb01127b02d0b6582c7ed732676ab8ecddd0b84c5ab27062f0fc9d0065
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

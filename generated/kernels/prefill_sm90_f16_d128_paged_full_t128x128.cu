@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         7795df3c5ae285e3108134c9712723791feab54dfc97ad9fd4a7f4a76409a4fd
+// digest         c1ac76ab60e1ccecc889f970ce413c13afe4aa1a76b4db064f55bbe0deb68362
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         71ed3a3f42c731529fe97892f2fd7d1d1c78a91f0b6acbd7efe2c76a52d72114
+// digest         6fd6d837ebc6fb94c553164f08a8cfb2d8989030d36f9ac06d057d98e94b76f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         62e17be7613721519d59d0c32fed425e2c943ca98c0c43dc193be45f2006a20d
+// digest         16770a2b10dffaee5fc0cb9bf7a288f0a8c0b0d17bfe29d5cd7a2081da417e6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         f42a500771d0bbcc4452a6820abcdec3ea145aded286bfb831bede1ccbebd660
+// digest         4117fc7abd248aeb2144fa49b7a05bdc902a2d9971f45f581779358968278d27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

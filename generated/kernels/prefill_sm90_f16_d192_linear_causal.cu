@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         78bb40ce90807d12d8d7065b280a8e67908537598acbc0daecdaf775b1c4b6ba
+// digest         75b894996505c43de263066be2e00b86ece4cd32b962cb690d55fe1b0663dfe3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

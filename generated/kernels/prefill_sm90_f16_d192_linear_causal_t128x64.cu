@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c77c03ac56dc987b54318c957a55388b432c1d3913409f55bb742ff672013826
+// digest         70c5bb57c8387e2e3a2379834a183e1d85f522b16a7b31b8154e39b2404e190b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

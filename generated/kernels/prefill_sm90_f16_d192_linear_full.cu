@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         bf70aa8f8f7f0d1a45ef2394a9e71d2f7c6945ca7a0758e5fb047e10cfab73f5
+// digest         a1c9568bc8d233efde1d20101ba00344afb3bc783a748e990819925763123b6d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         3ed9373591b4c9d68275ea5016ad1bfc69146fd3a4b97126bebd3d25ad436994
+// digest         bf466e9dc661ad2e332c366cfe68db9b2ba55daa100f945cbef5fc81cb5a1f02
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         25de7fa6bae2473655f2266047895222573a103101542dbc7eb545650245e2fa
+// digest         cd3d46f72914de47111dee60c435e6b6596ab04a1d241a3227ed317c0b4f254c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         630ea0c8c2e5ecdd36b18416cdd7faffdd1fee7d15354fc19a45c8589db35ef8
+// digest         f8e17da033cb3827093226ab3a26b0b7d59b936fc08a96beceb66cd9d531000f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

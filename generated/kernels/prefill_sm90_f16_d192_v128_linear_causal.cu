@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         9fee93b92e87cd24b3e469e8cccf38bb727d476dafd85f61fe962f6faf2a2981
+// digest         9ed2eaed03699c5780e0bf51b2b2c21e2739ea388b924279ad1d169820b7b329
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

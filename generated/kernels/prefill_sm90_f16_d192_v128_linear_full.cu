@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         e1a7cb5cb49f2376b2e252685c533adc83cbb31155e37c0011eeec35b4fbd5de
+// digest         fc6b3609da2a6da4cc7294fcc21158e95a175055597bcb92a54b291293031645
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         cba82f81d5782a9ae0f957737ef228ecb35af3571ce2a798e6ccf323623de8c3
+// digest         8bade4b1deb7d1ed5b58c0ffe5af5f526d8aff5ddee22235d40c56f7f0ecf621
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

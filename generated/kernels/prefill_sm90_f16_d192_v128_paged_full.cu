@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         24748ad3804fbac39fe9af10b1220376f67a07921551152842232ef5a8a85778
+// digest         ca850ae3e51882bfb605bce1f5a348591d60786684642487b1699743ef6d999e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         0874481b6d9d5f84b05262584269d6943356dff919982e1db3b7ef3cd6cf0958
+// digest         dcf486fcf17977aabdae5adf4a136be031736f91c20aaa1cd0be60c8a3968fcf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

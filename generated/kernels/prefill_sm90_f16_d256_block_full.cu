@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         fe51ebbeb444112eebb0fdcd0b2606a060c8b3395f32c037ed4618646966740f
+// digest         1185ef765a970f4c32d2bc916828b6a15084860b63c13484249bb145ffdb786d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         4c288a6f44257a1d841e9ffa92ed2bced34f93830f86e985f9cbe01d4fe832db
+// digest         4b050dffd00e904e75458bfe9056e73cd2cdadb0adf49c6588127d2b78836e19
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

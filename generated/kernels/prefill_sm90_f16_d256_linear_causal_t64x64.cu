@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         69e6bef8eafe796319627f21a23f4cb72f0a1122eb82d831d84a10f3a387d3f8
+// digest         d271588fc167cc3a96c1656be74e29cbb7e91331947eb23380cf9b5247e8ce1e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         a90d4183083537d72a42e22e9e97cf37bf8854c74f1a46179392de5049b1425b
+// digest         eeae48beb6261314c6b3f96d2142d65eb66c3b84425699deec22704d3ba6108a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8053f5211576e4fd69706ae33637f8870b6c179fb5eb59dd4b75a46bf9be04e3
+// digest         71d95d2bd902b2ecc3f60fe00cc21a0cd272127ce5b11b0350eb125512e18f6d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

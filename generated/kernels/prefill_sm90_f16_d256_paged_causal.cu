@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         9476e2e0b8dfed75522a0bb9ab04290627be4fd24d33d5e4a6a51dc105f267fc
+// digest         5172732a33e267714b91a33a30debc4a00a2d28e71b41cabec91e316c4aeefb8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

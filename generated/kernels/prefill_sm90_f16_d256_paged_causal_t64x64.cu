@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         7f8e9a18520cc60281959ece1ae7494bd3a63e740bf206f1544a3681ea9eea88
+// digest         a4c4de098b8325fce41b617f7679a50ffd48ab183f059a1a68909cdbb5fb939d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         7f859c72933d923ed674a049805b749da0371b20ef3b928b6075b87f64e98193
+// digest         31cd4f51c0f7aeeae2c4dd6a253272363aa17d4d590e3779d5d6c26122757c87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

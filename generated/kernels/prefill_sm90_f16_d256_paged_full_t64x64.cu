@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         4785064be8579ca396160f35162a5d546610d80c399588aa43285587fe33dcbd
+// digest         1d736f66d4699a797eb2b74e5868428c4ae8878c93a0db85638284145240908e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         70917e2464f5f8eeccdb695e5b8d304a4e1744949ce855a99fbab9c20694ac0b
+// digest         00d1931eb83a8590d4e41eca48a71f40a24eee2ee17e4660168716c86b3d6f2d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

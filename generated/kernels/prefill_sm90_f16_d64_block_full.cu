@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         bd5a36208c92244dabef52fdbaff15a173d76e77f858c9d21950d04f6ad77b5f
+// digest         c00ab88cdea5f56bbf9a019f96ef5fec1b6b6f9806d3180644ff6eb6348e5b57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         d2299086a6577abd6a6e6fba0551804f7f07a49deeb35c30e9f2ddb4680c4784
+// digest         bc5e1daf377479483f2254b6eebd60540c89ec79f1b601fc9929c3c51b5b9505
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         fedb4b17c59fea5af375050485fb48088de3fefb08d653fc52228c58a11e6065
+// digest         d341dd4a78679aeef97662f31a0183e7366b3ed50d06e1e80092c81336af0d8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

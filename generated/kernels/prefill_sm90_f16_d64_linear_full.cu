@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         2cb1b31c504ec735d12f63e329ccdcc50d4aef86aaed8e36ec6801cbe89adbe4
+// digest         6a70fb56a8743769781d01c7c609154e4bd7e668f0e01affa182f7e57ce0bc19
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         950092131867a0377bf0bab9a1c94406d8db5018e6a10bb2b9d75b3c615cad36
+// digest         06c9a9959013042b2248bb067d17f3c3de07f960ea9d484ee23cbdd85379fcfc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

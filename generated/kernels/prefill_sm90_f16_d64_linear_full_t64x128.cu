@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         845231f2e3ffb785e8e5c72dc4024d7f328bdd06a40ea83279a7133f40358d36
+// digest         8fb0578f13f84b9e4c56bb2208f14d3ae266543cc9ff449bfff927c107a52fad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

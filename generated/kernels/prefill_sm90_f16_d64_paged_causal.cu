@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         df19a82f1a8a94f6b41fe295a51321762672ed534e9b6c96b61ff649cf4f5530
+// digest         955c7f4754bba987bf906fad9735f029f34bd1c6897bd919c6b69bceabc29a64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

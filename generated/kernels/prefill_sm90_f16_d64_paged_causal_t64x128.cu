@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         695e01b9c0dfb4d47be63b208d90c70c4efe8bdc8075ccf08cf2f5bde01e0397
+// digest         626252c4670f04865df839087f72b616eb98c2cd0f16f1cd790496c7ae953a84
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         ee1b12602906ed42d6979c54639c09d38514477637fea765376dfd61ef46db00
+// digest         4259525635648f8431032423f474939b986298ed111e8031076560cc34d30e7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

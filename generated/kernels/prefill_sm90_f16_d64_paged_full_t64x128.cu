@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         5176f26b9b614a764663ab23f7c2fba78e2e097ba9bb25a38a0a9a23a02077f7
+// digest         6f6957e4a6f457cdd8fb6e3958618135d54d5e6ff0da8bcaa4dc369370205cbe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         5db9984a3468f01b592849b76f679760515b4eb05176333ebe1bdc8acd620fc6
+// digest         20b5c82c6d2975b9308ab17d9aa7f9c99925f1b86f12b324800696183d35951e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

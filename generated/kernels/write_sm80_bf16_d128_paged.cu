@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         2830fce09aa25668ccb13fd8eb53efdd15f3b2423ae2523df7465bce0222de78
+// digest         d613d811c3bafbb996888472d4c46032b3ff58a199b150af8c9a8c6b357a8ead
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

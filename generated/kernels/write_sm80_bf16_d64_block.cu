@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         3982665615c3df2a86afbeb7ce3c442450fbe35f5c549e9a3cece4f30af41e37
+// digest         d7aa0e08c98dc3ea7f81e32230b221186893ae361e19b1debe203636818fbdb0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

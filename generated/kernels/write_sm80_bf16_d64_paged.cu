@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         d6b75835b823fed5d56e5d4016f7f6053128231374ac3fcc06fddf3e82ce6453
+// digest         91c450a40d48c5a2b6507ea9c31138b35af5db7df2003aa1e9e8a1ca7e0fd0e9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         dd2fc21fa99bdf32deaccbd8f4d79841afe3abfcb884b0a7e6843562588531b9
+// digest         21dfce3515a2aa761c55b460df3d752d21826b9f5f075323c77555e1d17d2fa7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

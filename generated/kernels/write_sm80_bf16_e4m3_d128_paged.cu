@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         35dee8240e9ecd1e979feceb5c6c1680cc42309f4cf6ee2181214bd5c933cc26
+// digest         9f6eb42cfa0ac0502552aeff021d93205041a8c8a3b80a77f31487d24cfb4ae7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         c3fa88a65c50f4f6b6a75cb2b55f35f3111150011045806120e94608c5e4ae59
+// digest         c179dbe2456f6c4c08581b113a3a64ba1a68fee99ef6ae1ea46e51d676aef96f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         aead3086b4fb021c96b56a9d77935d676946151a4c65adb77a845f88699953d2
+// digest         29e8139802630807a75c48e372b1f2d9b9b99bce86073375d715639534e734ea
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         63ab9a51f362250de2e4cbc902a062f2b7b62ae0bf434e3dbd42faee2855b17d
+// digest         608171b58b92c07ce6cd074e9de80a8b70c820f5a4dc2a6412bbfce3422e317b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

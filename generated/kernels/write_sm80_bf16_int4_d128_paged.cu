@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         0060432197b8d1077e2561e2ec68ccae67716580a76e77efe4be81d2c1b9616e
+// digest         92061c0f9d9d969e44354d90a681d4b2f0c057b3307dbaa2cb59f335aad36547
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         1b8fa9b04c533128cd01f3a21dbf11dba810df896e906f79c46e6e14d782aaea
+// digest         92bcbd54cc8b49a694d3bb86a4e01d6e8e80d516cc9c4fd3478abd8e715f47b8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

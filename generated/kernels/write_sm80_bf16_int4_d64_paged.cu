@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         f20f9b5c105a4f0b0f74e1ca4ddbd2cef175ae33bd3c0150d0cc8e0289de02c0
+// digest         2a430f273c6c28fe5dfa259afcc94d054e478dd30b049db5e968faeca0510720
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         c56c2b50bfbd6aaa2b689275e9a98356ad1f8328632a37511838a866209482da
+// digest         cd0ad64c2de94eb9b081a28d5d9516ecea14193b8afbc37782fcb805c46acf65
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         d8034553cd4c9433274ee4960a151f490461a40105e166807202ed821dca1f86
+// digest         f0a63e77cf10fb973f018bffa51d24b1a1ef8a53e2cf18b94aa521ce82f21ba5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         0b162bad5f729b8d0deb0a51acf453161be7e6438d030f3237c5f3a2a7e80e3b
+// digest         ac2edde63668823337647befddb92b8965402f7661eefcb4d35f54e68821f2d8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

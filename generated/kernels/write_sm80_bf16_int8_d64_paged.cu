@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         b6dd814c30a393dcff0a1286102b729099f31591e3d197e7999fde3d519ecab6
+// digest         39324227b276573a10137d393b74066add67f48f9b750b72ba1e31421856c918
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         c4f207cd45c255d5595aea4dfc79268be3d908c2db1b1b98bd3f9b3a7eadd15b
+// digest         fe13a39c2b4b0812cb12d7b4fb21ace8b855b1a3a67b99099ccd6d2d1b2abfcd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         3186364467e5834837daa9188b30674757d05a1f6c187bc02871b1d7a98436f7
+// digest         cbe6daa7c5000c81f766e39708b5ea7189018e05427093b4b73b7f4146fdd4ce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

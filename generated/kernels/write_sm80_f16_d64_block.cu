@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         433693effd5f61418e95be705899e5264fd3784e669f55e254848d85c974012e
+// digest         12c395a02402bb4dae1c524dc313431f45372462f49c35067e61cf27fb90a267
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

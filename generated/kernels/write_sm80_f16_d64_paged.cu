@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         91137e1e9c98b99f3c6910767915c713d5a6b9a3b28121de50441ce476ff39e3
+// digest         e8b26cc5bfc97e1bcab7656808895f9eb92a55eec8ca4b9679765a917757e224
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         87bc4f498a3beb11188813322520a49e953ce43b5b04c620ec5061fe60520258
+// digest         53d7322ce779fcc6d81b2dbaa08c3cfce3f34bde4166047bf782c4dcaccdf7f0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

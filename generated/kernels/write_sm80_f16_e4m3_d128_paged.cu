@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         21e90a8cf5133d97dedd06f19d48b63aeadc12707ef346e6b830ea760c85d564
+// digest         643ed17b61bcc7f075c5d20817e1c013813d9e46301a8e9ae22956cedb22902c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         1d8d7a485683d6b97665acf6c2c655d35f375c6521ab05e7987f8021751a8fde
+// digest         3937f10a398eb5ec6f5f650b267007aa5b376d010d7b9c22c1db4b8e857a4b76
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         886f3c2b26ef2f68c4bcd2d3f24212d35176faa400434f60ae8793cc78ea19cc
+// digest         5a8acea50a36b1c7479046f1c3f7e994696b1d708d938dec031adf69d634162b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         e9376c6820781f909efe3ad46f87a3b7dd76141e13064ad32eea134284c71d9c
+// digest         fc76ed9188c7ab03437d996c6556f3935bc7126536e92d21e5f3248a28ed665c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

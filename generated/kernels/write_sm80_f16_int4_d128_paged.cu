@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         8c25593e114882e8b974123621e2269f6a3ef8a04d42f19e50edfd14ff8d3c2b
+// digest         cb085178f75e3578be6417763b00370f802675124b5bc4082aa7a9f8e8be46e4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

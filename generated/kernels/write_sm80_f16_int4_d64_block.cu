@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         81ea587f734efcec9fffc896afc975b20e6b17008d19af614d714cf91d93f6e9
+// digest         476b6c688e0fd3b58100186f7bd7476945facc4bea49c42ff83c7114b86f29ab
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

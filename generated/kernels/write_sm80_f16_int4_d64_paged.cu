@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         ca336daada9c567940faf01cf15dcf0639dc1a13ed1a078064edaf0656185a33
+// digest         b0c1b087c70a078d67f492272aeb2f2e81f724106986b61e51f218802634a622
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         f410cde3939ca5b07623bac8f539291fcff7f34d8e4531bb35826a753c34c5f8
+// digest         e624970b396fb1ec41222c7f7ad66034a050d8393864331fd86bf90a3438beec
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         81398190390d1d5693447b65028216946738e1871e63ef8a4cd8919dc196ce36
+// digest         7db7e18ed4f145b20b273510890fcdacea0d922af1331f890b632cc20bd8d99e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

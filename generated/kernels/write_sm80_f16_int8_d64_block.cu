@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         1576b9da5ed31e5446b7b2f3c1408e4223f877e10bdedb1a4c302b892d52c08e
+// digest         69677231edb3650fc1cb568dae3eb48cb53931110f432d6d99446f803671a178
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         6d82defb18429960f5f8294f653bad001cc9cbc323a668ee3fe2321a6d86d54b
+// digest         84b497b543e012c05d3015e869ddd7c7bbe1d52f26adadb552429a346166fd5e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

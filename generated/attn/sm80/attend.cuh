@@ -19,6 +19,7 @@ __device__ __forceinline__ void attend_at_once(Output& output,
                                                const PrefillStorage<Config>& storage,
                                                int key_tile,
                                                int warp,
+                                               bool is_covered,
                                                Meanwhile meanwhile) {
   using Traits = PrefillTraits<Config>;
   Probabilities<Config> p;
@@ -26,7 +27,7 @@ __device__ __forceinline__ void attend_at_once(Output& output,
 #pragma unroll 1
   for (bool renew = softmax.lacks_reference();; renew = true) {
     Scores<Config> scores;
-    take_scores<Config>(scores, query, storage, key_tile, warp);
+    take_scores<Config>(scores, query, storage, key_tile, warp, is_covered);
     if (renew) {
       float largest[Traits::kRowFragments][2];
       softmax.take_largest(largest, scores, 0);
@@ -53,12 +54,13 @@ __device__ __forceinline__ void attend_by_steps(Output& output,
                                                 const PrefillStorage<Config>& storage,
                                                 int key_tile,
                                                 int warp,
+                                                bool is_covered,
                                                 Meanwhile meanwhile) {
   using Traits = PrefillTraits<Config>;
   using T = typename Config::T;
   meanwhile();
   Scores<Config> scores;
-  take_scores<Config>(scores, query, storage, key_tile, warp);
+  take_scores<Config>(scores, query, storage, key_tile, warp, is_covered);
 
   const int lane = opaque(threadIdx.x) % 32;
   const int slot = static_cast<unsigned>(key_tile) % Traits::kSlots;
@@ -93,10 +95,11 @@ __device__ __forceinline__ void attend_after_maximum(Output& output,
                                                      const PrefillStorage<Config>& storage,
                                                      int key_tile,
                                                      int warp,
+                                                     bool is_covered,
                                                      Meanwhile meanwhile) {
   using Traits = PrefillTraits<Config>;
   Scores<Config> scores;
-  take_scores<Config>(scores, query, storage, key_tile, warp);
+  take_scores<Config>(scores, query, storage, key_tile, warp, is_covered);
   meanwhile();
   float largest[Traits::kRowFragments][2];
   softmax.take_largest_of_lane(largest, scores, 0);
@@ -120,15 +123,17 @@ __device__ __forceinline__ void attend(Output& output,
                                        const PrefillStorage<Config>& storage,
                                        int key_tile,
                                        int warp,
+                                       bool is_covered,
                                        Meanwhile meanwhile) {
   using Form = typename PrefillTraits<Config>::Form;
   constexpr Form kForm = PrefillTraits<Config>::kForm;
   if constexpr (kForm == Form::kAtOnce) {
-    attend_at_once<Config>(output, softmax, query, storage, key_tile, warp, meanwhile);
+    attend_at_once<Config>(output, softmax, query, storage, key_tile, warp, is_covered, meanwhile);
   } else if constexpr (kForm == Form::kBySteps) {
-    attend_by_steps<Config>(output, softmax, query, storage, key_tile, warp, meanwhile);
+    attend_by_steps<Config>(output, softmax, query, storage, key_tile, warp, is_covered, meanwhile);
   } else {
-    attend_after_maximum<Config>(output, softmax, query, storage, key_tile, warp, meanwhile);
+    attend_after_maximum<Config>(
+        output, softmax, query, storage, key_tile, warp, is_covered, meanwhile);
   }
 }
 

@@ -55,6 +55,11 @@ __device__ __forceinline__ unsigned opaque(unsigned value) {
   return value;
 }
 
+__device__ __forceinline__ const char* opaque(const char* address) {
+  asm("" : "+l"(address));
+  return address;
+}
+
 // --- fragments: four 8x8 matrices of 16-bit elements --------------------------------------------
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {

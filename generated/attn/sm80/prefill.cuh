@@ -9,6 +9,7 @@
 #include "attn/sm80/output.cuh"
 #include "attn/sm80/prefill_traits.cuh"
 #include "attn/sm80/tile_copies.cuh"
+#include "attn/sm80/walk.cuh"
 #include "attn/split.cuh"
 
 namespace attn::sm80 {
@@ -37,13 +38,11 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
     if constexpr (Traits::Kv::kHasPairs) {
       storage.pair_rows = Traits::Pairs::make(params, tile.sequence, kv_head);
     }
-    const auto cache = Traits::Cache::make(params, tile.sequence, kv_head);
     storage.work = {tile,
                     split_range(tiles.begin, tiles.end, arguments.plan, tile.split),
-                    cache,
+                    Traits::Cache::make(params, tile.sequence, kv_head),
                     visible,
-                    splits,
-                    Traits::unit_shift(cache)};
+                    splits};
   }
   if (threadIdx.x % 32 == 0) {
     const int warp = threadIdx.x / 32;
@@ -56,47 +55,16 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   __syncthreads();  // storage.work and storage.seen are visible to all warps
   const auto& work = storage.work;
 
-  // 2. Start the copies: Q with the first tile, then as many tiles as the ring holds but one.
-  const int last_tile = work.keys.end - 1;
-  TileStream<Config> stream(storage, params);
-  stream.look_up(last_tile);
-  stream.publish(last_tile);
+  // 2. Start the copy of Q.
   copy_queries<Config>(storage.query, params, tile);
-#pragma unroll
-  for (int stage = 0; stage < Traits::kStages - 1; ++stage) {
-    __syncthreads();  // the addresses published last are visible to all warps
-    stream.copy(last_tile - stage);
-    stream.look_up(last_tile - stage - 1);
-    stream.publish(last_tile - stage - 1);
-  }
+  copy_async_commit();
 
   // 3. Walk over the keys, from the last tile to the first.
-  QueryFragments<Config> query;
   OnlineSoftmax<Traits::kRowFragments> softmax(params.inv_sqrt_dh *
                                                key_factor<Config>(params, kv_head));
   float output[Traits::kRowFragments][2 * Traits::kValueFragments][4] = {};
-#pragma unroll 1
-  for (int key_tile = last_tile; key_tile >= work.keys.begin; --key_tile) {
-    copy_async_wait<Traits::kStages - 2>();
-    __syncthreads();  // this tile is visible to all, and all have left the slot filled next
-    if (key_tile == work.keys.end - 1) {
-      query.load(storage.query, threadIdx.x / 32, threadIdx.x % 32);
-    }
-    if constexpr (Traits::Kv::kIsQuantised) {
-      expand_tiles<Traits>(storage);
-      __syncthreads();  // the tiles of T are visible to all, and their codes may be overwritten
-    }
-    stream.copy(key_tile - (Traits::kStages - 1));
-
-    const int warp = threadIdx.x / 32;
-    const int first_key = key_tile * Traits::kCtaS;
-    const auto look_up = [&] { stream.look_up(key_tile - Traits::kStages); };
-    if (storage.seen[warp].touch(first_key, first_key + Traits::kCtaS)) {
-      attend<Config>(output, softmax, query, storage, key_tile, warp, look_up);
-    } else {
-      look_up();
-    }
-    stream.publish(key_tile - Traits::kStages);
+  if (work.keys.begin < work.keys.end) {
+    walk_over_keys<Config>(output, softmax, storage, params);
   }
   softmax.finish();
   scale_output<Config>(output, params, work.tile);

@@ -2,6 +2,7 @@
 // Where the K and V rows of a token are, for each kind of cache.
 #pragma once
 
+#include "attn/block_splitter.cuh"
 #include "attn/kv_type.h"
 #include "attn/params.h"
 
@@ -19,33 +20,14 @@ struct RowStride {
   int64_t v;
 };
 
-// Splits a token index into block and row. Nearly every cache has a power of two as block_len; a
-// shift then spares each tile two divisions, whose latency no other warp hides (measured: 12 % of a
-// prefill at head_dim 128).
-struct BlockSplitter {
-  int block_len;
-  int shift;  // log2(block_len), or -1
-
-  __device__ __forceinline__ static BlockSplitter make(int block_len) {
-    return {block_len, (block_len & (block_len - 1)) == 0 ? __ffs(block_len) - 1 : -1};
-  }
-
-  __device__ __forceinline__ int block(int token) const {
-    return shift >= 0 ? token >> shift : token / block_len;
-  }
-
-  __device__ __forceinline__ int row(int token) const {
-    return shift >= 0 ? token & (block_len - 1) : token % block_len;
-  }
-};
-
 // Bytes that an even number of elements of a cache take.
 template <class Kv>
 __device__ __forceinline__ int64_t bytes_of(int64_t elements) {
   return Kv::kBits >= 8 ? elements * (Kv::kBits / 8) : elements >> 1;
 }
 
-// The rows of one sequence and one KV head. Tkv: what the cache holds (attn/kv_type.h).
+// The rows of one sequence and one KV head. Tkv: what the cache holds (attn/kv_type.h). Splitter:
+// how tokens are split into blocks (attn/block_splitter.cuh).
 //   kGathered   rows have no common stride: a kernel looks them up before it copies, in two steps
 //     entry(token)               what the block table says of the token's block: a load. Only for
 //                                tokens below k_len: entries behind the last used one may be wild
@@ -54,7 +36,7 @@ __device__ __forceinline__ int64_t bytes_of(int64_t elements) {
 //     entries()                  all entries of the sequence
 //   otherwise   row(params, token)
 //   evenly_spaced(n)             n rows from a multiple of n on are stride(params) apart
-template <CacheType kCache, class T, int kHeadDim, class Tkv = T>
+template <CacheType kCache, class T, int kHeadDim, class Tkv = T, class Splitter = BlockSplitter>
 struct CacheIterator;
 
 // Row of a linear cache that holds the first key of a sequence.
@@ -64,8 +46,8 @@ __device__ __forceinline__ int first_linear_row(const AttentionParams<T>& params
   return rows == nullptr ? params.cu_k_len[sequence] : rows[sequence];
 }
 
-template <class T, int kHeadDim, class Tkv>
-struct CacheIterator<CacheType::kLinear, T, kHeadDim, Tkv> {
+template <class T, int kHeadDim, class Tkv, class Splitter>
+struct CacheIterator<CacheType::kLinear, T, kHeadDim, Tkv, Splitter> {
   static constexpr bool kGathered = false;
   using Kv = KvTraits<T, Tkv>;
   struct Entry {};
@@ -98,15 +80,15 @@ struct CacheIterator<CacheType::kLinear, T, kHeadDim, Tkv> {
   }
 };
 
-template <class T, int kHeadDim, class Tkv>
-struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv> {
+template <class T, int kHeadDim, class Tkv, class Splitter>
+struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv, Splitter> {
   static constexpr bool kGathered = true;
   static constexpr int kRowBytes = KvTraits<T, Tkv>::template kRowBytes<kHeadDim>;
   using Entry = int64_t;  // address of a block
 
   const int64_t* block_ptrs;  // of this sequence
   int64_t head_offset;        // bytes from a block's address to the K rows of this layer and head
-  BlockSplitter splitter;
+  Splitter splitter;
 
   // A block: [kv_head][K, V][token][head_dim]
   __device__ __forceinline__ static CacheIterator make(const AttentionParams<T>& params,
@@ -115,7 +97,7 @@ struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv> {
     const BlockIteratorParams& block = params.block_iter_params;
     return {block.block_ptrs + block.cu_block_nums[sequence],
             block.layer_offset + static_cast<int64_t>(kv_head) * 2 * block.block_len * kRowBytes,
-            BlockSplitter::make(block.block_len)};
+            Splitter::make(block.block_len)};
   }
 
   __device__ __forceinline__ const Entry* entries() const { return block_ptrs; }
@@ -149,8 +131,8 @@ struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv> {
   }
 };
 
-template <class T, int kHeadDim, class Tkv>
-struct CacheIterator<CacheType::kPaged, T, kHeadDim, Tkv> {
+template <class T, int kHeadDim, class Tkv, class Splitter>
+struct CacheIterator<CacheType::kPaged, T, kHeadDim, Tkv, Splitter> {
   static constexpr bool kGathered = true;
   using Kv = KvTraits<T, Tkv>;
   using Entry = int;  // block id
@@ -158,7 +140,7 @@ struct CacheIterator<CacheType::kPaged, T, kHeadDim, Tkv> {
   const char* k;  // of this KV head
   const char* v;
   const int* block_table;  // of this sequence
-  BlockSplitter splitter;
+  Splitter splitter;
 
   __device__ __forceinline__ static CacheIterator make(const AttentionParams<T>& params,
                                                        int sequence,
@@ -167,7 +149,7 @@ struct CacheIterator<CacheType::kPaged, T, kHeadDim, Tkv> {
     return {static_cast<const char*>(paged.k) + bytes_of<Kv>(kv_head * paged.k_head_stride),
             static_cast<const char*>(paged.v) + bytes_of<Kv>(kv_head * paged.v_head_stride),
             paged.block_table + static_cast<int64_t>(sequence) * paged.max_blocks,
-            BlockSplitter::make(paged.block_len)};
+            Splitter::make(paged.block_len)};
   }
 
   __device__ __forceinline__ const Entry* entries() const { return block_table; }

@@ -24,8 +24,8 @@ struct TilePairs<Pairs, kCtaS, false> {};
 // and passes behind the arithmetic, so one is enough.
 template <class Traits, bool kIsQuantised = Traits::Kv::kIsQuantised>
 struct CodeTiles : TilePairs<typename Traits::Pairs, Traits::kCtaS, Traits::Kv::kHasPairs> {
-  typename Traits::CodeTile key_codes;
-  typename Traits::CodeTile value_codes;
+  typename Traits::KeyCopyTarget key_codes;
+  typename Traits::ValueCopyTarget value_codes;
 };
 
 template <class Traits>

@@ -15,7 +15,7 @@ struct PrefillTraits {
   using T = typename Config::T;
   using Tkv = typename Config::Tkv;
   using Kv = KvTraits<T, Tkv>;
-  using Cache = CacheIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
+  using Cache = CacheIterator<Config::kCache, T, Config::kHeadDim, Tkv, BlockDivider>;
   using Pairs = PairIterator<Config::kCache, T, Config::kHeadDim, Tkv>;
 
   static constexpr int kHeadDim = Config::kHeadDim;
@@ -57,45 +57,18 @@ struct PrefillTraits {
   static constexpr bool kQueryInRegisters =
       kAccumulators + kQueryRegisters + 30 * kRowFragments <= 240;
 
-  // Of K and of V, the rows that one thread copies.
-  static constexpr int kCopiedRows = kCtaS / (kThreads / 8);
-
-  // Keys that share an address, as a power of two.
-  __device__ __forceinline__ static int unit_shift(const Cache& cache) {
-    constexpr int kShift = kCopiedRows >= 8 ? 3 : kCopiedRows >= 4 ? 2 : kCopiedRows >= 2 ? 1 : 0;
-    static_assert(1 << kShift == kCopiedRows, "a thread copies 1, 2, 4 or 8 rows");
-    // Each row has a pair (scale, zero) to look up, too.
-    constexpr bool kOwnAddress = !Cache::kGathered || Kv::kHasPairs;
-    return !kOwnAddress && cache.evenly_spaced(kCopiedRows) ? kShift : 0;
-  }
-
   static_assert(kCtaQ % (kWarps * 16) == 0, "every warp owns whole fragments of rows");
   static_assert(kCtaS % 16 == 0, "a tile of keys is whole fragments");
   static_assert(kStages >= 2, "one tile is computed while the next is copied");
-  static_assert(kCtaS <= kThreads, "one thread looks up the address of one row");
 
   // The output leaves through the rows of Q, so they are as wide as the wider of the two.
   using QueryTileStorage = SharedTile<T, kCtaQ, (kHeadDim > kHeadDimV ? kHeadDim : kHeadDimV)>;
   using KeyTileStorage = SharedTile<T, kCtaS, kHeadDim>;
-  // Codes, 16 bits at a time.
-  using CodeTile = SharedTile<T, kCtaS, kHeadDim * Kv::kBits / 16>;
   using ValueTileStorage = SharedTile<T, kCtaS, kHeadDimV>;
+  // Rows as they lie in the cache, 16 bits at a time: codes, or the tiles above.
+  using KeyCopyTarget = SharedTile<T, kCtaS, kHeadDim * Kv::kBits / 16>;
+  using ValueCopyTarget = SharedTile<T, kCtaS, kHeadDimV * Kv::kBits / 16>;
 };
-
-// The addresses of units of keys (TileStream), twice as many as a tile has keys: unit u has the
-// place u modulo their number.
-template <bool kGathered, int kCtaS>
-struct RowTable {
-  static_assert((kCtaS & (kCtaS - 1)) == 0, "places are the low bits of units");
-  alignas(128) RowAddress rows[2 * kCtaS];
-
-  __device__ __forceinline__ RowAddress& address_of(int unit) {
-    return rows[static_cast<unsigned>(unit) % (2 * kCtaS)];
-  }
-};
-
-template <int kCtaS>
-struct RowTable<false, kCtaS> {};
 
 // What the CTA works on. It lies in shared memory because the loop over keys needs every register
 // for arithmetic.
@@ -105,8 +78,7 @@ struct Work {
   TileRange keys;  // tiles of keys of this split
   Cache cache;
   VisibleKeys visible;
-  int splits;      // of this query tile
-  int unit_shift;  // of a gathered cache: 2^unit_shift keys share an address
+  int splits;  // of this query tile
 };
 
 // The keys that some row of a warp sees, and those that all of them see, which need no mask.
@@ -124,9 +96,7 @@ struct alignas(16) WarpKeys {
 };
 
 template <class Config>
-struct PrefillStorage
-    : RowTable<PrefillTraits<Config>::Cache::kGathered, PrefillTraits<Config>::kCtaS>,
-      CodeTiles<PrefillTraits<Config>> {
+struct PrefillStorage : CodeTiles<PrefillTraits<Config>> {
   using Traits = PrefillTraits<Config>;
 
   typename Traits::QueryTileStorage query;  // at the end: the output

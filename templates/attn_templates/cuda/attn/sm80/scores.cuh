@@ -21,20 +21,20 @@ template <class Config>
 using Probabilities =
     uint32_t[PrefillTraits<Config>::kStepFragments][PrefillTraits<Config>::kRowFragments][4];
 
-// S, -inf where a query does not see a key.
+// S, -inf where a query does not see a key. is_covered: all see all of them.
 template <class Config>
 __device__ __forceinline__ void take_scores(Scores<Config>& scores,
                                             const QueryFragments<Config>& query,
                                             const PrefillStorage<Config>& storage,
                                             int key_tile,
-                                            int warp) {
+                                            int warp,
+                                            bool is_covered) {
   using Traits = PrefillTraits<Config>;
   const int slot = static_cast<unsigned>(key_tile) % Traits::kSlots;
-  const int first_key = key_tile * Traits::kCtaS;
   const int lane = opaque(threadIdx.x) % 32;  // fragment addresses are recomputed, not kept
   multiply_query_key<Config>(scores, query, storage, slot, warp, lane);
-  if (!storage.seen[warp].cover(first_key, first_key + Traits::kCtaS)) {
-    mask_scores<Config>(scores, storage.work, first_key, warp, lane);
+  if (!is_covered) {
+    mask_scores<Config>(scores, storage.work, key_tile * Traits::kCtaS, warp, lane);
   }
 }
 

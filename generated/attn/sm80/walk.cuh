@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// The walk of a CTA over its tiles of keys, from the last to the first.
+#pragma once
+
+#include "attn/sm80/attend.cuh"
+#include "attn/sm80/tile_copies.cuh"
+
+namespace attn::sm80 {
+
+// The range must have keys. Q is on its way to storage.query.
+//
+template <class Config, class Output>
+__device__ __forceinline__ void walk_over_keys(Output& output,
+                                               SoftmaxOf<Config>& softmax,
+                                               PrefillStorage<Config>& storage,
+                                               const AttentionParams<typename Config::T>& params) {
+  using Traits = PrefillTraits<Config>;
+  const auto& work = storage.work;
+  const int last_tile = work.keys.end - 1;
+
+  // 1. Start the copies of as many tiles as the ring holds but one.
+  const TileStream<Config> stream(storage, params);
+  auto entry = stream.look_up(last_tile);
+#pragma unroll
+  for (int stage = 0; stage < Traits::kStages - 1; ++stage) {
+    stream.copy(last_tile - stage, entry);
+    entry = stream.look_up(last_tile - stage - 1);
+  }
+  copy_async_wait<Traits::kStages - 2>();
+  __syncthreads();  // Q is visible to all warps
+  QueryFragments<Config> query;
+  query.load(storage.query, threadIdx.x / 32, threadIdx.x % 32);
+
+  // 2. From the last tile to the first.
+#pragma unroll 1
+  for (int key_tile = last_tile; key_tile >= work.keys.begin; --key_tile) {
+    const int warp = threadIdx.x / 32;
+    const WarpKeys seen = storage.seen[warp];  // here, because the barrier hides its latency
+    copy_async_wait<Traits::kStages - 2>();
+    __syncthreads();  // this tile is visible to all, and all have left the slot filled next
+    if constexpr (Traits::Kv::kIsQuantised) {
+      expand_tiles<Traits>(storage);
+      __syncthreads();  // the tiles of T are visible to all, and their codes may be overwritten
+    }
+    const int next_copied = key_tile - (Traits::kStages - 1);
+    stream.copy(next_copied, entry);
+
+    const int first_key = key_tile * Traits::kCtaS;
+    const int end_key = first_key + Traits::kCtaS;
+    const auto look_up = [&] { entry = stream.look_up(next_copied - 1); };
+    if (seen.touch(first_key, end_key)) {
+      const bool is_covered = seen.cover(first_key, end_key);
+      attend<Config>(output, softmax, query, storage, key_tile, warp, is_covered, look_up);
+    } else {
+      look_up();
+    }
+  }
+}
+
+}  // namespace attn::sm80
