@@ -10,6 +10,7 @@ from attn_codegen.config import Arch, AttentionConfig, Cache, KvDtype, Mode
 
 WARP_THREADS = 32
 ELEMENT_BYTES = 2  # f16, bf16
+FLOAT_BYTES = 4
 ROW_ADDRESS_BYTES = 16  # addresses of a K row and of a V row
 QUERY_TILE_BYTES = 128  # what a CTA works on, kept for its last stage
 WARP_KEYS_BYTES = 16  # which keys a warp sees
@@ -47,7 +48,11 @@ SM90_PACKED_HEADS = 16  # a warp writes its 16 rows as whole tokens
 WARPGROUP_ROWS = 64  # query rows that a Hopper warpgroup multiplies
 WARPGROUP_WARPS = 4
 SM90_GATHER_WARPS = 3
-SM90_BOOKKEEPING_BYTES = 768  # at most: barriers and work items
+SM90_BARRIER_BYTES = 8
+SM90_ITEM_BYTES = 56
+SM90_WORK_BYTES = 68  # and of each row group:
+SM90_SEEN_BYTES = 12
+SM90_PART_COLUMNS = 8  # floats of a row: (reference, sum) of each of the four threads that have it
 SM90_ALIGNMENT = 1024  # bytes: that of a swizzled panel
 
 
@@ -64,9 +69,9 @@ class Tiling:
     cta_s: keys of a tile. stages: tiles of K and V in shared memory. ctas_per_sm: what
     __launch_bounds__ leaves registers for. shared_bytes: dynamic shared memory. persistent: a CTA
     takes tiles until none is left. packed_heads: most query heads of a group that its rows may
-    belong to. Of sm90 only: query_slots, tiles of Q in shared memory, 2 where the next arrives
-    while one is computed; softmax, which of sm90::SoftmaxForm. Of writers only: lanes, threads of
-    a row.
+    belong to. Of sm90 only: query_slots, tiles of Q in shared memory, more than 1 where the next
+    arrives while one is computed; key_groups, warpgroups that share the keys of the same rows;
+    softmax, which of sm90::SoftmaxForm. Of writers only: lanes, threads of a row.
     """
 
     cta_q: int
@@ -78,6 +83,7 @@ class Tiling:
     persistent: bool = False
     packed_heads: int = 1
     query_slots: int = 0
+    key_groups: int = 1
     softmax: str = ""
     lanes: int = 0
 
@@ -263,26 +269,30 @@ def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:
     """The default tile first. Each was the fastest for some lengths on an H200.
 
     Tiles of 64 rows have one warpgroup: where few rows are asked for, they fill more of the
-    machine. Up to 64 columns, four warpgroups of 64 keys keep the exponentials busiest; three of
-    128 keys come within 2 % for long full attention. Up to 128, taking the exponentials before the
-    maximum is known hides the reduction; in place they cost less per tile, which short sequences
-    feel. Wider ones have no room for a second tile of Q.
+    machine, and with two that share the keys (k2) a row is done sooner. Up to 64 columns, four
+    warpgroups of 64 keys keep the exponentials busiest; three of 128 keys come within 2 % for long
+    full attention. Up to 128, taking the exponentials before the maximum is known hides the
+    reduction; in place they cost less per tile, which short sequences feel. A third slot of Q,
+    where there is room, lets the next Q arrive while an output leaves. Wider heads have no room
+    for a second.
     """
     width, width_v = _padded(config.head_dim), _padded(config.head_dim_v)
     linear = config.cache is Cache.LINEAR
     if max(width, width_v) <= 64:
         tiles = {
-            "": _sm90_sized(config, 256, 64, stages=4, query_slots=2),
-            "t128x128": _sm90_sized(config, 128, 128, stages=3, query_slots=2),
-            "t64x128": _sm90_sized(config, 64, 128, stages=2, query_slots=2, ctas_per_sm=2),
+            "": _sm90_sized(config, 256, 64, stages=4, query_slots=3),
+            "t128x128": _sm90_sized(config, 128, 128, stages=3, query_slots=3),
+            "t64x128": _sm90_sized(config, 64, 128, stages=2, query_slots=3, ctas_per_sm=2),
         }
         if linear:
             tiles["t192x128"] = _sm90_sized(config, 192, 128, stages=3, query_slots=2)
+            tiles["t64x64k2"] = _sm90_sized(config, 64, 64, stages=4, query_slots=2, key_groups=2)
         return tiles
     if max(width, width_v) <= 128:
+        slots = 3 if linear else 2  # with the addresses of rows that are gathered, two fit
         return {
-            "": _sm90_sized(config, 128, 128, stages=2, query_slots=2, softmax="kOptimistic"),
-            "t128x128": _sm90_sized(config, 128, 128, stages=2, query_slots=2),
+            "": _sm90_sized(config, 128, 128, stages=2, query_slots=slots, softmax="kOptimistic"),
+            "t128x128": _sm90_sized(config, 128, 128, stages=2, query_slots=slots),
             "t64x128": _sm90_sized(config, 64, 128, stages=2, query_slots=2),
             "t64x64": _sm90_sized(config, 64, 64, stages=2, query_slots=2, ctas_per_sm=2),
         }
@@ -308,6 +318,7 @@ def _sm90_sized(
     *,
     stages: int,
     query_slots: int,
+    key_groups: int = 1,
     softmax: str = "kInPlace",
     ctas_per_sm: int = 1,
 ) -> Tiling:
@@ -321,17 +332,21 @@ def _sm90_sized(
     if width_v > width:
         query_slots = 1
     elif width_v <= PANEL:
-        query_slots = 2
+        query_slots = max(query_slots, 2)
     query = query_slots * cta_q * width
     ring = stages * cta_s * (width + width_v)
     staging = cta_q * _round_up(width_v // 2, PANEL) if query_slots == 1 else 0
-    bookkeeping = SM90_BOOKKEEPING_BYTES
+    row_groups = cta_q // WARPGROUP_ROWS
+    bookkeeping = (2 * query_slots * row_groups + 4 * stages + 2) * SM90_BARRIER_BYTES
+    bookkeeping += 2 * (SM90_WORK_BYTES + row_groups * SM90_SEEN_BYTES)
+    bookkeeping += max(query_slots, 2) * row_groups * SM90_ITEM_BYTES
     if config.cache is not Cache.LINEAR:
         rows_of_warp = _round_up(-(-cta_s // SM90_GATHER_WARPS), 4)
         bookkeeping += SM90_GATHER_WARPS * 2 * rows_of_warp * ROW_ADDRESS_BYTES
-    shared_bytes = (query + ring + staging) * ELEMENT_BYTES
+    parts = (key_groups - 1) * cta_q * (_round_up(width_v, PANEL) + SM90_PART_COLUMNS)
+    shared_bytes = (query + ring + staging) * ELEMENT_BYTES + parts * FLOAT_BYTES
     shared_bytes += _round_up(bookkeeping, SM90_ALIGNMENT)
-    warps = (cta_q // WARPGROUP_ROWS + 1) * WARPGROUP_WARPS
+    warps = (row_groups * key_groups + 1) * WARPGROUP_WARPS
     return Tiling(
         cta_q,
         cta_s,
@@ -342,6 +357,7 @@ def _sm90_sized(
         persistent=True,
         packed_heads=SM90_PACKED_HEADS,
         query_slots=query_slots,
+        key_groups=key_groups,
         softmax=softmax,
     )
 

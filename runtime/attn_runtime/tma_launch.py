@@ -84,9 +84,14 @@ class TmaLaunch(Launch):
         self._counters = counters_of(context)
 
     def _starter(self) -> Callable[[int], None]:
+        """The kernel waits for the launch before it by itself."""
         plan = self._plan
         return self._kernel.function.launcher(
-            self._ctas, plan.threads, plan.shared_bytes, self._buffer.parameters
+            self._ctas,
+            plan.threads,
+            plan.shared_bytes,
+            self._buffer.parameters,
+            may_begin_early=True,
         )
 
     def _packed(self, plan: Plan, values: Values) -> bytes:

@@ -35,10 +35,19 @@ class Recorder:
     argument_offset: int = 0
     size: int = SIZE
     context: Any = None
+    begins_early: bool = False
 
     def launcher(
-        self, grid: int, threads: int, shared: int, parameters: int
+        self,
+        grid: int,
+        threads: int,
+        shared: int,
+        parameters: int,
+        *,
+        may_begin_early: bool = False,
     ) -> Callable[[int], None]:
+        self.begins_early = may_begin_early
+
         def start(stream: int) -> None:
             address = ctypes.c_void_p.from_address(parameters).value
             assert address is not None

@@ -134,3 +134,8 @@ def test_the_counter_is_that_of_the_stream_of_each_launch(encoder: Encoder) -> N
     at = MAP_OFFSETS["params.counters"]
     found = [int.from_bytes(entry[-1][at : at + 8], "little") for entry in log]
     assert found == [COUNTERS + 7, COUNTERS + 9]
+
+
+def test_a_launch_may_begin_while_the_one_before_it_ends(encoder: Encoder) -> None:
+    launch, _ = make_launch()
+    assert cast(Any, launch._kernel.function).begins_early, "the kernel waits by itself"
