@@ -121,16 +121,23 @@ struct VisibleKeys {
   static constexpr int kLastPosition = 2147483647;
 };
 
-// What the queries of a sequence see on this rank. Lengths in cu_k_len are those of the whole
-// sequence; queries stand at its end unless offset_q says where the first one does.
+// What the queries of a sequence of `length` keys see on this rank; queries stand at its end unless
+// offset_q says where the first one does.
 template <class T>
 __device__ __forceinline__ VisibleKeys
-visible_keys(const AttentionParams<T>& params, int sequence, int q_len, bool causal) {
-  const int length = params.cu_k_len[sequence + 1] - params.cu_k_len[sequence];
+visible_keys(const AttentionParams<T>& params, int sequence, int q_len, int length, bool causal) {
   const KeyShards shards =
       shards_of(params.cp_sharding, params.cp_size, params.cp_rank, params.cp_chunk, length);
   const int origin = params.offset_q == nullptr ? length - q_len : params.offset_q[sequence];
   return {origin, shards.keys_before(length), params.window_size, causal, shards};
+}
+
+// Lengths in cu_k_len are those of the whole sequence.
+template <class T>
+__device__ __forceinline__ VisibleKeys
+visible_keys(const AttentionParams<T>& params, int sequence, int q_len, bool causal) {
+  const int length = params.cu_k_len[sequence + 1] - params.cu_k_len[sequence];
+  return visible_keys(params, sequence, q_len, length, causal);
 }
 
 }  // namespace attn

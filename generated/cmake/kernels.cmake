@@ -242,8 +242,8 @@ attn_kernel(prefill_sm90_bf16_d128_linear_causal sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, linear, causal>")
 attn_kernel(prefill_sm90_bf16_d128_linear_causal_t128x128 sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, linear, causal, Tile<128, 128>>")
-attn_kernel(prefill_sm90_bf16_d128_linear_causal_t64x64 sm90 reduce_sm80_bf16_d128
-            "prefill<sm90, bf16, 128, 128, linear, causal, Tile<64, 64>>")
+attn_kernel(prefill_sm90_bf16_d128_linear_causal_t64x128 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, linear, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_linear_full sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, linear, full>")
 attn_kernel(prefill_sm90_bf16_d128_linear_full_t128x128 sm90 reduce_sm80_bf16_d128
@@ -314,20 +314,24 @@ attn_kernel(prefill_sm90_bf16_d64_linear_causal sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, linear, causal>")
 attn_kernel(prefill_sm90_bf16_d64_linear_causal_t64x128 sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, linear, causal, Tile<64, 128>>")
+attn_kernel(prefill_sm90_bf16_d64_linear_causal_t64x64k2 sm90 reduce_sm80_bf16_d64
+            "prefill<sm90, bf16, 64, 64, linear, causal, Tile<64, 64, 2>>")
 attn_kernel(prefill_sm90_bf16_d64_linear_full sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, linear, full>")
 attn_kernel(prefill_sm90_bf16_d64_linear_full_t192x128 sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, linear, full, Tile<192, 128>>")
 attn_kernel(prefill_sm90_bf16_d64_linear_full_t64x128 sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, linear, full, Tile<64, 128>>")
+attn_kernel(prefill_sm90_bf16_d64_linear_full_t64x64k2 sm90 reduce_sm80_bf16_d64
+            "prefill<sm90, bf16, 64, 64, linear, full, Tile<64, 64, 2>>")
 attn_kernel(prefill_sm90_bf16_d64_paged_causal sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, paged, causal>")
-attn_kernel(prefill_sm90_bf16_d64_paged_causal_t64x128 sm90 reduce_sm80_bf16_d64
-            "prefill<sm90, bf16, 64, 64, paged, causal, Tile<64, 128>>")
+attn_kernel(prefill_sm90_bf16_d64_paged_causal_t128x128 sm90 reduce_sm80_bf16_d64
+            "prefill<sm90, bf16, 64, 64, paged, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d64_paged_full sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, paged, full>")
-attn_kernel(prefill_sm90_bf16_d64_paged_full_t64x128 sm90 reduce_sm80_bf16_d64
-            "prefill<sm90, bf16, 64, 64, paged, full, Tile<64, 128>>")
+attn_kernel(prefill_sm90_bf16_d64_paged_full_t128x128 sm90 reduce_sm80_bf16_d64
+            "prefill<sm90, bf16, 64, 64, paged, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_block_causal sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, block, causal>")
 attn_kernel(prefill_sm90_f16_d128_block_full sm90 reduce_sm80_f16_d128
@@ -336,8 +340,8 @@ attn_kernel(prefill_sm90_f16_d128_linear_causal sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, linear, causal>")
 attn_kernel(prefill_sm90_f16_d128_linear_causal_t128x128 sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, linear, causal, Tile<128, 128>>")
-attn_kernel(prefill_sm90_f16_d128_linear_causal_t64x64 sm90 reduce_sm80_f16_d128
-            "prefill<sm90, f16, 128, 128, linear, causal, Tile<64, 64>>")
+attn_kernel(prefill_sm90_f16_d128_linear_causal_t64x128 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, linear, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d128_linear_full sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, linear, full>")
 attn_kernel(prefill_sm90_f16_d128_linear_full_t128x128 sm90 reduce_sm80_f16_d128
@@ -408,20 +412,24 @@ attn_kernel(prefill_sm90_f16_d64_linear_causal sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, causal>")
 attn_kernel(prefill_sm90_f16_d64_linear_causal_t64x128 sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, causal, Tile<64, 128>>")
+attn_kernel(prefill_sm90_f16_d64_linear_causal_t64x64k2 sm90 reduce_sm80_f16_d64
+            "prefill<sm90, f16, 64, 64, linear, causal, Tile<64, 64, 2>>")
 attn_kernel(prefill_sm90_f16_d64_linear_full sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, full>")
 attn_kernel(prefill_sm90_f16_d64_linear_full_t192x128 sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, full, Tile<192, 128>>")
 attn_kernel(prefill_sm90_f16_d64_linear_full_t64x128 sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, full, Tile<64, 128>>")
+attn_kernel(prefill_sm90_f16_d64_linear_full_t64x64k2 sm90 reduce_sm80_f16_d64
+            "prefill<sm90, f16, 64, 64, linear, full, Tile<64, 64, 2>>")
 attn_kernel(prefill_sm90_f16_d64_paged_causal sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, paged, causal>")
-attn_kernel(prefill_sm90_f16_d64_paged_causal_t64x128 sm90 reduce_sm80_f16_d64
-            "prefill<sm90, f16, 64, 64, paged, causal, Tile<64, 128>>")
+attn_kernel(prefill_sm90_f16_d64_paged_causal_t128x128 sm90 reduce_sm80_f16_d64
+            "prefill<sm90, f16, 64, 64, paged, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d64_paged_full sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, paged, full>")
-attn_kernel(prefill_sm90_f16_d64_paged_full_t64x128 sm90 reduce_sm80_f16_d64
-            "prefill<sm90, f16, 64, 64, paged, full, Tile<64, 128>>")
+attn_kernel(prefill_sm90_f16_d64_paged_full_t128x128 sm90 reduce_sm80_f16_d64
+            "prefill<sm90, f16, 64, 64, paged, full, Tile<128, 128>>")
 attn_kernel(write_sm80_bf16_d128_block sm80 ""
             "write<sm80, bf16, 128, 128, block>")
 attn_kernel(write_sm80_bf16_d128_paged sm80 ""

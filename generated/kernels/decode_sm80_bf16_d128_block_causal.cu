@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         60b30b8949b224d8cb695c55396ad1b4c47d43be0ca7755a5bda4b71a8e1ef42
+// digest         6eea065e74d8d804586685809c47da6f218e782d463270b1e48ca759ec452755
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         6e57e032f137bc85efc3d82f6e764b6cc25d3c6166b125c1eb64dce7353b5483
+// digest         32a2bcdf50113a65393a626d582918d76d9f9b38e1344965adccac57684945a7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         2e95a7641ba89d565423a0e1ea87eb799832bc3a560d1960309d63e77cf816de
+// digest         1ee5887cf3ff984ba6df83b14dc0d3a3b0d6f975e3ad39f123c92b2d1ee45c34
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         dc051b0657ac86f15dff9ea2a75d975ab3c56f136173723e76ebe476aa28fb94
+// digest         50fda800c5b01cd0675effe28a74ab72ac3688f1dc503fc932908b48910e6f41
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         6047b0249319fcc6ad49d9f2459b5f1aa40331d2bc4ea04aa7513618f3e8fea8
+// digest         f637cc6f8ca098580bdae9a22b4f9b32df857a0716e2c7e76900caa34d2358c2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         a3f1d95dce374cc8def1a648fa41efcf574e1ec8c39bedffb38f70652105885d
+// digest         ddad1fc442cbc1db80a8be4a49d3ee7676ad3dbd22031cd8a9ba4723904bf144
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

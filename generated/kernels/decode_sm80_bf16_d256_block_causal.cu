@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         2dc0c370289435bef74f2c23cc74c5f482c0d0091e5fad34caa41757157fbbe7
+// digest         63b973fb4a394b8a723680f5a914b6619e0a95dea56f487448713d0a83ddec3f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         cedd6f9cfd1d61c2260a5cb0af02530dba522ee4b2402ad0b99f94419c4d0fef
+// digest         85081f2011bc50b435f879c23d8c44f8f1690b09ae76afa468add6ba4373b89b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

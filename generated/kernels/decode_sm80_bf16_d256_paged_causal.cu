@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         4f5649333c5df364ca2e7a1a02b6233c2a9560d37dc72d1a824d173db2d9eea6
+// digest         e7bfa18193d97acb1e6f11cc13928cb9a02dbbcda3257e6ad8e3675543c41c09
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         0dad86f60af8382b98ba7e0bd9be15e80b84593b6b13811de971c52aaa9dc702
+// digest         e40cf3d2948fb2a848a7e3ff97830e8374ba15c3d75485cdc16ea6e0e39e4405
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         e287b477a3ffa98323df9d8c1b272c464841984ea743de14dc08ecc1bd2f31a1
+// digest         8e6d155a52e5072f8c262a013cfb1746f3c333798ee16d903e058ccc11fc23eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         1483506ff2bb6685601b7ddbdb30c4c8acc09a890b1c567c3f8efed0cb91e5c2
+// digest         bb90e32c510e0e59f9399e8d97f42ad2b2d9cf0cbee5d1e8b6aff835bbcdd38f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

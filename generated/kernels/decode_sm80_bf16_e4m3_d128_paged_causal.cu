@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         87dd57793b00902ee52a85fc8b4fd959154635ab805048b671feba3de0e47d74
+// digest         4bee1e86b40784ade2436f57005f420aff10206c787517ae00ead3f290ec17fe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         57ff582e66209888cd283a1feb25cc5c5b4cdee21cac357a17df7931b7a48670
+// digest         e966607072da85bd33f6cb0bd6fb2ce107ac35c95d73ae2e6fbe55254ecc7fe5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         0bcbb1174c4788c4c81d4f5d0a42e9cc3644a00543ac3100f85aa369268d0000
+// digest         944aec0317eb706a71030111ba27aec5ae6759532b548baa90f4d9bd59c7c686
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         8d8250e7a6db70455b464212e91b2f5fdaa1adc1a5dd96948700f6b0bb067723
+// digest         2d5255ea6321659f497231f336912b30cf1e655ff9c79cd69b1164eb9e8afb5a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

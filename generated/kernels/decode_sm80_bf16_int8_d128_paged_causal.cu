@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         f12baff8bd22d4497059de81c9651c11f51cb5e1bb02553f501a140a0647a24d
+// digest         c3bac1b0358927ed037cf71f1084bc3fa00fb722b2b84a766f41b902ff2f6e8c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

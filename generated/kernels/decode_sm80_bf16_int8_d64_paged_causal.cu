@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         174ebcb2695da5a53df2cdc850cf9b740c4a49115676e44187dd6739c6125205
+// digest         07b32ddbc6b47f6aaca85ef1b3941e61cc5d369a26ed3bad0008e2d450efbd23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

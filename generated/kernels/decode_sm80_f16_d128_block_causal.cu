@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         5dfb9e750c6373b3b579f3f16e0360a244f3dd9b9a5638378a53831b46659f00
+// digest         94f31d4964d7fe68e24b314f12a82f1d63e60cf67918188f409fe29b892866ae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         ae849da2e19e005cd8aa690e22fd7180ddfdc64dc466d711436604bc64d51310
+// digest         768e58599149c6e46fe587404f92fb6943f4a9c5d57b6618b0ec128ccf18fd15
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         d24c563328beff8a35be6722edb0fff6a3cfe53a5398a783643a56b3aa2236b4
+// digest         5cff114e744c60245b1f539c5a8966a9a32bd89ebb0031258a89618941635c1d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         e2c96fd2bafcea2e1c9e841667c284e5a902cacd3c5a9c862f02781a2ee47f7f
+// digest         fd4f46f012449959f47b4e86a88b37a55fb5474d3066e4d030dc6366bece7eb4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         533910ae8d0525126dc2bf424b82d701773a72696d453bcef1f01ecaf98faa41
+// digest         8ec4ac4dd3bf23d71f6d9756bd041c501fd586a432ff5e42edbaf5d126db2ae7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         3717fb10fb8e2ef8db1ec5caf18da33d1248db8eafdc3e37ab2aa4ef8b018996
+// digest         9284d19a818d4864759fa5d30cd8770e89fb599d274dd0c465c0e95141b45b6f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         b9c2ca565b28a3da67621945ee9d0e6b40d59f893fe7fc607d2586a9976cbea1
+// digest         5d90d10e1b8b47ec22b9c4ab893954809eb67fee42be94b07b4aeec3ba7efb7a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

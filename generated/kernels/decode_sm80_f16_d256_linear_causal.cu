@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         75c4f75a81a6eccd2aefd04bac7e7294c2135a65b0ff762517d569cf1c6d1303
+// digest         beec4ba05bac6a3e37ed44c9113622ed7cc0baf5bc434fbc51960df57d946a49
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         341efbf626c82ed9c3f368c84896fb2c2a9a8ba0bedec4c1ecafb90b0dfb9191
+// digest         842ec359aa2354d4c58df55ba195f7d40b742b610adc94c6557f10f4db08487b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

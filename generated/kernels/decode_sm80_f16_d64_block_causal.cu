@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         5b66374c9d8fcc12f089320d552354191235d0570bbf93db276db332e2c57953
+// digest         04f41c1b3769d25c6d8b36b9290d5c07ed64710326938aa9701a91e0b5650c48
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

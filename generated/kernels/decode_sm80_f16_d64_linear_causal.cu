@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         a5c2626d1b187bda02e4c6aab02ca20512d181a6190fc46e69d01c4e226deda4
+// digest         86bb49b4880162e61c9a0c37558e9c3fb584e669ffbc87dbb9df1afa71e4af73
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         234d52acc196a6bc8a18048531f8cd846cc32fcb6ffce11198b3451d70cdff7c
+// digest         ea0e7ab4e61c28a650d5db7cf2058a10480f4614ea7e5fadec95b9d6ebe8ebb5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

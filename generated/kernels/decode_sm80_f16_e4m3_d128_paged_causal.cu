@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ddabe4a8cbb371f76e5dc686aad1e42acffc5f27179a46330463526e62cdef8f
+// digest         cafb6fe894f931e45d8c4747ad729c4f773f55573754003635756d28dac2adab
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

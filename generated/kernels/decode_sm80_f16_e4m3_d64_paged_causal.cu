@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d3f1f05f0a8bc493b3cffa1ebcf6bc1564245d7fa4147544287f3f55346af573
+// digest         b5684072c4bdc1ba681353b5392e07c16cf7f9bb105b94c740c3b2f72193c743
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         cbff4b87b90239371e1a20b99be7c605232ee03454d65ac69a53ad4cd631df68
+// digest         23fc67b22ad34dbf7c8cdd2196a9c71cac352025ba9ed13216d252f12f58080a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         21eea4eea3f650667c95c463dd925c6b4d7aeb6d06718972547c7d9ea090565f
+// digest         bf1c390a674caed696349584f794fe0e4f7e34e8d64b7b57c5c561a1e7c1d19b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         836f0a35bcb640c3d9c38c275feadc9f68fa7e03a39b291cbef0b3ca0230550f
+// digest         ff3a061bff9eb97d2e38781ebe381af17030818cfc1b262f150baf3ded64e749
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

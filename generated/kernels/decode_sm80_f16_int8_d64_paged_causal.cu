@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         c982ff4e0a02462c9fe03c83d19991a8dbe02e97c79fbc7345aaef200c8427d2
+// digest         71cf678f32eda0e21726c4394f5cb9fb7058263ddd87c385d012bd6a19306119
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         3e10a0313b62f77e4275934c714dee6a036b6ee621ca2257f5df43a75a0c5c95
+// digest         47fa61607f16d0491d189b5123f93545e9d36111834c3ba5926a8686fa15dea5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

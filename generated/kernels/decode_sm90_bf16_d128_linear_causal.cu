@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         80ed22aa795a7af9879a663ebb4253427018eec7a7bcff1816650f3fb9cd335c
+// digest         aa44232382f12eb8493d8905c6169ff43c3aabd7f281877d1de1a6042bdefc2e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

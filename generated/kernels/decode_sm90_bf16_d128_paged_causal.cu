@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f6b7db0e0df881f557b51e2e9b015f582fcb50eefce5ec2ae932a9b225513b0b
+// digest         ff543d5ff32f8cd1ea2cb1b1fc85f782c26fdacec4963d25d46afba5469a33b6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         4a9eadd9e476d4c6415c325bd0cc6b6d2f7a4ea445a3ff5995edfec730c21b35
+// digest         01c1fe16808997541eb8b011d6b63689f1911abb9e502ddc21b16d8644270777
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

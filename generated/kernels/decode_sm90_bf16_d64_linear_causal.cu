@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         0b451d3e4357940573d6acdea533480feb689a10ad97355aa277744aa0b01ab0
+// digest         e20ecd4e00df1c2c60c752d0c9080351a9475dcdb13240b0e434f9659848c952
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         be175299335fc47df975ad65ab11e66ace6d90f866257cd1edd668973ac49cc5
+// digest         5884c4866eed41a69be5e3a7ea5e9936e77793372be664c1ff9fbe3f682c363b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

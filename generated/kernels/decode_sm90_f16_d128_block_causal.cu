@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         e9ff823e37633087b69ab4e6e062978f405ce105028a7a5ef3c776e869c70dd6
+// digest         611a49093b690ab7adf0b09b89447df29ddadd86c06927871a88e192d8c72ff5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

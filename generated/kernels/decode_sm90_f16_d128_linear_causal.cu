@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         10cdf49f719fc1bf6026813395514be18aec6c992645051004a8301c15582b4b
+// digest         44a56ba2c67bb235645fd8909aa919a827806f4fae812c06a5b73f284a2b3b0a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         bde50d005472ec2373bf25870a8ec19ad1874c4280e95e827ed7840e16777d3d
+// digest         11b36e4c16979b80d300b980929b53302c389fa73ddc6bd5ae17d6cb22bf1887
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

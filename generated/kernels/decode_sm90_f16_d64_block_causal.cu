@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         6e044623f85988255a42fcbc3a4154cb0b65f073bbd9ad7ae2f491025a35500e
+// digest         6ea187f38dbf9e87e1e4bda51382c723887c6953392cba25cd8aa07d1f553ef4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

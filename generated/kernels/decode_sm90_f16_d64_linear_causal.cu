@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         b3eba8e2e36c7fc590c8021fd67806b5557b3d2e99880dcd525c53446947bf47
+// digest         d2287b57f3ebb30fa3a64ef46631ed2d52ea43d683a53695495bc17d450eee50
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         5ea75b95e025a8b33f2274bdcc8353384a3e87af2221ce2235873c9ac57ab843
+// digest         d6053e5ece6a5e732dbc100bbad876f6c5900c8fe36447a0d4cf2b447b5821b8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         e8c788e64cee1d3dbb55d6503e94b54bd6c13b836fd04c08f1ec9b29223d5be9
+// digest         0a5bdac70413811e004c3f5cb9b820a1380cf0bef64f040d55f7e7973010c003
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 8711;
     entry.step_ns = 2953;

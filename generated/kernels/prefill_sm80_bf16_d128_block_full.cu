@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         288a06ba7cef27619e70c24bbd8bff3a90d9546d036df402818b10e618a4f547
+// digest         793133720f22638733b75a28e710f55f3dc311f4f51a8115fad412867e396ad5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 8193;
     entry.step_ns = 2959;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         f708f883ed05e3e937225e8027ffa7b1e3169a2c8ef041648976da040c5aaec6
+// digest         2b78ccfcae7e17f540ca73a722d5d16f0ba8de02032ec7e0d37ffd5fb3ddd51b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 9335;
     entry.step_ns = 2660;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         727db26eb9ab56a3cc285e7142cdf816aa199de0bd6737e3000ab46ec29c8d78
+// digest         0d4d9e094d21b249469d85c9310b235a24250396bc5fbb6d973f1af35bf10eef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 7906;
     entry.step_ns = 2871;

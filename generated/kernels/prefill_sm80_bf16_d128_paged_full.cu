@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         6c04bf8dca3a7871c8b45d6af60ad3f42992a4c9923db34f6a6f4002a482a5ba
+// digest         5e2149011c1617ecfd2745ab9be834d0ccadb86b9736e49a8474a15bad1bec6d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 8193;
     entry.step_ns = 2959;

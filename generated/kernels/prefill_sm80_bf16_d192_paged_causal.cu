@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         940983b9ddb19e21c9894f086d20f289d5516b5be5e38d57105fe8153e3f8099
+// digest         1b53688a63157728a0464afc731828c8f0a7d600896a9a6b6b517358f58ca2bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 4500;
     entry.step_ns = 1695;

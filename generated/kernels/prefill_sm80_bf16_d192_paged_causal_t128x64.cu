@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         0a00ca8a2e7acf14324ab004eab7d4da69d5f53ce4b631bdcdcff850a8e21614
+// digest         d4ef6da0dbce6e3aa6004826b6b55b07393e5708d95f5ea5f5541f05b5c74b95
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 5500;
     entry.step_ns = 2893;

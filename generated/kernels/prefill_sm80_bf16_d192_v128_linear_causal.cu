@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         3f36418824373bcb16429d34a28c8d2486b2e68b07ed34c9d5414d876df4cf95
+// digest         0ec1fdd42ecd6d9c0b9ad336c4fecec9e8ca01c15216b2f7c93d2b6021968c0c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 6357;
     entry.step_ns = 1327;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         1fb38afec8a9b14e10c96181d7362f77a0a3dc89417327e4d370c54c13ed3859
+// digest         daac1d9ef9e4e1066c2b05d59111020822832f6a9a34c967e985100f3fbaa260
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 6184;
     entry.step_ns = 1303;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         083b9a9c383e8e6286687aa42ae1f26b373dd3e35bb37a19d62be76395aafca0
+// digest         555b22c5483ec1126b4620e4941654aa40b6bdf5c7cb35407aefe2e5338d5de9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 13932;
     entry.step_ns = 1801;

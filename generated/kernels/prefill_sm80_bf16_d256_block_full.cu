@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         eff11daed2943a5416eb84c7019f35eaf3e63eb2cb949976610b513560ee0439
+// digest         e3c76196adcf5d39c590b15ce45a49cbe14fee63924d9c8e1f9b6870b3d7b491
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 18970;
     entry.step_ns = 1850;

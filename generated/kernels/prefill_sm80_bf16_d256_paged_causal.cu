@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         8680d70850e8c7745449a62ddad72ce964ad97c5989c0833486ae2057a190163
+// digest         46180ab2ac14a687adeaa54112ab90c5c0424a3feb8c7f75a96a5ac9cba1a5db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 13932;
     entry.step_ns = 1801;

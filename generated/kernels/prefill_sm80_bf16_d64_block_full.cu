@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         51cf39f72efdf1665fd2462eb1f0f23c18d73e5fc4f0600ac597047ea1708c4b
+// digest         d5c42eae512e7aef16ce0e69192da790cbb3ef90ed9658c90db06dc5d7dad0f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 5197;
     entry.step_ns = 3643;

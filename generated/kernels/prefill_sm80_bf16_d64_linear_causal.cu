@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         37130f9c1d9aa0dbed09b01ae9bd1d2ddb7e945b5e4aeddde28598268c7a7f15
+// digest         f6f548924c6d20a05f90343eca3540f33f5e6d422e0a82baae35c48b49947b41
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 4510;
     entry.step_ns = 3149;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         8406d7b183c970bf6bf878c58acea01ef8ea9a61bce951a1c9ee4f9707c6ddb4
+// digest         20839baa7928d922bc888d548b6307f4a31fef94768183b507bc7de89f47bba1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 5197;
     entry.step_ns = 3643;

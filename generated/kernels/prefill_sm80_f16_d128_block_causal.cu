@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         c19c8d831d6b18a4b1287e6d48cc095b4c5093b3c8cf84ff90688d1c0f89d7c9
+// digest         aadeaca085edf5bb209e205e935f7879621596021d65aa560f0af71d22d91918
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 8711;
     entry.step_ns = 2953;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         73e9565c17ab87754852673533fb94907daf8d9d0bb41c2787ef4accbd1ac668
+// digest         bffc0b20864668f1a71686f23e8df74430fb8460aecef89f1263dfc60c40d9ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 8193;
     entry.step_ns = 2959;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         c0a28d127fefccc4e2da51badfd8dc20f564ff42326719c59cf24b231f7f8e35
+// digest         18b3ff8c219c18e8ab901aab84d6d028c0645fae4fd3614a2d5b62395b98c186
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 9335;
     entry.step_ns = 2660;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         5002246cd69a3da9e3a0766c29b37e5c47fb00beeba4b9b188212669e6cc3551
+// digest         142e78670277c0effe94365a3fd9db18d978727afbb6b91649cfd2208cf9f15c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 7906;
     entry.step_ns = 2871;

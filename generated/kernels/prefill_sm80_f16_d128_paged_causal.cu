@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         ccf1157ae0f327a4f96353de6610a5f8448295d195156b4c2bf36f2a520ee5d9
+// digest         13095dc7280c5188b5b78464f7f20dc39c33fb88486e3f55db1971f3111e83eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 8711;
     entry.step_ns = 2953;

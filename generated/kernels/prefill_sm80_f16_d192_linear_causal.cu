@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         da9e63299a069eeefb389567c467f4e142a1f0b09ef82afb07a1744318023056
+// digest         7c3f1419fefa816e56f88e0da172ad629ae56622fbf84aeaaf6f7ac31e9fc2e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 4500;
     entry.step_ns = 1500;

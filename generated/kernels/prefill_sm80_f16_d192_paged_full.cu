@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         e06ff78efe1994a2c8562420f42e8bfbb8086af8d4ef43c0ad45b2df75520b20
+// digest         27fcaeb489f43d6a005cded2b133efd8294fe4118964ee305cf2dae9f5d4e519
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 4500;
     entry.step_ns = 1645;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         6dfa0e264d44c2316d6317e0978da4412b7e1f161ae3f9682272909bce8ff429
+// digest         fb96ba6db3141cfa8d04af47a4cd62153d1d94a30e4437ead23ce10468ffbea3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 5500;
     entry.step_ns = 2860;

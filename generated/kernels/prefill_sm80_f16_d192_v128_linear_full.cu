@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         11adb4312b3f3d69379fc1e037bbf7f9d8c172a910c8ac2d0eebbc5eac5d467f
+// digest         9b1d6b4fa9ff5b755b02c992215becafdac3b19c9b96cd97ba92f9f4fdb14bf0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 6184;
     entry.step_ns = 1303;

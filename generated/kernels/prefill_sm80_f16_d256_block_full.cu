@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         b1410e4467ae9984ce171d60c2d7c11a2f347fdb58ffca0c0c4ae9d5c76bf9d5
+// digest         d10fa2fcae510842dacd8d9215f062bbd81e33da15070bad6cc970a48b5c6239
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 18970;
     entry.step_ns = 1850;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         ebcd17184ffd397a9c1bc6a359cdb731e3249d1f2655f52dea9e016e7a0e4eb9
+// digest         0fe2edfe040869bc9700e4ca9173721401544e62b3bfe4f8b20bae7b22516647
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 13932;
     entry.step_ns = 1801;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         578d83f0b077659c34a1041eb3d7e16a23d0f3aad2b557b4af4798dfac89f67f
+// digest         0ca44b67ec980d36eb020d82ff4c30317056572ac239977e786e27a1c4bd0555
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 18970;
     entry.step_ns = 1850;

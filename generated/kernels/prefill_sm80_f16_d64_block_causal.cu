@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         df6dce2a87f06ba2ff0076a7f93e60718ef14c256bc97ef5a34741d9a66deafa
+// digest         d30d3cedbbb1013fb07146bdc2b02205f1e80caae899298f117e57aecfae62ec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 6251;
     entry.step_ns = 3639;

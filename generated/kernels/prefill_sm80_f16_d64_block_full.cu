@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         2363a7b3e12905ecc35054a4d0098f0c6563b62ecbf0eed852199be3b802786a
+// digest         2017236050b063f2322087f745815f9ef9f34bb9cedcf0e88e6bba22e2a90f60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 5197;
     entry.step_ns = 3643;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         86d33bc3ace00a7823bcf5427357dba63aebf4359733d39663fab1dda2e9cd55
+// digest         55ae5f38895294e37b6720a4de722c32898f53872f8e2ba4eab7d3204ca738db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 3293;
     entry.step_ns = 3157;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         dbb44abe4d0bb877980271dfd038e704f6e8ff821168133ee508c66ab0d11f20
+// digest         7f5c5ca8c980bb4daa5a1413a6fbb8d749d6808313add4623b7799abd311ede5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 6251;
     entry.step_ns = 3639;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         164c8d7c105e200d816fe867874ee9f181e1e7b607a0179c253c7417d130aac3
+// digest         4b6e89a2d6bba1fb99ec23b50b7c7c92fa778741b5515fafcdb5485f6d0f7747
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 5197;
     entry.step_ns = 3643;

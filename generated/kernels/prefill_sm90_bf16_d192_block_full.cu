@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         989fa56ab06311d43ece136b9522e3dc7723fe699e53775472775a1d8b14d3e1
+// digest         3a18dee90f2f8aaa9a693f967ddb0b7182ba7420eb94bc65187fbd13a9ace8f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -35,6 +35,8 @@ struct TileOf<Config> {
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
   static constexpr int kQuerySlots = 2;
+  // Warpgroups that share the keys of the same rows.
+  static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
   // CTAs that an SM has registers for.
@@ -66,6 +68,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 3386;
     entry.step_ns = 1110;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         94ca25d69480a179c50b71ba3be575e0e28ba781539d7e6a488f90bff369e9d9
+// digest         eb7da8a382120447057e1f176a32d4948e4015d2abc36d812744d84eb69b0fef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -35,6 +35,8 @@ struct TileOf<Config> {
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
   static constexpr int kQuerySlots = 2;
+  // Warpgroups that share the keys of the same rows.
+  static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
   // CTAs that an SM has registers for.
@@ -66,6 +68,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 3053;
     entry.step_ns = 1349;

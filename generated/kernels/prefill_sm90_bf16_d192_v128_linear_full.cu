@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         0a33d8d1e82fbb415a8ab331e84b205c6fff5ae5b4a64e3af0c420ca8be09e92
+// digest         55a62cbe0672987aaf42fcb5e8f75d17f3ed0abe62d255276e01cf0b14719d17
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -35,6 +35,8 @@ struct TileOf<Config> {
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
   static constexpr int kQuerySlots = 2;
+  // Warpgroups that share the keys of the same rows.
+  static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
   // CTAs that an SM has registers for.
@@ -66,6 +68,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 2709;
     entry.step_ns = 1286;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         bcc1cc9ef45e60d5e2786a67de6524bae0c756a233f7982bd6c8d4adb7e8df88
+// digest         9d36aab7378ccd4897b969cdf1379b65efa86a0ef41411b31c79418eab28e26c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -34,13 +34,15 @@ struct TileOf<Config> {
   // Tiles of K and V that shared memory holds.
   static constexpr int kStages = 4;
   // Tiles of Q that shared memory holds.
-  static constexpr int kQuerySlots = 2;
+  static constexpr int kQuerySlots = 3;
+  // Warpgroups that share the keys of the same rows.
+  static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 134144;
+  static constexpr int kSharedBytes = 167936;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
@@ -66,9 +68,10 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
-    entry.tile_ns = 1428;
-    entry.step_ns = 1051;
+    entry.tile_ns = 1080;
+    entry.step_ns = 981;
     return entry;
   }
 };

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         cd3d46f72914de47111dee60c435e6b6596ab04a1d241a3227ed317c0b4f254c
+// digest         00bc3284d81a73db80b25dca727a4b7edd68bbae37c035b884c7b528d40a4829
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -35,6 +35,8 @@ struct TileOf<Config> {
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
   static constexpr int kQuerySlots = 2;
+  // Warpgroups that share the keys of the same rows.
+  static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
   // CTAs that an SM has registers for.
@@ -66,6 +68,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 4963;
     entry.step_ns = 1075;

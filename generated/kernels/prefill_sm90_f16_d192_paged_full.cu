@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         f8e17da033cb3827093226ab3a26b0b7d59b936fc08a96beceb66cd9d531000f
+// digest         4010bde6157e9412ee05fb7ed454123b5b4f5307755791024254fda0bbf97d2f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -35,6 +35,8 @@ struct TileOf<Config> {
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
   static constexpr int kQuerySlots = 2;
+  // Warpgroups that share the keys of the same rows.
+  static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
   // CTAs that an SM has registers for.
@@ -66,6 +68,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 16;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 3386;
     entry.step_ns = 1110;

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         d6e36b022bc3f7f99273151a0853854a1a2701ec2318347b3b9baafed0226420
+// digest         34f15baaa6f910353134b5e3e614933cfcf1ce8e71bebe7f7845cdc0d3efe5d2
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

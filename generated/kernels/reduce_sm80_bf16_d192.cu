@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         ba81cd9f4c2e62ff5f10bc0e4f3922b256470421e42ffd4ae9baf50320209a45
+// digest         067c5d2321ef0b719b2aed0851cc8432df715dc072c5afaabba70b6452f288d1
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         59df02cba1da3815ddda9b6760fa96c6e122c5c61e95ec7d7d3f242c6ee91840
+// digest         ab4a936abd5a21dbd10b0e37f3838d5c57880711244066380409f5a179c0b61f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         92ac119b4dbf375c822e6af9d995f2715f9ddeb62f2330ece5f7e5b525514189
+// digest         a82412a2e003824e9c73cc34851ea67cc72352dac9713c5179b1adfa67c2b0af
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         1d3a7eccac0201fc11f663fbfc87f0329993ee03a055e30ba2aee5c5dc26092b
+// digest         67225f6defa21739f4113a88fa636fbad717b6f92c04540f5c64bbbf1546f9ab
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

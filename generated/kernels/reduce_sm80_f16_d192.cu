@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         74c3aa43b8b89e79241346bdc21c20a416d2ca080ef96f014cbf4b0a787bdad4
+// digest         f79c0ce8501607ae9f4881d58ae2681efe6f07dcb15eb9933d84589d2737369a
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         863af658b7a566c1663ce6de9bf3046594057132cf63805dccf1c91639d24917
+// digest         837e558617404423e98e9a891b82bfdc4bd842beaa50196c7277dc9e2a5e0628
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         5c0cfcd6bc0c84874c367bcdd2d5cfd3f10ee07c5fefbd72e5d985e70d8eb260
+// digest         cb3ba7f864337450c6129f823107ebc56211aa96cbbd0344932fb4643af0feb4
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -81,15 +81,16 @@ __device__ __forceinline__ void fence_barrier_init() {
 
 // A place in a ring of kSlots buffers, each with a `full` and an `empty` barrier. Whoever empties
 // slots waits for full[slot] in `phase`, whoever fills them waits for empty[slot] in `phase ^ 1`;
-// both move through the ring alike.
-template <int kSlots>
+// both move through the ring alike. Those who share the slots out among them take kStep at a time.
+template <int kSlots, int kStep = 1>
 struct RingPosition {
   int slot = 0;
   uint32_t phase = 0;
 
   __device__ __forceinline__ void advance() {
-    if (++slot == kSlots) {
-      slot = 0;
+    slot += kStep;
+    if (slot >= kSlots) {
+      slot -= kSlots;
       phase ^= 1;
     }
   }

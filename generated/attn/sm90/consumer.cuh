@@ -12,7 +12,8 @@
 // softmax of one meets the products of another.
 #pragma once
 
-#include "attn/sm90/mask.cuh"
+#include "attn/sm90/consumer_rows.cuh"
+#include "attn/sm90/key_parts.cuh"
 #include "attn/sm90/output.cuh"
 #include "attn/sm90/output_route.cuh"
 #include "attn/sm90/prefill_traits.cuh"
@@ -31,6 +32,7 @@ class Consumer {
 
   static constexpr bool kOptimistic = Traits::kSoftmaxForm == SoftmaxForm::kOptimistic;
   static constexpr int kClearBarrier = Turns<Traits::kConsumers>::kEndOfBarriers;  // + index
+  static constexpr int kKeyGroups = Traits::kKeyGroups;
 
  public:
   __device__ __forceinline__ Consumer(Storage& storage, const Arguments<T>& arguments, int index)
@@ -38,14 +40,16 @@ class Consumer {
         softmax_(arguments.params.inv_sqrt_dh),
         index_(index),
         thread_{threadIdx.x % 128},
-        path_(storage, arguments, index, thread_),
+        path_(storage, arguments, index % Traits::kRowGroups, thread_),
         slots_(storage, arguments.params, index, thread_.index == 0),
         turns_(index),
+        parts_(storage, index),
         opaque_zero_(static_cast<uint32_t>(arguments.section) >> 31) {}
 
   __device__ __forceinline__ void run() {
     // 1. The first tile: what each later tile finds already done.
     turns_.begin();
+    parts_.begin();
     next_item();
     if (has_work()) {
       slots_.wait_keys();  // K of the first block has landed
@@ -71,56 +75,67 @@ class Consumer {
 
   __device__ __forceinline__ const WorkItem& item() const { return slots_.item(); }
 
+  __device__ __forceinline__ ConsumerRows<Traits> rows() const {
+    return {arguments_, item(), index_ % Traits::kRowGroups, thread_};
+  }
+
+  __device__ __forceinline__ void mask(int block, const ColumnLimits& ends) {
+    mask_from(scores_, ends);
+    if (arguments_.params.window_size > 0) {
+      mask_before(scores_, rows().begins_in(block));
+    }
+  }
+
   // Waits for the Q of the next tile, which comes with its item.
   __device__ __forceinline__ void next_item() {
     slots_.wait_queries();  // Q and the item are visible
     first_block_ = warp_uniform(item().first_block);
     end_block_ = warp_uniform(item().end_block);
+    if constexpr (kKeyGroups > 1) {
+      end_block_ -= end_block_ > 0 ? index_ / Traits::kRowGroups : 0;
+    }
   }
 
   __device__ __forceinline__ void first_block() {
-    const int rows = rows_from(index_ * Traits::kConsumerRows);  // that exist, of this warpgroup
-    const int first_query = query_of(index_ * Traits::kConsumerRows);
-    const int last_query =
-        query_of(index_ * Traits::kConsumerRows + min(Traits::kConsumerRows, max(rows, 1)) - 1);
-    int block = end_block_ - 1;  // the last that this warpgroup sees something of, or the first
-    if constexpr (Traits::Config::kMask == Mask::kCausal) {
-      const int last_seen = (visible().end(last_query) - 1) / Traits::kCtaS;
-      block = warp_uniform(min(max(last_seen, first_block_), block));
-    }
-    const TileRange unmasked = unmasked_blocks(
-        visible().all(first_query, last_query), Traits::kCtaS, {first_block_, end_block_});
-    unmasked_ = {warp_uniform(unmasked.begin), warp_uniform(unmasked.end)};
+    const int block = Traits::kSkips ? warp_uniform(item().seen.last) : end_block_ - 1;
+    unmasked_ = {warp_uniform(item().seen.unmasked.begin), warp_uniform(item().seen.unmasked.end)};
 
     const bool masked = block >= unmasked_.end || block < unmasked_.begin;
-    const ColumnLimits ends = column_ends(visible(), queries(), block * Traits::kCtaS, lane());
+    const ColumnLimits ends = rows().ends_in(block);
+    const bool first_exists = rows().exists(0);
+    const bool second_exists = rows().exists(1);
 
     wgmma_wait<0>();  // S is complete
     pin_registers(scores_);
     slots_.release_keys();
-    if constexpr (Traits::Config::kMask == Mask::kCausal) {
+    if constexpr (Traits::kSkips) {
       skip_blocks(block);
     }
-    if (block == first_block_) {
+    if (is_last(block)) {
       slots_.release_queries();
     }
     if (masked) {
       mask(block, ends);
     }
-    softmax_.first(scores_, p_, first_row() < rows, first_row() + 8 < rows);
+    softmax_.first(scores_, p_, first_exists, second_exists);
     path_.go_on();
 #pragma unroll
     for (int i = 0; i < kOutput; ++i) {
       output_[i] = 0.0f;
     }
     if ((block + 1) * Traits::kCtaS > item().k_len && !slots_.values_are_zero_filled()) {
-      clear_values(item().k_len - block * Traits::kCtaS);
+      clear_values(max(item().k_len - block * Traits::kCtaS, 0));
     }
   }
 
-  // Under a causal mask the upper warpgroups of a tile see nothing of its last blocks: those get no
-  // softmax and no P.V, only the Q.K of the block before them. A skipped block takes a turn and
-  // hands its slots back like any other, so that all consumers keep step.
+  // Whether this warpgroup takes no block behind this one, from the last to the first.
+  __device__ __forceinline__ bool is_last(int block) const {
+    return block < first_block_ + kKeyGroups;
+  }
+
+  // Blocks of which nothing is seen get no softmax and no P.V, only the Q.K of the block before
+  // them. A skipped block takes a turn and hands its slots back like any other, so that all
+  // consumers keep step.
   __device__ __forceinline__ void skip_blocks(int last_block) {
 #pragma unroll 1
     while (end_block_ - 1 > last_block) {
@@ -161,11 +176,11 @@ class Consumer {
   // From the last block to the first: masked ones on the right, unmasked ones, masked ones on the
   // left of a window.
   __device__ __forceinline__ void later_blocks() {
-    int block = end_block_ - 2;
+    int block = end_block_ - 1 - kKeyGroups;
     int masked_end = unmasked_.end;
     while (true) {
 #pragma unroll 1
-      for (; block >= masked_end; --block) {
+      for (; block >= masked_end; block -= kKeyGroups) {
         single_step<true>(block);
       }
       if (block < first_block_) {
@@ -173,17 +188,17 @@ class Consumer {
       }
       if constexpr (kOptimistic) {
 #pragma unroll 1
-        for (; block > unmasked_.begin; block -= 2) {
+        for (; block >= unmasked_.begin + kKeyGroups; block -= 2 * kKeyGroups) {
           step<false>(block, p_, other_p_);
-          step<false>(block - 1, other_p_, p_);
+          step<false>(block - kKeyGroups, other_p_, p_);
         }
-        if (block == unmasked_.begin) {
+        if (block >= unmasked_.begin) {
           single_step<false>(block);
-          --block;
+          block -= kKeyGroups;
         }
       } else {
 #pragma unroll 1
-        for (; block >= unmasked_.begin; --block) {
+        for (; block >= unmasked_.begin; block -= kKeyGroups) {
           single_step<false>(block);
         }
       }
@@ -221,12 +236,12 @@ class Consumer {
 
     ColumnLimits ends;
     if constexpr (kMasked) {
-      ends = column_ends(visible(), queries(), block * Traits::kCtaS, lane());
+      ends = rows().ends_in(block);
     }
     wgmma_wait<1>();  // S is complete, P.V still runs
     pin_registers(scores_);
     slots_.release_keys();
-    if (block == first_block_) {
+    if (is_last(block)) {
       slots_.release_queries();
     }
     if constexpr (kMasked) {
@@ -258,7 +273,7 @@ class Consumer {
     }
     // Read before the next Q.K is issued: behind it another warp may hand Q back, and the loader
     // write the next item but one in its place.
-    const OutputRows rows = output_rows();
+    const OutputRows output_rows = rows().output();
     const int query_slot = slots_.query_slot();
     turns_.wait();
     slots_.wait_values();  // V of the first block has landed
@@ -274,69 +289,28 @@ class Consumer {
     issue_scores<Traits>(scores_, slots_.queries(), slots_.keys());
     turns_.pass();
 
-    softmax_.finish();
+    if constexpr (kKeyGroups == 1) {
+      softmax_.finish();
+    }
     wgmma_wait<1>();  // O is complete, the next tile's Q.K runs
     pin_registers(output_);
     slots_.release_values();
-    if (rows.split != kWholeRow) {
-      store_partial<Traits>(arguments_, softmax_, output_, rows, lane());
+    if constexpr (kKeyGroups > 1) {
+      if (!parts_.is_first()) {
+        parts_.leave(softmax_, output_);
+        return;
+      }
+      parts_.collect(softmax_, output_);
+      softmax_.finish();
+    }
+    if (output_rows.split != kWholeRow) {
+      store_partial<Traits>(arguments_, softmax_, output_, output_rows, thread_.lane());
       path_.skip(query_slot);
     } else {
-      path_.send(softmax_, output_, query_slot, rows);
+      path_.send(softmax_, output_, query_slot, output_rows);
       // Behind the fence for TMA, which would wait for these stores.
-      store_lse<Traits>(arguments_, softmax_, rows, lane());
+      store_lse<Traits>(arguments_, softmax_, output_rows, thread_.lane());
     }
-  }
-
-  // --- rows ------------------------------------------------------------------------------------
-
-  __device__ __forceinline__ int warp() const { return thread_.warp(); }
-  __device__ __forceinline__ int lane() const { return thread_.lane(); }
-
-  // First of this thread's two rows within the warpgroup; the other is 8 further.
-  __device__ __forceinline__ int first_row() const {
-    return warp() * Traits::kWarpRows + lane() / 4;
-  }
-
-  __device__ __forceinline__ VisibleKeys visible() const {
-    const AttentionParams<T>& params = arguments_.params;
-    return {
-        item().origin,
-        item().k_len,
-        params.window_size,
-        Traits::Config::kMask == Mask::kCausal,
-        {params.cp_size, params.cp_rank, item().chunk, params.cp_sharding == KeySharding::kZigZag}};
-  }
-
-  // The query of a row of the tile.
-  __device__ __forceinline__ int query_of(int row) const {
-    return item().first_query + packed_rows(arguments_).token(row);
-  }
-
-  __device__ __forceinline__ QueryPair queries() const {
-    const int row = index_ * Traits::kConsumerRows + first_row();
-    return {{query_of(row), query_of(row + 8)}};
-  }
-
-  // Rows of the tile that exist, from a row on.
-  __device__ __forceinline__ int rows_from(int row) const {
-    const int tokens = min(item().q_len - item().first_query, Traits::kCtaQ);
-    return packed_rows(arguments_).rows(tokens) - row;
-  }
-
-  __device__ __forceinline__ void mask(int block, const ColumnLimits& ends) {
-    mask_from(scores_, ends);
-    if (arguments_.params.window_size > 0) {
-      mask_before(scores_, column_begins(visible(), queries(), block * Traits::kCtaS, lane()));
-    }
-  }
-
-  __device__ __forceinline__ OutputRows output_rows() const {
-    const int row = index_ * Traits::kConsumerRows + warp() * Traits::kWarpRows;  // within the tile
-    return {item().first_token + packed_rows(arguments_).token(row),
-            item().head,
-            warp_uniform(rows_from(row)),
-            warp_uniform(item().split)};
   }
 
   // --- state -----------------------------------------------------------------------------------
@@ -361,6 +335,7 @@ class Consumer {
   OutputPath<Traits> path_;
   FilledSlots<Traits> slots_;
   Turns<Traits::kConsumers> turns_;
+  KeyPartsExchange<Traits> parts_;
   const uint32_t opaque_zero_;  // 0, but the compiler cannot know
 };
 

@@ -44,7 +44,7 @@ class GatheredRows {
   }
 
   __device__ __forceinline__ void begin_tile(int work_slot) {
-    const Work& work = storage_.work[work_slot];
+    const auto& work = storage_.work[work_slot];
     first_block_ = warp_uniform(work.item.first_block);
     k_len_ = warp_uniform(work.item.k_len);
     cache_ = Cache::make(params_, warp_uniform(work.sequence), warp_uniform(work.kv_head));
@@ -57,7 +57,7 @@ class GatheredRows {
   // If the work after this tile is known already, starts the look-up for it.
   __device__ __forceinline__ void look_ahead(int next_slot) {
     if (__all_sync(0xffffffffu, storage_.work_full.ended(next_slot))) {
-      const Work& next = storage_.work[next_slot];
+      const Work<Traits::kRowGroups>& next = storage_.work[next_slot];
       if (warp_uniform(next.item.end_block) > 0) {
         look_up_last(next);
         looked_ahead_ = true;
@@ -113,7 +113,7 @@ class GatheredRows {
   // --- where the rows lie ----------------------------------------------------------------------
 
   // The last block of keys of a tile, some rows of which may lie behind the end of the sequence.
-  __device__ __forceinline__ void look_up_last(const Work& work) {
+  __device__ __forceinline__ void look_up_last(const Work<Traits::kRowGroups>& work) {
     const int first_token = (work.item.end_block - 1) * Traits::kCtaS + first_row();
     entries_ = Cache::make(params_, work.sequence, 0).entries();
     next_row_num_ = warp_uniform(min(row_count(), work.item.k_len - first_token));

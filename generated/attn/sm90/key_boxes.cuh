@@ -27,7 +27,7 @@ class TokenBoxes {
   __device__ __forceinline__ static constexpr bool signals() { return true; }
 
   __device__ __forceinline__ void begin_tile(int work_slot) {
-    const Work& work = storage_.work[work_slot];
+    const Work<Traits::kRowGroups>& work = storage_.work[work_slot];
     first_token_ = work.key_token;
     kv_head_ = work.kv_head;
   }
@@ -124,7 +124,7 @@ class BlockBoxes {
   }
 
   __device__ __forceinline__ void begin_tile(int work_slot) {
-    const Work& work = storage_.work[work_slot];
+    const auto& work = storage_.work[work_slot];
     first_block_ = warp_uniform(work.item.first_block);
     kv_head_ = warp_uniform(work.kv_head);
     if (!looked_ahead_) {
@@ -136,7 +136,7 @@ class BlockBoxes {
   // If the work after this tile is known already, starts the look-up for it.
   __device__ __forceinline__ void look_ahead(int next_slot) {
     if (__all_sync(0xffffffffu, storage_.work_full.ended(next_slot))) {
-      const Work& next = storage_.work[next_slot];
+      const Work<Traits::kRowGroups>& next = storage_.work[next_slot];
       if (warp_uniform(next.item.end_block) > 0) {
         look_up_last(next);
         looked_ahead_ = true;
@@ -186,7 +186,7 @@ class BlockBoxes {
   __device__ __forceinline__ static int lane() { return recomputed(threadIdx.x) % 32; }
 
   // The last block of keys of a tile, some boxes of which may lie behind the end of the sequence.
-  __device__ __forceinline__ void look_up_last(const Work& work) {
+  __device__ __forceinline__ void look_up_last(const Work<Traits::kRowGroups>& work) {
     const int first_row = lane() * rows_;
     const int token = (work.item.end_block - 1) * Traits::kCtaS + first_row;
     const bool exists = first_row < Traits::kCtaS && token < work.item.k_len;

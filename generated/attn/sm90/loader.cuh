@@ -2,6 +2,7 @@
 // The loader: brings Q, K and V of tile after tile to shared memory, ahead of the consumers.
 #pragma once
 
+#include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/gathered_rows.cuh"
 #include "attn/sm90/key_boxes.cuh"
 #include "attn/sm90/prefill_traits.cuh"
@@ -35,6 +36,7 @@ class Loader {
       prefetch_map(arguments_.q);
       prefetch_map(arguments_.out);
     }
+    wait_for_former_launch();  // which may write what is loaded
     uint32_t phase = 0;
     while (true) {
       storage_.work_full.wait(phase);  // the work is visible
@@ -50,19 +52,20 @@ class Loader {
  private:
   // In the order in which the consumers need it: V runs one block behind K.
   __device__ __forceinline__ void load_tile(int work_slot) {
-    const WorkItem& item = storage_.work[work_slot].item;
+    const auto& work = storage_.work[work_slot];
+    const WorkItem& item = work.item;
     source_.begin_tile(work_slot);
     int block = item.end_block - 1;
     if (block <= item.first_block + kRequestAhead) {
       request_next();
     }
+    load_keys(block);
     // A slot of Q is free late, when TMA has read the output that leaves through it, or behind the
     // last Q.K of the tile before where there is one slot: bring Q as near as L2 meanwhile.
     if (Traits::kQuerySlots == 1 && source_.leads()) {
       prefetch_queries(item);
     }
-    load_keys(block);
-    load_queries(item);
+    load_queries(work);
 #pragma unroll 1
     for (; block > item.first_block; --block) {
       if (block - 1 == item.first_block + kRequestAhead) {
@@ -82,22 +85,23 @@ class Loader {
     }
   }
 
-  // Each consumer has its own barriers for Q, and its own copy of the item, so that none waits for
+  // Each row group has its own barriers for Q, and its own copy of the item, so that none waits for
   // another.
-  __device__ __forceinline__ void load_queries(const WorkItem& item) {
+  __device__ __forceinline__ void load_queries(const Work<Traits::kRowGroups>& work) {
 #pragma unroll 1
-    for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
-      Barrier& full = storage_.q_full[queries_.slot()][consumer];
-      wait_query_slot(consumer);
+    for (int group = 0; group < Traits::kRowGroups; ++group) {
+      Barrier& full = storage_.q_full[queries_.slot()][group];
+      wait_query_slot(group);
       if (source_.leads()) {
-        storage_.items[item_slot()][consumer] = item;
+        storage_.items[item_slot()][group] = work.item;
+        storage_.items[item_slot()][group].seen = work.seen[group];
         full.arrive_and_expect(Traits::kQueryBytes);
 #pragma unroll
         for (int panel = 0; panel < Traits::kPanels; ++panel) {
-          load_box(&storage_.q[queries_.slot()][consumer].panel[panel],
+          load_box(&storage_.q[queries_.slot()][group].panel[panel],
                    arguments_.q,
                    full,
-                   query_box(item, consumer, panel),
+                   query_box(work.item, group, panel),
                    CacheHint::kEvictFirst);
         }
       }
@@ -107,18 +111,16 @@ class Loader {
 
   __device__ __forceinline__ void prefetch_queries(const WorkItem& item) const {
 #pragma unroll 1
-    for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
+    for (int group = 0; group < Traits::kRowGroups; ++group) {
 #pragma unroll
       for (int panel = 0; panel < Traits::kPanels; ++panel) {
-        prefetch_box(arguments_.q, query_box(item, consumer, panel));
+        prefetch_box(arguments_.q, query_box(item, group, panel));
       }
     }
   }
 
-  __device__ __forceinline__ BoxOrigin query_box(const WorkItem& item,
-                                                 int consumer,
-                                                 int panel) const {
-    const int token = packed_rows(arguments_).token(consumer * Traits::kConsumerRows);
+  __device__ __forceinline__ BoxOrigin query_box(const WorkItem& item, int group, int panel) const {
+    const int token = packed_rows(arguments_).token(group * Traits::kConsumerRows);
     return {panel * Traits::kPanelColumns, item.head, item.first_token + token};
   }
 
@@ -140,20 +142,20 @@ class Loader {
   // An item without blocks, and no Q with it.
   __device__ __forceinline__ void dismiss_consumers() {
 #pragma unroll 1
-    for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
-      wait_query_slot(consumer);
+    for (int group = 0; group < Traits::kRowGroups; ++group) {
+      wait_query_slot(group);
       if (source_.leads()) {
-        storage_.items[item_slot()][consumer].first_block = 0;
-        storage_.items[item_slot()][consumer].end_block = 0;
-        storage_.q_full[queries_.slot()][consumer].arrive();
+        storage_.items[item_slot()][group].first_block = 0;
+        storage_.items[item_slot()][group].end_block = 0;
+        storage_.q_full[queries_.slot()][group].arrive();
       }
     }
   }
 
-  // Waits until a consumer has left the Q slot that is filled next. Only the leader fills it.
-  __device__ __forceinline__ void wait_query_slot(int consumer) {
+  // Waits until a row group has left the Q slot that is filled next. Only the leader fills it.
+  __device__ __forceinline__ void wait_query_slot(int group) {
     if (source_.in_leading_warp()) {
-      storage_.q_empty[queries_.slot()][consumer].wait(queries_.phase() ^ 1);
+      storage_.q_empty[queries_.slot()][group].wait(queries_.phase() ^ 1);
     }
   }
 

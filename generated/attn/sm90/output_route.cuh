@@ -25,8 +25,8 @@ class OutputPath<Traits, OutputRoute::kThroughQuery> {
 
  public:
   __device__ __forceinline__
-  OutputPath(Storage& storage, const Arguments<T>& arguments, int consumer, WarpgroupThread thread)
-      : storage_(storage), arguments_(arguments), consumer_(consumer), thread_(thread) {}
+  OutputPath(Storage& storage, const Arguments<T>& arguments, int row_group, WarpgroupThread thread)
+      : storage_(storage), arguments_(arguments), row_group_(row_group), thread_(thread) {}
 
   template <class Softmax, int kOutput>
   __device__ __forceinline__ void send(const Softmax& softmax,
@@ -35,7 +35,7 @@ class OutputPath<Traits, OutputRoute::kThroughQuery> {
                                        OutputRows rows) {
     const float first = softmax.inverse(0);
     const float second = softmax.inverse(1);
-    char* const own = reinterpret_cast<char*>(&storage_.q[query_slot][consumer_]) +
+    char* const own = reinterpret_cast<char*>(&storage_.q[query_slot][row_group_]) +
                       thread_.warp() * Traits::kWarpRows * 128;
     const StagedPanels panels{own, Traits::kQueryPanelBytes};
     uint32_t packed[kOutput / 2];
@@ -50,7 +50,7 @@ class OutputPath<Traits, OutputRoute::kThroughQuery> {
   __device__ __forceinline__ void go_on() {
     if (unreleased_slot_ >= 0 && thread_.lane() == 0) {
       wait_stores_read();
-      storage_.q_empty[unreleased_slot_][consumer_].arrive();
+      storage_.q_empty[unreleased_slot_][row_group_].arrive();
     }
   }
 
@@ -63,7 +63,7 @@ class OutputPath<Traits, OutputRoute::kThroughQuery> {
  private:
   Storage& storage_;
   const Arguments<T>& arguments_;
-  const int consumer_;
+  const int row_group_;
   const WarpgroupThread thread_;
   int unreleased_slot_ = -1;  // of Q, whose rows TMA may still read
 };
@@ -77,8 +77,8 @@ class OutputPath<Traits, OutputRoute::kThroughStaging> {
 
  public:
   __device__ __forceinline__
-  OutputPath(Storage& storage, const Arguments<T>& arguments, int consumer, WarpgroupThread thread)
-      : storage_(storage), arguments_(arguments), consumer_(consumer), thread_(thread) {}
+  OutputPath(Storage& storage, const Arguments<T>& arguments, int row_group, WarpgroupThread thread)
+      : storage_(storage), arguments_(arguments), row_group_(row_group), thread_(thread) {}
 
   template <class Softmax, int kOutput>
   __device__ __forceinline__ void send(const Softmax& softmax,
@@ -127,7 +127,7 @@ class OutputPath<Traits, OutputRoute::kThroughStaging> {
 
  private:
   __device__ __forceinline__ StagedPanels staging() const {
-    auto& rows = storage_.staging[consumer_ * 4 + thread_.warp()];
+    auto& rows = storage_.staging[row_group_ * 4 + thread_.warp()];
     return {reinterpret_cast<char*>(&rows), static_cast<int>(sizeof(rows.panel[0]))};
   }
 
@@ -142,7 +142,7 @@ class OutputPath<Traits, OutputRoute::kThroughStaging> {
 
   Storage& storage_;
   const Arguments<T>& arguments_;
-  const int consumer_;
+  const int row_group_;
   const WarpgroupThread thread_;
 
   uint32_t late_half_[kLateHalf];

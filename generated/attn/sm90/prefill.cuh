@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attn/sm90/consumer.cuh"
+#include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/loader.cuh"
 #include "attn/sm90/scheduler.cuh"
 
@@ -15,22 +16,23 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
                                               KeySource source,
                                               int loader_warps) {
   if (threadIdx.x == 0) {
-    // A consumer hands Q back as a whole, or each of its warps the 16 rows that its output left
-    // through.
-    constexpr int kQueryReleases = Traits::kOutputRoute == OutputRoute::kThroughQuery ? 4 : 1;
+    // Each consumer of a row group hands Q back as a whole, or each warp of the first the 16 rows
+    // that its output left through.
+    constexpr int kQueryReleases =
+        Traits::kOutputRoute == OutputRoute::kThroughQuery ? 4 : Traits::kKeyGroups;
     // One thread announces the bytes of all boxes, or each warp signals that its rows are there.
     const int fillers = source == KeySource::kGathered ? loader_warps : 1;
     for (int slot = 0; slot < Traits::kQuerySlots; ++slot) {
-      for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) {
-        storage.q_full[slot][consumer].init(1);
-        storage.q_empty[slot][consumer].init(kQueryReleases);
+      for (int group = 0; group < Traits::kRowGroups; ++group) {
+        storage.q_full[slot][group].init(1);
+        storage.q_empty[slot][group].init(kQueryReleases);
       }
     }
     for (int stage = 0; stage < Traits::kStages; ++stage) {
       storage.k_full[stage].init(fillers);
-      storage.k_empty[stage].init(Traits::kConsumers);
+      storage.k_empty[stage].init(Traits::kRowGroups);
       storage.v_full[stage].init(fillers);
-      storage.v_empty[stage].init(Traits::kConsumers);
+      storage.v_empty[stage].init(Traits::kRowGroups);
     }
     storage.work_full.init(1);
     storage.work_empty.init(loader_warps);
@@ -70,8 +72,10 @@ __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& st
   const KeySource source = key_source<Traits>(arguments.params);
   const int warps = loader_warps<Traits>(arguments.params);
   init_barriers<Traits>(storage, source, warps);
+  allow_next_launch();  // its CTAs take the places of those that end, and wait as these do
 
   // The roles share nothing from here on: registers move from the producers to the consumers.
+  // Consumers touch memory only for items that they are given: it is the producers who wait.
   if (warpgroup == 0) {
     release_registers<Traits::Registers::kProducer>();
     if (warp == 0) {

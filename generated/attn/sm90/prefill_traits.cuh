@@ -6,6 +6,7 @@
 #include "attn/config.h"
 #include "attn/sm90/barriers.cuh"
 #include "attn/sm90/packed_rows.cuh"
+#include "attn/split.cuh"
 
 namespace attn::sm90 {
 
@@ -94,6 +95,12 @@ struct PrefillTraits {
   static constexpr int kCtaQ = Tile::kCtaQ;
   static constexpr int kCtaS = Tile::kCtaS;
 
+  // Consumer warpgroups: those of a row group have the same 64 rows and take every kKeyGroups-th
+  // block of keys each. Consumer i has row group i % kRowGroups and key group i / kRowGroups.
+  static constexpr int kRowGroups = kCtaQ / kConsumerRows;
+  static constexpr int kKeyGroups = Tile::kKeyGroups;
+  static constexpr int kConsumers = kRowGroups * kKeyGroups;
+
   static constexpr int kStages = Tile::kStages;  // blocks of K, and blocks of V, in flight
   static constexpr int kQuerySlots =
       Tile::kQuerySlots;  // 2: the next tile's Q arrives while this one is computed
@@ -109,6 +116,10 @@ struct PrefillTraits {
   static constexpr int kEarlyPanels = (kPanelsV + 1) / 2;
   static constexpr int kLatePanels = kPanelsV - kEarlyPanels;
 
+  // Under a causal mask the upper warpgroups of a tile see nothing of its last blocks. Those are
+  // skipped, but where keys are shared out: there all take the same number of blocks.
+  static constexpr bool kSkips = Config::kMask == Mask::kCausal && kKeyGroups == 1;
+
   using Cache = CacheIterator<Config::kCache, T, kHeadDim>;
   static constexpr int kLeastBoxRows = 16;  // of a paged or block cache
   // Producer warps that load boxes: one has the fewest instructions, more issue many boxes sooner.
@@ -118,7 +129,6 @@ struct PrefillTraits {
   // Rows of a block of keys that one of them gathers: four at a time, 8 lanes a row.
   static constexpr int kGatherRows = (kCtaS + 4 * kGatherWarps - 1) / (4 * kGatherWarps) * 4;
 
-  static constexpr int kConsumers = kCtaQ / kConsumerRows;  // warpgroups
   static constexpr int kThreads = (kConsumers + 1) * 128;
   using Registers = RegisterBudget<kConsumers, Tile::kCtasPerSm>;
 
@@ -131,7 +141,9 @@ struct PrefillTraits {
 
   static_assert(kCtaQ % kConsumerRows == 0, "a warpgroup multiplies 64 rows");
   static_assert(kCtaS % 16 == 0, "P.V runs 16 keys at a time");
-  static_assert(kStages >= 2, "a block is loaded while another is computed");
+  static_assert(kStages >= 2 * kKeyGroups, "a block is loaded while another is computed");
+  static_assert(kKeyGroups == 1 || Config::kCache == CacheType::kLinear,
+                "blocks beyond the last key are loaded where only TMA has to know its bounds");
   static_assert(kOutputRoute == OutputRoute::kThroughStaging || kPanelsV <= kPanels,
                 "the output leaves through the rows of Q");
   static_assert(kOutputRoute == OutputRoute::kThroughQuery || kLatePanels > 0,
@@ -140,11 +152,18 @@ struct PrefillTraits {
                 "a block of keys consists of whole boxes");
 };
 
+// Blocks of keys as the 64 rows of a row group see them.
+struct SeenBlocks {
+  int last;            // of which some row sees something; the first of the item, where none does
+  TileRange unmasked;  // of which every row sees every key
+};
+
 // What a consumer warpgroup computes between two outputs: its 64 rows of a query tile against a
 // range of key blocks.
 struct WorkItem {
   int first_block;  // key blocks [first_block, end_block); none: the consumer may leave
-  int end_block;
+  int end_block;    // a multiple of kKeyGroups further
+  int end_key;      // keys from here on are none of the item's, where blocks of them are loaded
   int first_query;  // of the tile, within its sequence
   int q_len;
   int k_len;        // keys of the sequence on this rank
@@ -153,13 +172,16 @@ struct WorkItem {
   int head;         // the first, where the tile has several
   int first_token;  // row of q and out that holds first_query
   int split;        // kWholeRow, or the slot of the workspace that takes the result
+  SeenBlocks seen;  // by the consumer's rows
 };
 
 constexpr int kWholeRow = -1;
 
 // A tile as the loader takes it.
+template <int kRowGroups>
 struct Work {
   WorkItem item;  // end_block 0: there are no more
+  SeenBlocks seen[kRowGroups];
   int sequence;
   int kv_head;
   int key_token;  // kTokenBoxes: row of K and V that holds key 0 of the sequence
@@ -234,15 +256,30 @@ struct OutputStaging<Traits, OutputRoute::kThroughStaging> {
     Panel panel[Traits::kEarlyPanels];
   };
 
-  WarpRows staging[Traits::kConsumers * 4];
+  WarpRows staging[Traits::kRowGroups * 4];
 };
+
+// What the consumers of a row group beyond the first leave for the first: an output that is not
+// divided yet, and references and sums of the rows; each thread for the same thread of the first.
+template <class Traits, int kParts = Traits::kConsumers - Traits::kRowGroups>
+struct KeyParts {
+  struct Part {
+    float4 output[Traits::kOutputColumns / 8][128];
+    float4 rows[128];
+  };
+
+  Part parts[kParts];
+};
+
+template <class Traits>
+struct KeyParts<Traits, 0> {};
 
 // Everything in the shared memory of a CTA. Panels start at multiples of 1024 bytes, as their
 // swizzle needs.
 template <class Traits>
-struct SharedStorage : OutputStaging<Traits> {
+struct SharedStorage : OutputStaging<Traits>, KeyParts<Traits> {
   using T = typename Traits::T;
-  static constexpr int kConsumers = Traits::kConsumers;
+  static constexpr int kRowGroups = Traits::kRowGroups;
   using QueryPanel = T[Traits::kConsumerRows * Traits::kPanelColumns];
   using KeyPanel = T[Traits::kCtaS * Traits::kPanelColumns];
 
@@ -256,28 +293,29 @@ struct SharedStorage : OutputStaging<Traits> {
     KeyPanel panel[Traits::kPanelsV];
   };
 
-  Queries q[Traits::kQuerySlots][kConsumers];
+  Queries q[Traits::kQuerySlots][kRowGroups];
   Keys k[Traits::kStages];
   Values v[Traits::kStages];
 
   RowTables<Traits> tables;
 
   // full: filled by the loader. empty: handed back by the consumers.
-  Barrier q_full[Traits::kQuerySlots][kConsumers];
-  Barrier q_empty[Traits::kQuerySlots][kConsumers];
+  Barrier q_full[Traits::kQuerySlots][kRowGroups];
+  Barrier q_empty[Traits::kQuerySlots][kRowGroups];
   Barrier k_full[Traits::kStages];
   Barrier k_empty[Traits::kStages];
   Barrier v_full[Traits::kStages];
   Barrier v_empty[Traits::kStages];
 
   // From the scheduler to the loader: the tile that is being loaded, and the next.
-  Work work[2];
+  Work<kRowGroups> work[2];
   Barrier work_full;
   Barrier work_empty;
 
-  // Each consumer's current and next item, written by the loader before it fills q_full. Two are
-  // enough: the item after the next is written when the Q of the next has been handed back.
-  WorkItem items[2][kConsumers];
+  // Each row group's current and next items, written by the loader before it fills q_full: one per
+  // slot of Q. Of one slot, two are enough: the item after the next is written when the Q of the
+  // next has been handed back.
+  WorkItem items[Traits::kQuerySlots > 1 ? Traits::kQuerySlots : 2][kRowGroups];
 };
 
 }  // namespace attn::sm90

@@ -5,6 +5,7 @@
 
 #include "attn/key_range.cuh"
 #include "attn/sm90/empty_tiles.cuh"
+#include "attn/sm90/mask.cuh"
 #include "attn/sm90/prefill_traits.cuh"
 #include "attn/sm90/tile_order.cuh"
 
@@ -29,30 +30,38 @@ class Assignment {
   using T = typename Traits::T;
 
  public:
-  __device__ __forceinline__ Assignment(const Arguments<T>& arguments, const QueryTile& tile)
+  __device__ __forceinline__ Assignment(const Arguments<T>& arguments, const PlacedTile& tile)
       : arguments_(arguments),
         params_(arguments.params),
         plan_(arguments.plan),
         tile_(tile),
-        visible_(visible_keys(
-            params_, tile.sequence, tile.q_len, Traits::Config::kMask == Mask::kCausal)),
+        visible_(visible_keys(params_,
+                              tile.sequence,
+                              tile.q_len,
+                              tile.sequence_keys,
+                              Traits::Config::kMask == Mask::kCausal)),
         whole_(tiles_of(visible_.any(tile.first_query, tile.first_query + tile.rows - 1),
-                        Traits::kCtaS)) {}
+                        Traits::kCtaS)),
+        mine_(split_range(whole_.begin, whole_.end, plan_, tile.split)) {}
 
   // No query of the tile sees a key.
   __device__ __forceinline__ bool is_empty() const { return whole_.begin >= whole_.end; }
 
-  // Writes it down; false where the tile's split has no keys. By a whole warp.
-  __device__ __forceinline__ bool write(Work& work) const {
-    const TileRange mine = split_range(whole_.begin, whole_.end, plan_, tile_.split);
-    if (mine.begin >= mine.end) {
-      return false;
+  // The tile's split has keys.
+  __device__ __forceinline__ bool has_keys() const { return mine_.begin < mine_.end; }
+
+  // Writes it down. By a whole warp.
+  __device__ __forceinline__ void write(Work<Traits::kRowGroups>& work) const {
+    const int lane = threadIdx.x % 32;
+    if (lane < Traits::kRowGroups) {
+      work.seen[lane] = seen_blocks(lane);
     }
     if (elect_one()) {
       const bool leaves_partial =
           params_.cp_size > 1 || split_count(whole_.begin, whole_.end, plan_) > 1;
-      work.item.first_block = mine.begin;
-      work.item.end_block = mine.end;
+      work.item.first_block = mine_.begin;
+      work.item.end_block = end_block();
+      work.item.end_key = mine_.end * Traits::kCtaS;
       work.item.first_query = tile_.first_query;
       work.item.q_len = tile_.q_len;
       work.item.k_len = visible_.k_len;
@@ -65,7 +74,7 @@ class Assignment {
       work.key_token = Traits::Cache::kGathered ? 0 : first_linear_row(params_, tile_.sequence);
       work.kv_head = kv_head();
     }
-    return true;
+    __syncwarp();  // all of it is written
   }
 
  private:
@@ -74,12 +83,31 @@ class Assignment {
     return quotient(pack, arguments_.group_packs);
   }
 
+  // Every key group takes as many blocks as every other, so that they keep step.
+  __device__ __forceinline__ int end_block() const {
+    const int rounds = (mine_.end - mine_.begin + Traits::kKeyGroups - 1) / Traits::kKeyGroups;
+    return mine_.begin + rounds * Traits::kKeyGroups;
+  }
+
+  // What the rows of a row group see of mine_; where none of them exists, what the first would.
+  __device__ __forceinline__ SeenBlocks seen_blocks(int row_group) const {
+    const PackedRows packed = packed_rows(arguments_);
+    const int first_row = row_group * Traits::kConsumerRows;
+    const int rows = min(max(packed.rows(tile_.rows) - first_row, 1), Traits::kConsumerRows);
+    const int first_query = tile_.first_query + packed.token(first_row);
+    const int last_query = tile_.first_query + packed.token(first_row + rows - 1);
+    const int last = (visible_.end(last_query) - 1) / Traits::kCtaS;
+    return {min(max(last, mine_.begin), mine_.end - 1),
+            unmasked_blocks(visible_.all(first_query, last_query), Traits::kCtaS, mine_)};
+  }
+
   const Arguments<T>& arguments_;
   const AttentionParams<T>& params_;
   const TilePlan& plan_;
-  const QueryTile& tile_;
+  const PlacedTile& tile_;
   const VisibleKeys visible_;
   const TileRange whole_;  // key blocks that some query of the tile sees
+  const TileRange mine_;   // those of the tile's split
 };
 
 // The scheduler warp: finds the tiles of this CTA, each when the loader asks for it. The first
@@ -93,10 +121,11 @@ __device__ __forceinline__ void schedule_tiles(SharedStorage<Traits>& storage,
   int index = blockIdx.x;
   uint32_t phase = 0;
   while (index < order.size()) {
-    const QueryTile tile = order.query_tile(index);
+    const PlacedTile tile = order.tile_at(index);
     if (tile.rows > 0) {
       const Assignment<Traits> assignment(arguments, tile);
-      if (assignment.write(storage.work[phase])) {
+      if (assignment.has_keys()) {
+        assignment.write(storage.work[phase]);
         if (elect_one()) {
           storage.work_full.arrive();
         }

@@ -19,12 +19,17 @@ class FilledSlots {
   // warps, so one thread hands a slot back for all of them.
   __device__ __forceinline__
   FilledSlots(Storage& storage, const AttentionParams<T>& params, int consumer, bool signals)
-      : storage_(storage), params_(params), consumer_(consumer), signals_(signals) {}
+      : storage_(storage),
+        params_(params),
+        row_group_(consumer % Traits::kRowGroups),
+        signals_(signals),
+        keys_{consumer / Traits::kRowGroups},
+        values_{consumer / Traits::kRowGroups} {}
 
   // --- what lies there -------------------------------------------------------------------------
 
   __device__ __forceinline__ const WorkItem& item() const {
-    return storage_.items[kThroughQuery ? queries_.slot : queries_.phase][consumer_];
+    return storage_.items[kThroughQuery ? queries_.slot : queries_.phase][row_group_];
   }
 
   __device__ __forceinline__ int query_slot() const { return queries_.slot; }
@@ -32,7 +37,7 @@ class FilledSlots {
   // Recomputed: an address kept through a tile would stay in an ordinary register, and each
   // descriptor made of it would have to be moved to a uniform one.
   __device__ __forceinline__ uint32_t queries() const {
-    return recomputed(shared_address(&storage_.q[queries_.slot][consumer_]));
+    return recomputed(shared_address(&storage_.q[queries_.slot][row_group_]));
   }
   __device__ __forceinline__ uint32_t keys() const {
     return shared_address(&storage_.k[keys_.slot]);
@@ -48,7 +53,7 @@ class FilledSlots {
 
   // Q of a tile and its item.
   __device__ __forceinline__ void wait_queries() const {
-    storage_.q_full[queries_.slot][consumer_].wait(queries_.phase);
+    storage_.q_full[queries_.slot][row_group_].wait(queries_.phase);
   }
 
   __device__ __forceinline__ void wait_keys() const {
@@ -84,7 +89,7 @@ class FilledSlots {
   // back warp by warp when TMA has read them.
   __device__ __forceinline__ void release_queries() {
     if (!kThroughQuery && signals_) {
-      storage_.q_empty[queries_.slot][consumer_].arrive();
+      storage_.q_empty[queries_.slot][row_group_].arrive();
     }
   }
 
@@ -93,12 +98,12 @@ class FilledSlots {
  private:
   Storage& storage_;
   const AttentionParams<T>& params_;
-  const int consumer_;
+  const int row_group_;
   const bool signals_;
 
   RingPosition<Traits::kQuerySlots> queries_;
-  RingPosition<Traits::kStages> keys_;
-  RingPosition<Traits::kStages> values_;
+  RingPosition<Traits::kStages, Traits::kKeyGroups> keys_;
+  RingPosition<Traits::kStages, Traits::kKeyGroups> values_;
 };
 
 }  // namespace attn::sm90

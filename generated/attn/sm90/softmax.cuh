@@ -101,6 +101,32 @@ class OnlineSoftmax {
     sum_[1] = row_sum(sum_[1]);
   }
 
+  // What this thread's rows have of some of their keys.
+  struct Part {
+    float reference[2];  // -inf: nothing seen
+    float sum[2];
+  };
+
+  __device__ __forceinline__ Part part() const {
+    return {{seen_reference(0), seen_reference(1)}, {sum_[0], sum_[1]}};
+  }
+
+  // Adds what another part of the keys gives:
+  //   reference' = max(reference, part)    sum' = sum own + part's sum other
+  // where own = 2^(reference - reference') and other = 2^(part - reference'), as for the output.
+  __device__ __forceinline__ void add(const Part& part, float (&own)[2], float (&other)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float mine = seen_reference(h);
+      const float max = fmaxf(mine, part.reference[h]);
+      reference_[h] = max == -kInfinity ? 0.0f : max;
+      own[h] = exp2_approximate(mine - reference_[h]);
+      other[h] = exp2_approximate(part.reference[h] - reference_[h]);
+      sum_[h] = sum_[h] * own[h] + part.sum[h] * other[h];
+      limit_[h] = max;  // a sign of having seen something, and no limit any more
+    }
+  }
+
   // 1 / sum; 0 for a row that has seen nothing (or a NaN), whose output is then 0.
   __device__ __forceinline__ float inverse(int h) const {
     return sum_[h] > 0.0f ? 1.0f / sum_[h] : 0.0f;
@@ -163,6 +189,11 @@ class OnlineSoftmax {
     }
   }
 
+  // The reference of a row; -inf before it has seen a key.
+  __device__ __forceinline__ float seen_reference(int h) const {
+    return limit_[h] == -kInfinity ? -kInfinity : reference_[h];
+  }
+
   // A row that has seen nothing has only scores of -inf: its reference is 0, so that 2^(-inf - 0) =
   // 0.
   __device__ __forceinline__ void set_reference(int h, float max) {
@@ -176,7 +207,7 @@ class OnlineSoftmax {
     for (int h = 0; h < 2; ++h) {
       const float block = row_max(largest[h]) * scale_;
       const bool exists = limit_[h] != kInfinity;
-      const float old = limit_[h] == -kInfinity ? -kInfinity : reference_[h];
+      const float old = seen_reference(h);
       set_reference(h, fmaxf(old, block));
       limit_[h] = exists ? limit_[h] : kInfinity;
       factor_[h] = exp2_approximate(old - reference_[h]);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attn/cta_map.cuh"
+#include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/prefill_traits.cuh"
 
 namespace attn::sm90 {
@@ -15,6 +16,11 @@ __device__ __forceinline__ int quotient(int value, int divisor) {
   }
   return value < divisor ? 0 : static_cast<unsigned>(value) / static_cast<unsigned>(divisor);
 }
+
+// A tile, and all keys of its sequence, those of other ranks too.
+struct PlacedTile : QueryTile {
+  int sequence_keys;
+};
 
 // A column is one pack of heads of one sequence (where the tiles of a sequence are found by search:
 // of all sequences), a row is a tile and a split of it, the last tile of a sequence first, because
@@ -31,19 +37,22 @@ class TileOrder {
   __device__ __forceinline__ int size() const { return rows() * columns(); }
 
   // The tile at an index below size(); without rows where there is no such tile, or its sequence is
-  // finished. By a whole warp.
-  __device__ __forceinline__ QueryTile query_tile(int index) const {
+  // finished. By a whole warp, which waits for the launch before this one where it first reads
+  // memory.
+  __device__ __forceinline__ PlacedTile tile_at(int index) const {
     const int section_size = recomputed(section_ * rows());
-    const int section = quotient(index, section_size);
+    const int last = last_section();
+    const int section = min(quotient(index, section_size), last);
     const int in_section = index - section * section_size;
-    const int width = min(section_, columns() - section * section_);
+    const int width = section < last ? section_ : columns() - section * section_;
     const int row = quotient(in_section, width);
     const int column = section * section_ + in_section - row * width;
     const int splits = recomputed(plan_.split_cnt);
     const int slot = quotient(row, splits);
-    QueryTile tile;
+    PlacedTile tile;
     tile.split = row - slot * splits;
 
+    wait_for_former_launch();
     int from_last = slot;  // 0: the last tile of its sequence
     if (plan_.tiles_per_sequence > 0) {
       tile.sequence = quotient(column, packs());
@@ -60,9 +69,14 @@ class TileOrder {
   }
 
  private:
-  __device__ __forceinline__ void set_rows(QueryTile& tile, int from_last) const {
+  // The first tile of a CTA waits for these reads, so they are under way together.
+  __device__ __forceinline__ void set_rows(PlacedTile& tile, int from_last) const {
     const int q_begin = params_.cu_q_len[tile.sequence];
-    tile.q_len = params_.cu_q_len[tile.sequence + 1] - q_begin;
+    const int q_end = params_.cu_q_len[tile.sequence + 1];
+    const int k_begin = params_.cu_k_len[tile.sequence];
+    const int k_end = params_.cu_k_len[tile.sequence + 1];
+    tile.q_len = q_end - q_begin;
+    tile.sequence_keys = k_end - k_begin;
     const int tiles = tiles_of_queries(tile.q_len);
     tile.first_query = (tiles - 1 - from_last) * plan_.cta_q;
     tile.first_token = q_begin + tile.first_query;
@@ -80,6 +94,19 @@ class TileOrder {
     } else {
       return static_cast<int>(last / static_cast<unsigned>(plan_.cta_q));
     }
+  }
+
+  // It takes the columns behind it, too. Under a causal mask it has three tiles for every two CTAs
+  // at least, so that all end with short ones.
+  __device__ __forceinline__ int last_section() const {
+    if (columns() <= section_) {
+      return 0;
+    }
+    int least = 1;
+    if constexpr (Traits::Config::kMask == Mask::kCausal) {
+      least += quotient(static_cast<int>(gridDim.x) * 3 / 2, rows());
+    }
+    return quotient(max(columns() - least, 0), section_);
   }
 
   __device__ __forceinline__ int columns() const {
