@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import isqrt
 from typing import Any, Final
 
 from attn_codegen.config import AttentionConfig, Cache, Mode
@@ -26,10 +27,10 @@ from attn_runtime.streams import stream_handle
 
 MOST_ROUNDS: Final = 4
 ROUND_BYTES: Final = 8 << 20
-"""A round receives at least so much: less is gathered faster than a kernel ends and begins."""
-ROUND_ROWS: Final = 1 << 17
-"""A round has at least so many: eight tiles of 128 rows for each of 128 multiprocessors. Some of
-them begin late, behind the gather, and only many tiles even that out."""
+"""What could be received in the time that another round costs: a kernel ends, and the next begins
+with fewer multiprocessors, as long as the gather takes some (measured on two H100s)."""
+ROUND_ROWS: Final = 1 << 15
+"""Least rows of a round: two tiles of 128 for each of 128 multiprocessors."""
 
 _OUT: Final = ARRAYS.index("out")
 
@@ -37,6 +38,9 @@ _OUT: Final = ARRAYS.index("out")
 def round_count(settings: Settings, problem: Problem) -> int:
     """Rounds of a call: a divisor of num_kv_heads. It depends on nothing that ranks may differ in,
     since all of them exchange the same.
+
+    Of B bytes to receive, r rounds leave B / r in the open, and each round but one costs as much as
+    b bytes: the least in all is at r = sqrt(B / b).
 
     A decode kernel is one wave, whose rows all end together: no gather fits behind it. And the
     pairs of a quantised block lie behind the codes of all heads.
@@ -51,7 +55,7 @@ def round_count(settings: Settings, problem: Problem) -> int:
         row_floats = problem.head_dim_v + 2 if gathers_O else 2
         rows = problem.token_num * problem.num_heads
         received = 4 * row_floats * rows * (ranks.size - 1)
-        most = min(received // ROUND_BYTES, rows // ROUND_ROWS, MOST_ROUNDS)
+        most = min(isqrt(received // ROUND_BYTES), rows // ROUND_ROWS, MOST_ROUNDS)
         most = 1 if config.mode is Mode.DECODE else most
     heads = problem.num_kv_heads
     return next(count for count in range(max(1, min(most, heads)), 0, -1) if heads % count == 0)

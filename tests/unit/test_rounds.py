@@ -188,9 +188,10 @@ def problem(tokens: int, kv_heads: int = 8) -> Problem:
 def test_rounds_follow_from_the_bytes_that_a_rank_receives() -> None:
     complete, scaled = Ranks(2, 0), Ranks(2, 0, form=CpForm.SCALED)
     counts = [
-        round_count(settings(complete), problem(tokens)) for tokens in (1, 4096, 8192, 1 << 17)
+        round_count(settings(complete), problem(tokens))
+        for tokens in (1024, 2048, 4096, 8192, 1 << 17)
     ]
-    assert counts == [1, 1, 2, 4]
+    assert counts == [1, 2, 2, 4, 4]
     assert round_count(settings(scaled), problem(8192)) == 1, "2 MiB of (max, sum)"
 
 
