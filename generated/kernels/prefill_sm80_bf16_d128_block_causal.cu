@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         0a5bdac70413811e004c3f5cb9b820a1380cf0bef64f040d55f7e7973010c003
+// digest         43ca809fa4fab5944dd85c2fd87e72b9e81aa1b385d4cd37417e8744eb32d4f5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         793133720f22638733b75a28e710f55f3dc311f4f51a8115fad412867e396ad5
+// digest         c4165d5304a118a9f0e5cfe5f91b6ad5c278ecf18791946fe941a860af5c0363
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

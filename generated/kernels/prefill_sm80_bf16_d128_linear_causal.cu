@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         2b78ccfcae7e17f540ca73a722d5d16f0ba8de02032ec7e0d37ffd5fb3ddd51b
+// digest         7e14ca1dce5e9d5b7ec2a154ef9bc972952775bcfbf52d3e32f51b0c6ada2981
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         0d4d9e094d21b249469d85c9310b235a24250396bc5fbb6d973f1af35bf10eef
+// digest         7a6b7a3c092babb9c912846f62203ff76258b9d58cdda805d72d0605600838d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         12facb1d85a413263bdead23f55862443be249442a0ffd82efebd3502afb2d61
+// digest         b219a5f31026b8afcd9e00451e9a7c7d0ad7b29baea54ff4bde4be4a55031fcb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         5e2149011c1617ecfd2745ab9be834d0ccadb86b9736e49a8474a15bad1bec6d
+// digest         fc178a43c11600c999865d0d6fad50650e6090caa94bc8c81499dab8bf88aa9b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         f7422014d3258089d55ba146965afbd7a537591ce077f01d5b32d91d28e590ab
+// digest         d99678947f1f9e0d31819adc314eb8160a79cbb1d8d5383f3eb06c79f76e1626
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

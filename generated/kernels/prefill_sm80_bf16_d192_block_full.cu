@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         efe60e17cfc009095c03b707688a190e4434a5f91515ffdf52f8bc827c31847e
+// digest         58be1f2cc65b93b131bafac39238433c04895fca5472bd9bffecdeb8f0530dc6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         1228516b713ca512d7692c7ff5584bd1d33a0c09b53136bff3eaa4cbebc1a1f4
+// digest         df4ac077e5ef95235fc69adef40441e03acd39b8c863f95c51a3553c0fe13593
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         1051f4920b17c8f1e13ad0b8222a1805661610eb14ebe9ec9c334b47d0c21a65
+// digest         01c32ec049ed1e90c79d638a509792c6a019287d31e54adbadc42a154d952c17
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         e013dd5b5e749149a965d767247d4c4892de5a67827b00b039dc3533624024ef
+// digest         f76ce04bf58e26b4f964742d7bf2a984f34e00fe1224d7a96307c72467690e21
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         39843a056f2773979abaaa60d666d8b4b9370115f6935066632050417776a482
+// digest         d37295b2f98d2e1c0d3eff0c49f46313b77082107d0313c5147abc1da8d2e2b5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         1b53688a63157728a0464afc731828c8f0a7d600896a9a6b6b517358f58ca2bb
+// digest         f8e79c8a70fa084ac1fc1ceb8e73d6e3e52765a6b05b670a8238dd9bf4405bad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

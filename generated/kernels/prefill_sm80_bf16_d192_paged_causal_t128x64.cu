@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         d4ef6da0dbce6e3aa6004826b6b55b07393e5708d95f5ea5f5541f05b5c74b95
+// digest         15cd25a8599c9e6ccf0e447207d36f3330a9e9e20377e6648b441587e4405617
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         9b2bfb069943a38da0d61e1f872ef4c4a14c421c7d83eb75db5f297d42be2c51
+// digest         a69693aa7e5500c6d74d42a38fa104a584ed97737c22b8e75115659acb7ff750
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

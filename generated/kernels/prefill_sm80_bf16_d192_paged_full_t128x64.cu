@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         caeb70e617e3d632ffa07477b4240c6642475fddec35ce9447897d7f8f9e197e
+// digest         110c9a9abed332f7a96aff0a71c24519e9844a6d46dfcb4ca4b804e1876a0060
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         0ec1fdd42ecd6d9c0b9ad336c4fecec9e8ca01c15216b2f7c93d2b6021968c0c
+// digest         890c6fd0cc94d71529579206b53d54148ec376c00842aed7c89e12418b5507f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

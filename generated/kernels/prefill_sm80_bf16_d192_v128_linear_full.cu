@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         daac1d9ef9e4e1066c2b05d59111020822832f6a9a34c967e985100f3fbaa260
+// digest         3c9cda9c285fc10074ca699d341d9f3914f0cc575335ddba9aa7a6d0ece2f69f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         ec344ff3b97d732b58e83a84b2945a5f6406c85a508f617958124c84cb3eebb4
+// digest         85499af5aeed8c7e647ccb7aab0b7ce40fe26598424924b19a29ac436c975405
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         50e1babe9be2b42ced3ebebb85b78e862cdad38858a65336415c102a7a4ddbae
+// digest         3508f07422b3f4232db140c3c07f1cb4a2f621219841f379607a98536f7fc94d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         555b22c5483ec1126b4620e4941654aa40b6bdf5c7cb35407aefe2e5338d5de9
+// digest         1a3f3f39ee5894a78dba47397b5d6c2f2eb1404eb7ff981c32266232b43e4a02
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

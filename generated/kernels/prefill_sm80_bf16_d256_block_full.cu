@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         e3c76196adcf5d39c590b15ce45a49cbe14fee63924d9c8e1f9b6870b3d7b491
+// digest         f6c1c807a8e8704d99f87c3d98a31b113227d9882271ccabd1d937d77ef62327
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         f965b05022a1952f603d7b40abdfbbbf8848467d6b7ceeb6217190665851c82a
+// digest         31fbd25d441e04d27e98258712eab1966b809d62757cc970241106d0daac83bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

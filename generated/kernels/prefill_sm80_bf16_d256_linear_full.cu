@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         07640268746432687ddceca6d9538c22a719a84dafb967cd17a6a61e97130105
+// digest         402b0add4f8c4f1f16d93703273575ca06528781dc166f8451c98eec21de6a83
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         46180ab2ac14a687adeaa54112ab90c5c0424a3feb8c7f75a96a5ac9cba1a5db
+// digest         f7ca6e927489c15ea2b0db250baa5748ed3cb8f5c91fececd14feaafa097ce1a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         207991cc529529c7e4c17c3a6193a82dc7cde5187e159a489a6f70da30e18e43
+// digest         b30f566aeb7b01da2b8ce450d541043d440e10c33c4b07dbf636978554551249
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         c08e16ecdc0f68fa8b46452c2896a5088770802c1e6cefa415b04996df5e6757
+// digest         1f0059957a2ac43944db30eff9a16ef2d32def892d3fa029447014ad2a2d2dc9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         d5c42eae512e7aef16ce0e69192da790cbb3ef90ed9658c90db06dc5d7dad0f0
+// digest         07d69411b2922c4d3a454fb419bc4950f544d9edff14cf317accff12d51dc0fb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         f6f548924c6d20a05f90343eca3540f33f5e6d422e0a82baae35c48b49947b41
+// digest         10b7123894cb7e4b92dd3e4e1dfcce43c6a011cda66e6be50e12492b1253af3b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

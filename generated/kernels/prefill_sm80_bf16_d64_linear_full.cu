@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         2ede968f8939d43d6881ee9514907b7f58da5a5d820c1ba6189a5909973389e1
+// digest         601d1440b0613ef919604193921ae17d551616400aeafbdbf26ce85f9bee2b20
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         991c93bcdff0b9dab55792daad77073fa5d1dc25297629d63af0a6ec136dc88e
+// digest         00f85ee60e98054b0da41e619779ab3500546d4d2f053332b2273e82e0a8c700
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

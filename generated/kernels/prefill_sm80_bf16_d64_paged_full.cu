@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         20839baa7928d922bc888d548b6307f4a31fef94768183b507bc7de89f47bba1
+// digest         3e732311759b90fe19d8a9805398b8f8bbb0bb5e0bfc284907ad27525fd73d79
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         aadeaca085edf5bb209e205e935f7879621596021d65aa560f0af71d22d91918
+// digest         4edf461d5874148823f961f394ed4cf9b54f42e002814f99a1f1e09d3324498c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         bffc0b20864668f1a71686f23e8df74430fb8460aecef89f1263dfc60c40d9ba
+// digest         d5b65d59a34f6c86e016d0a6195e495f19f5f3c300092cc52410416539ff92d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         18b3ff8c219c18e8ab901aab84d6d028c0645fae4fd3614a2d5b62395b98c186
+// digest         8636dd5d10761334dd62351518869832ec1d90be8818978744b720240b8796a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

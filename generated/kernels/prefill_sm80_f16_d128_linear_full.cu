@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         142e78670277c0effe94365a3fd9db18d978727afbb6b91649cfd2208cf9f15c
+// digest         d9782343b4fbf7636686de6a475c85fa551d75ac03b6e8ba58eb54edf0f1be4e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

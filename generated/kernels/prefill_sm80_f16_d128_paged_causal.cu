@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         13095dc7280c5188b5b78464f7f20dc39c33fb88486e3f55db1971f3111e83eb
+// digest         0a74321937e55bf99d1ea850c2c6a9269ce8e08fffc557b31bb5f50eb2cae98c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         76ac32ea203ddb2d29e8645750d48ebdf5329a59a79a70d11162c0701f037ad9
+// digest         55aae470d782a7ae66195a370df167fbcc82c9f14cf5f78fc60e86e5a151247c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         8faf1967679b1c77e261e0f3d6b3ee85eba49e35de5acb3d69a980a6324588c0
+// digest         6a6488ab5fd5b9508754bdd3f95da602ab3d93c49d405a8c83011bc25cdc6535
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

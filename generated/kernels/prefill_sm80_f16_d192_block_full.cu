@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         4229ed90215eac0fd2955219ca1c96034ac00551e024eeedaa2fe00946218e34
+// digest         49e299bb76efaf630a376a7897b8c42d960c3139d42aee794b16b791328d4b99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

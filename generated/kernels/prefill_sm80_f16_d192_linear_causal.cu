@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         7c3f1419fefa816e56f88e0da172ad629ae56622fbf84aeaaf6f7ac31e9fc2e8
+// digest         91ab84dc36ce7773919fd37b4c55b744c9058ba52678886c83421443def1a217
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

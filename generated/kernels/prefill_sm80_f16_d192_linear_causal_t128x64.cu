@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         bd23581c53b8cba77dafe12ca6aa681952e3d2133280c43107f538349b87571e
+// digest         799704994f276177ab358fba7a6ec9d1c3df4075b0fe1a0a725e2ad84db828c0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         bcd5050d94d4f8e105c3f45f09825d9ad4e766fdfdd7a7928abd4eb17b99f3cc
+// digest         5a66e19dccadd03ee59f5304df823ee428adaee9ca6029f0ce72fd659fb54bc3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         a03b905832b4b46d4cbebd7828e1340174a1c0455c65cdde15a605ae577f18fe
+// digest         55c24d960800c7346d147b6a3490ca5b673b577706f90b5279b0a3c575595f60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         a564820eb6ecf359c332990ead35d292dfaa7e86636ecaa1736dd51820eadd31
+// digest         0f5b313758956a152cba834d78913e029171b892e0d71b34e8f76493b9e66902
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

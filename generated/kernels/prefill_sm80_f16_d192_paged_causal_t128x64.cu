@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         5723cf8ac6f056951438be6fef2da86d5e3d61183d0b581b5f56423025105627
+// digest         80304b80d7a57216efd5bedd2ae1ab598f7c1fad63d25eb654ec79fecff1d3db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         27fcaeb489f43d6a005cded2b133efd8294fe4118964ee305cf2dae9f5d4e519
+// digest         915e7605d08c5d1e980719dd8ce2e69f24976a592a032a492014d850a8147405
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

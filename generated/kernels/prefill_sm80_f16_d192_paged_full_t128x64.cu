@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         fb96ba6db3141cfa8d04af47a4cd62153d1d94a30e4437ead23ce10468ffbea3
+// digest         337253a5141c541893e5543f08ff8c36a1fe435a6a232019f228ab2889f56ffd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

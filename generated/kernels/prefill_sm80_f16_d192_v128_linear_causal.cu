@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         cdf9f8ff35e495110ef378f66771340b1bd8ccd15372503ce3eacd5b4912b233
+// digest         081d703ac7b4e0e6b6296bf6f16ff9d6c95eb09199501aa0e839500cd4cfa47f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         9b1d6b4fa9ff5b755b02c992215becafdac3b19c9b96cd97ba92f9f4fdb14bf0
+// digest         3556406c5cfa03e12f4898c48a03676a52c9992539b5a4e380d6b443d33a13bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

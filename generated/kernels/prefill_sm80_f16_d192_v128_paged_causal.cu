@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         2dd670010071d4e63533fffcc76a952826530155caf06e2599ff4647f12c3f7f
+// digest         decf7dfae282d730ccb266fc3326c80d65a1147926e5cacaf904346cbb23f9df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         ccfd367418eb3171c15de1ad461a7a101766dc81772f31484b3fd51597a86c73
+// digest         2792f5e996e4134c55f8579f2379d655feeef7c907994d40d1f5f331a9b29de2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         8abd41b04d2a1e907e3aef725f1a44e00c172c600874f698b2c8fa323ff21cb3
+// digest         60814cec0427cd66497d0b6ed79ce9537f0e3b93c79cb89790e988fd2263ea86
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

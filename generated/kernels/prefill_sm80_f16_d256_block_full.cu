@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         d10fa2fcae510842dacd8d9215f062bbd81e33da15070bad6cc970a48b5c6239
+// digest         d6db16c96f02be9f1577f3d8de89615a3b48f18714a8983fabf0780438de0a27
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

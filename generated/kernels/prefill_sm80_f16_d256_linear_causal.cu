@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         ea6a2c82239d33870417b8ce3122ec996f30f84a2daff0700aa7137dfb5c80d4
+// digest         e262c4637b9e3132d3f2d4a30f6adf68a5146b39403849ba19b067fff4996950
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

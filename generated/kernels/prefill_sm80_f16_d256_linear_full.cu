@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         cf47ea218358dc5a9ccecb48710eb0de08da81ccb15e881e8d96f9060752b501
+// digest         d75e5bb663b336d5244479c7592f4fb416ae2b23d1588b890304a5a680ef73a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         0fe2edfe040869bc9700e4ca9173721401544e62b3bfe4f8b20bae7b22516647
+// digest         09f16bb4d4323303c5320ec139d7b776231b5cb4d10a0a5f2988aa9b31781e56
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         0ca44b67ec980d36eb020d82ff4c30317056572ac239977e786e27a1c4bd0555
+// digest         f0eb2ca4ee2f33f82ef2fd4c03502c8733d51176c601f2412ddea703a936f679
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

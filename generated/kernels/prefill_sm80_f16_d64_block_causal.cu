@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         d30d3cedbbb1013fb07146bdc2b02205f1e80caae899298f117e57aecfae62ec
+// digest         08c0c413d414a2a2c1f345bcdd74fd30c1d604e0ab7d0868f4707ee5447d6e7f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

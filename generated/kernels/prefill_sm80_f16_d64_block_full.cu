@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         2017236050b063f2322087f745815f9ef9f34bb9cedcf0e88e6bba22e2a90f60
+// digest         8075ed64fcdab29303dd1062b370874480a8bda596e2c04be7e07b093496b373
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

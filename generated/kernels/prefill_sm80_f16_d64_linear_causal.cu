@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         c9a8621cc9d1a63209a8e0da089d930eb766f119645de18588f42e463003d414
+// digest         4c6ad10b4dfc7f5e33f2a6f20ad11eac1bf12f1d3d7c251c903e55bfe78d8bfa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         55ae5f38895294e37b6720a4de722c32898f53872f8e2ba4eab7d3204ca738db
+// digest         060dabebfd8b5600d987d61fe769f926d9a62777beca00fb95731fb53967379a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         7f5c5ca8c980bb4daa5a1413a6fbb8d749d6808313add4623b7799abd311ede5
+// digest         ae409518466bbb02e945eafc0244232d0ea8fda3fa9c8fde910c9e2001e1c340
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

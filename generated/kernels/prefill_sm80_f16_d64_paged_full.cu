@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         4b6e89a2d6bba1fb99ec23b50b7c7c92fa778741b5515fafcdb5485f6d0f7747
+// digest         5bc00ee0708bfd3bffa793105a13dd0d261ca38d400732f0a9bb43fc74645d83
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -49,6 +49,10 @@ struct PrefillTraits {
                                                                   : Form::kAfterMaximum;
   static constexpr int kStepFragments = kForm == Form::kBySteps ? 1 : kKeyFragments;
 
+  // Whether the copies of a tile start between the scores and the exponentials of the one before;
+  // otherwise ahead of the scores. 3 % faster by steps, and slower in the other forms (measured).
+  static constexpr bool kCopiesBehindScores = kForm == Form::kBySteps;
+
   // Q stays in registers where scores and output leave room for it; otherwise its fragments are
   // read again for every tile. Beside the accumulators, each row fragment needs about 30 registers
   // for its softmax state, fragments in flight and addresses (measured: one step more spills).

@@ -43,16 +43,26 @@ __device__ __forceinline__ void walk_over_keys(Output& output,
       __syncthreads();  // the tiles of T are visible to all, and their codes may be overwritten
     }
     const int next_copied = key_tile - (Traits::kStages - 1);
-    stream.copy(next_copied, entry);
+    if constexpr (Traits::kCopiesBehindScores) {
+      entry = stream.look_up(next_copied);
+    } else {
+      stream.copy(next_copied, entry);
+    }
+    const auto meanwhile = [&] {
+      if constexpr (Traits::kCopiesBehindScores) {
+        stream.copy(next_copied, entry);
+      } else {
+        entry = stream.look_up(next_copied - 1);
+      }
+    };
 
     const int first_key = key_tile * Traits::kCtaS;
     const int end_key = first_key + Traits::kCtaS;
-    const auto look_up = [&] { entry = stream.look_up(next_copied - 1); };
     if (seen.touch(first_key, end_key)) {
       const bool is_covered = seen.cover(first_key, end_key);
-      attend<Config>(output, softmax, query, storage, key_tile, warp, is_covered, look_up);
+      attend<Config>(output, softmax, query, storage, key_tile, warp, is_covered, meanwhile);
     } else {
-      look_up();
+      meanwhile();
     }
   }
 }

@@ -58,9 +58,9 @@ __device__ __forceinline__ void attend_by_steps(Output& output,
                                                 Meanwhile meanwhile) {
   using Traits = PrefillTraits<Config>;
   using T = typename Config::T;
-  meanwhile();
   Scores<Config> scores;
   take_scores<Config>(scores, query, storage, key_tile, warp, is_covered);
+  meanwhile();
 
   const int lane = opaque(threadIdx.x) % 32;
   const int slot = static_cast<unsigned>(key_tile) % Traits::kSlots;
