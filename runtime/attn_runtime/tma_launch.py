@@ -91,7 +91,8 @@ class TmaLaunch(Launch):
             plan.threads,
             plan.shared_bytes,
             self._buffer.parameters,
-            may_begin_early=True,
+            # Ahead of a kernel that leaves a part, a gather may need multiprocessors (rounds.py).
+            may_begin_early=not self._is_part,
         )
 
     def _packed(self, plan: Plan, values: Values) -> bytes:

@@ -63,7 +63,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     return found
 
 
-def make_launch() -> tuple[TmaLaunch, list[Any]]:
+def make_launch(**values: int) -> tuple[TmaLaunch, list[Any]]:
     log: list[Any] = []
     kernels = []
     for config in (CONFIG, reduction_of(CONFIG)):
@@ -74,7 +74,8 @@ def make_launch() -> tuple[TmaLaunch, list[Any]]:
         kernels.append(Kernel(config, tile, limits, cast(Any, function), cast(Any, None)))
     problem = Problem(100, 3, 100, 4096, 8, 2, 128)
     made = plan(problem, DeviceLimits(132), kernels[0].limits, SplitPolicy.off())
-    return TmaLaunch(PlannedCall(kernels[0], kernels[1], made, Cache.LINEAR, VALUES)), log
+    call = PlannedCall(kernels[0], kernels[1], made, Cache.LINEAR, VALUES | values)
+    return TmaLaunch(call), log
 
 
 def changed(**addresses: int) -> list[int]:
@@ -139,3 +140,10 @@ def test_the_counter_is_that_of_the_stream_of_each_launch(encoder: Encoder) -> N
 def test_a_launch_may_begin_while_the_one_before_it_ends(encoder: Encoder) -> None:
     launch, _ = make_launch()
     assert cast(Any, launch._kernel.function).begins_early, "the kernel waits by itself"
+
+
+def test_a_launch_of_a_part_leaves_multiprocessors_to_the_gather_before_it(
+    encoder: Encoder,
+) -> None:
+    launch, _ = make_launch(cp_size=2, cp_rank=1)
+    assert not cast(Any, launch._kernel.function).begins_early
