@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         76437be9ac4452bfb8fe4d94fc3029d814ef8835a124aed34c3507d77067b963
+// digest         9f00c8882ce927235fcfe472fbd0ef75b10efffd94e19f09f4425cc9184897fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         73e75b8fbb5963e9b2ac903d3340d6a3ea0a614cc7819a021c53c1400feebf17
+// digest         3ed1e837da25c68cf0877915fcf5d419e4db2024165349b8b9d5b3f6b2d1adf0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

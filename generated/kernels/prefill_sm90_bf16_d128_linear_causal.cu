@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         576141dba35b1a5adb1abda0eac5fc4fd42f0847fea7eeee406008b70e906937
+// digest         911c1de3fc21766fb65569b0a931b25df81d503a97704f7a34f271d8aca45bc8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7f0c7359d854f1f4bf1dc40dcbed35fba5e38578d34908ff442a1a3615723c1b
+// digest         1c204c69fa6ed3c8abe026f083b65fb63a81d057a1ad7ec703291e14a076d7c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

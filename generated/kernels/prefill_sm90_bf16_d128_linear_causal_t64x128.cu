@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         fb04c12d4c90142b6b0db851ee024a1d21957bb96a57009b67073cb85d727c58
+// digest         62959fbb5f6211710acc9e9e38e4bc92e58ebd110cf49ba0fcc8c0f364cce8f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

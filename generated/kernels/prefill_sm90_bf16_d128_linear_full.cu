@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         9f6040fad3131cf6695a7099bb94db53b24108728ad692e1308e16ab7054ee43
+// digest         6ffa487f2c4bacde521bff42467b822eb9b0592ea388e1b03d15b5bdac4b1d00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

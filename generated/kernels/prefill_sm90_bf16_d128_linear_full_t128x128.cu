@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         6a381d8b3080911ac759e5494fc737000e97fccc34524650adfa3f00f2da9c5c
+// digest         b8063f7a6f76e21f27782a8b84a21c842044bfa5bf9a05bfb23167484c7ff164
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

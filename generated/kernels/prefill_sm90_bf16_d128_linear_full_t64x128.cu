@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         c9760df99172f65f4e998960425f00a653a1bca10aa1f2b0a1e2cc8239672318
+// digest         991f83837749dbd823132aa7ccaf746c7b8615b2c564fc4da9461009407fd32d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         c675b85c0728701c4dbbe4eb93e9893831f7b191785e442a187802e203a7a86e
+// digest         b82f0efa6638528677b2cd820c89b20449dc88b06176c2b8391239dbf6b52553
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         5f875329a23d50ba4b91c1a6bae5056a6812b21bd6b5b423dda0ba1027b2ef60
+// digest         1a6162eab2bc08f0d3ffdc06c041eef1a1bd880285ad53ea489107e61b123902
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

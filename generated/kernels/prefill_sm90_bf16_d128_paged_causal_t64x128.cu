@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f8c3694c8aa03d9ef65e03f544f3ca1345b4435e3586e880bff0aa8135379db6
+// digest         248b13b5f383f6fbccb23efa6ba7c304d141617f02921fc8f3746e57c8886cc5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

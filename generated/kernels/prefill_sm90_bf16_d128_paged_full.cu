@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         c6ddb0d35d4b757d6e82a7c69adf269db3ad682ac5799dcf6a5a85483d90cf8c
+// digest         e1b11c9233ad386e5c34f57a4f0963253211a6322588c1ca795fc6d0a4b21eee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

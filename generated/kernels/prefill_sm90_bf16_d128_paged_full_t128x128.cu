@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         2fbb6cf487d1cfb633cb841889b87b6328c4f53cf983ebb54dd99880f195a537
+// digest         7868192afca17645a1109e1effaa7bdd4d1b3bf75adb491480b1df6de2cfe229
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         b53ff6eea8a6c43a533cf8d34786516ea571bc43c8274069949f8b0d97815ab4
+// digest         610fe39328a306ad8b7da37859ea76e9b41d065a43bc733c60effaa6ff79466d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         f18f6bba036622c24c531652a6e4e804f26b9f244790c93112f605b0bbf3ef09
+// digest         f8c1effa7e927ae3cc2fa2a92c1fbaff0f60d0920fe1e3511580b34d779dc7e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         3a18dee90f2f8aaa9a693f967ddb0b7182ba7420eb94bc65187fbd13a9ace8f9
+// digest         eaa2f070f9e4ffdabb42b6357f4d557d6ff25e4f613be3f9d6f85eea853602a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         7f05a9a30f419adfe97b1c597e0bee8fe1ab91d638bea889850ec454a1171103
+// digest         9635f297d3adce752219708f381bba49eed178c879230fe024924df83d5a7fde
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

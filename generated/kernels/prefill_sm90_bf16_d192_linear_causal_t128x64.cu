@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c245ee5cfa73332493e9fc4aa1dede177cbed32b8ef1c63081ed777dae027dfb
+// digest         5fc6d5e0bf95d040c8f56a9188bdd86c1cfc45394e4cd1d8734b7abc916ba396
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

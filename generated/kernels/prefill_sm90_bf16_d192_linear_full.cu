@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         a7bf89df86cc039c6bbc03e2b174808f0bde7dc2ce70f216db9f6f2a69b3ace0
+// digest         043f1d8e562cf0bc2bbf38cf8549db0205029d0f84207d07afdc08a7f09c265b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         341e975cded191e20ff61e4047235a8516523ed71256ea12bc2938467cc71816
+// digest         3632647a9f3a7b4169d2a92ad698175f5986d7aa0326391bbe5699b37eb0657c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         99986bfa49752fccb9f4c964972ed58c35be01b10fb8175268ba72eff6f52b2c
+// digest         95b18c55ab49e3553a17add175853a530a81c81c76c41cfa26efaaa7dd8740ff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         7c623076976d0a924ceace08594672d13036560f28ea978e8cf6fd3347129f98
+// digest         6112ac31198c3efe8e986621a6884229f1d1cbb6e73b7e306d31307b6fe7c48b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

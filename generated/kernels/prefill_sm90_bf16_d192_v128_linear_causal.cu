@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         eb7da8a382120447057e1f176a32d4948e4015d2abc36d812744d84eb69b0fef
+// digest         264f87f7d312fbf51b446470e1b023857f7ffadd2f015a5540c3b05057a25f3f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

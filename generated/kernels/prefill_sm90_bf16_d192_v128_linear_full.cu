@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         55a62cbe0672987aaf42fcb5e8f75d17f3ed0abe62d255276e01cf0b14719d17
+// digest         eb078b9a1e5fe0af5e28192deeaee1a95d0968fe2f1de448add8510cc99947e0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         d7ebd280c55aaf741502ebaaa780645c352e07ece745c49d4956411bb5979381
+// digest         93a9e9459c74c1530b880ee07cf616aadf63d6e90acaf5a93efd4d5a30660386
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d31534306a1f2a5c68d35cb67a576e4b0a7612ac89e9c26937b66d31670b1b96
+// digest         8f3a3a3d19233198481da60e555c9f254571bbee44785edbbae69f298b0ea7d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         4b4b4a375a4f72ffe66307f3918ddd7ac0a2bdeb2b086d515ee18ac0fd627739
+// digest         92dafdaeb9e99500370fdf2763fc457c32ce2aef28e578f84df17e88a892921e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         927479ee1cb75a8464291c5a48bc16507098a692bdee91e4b60221d0f8c8b090
+// digest         137ef599bdbfe7087d6686c2f527bae1c710c61259851bc736c1469dec747a85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         031cf3ba0b6a744b468e496ad03f342a0048d01adb645b3b8ec98207ccc37319
+// digest         371f87993685bf9fe317bf515ef4e30624fb044d8416452da45293ac8c989fdd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

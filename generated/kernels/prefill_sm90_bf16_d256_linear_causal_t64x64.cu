@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         c8d2814b341dd53446a791f85788c92fc258d5bc885f4184e41e532a470dd0c1
+// digest         d708f35d52ee3f9dc46d7588915ec5d66420e3aea700e38000972a0ea2d05f06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         77ddff8a4b1823679746011b3f4148569a5c2b75e19d7843e393274e9b616dd4
+// digest         fffcf6527deaefd26a7dc1fce5748323efa0998d2342bac26b3f96127aa53566
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

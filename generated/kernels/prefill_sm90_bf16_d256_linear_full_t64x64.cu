@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         48991ac493349cae7abf34241e9652bc0c20050095ced5a86a47ec47bd03cf44
+// digest         75bc99bec962ed36147feabb29b65c465959efd1e2784dee233670f09cd08366
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         6fe955cbe69c461adfe7cb2a086d605cf6e2c960e966252e5ba7c3ad8940735e
+// digest         0b67c8a22c94cd3941bf2e7a6e521cfdc3875a88b43b9926a982ef343b67cb8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

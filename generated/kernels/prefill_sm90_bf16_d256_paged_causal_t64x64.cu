@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         1cf7c31397ac15651d7d082d1348f24b11bfd58b85251af092547fa97739fd97
+// digest         3d69757b26901482fb55079b1e2e90544a145e296c7d2dcade522d031b36cb00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         a354626b2d73c28a590bce3db79c0b1b1bbf6d1a570db011149c82a354807702
+// digest         869eef828e904d67b56dec8f725a46db58ea380349b4fdf0e3570c1d57f87266
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

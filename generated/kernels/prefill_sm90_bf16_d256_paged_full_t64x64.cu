@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         2c52c9db0b9d501b6efe010bc814b9105f6a6d440cc374d316e5206008e57727
+// digest         415b281df4e289be7caa9ceebf442c917097b7019a2f459ac1d52c19737b3d38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

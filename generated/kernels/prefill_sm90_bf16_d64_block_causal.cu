@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         b7e04e4eae2db863570c3e9cea4f4dd762633340b13863ad485950580b69ff48
+// digest         b3c0c40b68e9a215764234cbb9f1d05f80e40f71c0591b8eea59440c8819f977
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         70cf2152f67e2e0fd2df0c9cf3692b76ab15fd318a82245608acbd9637fb1cbe
+// digest         6627c39f6e713fc5f670bcc9768167219dc7d414b107e523e8f781377726e3df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         7c855417f44b71c0523aff04cfd3725f0771784c236a54f68800ffac8f2e13d9
+// digest         2de3300ea40a2166048300f131c459d6835fe9b07c6f6937d94cf9369ce1c251
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         81678b53348aeca9173ff14d85e2d84cecc432e6deecebb31f7efd3416ffe8ee
+// digest         9cebf70da94316a674f6c325bb784957fbd53a721c35479291f31e91e998bfdf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         4bfae9ea05f96eb24ee684a6b5739f978ac133ff13132af161ccbdc359d69350
+// digest         bcef1d8737c9640d12350c6f8973fa3fc5c850edc4bf86b64f4e4700ac2c8ef4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

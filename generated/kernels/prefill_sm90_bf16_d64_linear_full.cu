@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         1f76e763eaece69a6fbd035c5665332891a204438a60be4ae515bed662abfc02
+// digest         3c29afea0d9274817d2482b2441c4e6306e8beea61644a03c866ac3e482dfb74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         55858d397febcbd29033b9b5624b074164617c67f63accb040900bd7b4c8fac3
+// digest         cb83f8746afc15128259e2c779efa3338e66abff072463a7647b6dee6cbb6e45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

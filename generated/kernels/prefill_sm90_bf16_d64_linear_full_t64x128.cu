@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         8b10e1ea12d598615e64db6207fbe730f208c8df3ca10b7cc54883f570c69ab7
+// digest         3f03ed8b98f0003c2ccb5ce265bd4c636675d231e6dcdda4cde808606a71e20b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         52731a3250715374671f97137f2a7fbf944990b89f2284c8f8a22ffc9120e99b
+// digest         1cbcd5b2b65a7d748cdf6509be7d1681614009700f9c66c12026f67884a57bbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         9d36aab7378ccd4897b969cdf1379b65efa86a0ef41411b31c79418eab28e26c
+// digest         584bccb131b3f9de98a5d4508007713b03cf06da050aaa1f106772a507f5fe40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

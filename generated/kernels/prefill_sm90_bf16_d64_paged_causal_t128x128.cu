@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         dde625337b093e402295f6de585737020381839e0ad08517d6b9dd5c1b80f01d
+// digest         8a0b2bfa4da5f116439bc1c84c45f87e6abb01d9ad3bac9131e318b558a2dfab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         401596f047d006fafa9dd15ffb77a416f8b8b4e1e78a0c2f24ff9317b64c30ab
+// digest         d4b2249b00a0ae010be27ca381266e601e3ca25da979404d790f4d0fca66982c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         dcf17a6427bf998ff0e50412050cf74960f4947fdb9df01d9899f974bd48ed8f
+// digest         213de88ba140fca254d1418a2f59301769d39b5de8c1d574b9d25ada4a28667a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

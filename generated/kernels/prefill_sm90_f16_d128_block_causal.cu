@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         dba4ec9cce7b255cda46e601ba71a2e555fc67bfe700d7c36d174e219b056088
+// digest         831dd22fa6ac2e7c003cafb6ec9ba0a9021f7575eb10f4daed961e189bb02622
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

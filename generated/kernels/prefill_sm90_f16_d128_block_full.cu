@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         2f09db96199e97832fbcce6ab11448879a960efcb5d36dd140b8187a38f8e0e3
+// digest         6665b880e13fa894ae33f1f8703be836a1e92fe76090b8e3f3c38109d2e8ad48
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

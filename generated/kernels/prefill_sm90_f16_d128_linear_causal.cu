@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         167bb92723e2e82369eab36aa1258813228c2ce5d86c8ce821196021efa8beb8
+// digest         7a465edf33c2a12d999151ffcbf6db2b2e8071f42a9aa2c85c2592ec3f14a36e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         6daee27b8db7a6e6eabbd28c805b6b059261bfdd5abcb3e52004315ba73962c0
+// digest         59ccdeb1ca5364f50d8fb9a0e6647ef2a789bfcc4a36d0f9227565b174311292
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

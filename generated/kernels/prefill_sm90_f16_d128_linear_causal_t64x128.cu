@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         16df3f2c430762279f946013680f7d2fa24dcaf10376914d856adb663930bc29
+// digest         c7d639030d19c9c183809ed2722a70698c5ad22eab0f3bbf77313267375ecb58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

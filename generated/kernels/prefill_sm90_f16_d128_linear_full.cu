@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         5aaaeeb749e6c182e5100396ee6ad4ef50d307fee63cb596888223445a3a1596
+// digest         0a8f8ecfeb411702e581a92307d26ca97df0ee9355daa3744cab9a432af6c3b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         f440f16915131705feb25f5e512916366d33775522adc62a995a076c5bc80fed
+// digest         d0a8bcf274e8fce1e2a8ac71662601e4ffb65e8d6900078a09a631ba02eb0038
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         8aa79eeb2978e76d3b72fc6329a16220a3753a03d13a3dd6b9eeef872e3da4d8
+// digest         cebc12e99b02e887916180a4a68b0f62e18b848ae82da2cb8dbe871ba7141017
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

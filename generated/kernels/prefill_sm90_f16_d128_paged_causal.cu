@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         02890f1143e894339e569af57641ac8aa3be6f432f292eaa7cd685bfec1b994a
+// digest         76d505b50db05e50a40a72ae0d7fb0aeb6ebbc0c8ce60a30ff4aceb411222bf8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

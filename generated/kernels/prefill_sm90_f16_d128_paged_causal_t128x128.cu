@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         cc6dac51addb9fbd57ddf99a2e6e087bf2b8b641afaec26834216e0a15fcc56b
+// digest         ee49ad39a0312a1740ac8efad0d008027b121e8d594c22ff65df4f607a916f25
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         fe9da2c8cffc38cdd2218e1f0ab07d02d4a02c5f9379bafd38b208f6b374708d
+// digest         ea3d4d2ada023e4ce690357e45afca5e1402a4777df92e4771533c06c8d500dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         1dff2b7a288ca08e1f04795136717431b4557028c293ac5284e8635b3885872a
+// digest         0f5456cd592a09e54cecdc83b315bf1fe86a4eb810d62b2f2f03d4aa1f458633
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         26d0606be7a8404387930cd9514728f861e46276a47b5caffcb7868ead653389
+// digest         e7b26a213c1e65c341948551ca485a72ce8d622c6b35ff99c6a1395902a0bdbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         7c79cd13754b6e30158a129f9c9c112c819c3549179dd537d111fc4de53ba0bd
+// digest         a9d029766d30e9f9523dd13b06df0cc9267b07dbd5207957517d98dfdfbadfbb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         5ca0749a61912d3015d94f53e14ee92935d07ea987a07ff706c1edfec2dd0468
+// digest         69c7381563f3d0ef4dd13bd3f1b4aab850c1c0b001834c93e7f61d1064c30235
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         8b34af49ac877612c74f05c7f22c4ad8760e2041c578813c01a7dc0a82a8bfe7
+// digest         746dfcc2a68e5eee0d7089148ee4c7660bd607b248911852996337aea339bf8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         b8f39dead1da288dc1f53d042ffce218b556422670106ae532722167ba26c0d8
+// digest         4f105daae6f7151f74b83d049633ac91ebff0cd017b1bce624001c97e9df2993
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         e721fe3c081c75ef37076f23e06033cead4121c7915f6639e22a50d844ef734f
+// digest         2754de418f6e23bc7c3489a041f311e5baa97ed3982639949e9d43250c446f7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         99c53d9feeeaccac3a26bd6ebb097bcc98ed7ab338fb58b7164d8110b86f96b0
+// digest         018c17aab079afd2283e6b1dcb5a438d4c85a73e42c2cc7a95518a9f0e4be5dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         19ba90ffe6645abaa72ee13fd6a2dbbb18ba8ff864a7a21ca28a7f63ab15cab8
+// digest         829be7f570188525954828679bd890424d4b8bda86362163c843bded51769208
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         00bc3284d81a73db80b25dca727a4b7edd68bbae37c035b884c7b528d40a4829
+// digest         b1a9aa842c2ec86c3bf54eb1ee5263c9bca359f0c7b7f4055916f5fb6e06c845
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         4010bde6157e9412ee05fb7ed454123b5b4f5307755791024254fda0bbf97d2f
+// digest         9aa271c6df314c23ea963c73046aa89df97b5b5f1e95ae0ede3bbcdfeba72c9c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         34add31b24f2348f402833368886aec6efc0c10d0dfaa0ee310179e8e082cfde
+// digest         fdcc0a110ec0712835c252156b3bd5ea207191f38bc2f841098fe47d3b6c14d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         71cf327acf86dd9d27e96db15e8b0ed93b1010fc3526c11900dee27d75a26ec2
+// digest         f8c8e5cb469bf3fd0c4361fb89c75a2607832cabe2eca9a1a360c99f8fb6ec31
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

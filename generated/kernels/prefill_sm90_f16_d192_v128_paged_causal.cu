@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         7921f9a32cbcc15eb59dc5862a71e13d9fa0a2dfa27b014178eee60e1fac30a4
+// digest         081c958dacfd221a43bb3ef221b682497d0aa02fd735d3c02b27abdad5a3e9f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         873e351c1f461e213fc88fd0917bb12bc053594ce9612f04db1c3a4189c5a4c6
+// digest         a8f59b13c285eab584e944a65d7f981ec0bfb68a5ad988df3b09498a72cbe827
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         dad89ab36ffaeaf7cbd557c90ca233604914b82c4b3dc1db5964bf14f4ffa9e8
+// digest         0469312d923c056a15d4f9afc62d13170c34b58344bd492264789d261202cadb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         b19ccc139c4fb6bc5cffbf76f1631306b2cb4b5a193c8684c81a7add6963eaf6
+// digest         3ba894c9d836c80a0f64945b2c9200950cc71dd38a37c893e419dd14e5554a99
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         8dc580d9fc842912e9ad6b5a306f7f461f1f436ee085fdc7caf7d8855eb68584
+// digest         31b625dcf88142771d1c1eff92c78d6c0c2ce218f412345140f53a98db9f4076
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

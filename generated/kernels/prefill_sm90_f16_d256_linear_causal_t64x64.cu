@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         2bdb359a46e24826c9ea2fb2dd1aa7492da82d925ae4c0d2417bcd14e8cbe7a5
+// digest         856b1feed3ebb72485a59564b9cf411d7b679eba3693cdbf5c6ca6cc6e8796cc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

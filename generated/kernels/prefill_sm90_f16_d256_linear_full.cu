@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         d49ed3707745aa13190f1a124ae42e5818223ec1cee1a68703afea881fb1cb1f
+// digest         443d4c665f2e6f56ad32e50968eaf506671f48d1bf978dddc2feb8b98f3f1129
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

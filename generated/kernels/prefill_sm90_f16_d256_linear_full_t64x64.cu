@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8fb3e78fbb38d1f8572d9dd91b08b9951b307170c2a84e80918ea98b3a041d2c
+// digest         ee49176a8c0241b2566b6d781ba598e8ff0e3df0ea34beaa61cdb7ab71fbd4f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         79225f33c2f131f6ae1a127b9db944f87e020485cd7567a825e7031692a9e043
+// digest         2db253f0880dd43fb2825bab1b295da03062029492dbd72e4a18c0b4cd9fc65e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         623624ecb8b11367fd1c60bb255d24aa1b8f5600421b85e16c00365f91b05eab
+// digest         63495131f4a36699850c5868bc0f14bf7fb2366fcdd1470ba93c27449a1bbc72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

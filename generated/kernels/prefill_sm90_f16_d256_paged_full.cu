@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         a8f04e7f71ba89b5b97cec1f73865f89697efd784eefe750e29eb3dde1e14961
+// digest         dcc6042acee58f9bc153039372ffcfaf0444e413dfad76ec321487e055f56d73
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

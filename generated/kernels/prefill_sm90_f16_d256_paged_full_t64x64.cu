@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         ee2314f20ba74fc155f17cc66e2536b2a20dc8c4cb86e79dc0a184e840d05a53
+// digest         81c0460bf93bb0c878c111dc260a4f4f10bcb18ea6ba82837081b13ba6ecf684
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         f61313367d5505fcf11a15a206d31aa6bf96cdf44cd65c7ea87c92c93c5d7936
+// digest         a07cd6cfe520cc0148022c214005d3dfb7c7cb824451de7dcfc6d81f7456e4ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         0e7f4fd5d7d4e0270e1af81d319a89b088dc3eb4c92574265012fde97e6dff63
+// digest         a26476c44ba31174c8ed571153bed377df8bc297636ed88c17f9f9b2f00c6ae1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         c50ce5f7e8a4235d6f38dac3a539fcd3991d1ef5411bb2d6f0a56ccd14041f6e
+// digest         6cafa8cebe5355f9b8eef54204219be8a43dc7ed179e385b9808737c4f5f4863
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         3e2b15f37f592811541b9b6c14558afa9925f1dc8d758fee7d9edc718133045f
+// digest         ad43610da9fa8920fbb3f8abbc1e75b3666878dba0ff8af633d7a74a7604d3c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         d4a5ed043266f2a308b2808b6f52735f4f0858443da9e37f15d95896cd08ab51
+// digest         9647196c31d0b59c8b94d765ca1c22707c8b74bf563c8a5098200e0393864643
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         3b06046d6593943348441d7a738cd936c6dd12239749ab73c0f844abf63d00fb
+// digest         c5703018f9c447294c9617a0ba81507baa45655663dbe3fea5167756f07eb0bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         9f683add14ff90af5e568a82d7c3d3765f866fddfe90bc8bfe7b529d6f64827d
+// digest         a8905716ba3fb002fbdc130280281dfffd475a41699a150968ab15d1ddc8b03a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f76ae4b9caf029ae50eb91c4c42200e4f5be7d574c84749d3353d80c8156bc1b
+// digest         b7028e4d0d89eaddbbfffab9cd9f528523683ce598ac6609369fa37f0539358e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

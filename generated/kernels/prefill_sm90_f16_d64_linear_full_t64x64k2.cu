@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         70483779fef1ee7d9ccb4d963f459120b1e899712a34b3961e28c83db84f5320
+// digest         5ff818d39070e7a3af20104e28fc322bc374e4ea1ef4c51fe56943a9e9343a10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

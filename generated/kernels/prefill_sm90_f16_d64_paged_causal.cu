@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         cc8631c1efc37be545fa2756fc947e05cf64a8a4468d747a2016fc293c82ec06
+// digest         08d3b1f58ac124673a46b1cfe86cc250618e9f0117b1d14ac292e19a86dc8ee5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

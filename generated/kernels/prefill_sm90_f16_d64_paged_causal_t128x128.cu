@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         2b64c861f41d8c2add6a00b4616219d152719ff3ed4e34194bab0c6a993dc0d0
+// digest         2968957fe52a1d5c85b55b699577b99194378ed3516b8ad223cb27d1ec426ee9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         2d89860ad07ec4daeb66c79918dd726f77e40b184aa7c5557936ba8ec9a2d68b
+// digest         3cc941c8a032537ef6fa23a881591f0dd2c99df6bdae8ba9d6a5da5f6d98c89d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

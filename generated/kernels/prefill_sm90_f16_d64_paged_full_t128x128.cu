@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         741493066ebd84a09cbc0eaa40a53118f82a619cdbb6107794bd8de1c1c37ba1
+// digest         36dc6922946138f4f0477b9d2a38a66047196288d2ac4b5f6d62025f4451c8a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

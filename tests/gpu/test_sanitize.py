@@ -69,8 +69,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
                 finished=finished,
                 sinks=(0.5, -1.0, 3.0) if is_decode else (),
             )
-            # Hopper kernels read blocks of 64 tokens by TMA, and gather those of 7.
-            for block_len in (64, 7) if kernel.config.arch is Arch.SM90 else (7,):
+            # Hopper kernels read blocks of 64 tokens by TMA, share those of 16 among warps, and
+            # gather those of 7.
+            for block_len in (64, 16, 7) if kernel.config.arch is Arch.SM90 else (7,):
                 folder = tmp_path_factory.mktemp(name) / str(index)
                 task = Task(batch, block_len=block_len, q_padding=8, split=split)
                 write_call(folder, kernel, task)

@@ -124,7 +124,7 @@ struct PrefillTraits {
   static constexpr int kLeastBoxRows = 16;  // of a paged or block cache
   // Producer warps that load boxes: one has the fewest instructions, more issue many boxes sooner.
   static constexpr int kBoxWarps = 3;
-  static constexpr int kBoxesOfOneWarp = 4;
+  static constexpr int kBoxesOfOneWarp = 2;
   static constexpr int kGatherWarps = 3;  // producer warps that gather, where K and V are gathered
   // Rows of a block of keys that one of them gathers: four at a time, 8 lanes a row.
   static constexpr int kGatherRows = (kCtaS + 4 * kGatherWarps - 1) / (4 * kGatherWarps) * 4;
