@@ -76,16 +76,15 @@ def _zero(address: int, ints: int) -> None:
 
 
 def counters_of(context: Context, ints: int = 1) -> Counters:
-    """The counters of a device for launches that take `ints` of them, a power of two; allocated on
-    first use until the process ends."""
-    key = (context.handle, ints)
-    found = _known.get(key)
-    if found is None:
-        with _lock:
-            found = _known.get(key)
-            if found is None:
-                found = _known[key] = Counters(context, ints)
-    return found
+    """The counters of a device for launches that take `ints` of them, a power of two: the smallest
+    that suffice. Allocated where there are none, until the process ends."""
+    with _lock:
+        own = [size for handle, size in _known if handle == context.handle]
+        enough = min((size for size in own if size >= ints > 1), default=ints)
+        key = (context.handle, enough)
+        if key not in _known:
+            _known[key] = Counters(context, enough)
+        return _known[key]
 
 
 def counter_block(count: int) -> int:
