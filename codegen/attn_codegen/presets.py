@@ -49,7 +49,7 @@ def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ..
         decode = (
             config
             for config in _quantised(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.PAGED,))
-            if config.mode is Mode.DECODE
+            if config.mode is Mode.DECODE and config.arch is Arch.SM80
         )
         writers = _writers(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.BLOCK, Cache.PAGED))
         return sorted_by_name([*with_reductions(chain(tiled, decode)), *writers])
@@ -70,7 +70,7 @@ def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ..
 
 def _is_common(config: AttentionConfig) -> bool:
     """Hopper's decode kernels begin earlier than those of sm80; that is all, so that the widths
-    that most engines have will do."""
+    that most engines have will do, on plain caches."""
     is_own = config.mode is Mode.DECODE and config.arch is Arch.SM90
     return not is_own or config.head_dim in _DEFAULT_DECODE_SM90_HEAD_DIMS
 

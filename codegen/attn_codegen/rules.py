@@ -18,7 +18,12 @@ INT4_STEP: Final = 32
 ATTENTION_MODES: Final = (Mode.PREFILL, Mode.DECODE)
 ARCHES: Final = (Arch.SM80, Arch.SM90)
 
-_QUANTISED: Final = frozenset((mode, Arch.SM80) for mode in (Mode.PREFILL, Mode.DECODE, Mode.WRITE))
+_QUANTISED: Final = frozenset(
+    {
+        *((mode, Arch.SM80) for mode in (Mode.PREFILL, Mode.DECODE, Mode.WRITE)),
+        (Mode.DECODE, Arch.SM90),
+    }
+)
 """The modes and families that have kernels for quantised caches."""
 
 
