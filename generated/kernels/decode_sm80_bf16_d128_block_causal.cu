@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         6eea065e74d8d804586685809c47da6f218e782d463270b1e48ca759ec452755
+// digest         8a3c6abdfebe250f161030ff1278999516b25e71b3fd06dde39a5bbec23d3f24
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

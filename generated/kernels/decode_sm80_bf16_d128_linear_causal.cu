@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         32a2bcdf50113a65393a626d582918d76d9f9b38e1344965adccac57684945a7
+// digest         374d181cd963d3af144d7dc1fec17d4900f12587ce3fdf71fe26f8fff57c66d9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

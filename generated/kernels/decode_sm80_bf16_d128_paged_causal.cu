@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         1ee5887cf3ff984ba6df83b14dc0d3a3b0d6f975e3ad39f123c92b2d1ee45c34
+// digest         dd7ee04f53ddbfc2976e75486f42577364e835a6e3d8fa2a0a5de95101a44f7b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

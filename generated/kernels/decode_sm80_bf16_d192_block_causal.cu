@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         50fda800c5b01cd0675effe28a74ab72ac3688f1dc503fc932908b48910e6f41
+// digest         daa3c388f5398f9acf940c1cc929955dc9d2f5f188775fbbbb889ccdff891d57
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         f637cc6f8ca098580bdae9a22b4f9b32df857a0716e2c7e76900caa34d2358c2
+// digest         0b2e7ac629ff037647a207c85a8a843178c03af0b785c16deb1cc435fef5c7e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

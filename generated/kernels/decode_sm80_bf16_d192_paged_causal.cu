@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         ddad1fc442cbc1db80a8be4a49d3ee7676ad3dbd22031cd8a9ba4723904bf144
+// digest         51c39640288d5dcf4cc0a853cb3175ed9efa106354990eabc2f565d3f721e369
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

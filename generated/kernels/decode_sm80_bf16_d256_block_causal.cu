@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         63b973fb4a394b8a723680f5a914b6619e0a95dea56f487448713d0a83ddec3f
+// digest         7eaa2c3a77a86d136acf24a22136ddf56ae16b1b292843e24829fb8cd0544af4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

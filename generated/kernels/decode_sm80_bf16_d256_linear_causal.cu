@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         85081f2011bc50b435f879c23d8c44f8f1690b09ae76afa468add6ba4373b89b
+// digest         0ebff2f6e04bd35b9a9ce1b3293f7ba3637eac80db06f500a65612ad107f5048
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

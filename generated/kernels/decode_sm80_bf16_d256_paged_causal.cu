@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e7bfa18193d97acb1e6f11cc13928cb9a02dbbcda3257e6ad8e3675543c41c09
+// digest         3be0467c8d611024eb7b686d553dbb28fb66831687de67d03bbab503b33f28d0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

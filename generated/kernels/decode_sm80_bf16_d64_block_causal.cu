@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         e40cf3d2948fb2a848a7e3ff97830e8374ba15c3d75485cdc16ea6e0e39e4405
+// digest         a8139c510e0162080fe17cb0c1e87544e11ff20c47e6797a075368f09a7107bf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         8e6d155a52e5072f8c262a013cfb1746f3c333798ee16d903e058ccc11fc23eb
+// digest         d27a2a092dc4c247ea6f2d6752a30fe53930ad880d1dad1a446d1a6130b7a1e1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         bb90e32c510e0e59f9399e8d97f42ad2b2d9cf0cbee5d1e8b6aff835bbcdd38f
+// digest         34674ca3f61e32758b41c310812cbf150d631c2a6f343fb1cad9a6b696ae9d98
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

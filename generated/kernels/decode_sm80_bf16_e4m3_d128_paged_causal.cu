@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         4bee1e86b40784ade2436f57005f420aff10206c787517ae00ead3f290ec17fe
+// digest         99de38e764ad59c92b64f0b8604eb19cca1aaaa29f264c17d30d51d80ac427fe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         e966607072da85bd33f6cb0bd6fb2ce107ac35c95d73ae2e6fbe55254ecc7fe5
+// digest         276ce8dc26e2a6cc414b5a6bc523a683973a33f09d3d99c1bd135e08999cc740
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         944aec0317eb706a71030111ba27aec5ae6759532b548baa90f4d9bd59c7c686
+// digest         31bd17cccd1b0e9befa6ef7c7e430125baed4082ef68d0bd9194a3ef0fa199f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         2d5255ea6321659f497231f336912b30cf1e655ff9c79cd69b1164eb9e8afb5a
+// digest         213439bc9b58df72a97fe6a08894bd01c78d7910fe29c1eed78d314c9f9eb406
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         c3bac1b0358927ed037cf71f1084bc3fa00fb722b2b84a766f41b902ff2f6e8c
+// digest         139d2df0495b5480bb4a26d8d34944884500851903a880d4ab04e0d17471dbe2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

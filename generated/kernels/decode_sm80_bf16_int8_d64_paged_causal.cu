@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         07b32ddbc6b47f6aaca85ef1b3941e61cc5d369a26ed3bad0008e2d450efbd23
+// digest         1b50ceca5fff2f5875a7a36f318543ed1d38f81505a633e00b646238d0c00ffe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         94f31d4964d7fe68e24b314f12a82f1d63e60cf67918188f409fe29b892866ae
+// digest         3bf08669aff6ab361db7cb2f1eaaed728f94c202e01603c2f4f277154e7bcda8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

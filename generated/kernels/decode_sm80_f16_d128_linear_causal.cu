@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         768e58599149c6e46fe587404f92fb6943f4a9c5d57b6618b0ec128ccf18fd15
+// digest         85247d05d06ae19479285d2346b6ee51e3043712fcb99ca97cb91485c2ff8ab5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

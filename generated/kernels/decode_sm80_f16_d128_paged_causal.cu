@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         5cff114e744c60245b1f539c5a8966a9a32bd89ebb0031258a89618941635c1d
+// digest         df633692bb29746cb3e29631fb8ba39b33e30a351449ad5341e4316cf6b91b82
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         fd4f46f012449959f47b4e86a88b37a55fb5474d3066e4d030dc6366bece7eb4
+// digest         9dded5ce6aaeb57e83c0e33a9b3c7a0f4009acfca37393eb99285dfd2f5f49d7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         8ec4ac4dd3bf23d71f6d9756bd041c501fd586a432ff5e42edbaf5d126db2ae7
+// digest         07a56605c855aa0167a9eb100798afa05ae3097035aceeb3350a4afcd9b08940
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         9284d19a818d4864759fa5d30cd8770e89fb599d274dd0c465c0e95141b45b6f
+// digest         a0f7386b5474adc8ecb5447dd2c8a6bacd62f0a10af618579d66db9f47dd7e32
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

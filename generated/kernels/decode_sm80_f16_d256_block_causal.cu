@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         5d90d10e1b8b47ec22b9c4ab893954809eb67fee42be94b07b4aeec3ba7efb7a
+// digest         9139cfd187c21ec7f1b120c675d59f81b3fcb0c99e295c94c5b6cf8ad8a4612b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         beec4ba05bac6a3e37ed44c9113622ed7cc0baf5bc434fbc51960df57d946a49
+// digest         c233320abad6a14017f0b4366296b52c6361f21e82dc7d2f522cc35580532aa5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

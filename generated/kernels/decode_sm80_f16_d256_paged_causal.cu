@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         842ec359aa2354d4c58df55ba195f7d40b742b610adc94c6557f10f4db08487b
+// digest         91d8bc9fd475dbdbf340c279b725efe6bf4365ae0af42e492932f9fdfcf177e5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         04f41c1b3769d25c6d8b36b9290d5c07ed64710326938aa9701a91e0b5650c48
+// digest         db688e82b264a92d31c59e341a22dd6ee7ad1b540412d6bd720128a2355cdb8f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

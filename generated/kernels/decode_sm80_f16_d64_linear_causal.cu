@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         86bb49b4880162e61c9a0c37558e9c3fb584e669ffbc87dbb9df1afa71e4af73
+// digest         617e1d7335606a89de0bf91767a4696f86f60b70558854ac45ddcf7684612931
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

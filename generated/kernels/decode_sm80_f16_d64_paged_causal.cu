@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ea0e7ab4e61c28a650d5db7cf2058a10480f4614ea7e5fadec95b9d6ebe8ebb5
+// digest         618ab55a1c00938db467966cba32fabbb4794a87fb2203dbbebe49b884c4ef14
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         cafb6fe894f931e45d8c4747ad729c4f773f55573754003635756d28dac2adab
+// digest         3a5fe365653c3baff762500a97924446906a93a4927324a96344dfda306fcc6e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

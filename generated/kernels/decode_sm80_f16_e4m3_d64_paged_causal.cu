@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b5684072c4bdc1ba681353b5392e07c16cf7f9bb105b94c740c3b2f72193c743
+// digest         337439a24f92527447f8fd10fb821cf8dd08e09adf36a5bff6697af24887a044
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         23fc67b22ad34dbf7c8cdd2196a9c71cac352025ba9ed13216d252f12f58080a
+// digest         bbe4626717d5e69933f41a73fc31bbae902cee7180b09e719f2ca1c82c2440cd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         bf1c390a674caed696349584f794fe0e4f7e34e8d64b7b57c5c561a1e7c1d19b
+// digest         6c2154b58638b267010c4de1570c84a7367df5401f64435e7a72e3c052903deb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

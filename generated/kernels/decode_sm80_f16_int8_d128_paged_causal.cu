@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         ff3a061bff9eb97d2e38781ebe381af17030818cfc1b262f150baf3ded64e749
+// digest         fc0d7f966824c8f03687cbe785efc0181e005a607b6ba776e19a484e0f7b040b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

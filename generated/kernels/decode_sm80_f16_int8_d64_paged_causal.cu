@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         71cf678f32eda0e21726c4394f5cb9fb7058263ddd87c385d012bd6a19306119
+// digest         b9b04a40339e401ba29caab0f87f4b0e93b55dbadde81563910130b76845fd13
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

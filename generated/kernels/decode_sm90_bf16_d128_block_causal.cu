@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         47fa61607f16d0491d189b5123f93545e9d36111834c3ba5926a8686fa15dea5
+// digest         96e8801c0c113853410e9659eea9413a35e68a26e88cac36ab008a3f575a5acf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

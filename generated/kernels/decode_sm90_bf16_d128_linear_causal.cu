@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         aa44232382f12eb8493d8905c6169ff43c3aabd7f281877d1de1a6042bdefc2e
+// digest         b1ee9b89d782b62face295b221fbd56b72e9d2249c39a166f316585e0bfe6413
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ff543d5ff32f8cd1ea2cb1b1fc85f782c26fdacec4963d25d46afba5469a33b6
+// digest         084e01c4b3bc55fd899615286b56a1b174e2a1153afe7e3d972f5f7b5a3e61bb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         01c1fe16808997541eb8b011d6b63689f1911abb9e502ddc21b16d8644270777
+// digest         eb5c651c7f9fe1f0983938ea01e780282aeed7513ccb199e9461d6212323196c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

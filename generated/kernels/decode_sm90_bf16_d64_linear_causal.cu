@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         e20ecd4e00df1c2c60c752d0c9080351a9475dcdb13240b0e434f9659848c952
+// digest         235adf5a40c4890f22fb6e23fc71411d44e643606bc96ad758f7a2049eaf2d49
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

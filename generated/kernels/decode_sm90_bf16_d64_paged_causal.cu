@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         5884c4866eed41a69be5e3a7ea5e9936e77793372be664c1ff9fbe3f682c363b
+// digest         bb0ed030beed4b9bc8e240d6476fd2a3d0e9ec7beff5b79a1d401e4f8b9e50b7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         611a49093b690ab7adf0b09b89447df29ddadd86c06927871a88e192d8c72ff5
+// digest         e23dbed4f650deaaa9681bdaa4e2439a5546499fa7f91b8fe7ba9fc83e69977f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

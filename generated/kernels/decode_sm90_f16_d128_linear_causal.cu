@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         44a56ba2c67bb235645fd8909aa919a827806f4fae812c06a5b73f284a2b3b0a
+// digest         8bffcb0267691725b7dfe327fb2fec44b142b0b68b150dea2d1fa00a37ce5cf6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

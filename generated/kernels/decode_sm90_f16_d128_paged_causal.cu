@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         11b36e4c16979b80d300b980929b53302c389fa73ddc6bd5ae17d6cb22bf1887
+// digest         1416940cfd2b6298206ba8a03942edbb5363aa44f259ec02c97302b1ba4c0eb0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         6ea187f38dbf9e87e1e4bda51382c723887c6953392cba25cd8aa07d1f553ef4
+// digest         056af1eac90f3db2c3da57f01913eff261694f8e87d1ec5b50630a90e2c40668
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

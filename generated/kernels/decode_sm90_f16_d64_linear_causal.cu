@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         d2287b57f3ebb30fa3a64ef46631ed2d52ea43d683a53695495bc17d450eee50
+// digest         bcc53a6ac11c064b0b66db516ba77f3f75edae4386580b91e69bbe443fb3adaa
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

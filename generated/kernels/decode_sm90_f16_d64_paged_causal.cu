@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         d6053e5ece6a5e732dbc100bbad876f6c5900c8fe36447a0d4cf2b447b5821b8
+// digest         3c7423b9078e3c97f9ab5bfde7308e6a0c734c6637ac37a4c901eeb0f9ff6c9c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         43ca809fa4fab5944dd85c2fd87e72b9e81aa1b385d4cd37417e8744eb32d4f5
+// digest         2660da39ba8befe49708517deeeb3575010189d0a17cba1af8bbfa899e209ae9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         c4165d5304a118a9f0e5cfe5f91b6ad5c278ecf18791946fe941a860af5c0363
+// digest         aa28eed769ec648e5b25e3d93c9830ddd672cbcfd8a51a8995f42c194cf8538f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

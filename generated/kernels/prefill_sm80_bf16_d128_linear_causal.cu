@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         7e14ca1dce5e9d5b7ec2a154ef9bc972952775bcfbf52d3e32f51b0c6ada2981
+// digest         f956b996780aad7591f34239ef098ad1e7c5a8753384f24e3820d37ce1d62842
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         7a6b7a3c092babb9c912846f62203ff76258b9d58cdda805d72d0605600838d0
+// digest         0e4dd759730f633d5cbbc2f34bdd47cf24a5ee482695a3c386dfc020835b3def
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

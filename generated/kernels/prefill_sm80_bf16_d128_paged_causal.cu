@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         b219a5f31026b8afcd9e00451e9a7c7d0ad7b29baea54ff4bde4be4a55031fcb
+// digest         bde1d0600a70d98aa054e3d92a0059d29febef325686848abe4a1adf4ff74108
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

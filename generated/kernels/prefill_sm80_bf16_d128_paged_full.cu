@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         fc178a43c11600c999865d0d6fad50650e6090caa94bc8c81499dab8bf88aa9b
+// digest         933f7f16478589dd6c23b22427bd5180c32b44f376e1122d98b0f171d9d2fb0a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d99678947f1f9e0d31819adc314eb8160a79cbb1d8d5383f3eb06c79f76e1626
+// digest         07096cdf0bf668cbadbcfd5495c2956220d2e11e65e17e434083c8913be94357
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         58be1f2cc65b93b131bafac39238433c04895fca5472bd9bffecdeb8f0530dc6
+// digest         db3bf983cbd39bab6064986c76f8c3a184399fa6f6d96b3dd3e4b0f2d47ab172
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

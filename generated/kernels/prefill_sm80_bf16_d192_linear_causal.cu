@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         df4ac077e5ef95235fc69adef40441e03acd39b8c863f95c51a3553c0fe13593
+// digest         cc203abc4e0b9a1b4ab49fcce061c7a72abb08d6d9cd1612a62811a4b62b4ce9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         01c32ec049ed1e90c79d638a509792c6a019287d31e54adbadc42a154d952c17
+// digest         14d30c0cab0acc3627c1db315ebdc01fbe9a1345ce2155dda19830664c1ece99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         f76ce04bf58e26b4f964742d7bf2a984f34e00fe1224d7a96307c72467690e21
+// digest         0414c95c71e7149945da5e5bd5aa197caf3f3014d6dc06a688fc5c06b6578724
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         d37295b2f98d2e1c0d3eff0c49f46313b77082107d0313c5147abc1da8d2e2b5
+// digest         e830e1c2b6856b355bd6cbb3916df96f7775e3d98439ab5e8fc26662ce65057e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         f8e79c8a70fa084ac1fc1ceb8e73d6e3e52765a6b05b670a8238dd9bf4405bad
+// digest         120c2bd38be27ead47a1810143196316ec420a91927cdf6edfbb971baf336df9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

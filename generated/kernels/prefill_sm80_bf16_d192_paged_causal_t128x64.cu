@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         15cd25a8599c9e6ccf0e447207d36f3330a9e9e20377e6648b441587e4405617
+// digest         2d504bb6d67866a642c4c146f33f1c148b50ff11441f9bb9c715c1dea84079aa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         a69693aa7e5500c6d74d42a38fa104a584ed97737c22b8e75115659acb7ff750
+// digest         adc606a271537cb6ed8be091dcae418760ab96152e57a6273667573d5b2adb63
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

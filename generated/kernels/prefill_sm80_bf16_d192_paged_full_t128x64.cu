@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         110c9a9abed332f7a96aff0a71c24519e9844a6d46dfcb4ca4b804e1876a0060
+// digest         de34e7caef7d91c1487024200c66603b9f59a146df160839d04e215c57583354
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         890c6fd0cc94d71529579206b53d54148ec376c00842aed7c89e12418b5507f6
+// digest         73a32d0acb8efc5360bf87a8829b0be43d15aefd1204ae4979a0b3ee21963881
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         3c9cda9c285fc10074ca699d341d9f3914f0cc575335ddba9aa7a6d0ece2f69f
+// digest         8f85fdd66db60c91b1cab12d3d9e5803ba0f0cd568e8056529006eaccef4a04e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

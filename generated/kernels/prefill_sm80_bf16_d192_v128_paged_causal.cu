@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         85499af5aeed8c7e647ccb7aab0b7ce40fe26598424924b19a29ac436c975405
+// digest         a80d39b5e9d404cd6d33d4c321ea9d29a89f3e3f4504632e55a38f3222a5817f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

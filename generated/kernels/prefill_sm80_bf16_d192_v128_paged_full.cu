@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         3508f07422b3f4232db140c3c07f1cb4a2f621219841f379607a98536f7fc94d
+// digest         99201e3d21520614017d0416faf003735cd90135f12df2ab3b524dc068bee289
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

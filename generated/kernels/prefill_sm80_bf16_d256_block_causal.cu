@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         1a3f3f39ee5894a78dba47397b5d6c2f2eb1404eb7ff981c32266232b43e4a02
+// digest         cc69678f046ac5b997eeabba05f3daca6dc7dd6b68d09c1dc85e1cac95711deb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

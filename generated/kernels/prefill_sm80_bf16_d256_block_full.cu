@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         f6c1c807a8e8704d99f87c3d98a31b113227d9882271ccabd1d937d77ef62327
+// digest         a28b85fbe9f931ea2cce23fa3ed6b7ef9c2a4ce6427ebcd4d32e0574e3438983
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

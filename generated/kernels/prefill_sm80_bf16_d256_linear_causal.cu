@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         31fbd25d441e04d27e98258712eab1966b809d62757cc970241106d0daac83bf
+// digest         5be1525c672f1da40aaefc1195eef68098f544a6521c1103e7e318d28be78c5f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

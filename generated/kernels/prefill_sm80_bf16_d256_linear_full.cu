@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         402b0add4f8c4f1f16d93703273575ca06528781dc166f8451c98eec21de6a83
+// digest         10c58af3e95ac20ff61868bcbaae236addbbdf0460f842328ee0fb9efaa38bb4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         f7ca6e927489c15ea2b0db250baa5748ed3cb8f5c91fececd14feaafa097ce1a
+// digest         e837a7ea5ba6c7ebbeed4eec4813f85cb73daaee7e58df3d56e89c7c868bb25e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

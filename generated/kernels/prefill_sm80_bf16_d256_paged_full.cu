@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         b30f566aeb7b01da2b8ce450d541043d440e10c33c4b07dbf636978554551249
+// digest         5dec52c9fb165afc788b0ac01a59dce13d29024be86881daee65bb76763566c5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

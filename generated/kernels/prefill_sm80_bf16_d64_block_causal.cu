@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         1f0059957a2ac43944db30eff9a16ef2d32def892d3fa029447014ad2a2d2dc9
+// digest         1a316254a98d6d27625b906e6089d6e0b0705ad0a91b6ddfe7ece940bf9cb3eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         07d69411b2922c4d3a454fb419bc4950f544d9edff14cf317accff12d51dc0fb
+// digest         bf5d63f2218535dcf8906c49e8316303257ecdfa557df2cff05b181427d3eacf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         10b7123894cb7e4b92dd3e4e1dfcce43c6a011cda66e6be50e12492b1253af3b
+// digest         34223be76daa2c605ffa253c7f09c2e2bcadab360b3d3459ebe5cbc2b3499f39
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         601d1440b0613ef919604193921ae17d551616400aeafbdbf26ce85f9bee2b20
+// digest         2350e7da384902f695466efff396d25cef8cee4dc358605e9ec52389bf430cb1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         00f85ee60e98054b0da41e619779ab3500546d4d2f053332b2273e82e0a8c700
+// digest         31c342be1bd96fbc1addee0ff2f9832f8dd1e72eb4d6fee68a349e461dc539fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         3e732311759b90fe19d8a9805398b8f8bbb0bb5e0bfc284907ad27525fd73d79
+// digest         b579efb5004d65807f2021dfbd2b980af120b8287d2093f99007deccd44ea306
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

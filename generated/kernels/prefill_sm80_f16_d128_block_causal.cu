@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         4edf461d5874148823f961f394ed4cf9b54f42e002814f99a1f1e09d3324498c
+// digest         b9e7836209f1ce4d2b2070e7f7e328ea9624bae6b8c0c4640dcbf7e85213ee85
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         d5b65d59a34f6c86e016d0a6195e495f19f5f3c300092cc52410416539ff92d4
+// digest         a40613cb196bba247fa0883e0d058eab58337f04a589f19ecb3e8b052553b0fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

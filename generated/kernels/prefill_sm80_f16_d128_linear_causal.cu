@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         8636dd5d10761334dd62351518869832ec1d90be8818978744b720240b8796a2
+// digest         169eeb0d3e32f7ced61bc422571bc1439a5709359817d6f0bd59d0a671bc1664
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

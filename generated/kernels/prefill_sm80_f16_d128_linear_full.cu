@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         d9782343b4fbf7636686de6a475c85fa551d75ac03b6e8ba58eb54edf0f1be4e
+// digest         d146fc0f2569ef95a350d5505e832aa1d0c1e6a1bc90ce0fc30adb1f4d95cd8d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

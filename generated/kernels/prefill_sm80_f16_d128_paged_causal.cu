@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         0a74321937e55bf99d1ea850c2c6a9269ce8e08fffc557b31bb5f50eb2cae98c
+// digest         0575b142d094b7ec2bc1f4ea67e2560f05148049beeef35c68e62abd42c1842e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         55aae470d782a7ae66195a370df167fbcc82c9f14cf5f78fc60e86e5a151247c
+// digest         dbf046b0041fefe475f6f299925fbd0c9044018b72ad8d1e1f3472e6e6172ca5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         6a6488ab5fd5b9508754bdd3f95da602ab3d93c49d405a8c83011bc25cdc6535
+// digest         9623544fddaf75edbacee30ff6111c65ccc817778bed1efa913b1180d6dc8ed3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

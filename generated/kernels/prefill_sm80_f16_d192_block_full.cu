@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         49e299bb76efaf630a376a7897b8c42d960c3139d42aee794b16b791328d4b99
+// digest         4a7b7fe523e0f196062ad904f7c3e5670dcf02c09fb174e562f26b43885098bd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         91ab84dc36ce7773919fd37b4c55b744c9058ba52678886c83421443def1a217
+// digest         72c6b158a01a70906b8971f89e94c638b9d0d1ca25bc542e5e1d90d626374f6b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

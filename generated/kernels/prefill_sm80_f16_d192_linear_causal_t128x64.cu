@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         799704994f276177ab358fba7a6ec9d1c3df4075b0fe1a0a725e2ad84db828c0
+// digest         9bf4484729e07edd1975e5ba5b99f21425cc3faa5b5ee0bd8e7ee8ec8ea65a5d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         5a66e19dccadd03ee59f5304df823ee428adaee9ca6029f0ce72fd659fb54bc3
+// digest         58b66adba679a8d60e7f6e1a6d63206d09dce4ae0908a409e75c86fc70dee985
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

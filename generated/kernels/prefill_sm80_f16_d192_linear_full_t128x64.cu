@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         55c24d960800c7346d147b6a3490ca5b673b577706f90b5279b0a3c575595f60
+// digest         86a484595b047dd61b8e8ac1e34d7499d7f5788d021e7ebe19abc7d29f955d42
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

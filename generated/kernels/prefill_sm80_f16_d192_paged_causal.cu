@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         0f5b313758956a152cba834d78913e029171b892e0d71b34e8f76493b9e66902
+// digest         4154692fa5ac2d427b7da2dd029624f15c6cd3940917d0c800262b1fcf94c03d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         80304b80d7a57216efd5bedd2ae1ab598f7c1fad63d25eb654ec79fecff1d3db
+// digest         24bfc08db4fdc8e2329373d791a82fc4f4870dec3daea25152ae31c50414bd58
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

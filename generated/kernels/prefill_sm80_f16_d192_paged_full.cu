@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         915e7605d08c5d1e980719dd8ce2e69f24976a592a032a492014d850a8147405
+// digest         b629547dd610f885fe1202b6838fff274bc17505ba86d16856ab3421fe1cf459
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

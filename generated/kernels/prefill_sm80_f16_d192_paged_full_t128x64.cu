@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         337253a5141c541893e5543f08ff8c36a1fe435a6a232019f228ab2889f56ffd
+// digest         628b041d17cee7b2293528582773aa72121bdfeb1da058b86aa678a1c665ddf3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         081d703ac7b4e0e6b6296bf6f16ff9d6c95eb09199501aa0e839500cd4cfa47f
+// digest         d5d9799bcc22b01c5621314f76b40fdb49b5a50045620baadf39a21d5a8a3abc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         3556406c5cfa03e12f4898c48a03676a52c9992539b5a4e380d6b443d33a13bb
+// digest         5268326b601328b85405a6319462c09a317f15e134bf2b22334467bbb471b1df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         decf7dfae282d730ccb266fc3326c80d65a1147926e5cacaf904346cbb23f9df
+// digest         489ffbb81890ac499f10c6fd5783d99053e91538c787cdc795d3846972871492
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

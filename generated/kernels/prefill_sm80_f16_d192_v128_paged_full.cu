@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         2792f5e996e4134c55f8579f2379d655feeef7c907994d40d1f5f331a9b29de2
+// digest         b814cf54b428ab8f03b4e20db232b18dd4139391d9345cdff78e5610c21560df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

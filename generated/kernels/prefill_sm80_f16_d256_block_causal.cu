@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         60814cec0427cd66497d0b6ed79ce9537f0e3b93c79cb89790e988fd2263ea86
+// digest         703284fc4bf0ea5b6a42d4c5b9306e634ad89739617ecd3df49e9afc37409af5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

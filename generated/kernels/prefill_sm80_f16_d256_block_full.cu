@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         d6db16c96f02be9f1577f3d8de89615a3b48f18714a8983fabf0780438de0a27
+// digest         ab173fcba6ad7eba38a44d7386ddbecaf542d93a379ca8e4a6d43266305b4dd9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         e262c4637b9e3132d3f2d4a30f6adf68a5146b39403849ba19b067fff4996950
+// digest         58d998b81736fda9e2b405feec6289c474faffd3d07bb719dffa3b140c24d3f3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

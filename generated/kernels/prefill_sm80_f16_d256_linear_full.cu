@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         d75e5bb663b336d5244479c7592f4fb416ae2b23d1588b890304a5a680ef73a0
+// digest         1612cfeda075790daf2ec75c1f3aad0caeef1d06faed66de294aac59674ba971
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

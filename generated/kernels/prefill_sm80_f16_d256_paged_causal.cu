@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         09f16bb4d4323303c5320ec139d7b776231b5cb4d10a0a5f2988aa9b31781e56
+// digest         6779b44d29177706f7c89eda4dc913ea3baaad22b1ec186bf145b9496bf4f7f7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         f0eb2ca4ee2f33f82ef2fd4c03502c8733d51176c601f2412ddea703a936f679
+// digest         809dd758d6012f4cc2125d514fc1acada36b92e8310d07d5c9f35f0a3da51189
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

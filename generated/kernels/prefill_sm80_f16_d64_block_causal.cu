@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         08c0c413d414a2a2c1f345bcdd74fd30c1d604e0ab7d0868f4707ee5447d6e7f
+// digest         14c564ca3b4c080d970ec2a967bff04ab2b6ddd32e58d1ead5c152468727aba1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

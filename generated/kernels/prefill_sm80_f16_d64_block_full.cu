@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         8075ed64fcdab29303dd1062b370874480a8bda596e2c04be7e07b093496b373
+// digest         aaa0561ee8ba4fd46ee579827ae2be514426ec6aebb4a4daf75bbb9b9479f43e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

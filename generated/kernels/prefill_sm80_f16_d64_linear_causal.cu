@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         4c6ad10b4dfc7f5e33f2a6f20ad11eac1bf12f1d3d7c251c903e55bfe78d8bfa
+// digest         41399272f06ca9be754bd6f09fd23ebc32992055955258003461c77b837c508a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

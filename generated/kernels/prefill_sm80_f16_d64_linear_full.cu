@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         060dabebfd8b5600d987d61fe769f926d9a62777beca00fb95731fb53967379a
+// digest         c46689da912e4f5d58d275e4cccd70d0e3e5b86ffb2ede67183e3c8d7fb9daa6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

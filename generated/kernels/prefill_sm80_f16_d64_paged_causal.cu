@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ae409518466bbb02e945eafc0244232d0ea8fda3fa9c8fde910c9e2001e1c340
+// digest         2b316427ef8ad4bb765077ee028eeb32d222e073ccac4b19f5579178438d9202
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         5bc00ee0708bfd3bffa793105a13dd0d261ca38d400732f0a9bb43fc74645d83
+// digest         937f6691ab0d7806027f964acbeb823f672fb4e05f42f544bb58e33a88c8f607
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         20b5c82c6d2975b9308ab17d9aa7f9c99925f1b86f12b324800696183d35951e
+// digest         ec7f7e8722c869f719353684eec73410006ec15ed5e09959b9cefde20147f555
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         d613d811c3bafbb996888472d4c46032b3ff58a199b150af8c9a8c6b357a8ead
+// digest         289023a1e6911b37f0b9b894e8a653d46a821119b4eb1547f757e92a00958bcf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

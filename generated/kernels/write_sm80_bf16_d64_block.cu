@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         d7aa0e08c98dc3ea7f81e32230b221186893ae361e19b1debe203636818fbdb0
+// digest         de0314f0108864cc6001b35e16c618822efc63b51bbed4d260329226ca95d265
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         91c450a40d48c5a2b6507ea9c31138b35af5db7df2003aa1e9e8a1ca7e0fd0e9
+// digest         0dc9d7997f7a3a042684b86bbc01b90bec42340f8d99f77ce3cc5454ab3765e5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

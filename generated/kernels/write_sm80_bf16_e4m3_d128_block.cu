@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         21dfce3515a2aa761c55b460df3d752d21826b9f5f075323c77555e1d17d2fa7
+// digest         db55b0ac94c916ebfbdfcdceed8673edcce9fa222d9f42dd48302fffc2d4fcff
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         9f6eb42cfa0ac0502552aeff021d93205041a8c8a3b80a77f31487d24cfb4ae7
+// digest         9f9fa11c0cfc7688fe0915f664c6acc1e67dcd3ab0e477f27dd6751d277f5408
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         c179dbe2456f6c4c08581b113a3a64ba1a68fee99ef6ae1ea46e51d676aef96f
+// digest         8bf138ca571342b0422567c938f7679f6579b785544fdaa01bcb21b920798152
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         29e8139802630807a75c48e372b1f2d9b9b99bce86073375d715639534e734ea
+// digest         d328a5ca1c502f02f1501b0a1953bd859b4e4d72afd030947ee00302fd709759
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         608171b58b92c07ce6cd074e9de80a8b70c820f5a4dc2a6412bbfce3422e317b
+// digest         80dc5766564e6a5ee49a358df985fa9bbc2fedfda1d00a082382a9afc929768c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

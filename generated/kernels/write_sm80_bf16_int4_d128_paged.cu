@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         92061c0f9d9d969e44354d90a681d4b2f0c057b3307dbaa2cb59f335aad36547
+// digest         9f0f8cf1166735bb5cf30c42ab5a5742b355db293714e5570a1deaab616dd689
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         92bcbd54cc8b49a694d3bb86a4e01d6e8e80d516cc9c4fd3478abd8e715f47b8
+// digest         383e9def636356961dee53952cad39ef50007c4cde4617febd898bb33b22b07d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

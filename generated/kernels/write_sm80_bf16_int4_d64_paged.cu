@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         2a430f273c6c28fe5dfa259afcc94d054e478dd30b049db5e968faeca0510720
+// digest         0649d6c2193da77814bf49000acd5876cf813190dac3d845623d2b7bcb3dea87
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

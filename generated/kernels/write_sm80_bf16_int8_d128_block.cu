@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         cd0ad64c2de94eb9b081a28d5d9516ecea14193b8afbc37782fcb805c46acf65
+// digest         d2b3aba2672317c53543fdab92bd8b27cf47d9d6042b418277fa33f83d476eb0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

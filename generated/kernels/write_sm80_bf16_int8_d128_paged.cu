@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         f0a63e77cf10fb973f018bffa51d24b1a1ef8a53e2cf18b94aa521ce82f21ba5
+// digest         abf4733e38a2a529d77f22d7eff28d35a587d9b210d3d00e2f12528a590a3620
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         ac2edde63668823337647befddb92b8965402f7661eefcb4d35f54e68821f2d8
+// digest         8edd58fb9788e1d32d4e71347661366223c30e345b6c764e43da43b55b2b37c1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

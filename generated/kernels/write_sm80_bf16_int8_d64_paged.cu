@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         39324227b276573a10137d393b74066add67f48f9b750b72ba1e31421856c918
+// digest         6f328f6cc8f98a62ce4c1700c5d436f3ac047f2f81d4bc61ddb60002e7926adc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         fe13a39c2b4b0812cb12d7b4fb21ace8b855b1a3a67b99099ccd6d2d1b2abfcd
+// digest         67734492fcf0af9684a50e3e1f8eb5690e67d5f92ae4edea36f71aa59a05544b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         cbe6daa7c5000c81f766e39708b5ea7189018e05427093b4b73b7f4146fdd4ce
+// digest         dd3e22d6ed97ffdedf3737befcee67a4f0f2a4f9a7ef5abcd53102b03636f1d3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         12c395a02402bb4dae1c524dc313431f45372462f49c35067e61cf27fb90a267
+// digest         5eddaf7a0ea879b9ddcf5aec2bcb373e6c6c0afb31d11104eb72d3caf267b4bc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

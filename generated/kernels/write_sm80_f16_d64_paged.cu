@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         e8b26cc5bfc97e1bcab7656808895f9eb92a55eec8ca4b9679765a917757e224
+// digest         f571516babbd4e285d834f1c725f5860cb85ebf5874c2b21413fd4ae54445eac
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

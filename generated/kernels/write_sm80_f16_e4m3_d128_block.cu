@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         53d7322ce779fcc6d81b2dbaa08c3cfce3f34bde4166047bf782c4dcaccdf7f0
+// digest         87225303fde3118ba72cf09ce77894b67bfe47457a68a70812d40e0d5bfcacc1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         643ed17b61bcc7f075c5d20817e1c013813d9e46301a8e9ae22956cedb22902c
+// digest         a2c07b891fc32806d670491fe6a628dab09398ebb51a57c2de9409c9ef577505
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

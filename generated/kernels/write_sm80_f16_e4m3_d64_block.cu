@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         3937f10a398eb5ec6f5f650b267007aa5b376d010d7b9c22c1db4b8e857a4b76
+// digest         977908627913a8189295f251ee71911d48943a0dff49052f7c313474ccc3d4e9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         5a8acea50a36b1c7479046f1c3f7e994696b1d708d938dec031adf69d634162b
+// digest         72de50aa3f5f69820436acabfc56915c335c7e1e30c5e4c57e885e7b5637f88b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         fc76ed9188c7ab03437d996c6556f3935bc7126536e92d21e5f3248a28ed665c
+// digest         7ef2c95c51b9350f2fe14db02642ffd335674c6fd4d6d28c16547b51c060fee2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         cb085178f75e3578be6417763b00370f802675124b5bc4082aa7a9f8e8be46e4
+// digest         283863a1501156f41b692361aafb685b2649e607aa51420b6e953a8a3540468e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

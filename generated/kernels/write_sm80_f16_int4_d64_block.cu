@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         476b6c688e0fd3b58100186f7bd7476945facc4bea49c42ff83c7114b86f29ab
+// digest         ec632a12ab915271daf32c45e8d464e0887c3af7a68c857c96889e9e90c80fc8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         b0c1b087c70a078d67f492272aeb2f2e81f724106986b61e51f218802634a622
+// digest         c512f26d116d2aca0a60480b5c72f456f059dabe461ad49b48a6e5566bc46e30
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         e624970b396fb1ec41222c7f7ad66034a050d8393864331fd86bf90a3438beec
+// digest         8ea70e29aec6800043b7a0e579ebb18b2df30c6980b64d1bf0b607987138682b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

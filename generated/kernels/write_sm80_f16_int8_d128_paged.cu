@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         7db7e18ed4f145b20b273510890fcdacea0d922af1331f890b632cc20bd8d99e
+// digest         f585d5e2239037ae5ed3d1f1bce90be89cd2494b67eccd5748def297e986e8a6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         69677231edb3650fc1cb568dae3eb48cb53931110f432d6d99446f803671a178
+// digest         99b666975771a659a59c1d710365e85361eeb3453107be60f65fe11c942c34a4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         84b497b543e012c05d3015e869ddd7c7bbe1d52f26adadb552429a346166fd5e
+// digest         45a42b95eb53c9ac2adf8da32354e88cdbefa5b2e4a0a4e044f2714b04e7eb24
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -4,7 +4,7 @@
 
 #include "attn/cta_map.cuh"
 #include "attn/pair_iterator.cuh"
-#include "attn/sm80/dequantise.cuh"
+#include "attn/sm80/ordered_codes.cuh"
 #include "attn/sm80/shared_tile.cuh"
 
 namespace attn::sm80 {
@@ -45,58 +45,14 @@ __device__ __forceinline__ void load_words(uint32_t (&words)[kWords], uint32_t s
   }
 }
 
-__device__ __forceinline__ void store_16(uint32_t shared, const uint32_t (&words)[4]) {
+__device__ __forceinline__ void store_16(uint32_t shared, uint4 words) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(shared),
-               "r"(words[0]),
-               "r"(words[1]),
-               "r"(words[2]),
-               "r"(words[3])
+               "r"(words.x),
+               "r"(words.y),
+               "r"(words.z),
+               "r"(words.w)
                : "memory");
 }
-
-// Pairs as expand() leaves them, element p beside element p + n, as elements in their order.
-template <int kPairs>
-__device__ __forceinline__ void put_in_order(uint32_t* ordered, const uint32_t (&pairs)[kPairs]) {
-#pragma unroll
-  for (int p = 0; p < kPairs; p += 2) {
-    ordered[p / 2] = permute_bytes<0x5410>(pairs[p], pairs[p + 1]);
-    ordered[p / 2 + kPairs / 2] = permute_bytes<0x7632>(pairs[p], pairs[p + 1]);
-  }
-}
-
-// A (scale, zero) pair for two elements at a time.
-template <class T, class Tkv, bool kHasPairs = KvTraits<T, Tkv>::kHasPairs>
-struct PairOfTwo {
-  __device__ __forceinline__ static PairOfTwo of(uint32_t) { return {}; }
-
-  // e4m3: the factor belongs to the head, and is left to the scores and to the output.
-  __device__ __forceinline__ uint32_t apply(uint32_t elements) const { return elements; }
-};
-
-template <class T, class Tkv>
-struct PairOfTwo<T, Tkv, true> {
-  uint32_t scale;
-  uint32_t zero;
-
-  __device__ __forceinline__ static PairOfTwo of(uint32_t pair) {
-    return {permute_bytes<0x1010>(pair, pair), permute_bytes<0x3232>(pair, pair)};
-  }
-
-  // code * scale + zero, rounded once: the code itself is exact.
-  __device__ __forceinline__ uint32_t apply(uint32_t elements) const {
-    constexpr uint32_t kCentre = centre(T{});
-    return fma2(add2(elements, kCentre, T{}), scale, zero, T{});
-  }
-
- private:
-  // Expander's kCentre twice, in T: 128 or 8.
-  __device__ __forceinline__ static constexpr uint32_t centre(half) {
-    return Expander<T, Tkv>::kCentre == 128 ? 0x58005800 : 0x48004800;
-  }
-  __device__ __forceinline__ static constexpr uint32_t centre(__nv_bfloat16) {
-    return Expander<T, Tkv>::kCentre == 128 ? 0x43004300 : 0x41004100;
-  }
-};
 
 // --- tiles --------------------------------------------------------------------------------------
 
@@ -107,7 +63,6 @@ __device__ __forceinline__ void expand_tile(Tile& tile,
                                             const uint32_t* pairs) {
   using T = typename Traits::T;
   using Tkv = typename Traits::Tkv;
-  using Expand = Expander<T, Tkv>;
   constexpr int kChunks = Traits::kHeadDim / 8;
   constexpr int kWords = Traits::Kv::kBits / 4;  // of 8 codes
   constexpr int kPerChunk = 4 / kWords;          // such groups in 16 bytes of codes
@@ -127,19 +82,8 @@ __device__ __forceinline__ void expand_tile(Tile& tile,
     load_words(
         words,
         from + CodeTile::chunk_offset(row, chunk / kPerChunk) + chunk % kPerChunk * kWords * 4);
-    const auto pair = PairOfTwo<T, Tkv>::of(Traits::Kv::kHasPairs ? pairs[row] : 0);
-    uint32_t elements[4];
-#pragma unroll
-    for (int word = 0; word < kWords; ++word) {
-      uint32_t expanded[Expand::kPairs];
-      Expand::expand(expanded, words[word]);
-#pragma unroll
-      for (int p = 0; p < Expand::kPairs; ++p) {
-        expanded[p] = pair.apply(expanded[p]);
-      }
-      put_in_order(elements + word * Expand::kPairs, expanded);
-    }
-    store_16(to + Tile::chunk_offset(row, chunk), elements);
+    const auto scale = RowScale<T, Tkv>::of(Traits::Kv::kHasPairs ? pairs[row] : 0);
+    store_16(to + Tile::chunk_offset(row, chunk), expand_eight<T, Tkv>(words, scale));
   }
 }
 

@@ -55,10 +55,9 @@ class PieceLoader {
   // they need not lie in one block. Entries of tokens that no row sees are not read: they may be
   // wild.
   __device__ __forceinline__ void look_up(int first) {
-    const RegularPieces regular = source_.regular;
-    is_regular_ = regular.has(first);
     if constexpr (Cache::kGathered) {
-      if (is_regular_) {
+      const RegularPieces regular = source_.regular;
+      if (regular.has(first)) {
         const int block = regular.block(first);
         const bool is_last = regular.ends_block(first - block * regular.block_len, kTokens);
 #pragma unroll
@@ -77,7 +76,7 @@ class PieceLoader {
 
   // Starts the copies of the piece that was looked up. Units that no row sees are left out.
   __device__ __forceinline__ void copy(Piece<Config>& piece, int first) {
-    if (is_regular_) {
+    if (source_.regular.has(first)) {
       copy_regular(piece, first);
       return;
     }
@@ -255,7 +254,6 @@ class PieceLoader {
   const CtaWork& work_;
   CopySource<Config>& source_;
   int lane_;
-  bool is_regular_ = false;  // the piece that was looked up: all rows are seen, and evenly spaced
   Entry entries_[kUnits];
 };
 

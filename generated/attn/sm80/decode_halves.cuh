@@ -8,11 +8,13 @@
 namespace attn::sm80 {
 
 // A half whose exponent is zero is the number of its last bits times 2^-24, exactly, and the tensor
-// cores take such a half like any other. So a code need only be cut out of its word. expand() makes
-// the pairs that Expander makes, in the same order: pair p has element p in its low half and
-// element p + kPairs in its high half.
+// cores take such a half like any other. So a code need only be cut out of its word.
 //
-//   element = x kUnit, and kOdd times that in pairs of odd p        x: the code, or the e4m3 itself
+// A word of a row has 2 n codes, n = kPairs. expand() makes n pairs of halves of them: pair p has
+// code p in its low half and code p + n in its high half. This order is the cheapest to make, and
+// it is that of a transposed fragment, where the high half of a word is of the next token.
+//
+//   half = x kUnit, and kOdd times that in pairs of odd p        x: the code, or the e4m3 itself
 //   kCentre   the middle of all codes
 template <class Tkv>
 struct Halves;
@@ -47,10 +49,23 @@ struct Halves<Int4> {
   }
 };
 
+// Sign, exponent and mantissa of an e4m3 in the place of those of a half: the exponent then counts
+// from 15 instead of 7. NaN becomes 480.
 template <>
-struct Halves<E4m3> : Expander<half, E4m3> {
-  static constexpr float kUnit = 1.0f / kFactor;
+struct Halves<E4m3> {
+  static constexpr int kPairs = 2;
+  static constexpr float kUnit = 1.0f / kE4m3Factor<half>;
   static constexpr float kOdd = 1.0f;
+
+  __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
+    pairs[0] = widened(word << 8);
+    pairs[1] = widened(word);
+  }
+
+ private:
+  __device__ __forceinline__ static uint32_t widened(uint32_t high_bytes) {
+    return and_or(high_bytes >> 1, 0x3f803f80, high_bytes & 0x80008000);
+  }
 };
 
 // The 16-bit type of the products: that of the call, or half where a cache holds codes.

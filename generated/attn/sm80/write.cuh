@@ -69,28 +69,48 @@ struct WriteRow {
   }
 };
 
-// The first sequence that ends behind a token; batch_size where there is none. The first guess is
-// right where all sequences have as many tokens.
-__device__ __forceinline__ int sequence_of(const int* cu_q_len,
-                                           int batch_size,
-                                           int token_num,
-                                           int token) {
-  const float mean = static_cast<float>(batch_size) / static_cast<float>(token_num);
-  const int guess = min(static_cast<int>((token + 0.5f) * mean), batch_size - 1);
-  if (cu_q_len[guess] <= token && token < cu_q_len[guess + 1]) {
-    return guess;
+// A sequence and where it begins and ends, in new tokens and in keys.
+struct WriteSequence {
+  int sequence;
+  int q_begin;
+  int q_end;
+  int k_begin;
+  int k_end;
+
+  // All four ends are read at once: one latency.
+  template <class T>
+  __device__ __forceinline__ static WriteSequence load(const AttentionParams<T>& params,
+                                                       int sequence) {
+    const int* const q = params.cu_q_len + sequence;
+    const int* const k = params.cu_k_len + sequence;
+    return {sequence, q[0], q[1], k[0], k[1]};
   }
+
+  __device__ __forceinline__ bool has(int token) const { return q_begin <= token && token < q_end; }
+};
+
+// The sequence of a token; one that has not got it where no sequence has. The first guess is right
+// where all sequences have as many tokens.
+template <class T>
+__device__ __forceinline__ WriteSequence sequence_of(const AttentionParams<T>& params, int token) {
+  const float mean = static_cast<float>(params.batch_size) / static_cast<float>(params.token_num);
+  const int guess = min(static_cast<int>((token + 0.5f) * mean), params.batch_size - 1);
+  const WriteSequence guessed = WriteSequence::load(params, guess);
+  if (guessed.has(token)) {
+    return guessed;
+  }
+  // The first that ends behind the token.
   int low = 0;
-  int high = batch_size;
+  int high = params.batch_size - 1;
   while (low < high) {
     const int middle = low + (high - low) / 2;
-    if (cu_q_len[middle + 1] <= token) {
+    if (params.cu_q_len[middle + 1] <= token) {
       low = middle + 1;
     } else {
       high = middle;
     }
   }
-  return low;
+  return WriteSequence::load(params, low);
 }
 
 // Finds where a row goes.
@@ -105,12 +125,12 @@ __device__ __forceinline__ void place_row(WriteStorage<Config>& storage,
   if (row.token >= params.token_num) {
     return;
   }
-  const int sequence = sequence_of(params.cu_q_len, params.batch_size, params.token_num, row.token);
-  if (sequence == params.batch_size || (params.finished != nullptr && params.finished[sequence])) {
+  const WriteSequence own = sequence_of(params, row.token);
+  const int sequence = own.sequence;
+  if (!own.has(row.token) || (params.finished != nullptr && params.finished[sequence])) {
     return;
   }
-  const int k_len = params.cu_k_len[sequence + 1] - params.cu_k_len[sequence];
-  const int key = k_len - (params.cu_q_len[sequence + 1] - row.token);
+  const int key = own.k_end - own.k_begin - (own.q_end - row.token);
   if (key < 0) {
     return;
   }

@@ -162,17 +162,17 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
   state.clear();
   const RowPlace* const rows = storage.rows[warp];
   int stage = 0;
-  int left = 0;  // segments
+  int left = -(Traits::kStages + 1);  // segments; below 0: turns that only copy
   bool is_new = true;
   int slot = Traits::kStages - 1;
-  int only_copying = Traits::kStages + 1;
 #pragma unroll 1
   while (true) {
-    const Segment& segment = storage.segments[warp][left % DecodeStorage<Config>::kSegments];
+    const Segment& segment =
+        storage.segments[warp][max(left, 0) % DecodeStorage<Config>::kSegments];
     const Destination<Config> destination(arguments, work, segment, rows, warp, lane);
     bool is_complete = false;
-    if (only_copying > 0) {
-      --only_copying;
+    if (left < 0) {
+      ++left;
     } else {
       if (is_new) {
         is_new = false;

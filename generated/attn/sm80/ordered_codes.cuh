@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the codes of a row to 16-bit elements in their order, for those who store them as rows.
+// Every element is exact. (dequantise.cuh has the order that is cheapest for fragments.)
+#pragma once
+
+#include "attn/sm80/dequantise.cuh"
+
+namespace attn::sm80 {
+
+// --- codes --------------------------------------------------------------------------------------
+
+// A word of a row has 2 n codes, n = kPairs. expand() makes n pairs of elements of them: pair p has
+// element 2 p in its low half and element 2 p + 1 in its high half.
+//
+//   x = element * scale + zero         Int8, Int4: the element is the code
+//   x = element * kFactor * scale      E4m3, with Expander's kFactor
+template <class T, class Tkv>
+struct OrderedExpander;
+
+// The lesser of two elements.
+__device__ __forceinline__ uint32_t min2(uint32_t a, uint32_t b, __nv_bfloat16) {
+  uint32_t least;
+  asm("min.bf16x2 %0, %1, %2;\n" : "=r"(least) : "r"(a), "r"(b));
+  return least;
+}
+
+// The byte c behind the byte 0x64 is the half 1024 + c.
+template <>
+struct OrderedExpander<half, Int8> {
+  static constexpr int kPairs = 2;
+
+  __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
+    constexpr uint32_t kBase = 0x64646464;
+    constexpr uint32_t kMinus1024 = 0xe400e400;
+    pairs[0] = add2(permute_bytes<0x4140>(word, kBase), kMinus1024, half{});
+    pairs[1] = add2(permute_bytes<0x4342>(word, kBase), kMinus1024, half{});
+  }
+};
+
+// The byte c behind the byte 0x43 is the bf16 y, whose exponent takes the top bit of c:
+//   y = 128 + c    below 128, where y - 128 is c, and y / 2 more
+//   y = 2 c        from there on, where y / 2 is c, and y - 128 not less
+template <>
+struct OrderedExpander<__nv_bfloat16, Int8> {
+  static constexpr int kPairs = 2;
+
+  __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
+    constexpr uint32_t kBase = 0x43434343;
+    pairs[0] = code_of(permute_bytes<0x4140>(word, kBase));
+    pairs[1] = code_of(permute_bytes<0x4342>(word, kBase));
+  }
+
+ private:
+  __device__ __forceinline__ static uint32_t code_of(uint32_t y) {
+    constexpr uint32_t kMinus128 = 0xc300c300;
+    constexpr uint32_t kHalf = 0x3f003f00;
+    constexpr uint32_t kMinusZero = 0x80008000;
+    return min2(add2(y, kMinus128, __nv_bfloat16{}),
+                fma2(y, kHalf, kMinusZero, __nv_bfloat16{}),
+                __nv_bfloat16{});
+  }
+};
+
+// The byte of two codes stands in both halves, behind 0x64: the low nibble c of the one is
+// 1024 + c, the high nibble of the other 1024 + 16 c.
+template <>
+struct OrderedExpander<half, Int4> {
+  static constexpr int kPairs = 4;
+
+  __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
+    pairs[0] = codes_of(permute_bytes<0x4040>(word, kBase));
+    pairs[1] = codes_of(permute_bytes<0x4141>(word, kBase));
+    pairs[2] = codes_of(permute_bytes<0x4242>(word, kBase));
+    pairs[3] = codes_of(permute_bytes<0x4343>(word, kBase));
+  }
+
+ private:
+  static constexpr uint32_t kBase = 0x64646464;
+
+  __device__ __forceinline__ static uint32_t codes_of(uint32_t bytes) {
+    constexpr uint32_t kOneAndSixteenth = 0x2c003c00;
+    constexpr uint32_t kMinus1024And64 = 0xd400e400;
+    return fma2(bytes & 0xfff0ff0f, kOneAndSixteenth, kMinus1024And64, half{});
+  }
+};
+
+// The nibble c at the end of a bf16 that begins like 128 is 128 + c.
+template <>
+struct OrderedExpander<__nv_bfloat16, Int4> {
+  static constexpr int kPairs = 4;
+
+  __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
+    const uint32_t odd = word >> 4;
+    pairs[0] = codes_of(permute_bytes<0x0400>(word, odd));
+    pairs[1] = codes_of(permute_bytes<0x0501>(word, odd));
+    pairs[2] = codes_of(permute_bytes<0x0602>(word, odd));
+    pairs[3] = codes_of(permute_bytes<0x0703>(word, odd));
+  }
+
+ private:
+  // Of the bytes 0 and 2.
+  __device__ __forceinline__ static uint32_t codes_of(uint32_t bytes) {
+    constexpr uint32_t kBase = 0x43004300;
+    constexpr uint32_t kMinus128 = 0xc300c300;
+    return add2(and_or(bytes, 0x000f000f, kBase), kMinus128, __nv_bfloat16{});
+  }
+};
+
+// Where the byte of an e4m3 is shifted to, so that its exponent and mantissa are those of T: the
+// exponent then counts from T's bias. The sign, left behind within the exponent, is moved to the
+// top by adding what that is more. NaN becomes 480.
+template <int kShift>
+__device__ __forceinline__ uint32_t moved_e4m3(uint32_t low_bytes) {
+  constexpr uint32_t kSign = 0x80u << kShift;
+  constexpr uint32_t kRest = (0x8000u - kSign) / 0x80u;
+  return low_bytes * (1u << kShift) + (low_bytes & 0x00800080) * kRest;
+}
+
+template <>
+struct OrderedExpander<half, E4m3> {
+  static constexpr int kPairs = 2;
+
+  __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
+    pairs[0] = moved_e4m3<7>(permute_bytes<0x4140>(word, 0));
+    pairs[1] = moved_e4m3<7>(permute_bytes<0x4342>(word, 0));
+  }
+};
+
+template <>
+struct OrderedExpander<__nv_bfloat16, E4m3> {
+  static constexpr int kPairs = 2;
+
+  __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
+    pairs[0] = scaled(moved_e4m3<4>(permute_bytes<0x4140>(word, 0)));
+    pairs[1] = scaled(moved_e4m3<4>(permute_bytes<0x4342>(word, 0)));
+  }
+
+ private:
+  // Times 2^(127 - 7), here: left for later, products would leave the range of float.
+  __device__ __forceinline__ static uint32_t scaled(uint32_t elements) {
+    constexpr uint32_t kTwoTo120 = 0x7b807b80;
+    constexpr uint32_t kMinusZero = 0x80008000;
+    return fma2(elements, kTwoTo120, kMinusZero, __nv_bfloat16{});
+  }
+};
+
+// --- rows ---------------------------------------------------------------------------------------
+
+// What turns the elements of a row into those of K or V, two at a time.
+template <class T, class Tkv, bool kHasPairs = KvTraits<T, Tkv>::kHasPairs>
+struct RowScale;
+
+// e4m3: the factor belongs to the head, and is left to the scores and to the output.
+template <class T, class Tkv>
+struct RowScale<T, Tkv, false> {
+  __device__ __forceinline__ static RowScale of(uint32_t) { return {}; }
+  __device__ __forceinline__ uint32_t apply(uint32_t elements) const { return elements; }
+};
+
+template <class T, class Tkv>
+struct RowScale<T, Tkv, true> {
+  uint32_t scale;
+  uint32_t zero;
+
+  // Of a row's (scale, zero).
+  __device__ __forceinline__ static RowScale of(uint32_t pair) {
+    return {permute_bytes<0x1010>(pair, pair), permute_bytes<0x3232>(pair, pair)};
+  }
+
+  // Rounded once: the code itself is exact.
+  __device__ __forceinline__ uint32_t apply(uint32_t elements) const {
+    return fma2(elements, scale, zero, T{});
+  }
+};
+
+// Eight codes of a row, in kBits / 4 words, as 16 bytes of T.
+template <class T, class Tkv>
+__device__ __forceinline__ uint4 expand_eight(const uint32_t* words, RowScale<T, Tkv> scale) {
+  using Expand = OrderedExpander<T, Tkv>;
+  uint32_t elements[4];
+#pragma unroll
+  for (int first = 0; first < 4; first += Expand::kPairs) {
+    uint32_t pairs[Expand::kPairs];
+    Expand::expand(pairs, words[first / Expand::kPairs]);
+#pragma unroll
+    for (int p = 0; p < Expand::kPairs; ++p) {
+      elements[first + p] = scale.apply(pairs[p]);
+    }
+  }
+  return {elements[0], elements[1], elements[2], elements[3]};
+}
+
+}  // namespace attn::sm80
