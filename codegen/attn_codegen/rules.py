@@ -21,7 +21,7 @@ ARCHES: Final = (Arch.SM80, Arch.SM90)
 _QUANTISED: Final = frozenset(
     {
         *((mode, Arch.SM80) for mode in (Mode.PREFILL, Mode.DECODE, Mode.WRITE)),
-        (Mode.DECODE, Arch.SM90),
+        *((mode, Arch.SM90) for mode in (Mode.PREFILL, Mode.DECODE)),
     }
 )
 """The modes and families that have kernels for quantised caches."""

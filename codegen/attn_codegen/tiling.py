@@ -71,7 +71,8 @@ class Tiling:
     takes tiles until none is left. packed_heads: most query heads of a group that its rows may
     belong to. Of sm90 only: query_slots, tiles of Q in shared memory, more than 1 where the next
     arrives while one is computed; key_groups, warpgroups that share the keys of the same rows;
-    softmax, which of sm90::SoftmaxForm. Of writers only: lanes, threads of a row.
+    softmax, which of sm90::SoftmaxForm; code_stages, tiles of K and V in codes, over a quantised
+    cache. Of writers only: lanes, threads of a row.
     """
 
     cta_q: int
@@ -85,6 +86,7 @@ class Tiling:
     query_slots: int = 0
     key_groups: int = 1
     softmax: str = ""
+    code_stages: int = 0
     lanes: int = 0
 
     @property
@@ -276,6 +278,8 @@ def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:
     where there is room, lets the next Q arrive while an output leaves. Wider heads have no room
     for a second.
     """
+    if config.kv_dtype is not KvDtype.SAME:
+        return _sm90_codes(config)
     width, width_v = _padded(config.head_dim), _padded(config.head_dim_v)
     linear = config.cache is Cache.LINEAR
     if max(width, width_v) <= 64:
@@ -311,6 +315,18 @@ def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:
     }
 
 
+def _sm90_codes(config: AttentionConfig) -> dict[str, Tiling]:
+    """Tiles over quantised caches: what fits beside a block of K and of V in codes."""
+    width = _padded(config.head_dim)
+    if width <= 64:
+        return {"": _sm90_sized(config, 128, 128, stages=3, query_slots=2, code_stages=2)}
+    if width <= 128:
+        return {"": _sm90_sized(config, 128, 128, stages=2, query_slots=2, code_stages=1)}
+    if width <= 192:
+        return {"": _sm90_sized(config, 128, 64, stages=2, query_slots=2, code_stages=1)}
+    return {"": _sm90_sized(config, 128, 48, stages=2, query_slots=1, code_stages=1)}
+
+
 def _sm90_sized(
     config: AttentionConfig,
     cta_q: int,
@@ -321,9 +337,11 @@ def _sm90_sized(
     key_groups: int = 1,
     softmax: str = "kInPlace",
     ctas_per_sm: int = 1,
+    code_stages: int = 0,
 ) -> Tiling:
     """Adds the shared memory of sm90::SharedStorage: Q, the rings of K and V, where Q has one slot
-    half of the output's width as staging, and where rows are gathered their addresses.
+    half of the output's width as staging, where rows are gathered their addresses, and where the
+    cache is quantised a block of K and of V in codes.
 
     With two slots the output leaves through Q, which must be as wide; with one it leaves in two
     turns, for which it must be wider than a panel.
@@ -337,16 +355,22 @@ def _sm90_sized(
     ring = stages * cta_s * (width + width_v)
     staging = cta_q * _round_up(width_v // 2, PANEL) if query_slots == 1 else 0
     row_groups = cta_q // WARPGROUP_ROWS
-    bookkeeping = (2 * query_slots * row_groups + 4 * stages + 2) * SM90_BARRIER_BYTES
+    barriers = 2 * query_slots * row_groups + 4 * (stages + code_stages) + 2
+    bookkeeping = barriers * SM90_BARRIER_BYTES
     bookkeeping += 2 * (SM90_WORK_BYTES + row_groups * SM90_SEEN_BYTES)
     bookkeeping += max(query_slots, 2) * row_groups * SM90_ITEM_BYTES
-    if config.cache is not Cache.LINEAR:
+    if config.kv_dtype is not KvDtype.SAME:
+        row = _round_up(config.head_dim * KV_BITS[config.kv_dtype] // 8, ROW_BYTES)
+        pair = PAIR_BYTES if has_pairs(config.kv_dtype) else 0
+        bookkeeping += code_stages * 2 * cta_s * (row + pair)
+    elif config.cache is not Cache.LINEAR:
         rows_of_warp = _round_up(-(-cta_s // SM90_GATHER_WARPS), 4)
         bookkeeping += SM90_GATHER_WARPS * 2 * rows_of_warp * ROW_ADDRESS_BYTES
     parts = (key_groups - 1) * cta_q * (_round_up(width_v, PANEL) + SM90_PART_COLUMNS)
     shared_bytes = (query + ring + staging) * ELEMENT_BYTES + parts * FLOAT_BYTES
     shared_bytes += _round_up(bookkeeping, SM90_ALIGNMENT)
-    warps = (row_groups * key_groups + 1) * WARPGROUP_WARPS
+    producers = 2 if code_stages else 1
+    warps = (row_groups * key_groups + producers) * WARPGROUP_WARPS
     return Tiling(
         cta_q,
         cta_s,
@@ -359,6 +383,7 @@ def _sm90_sized(
         query_slots=query_slots,
         key_groups=key_groups,
         softmax=softmax,
+        code_stages=code_stages,
     )
 
 

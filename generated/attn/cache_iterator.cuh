@@ -58,8 +58,14 @@ struct CacheIterator<CacheType::kLinear, T, kHeadDim, Tkv, Splitter> {
   __device__ __forceinline__ static CacheIterator make(const AttentionParams<T>& params,
                                                        int sequence,
                                                        int kv_head) {
+    return from(params, first_linear_row(params, sequence), kv_head);
+  }
+
+  // The same by the row of its first key.
+  __device__ __forceinline__ static CacheIterator from(const AttentionParams<T>& params,
+                                                       int64_t first,
+                                                       int kv_head) {
     const LinearIteratorParams& linear = params.linear_iter_params;
-    const int64_t first = first_linear_row(params, sequence);
     return {static_cast<const char*>(linear.k) +
                 bytes_of<Kv>(first * linear.k_token_stride + kv_head * linear.k_head_stride),
             static_cast<const char*>(linear.v) +

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         8a3c6abdfebe250f161030ff1278999516b25e71b3fd06dde39a5bbec23d3f24
+// digest         15c8556a7b9920dfc93872ab242128cb333258fc54d3ec4d08a08a9a5201c979
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

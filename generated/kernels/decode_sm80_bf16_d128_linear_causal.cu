@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         374d181cd963d3af144d7dc1fec17d4900f12587ce3fdf71fe26f8fff57c66d9
+// digest         4cceed54f40fa5bafa120a7d6f72c1112562076f57f8dae5686f140c2feead60
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

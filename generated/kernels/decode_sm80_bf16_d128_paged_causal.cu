@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         dd7ee04f53ddbfc2976e75486f42577364e835a6e3d8fa2a0a5de95101a44f7b
+// digest         6efe51f724650f3024f013a7dca69b0d9ccc37eb540065f74bdcb79bdb45bcce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

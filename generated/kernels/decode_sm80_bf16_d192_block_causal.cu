@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         daa3c388f5398f9acf940c1cc929955dc9d2f5f188775fbbbb889ccdff891d57
+// digest         197f5ece9265c0546ee80f7e6ee6c5cd33d88822c4a7e24f61242faf1dcbef18
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

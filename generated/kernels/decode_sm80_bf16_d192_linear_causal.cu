@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         0b2e7ac629ff037647a207c85a8a843178c03af0b785c16deb1cc435fef5c7e9
+// digest         6cd985f7ce605818b39ee891d56c91d7e8f903429b86d64ba3210fc1e11e7c02
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         51c39640288d5dcf4cc0a853cb3175ed9efa106354990eabc2f565d3f721e369
+// digest         b24d3b32103a9649dae12b3029836e469c6cd5a9accb7ad6340a5cf3746b8006
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         7eaa2c3a77a86d136acf24a22136ddf56ae16b1b292843e24829fb8cd0544af4
+// digest         7f28bfc649c78ad5ff5114df5ef56169dd13cea89d7310cf16196d487823c001
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

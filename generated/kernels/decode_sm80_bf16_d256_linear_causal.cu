@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         0ebff2f6e04bd35b9a9ce1b3293f7ba3637eac80db06f500a65612ad107f5048
+// digest         f9b4fa216190ae0b3b71d46435c01396181f8e5d632448821655122e27ec43ac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         3be0467c8d611024eb7b686d553dbb28fb66831687de67d03bbab503b33f28d0
+// digest         5a30fb11e6568e009a6dc961560d06fd444eaeadee4f34e0c0711f4321fb188f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         a8139c510e0162080fe17cb0c1e87544e11ff20c47e6797a075368f09a7107bf
+// digest         20f0ed0969e1cc9ce6154ead8dba44282e72dcce6139c0ca1bf82834d0dd9d5b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

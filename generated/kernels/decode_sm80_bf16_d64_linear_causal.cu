@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         d27a2a092dc4c247ea6f2d6752a30fe53930ad880d1dad1a446d1a6130b7a1e1
+// digest         2b723bb14ad595a0d09ef3dda17823f355dadc82e274363aec191f375262f027
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         34674ca3f61e32758b41c310812cbf150d631c2a6f343fb1cad9a6b696ae9d98
+// digest         23d38bfccbf4bd7d48db3bb3ddd93c38cd6c97bbabbb7c63e5f78221738c095c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

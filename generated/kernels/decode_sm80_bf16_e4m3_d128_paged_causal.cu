@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         99de38e764ad59c92b64f0b8604eb19cca1aaaa29f264c17d30d51d80ac427fe
+// digest         059e3db5f0fac9cdbe51bc4ee5428d47f9d9b23290dab7a4146ab19e6c3534b9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         276ce8dc26e2a6cc414b5a6bc523a683973a33f09d3d99c1bd135e08999cc740
+// digest         f11aa0c527e68e46a8a2c2c144f10a032290b806172785e51538f69b8bfce1e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

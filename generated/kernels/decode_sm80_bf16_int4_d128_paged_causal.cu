@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         31bd17cccd1b0e9befa6ef7c7e430125baed4082ef68d0bd9194a3ef0fa199f4
+// digest         fd454a0148cc55cc244cd413d1050b8e69175fe21ce4f7591be2b9e4d6a2b0f5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

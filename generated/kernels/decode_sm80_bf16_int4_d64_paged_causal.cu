@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         213439bc9b58df72a97fe6a08894bd01c78d7910fe29c1eed78d314c9f9eb406
+// digest         2ce8945ee2efe84b98e8424bc6e803c5d042b41d65fa3c038dd66fc6f05744b6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

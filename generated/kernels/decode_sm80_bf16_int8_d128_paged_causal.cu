@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         139d2df0495b5480bb4a26d8d34944884500851903a880d4ab04e0d17471dbe2
+// digest         7443bc07090897f3e4e7e2cd02c223c60a0607b92c71652eef231a644fe64487
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         1b50ceca5fff2f5875a7a36f318543ed1d38f81505a633e00b646238d0c00ffe
+// digest         6f5497f45c7eeece918f675a54d051c6a9be77b228d3b2aaadc3f0be4252f9c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         3bf08669aff6ab361db7cb2f1eaaed728f94c202e01603c2f4f277154e7bcda8
+// digest         ffcc13cb0dae7fc6548bebcc2ecae253bd4655e9d9295e69afbe4e796d672837
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

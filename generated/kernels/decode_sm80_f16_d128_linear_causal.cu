@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         85247d05d06ae19479285d2346b6ee51e3043712fcb99ca97cb91485c2ff8ab5
+// digest         e0c8315b8e61f6170eb17f1ceba5d8f888ceeea77c3f39d4d041d42c922cf7cc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

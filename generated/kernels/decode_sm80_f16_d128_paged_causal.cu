@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         df633692bb29746cb3e29631fb8ba39b33e30a351449ad5341e4316cf6b91b82
+// digest         ad75201d555e59defe56fc0859643d46a5cca5117bdec1557e81bbce8d33037d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

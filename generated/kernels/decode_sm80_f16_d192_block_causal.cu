@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         9dded5ce6aaeb57e83c0e33a9b3c7a0f4009acfca37393eb99285dfd2f5f49d7
+// digest         f5e4c7029c8f26d3066e325d5cc55bfe66403a2207bb309564cbe2a7a3fe4da2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         07a56605c855aa0167a9eb100798afa05ae3097035aceeb3350a4afcd9b08940
+// digest         173e15df229d525c19c9ff929bf84c343766ff74a9344b69d44cd558eabb67a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

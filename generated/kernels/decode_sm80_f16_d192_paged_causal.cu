@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         a0f7386b5474adc8ecb5447dd2c8a6bacd62f0a10af618579d66db9f47dd7e32
+// digest         275dad8972b604819ae4a6535f1f86135aa8aff3d94e1a4239c823db2f8d2c1e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         9139cfd187c21ec7f1b120c675d59f81b3fcb0c99e295c94c5b6cf8ad8a4612b
+// digest         53d7ab6801a9957441dd2ef2c69e0778d4955003f3c0c2690722a6420446bc63
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

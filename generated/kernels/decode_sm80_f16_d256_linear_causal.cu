@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c233320abad6a14017f0b4366296b52c6361f21e82dc7d2f522cc35580532aa5
+// digest         90376c4c941cd1071ad39b8bcc9486c600a5f26ea481003009ea17ef8ac55959
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         91d8bc9fd475dbdbf340c279b725efe6bf4365ae0af42e492932f9fdfcf177e5
+// digest         e9eee31d9d0317f588d5b63a30f971502b9ef6680f1b13853b72aa1d1f9790eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         db688e82b264a92d31c59e341a22dd6ee7ad1b540412d6bd720128a2355cdb8f
+// digest         95b9d0960c4842578fdf139d30dfd9cad9e7f57fa65a0542b293c8622a4eb93f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

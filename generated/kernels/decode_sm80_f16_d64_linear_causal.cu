@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         617e1d7335606a89de0bf91767a4696f86f60b70558854ac45ddcf7684612931
+// digest         05d16317cb732ea5401166cab573cda2f73e59d4c8cd0782865727b8f92804e3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         618ab55a1c00938db467966cba32fabbb4794a87fb2203dbbebe49b884c4ef14
+// digest         34c1629160f486f80b63fe2eb395320b8424a68970adf9a78a1a84223b967b9b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

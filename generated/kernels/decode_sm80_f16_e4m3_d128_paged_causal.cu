@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         3a5fe365653c3baff762500a97924446906a93a4927324a96344dfda306fcc6e
+// digest         d144e2fcb826ba846e16c4e7869197030ff071f942b62d91661fa72be616ab5a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         337439a24f92527447f8fd10fb821cf8dd08e09adf36a5bff6697af24887a044
+// digest         0b05f3fce1db9a8dd963f1275a3fbb5993bc378d228af229997fbfbc1da1f230
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         bbe4626717d5e69933f41a73fc31bbae902cee7180b09e719f2ca1c82c2440cd
+// digest         81e5a6e3bf0e628d6b3a4f12e7f2eb49f4df229734eac4d8aa9066bbae08cf2d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

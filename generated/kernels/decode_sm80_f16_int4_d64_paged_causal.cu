@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         6c2154b58638b267010c4de1570c84a7367df5401f64435e7a72e3c052903deb
+// digest         f9f45bc9e27589575d0e1ce4ade39073ba1f82421aa2ce2f4f236135ecc390cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         fc0d7f966824c8f03687cbe785efc0181e005a607b6ba776e19a484e0f7b040b
+// digest         cca3f4ef537e5111bd8d7b32f4615266562f37df1077478fe7757b5200b69b36
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

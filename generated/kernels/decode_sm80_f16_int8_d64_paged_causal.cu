@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         b9b04a40339e401ba29caab0f87f4b0e93b55dbadde81563910130b76845fd13
+// digest         f05115ca9227db315a1af7a14710a4adc305a00c095f4ce9f56d89f0ecde4ce5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

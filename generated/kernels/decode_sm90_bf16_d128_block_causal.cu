@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         96e8801c0c113853410e9659eea9413a35e68a26e88cac36ab008a3f575a5acf
+// digest         e6a49f4dc39bc581b86f387003cf7ca67b87c0e83c8199a3c0a0ff725654b5b5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

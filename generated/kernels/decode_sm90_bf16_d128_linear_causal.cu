@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         b1ee9b89d782b62face295b221fbd56b72e9d2249c39a166f316585e0bfe6413
+// digest         a789bbbfa3e82794465c0566a1c09805a0d6d423eed3643eb740fc54e3fe28a4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

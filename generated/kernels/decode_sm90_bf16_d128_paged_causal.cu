@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         084e01c4b3bc55fd899615286b56a1b174e2a1153afe7e3d972f5f7b5a3e61bb
+// digest         be4752122ffcfcef8ecf1ca0af6aeeddd407dfc4977e6866c9008336d9970919
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         eb5c651c7f9fe1f0983938ea01e780282aeed7513ccb199e9461d6212323196c
+// digest         3900ce77f43a3cda138640fded059c642cfea5e0bc496fdc19073b313a37c657
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         235adf5a40c4890f22fb6e23fc71411d44e643606bc96ad758f7a2049eaf2d49
+// digest         2d014601d6ac89f995c0045933d349bf5ca434da2cc47dce1134907ecc004c18
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

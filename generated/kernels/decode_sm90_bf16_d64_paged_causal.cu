@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         bb0ed030beed4b9bc8e240d6476fd2a3d0e9ec7beff5b79a1d401e4f8b9e50b7
+// digest         04d7c602dc48357ca302fc08013f9849fb63971bdbbf3b50dae7c51849fa6bf8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

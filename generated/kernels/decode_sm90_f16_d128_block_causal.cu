@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         e23dbed4f650deaaa9681bdaa4e2439a5546499fa7f91b8fe7ba9fc83e69977f
+// digest         d5218e107599f111cc3cc424842324f9ccb8b4c38d2d8bc468ac6bec37c57f24
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

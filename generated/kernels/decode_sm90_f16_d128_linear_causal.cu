@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         8bffcb0267691725b7dfe327fb2fec44b142b0b68b150dea2d1fa00a37ce5cf6
+// digest         256f826a2a720bcb7cdf0ff53f757f10febde95471d529fd6d123a1c3a2c52be
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

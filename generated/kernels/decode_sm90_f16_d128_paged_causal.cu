@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         1416940cfd2b6298206ba8a03942edbb5363aa44f259ec02c97302b1ba4c0eb0
+// digest         c106cb4125c00b1f388718df7f6da35eff0e091366c4b26909d9e521f077b867
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

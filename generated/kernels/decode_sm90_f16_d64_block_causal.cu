@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         056af1eac90f3db2c3da57f01913eff261694f8e87d1ec5b50630a90e2c40668
+// digest         0f3bee3ec97b6cc6573fa4dfcdce30bcb070caa690785dcb96714df3af7e3484
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         bcc53a6ac11c064b0b66db516ba77f3f75edae4386580b91e69bbe443fb3adaa
+// digest         494cb7a17bc78cb173833bf3564d60aac705e58fd370ef156e10aad5d002d919
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

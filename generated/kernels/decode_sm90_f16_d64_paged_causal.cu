@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         3c7423b9078e3c97f9ab5bfde7308e6a0c734c6637ac37a4c901eeb0f9ff6c9c
+// digest         11f48b1c614c6c1412e1c07a7b2e6febca66e44e592df9908c0b397d99aa2743
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

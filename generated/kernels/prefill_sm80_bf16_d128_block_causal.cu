@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         2660da39ba8befe49708517deeeb3575010189d0a17cba1af8bbfa899e209ae9
+// digest         5533443e7294874847130fa59f39e44eb2faf2c7197048c85c4925aa10adafc7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

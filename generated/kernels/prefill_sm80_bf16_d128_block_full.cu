@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         aa28eed769ec648e5b25e3d93c9830ddd672cbcfd8a51a8995f42c194cf8538f
+// digest         6714e0402b1951a3d24dd737a239a76d3b0711520eb77275ab40eaf245ff0d95
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         f956b996780aad7591f34239ef098ad1e7c5a8753384f24e3820d37ce1d62842
+// digest         8131306535f357b0f4757ff7a2e8f96f316dd23f7fc38f92f7ec7e992fd52f8f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

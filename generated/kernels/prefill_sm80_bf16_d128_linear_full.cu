@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         0e4dd759730f633d5cbbc2f34bdd47cf24a5ee482695a3c386dfc020835b3def
+// digest         c68e8822a3f575419ed2a8b990f8cdeb928bc0cbbae04511fe7dd15882d5f146
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

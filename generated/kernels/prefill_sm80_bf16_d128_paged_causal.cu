@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         bde1d0600a70d98aa054e3d92a0059d29febef325686848abe4a1adf4ff74108
+// digest         68a2f0532da1ad14b05ae5439ddc61ae703bd9a14e2e31cd526f0c1f0f33d1bc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

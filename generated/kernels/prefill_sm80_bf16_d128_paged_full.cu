@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         933f7f16478589dd6c23b22427bd5180c32b44f376e1122d98b0f171d9d2fb0a
+// digest         c649f0a1058926cfeea29ed5c3f5d06848d27d40d935724122ad74b8e0cc7d5d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

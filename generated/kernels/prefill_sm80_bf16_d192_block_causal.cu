@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         07096cdf0bf668cbadbcfd5495c2956220d2e11e65e17e434083c8913be94357
+// digest         bda75518a3890b301cdb08bc3fe23bb1b9e0631547c32865ac8c19764255df36
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         db3bf983cbd39bab6064986c76f8c3a184399fa6f6d96b3dd3e4b0f2d47ab172
+// digest         395cdd652fcf77c612ea13220ae21f4f575939b255c8323daecd27a9cb43a87e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         cc203abc4e0b9a1b4ab49fcce061c7a72abb08d6d9cd1612a62811a4b62b4ce9
+// digest         4c93379b620a944d819243ab1fae8ff14357610e7001b661cec3486686c8601d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

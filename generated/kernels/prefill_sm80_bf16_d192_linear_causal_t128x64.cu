@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         14d30c0cab0acc3627c1db315ebdc01fbe9a1345ce2155dda19830664c1ece99
+// digest         a2e67a6e1525e62df27662f8f125176ad2c5e09e25e49271fa02f963c02a1e15
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

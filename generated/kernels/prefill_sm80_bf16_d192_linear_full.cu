@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         0414c95c71e7149945da5e5bd5aa197caf3f3014d6dc06a688fc5c06b6578724
+// digest         ebf53c07cc6ce9708fce8173d69ef765b6e4003b1b73aa4c3c0e4196767d5ea0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         e830e1c2b6856b355bd6cbb3916df96f7775e3d98439ab5e8fc26662ce65057e
+// digest         033c8290ba6c0ff3ac63470437d9c4130f64bf1fc1630e0d7afaba1e8b7c6ac9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         120c2bd38be27ead47a1810143196316ec420a91927cdf6edfbb971baf336df9
+// digest         51a0ddd253d69320e2e534839ed43381eb458dcf25258cabedf3d7cb456a60fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         2d504bb6d67866a642c4c146f33f1c148b50ff11441f9bb9c715c1dea84079aa
+// digest         bc8fec76a20fb98d2733171b5c955cff407be829d76b68583b59fe389a0b46ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

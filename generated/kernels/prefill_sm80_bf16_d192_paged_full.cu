@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         adc606a271537cb6ed8be091dcae418760ab96152e57a6273667573d5b2adb63
+// digest         3166d7dfebf33417ea76eb4f43d6b08e7a49801020f0553bb50194f9851fe61a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         de34e7caef7d91c1487024200c66603b9f59a146df160839d04e215c57583354
+// digest         da0a00fff95d8adc7c9a57191c02eddcb41b7efbe0c6c21cea64a9f0ba2a0b24
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

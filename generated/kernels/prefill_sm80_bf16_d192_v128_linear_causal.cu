@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         73a32d0acb8efc5360bf87a8829b0be43d15aefd1204ae4979a0b3ee21963881
+// digest         a7f0a7cce95524f75170306ff11039672c44416e4d59fb87c8dab762d91e8384
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         8f85fdd66db60c91b1cab12d3d9e5803ba0f0cd568e8056529006eaccef4a04e
+// digest         fd38f0928681fb39b8351d5847e770c658706f72bd68c8a22ace894fec0ef37e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         a80d39b5e9d404cd6d33d4c321ea9d29a89f3e3f4504632e55a38f3222a5817f
+// digest         b8f00f2831bd0809aeca477959126d754a9e2801ca4fc2fbccc9a3410619f423
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

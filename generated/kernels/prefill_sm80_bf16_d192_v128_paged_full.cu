@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         99201e3d21520614017d0416faf003735cd90135f12df2ab3b524dc068bee289
+// digest         6aba941b634a3bcb439c2b1646c00bef0c5b12111e8a20db3297f884c9e924d9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         cc69678f046ac5b997eeabba05f3daca6dc7dd6b68d09c1dc85e1cac95711deb
+// digest         1bc67c9bf1ca6db931fbac555b75eb4ac3ff3734d5c830731f7e8b73cc51f80d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         a28b85fbe9f931ea2cce23fa3ed6b7ef9c2a4ce6427ebcd4d32e0574e3438983
+// digest         0e6fd026100e7407c413783b532046f47c3f2775015f6e2fb0f9b3fd5559f06a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

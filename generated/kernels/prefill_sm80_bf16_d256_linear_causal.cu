@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         5be1525c672f1da40aaefc1195eef68098f544a6521c1103e7e318d28be78c5f
+// digest         30de54fa68ae6a16c0f8471b1d93355dda5d1e62cd8e7ac5e2f3a75edd52b0a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

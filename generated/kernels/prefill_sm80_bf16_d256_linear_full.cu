@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         10c58af3e95ac20ff61868bcbaae236addbbdf0460f842328ee0fb9efaa38bb4
+// digest         c2690add4e06f655706ba7d85e02e2eb35bd5273f4b82e3ca331f2f7e966ea03
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

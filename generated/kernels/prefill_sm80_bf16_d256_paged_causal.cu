@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e837a7ea5ba6c7ebbeed4eec4813f85cb73daaee7e58df3d56e89c7c868bb25e
+// digest         e85dc1e9cd806f388a16eb138a4fcb2c144cb1a5507cae6ac048b6864e19f0ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         5dec52c9fb165afc788b0ac01a59dce13d29024be86881daee65bb76763566c5
+// digest         2ca77ec9a1d1ceca7919d141cfb333ccce999781878ea62028531c23ae1be549
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         1a316254a98d6d27625b906e6089d6e0b0705ad0a91b6ddfe7ece940bf9cb3eb
+// digest         33c01feb4106fdd477a7c0af2eeb4dc2c071c374476d25b0bc70e81823b61b78
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         bf5d63f2218535dcf8906c49e8316303257ecdfa557df2cff05b181427d3eacf
+// digest         ece45d2742aa60aef3707b915ad4dfc74e9c983592a2d2f4b2d1ca0ae30523c0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         34223be76daa2c605ffa253c7f09c2e2bcadab360b3d3459ebe5cbc2b3499f39
+// digest         a898dad91dc37e5e52bf48e89515b90d45e6d7b8c99f6675df3fcbed1e4d1edf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         2350e7da384902f695466efff396d25cef8cee4dc358605e9ec52389bf430cb1
+// digest         6e738a854471f3fc11d5e5972bbbb6236f29a84bf2ce43b9d32f3e4c8f2bc817
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         31c342be1bd96fbc1addee0ff2f9832f8dd1e72eb4d6fee68a349e461dc539fc
+// digest         f0aadac7b3436c932e891d8d3aaf132f0bea27d9157add1115d1f56585d4ccaf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

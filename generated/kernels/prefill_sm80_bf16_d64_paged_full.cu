@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         b579efb5004d65807f2021dfbd2b980af120b8287d2093f99007deccd44ea306
+// digest         0bd524d7c4e585dc17aa721c9244ade32af494c7dc4d168deac150a436da7a3b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

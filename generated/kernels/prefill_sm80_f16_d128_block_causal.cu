@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         b9e7836209f1ce4d2b2070e7f7e328ea9624bae6b8c0c4640dcbf7e85213ee85
+// digest         30d6988aea350c575aeed04adc5e3dd0d5797c2cbbd7f6d36fd86c7096c9c86e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

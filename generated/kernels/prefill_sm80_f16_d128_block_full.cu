@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         a40613cb196bba247fa0883e0d058eab58337f04a589f19ecb3e8b052553b0fc
+// digest         013e011ccbae09c06dd02951442c2439dd2520b9aea6ab537dfc58b7018676ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

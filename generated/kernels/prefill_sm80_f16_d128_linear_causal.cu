@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         169eeb0d3e32f7ced61bc422571bc1439a5709359817d6f0bd59d0a671bc1664
+// digest         e1bece6f02633dc0bb48b58b9c475edeaa962c1634f3708a6643c5f19dcf3a54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

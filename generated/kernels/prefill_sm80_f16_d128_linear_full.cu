@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         d146fc0f2569ef95a350d5505e832aa1d0c1e6a1bc90ce0fc30adb1f4d95cd8d
+// digest         548867b93643a5970282c26be8ef7dae4c4a69c7917399cbda2b3c107777b019
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

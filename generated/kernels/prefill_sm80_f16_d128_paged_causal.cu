@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         0575b142d094b7ec2bc1f4ea67e2560f05148049beeef35c68e62abd42c1842e
+// digest         ed7e674073c76bcdf74294b7b8dd0563beeb4fa7660abfe3cbe506211ec917d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

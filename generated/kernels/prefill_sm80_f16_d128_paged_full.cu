@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         dbf046b0041fefe475f6f299925fbd0c9044018b72ad8d1e1f3472e6e6172ca5
+// digest         c05bf4a9adc376fdffc4cadfe7b13a6b5e48826e57a2e9b5f6e645b47ee3aeee
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         9623544fddaf75edbacee30ff6111c65ccc817778bed1efa913b1180d6dc8ed3
+// digest         bc70da73abaf5b466db78426456d247dd0ef360836423dd21a78475a9453709b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

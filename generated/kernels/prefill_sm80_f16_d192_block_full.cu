@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         4a7b7fe523e0f196062ad904f7c3e5670dcf02c09fb174e562f26b43885098bd
+// digest         21402330d7f3a60fc8c543edd0edbd9eda0f214a24d763ed5da741e8ba41bebc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

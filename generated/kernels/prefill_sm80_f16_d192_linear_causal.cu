@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         72c6b158a01a70906b8971f89e94c638b9d0d1ca25bc542e5e1d90d626374f6b
+// digest         d7b01292bb167de7df0977107c0a711a010f6ef706561088600c7ea497657551
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         9bf4484729e07edd1975e5ba5b99f21425cc3faa5b5ee0bd8e7ee8ec8ea65a5d
+// digest         2b953c32a69ec2a4f0daf0ef29f7d7654908f620909c1545601ff7a0f895a4ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

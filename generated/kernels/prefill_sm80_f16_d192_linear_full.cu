@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         58b66adba679a8d60e7f6e1a6d63206d09dce4ae0908a409e75c86fc70dee985
+// digest         eb3e267088d43889ecaf4a46711ddab4f9ed0670f7511fc7f7cf9326bc22d9ad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

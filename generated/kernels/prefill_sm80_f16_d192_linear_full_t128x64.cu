@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         86a484595b047dd61b8e8ac1e34d7499d7f5788d021e7ebe19abc7d29f955d42
+// digest         16d35277d20a737fb4c1338e6b081e0213f766b7f6a7a27a204121808304e2a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

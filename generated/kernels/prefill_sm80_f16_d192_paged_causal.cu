@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         4154692fa5ac2d427b7da2dd029624f15c6cd3940917d0c800262b1fcf94c03d
+// digest         cc0e7a83b10dd5bb5ce7bd58b8216a8690cf2814791cd956a46d28d765d78646
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

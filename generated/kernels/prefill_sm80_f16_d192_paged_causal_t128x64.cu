@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         24bfc08db4fdc8e2329373d791a82fc4f4870dec3daea25152ae31c50414bd58
+// digest         4ad836eea82599fffdea8f6bab1b4f0983df2ae82b638256f0519d1daca2a6e3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         b629547dd610f885fe1202b6838fff274bc17505ba86d16856ab3421fe1cf459
+// digest         c39b4de4a6a1d7e98d226d36d6ac084bb54b7c82e7101194c6d89f9e29ba92fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         628b041d17cee7b2293528582773aa72121bdfeb1da058b86aa678a1c665ddf3
+// digest         04abae87f76a6dbeddb028a3582f160f1671cc541e6112a9231854e92147785b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         d5d9799bcc22b01c5621314f76b40fdb49b5a50045620baadf39a21d5a8a3abc
+// digest         a14e4206a46e836f4145dd3d554904967c61d039fd674ff65a585c1dddaac76b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         5268326b601328b85405a6319462c09a317f15e134bf2b22334467bbb471b1df
+// digest         0790334a6e8adbb2c905c6f76755b545973b9741de317544371c47ed0450b825
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         489ffbb81890ac499f10c6fd5783d99053e91538c787cdc795d3846972871492
+// digest         2560d6dd222491c6d341297aad480128a53be061b6e846a6a5aa8ca7418e5dcd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

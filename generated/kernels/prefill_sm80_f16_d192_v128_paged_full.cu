@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         b814cf54b428ab8f03b4e20db232b18dd4139391d9345cdff78e5610c21560df
+// digest         8c6c1de2f85f9cdc9a228d2a025a2a3b5de4f780c80eb1923584cfd330b467b6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

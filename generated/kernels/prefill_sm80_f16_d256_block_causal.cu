@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         703284fc4bf0ea5b6a42d4c5b9306e634ad89739617ecd3df49e9afc37409af5
+// digest         a758769babeff0d6ade385af0a57667970d1d43ff471d5796f9e44becc8beb38
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

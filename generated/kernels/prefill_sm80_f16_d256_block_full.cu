@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         ab173fcba6ad7eba38a44d7386ddbecaf542d93a379ca8e4a6d43266305b4dd9
+// digest         97b4db60fa5a76b8bb8caadf17e1cbbd96a3fc81a503a0c3a92e31757e77a847
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

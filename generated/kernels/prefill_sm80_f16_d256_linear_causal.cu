@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         58d998b81736fda9e2b405feec6289c474faffd3d07bb719dffa3b140c24d3f3
+// digest         13478da482b34659f54915aa2658a14bf6a4aac65e5133dd700e9f1322964354
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         1612cfeda075790daf2ec75c1f3aad0caeef1d06faed66de294aac59674ba971
+// digest         74c91daabe50230212c1c0a4c6b9d9eb721bf7dbce88da6cd2820f278002c805
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

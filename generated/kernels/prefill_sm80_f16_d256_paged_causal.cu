@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         6779b44d29177706f7c89eda4dc913ea3baaad22b1ec186bf145b9496bf4f7f7
+// digest         18fd0bab9371e43894315a8a0ae79d5db789d242d338a8cb4c84539d7ac64a7c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         809dd758d6012f4cc2125d514fc1acada36b92e8310d07d5c9f35f0a3da51189
+// digest         29770469ecf83fc9010dc057ccbb38b04415726dd8b6f56ce0036f914e1fe19f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

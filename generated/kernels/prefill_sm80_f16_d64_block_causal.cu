@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         14c564ca3b4c080d970ec2a967bff04ab2b6ddd32e58d1ead5c152468727aba1
+// digest         021b1e28a7f14913708e5246c16b3bbcfc4c774394efdba3e47fcd9081ff7b80
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

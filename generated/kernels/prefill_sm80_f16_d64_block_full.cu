@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         aaa0561ee8ba4fd46ee579827ae2be514426ec6aebb4a4daf75bbb9b9479f43e
+// digest         38e88061ecdf957c1e33700f2081220e4fc131b88c42c6b724e8a938ed994e2d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

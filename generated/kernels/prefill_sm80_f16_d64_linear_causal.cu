@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         41399272f06ca9be754bd6f09fd23ebc32992055955258003461c77b837c508a
+// digest         9960ac13f7f17d0f9ddcd82c8e97675932d6fe5e218bef1f194a5dfc53486c56
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

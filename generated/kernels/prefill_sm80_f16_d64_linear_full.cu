@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         c46689da912e4f5d58d275e4cccd70d0e3e5b86ffb2ede67183e3c8d7fb9daa6
+// digest         2bcfe6c6d1d90db502cf9ddf4e8141f80e0fe5d7aea8bcebca79b2afa5ed95eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

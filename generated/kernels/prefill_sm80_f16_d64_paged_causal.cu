@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         2b316427ef8ad4bb765077ee028eeb32d222e073ccac4b19f5579178438d9202
+// digest         8095fd7c108199164433710c00265a3262c7765ecb3aa8d940e0ab2d8649d1e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

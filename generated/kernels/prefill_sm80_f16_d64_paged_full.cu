@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         937f6691ab0d7806027f964acbeb823f672fb4e05f42f544bb58e33a88c8f607
+// digest         5aa1b1335fa29efa0b05166c3e0ef2fb31d4310636268d8526b85798a7b6799c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         9f00c8882ce927235fcfe472fbd0ef75b10efffd94e19f09f4425cc9184897fb
+// digest         058f7a141205ead2ee8b8db78deea488fe4a87ccaf0847cac0875e2ef5e40cd4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

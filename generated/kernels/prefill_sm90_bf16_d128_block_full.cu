@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         3ed1e837da25c68cf0877915fcf5d419e4db2024165349b8b9d5b3f6b2d1adf0
+// digest         54cce476a625f417aa92948484dfd6f34349180875a46a11832c18118b455f7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

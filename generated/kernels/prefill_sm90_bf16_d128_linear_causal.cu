@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         911c1de3fc21766fb65569b0a931b25df81d503a97704f7a34f271d8aca45bc8
+// digest         e20f37cf08c6e8169bb48b15131f7a9f5ff169998a8a8a2daf3b514a2776810f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

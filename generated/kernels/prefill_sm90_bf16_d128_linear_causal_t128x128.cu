@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         1c204c69fa6ed3c8abe026f083b65fb63a81d057a1ad7ec703291e14a076d7c5
+// digest         d6aa913a0b0521f376b7a4c8e57717b749ceeb06deedc9043d1166a181bb96a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

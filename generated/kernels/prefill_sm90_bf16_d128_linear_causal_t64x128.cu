@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         62959fbb5f6211710acc9e9e38e4bc92e58ebd110cf49ba0fcc8c0f364cce8f0
+// digest         6d7e1cd1af05ef7704d15fb7063e7c0360fb524e888b3210e1ddddca399ac892
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         6ffa487f2c4bacde521bff42467b822eb9b0592ea388e1b03d15b5bdac4b1d00
+// digest         fa90c7cab4b42a63e5d1281c8749c43d2193b166f5c26e92537c91f088385eaa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         b8063f7a6f76e21f27782a8b84a21c842044bfa5bf9a05bfb23167484c7ff164
+// digest         47e3a886ecc7a3f3ee1188b4e3689d6c66ec3a59b7b9a6dfa892293220fd7859
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         991f83837749dbd823132aa7ccaf746c7b8615b2c564fc4da9461009407fd32d
+// digest         7cac39d7f59b0e0f5a6dc7689c504bf894ab091f739765d09fe6c41da2f2183f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         b82f0efa6638528677b2cd820c89b20449dc88b06176c2b8391239dbf6b52553
+// digest         7776e617ec95674176cfe2c09d45a3e929ee505f72c43c398efcd12af669d614
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

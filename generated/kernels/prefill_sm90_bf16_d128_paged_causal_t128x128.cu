@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         1a6162eab2bc08f0d3ffdc06c041eef1a1bd880285ad53ea489107e61b123902
+// digest         2842f0b8e913e63e13e8d8910f0d91118b6eaf872b113f1ef10246ce8401a755
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

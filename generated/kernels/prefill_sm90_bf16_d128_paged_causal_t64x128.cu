@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         248b13b5f383f6fbccb23efa6ba7c304d141617f02921fc8f3746e57c8886cc5
+// digest         1c17bd19a4750cfc5da0f572c68c08932e36e21814c015a145ed46bb8f05580e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

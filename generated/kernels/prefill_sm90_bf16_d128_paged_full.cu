@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         e1b11c9233ad386e5c34f57a4f0963253211a6322588c1ca795fc6d0a4b21eee
+// digest         e9736897bfe71549c018c6fdb40e218a354f527dd260bcec76bdf8f26c0473d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         7868192afca17645a1109e1effaa7bdd4d1b3bf75adb491480b1df6de2cfe229
+// digest         eb5ed3443df9b980a7f5ed66b44688c0ec56ef6862a6595c87466e387530473e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

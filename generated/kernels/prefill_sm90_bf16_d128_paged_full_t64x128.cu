@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         610fe39328a306ad8b7da37859ea76e9b41d065a43bc733c60effaa6ff79466d
+// digest         a1effcf3a2e763041d822e9b994db07bdcbf3aa26ace48a39afa43f8f8172f32
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

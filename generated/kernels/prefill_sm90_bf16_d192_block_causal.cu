@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         f8c1effa7e927ae3cc2fa2a92c1fbaff0f60d0920fe1e3511580b34d779dc7e6
+// digest         28ed553aed12fc0a3c3787b874190c556b82b67b7f3deb97f3b25063d756eaa9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

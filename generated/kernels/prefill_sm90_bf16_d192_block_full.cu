@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         eaa2f070f9e4ffdabb42b6357f4d557d6ff25e4f613be3f9d6f85eea853602a7
+// digest         c1f3a8dded82c9e74f39b20a17944a6c052d966854121db8c9c3d4976760657c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

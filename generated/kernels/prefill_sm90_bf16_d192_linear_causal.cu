@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         9635f297d3adce752219708f381bba49eed178c879230fe024924df83d5a7fde
+// digest         0e78e7b7f1db91210de5e059be9097f9dc1418070d9ef6bcee61d3bb994ff562
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         5fc6d5e0bf95d040c8f56a9188bdd86c1cfc45394e4cd1d8734b7abc916ba396
+// digest         5b19b387a11ec3d5f8a936d556d7f683f42d5af049af62272af96828659b93a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         043f1d8e562cf0bc2bbf38cf8549db0205029d0f84207d07afdc08a7f09c265b
+// digest         daa2d697fca3adf2f615b1a7960f554213398dab35955963f00515212e4d8f76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

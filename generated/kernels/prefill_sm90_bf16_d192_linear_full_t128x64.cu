@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         3632647a9f3a7b4169d2a92ad698175f5986d7aa0326391bbe5699b37eb0657c
+// digest         6a3834b70e9427885454a86a3fc1cb09ee46c48da3db92e24119f101fd082729
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

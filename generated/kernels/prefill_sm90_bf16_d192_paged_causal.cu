@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         95b18c55ab49e3553a17add175853a530a81c81c76c41cfa26efaaa7dd8740ff
+// digest         8a1b3ea6bc846e08dd0330396c75e23e5bfa331bedcacdef4517d7a97daf0139
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         6112ac31198c3efe8e986621a6884229f1d1cbb6e73b7e306d31307b6fe7c48b
+// digest         d82264d99b0366a3c8777b6ef42315f9920dea1b871e212a753ef8ad682856b9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

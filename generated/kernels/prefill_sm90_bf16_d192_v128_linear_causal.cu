@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         264f87f7d312fbf51b446470e1b023857f7ffadd2f015a5540c3b05057a25f3f
+// digest         5c3b17b5fd5ab09603ac5caede010d8afa38a8b988d653d5fed05099f717c1c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

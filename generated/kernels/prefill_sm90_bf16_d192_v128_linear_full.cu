@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         eb078b9a1e5fe0af5e28192deeaee1a95d0968fe2f1de448add8510cc99947e0
+// digest         1802b4c32a020f3c8a163f1eb0cc524406927ea96d01dd770ab1bfc655fe56eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         93a9e9459c74c1530b880ee07cf616aadf63d6e90acaf5a93efd4d5a30660386
+// digest         c43bdafe9e49f8fc34003275bcba8013d013a66ebcd0a8a6a53b0ffb7970ac81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

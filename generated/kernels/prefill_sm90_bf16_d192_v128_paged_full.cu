@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         8f3a3a3d19233198481da60e555c9f254571bbee44785edbbae69f298b0ea7d3
+// digest         9816640283696c3702ad34ba6d23705e5d5608586ac6b7df5db5051892fe7103
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         92dafdaeb9e99500370fdf2763fc457c32ce2aef28e578f84df17e88a892921e
+// digest         c4fb0d31e79d6d85d5e914856a859616cd0da6eb08de991da6cebabf29bc75e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         137ef599bdbfe7087d6686c2f527bae1c710c61259851bc736c1469dec747a85
+// digest         9f3be5642ac4986a19c698d2eddb7a1e1c63d6dac495240bc4ea4f08ea23d86f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

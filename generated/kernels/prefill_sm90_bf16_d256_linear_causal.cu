@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         371f87993685bf9fe317bf515ef4e30624fb044d8416452da45293ac8c989fdd
+// digest         0f59cf84377ecd8efd013250094b8797b2a473675aec00823b58ed5530f0fc65
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

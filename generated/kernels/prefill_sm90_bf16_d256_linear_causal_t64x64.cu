@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         d708f35d52ee3f9dc46d7588915ec5d66420e3aea700e38000972a0ea2d05f06
+// digest         5b567d33fb738f1c90b82815d10f5207d4b697f0242417a3bc4f8789259869c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

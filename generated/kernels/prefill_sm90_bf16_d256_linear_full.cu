@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         fffcf6527deaefd26a7dc1fce5748323efa0998d2342bac26b3f96127aa53566
+// digest         cb98c5b3fcd73af5c29de2d82ddad9122b6000349123b9c5192076ce316e2bef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

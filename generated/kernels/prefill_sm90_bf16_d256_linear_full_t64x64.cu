@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         75bc99bec962ed36147feabb29b65c465959efd1e2784dee233670f09cd08366
+// digest         a257eb60b3930c5ce4e023a9ae85e647e77992fcd1c13627818a850ea08bf4f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         0b67c8a22c94cd3941bf2e7a6e521cfdc3875a88b43b9926a982ef343b67cb8d
+// digest         858dafec61f415565c3ac728925edbbdafebd3287dc9a7d7f6356d6535158ada
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

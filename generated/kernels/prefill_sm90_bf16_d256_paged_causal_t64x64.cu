@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         3d69757b26901482fb55079b1e2e90544a145e296c7d2dcade522d031b36cb00
+// digest         37a2c7c3fae9e72c2b723e649873eb0d0475f45c3e1191191c3e81214b150afd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         869eef828e904d67b56dec8f725a46db58ea380349b4fdf0e3570c1d57f87266
+// digest         ea38da7408828e44ef7bddb9510cb734010ce6d096b4493685fd30571172e142
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

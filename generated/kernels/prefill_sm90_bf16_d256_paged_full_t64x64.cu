@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         415b281df4e289be7caa9ceebf442c917097b7019a2f459ac1d52c19737b3d38
+// digest         49ec58a6f84b1d0c3ae69ee225d2491894a015662d1aeb6ab73a797de345e66a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

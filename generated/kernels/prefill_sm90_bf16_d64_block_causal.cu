@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         b3c0c40b68e9a215764234cbb9f1d05f80e40f71c0591b8eea59440c8819f977
+// digest         04322d98c529744c9b2f06ad3290978197cf9fc11db89bf18d4aaf00a38b2c8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         6627c39f6e713fc5f670bcc9768167219dc7d414b107e523e8f781377726e3df
+// digest         553943d3b48ec85a43265dc040a6292ffffe5092e9f01223c48b7f7fef0a4824
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         2de3300ea40a2166048300f131c459d6835fe9b07c6f6937d94cf9369ce1c251
+// digest         1ddc594fe38993faca75d72b60f67145a7d819b9ab9c1d684e8ee08862f6f658
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

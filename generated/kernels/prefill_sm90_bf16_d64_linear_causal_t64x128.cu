@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         9cebf70da94316a674f6c325bb784957fbd53a721c35479291f31e91e998bfdf
+// digest         f3d8d9b8e06ebb94a581b65e2273d76edf67919051ed65cb7035cc84a929dd56
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

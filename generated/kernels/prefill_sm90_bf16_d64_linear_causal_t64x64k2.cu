@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         bcef1d8737c9640d12350c6f8973fa3fc5c850edc4bf86b64f4e4700ac2c8ef4
+// digest         3859ab6d627510f300440949122c618355c231e32443b2361449a9c53d76ce33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

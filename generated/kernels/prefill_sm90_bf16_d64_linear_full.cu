@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         3c29afea0d9274817d2482b2441c4e6306e8beea61644a03c866ac3e482dfb74
+// digest         da0b59ad875bf09a44d5ab0c8723d9cd5360fdbf83693ed9bcd7b433e746d7a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

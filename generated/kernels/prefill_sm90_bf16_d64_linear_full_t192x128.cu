@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         cb83f8746afc15128259e2c779efa3338e66abff072463a7647b6dee6cbb6e45
+// digest         e73e87aa2bc91263ab36e3ad3fb6c85f6e3a7a325a75e9476f7f34f2d4ba33dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

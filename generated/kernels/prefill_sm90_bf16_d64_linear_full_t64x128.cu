@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         3f03ed8b98f0003c2ccb5ce265bd4c636675d231e6dcdda4cde808606a71e20b
+// digest         baed818ceb9f54b0796b8c762ac4000d4efb661fbdefe2457d4e69d73b3d5da4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

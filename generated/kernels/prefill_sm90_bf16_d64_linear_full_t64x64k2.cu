@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         1cbcd5b2b65a7d748cdf6509be7d1681614009700f9c66c12026f67884a57bbf
+// digest         b49c4e8c218f8c5c3797291e98081a266f19a7f4bc22a0eed4733587ed4927f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         584bccb131b3f9de98a5d4508007713b03cf06da050aaa1f106772a507f5fe40
+// digest         9dc188589fa1d63afb38981da4e506b1cd5faf2a7f381dd878c73fbf1fe03be0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

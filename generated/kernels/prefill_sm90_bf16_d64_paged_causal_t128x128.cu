@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         8a0b2bfa4da5f116439bc1c84c45f87e6abb01d9ad3bac9131e318b558a2dfab
+// digest         d8e976e2864451eae9b995a1fe6f436b6ea3f6895d4bd7c8d8f99c51e40487f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         d4b2249b00a0ae010be27ca381266e601e3ca25da979404d790f4d0fca66982c
+// digest         d9563e55a3f03d0c4a2296b04aa8af8088786cbc6b825134505b70dcc50b8f96
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         213de88ba140fca254d1418a2f59301769d39b5de8c1d574b9d25ada4a28667a
+// digest         119437d1c554b8a53299af4433be27d74e69b70d05a8541cd330ed3d0cd1fd61
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

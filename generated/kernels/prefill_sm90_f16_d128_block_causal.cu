@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         831dd22fa6ac2e7c003cafb6ec9ba0a9021f7575eb10f4daed961e189bb02622
+// digest         4f0cb6669b255c2a1e89f827b319df8de125e9f006909da72187821c317ce452
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

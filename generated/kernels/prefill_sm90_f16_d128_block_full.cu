@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         6665b880e13fa894ae33f1f8703be836a1e92fe76090b8e3f3c38109d2e8ad48
+// digest         92f450656a34190adebcbdc127655d047f1706e26f78c1c95f219dc49793673d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

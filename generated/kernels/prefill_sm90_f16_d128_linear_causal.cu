@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         7a465edf33c2a12d999151ffcbf6db2b2e8071f42a9aa2c85c2592ec3f14a36e
+// digest         0c854fa4e15b3f753690481f018174fdec6cac663fff8044f0f1bbae66f993f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         59ccdeb1ca5364f50d8fb9a0e6647ef2a789bfcc4a36d0f9227565b174311292
+// digest         74ead742b6fe6ba437b0399b27a02207ef68f09bd86f035fb566ab6f600e07bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

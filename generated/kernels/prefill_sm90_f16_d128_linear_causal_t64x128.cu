@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         c7d639030d19c9c183809ed2722a70698c5ad22eab0f3bbf77313267375ecb58
+// digest         587611c07750fe96c8c589ce11132068d6abc30a19d3c8025c45e9da000d6cae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         0a8f8ecfeb411702e581a92307d26ca97df0ee9355daa3744cab9a432af6c3b3
+// digest         af8cd1204c14dc246eb3cffd11598f4f0cc574401ab7931df317309f9682096b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

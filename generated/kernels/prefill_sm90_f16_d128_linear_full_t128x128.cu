@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         d0a8bcf274e8fce1e2a8ac71662601e4ffb65e8d6900078a09a631ba02eb0038
+// digest         da3e240a33614f1962c7b952b10b90989455c59984139c82cd761bcc010fcbe3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         cebc12e99b02e887916180a4a68b0f62e18b848ae82da2cb8dbe871ba7141017
+// digest         339a9c9cbbf8fd920c51848a7906ce7f61788b9926974a978fc7bbdd4d626d43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

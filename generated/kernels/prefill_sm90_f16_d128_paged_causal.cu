@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         76d505b50db05e50a40a72ae0d7fb0aeb6ebbc0c8ce60a30ff4aceb411222bf8
+// digest         e996a63b8b01423a1e366c0ec97e8e7f3aaf9414dcfafdc08affd3cf35bd06de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         ee49ad39a0312a1740ac8efad0d008027b121e8d594c22ff65df4f607a916f25
+// digest         6b40a98bf1ade25b358b4a14d1280ddc440b1945aae1a61bd1785439115a9f44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         ea3d4d2ada023e4ce690357e45afca5e1402a4777df92e4771533c06c8d500dd
+// digest         b7ac13f21e7cf0be8196cee241c1e7c53ca80e3153fbbef5b4cf4e50759d8253
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

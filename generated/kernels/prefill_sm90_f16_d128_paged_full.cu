@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         0f5456cd592a09e54cecdc83b315bf1fe86a4eb810d62b2f2f03d4aa1f458633
+// digest         acc941c012eddb97e97a4bed45fc95a3e48b1cb3e47ee6ec1f36bafcb32a00ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

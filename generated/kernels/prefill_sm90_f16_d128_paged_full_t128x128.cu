@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         e7b26a213c1e65c341948551ca485a72ce8d622c6b35ff99c6a1395902a0bdbf
+// digest         dfe3835a452bdd1fb756ba67e64774ef45a5fc21bf788dd0d9efbf821b39787c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         a9d029766d30e9f9523dd13b06df0cc9267b07dbd5207957517d98dfdfbadfbb
+// digest         15a8cc3c85f0a4c229f7eb94df8e9d66e131f29ec23c837e330bfc605820ef87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

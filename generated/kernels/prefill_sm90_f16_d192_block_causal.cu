@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         69c7381563f3d0ef4dd13bd3f1b4aab850c1c0b001834c93e7f61d1064c30235
+// digest         95b6abba342c4102bd8fda6eb5a30d7f805137a77e99f4bf222fdb212027b736
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

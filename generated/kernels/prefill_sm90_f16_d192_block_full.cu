@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         746dfcc2a68e5eee0d7089148ee4c7660bd607b248911852996337aea339bf8d
+// digest         e28b592196462719fab9034756992a6bec2973b22734db4d1976a3f84b6516e0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

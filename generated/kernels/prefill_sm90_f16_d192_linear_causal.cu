@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         4f105daae6f7151f74b83d049633ac91ebff0cd017b1bce624001c97e9df2993
+// digest         d7bb90eab32fd51d13dc0807b70993fbce9db72ada117695e018d1d796dd1b6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         2754de418f6e23bc7c3489a041f311e5baa97ed3982639949e9d43250c446f7f
+// digest         8cb7dada95051b0074052fcaec0fc44d3fe44ac01858dbfce23f308d81d0a965
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         018c17aab079afd2283e6b1dcb5a438d4c85a73e42c2cc7a95518a9f0e4be5dd
+// digest         7958746223275a9a1e9b6732a1c34e332dda546922e8427ba4e2b9410922dd66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         829be7f570188525954828679bd890424d4b8bda86362163c843bded51769208
+// digest         8ce187b02d343b14ee168a3c8602ff93e7a3a9fbfda1e39c3321481f3b7746c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

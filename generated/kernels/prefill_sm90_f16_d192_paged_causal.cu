@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         b1a9aa842c2ec86c3bf54eb1ee5263c9bca359f0c7b7f4055916f5fb6e06c845
+// digest         456f42d4d15752fc3455c90814a0ec81bf89be011dd2b85ff947d42b6d3f3828
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

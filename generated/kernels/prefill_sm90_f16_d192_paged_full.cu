@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         9aa271c6df314c23ea963c73046aa89df97b5b5f1e95ae0ede3bbcdfeba72c9c
+// digest         e59e4c9f641bc7717550797c65fd50228b36e56921f929fa044179ecb9d07be5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

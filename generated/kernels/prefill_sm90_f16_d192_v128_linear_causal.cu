@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         fdcc0a110ec0712835c252156b3bd5ea207191f38bc2f841098fe47d3b6c14d4
+// digest         5c014bbda0825ed7784f1c91f1a3c9d0bdd6fcfebcbf82cf03fef6926bfb7630
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

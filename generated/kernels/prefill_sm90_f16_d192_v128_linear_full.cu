@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         f8c8e5cb469bf3fd0c4361fb89c75a2607832cabe2eca9a1a360c99f8fb6ec31
+// digest         cc55134d4841bc0f013d6d201dac907e5236e983905afe7612afd91937738983
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         081c958dacfd221a43bb3ef221b682497d0aa02fd735d3c02b27abdad5a3e9f3
+// digest         bbad351f8ad51b943263d099a8698d7abe83ce54f48be00c45a5d81c949e5149
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a8f59b13c285eab584e944a65d7f981ec0bfb68a5ad988df3b09498a72cbe827
+// digest         a351d9dd1a7688b42b1e6b5c8c83ff47771b8a40a25d4879561ef2f49a5711c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         0469312d923c056a15d4f9afc62d13170c34b58344bd492264789d261202cadb
+// digest         5363dc34a868c96573dfa01d2f0e0c2b1dc5d5a3cd9e054f7663ee0b115da7ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

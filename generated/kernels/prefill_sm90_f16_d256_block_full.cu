@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         3ba894c9d836c80a0f64945b2c9200950cc71dd38a37c893e419dd14e5554a99
+// digest         daa649a9b94017a499e490a1568fcfc5f1fa2647766d048b273bdbddb2557d83
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         31b625dcf88142771d1c1eff92c78d6c0c2ce218f412345140f53a98db9f4076
+// digest         8d01e41916582909f90f548f8a7e30b9992e26941e90572ea534a2af7b06fd22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         856b1feed3ebb72485a59564b9cf411d7b679eba3693cdbf5c6ca6cc6e8796cc
+// digest         777b5978641c0970cb5d20b4ec0be4bf2191d803c4f88796565a7ff68405e5d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

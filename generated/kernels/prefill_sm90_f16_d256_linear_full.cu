@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         443d4c665f2e6f56ad32e50968eaf506671f48d1bf978dddc2feb8b98f3f1129
+// digest         afaeefa4d736dc36ff67bfa30c240d3bb55d9146e7bff4c7d22204e3708bc258
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         ee49176a8c0241b2566b6d781ba598e8ff0e3df0ea34beaa61cdb7ab71fbd4f4
+// digest         00e6d5fd0981cccbdb5221fbaf26e9e2c87d8f5f89172a947f33b89831761279
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

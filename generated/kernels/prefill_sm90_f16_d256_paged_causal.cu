@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         2db253f0880dd43fb2825bab1b295da03062029492dbd72e4a18c0b4cd9fc65e
+// digest         8c568db4651e98930fccb17f8076bc740d2ae109b2d03324436557737a7c05e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

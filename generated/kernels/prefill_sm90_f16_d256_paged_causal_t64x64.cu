@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         63495131f4a36699850c5868bc0f14bf7fb2366fcdd1470ba93c27449a1bbc72
+// digest         36a11e9d849372aa8304e910519de93d9b8a224059aedc654794cb4b01c39063
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

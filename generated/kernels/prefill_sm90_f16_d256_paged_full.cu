@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         dcc6042acee58f9bc153039372ffcfaf0444e413dfad76ec321487e055f56d73
+// digest         37b8dcca457ecc7e9025857e9c110cec71a9fb54f7633ff6576fc56cb3689460
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

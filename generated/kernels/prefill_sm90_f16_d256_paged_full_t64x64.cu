@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         81c0460bf93bb0c878c111dc260a4f4f10bcb18ea6ba82837081b13ba6ecf684
+// digest         ddef62ce6683819acd3209f07913d9b6b2249fe715817457a97d71f8f115d551
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

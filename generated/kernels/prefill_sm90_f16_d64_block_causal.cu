@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         a07cd6cfe520cc0148022c214005d3dfb7c7cb824451de7dcfc6d81f7456e4ac
+// digest         923bc5b064883be70d8e8b560541110b0a0fc0def9205805ebfd3f24a84e0fb1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         a26476c44ba31174c8ed571153bed377df8bc297636ed88c17f9f9b2f00c6ae1
+// digest         55df08dae5120b022ff717783c5d186215427c506d5bc54b9f036faf623ffc41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         6cafa8cebe5355f9b8eef54204219be8a43dc7ed179e385b9808737c4f5f4863
+// digest         2589e686de999fe0ccf797312ca554a10c7a4ad7344f340fccc8410251ece754
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ad43610da9fa8920fbb3f8abbc1e75b3666878dba0ff8af633d7a74a7604d3c6
+// digest         fc48404572dc38912f84c821ad70e7f2026f13946b4c5b9c3fa18e3d2ad78762
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

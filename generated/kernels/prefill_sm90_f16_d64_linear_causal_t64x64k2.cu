@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         9647196c31d0b59c8b94d765ca1c22707c8b74bf563c8a5098200e0393864643
+// digest         8f7bb70eeca71ccdfcdf651d2575dbb4a4a5878f5d8cb5f1bb034a6f3f20ea83
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

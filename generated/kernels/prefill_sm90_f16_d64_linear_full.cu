@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         c5703018f9c447294c9617a0ba81507baa45655663dbe3fea5167756f07eb0bd
+// digest         64b25def02344800342cb70dbf73065d3ecea4a441cce11a842e1c16634f7fd7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         a8905716ba3fb002fbdc130280281dfffd475a41699a150968ab15d1ddc8b03a
+// digest         7669b27d18e065ad9ebb29aa2f4fd4702ceaf1e314ada9876cf013e0aef7dd85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

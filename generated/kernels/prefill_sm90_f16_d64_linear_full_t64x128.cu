@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         b7028e4d0d89eaddbbfffab9cd9f528523683ce598ac6609369fa37f0539358e
+// digest         67206ad9363d0a72c493c642cc1a3730d1e64bec130e454f5f5c4fe367736591
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

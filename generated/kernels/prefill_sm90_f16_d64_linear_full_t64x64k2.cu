@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         5ff818d39070e7a3af20104e28fc322bc374e4ea1ef4c51fe56943a9e9343a10
+// digest         e3223a813cf37baf793da34ec5a8f00bde11d47ad2dce4a68576b79bc1875c39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         08d3b1f58ac124673a46b1cfe86cc250618e9f0117b1d14ac292e19a86dc8ee5
+// digest         c3ea944568786494549a3e84a5ba312c4861a91f1ff0025f0e7c0a699e8570cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

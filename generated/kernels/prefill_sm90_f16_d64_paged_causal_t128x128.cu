@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         2968957fe52a1d5c85b55b699577b99194378ed3516b8ad223cb27d1ec426ee9
+// digest         80af4bffab7495e77e45676b0d5d4aa38a7dce3d478cc3b1a83a342736b2a69a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         3cc941c8a032537ef6fa23a881591f0dd2c99df6bdae8ba9d6a5da5f6d98c89d
+// digest         2c383f50ba98130fb37775bc621e8c4bcbf7e91a291a39f8e815ab152cf8811f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

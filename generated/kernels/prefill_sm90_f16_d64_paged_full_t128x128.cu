@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         36dc6922946138f4f0477b9d2a38a66047196288d2ac4b5f6d62025f4451c8a9
+// digest         ff0ed165a82d651f3aae765ec567e1f03fbbc5c8c616c01ac118c034dd59ba2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

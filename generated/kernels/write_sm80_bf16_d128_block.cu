@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         ec7f7e8722c869f719353684eec73410006ec15ed5e09959b9cefde20147f555
+// digest         f5351a73af959bf4500f7333bc9f69892a172f81512cfba3e191ae80bdbf3d6f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         289023a1e6911b37f0b9b894e8a653d46a821119b4eb1547f757e92a00958bcf
+// digest         9b0883e148f90e7722507a129abccea9436c0da4ebc4058f24dd1f6f32dfe659
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         de0314f0108864cc6001b35e16c618822efc63b51bbed4d260329226ca95d265
+// digest         153ea82e690702c3995462be0ff1dd797485a404add85d4f1239e985f78b281d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         0dc9d7997f7a3a042684b86bbc01b90bec42340f8d99f77ce3cc5454ab3765e5
+// digest         371508eae69caa1f58dde0157298e250180cd705e30241376ec1f5750c5104ff
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

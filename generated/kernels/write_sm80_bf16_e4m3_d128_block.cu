@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         db55b0ac94c916ebfbdfcdceed8673edcce9fa222d9f42dd48302fffc2d4fcff
+// digest         c71284c1528b906f8b0d3bf9291ea0889bd00b0dfd0d3a49d1857d6662dbc3d4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

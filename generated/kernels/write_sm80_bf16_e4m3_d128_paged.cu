@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         9f9fa11c0cfc7688fe0915f664c6acc1e67dcd3ab0e477f27dd6751d277f5408
+// digest         4d978d745c302e2acf681eb08b84ede0733820318b48e508fb448664e10cfa5f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         8bf138ca571342b0422567c938f7679f6579b785544fdaa01bcb21b920798152
+// digest         9346384ee969be613c5b0dd3fe8f4348410378c02040e945019934ebd53990a8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         d328a5ca1c502f02f1501b0a1953bd859b4e4d72afd030947ee00302fd709759
+// digest         2b947f881c5149b3f18483e34a9e1a38c89a3d5ca245ee98d7f28f710cfe1efa
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

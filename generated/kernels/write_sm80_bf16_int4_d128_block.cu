@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         80dc5766564e6a5ee49a358df985fa9bbc2fedfda1d00a082382a9afc929768c
+// digest         29574a6ebe66483492563857aa5cafa8ff5574f9f08d1911ef91c1a8c0a7ae7f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         9f0f8cf1166735bb5cf30c42ab5a5742b355db293714e5570a1deaab616dd689
+// digest         a775871c868364e0345e551b9ecbb9e223029ee225d69792a880b1143a4d6624
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

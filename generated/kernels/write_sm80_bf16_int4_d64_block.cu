@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         383e9def636356961dee53952cad39ef50007c4cde4617febd898bb33b22b07d
+// digest         6c506cd752d566e6b51682f830c64b0ffef3084d1d4ee3b39802443db3d3a75c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

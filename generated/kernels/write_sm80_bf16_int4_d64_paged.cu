@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         0649d6c2193da77814bf49000acd5876cf813190dac3d845623d2b7bcb3dea87
+// digest         8754220ee314466c048b1f26d4f5098bc599903276fded44d1d0dbe9466e09bc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

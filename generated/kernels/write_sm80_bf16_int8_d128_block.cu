@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         d2b3aba2672317c53543fdab92bd8b27cf47d9d6042b418277fa33f83d476eb0
+// digest         b9ba75f9e454df3f8c39e784b997a74b57d9f90ff7214a4953d9b38582d66e8e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

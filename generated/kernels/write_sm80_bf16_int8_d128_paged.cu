@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         abf4733e38a2a529d77f22d7eff28d35a587d9b210d3d00e2f12528a590a3620
+// digest         81005b91fbcb754fb106ab7bee40582d8dafc2157b815eff44d8a29e6ee4648e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

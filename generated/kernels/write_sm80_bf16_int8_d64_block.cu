@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         8edd58fb9788e1d32d4e71347661366223c30e345b6c764e43da43b55b2b37c1
+// digest         0ab227db4f0f4810fe64162e5331a7c43ddb1ebd5498f8a4ff374e6c89bcd408
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

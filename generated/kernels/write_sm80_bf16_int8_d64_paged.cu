@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         6f328f6cc8f98a62ce4c1700c5d436f3ac047f2f81d4bc61ddb60002e7926adc
+// digest         9be9dca4e1cfed931e74b0261f724ab75573b88bd1b180df09131d8c5efb11e3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         67734492fcf0af9684a50e3e1f8eb5690e67d5f92ae4edea36f71aa59a05544b
+// digest         d39bc01de33ccde3f1744e9491e82a68f3cf0cf2dcc1d96ef2bf9b881163295e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         dd3e22d6ed97ffdedf3737befcee67a4f0f2a4f9a7ef5abcd53102b03636f1d3
+// digest         277d2c61eb713a91260742555434baac5f3f427ebd12a04fbc55d439a9f9479c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         5eddaf7a0ea879b9ddcf5aec2bcb373e6c6c0afb31d11104eb72d3caf267b4bc
+// digest         00ea52448a6570e5fbc2f748f3ad0dd08e9c7422599671892e4abe9a61328448
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         f571516babbd4e285d834f1c725f5860cb85ebf5874c2b21413fd4ae54445eac
+// digest         993860eab9e01df75373d43fe1bb8233dad736ea96eb299ce5167a7b727b95f5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

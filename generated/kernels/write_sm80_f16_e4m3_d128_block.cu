@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         87225303fde3118ba72cf09ce77894b67bfe47457a68a70812d40e0d5bfcacc1
+// digest         a073c8a46cfa3d5e1bfb9c02a6068d2513300dae145afee91920fd1b4edd8dcd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         a2c07b891fc32806d670491fe6a628dab09398ebb51a57c2de9409c9ef577505
+// digest         86f2400c984d59ce901bcad733b80e6d2dad5d0f5025a8b65727a7c8f6954b52
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         977908627913a8189295f251ee71911d48943a0dff49052f7c313474ccc3d4e9
+// digest         9430de1c1db6659df86dee14f62ea9d6b4a41c50120daa7382c3a0819fbc6181
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

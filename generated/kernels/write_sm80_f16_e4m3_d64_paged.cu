@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         72de50aa3f5f69820436acabfc56915c335c7e1e30c5e4c57e885e7b5637f88b
+// digest         49bc4c9a98cceed503924a7ac56783d6cb0152be4debbe493410b204c6f5e18b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         7ef2c95c51b9350f2fe14db02642ffd335674c6fd4d6d28c16547b51c060fee2
+// digest         12a602f97f8ae93833ece62ecd77f55192c73901adba4b3faf31c63e9ff2d7d7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         283863a1501156f41b692361aafb685b2649e607aa51420b6e953a8a3540468e
+// digest         51eecbecb463a384c119c5291bad54aba66aa8aa9a228a4042381e9f9a5ff8ee
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         ec632a12ab915271daf32c45e8d464e0887c3af7a68c857c96889e9e90c80fc8
+// digest         6e872cbba94f98e25f8b339015e420343d98dd4cedabd3da3c36095bf9e75809
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         c512f26d116d2aca0a60480b5c72f456f059dabe461ad49b48a6e5566bc46e30
+// digest         1f1f8a16772761c69972f912c26cb1aa2cd294aa13411596643d6dfdfe5f5150
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         8ea70e29aec6800043b7a0e579ebb18b2df30c6980b64d1bf0b607987138682b
+// digest         7a2b21779ad8a6b8fd5c3da872ca9c21764b9b71d1a43bf54e3c1ae87828451a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         f585d5e2239037ae5ed3d1f1bce90be89cd2494b67eccd5748def297e986e8a6
+// digest         d7688ff28fb294baaddfbdad1b7077259489f3340bf75882d448b4f8eaccb127
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

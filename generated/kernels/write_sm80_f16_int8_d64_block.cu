@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         99b666975771a659a59c1d710365e85361eeb3453107be60f65fe11c942c34a4
+// digest         15feb3fc2b48b5151f700e1b84e05bfbb582c8e5ca1dba3913212ba4c40cfba3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         45a42b95eb53c9ac2adf8da32354e88cdbefa5b2e4a0a4e044f2714b04e7eb24
+// digest         fdd7a16acc4a61e81243c9843ca980e060726e8cc61b3e37355afb3dc0f5f7f3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

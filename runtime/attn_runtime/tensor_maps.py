@@ -11,7 +11,7 @@ from math import gcd
 from typing import Final
 
 from attn_codegen.config import AttentionConfig, Cache, Mask
-from attn_codegen.tiling import Tiling
+from attn_codegen.tiling import KV_BITS, Tiling
 from attn_runtime.kv_cache import Values
 from attn_runtime.plan import Plan
 
@@ -81,6 +81,12 @@ def maps_of(
     return (q, *keys[config.cache](config, tile, values), out)
 
 
+def _words(config: AttentionConfig, elements: int) -> int:
+    """16-bit words that elements of the cache take: what maps count in, so that a panel of codes is
+    read like one of elements."""
+    return elements * KV_BITS[config.kv_dtype] // 16
+
+
 def _linear_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[RowsMap, ...]:
     """[token_count, num_kv_heads, columns]."""
     owner = "linear_iter_params"
@@ -88,8 +94,11 @@ def _linear_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple
     return tuple(
         RowsMap(
             name,
-            (columns, int(values["num_kv_heads"]), rows),
-            tuple(int(values[f"{owner}.{name}_{step}_stride"]) for step in ("head", "token")),
+            (_words(config, columns), int(values["num_kv_heads"]), rows),
+            tuple(
+                _words(config, int(values[f"{owner}.{name}_{step}_stride"]))
+                for step in ("head", "token")
+            ),
             tile.cta_s,
         )
         for name, columns in (("k", config.head_dim), ("v", config.head_dim_v))
@@ -109,8 +118,8 @@ def _paged_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[
     return tuple(
         RowsMap(
             name,
-            (columns, int(values["num_kv_heads"]), block_len, blocks),
-            tuple(int(values[f"{owner}.{name}_{step}_stride"]) for step in steps),
+            (_words(config, columns), int(values["num_kv_heads"]), block_len, blocks),
+            tuple(_words(config, int(values[f"{owner}.{name}_{step}_stride"])) for step in steps),
             gcd(block_len, tile.cta_s),
         )
         for name, columns in (("k", config.head_dim), ("v", config.head_dim_v))
@@ -126,8 +135,9 @@ def _block_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[
     if block_len % LEAST_BOX_ROWS:
         return ()
     rows = gcd(block_len, tile.cta_s)
-    dims = (config.head_dim, 1 << 30, rows, 1 << 20)
-    strides = (8, config.head_dim, 1 << 33)
+    columns = _words(config, config.head_dim)
+    dims = (columns, 1 << 30, rows, 1 << 20)
+    strides = (8, columns, 1 << 33)
     return tuple(RowsMap(name, dims, strides, rows, address=ADDRESS_BASE) for name in ("k", "v"))
 
 

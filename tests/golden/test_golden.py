@@ -25,7 +25,7 @@ OUTPUTS = {
     "show-reduce": ["show", "reduce_sm80_bf16_d128"],
     "explain-valid": ["explain"],
     "explain-head-dim-100": ["explain", "--dtype", "bf16", "--head-dim", "100"],
-    "explain-sm90-int8": ["explain", "prefill_sm90_bf16_int8_d128_paged_causal"],
+    "explain-reduce-int8": ["explain", "reduce_sm80_bf16_int8_d128"],
     "explain-block-two-widths": ["explain", "--head-dim", "192", "--head-dim-v", "128", "--json"],
     "emit-one": ["emit", "--config", PAGED],
 }

@@ -37,12 +37,13 @@ def compiled(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(autouse=True)
 def right_device(request: pytest.FixtureRequest) -> None:
     """Skips the kernels of a family that the GPU cannot run."""
-    kernel = getattr(getattr(request.node, "callspec", None), "params", {}).get("kernel")
-    if kernel is None or kernel.config.arch is not Arch.SM90:
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    config = getattr(params.get("kernel"), "config", params.get("config"))
+    if not isinstance(config, AttentionConfig) or config.arch is not Arch.SM90:
         return
     from attn_runtime.build import default_target
 
-    if not runs_on(kernel.config, default_target()):
+    if not runs_on(config, default_target()):
         pytest.skip(f"needs a Hopper GPU: this one is {default_target()}")
 
 

@@ -5,6 +5,7 @@ trips of writer, decode and prefill against what was written."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 from zlib import crc32
 
@@ -21,7 +22,7 @@ from kv_harness import (
     upload,
 )
 
-from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mask, Mode
+from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, KvDtype, Mask, Mode
 from attn_codegen.rules import is_valid
 from attn_codegen.tiling import tilings
 from attn_runtime import Attention, KVCache
@@ -56,20 +57,21 @@ BEFORE = 0x4321
 
 
 def configs() -> list[AttentionConfig]:
-    """Each mode, element type and cache at two widths, masks in turn."""
+    """Each mode, family, element type and cache at two widths, masks in turn."""
     found = []
     kinds = [
-        (mode, dtype, kv, cache)
-        for mode in (Mode.DECODE, Mode.PREFILL)
+        (mode, arch, dtype, kv, cache)
+        for mode, arch in product((Mode.DECODE, Mode.PREFILL), (Arch.SM80, Arch.SM90))
         for dtype in Dtype
         for kv in QUANTISED
         for cache in Cache
     ]
-    for index, (mode, dtype, kv_dtype, cache) in enumerate(kinds):
+    for index, (mode, arch, dtype, kv_dtype, cache) in enumerate(kinds):
         mask = Mask.FULL if mode is Mode.PREFILL and index % 2 else Mask.CAUSAL
         for head_dim in dict.fromkeys((128, HEAD_DIMS[index % len(HEAD_DIMS)])):
             config = AttentionConfig.of(
                 mode=mode,
+                arch=arch,
                 dtype=dtype,
                 kv_dtype=kv_dtype,
                 head_dim=head_dim,

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from attn_codegen import presets, renderer
-from attn_codegen.config import Arch, AttentionConfig, Mode
+from attn_codegen.config import Arch, AttentionConfig, KvDtype, Mode
 from attn_codegen.tiling import Tiling, tiling
 from attn_runtime.compiler import Build, compile_unit, own_target, unit_of
 from attn_runtime.errors import CompileError
@@ -26,8 +26,9 @@ TARGETS = ("sm_80", "sm_90")
 """ptxas allocates registers for each device anew, and so may spill on one alone."""
 WARNINGS = ("-Werror", "all-warnings")
 
-# Of sm80 one per tile shape, element type, cache, mask and width of V, and a reduction; those of
-# sm90, and the tiles that have a name, are added by `one_per_tile`.
+# Of sm80 one per tile shape, element type, cache, mask and width of V, and a reduction; of sm90 one
+# per tile and element type of a quantised cache. The others of sm90, and the tiles that have a
+# name, are added by `one_per_tile`.
 SAMPLE = (
     "prefill_sm80_bf16_d64_block_causal",
     "prefill_sm80_bf16_d128_paged_causal",
@@ -40,6 +41,10 @@ SAMPLE = (
     "decode_sm80_f16_d64_block_causal_t32x64",
     "decode_sm80_f16_d256_paged_causal",
     "prefill_sm80_bf16_int8_d128_paged_causal",
+    "prefill_sm90_bf16_int8_d128_paged_causal",
+    "prefill_sm90_f16_int4_d64_linear_full",
+    "prefill_sm90_bf16_e4m3_d192_block_causal",
+    "prefill_sm90_f16_e4m3_d256_paged_full",
     "decode_sm80_bf16_int8_d128_paged_causal",
     "decode_sm80_f16_int4_d64_block_causal",
     "write_sm80_bf16_int4_d128_paged",
@@ -54,7 +59,11 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def one_per_tile(arch: Arch) -> Iterator[AttentionConfig]:
     """A kernel for each tile of the preset's widths; element types, caches and masks take turns."""
     turn = 0
-    kernels = [c for c in presets.preset("all") if c.mode is Mode.PREFILL and c.arch is arch]
+    kernels = [
+        c
+        for c in presets.preset("all")
+        if (c.mode, c.arch, c.kv_dtype) == (Mode.PREFILL, arch, KvDtype.SAME)
+    ]
     by_tile: dict[tuple[int, int, Tiling], list[AttentionConfig]] = {}
     for config in kernels:
         tile = replace(tiling(config), shared_bytes=0)  # its bytes differ from cache to cache

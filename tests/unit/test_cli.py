@@ -336,7 +336,7 @@ def test_explain_refuses_with_reason_hint_and_the_nearest() -> None:
 
 
 def test_explain_takes_a_name_too() -> None:
-    name = "prefill_sm90_bf16_int8_d128_paged_causal"
+    name = "reduce_sm80_bf16_int8_d128"
     done = run("explain", name)
     assert done.code == 1
     assert done.out.startswith(f"{name} is refused by 1 of ")

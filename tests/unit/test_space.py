@@ -45,7 +45,9 @@ REFUSED = {
     "write-has-no-mask": AttentionConfig(mode=Mode.WRITE),
     "decode-one-width": AttentionConfig(mode=Mode.DECODE, head_dim_v=64, cache=Cache.PAGED),
     "decode-causal": AttentionConfig(mode=Mode.DECODE, mask=Mask.FULL),
-    "kv-dtype-emitted": AttentionConfig(arch=Arch.SM90, kv_dtype=KvDtype.INT8),
+    "kv-dtype-emitted": AttentionConfig(
+        mode=Mode.REDUCE, kv_dtype=KvDtype.INT8, cache=None, mask=None
+    ),
     "quantised-one-width": AttentionConfig.of(
         mode="write", kv_dtype="int8", head_dim_v=64, cache="paged"
     ),

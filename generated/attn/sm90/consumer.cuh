@@ -12,6 +12,7 @@
 // softmax of one meets the products of another.
 #pragma once
 
+#include "attn/sm80/dequantise.cuh"
 #include "attn/sm90/consumer_rows.cuh"
 #include "attn/sm90/key_parts.cuh"
 #include "attn/sm90/output.cuh"
@@ -31,6 +32,7 @@ class Consumer {
   using Probabilities = typename Softmax::Probabilities;
 
   static constexpr bool kOptimistic = Traits::kSoftmaxForm == SoftmaxForm::kOptimistic;
+  static constexpr bool kHasFactors = Traits::Kv::kType == KvType::kE4m3;  // of each KV head
   static constexpr int kClearBarrier = Turns<Traits::kConsumers>::kEndOfBarriers;  // + index
   static constexpr int kKeyGroups = Traits::kKeyGroups;
 
@@ -104,6 +106,9 @@ class Consumer {
     const ColumnLimits ends = rows().ends_in(block);
     const bool first_exists = rows().exists(0);
     const bool second_exists = rows().exists(1);
+    if constexpr (kHasFactors) {
+      softmax_.set_scale(arguments_.params.inv_sqrt_dh * key_factor());
+    }
 
     wgmma_wait<0>();  // S is complete
     pin_registers(scores_);
@@ -275,6 +280,7 @@ class Consumer {
     // write the next item but one in its place.
     const OutputRows output_rows = rows().output();
     const int query_slot = slots_.query_slot();
+    const float factor = value_factor();
     turns_.wait();
     slots_.wait_values();  // V of the first block has landed
     issue_output<Traits>(output_, p_, slots_.values());
@@ -303,6 +309,12 @@ class Consumer {
       parts_.collect(softmax_, output_);
       softmax_.finish();
     }
+    if constexpr (kHasFactors) {
+#pragma unroll
+      for (int i = 0; i < kOutput; ++i) {
+        output_[i] *= factor;
+      }
+    }
     if (output_rows.split != kWholeRow) {
       store_partial<Traits>(arguments_, softmax_, output_, output_rows, thread_.lane());
       path_.skip(query_slot);
@@ -311,6 +323,20 @@ class Consumer {
       // Behind the fence for TMA, which would wait for these stores.
       store_lse<Traits>(arguments_, softmax_, output_rows, thread_.lane());
     }
+  }
+
+  // --- what elements of K and V stand for ------------------------------------------------------
+
+  __device__ __forceinline__ int kv_head() const {
+    return packed_rows(arguments_).token(item().head) / arguments_.group_packs;
+  }
+
+  __device__ __forceinline__ float key_factor() const {
+    return sm80::key_factor<typename Traits::Config>(arguments_.params, kv_head());
+  }
+
+  __device__ __forceinline__ float value_factor() const {
+    return sm80::value_factor<typename Traits::Config>(arguments_.params, kv_head());
   }
 
   // --- state -----------------------------------------------------------------------------------

@@ -3,12 +3,28 @@
 // warpgroups.
 #pragma once
 
+#include "attn/sm90/code_expander.cuh"
+#include "attn/sm90/code_pairs.cuh"
 #include "attn/sm90/consumer.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/loader.cuh"
 #include "attn/sm90/scheduler.cuh"
 
 namespace attn::sm90 {
+
+// Barriers of slots in their first phase: `fillers` fill each, `readers` hand it back.
+template <class Barriers, int kSlots>
+__device__ __forceinline__ void init_slots(Barriers& barriers,
+                                           const Barrier (&)[kSlots],
+                                           int fillers,
+                                           int readers) {
+  for (int slot = 0; slot < kSlots; ++slot) {
+    barriers.k_full[slot].init(fillers);
+    barriers.k_empty[slot].init(readers);
+    barriers.v_full[slot].init(fillers);
+    barriers.v_empty[slot].init(readers);
+  }
+}
 
 // Barriers in their first phase, visible to all threads and to TMA.
 template <class Traits>
@@ -20,22 +36,29 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
     // that its output left through.
     constexpr int kQueryReleases =
         Traits::kOutputRoute == OutputRoute::kThroughQuery ? 4 : Traits::kKeyGroups;
-    // One thread announces the bytes of all boxes, or each warp signals that its rows are there.
-    const int fillers = source == KeySource::kGathered ? loader_warps : 1;
     for (int slot = 0; slot < Traits::kQuerySlots; ++slot) {
       for (int group = 0; group < Traits::kRowGroups; ++group) {
         storage.q_full[slot][group].init(1);
         storage.q_empty[slot][group].init(kQueryReleases);
       }
     }
-    for (int stage = 0; stage < Traits::kStages; ++stage) {
-      storage.k_full[stage].init(fillers);
-      storage.k_empty[stage].init(Traits::kRowGroups);
-      storage.v_full[stage].init(fillers);
-      storage.v_empty[stage].init(Traits::kRowGroups);
+    if constexpr (Traits::Kv::kIsQuantised) {
+      constexpr int kPairWarps = Traits::Kv::kHasPairs ? 2 : 0;  // one for K, one for V
+      constexpr int kExpanderWarps = 4;
+      // One thread announces the bytes of all boxes, or each signals that its copies are complete;
+      // so does each thread that brings pairs.
+      const int fillers =
+          (source == KeySource::kGathered ? 32 : 1) + (Traits::Kv::kHasPairs ? 32 : 0);
+      init_slots(storage, storage.k_full, fillers, kExpanderWarps);
+      init_slots(storage.expanded, storage.expanded.k_full, kExpanderWarps, Traits::kRowGroups);
+      storage.work_empty.init(loader_warps + kPairWarps + kExpanderWarps);
+    } else {
+      // One thread announces the bytes of all boxes, or each warp signals that its rows are there.
+      const int fillers = source == KeySource::kGathered ? loader_warps : 1;
+      init_slots(storage, storage.k_full, fillers, Traits::kRowGroups);
+      storage.work_empty.init(loader_warps);
     }
     storage.work_full.init(1);
-    storage.work_empty.init(loader_warps);
     fence_barrier_init();
   }
   __syncthreads();  // no thread meets a barrier that is not set up
@@ -49,17 +72,30 @@ __device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
                                            int loader_warps,
                                            int warp) {
   constexpr CacheType kCache = Traits::Config::kCache;
+  if constexpr (Traits::Kv::kHasPairs) {
+    if (warp == 2) {
+      PairLoader<Traits, KeyPart::kKeys>(storage, arguments.params).run();
+      return;
+    }
+    if (warp == 3) {
+      PairLoader<Traits, KeyPart::kValues>(storage, arguments.params).run();
+      return;
+    }
+  }
   if constexpr (kCache == CacheType::kLinear) {
     if (warp == 1 && elect_one()) {
       Loader<Traits, TokenBoxes<Traits>>(storage, arguments).run();
     }
-  }
-  if constexpr (kCache != CacheType::kLinear) {
-    if (source == KeySource::kGathered) {
-      Loader<Traits, GatheredRows<Traits>>(storage, arguments).run();
-    } else if (warp <= loader_warps) {
+  } else if (source == KeySource::kBlockBoxes) {
+    if (warp <= loader_warps) {
       Loader<Traits, BlockBoxes<Traits>>(storage, arguments).run();
     }
+  } else if constexpr (Traits::Kv::kIsQuantised) {
+    if (warp == 1) {
+      Loader<Traits, GatheredCodes<Traits>>(storage, arguments).run();
+    }
+  } else {
+    Loader<Traits, GatheredRows<Traits>>(storage, arguments).run();
   }
 }
 
@@ -67,6 +103,7 @@ template <class Config>
 __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& storage,
                                         const Arguments<typename Config::T>& arguments) {
   using Traits = PrefillTraits<Config>;
+  using Registers = typename RegistersOf<Traits>::Type;
   const int warpgroup = warp_uniform(threadIdx.x / 128);
   const int warp = warp_uniform(threadIdx.x / 32);
   const KeySource source = key_source<Traits>(arguments.params);
@@ -77,15 +114,20 @@ __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& st
   // The roles share nothing from here on: registers move from the producers to the consumers.
   // Consumers touch memory only for items that they are given: it is the producers who wait.
   if (warpgroup == 0) {
-    release_registers<Traits::Registers::kProducer>();
+    release_registers<Registers::kProducer>();
     if (warp == 0) {
       schedule_tiles<Traits>(storage, arguments);
     } else {
       run_loader<Traits>(storage, arguments, source, warps, warp);
     }
+  } else if (warpgroup < Traits::kProducers) {
+    if constexpr (Traits::Kv::kIsQuantised) {
+      release_registers<Registers::kExpander>();
+      CodeExpander<Traits>(storage).run();
+    }
   } else {
-    acquire_registers<Traits::Registers::kConsumer>();
-    Consumer<Traits>(storage, arguments, warpgroup - 1).run();
+    acquire_registers<Registers::kConsumer>();
+    Consumer<Traits>(storage, arguments, warpgroup - Traits::kProducers).run();
   }
 }
 

@@ -40,13 +40,13 @@ class FilledSlots {
     return recomputed(shared_address(&storage_.q[queries_.slot][row_group_]));
   }
   __device__ __forceinline__ uint32_t keys() const {
-    return shared_address(&storage_.k[keys_.slot]);
+    return shared_address(&slots().k[keys_.slot]);
   }
   __device__ __forceinline__ uint32_t values() const {
-    return shared_address(&storage_.v[values_.slot]);
+    return shared_address(&slots().v[values_.slot]);
   }
   __device__ __forceinline__ char* value_rows() const {
-    return reinterpret_cast<char*>(&storage_.v[values_.slot]);
+    return reinterpret_cast<char*>(&slots().v[values_.slot]);
   }
 
   // --- filled by the loader --------------------------------------------------------------------
@@ -57,30 +57,30 @@ class FilledSlots {
   }
 
   __device__ __forceinline__ void wait_keys() const {
-    storage_.k_full[keys_.slot].wait(keys_.phase);
+    barriers().k_full[keys_.slot].wait(keys_.phase);
   }
 
   __device__ __forceinline__ void wait_values() const {
-    storage_.v_full[values_.slot].wait(values_.phase);
+    barriers().v_full[values_.slot].wait(values_.phase);
   }
 
-  // Behind the end of the sequence.
+  // Behind the end of the sequence; of codes, they are numbers at least.
   __device__ __forceinline__ bool values_are_zero_filled() const {
-    return key_source<Traits>(params_) == KeySource::kGathered;
+    return Traits::Kv::kIsQuantised || key_source<Traits>(params_) == KeySource::kGathered;
   }
 
   // --- handed back -----------------------------------------------------------------------------
 
   __device__ __forceinline__ void release_keys() {
     if (signals_) {
-      storage_.k_empty[keys_.slot].arrive();
+      barriers().k_empty[keys_.slot].arrive();
     }
     keys_.advance();
   }
 
   __device__ __forceinline__ void release_values() {
     if (signals_) {
-      storage_.v_empty[values_.slot].arrive();
+      barriers().v_empty[values_.slot].arrive();
     }
     values_.advance();
   }
@@ -96,6 +96,23 @@ class FilledSlots {
   __device__ __forceinline__ void next_queries() { queries_.advance(); }
 
  private:
+  // K and V lie where the loader has put them, or its codes have become elements.
+  __device__ __forceinline__ auto& slots() const {
+    if constexpr (Traits::Kv::kIsQuantised) {
+      return storage_.elements;
+    } else {
+      return storage_;
+    }
+  }
+
+  __device__ __forceinline__ auto& barriers() const {
+    if constexpr (Traits::Kv::kIsQuantised) {
+      return storage_.expanded;
+    } else {
+      return storage_;
+    }
+  }
+
   Storage& storage_;
   const AttentionParams<T>& params_;
   const int row_group_;

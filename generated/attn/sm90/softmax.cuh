@@ -29,6 +29,11 @@ class OnlineSoftmax {
   __device__ __forceinline__ explicit OnlineSoftmax(float softmax_scale)
       : scale_(softmax_scale * kLog2E) {}
 
+  // Of the tile that begins.
+  __device__ __forceinline__ void set_scale(float softmax_scale) {
+    scale_ = softmax_scale * kLog2E;
+  }
+
   // The first block of a row, which sets the reference:  p = 2^(scores * scale - max), sum = sum p.
   // A row that does not exist never renews anything: the bits of a row must not depend on what lies
   // behind the last.

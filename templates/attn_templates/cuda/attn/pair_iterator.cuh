@@ -32,8 +32,14 @@ struct PairIterator<CacheType::kLinear, T, kHeadDim, Tkv, true> {
   __device__ __forceinline__ static PairIterator make(const AttentionParams<T>& params,
                                                       int sequence,
                                                       int kv_head) {
+    return from(params, first_linear_row(params, sequence), kv_head);
+  }
+
+  // The same by the row of its first key.
+  __device__ __forceinline__ static PairIterator from(const AttentionParams<T>& params,
+                                                      int64_t first,
+                                                      int kv_head) {
     const LinearIteratorParams& linear = params.linear_iter_params;
-    const int64_t first = first_linear_row(params, sequence);
     return {static_cast<const T*>(linear.k_pairs) + first * linear.k_pair_token_stride +
                 kv_head * linear.k_pair_head_stride,
             static_cast<const T*>(linear.v_pairs) + first * linear.v_pair_token_stride +

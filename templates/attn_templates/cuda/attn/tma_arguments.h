@@ -15,6 +15,7 @@
 
 #include "attn/config.h"
 #include "attn/error.h"
+#include "attn/kv_type.h"
 #include "attn/params.h"
 
 namespace attn::detail {
@@ -117,6 +118,13 @@ int section_of(const AttentionParams<T>& params, const TilePlan& plan) {
       std::max<std::int64_t>(1, std::min(section, columns) / plan.packed_heads));
 }
 
+// 16-bit words that elements of the cache take: what maps count in, so that a panel of codes is
+// read like one of elements.
+template <class Config>
+constexpr std::int64_t words_of(std::int64_t elements) {
+  return elements * KvTraits<typename Config::T, typename Config::Tkv>::kBits / 16;
+}
+
 // K and V of all tokens.
 template <class Config>
 void encode_keys(TmaArguments<typename Config::T>& arguments,
@@ -134,20 +142,22 @@ void encode_keys(TmaArguments<typename Config::T>& arguments,
     }
     return;
   }
-  arguments.k = encode_rows({"linear_iter_params.k",
-                             linear.k,
-                             3,
-                             {Config::kHeadDim, heads, linear.token_count},
-                             {linear.k_head_stride, linear.k_token_stride}},
-                            is_bf16,
-                            kBoxRows);
-  arguments.v = encode_rows({"linear_iter_params.v",
-                             linear.v,
-                             3,
-                             {Config::kHeadDimV, heads, linear.token_count},
-                             {linear.v_head_stride, linear.v_token_stride}},
-                            is_bf16,
-                            kBoxRows);
+  arguments.k = encode_rows(
+      {"linear_iter_params.k",
+       linear.k,
+       3,
+       {words_of<Config>(Config::kHeadDim), heads, linear.token_count},
+       {words_of<Config>(linear.k_head_stride), words_of<Config>(linear.k_token_stride)}},
+      is_bf16,
+      kBoxRows);
+  arguments.v = encode_rows(
+      {"linear_iter_params.v",
+       linear.v,
+       3,
+       {words_of<Config>(Config::kHeadDimV), heads, linear.token_count},
+       {words_of<Config>(linear.v_head_stride), words_of<Config>(linear.v_token_stride)}},
+      is_bf16,
+      kBoxRows);
 }
 
 // The pools of K and V. A box is the most rows of a tile that always lie in one block, where that
@@ -167,23 +177,29 @@ void encode_keys(TmaArguments<typename Config::T>& arguments,
   }
   const auto box_rows = static_cast<unsigned>(std::gcd(paged.block_len, TileOf<Config>::kCtaS));
   const std::int64_t heads = arguments.params.num_kv_heads;
-  arguments.k = encode_rows({"paged_iter_params.k",
-                             paged.k,
-                             4,
-                             {Config::kHeadDim, heads, paged.block_len, paged.block_count},
-                             {paged.k_head_stride, paged.k_token_stride, paged.k_block_stride}},
-                            is_bf16,
-                            box_rows);
-  arguments.v = encode_rows({"paged_iter_params.v",
-                             paged.v,
-                             4,
-                             {Config::kHeadDimV, heads, paged.block_len, paged.block_count},
-                             {paged.v_head_stride, paged.v_token_stride, paged.v_block_stride}},
-                            is_bf16,
-                            box_rows);
+  arguments.k =
+      encode_rows({"paged_iter_params.k",
+                   paged.k,
+                   4,
+                   {words_of<Config>(Config::kHeadDim), heads, paged.block_len, paged.block_count},
+                   {words_of<Config>(paged.k_head_stride),
+                    words_of<Config>(paged.k_token_stride),
+                    words_of<Config>(paged.k_block_stride)}},
+                  is_bf16,
+                  box_rows);
+  arguments.v =
+      encode_rows({"paged_iter_params.v",
+                   paged.v,
+                   4,
+                   {words_of<Config>(Config::kHeadDimV), heads, paged.block_len, paged.block_count},
+                   {words_of<Config>(paged.v_head_stride),
+                    words_of<Config>(paged.v_token_stride),
+                    words_of<Config>(paged.v_block_stride)}},
+                  is_bf16,
+                  box_rows);
 }
 
-// Blocks lie at any address, so one map covers all memory: rows of head_dim elements that begin
+// Blocks lie at any address, so one map covers all memory: whole rows that begin
 // every 16 bytes (dimension 1) from every 16 GiB (dimension 3); the kernel takes an address apart
 // into the two. It begins at address 128, since no map may begin at 0.
 template <class Config>
@@ -194,12 +210,13 @@ void encode_keys(TmaArguments<typename Config::T>& arguments,
     return;
   }
   constexpr std::uintptr_t kBase = 128;
+  constexpr std::int64_t kColumns = words_of<Config>(Config::kHeadDim);
   const auto box_rows = static_cast<unsigned>(std::gcd(block.block_len, TileOf<Config>::kCtaS));
   const MappedRows memory{"block_iter_params.block_ptrs",
                           reinterpret_cast<const void*>(kBase),
                           4,
-                          {Config::kHeadDim, 1LL << 30, box_rows, 1LL << 20},
-                          {8, Config::kHeadDim, 1LL << 33}};
+                          {kColumns, 1LL << 30, box_rows, 1LL << 20},
+                          {8, kColumns, 1LL << 33}};
   arguments.k = encode_rows(memory, is_bf16, box_rows);
   arguments.v = arguments.k;
 }

@@ -14,6 +14,21 @@ __device__ __forceinline__ void copy_async(uint32_t shared, const char* global, 
                : "memory");
 }
 
+// 4 bytes, or zero.
+__device__ __forceinline__ void copy_word_async(uint32_t shared, const char* global, bool exists) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared),
+               "l"(global),
+               "r"(exists ? 4 : 0)
+               : "memory");
+}
+
+// Arrives at the barrier when all copies that the calling thread has issued are complete.
+__device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
+  asm volatile(
+      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(&barrier.word))
+      : "memory");
+}
+
 // Closes the calling thread's group of copies.
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");

@@ -2,6 +2,7 @@
 // The loader: brings Q, K and V of tile after tile to shared memory, ahead of the consumers.
 #pragma once
 
+#include "attn/sm90/code_gather.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/gathered_rows.cuh"
 #include "attn/sm90/key_boxes.cuh"
@@ -10,8 +11,9 @@
 
 namespace attn::sm90 {
 
-// Source brings K and V: TokenBoxes, BlockBoxes or GatheredRows. All of its threads run the loader;
-// where that is more than one thread, one leads: it loads Q and hands out the items. A source has
+// Source brings K and V: TokenBoxes, BlockBoxes, GatheredRows or GatheredCodes. All of its threads
+// run the loader; where that is more than one thread, one leads: it loads Q and hands out the
+// items. A source has
 //
 //   begin_tile    for the tile in a work slot
 //   prepare       ahead of the wait for a free slot: where K and V of a block lie
@@ -128,13 +130,13 @@ class Loader {
   // ahead of that is.
   __device__ __forceinline__ void load_keys(int block) {
     source_.prepare(block);
-    storage_.k_empty[keys_.slot()].wait(keys_.phase() ^ 1);  // all consumers have left the slot
+    storage_.k_empty[keys_.slot()].wait(keys_.phase() ^ 1);  // whoever reads has left the slot
     source_.load_keys(block, keys_.slot());
     keys_.advance();
   }
 
   __device__ __forceinline__ void load_values(int block) {
-    storage_.v_empty[values_.slot()].wait(values_.phase() ^ 1);  // all consumers have left the slot
+    storage_.v_empty[values_.slot()].wait(values_.phase() ^ 1);  // whoever reads has left the slot
     source_.load_values(block, values_.slot());
     values_.advance();
   }
@@ -167,8 +169,8 @@ class Loader {
   const Arguments<T>& arguments_;
   Source source_;
   PackedRingPosition<Traits::kQuerySlots> queries_;
-  PackedRingPosition<Traits::kStages> keys_;
-  PackedRingPosition<Traits::kStages> values_;
+  PackedRingPosition<Traits::kLoadedStages> keys_;
+  PackedRingPosition<Traits::kLoadedStages> values_;
 };
 
 }  // namespace attn::sm90

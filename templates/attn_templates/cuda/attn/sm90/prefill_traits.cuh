@@ -65,14 +65,47 @@ struct RegisterBudget<2, 1> {  // of 3 * 168
 
 template <>
 struct RegisterBudget<3, 1> {  // of 4 * 128
-  static constexpr int kProducer = 32;
-  static constexpr int kConsumer = 160;
+  static constexpr int kProducer = 40;
+  static constexpr int kConsumer = 208;
 };
 
 template <>
 struct RegisterBudget<4, 1> {  // of 5 * 96
   static constexpr int kProducer = 32;
   static constexpr int kConsumer = 112;
+};
+
+// The same over a quantised cache, with a second producer warpgroup, which turns codes into
+// elements.
+template <int kConsumers, int kCtasPerSm>
+struct CodeRegisterBudget;
+
+template <>
+struct CodeRegisterBudget<2, 1> {  // of 4 * 128
+  static constexpr int kProducer = 40;
+  static constexpr int kExpander = 64;
+  static constexpr int kConsumer = 208;
+};
+
+template <class Traits, bool kIsQuantised = Traits::Kv::kIsQuantised>
+struct RegistersOf {
+  using Type = RegisterBudget<Traits::kConsumers, Traits::Tile::kCtasPerSm>;
+};
+
+template <class Traits>
+struct RegistersOf<Traits, true> {
+  using Type = CodeRegisterBudget<Traits::kConsumers, Traits::Tile::kCtasPerSm>;
+};
+
+// Blocks of K, and of V, that the loader has in flight.
+template <class Tile, bool kIsQuantised>
+struct LoadedStages {
+  static constexpr int kCount = Tile::kStages;
+};
+
+template <class Tile>
+struct LoadedStages<Tile, true> {
+  static constexpr int kCount = Tile::kCodeStages;
 };
 
 template <class Config_>
@@ -120,7 +153,8 @@ struct PrefillTraits {
   // skipped, but where keys are shared out: there all take the same number of blocks.
   static constexpr bool kSkips = Config::kMask == Mask::kCausal && kKeyGroups == 1;
 
-  using Cache = CacheIterator<Config::kCache, T, kHeadDim>;
+  using Kv = KvTraits<T, typename Config::Tkv>;
+  using Cache = CacheIterator<Config::kCache, T, kHeadDim, typename Config::Tkv>;
   static constexpr int kLeastBoxRows = 16;  // of a paged or block cache
   // Producer warps that load boxes: one has the fewest instructions, more issue many boxes sooner.
   static constexpr int kBoxWarps = 3;
@@ -129,8 +163,18 @@ struct PrefillTraits {
   // Rows of a block of keys that one of them gathers: four at a time, 8 lanes a row.
   static constexpr int kGatherRows = (kCtaS + 4 * kGatherWarps - 1) / (4 * kGatherWarps) * 4;
 
-  static constexpr int kThreads = (kConsumers + 1) * 128;
-  using Registers = RegisterBudget<kConsumers, Tile::kCtasPerSm>;
+  static constexpr int kProducers = Kv::kIsQuantised ? 2 : 1;  // warpgroups
+  static constexpr int kThreads = (kProducers + kConsumers) * 128;
+
+  // A product of 256 columns needs more registers than a thread of so many is launched with.
+  static constexpr bool kHalvesOutput = kOutputColumns > 192 && kThreads > 384;
+
+  // What the loader brings: K and V themselves, or blocks of their codes, in panels of as many
+  // bytes.
+  static constexpr int kLoadedStages = LoadedStages<Tile, Kv::kIsQuantised>::kCount;
+  static constexpr int kCodePanels = (Kv::template kRowBytes<kHeadDim> + 127) / 128;
+  static constexpr int kLoadedPanels = Kv::kIsQuantised ? kCodePanels : kPanels;
+  static constexpr int kLoadedPanelsV = Kv::kIsQuantised ? kCodePanels : kPanelsV;
 
   // Bytes.
   static constexpr int kQueryPanelBytes = kConsumerRows * kPanelColumns * sizeof(T);
@@ -228,15 +272,18 @@ __device__ __forceinline__ int loader_warps(const AttentionParams<typename Trait
     case KeySource::kTokenBoxes:
       return 1;
     case KeySource::kGathered:
-      return Traits::kGatherWarps;
+      return Traits::Kv::kIsQuantised ? 1 : Traits::kGatherWarps;
     default:
+      if constexpr (Traits::Kv::kIsQuantised) {
+        return 1;  // the others bring pairs
+      }
       const int rows = box_rows(block_len_of<Traits>(params), Traits::kCtaS);
       return Traits::kCtaS <= Traits::kBoxesOfOneWarp * rows ? 1 : Traits::kBoxWarps;
   }
 }
 
 // Addresses of the rows of two blocks of keys (K runs one block ahead of V), each warp's apart.
-template <class Traits, bool kGathers = Traits::Cache::kGathered>
+template <class Traits, bool kGathers = Traits::Cache::kGathered && !Traits::Kv::kIsQuantised>
 struct RowTables {};
 
 template <class Traits>
@@ -274,10 +321,60 @@ struct KeyParts {
 template <class Traits>
 struct KeyParts<Traits, 0> {};
 
+// What a quantised cache takes beside the codes: the slots of K and V that the consumers read ..
+template <class Traits, bool kIsQuantised = Traits::Kv::kIsQuantised>
+struct ElementSlots {};
+
+template <class Traits>
+struct ElementSlots<Traits, true> {
+  using Panel = typename Traits::T[Traits::kCtaS * Traits::kPanelColumns];
+
+  struct alignas(1024) Keys {
+    Panel panel[Traits::kPanels];
+  };
+  struct alignas(1024) Values {
+    Panel panel[Traits::kPanelsV];
+  };
+  struct Slots {
+    Keys k[Traits::kStages];
+    Values v[Traits::kStages];
+  };
+
+  Slots elements;
+};
+
+// .. their barriers ..
+template <class Traits, bool kIsQuantised = Traits::Kv::kIsQuantised>
+struct ElementBarriers {};
+
+template <class Traits>
+struct ElementBarriers<Traits, true> {
+  Barrier k_full[Traits::kStages];
+  Barrier k_empty[Traits::kStages];
+  Barrier v_full[Traits::kStages];
+  Barrier v_empty[Traits::kStages];
+};
+
+// .. and (scale, zero) of each row.
+template <class Traits, bool kHasPairs = Traits::Kv::kHasPairs>
+struct PairSlots {
+  __device__ __forceinline__ const uint32_t* keys_of(int) const { return nullptr; }
+  __device__ __forceinline__ const uint32_t* values_of(int) const { return nullptr; }
+};
+
+template <class Traits>
+struct PairSlots<Traits, true> {
+  alignas(16) uint32_t keys[Traits::kLoadedStages][Traits::kCtaS];
+  alignas(16) uint32_t values[Traits::kLoadedStages][Traits::kCtaS];
+
+  __device__ __forceinline__ const uint32_t* keys_of(int slot) const { return keys[slot]; }
+  __device__ __forceinline__ const uint32_t* values_of(int slot) const { return values[slot]; }
+};
+
 // Everything in the shared memory of a CTA. Panels start at multiples of 1024 bytes, as their
 // swizzle needs.
 template <class Traits>
-struct SharedStorage : OutputStaging<Traits>, KeyParts<Traits> {
+struct SharedStorage : OutputStaging<Traits>, KeyParts<Traits>, ElementSlots<Traits> {
   using T = typename Traits::T;
   static constexpr int kRowGroups = Traits::kRowGroups;
   using QueryPanel = T[Traits::kConsumerRows * Traits::kPanelColumns];
@@ -287,25 +384,28 @@ struct SharedStorage : OutputStaging<Traits>, KeyParts<Traits> {
     QueryPanel panel[Traits::kPanels];
   };
   struct alignas(1024) Keys {
-    KeyPanel panel[Traits::kPanels];
+    KeyPanel panel[Traits::kLoadedPanels];
   };
   struct alignas(1024) Values {
-    KeyPanel panel[Traits::kPanelsV];
+    KeyPanel panel[Traits::kLoadedPanelsV];
   };
 
   Queries q[Traits::kQuerySlots][kRowGroups];
-  Keys k[Traits::kStages];
-  Values v[Traits::kStages];
+  // What the loader brings. Over a quantised cache these are codes, which become `elements`.
+  Keys k[Traits::kLoadedStages];
+  Values v[Traits::kLoadedStages];
 
   RowTables<Traits> tables;
+  PairSlots<Traits> pairs;
+  ElementBarriers<Traits> expanded;
 
-  // full: filled by the loader. empty: handed back by the consumers.
+  // full: filled by the loader. empty: handed back by those who read.
   Barrier q_full[Traits::kQuerySlots][kRowGroups];
   Barrier q_empty[Traits::kQuerySlots][kRowGroups];
-  Barrier k_full[Traits::kStages];
-  Barrier k_empty[Traits::kStages];
-  Barrier v_full[Traits::kStages];
-  Barrier v_empty[Traits::kStages];
+  Barrier k_full[Traits::kLoadedStages];
+  Barrier k_empty[Traits::kLoadedStages];
+  Barrier v_full[Traits::kLoadedStages];
+  Barrier v_empty[Traits::kLoadedStages];
 
   // From the scheduler to the loader: the tile that is being loaded, and the next.
   Work<kRowGroups> work[2];

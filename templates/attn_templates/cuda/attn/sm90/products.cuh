@@ -36,7 +36,15 @@ __device__ __forceinline__ void issue_output(float (&output)[kOutput],
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < Traits::kCtaS / 16; ++i) {
-    multiply_registers<typename Traits::T>(output, &p[4 * i], v + column_step(i));
+    if constexpr (Traits::kHalvesOutput) {
+      auto& left = reinterpret_cast<float (&)[kOutput / 2]>(output[0]);
+      auto& right = reinterpret_cast<float (&)[kOutput / 2]>(output[kOutput / 2]);
+      const uint32_t panels = Traits::kPanelsV / 2 * Traits::kKeyPanelBytes >> 4;
+      multiply_registers<typename Traits::T>(left, &p[4 * i], v + column_step(i));
+      multiply_registers<typename Traits::T>(right, &p[4 * i], v + column_step(i) + panels);
+    } else {
+      multiply_registers<typename Traits::T>(output, &p[4 * i], v + column_step(i));
+    }
   }
   wgmma_commit();
 }

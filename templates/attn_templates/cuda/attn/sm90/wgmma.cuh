@@ -101,6 +101,30 @@ struct TypeName<__nv_bfloat16> {
 // Operand lists keep their shape.
 // clang-format off
 
+// N = 48
+template <class T>
+__device__ __forceinline__ void multiply_shared(
+    float (&d)[24], uint32_t a, uint32_t b, bool accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      ".reg .b64 a, b;\n"
+      "setp.ne.b32 accumulate, %26, 0;\n"
+      "mov.b64 a, {%24, %27};\n"
+      "mov.b64 b, {%25, %27};\n"
+      "wgmma.mma_async.sync.aligned.m64n48k16.f32.%28.%28 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23"
+      "}, a, b, accumulate, 1, 1, 0, 0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23])
+      : "r"(a), "r"(b), "r"(static_cast<int>(accumulate)), "n"(kDescriptorHigh),
+        "C"(TypeName<T>::kText));
+}
+
 // N = 64
 template <class T>
 __device__ __forceinline__ void multiply_shared(
