@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         058f7a141205ead2ee8b8db78deea488fe4a87ccaf0847cac0875e2ef5e40cd4
+// digest         a144f949daba407f70993d451a08e21028e8df8b39abb3ff6ffd20483e870c57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         54cce476a625f417aa92948484dfd6f34349180875a46a11832c18118b455f7a
+// digest         496570c0f824e0b6336d0a13b1f5fcecd477637a89d20ba936a036cb8f52b627
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

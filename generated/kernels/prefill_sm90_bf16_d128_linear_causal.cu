@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         e20f37cf08c6e8169bb48b15131f7a9f5ff169998a8a8a2daf3b514a2776810f
+// digest         cefdcbd9b5806c60ea67d6656a7fb648b180f70086c7fb6d0a374dc322ec1f16
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

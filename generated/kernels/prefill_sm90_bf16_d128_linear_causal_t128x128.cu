@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         d6aa913a0b0521f376b7a4c8e57717b749ceeb06deedc9043d1166a181bb96a2
+// digest         8a5637433d9603a265e6326d5ee69d6302e40614b9e59f7f465aa632653c7082
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         6d7e1cd1af05ef7704d15fb7063e7c0360fb524e888b3210e1ddddca399ac892
+// digest         9b25d04abd2262292a3935585e760fdb040d5bcea09b131f4c3bfdd05bf5dece
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

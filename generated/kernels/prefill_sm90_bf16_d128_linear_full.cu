@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         fa90c7cab4b42a63e5d1281c8749c43d2193b166f5c26e92537c91f088385eaa
+// digest         904880458b8c7079f4b9654a67ce2cda0adb3277dd3354ff6406fb82651b2555
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         47e3a886ecc7a3f3ee1188b4e3689d6c66ec3a59b7b9a6dfa892293220fd7859
+// digest         72f6c5411bf2833abc19eae871dc616099f029903cb6a3183825618740eed89e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

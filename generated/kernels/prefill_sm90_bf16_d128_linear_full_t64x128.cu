@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         7cac39d7f59b0e0f5a6dc7689c504bf894ab091f739765d09fe6c41da2f2183f
+// digest         eed9786ee894aece986de6bdf00323eb1469871a39e01b49c1b7122a792c157e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

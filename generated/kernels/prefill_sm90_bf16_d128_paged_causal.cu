@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         7776e617ec95674176cfe2c09d45a3e929ee505f72c43c398efcd12af669d614
+// digest         d00026784c7ac0d6bd1af84d0d5f6af2a8bb388e5e54baa5559ab9ef0003f261
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

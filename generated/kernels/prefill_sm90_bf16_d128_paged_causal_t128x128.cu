@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         2842f0b8e913e63e13e8d8910f0d91118b6eaf872b113f1ef10246ce8401a755
+// digest         f99eeac177d036206b291191a9900876645e60ea41361f44edd76f51f3543910
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         1c17bd19a4750cfc5da0f572c68c08932e36e21814c015a145ed46bb8f05580e
+// digest         258652fbaed48b0999bc854c2de93cb4a2cb346e617075e750e8558793d0a410
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         e9736897bfe71549c018c6fdb40e218a354f527dd260bcec76bdf8f26c0473d1
+// digest         ca5e3c8c2d62c6c477969957260cdc2fbc3969912734d968835189d9c0dd22b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         eb5ed3443df9b980a7f5ed66b44688c0ec56ef6862a6595c87466e387530473e
+// digest         3d41dab39620170d3591683a7d7307f096a55f7cd6954d4f209bfb2d3dbb3c29
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

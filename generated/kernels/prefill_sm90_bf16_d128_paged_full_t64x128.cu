@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         a1effcf3a2e763041d822e9b994db07bdcbf3aa26ace48a39afa43f8f8172f32
+// digest         24c0d9500a7187dcd5c3f5b871599962e2ab69ea9120abc1abadfc8c55023f93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         28ed553aed12fc0a3c3787b874190c556b82b67b7f3deb97f3b25063d756eaa9
+// digest         339368297526bff1b4a05e1571b5bd22de614adc4788faffcba2b230d727ca9b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

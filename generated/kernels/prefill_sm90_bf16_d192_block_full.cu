@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         c1f3a8dded82c9e74f39b20a17944a6c052d966854121db8c9c3d4976760657c
+// digest         15692d9883d5d881d4103cfc36a3b222961dfb487b3f65cc196c698e46bf288b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         0e78e7b7f1db91210de5e059be9097f9dc1418070d9ef6bcee61d3bb994ff562
+// digest         ba9ec2231feefae7e652b8a23bda5038feead9a6c1b60857407229164f19ad54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         5b19b387a11ec3d5f8a936d556d7f683f42d5af049af62272af96828659b93a2
+// digest         0b9befb99279d85427d5bcd13ad42f99dded6b5b61d2e5ae9fbe0501542775c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         daa2d697fca3adf2f615b1a7960f554213398dab35955963f00515212e4d8f76
+// digest         05ad18e125dfc1a9ded1c9ad70a47de5fe9530d58bf3f2c1fdc5fcd18be78133
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         6a3834b70e9427885454a86a3fc1cb09ee46c48da3db92e24119f101fd082729
+// digest         b20260a35f3fce9260eeeac59db703b3fe1dcca252905402718605d9e9041f75
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         8a1b3ea6bc846e08dd0330396c75e23e5bfa331bedcacdef4517d7a97daf0139
+// digest         46ec4f04ee179a6b1d44fff59d92786204af2b11791875b071ff5655544bb9b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         d82264d99b0366a3c8777b6ef42315f9920dea1b871e212a753ef8ad682856b9
+// digest         34b6c58680eede3198c97d05f318e843c55c73fa1c282b7bcd634de7eeff55bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

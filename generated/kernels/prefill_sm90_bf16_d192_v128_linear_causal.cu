@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         5c3b17b5fd5ab09603ac5caede010d8afa38a8b988d653d5fed05099f717c1c3
+// digest         efbc729720fde367d014672e37aa5ea4ed183ce0d625bcd62f6c624a10a28ba6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

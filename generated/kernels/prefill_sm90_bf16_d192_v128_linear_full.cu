@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         1802b4c32a020f3c8a163f1eb0cc524406927ea96d01dd770ab1bfc655fe56eb
+// digest         e6f1493610de119a54890d826e0eb2a364a341d94e5f51c9c8f8a209779ef89c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

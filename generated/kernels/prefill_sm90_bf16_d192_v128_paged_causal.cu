@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         c43bdafe9e49f8fc34003275bcba8013d013a66ebcd0a8a6a53b0ffb7970ac81
+// digest         1e944fc18817024bc7598864384f7dd399d67abc1affb0e8723eef866d105238
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

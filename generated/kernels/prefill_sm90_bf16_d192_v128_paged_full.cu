@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         9816640283696c3702ad34ba6d23705e5d5608586ac6b7df5db5051892fe7103
+// digest         cb309515b093be74c2b50f994b3bce3a32dae704ab1f6f9245aa8c539b9bf2c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         c4fb0d31e79d6d85d5e914856a859616cd0da6eb08de991da6cebabf29bc75e5
+// digest         09b058097a4192eaf874707bf2aa49a70ca69b49ea7ec5b6b3394f3fcace74b9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         9f3be5642ac4986a19c698d2eddb7a1e1c63d6dac495240bc4ea4f08ea23d86f
+// digest         0c19d4751126eea414083e4dbbfe074f7439f6ca56c4fdd2d17b64b9731e9f59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         0f59cf84377ecd8efd013250094b8797b2a473675aec00823b58ed5530f0fc65
+// digest         c26492ba64ba18694b963605031ebfb445c0c593f16ada362047a3aaa14f7d24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         5b567d33fb738f1c90b82815d10f5207d4b697f0242417a3bc4f8789259869c6
+// digest         13d0dca5470f1f18999f46d18f3c07910cfa0069bd94b4998fe0c81dde5022a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

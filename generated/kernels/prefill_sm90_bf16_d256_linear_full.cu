@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         cb98c5b3fcd73af5c29de2d82ddad9122b6000349123b9c5192076ce316e2bef
+// digest         c69cd265645cf8a3b71f06de7c6a9beda01202bdae9120772068797db98c4fc9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         a257eb60b3930c5ce4e023a9ae85e647e77992fcd1c13627818a850ea08bf4f0
+// digest         54d457515303fd3bf0523fdb927aea092ba1fc5892da70caa5a2b1de0271ad37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         858dafec61f415565c3ac728925edbbdafebd3287dc9a7d7f6356d6535158ada
+// digest         4c35518749b92639c2cf4de09c4bec2e151cecf7f20a9634738b0830d0fbec2f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

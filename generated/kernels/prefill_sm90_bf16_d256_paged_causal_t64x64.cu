@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         37a2c7c3fae9e72c2b723e649873eb0d0475f45c3e1191191c3e81214b150afd
+// digest         59adc4c2a123f991cae27f12cda822ceb9ec24dd0d0bc918d2fa064f0a8cc5f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

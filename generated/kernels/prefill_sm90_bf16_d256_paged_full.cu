@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         ea38da7408828e44ef7bddb9510cb734010ce6d096b4493685fd30571172e142
+// digest         db03c6dc8b8fd2b5d6a1146bf98f7bff4cbe02ddb34ad108d54d81d807e24d35
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         49ec58a6f84b1d0c3ae69ee225d2491894a015662d1aeb6ab73a797de345e66a
+// digest         4bab06973fea65ec990658403946c70e66ee2d2b997516cb30148084e139c302
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         04322d98c529744c9b2f06ad3290978197cf9fc11db89bf18d4aaf00a38b2c8c
+// digest         f21cce38fd61d9ab36114188554da49dabec06ee3a1c6b3523d0ddfba6ee886a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         553943d3b48ec85a43265dc040a6292ffffe5092e9f01223c48b7f7fef0a4824
+// digest         2f252bdefac4a82c19d7aa1536c2dbf72ab83dd3ef383b3a410013d699b62cde
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

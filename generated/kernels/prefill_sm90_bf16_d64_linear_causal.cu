@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         1ddc594fe38993faca75d72b60f67145a7d819b9ab9c1d684e8ee08862f6f658
+// digest         188506da4adc7c2454505dcce2076cd405584d954b5eee4018a2816b8180de24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         f3d8d9b8e06ebb94a581b65e2273d76edf67919051ed65cb7035cc84a929dd56
+// digest         9bb1951fc17621354478a3afac99f5c4072ccba83d40d3b2f669f1388508174a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

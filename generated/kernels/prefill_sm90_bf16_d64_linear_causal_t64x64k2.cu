@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         3859ab6d627510f300440949122c618355c231e32443b2361449a9c53d76ce33
+// digest         d51d8b945bd302b791332aec024b2c104952116b7183d9c940dc7865faeae25e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         da0b59ad875bf09a44d5ab0c8723d9cd5360fdbf83693ed9bcd7b433e746d7a1
+// digest         4421322be5e705e85c301eab88a90542fbf369026c6b11f299eef17a55f17721
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

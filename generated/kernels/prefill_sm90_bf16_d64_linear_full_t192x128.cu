@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         e73e87aa2bc91263ab36e3ad3fb6c85f6e3a7a325a75e9476f7f34f2d4ba33dc
+// digest         12ed73c4b3facd1f6d582891161d4afcda015b870882cef98c70657484977a1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

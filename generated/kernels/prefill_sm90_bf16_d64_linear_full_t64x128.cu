@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         baed818ceb9f54b0796b8c762ac4000d4efb661fbdefe2457d4e69d73b3d5da4
+// digest         187a0b11d9df0b7c9547682b5b6a1483c7ce00ced33417ae4d7b4918e18e5654
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         b49c4e8c218f8c5c3797291e98081a266f19a7f4bc22a0eed4733587ed4927f1
+// digest         848edbe1cba848c1ee5ec649c2038794ebd580eb10e3658cf22e3eb829837524
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

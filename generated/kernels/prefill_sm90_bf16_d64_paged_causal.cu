@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         9dc188589fa1d63afb38981da4e506b1cd5faf2a7f381dd878c73fbf1fe03be0
+// digest         9bdfaff2fdd154a96a443435a7b5621cd1d40d7b24ad2f3d76c82fa9044a865c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         d8e976e2864451eae9b995a1fe6f436b6ea3f6895d4bd7c8d8f99c51e40487f3
+// digest         d398dcd0cc2eefd4e6e876ee5af1f5f3d36816b8da107a7f2650195e3c3e1bba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

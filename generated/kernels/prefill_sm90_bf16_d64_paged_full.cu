@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         d9563e55a3f03d0c4a2296b04aa8af8088786cbc6b825134505b70dcc50b8f96
+// digest         5be4d9c568669f8b8f49f2debdeae9acac1df7c0d9ad302b97419e5bbdf9cba4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

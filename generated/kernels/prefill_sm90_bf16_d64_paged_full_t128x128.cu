@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         119437d1c554b8a53299af4433be27d74e69b70d05a8541cd330ed3d0cd1fd61
+// digest         5b46ab02beda4a99772738d4d9b2d7a07aca30a699b5e6da9b03ab8d4ab5a83b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         4f0cb6669b255c2a1e89f827b319df8de125e9f006909da72187821c317ce452
+// digest         acdf06fe789818106e2a490eadf2b8b8877bb69b41df1e3341c4162b44e78d6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

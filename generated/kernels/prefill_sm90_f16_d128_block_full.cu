@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         92f450656a34190adebcbdc127655d047f1706e26f78c1c95f219dc49793673d
+// digest         9ff7943e1db0cdab3d79537fa445eb272ca21559340e1001cd7a98347b52066a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

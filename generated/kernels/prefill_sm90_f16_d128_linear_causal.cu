@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         0c854fa4e15b3f753690481f018174fdec6cac663fff8044f0f1bbae66f993f2
+// digest         e7bb478c100b87d19c5920630c0e4472f6183a605b6c69462bcd6bc1db074606
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         74ead742b6fe6ba437b0399b27a02207ef68f09bd86f035fb566ab6f600e07bb
+// digest         4ecb52167aaa7f945a49f216d82c8b6e9201a09993ce431bdebfe5e6ebd067c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

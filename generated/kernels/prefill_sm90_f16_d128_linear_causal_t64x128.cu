@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         587611c07750fe96c8c589ce11132068d6abc30a19d3c8025c45e9da000d6cae
+// digest         5355ff838c1e2addbcf0fef5a625e3fc7285af523f489e7cbeca278471ae6a25
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         af8cd1204c14dc246eb3cffd11598f4f0cc574401ab7931df317309f9682096b
+// digest         0cb56be4931a9a69648ab18974c628bad94e6428d20c3c4567cd3eb473acf62a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         da3e240a33614f1962c7b952b10b90989455c59984139c82cd761bcc010fcbe3
+// digest         e74b0bc2714574aabe66c79c30dec40b4fe36491990c067d88a4c5994f8ea33c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         339a9c9cbbf8fd920c51848a7906ce7f61788b9926974a978fc7bbdd4d626d43
+// digest         905561ed441bc3614fe3f995b41b24cb29ee051647b64a15e0f6b467c53c0100
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

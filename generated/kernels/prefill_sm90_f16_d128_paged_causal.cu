@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         e996a63b8b01423a1e366c0ec97e8e7f3aaf9414dcfafdc08affd3cf35bd06de
+// digest         a6e5182a989630de0d7e8923b68c493965e0df7c676356052bc866e95e617e52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         6b40a98bf1ade25b358b4a14d1280ddc440b1945aae1a61bd1785439115a9f44
+// digest         7f25f4f2d85a85b13b5a15232d6a0ccfdc089d2f0cdc9b64004778def30d7d21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         b7ac13f21e7cf0be8196cee241c1e7c53ca80e3153fbbef5b4cf4e50759d8253
+// digest         c7168be6f686b480575a5a3cddcbfaae473bd52b46e988cbedde67901856ef91
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         acc941c012eddb97e97a4bed45fc95a3e48b1cb3e47ee6ec1f36bafcb32a00ec
+// digest         9f95816b75b606b9563a0ea42c09bedec8563ec05b5f401ef166c8e713750ac4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

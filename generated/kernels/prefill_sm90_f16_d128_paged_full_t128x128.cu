@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         dfe3835a452bdd1fb756ba67e64774ef45a5fc21bf788dd0d9efbf821b39787c
+// digest         565e0df254c8154b28cfc771f06b3abc442e18691d27651e14dc974076dd2d72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         15a8cc3c85f0a4c229f7eb94df8e9d66e131f29ec23c837e330bfc605820ef87
+// digest         a04de820c9da08ab1c0af15d2b42e6076edf34710a6172d9f6192fcce8051293
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

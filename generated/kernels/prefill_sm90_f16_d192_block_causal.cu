@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         95b6abba342c4102bd8fda6eb5a30d7f805137a77e99f4bf222fdb212027b736
+// digest         4179ea159fd7aab5e48ef43e015733deae3b23c2ef80419c2e1d5322751f77bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

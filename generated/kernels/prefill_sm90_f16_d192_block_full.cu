@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         e28b592196462719fab9034756992a6bec2973b22734db4d1976a3f84b6516e0
+// digest         1a1869460059a59728fe2aa096fa0bb525a4f7b0aa7bc7f4ecb881f1b8af704f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

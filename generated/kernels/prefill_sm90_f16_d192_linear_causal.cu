@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         d7bb90eab32fd51d13dc0807b70993fbce9db72ada117695e018d1d796dd1b6c
+// digest         36a9c6a2b7b18159518e700a59680788e2a61552eb658a8c20eccbaada7434ad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         8cb7dada95051b0074052fcaec0fc44d3fe44ac01858dbfce23f308d81d0a965
+// digest         28bba42c1c08288f09ed51b2191aafaf3fca54beb6788e0fd936b8bc4ced457b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

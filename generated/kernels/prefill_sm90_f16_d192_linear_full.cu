@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         7958746223275a9a1e9b6732a1c34e332dda546922e8427ba4e2b9410922dd66
+// digest         0067d6c673db49a4a0a56333f2db9e18fbba3876193903d833f34d511b3f8801
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

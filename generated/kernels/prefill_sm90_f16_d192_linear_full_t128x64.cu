@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8ce187b02d343b14ee168a3c8602ff93e7a3a9fbfda1e39c3321481f3b7746c7
+// digest         7eba47d6c089f0c8520a9160c20786b2a9a6da7189fdd680028edbd18c8063e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         456f42d4d15752fc3455c90814a0ec81bf89be011dd2b85ff947d42b6d3f3828
+// digest         c58b5e5e4822d6871da1ef733a482a3f75367c5d8d5d9f03bea00bb19677e554
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

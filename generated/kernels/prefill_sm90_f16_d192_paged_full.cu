@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         e59e4c9f641bc7717550797c65fd50228b36e56921f929fa044179ecb9d07be5
+// digest         3aba69ff3d7a9959bdb1b7add8be42545e3dfd3373ff032c5688501e09afc6e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

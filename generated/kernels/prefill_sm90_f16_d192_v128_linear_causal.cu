@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         5c014bbda0825ed7784f1c91f1a3c9d0bdd6fcfebcbf82cf03fef6926bfb7630
+// digest         930d454a9424405e2ba602c0599b238855c8175069df037d1437752506dbde72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

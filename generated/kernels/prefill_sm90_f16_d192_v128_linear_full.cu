@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         cc55134d4841bc0f013d6d201dac907e5236e983905afe7612afd91937738983
+// digest         d8bb8490f33b79ed3838b4797408fde9721a765a1e79852fc509391e9c553a5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         bbad351f8ad51b943263d099a8698d7abe83ce54f48be00c45a5d81c949e5149
+// digest         bb1d57cdb992288e898224f248f6f80b6655f3b502e133576d801a1e030dc814
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

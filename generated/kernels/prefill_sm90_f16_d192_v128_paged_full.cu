@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a351d9dd1a7688b42b1e6b5c8c83ff47771b8a40a25d4879561ef2f49a5711c0
+// digest         264d6af93ab001bfd8f71a50005b940624ce5eabc795bf789c550b9ea25c3e77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         5363dc34a868c96573dfa01d2f0e0c2b1dc5d5a3cd9e054f7663ee0b115da7ef
+// digest         a224793452d4c2bbc353f95fc788d5325f999d5f72e122e4b746a137bbd183aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         daa649a9b94017a499e490a1568fcfc5f1fa2647766d048b273bdbddb2557d83
+// digest         3f1d31830aa97bc0619ffc18e0f37d6961a0ccd9388bc63d91a2d999d1e51858
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         8d01e41916582909f90f548f8a7e30b9992e26941e90572ea534a2af7b06fd22
+// digest         0326cbc05294c7cddd1953bc6d7634c2f35ec509988967c4ba7466fee70ccf46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         777b5978641c0970cb5d20b4ec0be4bf2191d803c4f88796565a7ff68405e5d7
+// digest         7be44eacd79ed4d9a90cb77a76d693115f6a04eadd989dfe10b726ac019f1483
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

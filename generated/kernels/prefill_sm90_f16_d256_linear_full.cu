@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         afaeefa4d736dc36ff67bfa30c240d3bb55d9146e7bff4c7d22204e3708bc258
+// digest         a9e3a832457e4aa4dc88bb8e6ebe6f256c2a13edb44ca84511b52c76dac33bcc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

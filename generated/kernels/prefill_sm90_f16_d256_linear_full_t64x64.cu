@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         00e6d5fd0981cccbdb5221fbaf26e9e2c87d8f5f89172a947f33b89831761279
+// digest         02512dffacac586cd89e4e05027814b4dea442b87f8ce974a8a59d4887b9b8f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         8c568db4651e98930fccb17f8076bc740d2ae109b2d03324436557737a7c05e4
+// digest         a473bafd8b985872e8b577bed568fe5f1a66ac501af2da023aabeef8c600fbd6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         36a11e9d849372aa8304e910519de93d9b8a224059aedc654794cb4b01c39063
+// digest         7df60f25a1eb38487b7710a2bcb21e5cd180a82aff14eef93a2505d715dfa8d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

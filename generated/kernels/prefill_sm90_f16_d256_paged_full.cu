@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         37b8dcca457ecc7e9025857e9c110cec71a9fb54f7633ff6576fc56cb3689460
+// digest         85e3a0f3f81b91baf92f5fbde7251b99b8344817d3308fcf519223f668ca07b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

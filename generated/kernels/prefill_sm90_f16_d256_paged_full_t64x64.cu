@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         ddef62ce6683819acd3209f07913d9b6b2249fe715817457a97d71f8f115d551
+// digest         57033c1139023eafacf935d0e623cfef2f9d7fa63cedfcc133b279dc18df2287
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

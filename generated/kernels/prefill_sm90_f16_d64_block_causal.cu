@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         923bc5b064883be70d8e8b560541110b0a0fc0def9205805ebfd3f24a84e0fb1
+// digest         e142c82487f4cd8492c80206822f4fa342b1c9a62688c2909a6af0ed816710e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         55df08dae5120b022ff717783c5d186215427c506d5bc54b9f036faf623ffc41
+// digest         de52f51a1538121bed175d344d5a9fd4ba4f770cedd047ec01a3621dcc4a6984
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         2589e686de999fe0ccf797312ca554a10c7a4ad7344f340fccc8410251ece754
+// digest         7234c20401acb4827925642e28af70f6d9e01c4d16d2b2297a5c378fddc12692
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         fc48404572dc38912f84c821ad70e7f2026f13946b4c5b9c3fa18e3d2ad78762
+// digest         a14bbd8fb9d6565739af373f7b09195d18332561944f1a7be9aee1e0faca4977
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

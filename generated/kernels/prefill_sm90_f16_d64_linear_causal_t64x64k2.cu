@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         8f7bb70eeca71ccdfcdf651d2575dbb4a4a5878f5d8cb5f1bb034a6f3f20ea83
+// digest         55ab8b7f4a86e8dd4a892458d1e4bfb670918d251ede0ea7aaddad90a62f2500
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

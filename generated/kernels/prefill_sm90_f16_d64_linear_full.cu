@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         64b25def02344800342cb70dbf73065d3ecea4a441cce11a842e1c16634f7fd7
+// digest         d120dc95b41ffc85b65764fb96acb01c56edeffcfed5b6257187e7929d51ed69
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         7669b27d18e065ad9ebb29aa2f4fd4702ceaf1e314ada9876cf013e0aef7dd85
+// digest         b5e56aa635d7babea12c26e7150e6b84baeb39abe02dba72f7bb1d047027203a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

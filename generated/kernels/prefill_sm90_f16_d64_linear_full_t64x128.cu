@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         67206ad9363d0a72c493c642cc1a3730d1e64bec130e454f5f5c4fe367736591
+// digest         c63b89e8ecd6ab52850047373ce3f3081f154a579b19afcbc0626b76d3902943
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

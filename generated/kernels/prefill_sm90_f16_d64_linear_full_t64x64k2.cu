@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         e3223a813cf37baf793da34ec5a8f00bde11d47ad2dce4a68576b79bc1875c39
+// digest         fa84dce4d941f05c8fe1c5bd384f868b89f577d92c3c237c73fc6e429545ea3d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         c3ea944568786494549a3e84a5ba312c4861a91f1ff0025f0e7c0a699e8570cb
+// digest         a753a2efc642a3ca5e5fab3a3752b525cac56696e8d595494cbbd6a370a8bfe6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

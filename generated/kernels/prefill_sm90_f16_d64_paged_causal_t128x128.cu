@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         80af4bffab7495e77e45676b0d5d4aa38a7dce3d478cc3b1a83a342736b2a69a
+// digest         aaeaa0323659be8708308d3092d562d531c790b31c3a9166ded19ef4e6c1671d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         2c383f50ba98130fb37775bc621e8c4bcbf7e91a291a39f8e815ab152cf8811f
+// digest         375cb35682fe493c28fc3df4de568470e883b138ea51537d5d1f08a7ca951d3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         ff0ed165a82d651f3aae765ec567e1f03fbbc5c8c616c01ac118c034dd59ba2b
+// digest         5feda69d79b38836d65ab3dfe2ab3b4e7867372a4a0dc4511a23b93267e9d166
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -140,8 +140,8 @@ class CodeExpander {
     const uint32_t source = shared_address(&panels[0]);
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      // A warp without rows in the last turn reads its first once more.
-      const int rows = takes_part(turn) ? turn * kTurnRows : 0;
+      // A warp without rows in this turn reads the first of the block, for nothing.
+      const int rows = takes_part(turn) ? turn * kTurnRows : -kGroupRows * thread_.warp();
       if constexpr (Kv::kHasPairs) {
         codes.pairs[turn] = load_shared_4(shared_address(pairs) + (row_ + rows) * 4);
       }
