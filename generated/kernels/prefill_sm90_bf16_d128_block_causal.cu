@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         a144f949daba407f70993d451a08e21028e8df8b39abb3ff6ffd20483e870c57
+// digest         17d3a35d457bf3fbd1254e95b53344728e6b120e9562a7de4e56365a4eb167a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         496570c0f824e0b6336d0a13b1f5fcecd477637a89d20ba936a036cb8f52b627
+// digest         4250737eda6ad494391148b0c2a28037f2b5df24e852ebc0c160f587e9dc17be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

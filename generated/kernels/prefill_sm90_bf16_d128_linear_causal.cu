@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         cefdcbd9b5806c60ea67d6656a7fb648b180f70086c7fb6d0a374dc322ec1f16
+// digest         4009924e5394e6a4023559d1c9fd96deb1662bd0a7cec9300709f5029e9c4402
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

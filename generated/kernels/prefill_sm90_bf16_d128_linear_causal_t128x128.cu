@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         8a5637433d9603a265e6326d5ee69d6302e40614b9e59f7f465aa632653c7082
+// digest         871f28ef5e6499f4c285d908cde3d97d8fc23075ef4b3261f8dc247647a3df30
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         9b25d04abd2262292a3935585e760fdb040d5bcea09b131f4c3bfdd05bf5dece
+// digest         6ecbb968a4719bd5db3cf4dee4f7bfdfca8f0a0c48a70b1ef6a1c0581d2ad883
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

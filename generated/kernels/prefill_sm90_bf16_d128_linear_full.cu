@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         904880458b8c7079f4b9654a67ce2cda0adb3277dd3354ff6406fb82651b2555
+// digest         1d625a5954545a7a8cea9c21ef3567ad9fe6cad3a99c1f9328b1e1db122235d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         72f6c5411bf2833abc19eae871dc616099f029903cb6a3183825618740eed89e
+// digest         90dade75347e18aaf2b5f28da2aa4f072a386d7e0469cc37d431374fb12d143a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         eed9786ee894aece986de6bdf00323eb1469871a39e01b49c1b7122a792c157e
+// digest         f19b5056c62ba42a5ff38d93a8b479269cb8ec97db8ec313ea75c0ec0323e3d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         d00026784c7ac0d6bd1af84d0d5f6af2a8bb388e5e54baa5559ab9ef0003f261
+// digest         6cec9b3290f2e0275c8697a0b501444961d3f8ec878e4098a35040a91dc8f037
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

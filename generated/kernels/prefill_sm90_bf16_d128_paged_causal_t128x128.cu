@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         f99eeac177d036206b291191a9900876645e60ea41361f44edd76f51f3543910
+// digest         9692b26a52a740647b6c8e4a928709185df6b820606504bdf1327d3a34858726
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         258652fbaed48b0999bc854c2de93cb4a2cb346e617075e750e8558793d0a410
+// digest         4bfd2daccb53cd1a4c5288a5fc14df23bbc8116f054db86c81c33473eecb7f37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         ca5e3c8c2d62c6c477969957260cdc2fbc3969912734d968835189d9c0dd22b7
+// digest         093e58362f876ca727efc845016784e11d728e722867820f0a8530559940be58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

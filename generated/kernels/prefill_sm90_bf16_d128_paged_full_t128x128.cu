@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         3d41dab39620170d3591683a7d7307f096a55f7cd6954d4f209bfb2d3dbb3c29
+// digest         7c6af67781ad13bb5a8ae0f57479b297ae1507bc20dba534e9229b69cd8918fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         24c0d9500a7187dcd5c3f5b871599962e2ab69ea9120abc1abadfc8c55023f93
+// digest         2b9426303581404f8c3e2e0b0dfff14189f10ad7d97407abf4904380a71f0677
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

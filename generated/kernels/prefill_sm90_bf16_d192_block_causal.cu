@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         339368297526bff1b4a05e1571b5bd22de614adc4788faffcba2b230d727ca9b
+// digest         92290dd4a1541535703fa54e9e8c80defa1ef41fc65eb5d295818b05217f9a9a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

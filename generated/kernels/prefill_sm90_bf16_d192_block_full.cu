@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         15692d9883d5d881d4103cfc36a3b222961dfb487b3f65cc196c698e46bf288b
+// digest         d08856376e92d2c58f3c09ce67814f599212fe34ed80f0501532c0aa0b99fd54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         ba9ec2231feefae7e652b8a23bda5038feead9a6c1b60857407229164f19ad54
+// digest         55b688a7f6fb75a2b063c003d622ace0782a4927c50144f577978944f7f9455a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         0b9befb99279d85427d5bcd13ad42f99dded6b5b61d2e5ae9fbe0501542775c9
+// digest         d59b8c202e759f8ffa6a50365fe5042719944abb9756a9cd910a9320e04ca215
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

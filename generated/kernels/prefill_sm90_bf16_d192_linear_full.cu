@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         05ad18e125dfc1a9ded1c9ad70a47de5fe9530d58bf3f2c1fdc5fcd18be78133
+// digest         4172255d6e1b2388d4761c340c93f637350dfc8e221b872cfaa3908c68a3422d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

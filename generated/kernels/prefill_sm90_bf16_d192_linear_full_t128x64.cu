@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b20260a35f3fce9260eeeac59db703b3fe1dcca252905402718605d9e9041f75
+// digest         f0af467184bc4eec1998fc6b269e384ab5438e09a1fe9440ed9a5588c15196e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         46ec4f04ee179a6b1d44fff59d92786204af2b11791875b071ff5655544bb9b1
+// digest         5e96b09a92970eb25b630efb6681ad5d44ab13ff9491b91a0e6014572ee60a2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         34b6c58680eede3198c97d05f318e843c55c73fa1c282b7bcd634de7eeff55bb
+// digest         a3a3caffd5df70743fbb361126e4dca99d76cefe3cc579148b0d7152d14342ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         efbc729720fde367d014672e37aa5ea4ed183ce0d625bcd62f6c624a10a28ba6
+// digest         cc21fbe1be18902c38da6bd00d38de5ecd3e2488f4fabd19f8b1fb94ca5d754a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

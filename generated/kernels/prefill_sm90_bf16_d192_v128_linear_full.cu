@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         e6f1493610de119a54890d826e0eb2a364a341d94e5f51c9c8f8a209779ef89c
+// digest         a9d80400739d335668eec81927a86a082639489c982f8d33594386370c730cb1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         1e944fc18817024bc7598864384f7dd399d67abc1affb0e8723eef866d105238
+// digest         0758b527b21d68f83ff4ab8b02a4770cb9fcbc2b10f5935da9c0bb57a0c9c19b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

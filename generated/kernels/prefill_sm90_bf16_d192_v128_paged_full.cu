@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         cb309515b093be74c2b50f994b3bce3a32dae704ab1f6f9245aa8c539b9bf2c2
+// digest         938e5de0f7d324ba36743f3f177c5a8cd7cbf5cb293f2793122a7a4c7eb24d59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

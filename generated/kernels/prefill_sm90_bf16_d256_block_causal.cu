@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         09b058097a4192eaf874707bf2aa49a70ca69b49ea7ec5b6b3394f3fcace74b9
+// digest         488f64380641577ea56d17f2f084a9c8a2240a42cd51804f3ff2e4bbeea02546
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         0c19d4751126eea414083e4dbbfe074f7439f6ca56c4fdd2d17b64b9731e9f59
+// digest         061c5450b19f9ea10fab574af607bac65941919d1dae3a15238c4505268129ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         c26492ba64ba18694b963605031ebfb445c0c593f16ada362047a3aaa14f7d24
+// digest         3f4a10fc8c9314131086de08e41cfb4f8a5131fb7b60757edaf87f3ef68c2b5d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

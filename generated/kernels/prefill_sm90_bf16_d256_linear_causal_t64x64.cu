@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         13d0dca5470f1f18999f46d18f3c07910cfa0069bd94b4998fe0c81dde5022a7
+// digest         a59bb61ac685ecae5ac6c7e71a08d9ebe5d58a81b7da597e10688c675b50780d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         c69cd265645cf8a3b71f06de7c6a9beda01202bdae9120772068797db98c4fc9
+// digest         c29ee329d78ba057f6836e85c1538fb928659e5fef0a2e721db6ff9dfc047802
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

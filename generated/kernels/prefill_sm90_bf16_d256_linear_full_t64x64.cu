@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         54d457515303fd3bf0523fdb927aea092ba1fc5892da70caa5a2b1de0271ad37
+// digest         e8f3a13a6864fcb0f8e121f3836fafcd751f949209bbaa5e8a250efd4bcaf0d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         4c35518749b92639c2cf4de09c4bec2e151cecf7f20a9634738b0830d0fbec2f
+// digest         fb108fe4e2db2faf8bf571198be759f9e8dda9737d7421e9b1a91e481d27d263
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         59adc4c2a123f991cae27f12cda822ceb9ec24dd0d0bc918d2fa064f0a8cc5f6
+// digest         389db2cf3abecbf8ee838fa1c197f8718d055cd2eadfcfb5c9db36798564e588
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

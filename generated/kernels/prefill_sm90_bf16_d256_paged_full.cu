@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         db03c6dc8b8fd2b5d6a1146bf98f7bff4cbe02ddb34ad108d54d81d807e24d35
+// digest         7e5b5a2fc2bba457ac3201e1a8bf45b95b45fc9b7a4f8d1e500d5ffa0ca7e87b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         4bab06973fea65ec990658403946c70e66ee2d2b997516cb30148084e139c302
+// digest         70af2b64b904a3a52b18f508a193e399ed53482f44774726439b4068b597b077
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

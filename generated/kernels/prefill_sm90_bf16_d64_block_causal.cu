@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         f21cce38fd61d9ab36114188554da49dabec06ee3a1c6b3523d0ddfba6ee886a
+// digest         4abd0cd22297221d166317a949fccc478271c29b716233e1f7eaf34261b21437
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

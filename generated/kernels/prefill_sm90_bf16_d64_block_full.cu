@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         2f252bdefac4a82c19d7aa1536c2dbf72ab83dd3ef383b3a410013d699b62cde
+// digest         e60cfac70a8e99b60690800d0d0f1d1edb85201eee43e418654f977391033ddf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

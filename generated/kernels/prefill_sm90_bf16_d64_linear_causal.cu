@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         188506da4adc7c2454505dcce2076cd405584d954b5eee4018a2816b8180de24
+// digest         8e10d15dc6a61aea9fb42977030a3de6b0e61773ec9a404e57f95ce800a433e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

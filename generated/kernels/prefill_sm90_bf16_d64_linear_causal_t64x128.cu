@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         9bb1951fc17621354478a3afac99f5c4072ccba83d40d3b2f669f1388508174a
+// digest         6393b3f3fbdde4f0e29f9caa96dc7df082b2b3f0c088a84284540fb9eb2fa909
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

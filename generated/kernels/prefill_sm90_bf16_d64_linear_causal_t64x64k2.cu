@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         d51d8b945bd302b791332aec024b2c104952116b7183d9c940dc7865faeae25e
+// digest         43fdb7baf8af6920721a88d4c4ccbaa7ec31abde4f035095eb1e0f4d77e486d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         4421322be5e705e85c301eab88a90542fbf369026c6b11f299eef17a55f17721
+// digest         18526d6c2a96cd580932d7deb7373b363b9b743d905b620da310df0839e4816c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         12ed73c4b3facd1f6d582891161d4afcda015b870882cef98c70657484977a1c
+// digest         bc8bafc4388d53bddcad3e75789fb0ebe6e1dd0517de283bba294cb44dd4bd36
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         187a0b11d9df0b7c9547682b5b6a1483c7ce00ced33417ae4d7b4918e18e5654
+// digest         d8c949dd549337b498e1e4a1e64fa587614105d53c02179f7fccf45d58e48ac3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

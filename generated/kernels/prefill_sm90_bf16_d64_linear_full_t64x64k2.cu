@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         848edbe1cba848c1ee5ec649c2038794ebd580eb10e3658cf22e3eb829837524
+// digest         e690fc5c32bc730d93a87c575d2a5967bfce2afa38dee18f817604493a7ac427
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         9bdfaff2fdd154a96a443435a7b5621cd1d40d7b24ad2f3d76c82fa9044a865c
+// digest         267cb05af421b5824a2c5d377eca6e77743df4560778cd159a09368ac3ff74bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         d398dcd0cc2eefd4e6e876ee5af1f5f3d36816b8da107a7f2650195e3c3e1bba
+// digest         c45f94d9fa7444d3a06f113c2b431937dd257a10283447097737c6fc1a5c709e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

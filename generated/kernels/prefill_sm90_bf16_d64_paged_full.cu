@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         5be4d9c568669f8b8f49f2debdeae9acac1df7c0d9ad302b97419e5bbdf9cba4
+// digest         1c47ad4ba44d696e6e2967433bf8b58e1e598685849261521fb381eb1924cfda
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         5b46ab02beda4a99772738d4d9b2d7a07aca30a699b5e6da9b03ab8d4ab5a83b
+// digest         3937b65562af246ab23e2b2e83147a6af279062042a9f9650528835a0bd4b9ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

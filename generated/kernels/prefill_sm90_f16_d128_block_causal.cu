@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         acdf06fe789818106e2a490eadf2b8b8877bb69b41df1e3341c4162b44e78d6c
+// digest         351f5a6f2f23872d98477f60cb5cf601901fc026b70bdc3d7c64c38019ddc660
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         9ff7943e1db0cdab3d79537fa445eb272ca21559340e1001cd7a98347b52066a
+// digest         8b536ff8ea840ed06d8a7cdfd4b8a33e9eb50619b84a4a85a16b0802ad90602d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

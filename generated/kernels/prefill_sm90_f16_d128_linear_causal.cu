@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         e7bb478c100b87d19c5920630c0e4472f6183a605b6c69462bcd6bc1db074606
+// digest         66187330d9b27044cd727526d7a2555d7fb803b931d9c2c609a9717abab6e722
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         4ecb52167aaa7f945a49f216d82c8b6e9201a09993ce431bdebfe5e6ebd067c6
+// digest         e8fb383e8c16f1579f6090712e328d2a41e2f7705d922cfb34adfb79b3222d07
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         5355ff838c1e2addbcf0fef5a625e3fc7285af523f489e7cbeca278471ae6a25
+// digest         d94264a7ad060bf6b5dff610e5321cd1468f332b596518365c82cd1cc2144ee1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         0cb56be4931a9a69648ab18974c628bad94e6428d20c3c4567cd3eb473acf62a
+// digest         70d1da22f5b3146a6b25417b2d7383787bc81ff087e7bd29994ce009a1735a80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         e74b0bc2714574aabe66c79c30dec40b4fe36491990c067d88a4c5994f8ea33c
+// digest         cc830eba49170c3f19d2fed71d81380f8e160d1763b72c6a7ed1bf6d7d3ba6c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         905561ed441bc3614fe3f995b41b24cb29ee051647b64a15e0f6b467c53c0100
+// digest         99fa336eeddfcf12eaec94d892a4c5defca40fe12bc363c71b3cfc91b3c47751
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

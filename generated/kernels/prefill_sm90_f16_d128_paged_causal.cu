@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         a6e5182a989630de0d7e8923b68c493965e0df7c676356052bc866e95e617e52
+// digest         e6ba810eeeb2e58aa3e321f9fc11174630f63b1409acad71be5ec93917eb951b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         7f25f4f2d85a85b13b5a15232d6a0ccfdc089d2f0cdc9b64004778def30d7d21
+// digest         4055f6200b721d784bc38f04d6c39c8843ec7717b30827f1fad3647baad3640f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         c7168be6f686b480575a5a3cddcbfaae473bd52b46e988cbedde67901856ef91
+// digest         b8be9f560adcf61106aab3bde69f4011f0b4c2edbfb934837ba9f090b2b6ba1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         9f95816b75b606b9563a0ea42c09bedec8563ec05b5f401ef166c8e713750ac4
+// digest         2baf7ae5cc7887f18ac5fd3c8f86ed32719e36008c40fab059469803d6d56eea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         565e0df254c8154b28cfc771f06b3abc442e18691d27651e14dc974076dd2d72
+// digest         f81d3d4591c298f4b9bb6b0f18c40b64e1deb61200cd6d12c0d3cae3fe72b17f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

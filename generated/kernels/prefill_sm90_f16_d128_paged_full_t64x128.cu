@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         a04de820c9da08ab1c0af15d2b42e6076edf34710a6172d9f6192fcce8051293
+// digest         45249b34c27328808fc4148b5d0f6be69af872131b809812165760b164f08ea3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

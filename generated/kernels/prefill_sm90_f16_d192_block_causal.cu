@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         4179ea159fd7aab5e48ef43e015733deae3b23c2ef80419c2e1d5322751f77bf
+// digest         7df81f5ed41b435ace757e4bd0f22ab840dbedef1d6bff4266fee573d90cf513
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

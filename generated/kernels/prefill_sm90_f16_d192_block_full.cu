@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         1a1869460059a59728fe2aa096fa0bb525a4f7b0aa7bc7f4ecb881f1b8af704f
+// digest         1a81e0d0e4136b6a4c579cd80ab674c61e60a0abe1a7dd408be61f35c3c5db79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         36a9c6a2b7b18159518e700a59680788e2a61552eb658a8c20eccbaada7434ad
+// digest         ae63b94cdf8b00e142e9c15eb6430d77952ee197f1e20842fc16321fbbd1b33a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

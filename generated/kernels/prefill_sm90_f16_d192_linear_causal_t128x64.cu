@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         28bba42c1c08288f09ed51b2191aafaf3fca54beb6788e0fd936b8bc4ced457b
+// digest         1568186bb9d4da09a3243b31ee6e5500f95656ccdd515b607d2adec20980ab67
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         0067d6c673db49a4a0a56333f2db9e18fbba3876193903d833f34d511b3f8801
+// digest         4ad1e33996b4077442bab2d61418089e5a7f63f66e09c4a00ef45efb89e2e241
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         7eba47d6c089f0c8520a9160c20786b2a9a6da7189fdd680028edbd18c8063e1
+// digest         973bee8be79a4675c04fe834198eb833215f6d995e4ec9acaf6102c8e80e259d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         c58b5e5e4822d6871da1ef733a482a3f75367c5d8d5d9f03bea00bb19677e554
+// digest         02c5c74c4f319c5efce9dbfca7a2025abb9c1a33d73eed428c85440aa156379b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

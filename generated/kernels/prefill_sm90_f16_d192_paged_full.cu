@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         3aba69ff3d7a9959bdb1b7add8be42545e3dfd3373ff032c5688501e09afc6e1
+// digest         2c6e25a38de66742db81da23d2ad3db0927cf69317a7aa9a82e38796f52e410e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

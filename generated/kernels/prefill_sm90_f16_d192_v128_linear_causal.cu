@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         930d454a9424405e2ba602c0599b238855c8175069df037d1437752506dbde72
+// digest         70cba669c37000cb6b87ba1ae6175bf3e3f8f2b01ac420010ac3221e9dcc47cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         d8bb8490f33b79ed3838b4797408fde9721a765a1e79852fc509391e9c553a5b
+// digest         f4301dfc90ca0c1594066f20712653aa5f7fdf9bb14932f6a9b06e9b6464b8a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         bb1d57cdb992288e898224f248f6f80b6655f3b502e133576d801a1e030dc814
+// digest         ccdc5b7e8377995d3e73d06469d2b36803198a83db1bb0eb6c2babf699405507
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         264d6af93ab001bfd8f71a50005b940624ce5eabc795bf789c550b9ea25c3e77
+// digest         cfcbea44005d2223be33f3b8e4421ac5401e01fefab709d0610473dde0f99f34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

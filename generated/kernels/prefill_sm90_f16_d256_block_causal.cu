@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         a224793452d4c2bbc353f95fc788d5325f999d5f72e122e4b746a137bbd183aa
+// digest         7230eedf6c82b80321f6dd7f5434d881b7bac387f66a509e302ab3b60947e936
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

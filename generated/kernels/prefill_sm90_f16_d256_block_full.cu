@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         3f1d31830aa97bc0619ffc18e0f37d6961a0ccd9388bc63d91a2d999d1e51858
+// digest         bdd9bcda247513732a6cc70f33e4736bfd6634d7282f40b60eb0ff41c667b17b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         0326cbc05294c7cddd1953bc6d7634c2f35ec509988967c4ba7466fee70ccf46
+// digest         8032296c2caf74f79c29d384bb640af81f3d0d6aa1f3f70c0f1eb5abbff1e643
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

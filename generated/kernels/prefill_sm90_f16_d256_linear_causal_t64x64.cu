@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         7be44eacd79ed4d9a90cb77a76d693115f6a04eadd989dfe10b726ac019f1483
+// digest         0d221cf1585f710f3f6231585c547a53059589b69d2effe6c8b2822dd20f943f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

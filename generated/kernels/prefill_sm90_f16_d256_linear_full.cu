@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         a9e3a832457e4aa4dc88bb8e6ebe6f256c2a13edb44ca84511b52c76dac33bcc
+// digest         d832bfe58745817b9e46c3e8e643c3fe8d7ecf97db4dad48aa85171f2fed738b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

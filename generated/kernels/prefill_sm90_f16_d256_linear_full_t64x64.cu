@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         02512dffacac586cd89e4e05027814b4dea442b87f8ce974a8a59d4887b9b8f2
+// digest         6718c213347f98008f641242b33f730234e3f90b3613b2c2ca70a1218c0bc29d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

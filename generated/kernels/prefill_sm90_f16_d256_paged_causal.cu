@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         a473bafd8b985872e8b577bed568fe5f1a66ac501af2da023aabeef8c600fbd6
+// digest         bf410646db5d85b74bd934160ed59b9768563af8fe842e255ec614b2602b5d7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         7df60f25a1eb38487b7710a2bcb21e5cd180a82aff14eef93a2505d715dfa8d1
+// digest         29c595f3b9ef5d086afc2316b73c917d58342b82d04c30038971537efc42c5c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

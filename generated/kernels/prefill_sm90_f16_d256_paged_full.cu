@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         85e3a0f3f81b91baf92f5fbde7251b99b8344817d3308fcf519223f668ca07b3
+// digest         a94c369ad1b183e4b1a209c1142fd7e9a55aa40a333e623dba2deaf263a8fb68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

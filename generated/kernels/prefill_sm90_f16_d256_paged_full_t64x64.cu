@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         57033c1139023eafacf935d0e623cfef2f9d7fa63cedfcc133b279dc18df2287
+// digest         bad80b7087ec03177dcfb611bb0156157ad9a0a7411da9afbf6580a7b2320eec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

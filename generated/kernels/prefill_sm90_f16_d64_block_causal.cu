@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         e142c82487f4cd8492c80206822f4fa342b1c9a62688c2909a6af0ed816710e1
+// digest         f4c34a91eac43687ff7ecfed9838b08f3dd98ac62b68172e212fda430481daa2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

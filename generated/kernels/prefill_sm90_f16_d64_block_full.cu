@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         de52f51a1538121bed175d344d5a9fd4ba4f770cedd047ec01a3621dcc4a6984
+// digest         6708453d466d64ee14e76c72c618ff3fc3172d99c996ce555e16ff288700d3c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         7234c20401acb4827925642e28af70f6d9e01c4d16d2b2297a5c378fddc12692
+// digest         2b65db448758d2e8226ce2a05f0a23b79830e2b36f3c165cc8f71147d9030f40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

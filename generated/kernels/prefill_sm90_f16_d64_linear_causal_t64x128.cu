@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         a14bbd8fb9d6565739af373f7b09195d18332561944f1a7be9aee1e0faca4977
+// digest         00889e69daaaf1f1bee0291b4cb35a20f68f55d704e0b7542ef75124e8532b4d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

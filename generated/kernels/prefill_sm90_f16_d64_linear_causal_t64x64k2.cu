@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         55ab8b7f4a86e8dd4a892458d1e4bfb670918d251ede0ea7aaddad90a62f2500
+// digest         f4ea44de46406f0012a33297f82514c8b9226cf2a907699f94992e91a53746f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         d120dc95b41ffc85b65764fb96acb01c56edeffcfed5b6257187e7929d51ed69
+// digest         b9241c5a96d9e713e04f2e2fe02798d40308b647fd71394174dc986ddac65cad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         b5e56aa635d7babea12c26e7150e6b84baeb39abe02dba72f7bb1d047027203a
+// digest         905f0c50999f872fecc5107dc9737164ba96c8ee2519332f44bfbfa625b1c132
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

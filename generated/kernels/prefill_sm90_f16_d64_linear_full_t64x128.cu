@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         c63b89e8ecd6ab52850047373ce3f3081f154a579b19afcbc0626b76d3902943
+// digest         20a100383bcd7f056188d9b668ae1964cb0793e4fa741c81129eb1d9648a8029
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

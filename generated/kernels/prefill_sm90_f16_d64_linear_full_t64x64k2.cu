@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         fa84dce4d941f05c8fe1c5bd384f868b89f577d92c3c237c73fc6e429545ea3d
+// digest         78454b5ae9e5eedbc445a5272f257846c87067081b2c534e33509930757cb332
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

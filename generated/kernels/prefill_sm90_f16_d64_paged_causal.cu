@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         a753a2efc642a3ca5e5fab3a3752b525cac56696e8d595494cbbd6a370a8bfe6
+// digest         75cb2d2e368cc8694004f860acd0b57342b2236d7cc7b914d8860121c3725e34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

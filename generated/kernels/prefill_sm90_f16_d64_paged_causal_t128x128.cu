@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         aaeaa0323659be8708308d3092d562d531c790b31c3a9166ded19ef4e6c1671d
+// digest         4bf9596c76a96fe43d5126b1c14ffa9e7fefe39cb04720907f757b20be76fb88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

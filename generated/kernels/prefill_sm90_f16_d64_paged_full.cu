@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         375cb35682fe493c28fc3df4de568470e883b138ea51537d5d1f08a7ca951d3b
+// digest         bc5fcdef5a6bb0348c061adc2b758604d94ad25e83e034e8ff94ed5608453826
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         5feda69d79b38836d65ab3dfe2ab3b4e7867372a4a0dc4511a23b93267e9d166
+// digest         071b35cabf905473f4e38855b83a78f0d00f589b157dc37a39923222b109d41e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

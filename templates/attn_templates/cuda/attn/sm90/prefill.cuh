@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefill attention for Hopper: persistent CTAs of one producer warpgroup and two to four consumer
-// warpgroups.
+// Prefill attention for Hopper: persistent CTAs of one producer warpgroup and one to four consumer
+// warpgroups. Over a quantised cache there is a second producer warpgroup, which turns the codes
+// that the first brings into elements.
 #pragma once
 
 #include "attn/sm90/code_expander.cuh"
