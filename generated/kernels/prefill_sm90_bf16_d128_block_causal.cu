@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         17d3a35d457bf3fbd1254e95b53344728e6b120e9562a7de4e56365a4eb167a1
+// digest         e9bcc93d3046df234ac1248ffb419358b68c573102d686f70fc76e45c17180fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

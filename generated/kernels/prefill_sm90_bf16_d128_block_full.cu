@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         4250737eda6ad494391148b0c2a28037f2b5df24e852ebc0c160f587e9dc17be
+// digest         02928e1d7d036e072f5ad049aadce56c03a2a535a756da4bcd71d3f54ede1118
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         4009924e5394e6a4023559d1c9fd96deb1662bd0a7cec9300709f5029e9c4402
+// digest         d80a0fb76459bca769c1bf793181aee886c2ad920b9cc3af350eb87f8847dad7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         871f28ef5e6499f4c285d908cde3d97d8fc23075ef4b3261f8dc247647a3df30
+// digest         e9bc4313b776b6f50531107d07843463f548b9eb270c2ac1bef877a3f47e22e0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

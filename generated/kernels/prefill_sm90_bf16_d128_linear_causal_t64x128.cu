@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         6ecbb968a4719bd5db3cf4dee4f7bfdfca8f0a0c48a70b1ef6a1c0581d2ad883
+// digest         6aa5fbc278f8d5a7e0dc3d4c0679dd4fcef664e14b1dfbb8505e56c58614e9c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

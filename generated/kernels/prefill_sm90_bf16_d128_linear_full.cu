@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         1d625a5954545a7a8cea9c21ef3567ad9fe6cad3a99c1f9328b1e1db122235d1
+// digest         d36d7ab8145d1340b8d400c2430956e53bd4992cde41023972de24c28f19d8f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

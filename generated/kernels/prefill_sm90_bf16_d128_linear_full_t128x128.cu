@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         90dade75347e18aaf2b5f28da2aa4f072a386d7e0469cc37d431374fb12d143a
+// digest         2c8c52776ddf2b8eed694c0abf7af80e4816bd28a2bdafccdb7cf08804bc9991
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         f19b5056c62ba42a5ff38d93a8b479269cb8ec97db8ec313ea75c0ec0323e3d1
+// digest         33c77420a64ce58520aa4bf28cdacd3e0e5b18818371415e41847e674f43bbf7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

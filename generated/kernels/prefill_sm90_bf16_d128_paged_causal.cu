@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         6cec9b3290f2e0275c8697a0b501444961d3f8ec878e4098a35040a91dc8f037
+// digest         e593735c60d2f6baeb457f8f34f229a730cc67abb68a565c5ffeb77560a1412a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

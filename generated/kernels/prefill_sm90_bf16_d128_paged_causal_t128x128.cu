@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         9692b26a52a740647b6c8e4a928709185df6b820606504bdf1327d3a34858726
+// digest         7429f0d9e7e727c12185106d5c7ab07b62793d81b87d577dbfac0f58c81ea945
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         4bfd2daccb53cd1a4c5288a5fc14df23bbc8116f054db86c81c33473eecb7f37
+// digest         c9e391c15dc302a21c6cc4b608d401e1386546a9703230a5fd155c4aa1915371
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

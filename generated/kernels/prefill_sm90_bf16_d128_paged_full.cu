@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         093e58362f876ca727efc845016784e11d728e722867820f0a8530559940be58
+// digest         e22a9d5f8fad76368fe2677fa81f32573430f9f7a2a5201720783c31464db5ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

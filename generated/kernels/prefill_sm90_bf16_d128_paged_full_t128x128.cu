@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         7c6af67781ad13bb5a8ae0f57479b297ae1507bc20dba534e9229b69cd8918fa
+// digest         176a90d94284caead07ea52479b20e9913c5436f5436fb294a28703593ee5072
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

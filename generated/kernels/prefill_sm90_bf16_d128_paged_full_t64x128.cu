@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         2b9426303581404f8c3e2e0b0dfff14189f10ad7d97407abf4904380a71f0677
+// digest         b5103518b350d4f396e5889e082b307c899a49dd69c87e808c7a664a405a9f74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         92290dd4a1541535703fa54e9e8c80defa1ef41fc65eb5d295818b05217f9a9a
+// digest         2c8378c708a296eabd36df6c11bfc94e469f21c4b3021e89e8e0a7c1206e9a46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         d08856376e92d2c58f3c09ce67814f599212fe34ed80f0501532c0aa0b99fd54
+// digest         7f0313ab5963c0d29216869124e37259e61784bcaffef16a651bb6b949c1d239
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         55b688a7f6fb75a2b063c003d622ace0782a4927c50144f577978944f7f9455a
+// digest         721b9785b427fa9ced6dc74d676d5ecc4f44076ed7bf42c1b458dcc838280f55
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         d59b8c202e759f8ffa6a50365fe5042719944abb9756a9cd910a9320e04ca215
+// digest         99a102b4d3a28d862d328a947e5746e77f165ab992f55928c258a131264735c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

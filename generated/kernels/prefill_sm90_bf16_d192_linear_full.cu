@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         4172255d6e1b2388d4761c340c93f637350dfc8e221b872cfaa3908c68a3422d
+// digest         a4988b28d6a5b9d15dd3f2514a8176cec0ce0165e317675738a551dd360b2106
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f0af467184bc4eec1998fc6b269e384ab5438e09a1fe9440ed9a5588c15196e3
+// digest         992fa34214e5bb61eb976abce40378bdc111f9aee35e1fac6354bf85efd4a44d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

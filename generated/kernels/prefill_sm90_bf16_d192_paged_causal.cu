@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         5e96b09a92970eb25b630efb6681ad5d44ab13ff9491b91a0e6014572ee60a2b
+// digest         3cbe86c877c01a61bbe58fac5747c2a64a1eab54222ec13d4a9bd9e72849a3a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         a3a3caffd5df70743fbb361126e4dca99d76cefe3cc579148b0d7152d14342ec
+// digest         b3510032d09775fdb214c0a95154d28e317a8f86efedd70c3d0ca9420435caf1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

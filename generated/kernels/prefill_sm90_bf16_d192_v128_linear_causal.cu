@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         cc21fbe1be18902c38da6bd00d38de5ecd3e2488f4fabd19f8b1fb94ca5d754a
+// digest         7185d7bd859504dcf9affc4f3eda7306f0dcfbb5ea58014e80477e6c02a1773e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         a9d80400739d335668eec81927a86a082639489c982f8d33594386370c730cb1
+// digest         85608c44db2824d2299490af883b212453f7418a2affa7d366ac0e9e23c023c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         0758b527b21d68f83ff4ab8b02a4770cb9fcbc2b10f5935da9c0bb57a0c9c19b
+// digest         f3ecd9fe1fbdb0248db6e6e613130733c5e5ed1ac69995df9c1287263d9d505a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         938e5de0f7d324ba36743f3f177c5a8cd7cbf5cb293f2793122a7a4c7eb24d59
+// digest         eedde03f198d6f7f396ea3cb2baef818291076905fda4138caecf5bf1bb2eaf7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

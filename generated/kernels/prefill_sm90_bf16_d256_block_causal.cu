@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         488f64380641577ea56d17f2f084a9c8a2240a42cd51804f3ff2e4bbeea02546
+// digest         9439c4e068b03ab3a1a471099f9c8b3c31d878ec5f95f8f668a93b7c7e7399f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         061c5450b19f9ea10fab574af607bac65941919d1dae3a15238c4505268129ce
+// digest         c3f378bac398d2361c50daf39b2c6fa0ca99b902a7cefddc1403d27120e2555f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         3f4a10fc8c9314131086de08e41cfb4f8a5131fb7b60757edaf87f3ef68c2b5d
+// digest         ad2dc4d0dd847fdc19c65903860afdff3299bc908ee08dec33ec3bb589f0f462
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         a59bb61ac685ecae5ac6c7e71a08d9ebe5d58a81b7da597e10688c675b50780d
+// digest         571cea22cd7d9163442d1706d9e0255ad1b8d72b368a7d055f6598addbc53a7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         c29ee329d78ba057f6836e85c1538fb928659e5fef0a2e721db6ff9dfc047802
+// digest         403ecca511f8523fc8d92d360c35305a56fb50ddcbc28bdc833ebdf38503937b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         e8f3a13a6864fcb0f8e121f3836fafcd751f949209bbaa5e8a250efd4bcaf0d3
+// digest         66cf43005d1e47f3a37b40c7f0a48f75ed3d9fbb1981a37cf963b8d584e04234
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

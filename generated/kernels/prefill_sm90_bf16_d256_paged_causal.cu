@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         fb108fe4e2db2faf8bf571198be759f9e8dda9737d7421e9b1a91e481d27d263
+// digest         380a93e00fbd39f92cbaec71865efab0190c86ef1b1a33385d801a1f455481ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

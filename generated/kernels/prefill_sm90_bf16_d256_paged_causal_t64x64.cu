@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         389db2cf3abecbf8ee838fa1c197f8718d055cd2eadfcfb5c9db36798564e588
+// digest         c9c8570133090a4fd0fda7e147b13fce7a712eeb80eee690746186adbee8ac90
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         7e5b5a2fc2bba457ac3201e1a8bf45b95b45fc9b7a4f8d1e500d5ffa0ca7e87b
+// digest         5068f443dfd3d73c81244633f7ee5e003ad7f55cf7835adfa428ec7d62530cf2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         70af2b64b904a3a52b18f508a193e399ed53482f44774726439b4068b597b077
+// digest         973c78142f7209bd0993db52ba16f36d58438719955ef3e5768272b052e4360d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

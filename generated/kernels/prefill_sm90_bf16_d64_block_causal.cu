@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         4abd0cd22297221d166317a949fccc478271c29b716233e1f7eaf34261b21437
+// digest         fb5cc9b6112f3880509cf4805e33bd84c95f3ed070e693102f865a075de82891
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         e60cfac70a8e99b60690800d0d0f1d1edb85201eee43e418654f977391033ddf
+// digest         d0bbe4535de2fba9a826081c88471dbf94b11fa26b987fc11aaad23db9d9a845
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         8e10d15dc6a61aea9fb42977030a3de6b0e61773ec9a404e57f95ce800a433e8
+// digest         656616fadbe07b55c3efee03761fa604c59efe679f67e2fc92686245387fdaca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         6393b3f3fbdde4f0e29f9caa96dc7df082b2b3f0c088a84284540fb9eb2fa909
+// digest         b07dab01d11a404439242d5ff7cac781dd8f543d075446cffb20e3e23fb74e0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

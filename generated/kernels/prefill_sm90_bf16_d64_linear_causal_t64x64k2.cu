@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         43fdb7baf8af6920721a88d4c4ccbaa7ec31abde4f035095eb1e0f4d77e486d5
+// digest         05484889e534b2a4d2bffd995a73d1848aa0679c794013bad229bb6bf5e01730
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         18526d6c2a96cd580932d7deb7373b363b9b743d905b620da310df0839e4816c
+// digest         0e777bf9dd85e563701be749bcc33370a4b54ce53bb03baead7f679db6d21676
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         bc8bafc4388d53bddcad3e75789fb0ebe6e1dd0517de283bba294cb44dd4bd36
+// digest         8421211c9e55704c83a60a047c3145b44c3ac780f9835d79e06490f0620c3234
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

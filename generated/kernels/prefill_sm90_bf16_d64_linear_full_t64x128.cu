@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         d8c949dd549337b498e1e4a1e64fa587614105d53c02179f7fccf45d58e48ac3
+// digest         bf24587eb6be3742a9530bb517720c5202b407d7ad19c2f6bf916c8173775ff3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         e690fc5c32bc730d93a87c575d2a5967bfce2afa38dee18f817604493a7ac427
+// digest         9f4ee353a82683baf834da274deb097e661497e716e37446158801c6c80650d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         267cb05af421b5824a2c5d377eca6e77743df4560778cd159a09368ac3ff74bd
+// digest         f1a7a278fdf235436e31a5119d1e01ad3a5bd9879660ee0b28edf178386fd50d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

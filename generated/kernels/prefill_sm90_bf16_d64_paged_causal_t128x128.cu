@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         c45f94d9fa7444d3a06f113c2b431937dd257a10283447097737c6fc1a5c709e
+// digest         5b9be8a9a130be4d9b4670c6bf61781208591636b58d1c11c05faf1f8679cab6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         1c47ad4ba44d696e6e2967433bf8b58e1e598685849261521fb381eb1924cfda
+// digest         b9082fcaab2c5245d8c0d70f2ecf606d9dbf67a7f45a14190773608b5e504bdf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

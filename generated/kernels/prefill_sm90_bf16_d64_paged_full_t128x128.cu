@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         3937b65562af246ab23e2b2e83147a6af279062042a9f9650528835a0bd4b9ac
+// digest         710e359fc9c7a193e2743b1df1623603b8a844e807a1b12705a2b438f8515b76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         351f5a6f2f23872d98477f60cb5cf601901fc026b70bdc3d7c64c38019ddc660
+// digest         c4ff57448373f512b4d8019e15f2a4db4b605acdfd4e16659f5ae55b900de52c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

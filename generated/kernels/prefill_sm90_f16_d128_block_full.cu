@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         8b536ff8ea840ed06d8a7cdfd4b8a33e9eb50619b84a4a85a16b0802ad90602d
+// digest         debbcac1747c3051262d03532fa8ef71ec8db88bbdc9af7d614ff6453b000aec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         66187330d9b27044cd727526d7a2555d7fb803b931d9c2c609a9717abab6e722
+// digest         4383712612eaa03563da112a4dc9f92bccb9cce086993a52862671caa73f21a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

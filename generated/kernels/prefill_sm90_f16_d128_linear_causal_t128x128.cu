@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         e8fb383e8c16f1579f6090712e328d2a41e2f7705d922cfb34adfb79b3222d07
+// digest         5d3e58c57f7ad321f996707bf54fff3943a88c69d571787f3ee79f6620666c54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

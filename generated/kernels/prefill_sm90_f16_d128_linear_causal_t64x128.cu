@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         d94264a7ad060bf6b5dff610e5321cd1468f332b596518365c82cd1cc2144ee1
+// digest         90370d543ab56bf083b5a9627c43fae866ae9f61024d78a956ba5ba89770ab1b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         70d1da22f5b3146a6b25417b2d7383787bc81ff087e7bd29994ce009a1735a80
+// digest         d398bd8d496494322e8958c280658992ebb090b0f03ab4bac5e326432758cf7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

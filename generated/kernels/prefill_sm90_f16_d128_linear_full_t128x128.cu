@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         cc830eba49170c3f19d2fed71d81380f8e160d1763b72c6a7ed1bf6d7d3ba6c8
+// digest         9097bc767419a122675daea2502748064013108c995c82a8d4931ff8be1df669
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         99fa336eeddfcf12eaec94d892a4c5defca40fe12bc363c71b3cfc91b3c47751
+// digest         6b5a9278cdab1126b0283a9d139df8c501ab0ab01e96122e2062491a2a8c01e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

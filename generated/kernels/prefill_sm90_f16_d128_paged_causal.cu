@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         e6ba810eeeb2e58aa3e321f9fc11174630f63b1409acad71be5ec93917eb951b
+// digest         45009524da3cbf90942afa332b65ef2b58d6f5f7ce769fb26ac6825d482abc93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         4055f6200b721d784bc38f04d6c39c8843ec7717b30827f1fad3647baad3640f
+// digest         48e2631e1b40e836bf9c145d4a8e7fc2dcadc150801ad37092b7dbabd68ee920
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         b8be9f560adcf61106aab3bde69f4011f0b4c2edbfb934837ba9f090b2b6ba1d
+// digest         96232058f25d402fe6d1b909e3d3af55d78330a331750b5593e7c0be8f5febb4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

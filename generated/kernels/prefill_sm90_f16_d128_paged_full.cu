@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         2baf7ae5cc7887f18ac5fd3c8f86ed32719e36008c40fab059469803d6d56eea
+// digest         7e3571880e52c0d9b65f6a4817fe72128f87e27048e9a3060297ec5008f36990
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

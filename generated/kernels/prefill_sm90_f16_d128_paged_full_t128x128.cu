@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         f81d3d4591c298f4b9bb6b0f18c40b64e1deb61200cd6d12c0d3cae3fe72b17f
+// digest         77aa0096d03c38b1f1ff719a3050cec5be304e60b7ff38428d992d098e73517a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         45249b34c27328808fc4148b5d0f6be69af872131b809812165760b164f08ea3
+// digest         93cd7b9979ac0ff77aaf2c4ad1351ea48da49642be70c7f764b44ad0bc6fd9d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         7df81f5ed41b435ace757e4bd0f22ab840dbedef1d6bff4266fee573d90cf513
+// digest         90e6403cd2062891000c8e5a948958ed35d8c5424ffa3a1c7ed7d0118dc24805
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

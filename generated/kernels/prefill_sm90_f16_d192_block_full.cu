@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         1a81e0d0e4136b6a4c579cd80ab674c61e60a0abe1a7dd408be61f35c3c5db79
+// digest         427c9ca9edac5b222833a7f1f0692600d9dfd0b15883b648648dc54f1fd2948c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

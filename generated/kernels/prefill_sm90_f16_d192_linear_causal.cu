@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         ae63b94cdf8b00e142e9c15eb6430d77952ee197f1e20842fc16321fbbd1b33a
+// digest         4f04fd463adfff95acefd182b6f48bbe2d5db6390412659d4908f9bff86b9616
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         1568186bb9d4da09a3243b31ee6e5500f95656ccdd515b607d2adec20980ab67
+// digest         918c757bdd82f4085cf8ce04934ae9514a2dcfa8fe980a891381058196c568e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

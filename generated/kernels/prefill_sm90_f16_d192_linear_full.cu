@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         4ad1e33996b4077442bab2d61418089e5a7f63f66e09c4a00ef45efb89e2e241
+// digest         85308af6f299166d1eb446e496fe8b8dad1774872bdb5709a1489913d9c98a97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         973bee8be79a4675c04fe834198eb833215f6d995e4ec9acaf6102c8e80e259d
+// digest         992678e9f4423fa3ef72f81d02b6db40fcc03ef91ab6d718cdcda6756db4ce52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         02c5c74c4f319c5efce9dbfca7a2025abb9c1a33d73eed428c85440aa156379b
+// digest         5c0de00376739af8d2b1c0a56824ca72978b63a21c35433cdeb35dee6e812be6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         2c6e25a38de66742db81da23d2ad3db0927cf69317a7aa9a82e38796f52e410e
+// digest         5f7205f7262d163158e1d8496c63d3b8f2ba80e686bb851e20afef80911e8014
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         70cba669c37000cb6b87ba1ae6175bf3e3f8f2b01ac420010ac3221e9dcc47cb
+// digest         a4754fcf0f73663489ff7e1f9b020931dfffe0e81861c5d7079954196b6170f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         f4301dfc90ca0c1594066f20712653aa5f7fdf9bb14932f6a9b06e9b6464b8a9
+// digest         bea206eaf7dc534dab52575fb2c3b049d7619eca65fdf99aa0f264a53b38066d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         ccdc5b7e8377995d3e73d06469d2b36803198a83db1bb0eb6c2babf699405507
+// digest         9c8428164959f2ad4d9977e454f7e0fb1d1de5738dd2a7efd004765d77b5f355
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         cfcbea44005d2223be33f3b8e4421ac5401e01fefab709d0610473dde0f99f34
+// digest         a81e85b6d80a75a966ae859f26d3b12be1ec97b36a0891cb8bc343da95d90a11
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

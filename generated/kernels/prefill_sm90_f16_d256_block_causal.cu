@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         7230eedf6c82b80321f6dd7f5434d881b7bac387f66a509e302ab3b60947e936
+// digest         b1660c7f9233c44f656d651f9a079ab20fcc5954dd1b3b29ba6d91f693913b01
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

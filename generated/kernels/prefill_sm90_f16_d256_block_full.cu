@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         bdd9bcda247513732a6cc70f33e4736bfd6634d7282f40b60eb0ff41c667b17b
+// digest         52b4c287d8d7af4872e7aaf8ca230fd2454e8a86c2f1366b17c073a3143d9ce3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         8032296c2caf74f79c29d384bb640af81f3d0d6aa1f3f70c0f1eb5abbff1e643
+// digest         9c524d73af597c3688482bc641f2d5c82737c250a5133484f3c3cf513e5e9e45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         0d221cf1585f710f3f6231585c547a53059589b69d2effe6c8b2822dd20f943f
+// digest         78410b8adc4e28683dbd4c7b5926ec778ede668d029afc29e56be33db78a56d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

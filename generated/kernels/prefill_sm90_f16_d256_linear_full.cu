@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         d832bfe58745817b9e46c3e8e643c3fe8d7ecf97db4dad48aa85171f2fed738b
+// digest         9ccfd59f014b7ff71138bf440db6e8bc9cce33c73ca4f4d1713a6f977fead9cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

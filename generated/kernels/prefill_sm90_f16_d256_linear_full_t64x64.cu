@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         6718c213347f98008f641242b33f730234e3f90b3613b2c2ca70a1218c0bc29d
+// digest         336a9c3753a683ae222163bbf3a2d568bb0e54c1c424f6da58c085a08a9e529d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         bf410646db5d85b74bd934160ed59b9768563af8fe842e255ec614b2602b5d7b
+// digest         86446eaaea6aa4fe5de57b87a425868affe617fc47eab13ef391cd99a0598a3f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

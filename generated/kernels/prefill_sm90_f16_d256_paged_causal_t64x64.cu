@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         29c595f3b9ef5d086afc2316b73c917d58342b82d04c30038971537efc42c5c2
+// digest         d3f29498695e0c9bfdbab151289e8a066d21c6afe6027e7e1ec96638584690c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

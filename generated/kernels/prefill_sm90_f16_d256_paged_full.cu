@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         a94c369ad1b183e4b1a209c1142fd7e9a55aa40a333e623dba2deaf263a8fb68
+// digest         e49138d4a3af6e0034874b37be8b988eeda57cf75d6e6e9dff1bdbdf31ac545e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

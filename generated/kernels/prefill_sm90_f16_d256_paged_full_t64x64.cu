@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         bad80b7087ec03177dcfb611bb0156157ad9a0a7411da9afbf6580a7b2320eec
+// digest         3960cf1a01af5a076e6c8b21f48da0f3339bae0f68f19542d4660e6865626e33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         f4c34a91eac43687ff7ecfed9838b08f3dd98ac62b68172e212fda430481daa2
+// digest         fc34087ef4984e0f6e254ab456c68cf84601795d7872c99914bfa22c74d5875e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

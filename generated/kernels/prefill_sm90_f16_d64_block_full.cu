@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         6708453d466d64ee14e76c72c618ff3fc3172d99c996ce555e16ff288700d3c4
+// digest         21c9ef640c8140661aa9c639fb94b1dc1c5bbde35481bfc308bb9acdaaa79a60
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

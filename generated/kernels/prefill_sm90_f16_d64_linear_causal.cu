@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         2b65db448758d2e8226ce2a05f0a23b79830e2b36f3c165cc8f71147d9030f40
+// digest         82b91dbfd72eff8cbfb7c817490496f70835762ddc9036855de55108fbe4e385
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

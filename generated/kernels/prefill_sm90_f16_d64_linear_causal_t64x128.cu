@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         00889e69daaaf1f1bee0291b4cb35a20f68f55d704e0b7542ef75124e8532b4d
+// digest         d0ef940c19949dd5db2bdf2ec0912d56933d1a3536f4e758edb3294d5b10c3ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         f4ea44de46406f0012a33297f82514c8b9226cf2a907699f94992e91a53746f5
+// digest         aef8dee4eeb4e54e1188b70ee77c12b9b39ebb2ef1fca6fd977f95a49cf8f4c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

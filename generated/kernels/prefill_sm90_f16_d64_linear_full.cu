@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         b9241c5a96d9e713e04f2e2fe02798d40308b647fd71394174dc986ddac65cad
+// digest         955caaa9a1b1b3cf438a067902cc9544a856feba24a2dd68fdf11f50a42cdef5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

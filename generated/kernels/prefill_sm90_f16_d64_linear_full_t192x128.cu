@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         905f0c50999f872fecc5107dc9737164ba96c8ee2519332f44bfbfa625b1c132
+// digest         c40038c1a57c390350b0267c4fbb90b5d1487ba00646841e371b0571967ee4d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

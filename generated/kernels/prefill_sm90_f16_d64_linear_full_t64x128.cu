@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         20a100383bcd7f056188d9b668ae1964cb0793e4fa741c81129eb1d9648a8029
+// digest         14cddc0aef0fc3e09bbccfd2246b1b58aab7e2393ccfd05532b6c9ec8b994c87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

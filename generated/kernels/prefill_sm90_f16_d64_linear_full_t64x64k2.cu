@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         78454b5ae9e5eedbc445a5272f257846c87067081b2c534e33509930757cb332
+// digest         4dcfe50d416fcfe5353ca68485853025f9ac7123a7c0a3cf14b39e2006d1ac78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

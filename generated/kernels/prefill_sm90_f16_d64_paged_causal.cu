@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         75cb2d2e368cc8694004f860acd0b57342b2236d7cc7b914d8860121c3725e34
+// digest         1581b0ce8d60076e05dab8fa065b252f6d6aee1b0d8f5bfb45edf8742c537800
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

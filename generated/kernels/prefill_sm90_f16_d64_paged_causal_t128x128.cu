@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         4bf9596c76a96fe43d5126b1c14ffa9e7fefe39cb04720907f757b20be76fb88
+// digest         bb77038d45333d9d829e8e8239f77370d2a7825d0bb4847108cd3a31a310a14d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         bc5fcdef5a6bb0348c061adc2b758604d94ad25e83e034e8ff94ed5608453826
+// digest         48f4b69591a27b4eaf965925e1119b3083c1e781cf749b9b3f2b114784f722a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

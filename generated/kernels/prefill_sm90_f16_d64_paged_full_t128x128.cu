@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         071b35cabf905473f4e38855b83a78f0d00f589b157dc37a39923222b109d41e
+// digest         f7217d0d3a74f354103d7ab7268032bb41f8dda57b3e60e6638b23c5d6150dc6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -158,9 +158,8 @@ class Consumer {
   }
 
   // Zeros the rows of V behind the end of the sequence, from `row` on, where the loader has not:
-  // they may hold NaN, and
-  // 0 * NaN would spoil the output. Every consumer does, because none waits for another; all write
-  // the same.
+  // they may hold NaN, and 0 * NaN would spoil the output. Every consumer does, because none waits
+  // for another; all write the same.
   __device__ __forceinline__ void clear_values(int row) {
     slots_.wait_values();  // nothing more lands in these rows
     char* const first = slots_.value_rows() + row * 128;
