@@ -35,8 +35,8 @@ DECODE_SPARE_BYTES = 5 * 1024  # of four CTAs: what an SM has beyond twice that 
 DECODE_CODE_PIECE_BYTES = 4096  # of a warp and stage, at least
 DECODE_CHUNKS = 32  # of sequences, whose keys are counted by different warps
 DECODE_COUNT_BYTES = 16  # what a warp has counted: tiles, most and fewest units, query tokens
-DECODE_SEGMENT_BYTES = 48
-DECODE_WORK_BYTES = 64
+DECODE_SEGMENT_BYTES = 52
+DECODE_WORK_BYTES = 88
 DECODE_ROW_BYTES = 16
 DECODE_SOURCE_BYTES = {Cache.LINEAR: 48, Cache.BLOCK: 48, Cache.PAGED: 64}
 DECODE_PAIR_SOURCE_BYTES = 16
@@ -231,7 +231,9 @@ def _decode_sized(
     work = warps * (stages + 2) * DECODE_SEGMENT_BYTES + DECODE_WORK_BYTES
     source = DECODE_SOURCE_BYTES[config.cache or Cache.PAGED]
     source += DECODE_PAIR_SOURCE_BYTES if has_pairs(config.kv_dtype) else 0
-    work += warps * (rows * DECODE_ROW_BYTES + source)
+    in_registers = rows == DECODE_ROWS[0] and ctas_per_sm <= 2
+    sources = 0 if in_registers else _round_up(warps * source, 128)
+    work += warps * rows * DECODE_ROW_BYTES + sources
     ring = warps * stages * units * _decode_unit_bytes(config)
     return Tiling(
         cta_q=rows,

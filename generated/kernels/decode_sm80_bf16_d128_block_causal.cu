@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         15c8556a7b9920dfc93872ab242128cb333258fc54d3ec4d08a08a9a5201c979
+// digest         ac73dd3ad3184b9385cb40f8c67de61781fcc41180a87701aab4108fbfbb1cea
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         4cceed54f40fa5bafa120a7d6f72c1112562076f57f8dae5686f140c2feead60
+// digest         29216309175a6e9bdc080730327950bd4354ed7135437b74f6c086ab933ae390
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         20f0ed0969e1cc9ce6154ead8dba44282e72dcce6139c0ca1bf82834d0dd9d5b
+// digest         bdcabbaef541ad45c62c1dd38d2be097b61437bc7cb74ac5dc61d78e3f08b7e5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         2b723bb14ad595a0d09ef3dda17823f355dadc82e274363aec191f375262f027
+// digest         98e2dce48dc15c3c040ee8150a25973a7792f857ee93cc6ef1237372870df7e7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         23d38bfccbf4bd7d48db3bb3ddd93c38cd6c97bbabbb7c63e5f78221738c095c
+// digest         09298f128039ae7f157829044fcdb0ac403a6723b60c76ff9575ed92f16e16e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

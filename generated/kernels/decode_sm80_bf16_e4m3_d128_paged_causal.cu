@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         059e3db5f0fac9cdbe51bc4ee5428d47f9d9b23290dab7a4146ab19e6c3534b9
+// digest         76fa46100d4ba5eb0112a7b1eab12368bdbf93b44ca9a142ba0c380a990cf0f2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51456;
+  static constexpr int kSharedBytes = 51584;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         f11aa0c527e68e46a8a2c2c144f10a032290b806172785e51538f69b8bfce1e9
+// digest         74e43a851f2450c0fb921c251961ed8ac092c4b12dd768f35f81e7a29cf8a439
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51456;
+  static constexpr int kSharedBytes = 51584;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

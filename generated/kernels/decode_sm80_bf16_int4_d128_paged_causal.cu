@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         fd454a0148cc55cc244cd413d1050b8e69175fe21ce4f7591be2b9e4d6a2b0f5
+// digest         3b44dbe9aad379f942f5515ad0cd6c89d7cd77727a2d59c6ba48555981c7d603
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 54528;
+  static constexpr int kSharedBytes = 54784;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         2ce8945ee2efe84b98e8424bc6e803c5d042b41d65fa3c038dd66fc6f05744b6
+// digest         30be72d1556dcf96e00dcd686a75a326fcd8cca257d066c47b135b7c376d5fbc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 48768;
+  static constexpr int kSharedBytes = 49024;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

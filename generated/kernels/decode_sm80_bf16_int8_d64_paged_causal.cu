@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         6f5497f45c7eeece918f675a54d051c6a9be77b228d3b2aaadc3f0be4252f9c9
+// digest         2c4ea29857583ca5472ad7b473d9ca589a5e9a0ecac670d038f730fdf073bf2f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 54528;
+  static constexpr int kSharedBytes = 54784;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

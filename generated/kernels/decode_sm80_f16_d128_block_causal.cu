@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         ffcc13cb0dae7fc6548bebcc2ecae253bd4655e9d9295e69afbe4e796d672837
+// digest         91f0c2295cdd62e407457a1236128359bfb914f1687cbb760c04849fe527c7ca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

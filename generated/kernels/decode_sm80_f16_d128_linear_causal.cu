@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         e0c8315b8e61f6170eb17f1ceba5d8f888ceeea77c3f39d4d041d42c922cf7cc
+// digest         31c4204a2e9720a6a9fab3ca726b5623c52a53ac276f7b0a49a660297e6f842b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         90376c4c941cd1071ad39b8bcc9486c600a5f26ea481003009ea17ef8ac55959
+// digest         ac9a8ca705693f4d2b8da1d25736d27423cc2f9e43bc4104fb28a2301811208a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 99584;
+  static constexpr int kSharedBytes = 99456;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

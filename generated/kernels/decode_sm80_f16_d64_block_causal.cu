@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         95b9d0960c4842578fdf139d30dfd9cad9e7f57fa65a0542b293c8622a4eb93f
+// digest         cfda66b969a965be916abdde8cfee0efe4a2b0db0a0672bf62019bb364862a00
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

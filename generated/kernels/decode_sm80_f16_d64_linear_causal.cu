@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         05d16317cb732ea5401166cab573cda2f73e59d4c8cd0782865727b8f92804e3
+// digest         ad0609b13d726ee2e8f0eb9a6c0eb8aeff812941c362e12f69da265bac306edf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

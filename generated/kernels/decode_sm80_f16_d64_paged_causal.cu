@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         34c1629160f486f80b63fe2eb395320b8424a68970adf9a78a1a84223b967b9b
+// digest         edb1e91fda0d192cb7bfa71840e2eb4e7fef19d0bfacf70f6d29de87680e4d3f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

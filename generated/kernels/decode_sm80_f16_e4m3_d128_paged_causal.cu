@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         d144e2fcb826ba846e16c4e7869197030ff071f942b62d91661fa72be616ab5a
+// digest         81ef2a0e8f1d4215ea9defbff9f9efc6f0fdfffb4e7e16b274db026d0b92bfba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51456;
+  static constexpr int kSharedBytes = 51584;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

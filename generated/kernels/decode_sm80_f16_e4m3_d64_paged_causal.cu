@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         0b05f3fce1db9a8dd963f1275a3fbb5993bc378d228af229997fbfbc1da1f230
+// digest         77b7620303169803a68679e5e98b74b422fb3152c1069c3c48df2b330a098bd5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51456;
+  static constexpr int kSharedBytes = 51584;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         81e5a6e3bf0e628d6b3a4f12e7f2eb49f4df229734eac4d8aa9066bbae08cf2d
+// digest         d04a143f06d59165b6b2ec3e1becef97f705014282d7a64ec7ab2f3a9cf65d3c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 54528;
+  static constexpr int kSharedBytes = 54784;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         f9f45bc9e27589575d0e1ce4ade39073ba1f82421aa2ce2f4f236135ecc390cb
+// digest         6695c2ecddfd55a043f00ef750c33d7b53d6c9b150edee195987de73225820f3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 48768;
+  static constexpr int kSharedBytes = 49024;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

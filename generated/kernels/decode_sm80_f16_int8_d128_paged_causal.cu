@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         cca3f4ef537e5111bd8d7b32f4615266562f37df1077478fe7757b5200b69b36
+// digest         851afd1a81a2a6079363a12e68d2292cbcc10d42ff1cf52e67723857ba1f9f90
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 52992;
+  static constexpr int kSharedBytes = 53248;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         f05115ca9227db315a1af7a14710a4adc305a00c095f4ce9f56d89f0ecde4ce5
+// digest         0551479ceb4ac13727c488d1bfd77392c9074b4918bf20fedddf7f0d4127e830
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 54528;
+  static constexpr int kSharedBytes = 54784;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         e6a49f4dc39bc581b86f387003cf7ca67b87c0e83c8199a3c0a0ff725654b5b5
+// digest         bd7ed469c21f7c2c2d0c05bf8cb3a7a6e17f5d15033db4ed516fd2b34cc568c5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         a789bbbfa3e82794465c0566a1c09805a0d6d423eed3643eb740fc54e3fe28a4
+// digest         fb444016aead23eb8f63f3766a0efcdaba75ce59d8555f4f6c090eb074da7aab
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         be4752122ffcfcef8ecf1ca0af6aeeddd407dfc4977e6866c9008336d9970919
+// digest         69cec0078223af0c7b25f579684a8277bff281f0bbe9dbde2f9b9dd0ac3c27cd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100608;
+  static constexpr int kSharedBytes = 100480;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         3900ce77f43a3cda138640fded059c642cfea5e0bc496fdc19073b313a37c657
+// digest         26b15307f8be7d222c1871fbb39985943e7f4d6852695a06f4a2a9c9ddc47be3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         2d014601d6ac89f995c0045933d349bf5ca434da2cc47dce1134907ecc004c18
+// digest         982af7c2d5dc8acaf71809b84f0935af289ccc17d324a5380772ab5ae868d5ba
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

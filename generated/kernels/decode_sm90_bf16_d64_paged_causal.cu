@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         04d7c602dc48357ca302fc08013f9849fb63971bdbbf3b50dae7c51849fa6bf8
+// digest         dade7dc1a728d2ce99df266ead0634a944365ac9ea3f5bd52c7d5da6d171a92a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

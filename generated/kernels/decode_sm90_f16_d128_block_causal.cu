@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         d5218e107599f111cc3cc424842324f9ccb8b4c38d2d8bc468ac6bec37c57f24
+// digest         54dec56aa8fe98a29a9e8f27c577fe8d2ced3c8c1922f0b0c50bf998857842f2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

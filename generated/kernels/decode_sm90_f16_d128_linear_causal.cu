@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         256f826a2a720bcb7cdf0ff53f757f10febde95471d529fd6d123a1c3a2c52be
+// digest         2def80aa52c040ca220da42f867d553701da05c40887d2bbbd6ae8819ff942f1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

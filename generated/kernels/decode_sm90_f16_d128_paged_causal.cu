@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         c106cb4125c00b1f388718df7f6da35eff0e091366c4b26909d9e521f077b867
+// digest         db7622ceee840056dc1e31879b3fdf7ab10df4866e4a25d2588ca819f9a7cb0f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 100608;
+  static constexpr int kSharedBytes = 100480;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         0f3bee3ec97b6cc6573fa4dfcdce30bcb070caa690785dcb96714df3af7e3484
+// digest         7758ff0e3485908538112aed05b6152fa896b65991e9e8fc3d7db43e8ac55eb1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

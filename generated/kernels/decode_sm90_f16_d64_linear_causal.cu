@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         494cb7a17bc78cb173833bf3564d60aac705e58fd370ef156e10aad5d002d919
+// digest         fe38e3da8a273731a601717b3c031bdbb73163f7d0a65e8685b50a2510bdf742
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

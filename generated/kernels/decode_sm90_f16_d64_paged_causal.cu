@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         11f48b1c614c6c1412e1c07a7b2e6febca66e44e592df9908c0b397d99aa2743
+// digest         90ce31fb975894b5b8a9cbe3a0c86804ed1c6b0fa0e511fc7115a32cc1b0e6a1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

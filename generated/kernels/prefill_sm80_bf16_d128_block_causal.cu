@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         5533443e7294874847130fa59f39e44eb2faf2c7197048c85c4925aa10adafc7
+// digest         aab735d0ba0af59b96f67f40f6c3eaeb9ca94ec9ac5de61691706cf773a87211
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

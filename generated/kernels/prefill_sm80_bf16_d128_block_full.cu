@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         6714e0402b1951a3d24dd737a239a76d3b0711520eb77275ab40eaf245ff0d95
+// digest         1eaea39afe379e86882a520e3b8b785a74a2cc2f3bfa981a3aaf8e00f87ce172
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

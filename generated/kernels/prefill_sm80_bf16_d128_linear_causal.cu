@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         8131306535f357b0f4757ff7a2e8f96f316dd23f7fc38f92f7ec7e992fd52f8f
+// digest         72cb5366058513b8cb826a32d99175eb355350849b80477fb0eee436e6b017e6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

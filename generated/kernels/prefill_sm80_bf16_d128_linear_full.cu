@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         c68e8822a3f575419ed2a8b990f8cdeb928bc0cbbae04511fe7dd15882d5f146
+// digest         57401e1ad4278afb185195f80986b6159161df42e01efb9374e2bd59f87f7679
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         68a2f0532da1ad14b05ae5439ddc61ae703bd9a14e2e31cd526f0c1f0f33d1bc
+// digest         6668da6436c7ec6df25215ae88ec33067335dd0612e4aadbfebe033dd8a1fb38
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         c649f0a1058926cfeea29ed5c3f5d06848d27d40d935724122ad74b8e0cc7d5d
+// digest         b106fa10f9fa7297e92750afd91cab0db7eff2cf6dba1adeebb6e1cb1c07217a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

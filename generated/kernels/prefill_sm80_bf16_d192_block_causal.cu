@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         bda75518a3890b301cdb08bc3fe23bb1b9e0631547c32865ac8c19764255df36
+// digest         2ec933dd94ea0d8328a20f12dc06ea2c74b33e34f0620bb42d92aacf268fba72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         395cdd652fcf77c612ea13220ae21f4f575939b255c8323daecd27a9cb43a87e
+// digest         2d2ed6a0224c7b61fd155d9c294c4a1334d9032a61f2e6b07306e3e4b48dcc7b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

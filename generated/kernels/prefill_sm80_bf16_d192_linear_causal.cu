@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         4c93379b620a944d819243ab1fae8ff14357610e7001b661cec3486686c8601d
+// digest         e6f7bd364996cfcba1bb82959f2383f7795dadf5c34dbf9894245987a72374c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

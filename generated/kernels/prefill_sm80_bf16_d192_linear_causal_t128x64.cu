@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         a2e67a6e1525e62df27662f8f125176ad2c5e09e25e49271fa02f963c02a1e15
+// digest         fcae208e6a4847e8e1a5698929c4c660f518aae3d298065fb2b1f092f3611433
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

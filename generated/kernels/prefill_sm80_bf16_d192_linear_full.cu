@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         ebf53c07cc6ce9708fce8173d69ef765b6e4003b1b73aa4c3c0e4196767d5ea0
+// digest         6af3032b1235905b2cf1b3ddab9a45641ceb8c7f52515751a235693439fa7632
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

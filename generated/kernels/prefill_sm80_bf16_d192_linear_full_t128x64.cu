@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         033c8290ba6c0ff3ac63470437d9c4130f64bf1fc1630e0d7afaba1e8b7c6ac9
+// digest         b4680608397bc59e532fa5be18ccba3dfe933f7c86ca5db82d059488daa7cb0f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

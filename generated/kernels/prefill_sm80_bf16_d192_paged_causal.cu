@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         51a0ddd253d69320e2e534839ed43381eb458dcf25258cabedf3d7cb456a60fd
+// digest         5935710d81a27c42ea5d608c32cd5bae5ce917d8fac6f4aa1036da57746fab41
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         bc8fec76a20fb98d2733171b5c955cff407be829d76b68583b59fe389a0b46ff
+// digest         c96f4a69919cdbaec91a2340be8cfa922dbf4c498f026960b321bf9806ec72f5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         3166d7dfebf33417ea76eb4f43d6b08e7a49801020f0553bb50194f9851fe61a
+// digest         ea31fdefbc1cf178f71c71aa565a8f53edceb9114421f2ea3afc835d4354c617
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         da0a00fff95d8adc7c9a57191c02eddcb41b7efbe0c6c21cea64a9f0ba2a0b24
+// digest         1c7c3ed34b82da723150461d1b7a7993d2b235e01b2f9f694eefd01b331d5fa5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

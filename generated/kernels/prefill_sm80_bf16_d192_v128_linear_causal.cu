@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         a7f0a7cce95524f75170306ff11039672c44416e4d59fb87c8dab762d91e8384
+// digest         583054930a2c3d08be5d46736301c9788eedf5efe70c5f352ee31d217d2ce848
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

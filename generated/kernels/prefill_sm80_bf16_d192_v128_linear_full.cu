@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         fd38f0928681fb39b8351d5847e770c658706f72bd68c8a22ace894fec0ef37e
+// digest         0eb16c8234b0b75521b8ed8e8116eb3ea1fe909226af7b379add197e933fd3d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         b8f00f2831bd0809aeca477959126d754a9e2801ca4fc2fbccc9a3410619f423
+// digest         d827b5d2860005ab408dc22b9004e0f150ec90370fdbafb2800c97e39cfdac87
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         6aba941b634a3bcb439c2b1646c00bef0c5b12111e8a20db3297f884c9e924d9
+// digest         5842be8960f465b506c10e3552a66c28e7984f777645c521e23fb94bed554896
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         1bc67c9bf1ca6db931fbac555b75eb4ac3ff3734d5c830731f7e8b73cc51f80d
+// digest         ccf6f85a6e4fb39aa60e06d672501974765b9f4d058b7f463f848651aaba27c5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         0e6fd026100e7407c413783b532046f47c3f2775015f6e2fb0f9b3fd5559f06a
+// digest         30bdb1e5e653be5b43835317a14fd0228abfda76cc91bb8c32156e5c938ab6ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         30de54fa68ae6a16c0f8471b1d93355dda5d1e62cd8e7ac5e2f3a75edd52b0a2
+// digest         7aa7a2dc9b734e467526b127b25fc81ed14f3738fa9c519e0d757e6d13d3e1c9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         c2690add4e06f655706ba7d85e02e2eb35bd5273f4b82e3ca331f2f7e966ea03
+// digest         620ddd68f1a6adb9d3ba77f84fb674efc14a2fe3e3082b25ba98cf115d8ce66d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e85dc1e9cd806f388a16eb138a4fcb2c144cb1a5507cae6ac048b6864e19f0ea
+// digest         84bfa65e96923dc92536d0b8142e89c85ef6bdf11d1d37658a58a2d72a15c99f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         2ca77ec9a1d1ceca7919d141cfb333ccce999781878ea62028531c23ae1be549
+// digest         c6066de3f04045c577b55e2b601d761dfe3c323df4527960a1f4541158c2ff75
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         33c01feb4106fdd477a7c0af2eeb4dc2c071c374476d25b0bc70e81823b61b78
+// digest         d8b964faf08a67752b9b37d26ad4ea274ea607edc005aad7ac7237b7eacd5820
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

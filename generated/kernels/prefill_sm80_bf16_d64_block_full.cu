@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         ece45d2742aa60aef3707b915ad4dfc74e9c983592a2d2f4b2d1ca0ae30523c0
+// digest         f5ac84fdd2a38dadca4aee0157c9849b7739d4a9d40b040b545b5b4438384e16
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         a898dad91dc37e5e52bf48e89515b90d45e6d7b8c99f6675df3fcbed1e4d1edf
+// digest         722fa52e50a73ffab79da5c9c93147a6c7bfe3c7997d18739c59b513002cda05
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

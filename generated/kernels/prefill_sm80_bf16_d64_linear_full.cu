@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         6e738a854471f3fc11d5e5972bbbb6236f29a84bf2ce43b9d32f3e4c8f2bc817
+// digest         ba8102fb609c45787b037be262cfbb4df96f22da03095ca28b3e6f0962a4fccb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

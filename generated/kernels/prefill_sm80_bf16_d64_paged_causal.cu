@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         f0aadac7b3436c932e891d8d3aaf132f0bea27d9157add1115d1f56585d4ccaf
+// digest         11d7db4a4df92c3eb1c059de2a3a7ed7b3886d15a267ae1e60e970d406e2e9c2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         0bd524d7c4e585dc17aa721c9244ade32af494c7dc4d168deac150a436da7a3b
+// digest         7c5b153aa75004328bb347d9f00a651d785b0db10441b324fe6465ba52c37255
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         30d6988aea350c575aeed04adc5e3dd0d5797c2cbbd7f6d36fd86c7096c9c86e
+// digest         54bc9b840f247bf29a9e9f5530236efb82e7cdcb64f4aeff14740fef38442030
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

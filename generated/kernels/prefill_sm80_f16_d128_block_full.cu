@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         013e011ccbae09c06dd02951442c2439dd2520b9aea6ab537dfc58b7018676ba
+// digest         ad0d8be56c5d8603d8b3cd10ebb1c8b411dd0050f5a35b121ff4dc9770e96bdd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

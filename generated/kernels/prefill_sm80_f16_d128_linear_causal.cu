@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         e1bece6f02633dc0bb48b58b9c475edeaa962c1634f3708a6643c5f19dcf3a54
+// digest         1f44fb576fd7a1069cbea20df11e037b86f6ace02819a9f8532e6196d0c26d0e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

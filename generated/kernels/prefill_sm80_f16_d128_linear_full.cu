@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         548867b93643a5970282c26be8ef7dae4c4a69c7917399cbda2b3c107777b019
+// digest         9e1643ba83d935427bbfb99fadaddc2331acf39126f1c7b06a7e3b441316b41e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         ed7e674073c76bcdf74294b7b8dd0563beeb4fa7660abfe3cbe506211ec917d5
+// digest         3f6aa1a52f8b04fa6de50ebde0229a086e4fbfc37f8237795ec636237cb3ea04
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         c05bf4a9adc376fdffc4cadfe7b13a6b5e48826e57a2e9b5f6e645b47ee3aeee
+// digest         4402d6a4326268af173bce45a5831090a475b57c002900ce8600cffaa18d8a02
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         bc70da73abaf5b466db78426456d247dd0ef360836423dd21a78475a9453709b
+// digest         364e457c4010b14cf4117a222accf8d21eb46f7ed3a1dd2ec51e3b787c5f2af8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

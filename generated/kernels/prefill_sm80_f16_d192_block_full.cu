@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         21402330d7f3a60fc8c543edd0edbd9eda0f214a24d763ed5da741e8ba41bebc
+// digest         4108eb3a85396aa36ac9e2d6e6d1bc23df494c900386f7d8b451d02264a5cd74
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

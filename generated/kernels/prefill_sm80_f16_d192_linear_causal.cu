@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         d7b01292bb167de7df0977107c0a711a010f6ef706561088600c7ea497657551
+// digest         9191aa80a5b4e5b80a4b19efb348172ebbdbe4862c10aa6f278220aff222e2f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

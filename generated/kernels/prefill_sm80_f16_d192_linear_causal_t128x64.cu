@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         2b953c32a69ec2a4f0daf0ef29f7d7654908f620909c1545601ff7a0f895a4ab
+// digest         58918160c867935446fa37cd907b6a94a766ff4bc40f326b98ecc30af231ff3d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         eb3e267088d43889ecaf4a46711ddab4f9ed0670f7511fc7f7cf9326bc22d9ad
+// digest         57bdb78297b612c488ea56ab0ff7c50b6cb657ecb0274c94aa07c1a76dccde8f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         16d35277d20a737fb4c1338e6b081e0213f766b7f6a7a27a204121808304e2a2
+// digest         c4bf5515703cf8c96fc99056c75ae30c9bee91db86746ca6b28c778ed23cf49b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

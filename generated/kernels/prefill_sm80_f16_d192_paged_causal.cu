@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         cc0e7a83b10dd5bb5ce7bd58b8216a8690cf2814791cd956a46d28d765d78646
+// digest         89867e6eb078c2cd09c8fb58ac2e502bea82fc41a37a2b96f1b1655e83f96820
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

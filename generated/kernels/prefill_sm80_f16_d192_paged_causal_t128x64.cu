@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         4ad836eea82599fffdea8f6bab1b4f0983df2ae82b638256f0519d1daca2a6e3
+// digest         940e66d3c5a3fc6dc64fcea2d473d1b3affb6ee59f5f8cbb00395674734cc612
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

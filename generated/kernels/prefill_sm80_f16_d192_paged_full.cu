@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         c39b4de4a6a1d7e98d226d36d6ac084bb54b7c82e7101194c6d89f9e29ba92fe
+// digest         0a4a1281169ce32702637f0683a028bcf7195aa88666bce1ece436fb90ba9f90
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         04abae87f76a6dbeddb028a3582f160f1671cc541e6112a9231854e92147785b
+// digest         1943743c56d85698a69820153dcbe2e62868a42c115950207c849bc2ae19417c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

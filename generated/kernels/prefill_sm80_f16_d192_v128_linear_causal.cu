@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         a14e4206a46e836f4145dd3d554904967c61d039fd674ff65a585c1dddaac76b
+// digest         8e047e238d5da351e9625e77dc3dab938a97762abfa4c2141b442f9c0057bd65
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

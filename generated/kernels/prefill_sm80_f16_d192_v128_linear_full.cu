@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         0790334a6e8adbb2c905c6f76755b545973b9741de317544371c47ed0450b825
+// digest         f2096cd675fa3b9fa26235a8e2c382a9103fce00722a776639f979c53b20d956
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

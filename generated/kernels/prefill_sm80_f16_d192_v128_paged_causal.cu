@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         2560d6dd222491c6d341297aad480128a53be061b6e846a6a5aa8ca7418e5dcd
+// digest         916ff381e47a1050c153178e249709c2e19ac7417ced360539444b0c3fef6b86
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         8c6c1de2f85f9cdc9a228d2a025a2a3b5de4f780c80eb1923584cfd330b467b6
+// digest         3ba7ed693dfed1e151ae9ad0436f09a1abd0ee14d35ef7987cc1aed6e597289c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         a758769babeff0d6ade385af0a57667970d1d43ff471d5796f9e44becc8beb38
+// digest         a5b50c8b76c8d919f285b23c75e198c6d9c29056c4b3d1768293b0997fe83e9a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         97b4db60fa5a76b8bb8caadf17e1cbbd96a3fc81a503a0c3a92e31757e77a847
+// digest         fabf890eb99574419b893fcf044195568b1920e06b56125affb2f6863fc7a200
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

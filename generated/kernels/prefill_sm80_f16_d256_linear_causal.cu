@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         13478da482b34659f54915aa2658a14bf6a4aac65e5133dd700e9f1322964354
+// digest         8d6ece6b45a5acf2d704e3115d642c1c7ea69a8bbd400655afe82c12f31d4e0c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

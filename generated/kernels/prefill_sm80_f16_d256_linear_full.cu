@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         74c91daabe50230212c1c0a4c6b9d9eb721bf7dbce88da6cd2820f278002c805
+// digest         796d2045adaaf35e0d493548a1cf4a83581f416ae63b45f9adc84e02304b2698
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

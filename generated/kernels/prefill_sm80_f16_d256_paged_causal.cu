@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         18fd0bab9371e43894315a8a0ae79d5db789d242d338a8cb4c84539d7ac64a7c
+// digest         f0895399522eab87d2558ecfde676ef91d08517e1e25bdd2ba7e5cffec214752
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

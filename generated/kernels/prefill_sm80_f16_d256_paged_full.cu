@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         29770469ecf83fc9010dc057ccbb38b04415726dd8b6f56ce0036f914e1fe19f
+// digest         627510dd6f5571131d84bdc9a7f72cbf8fa2b1e2a22ff6aea8a5202632d70fcd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

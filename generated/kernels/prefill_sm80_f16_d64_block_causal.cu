@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         021b1e28a7f14913708e5246c16b3bbcfc4c774394efdba3e47fcd9081ff7b80
+// digest         ce12619d89a42df2dc6a48554cb666175b3443f4c3ac87f5041b995e7ced0a3e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         38e88061ecdf957c1e33700f2081220e4fc131b88c42c6b724e8a938ed994e2d
+// digest         6bf5da93156ee7cadeed8d2e5386e48dda645480f41dadd87d6db44746c370f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

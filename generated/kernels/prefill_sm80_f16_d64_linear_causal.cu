@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         9960ac13f7f17d0f9ddcd82c8e97675932d6fe5e218bef1f194a5dfc53486c56
+// digest         c73269fe277387d9a9cb11dc8ee838bfc3cb60beabc3c72839cf4ef587093d42
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

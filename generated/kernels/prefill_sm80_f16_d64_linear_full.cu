@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         2bcfe6c6d1d90db502cf9ddf4e8141f80e0fe5d7aea8bcebca79b2afa5ed95eb
+// digest         3ee316b0acd4d959d680f2da7e8536e3cf662a10337cadb0c322a1249ff1008a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         8095fd7c108199164433710c00265a3262c7765ecb3aa8d940e0ab2d8649d1e8
+// digest         37b7f6501d438047795455676b50e8f02b1a4c595767232bfca5c9aefdb1de81
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         5aa1b1335fa29efa0b05166c3e0ef2fb31d4310636268d8526b85798a7b6799c
+// digest         5f662c1ec0e0b26dccaf7e03a8470b3217d7047230b5ac02e7349308ad3414d9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         34f15baaa6f910353134b5e3e614933cfcf1ce8e71bebe7f7845cdc0d3efe5d2
+// digest         c5bd96c0633aed4fe9edf7beeed6858e64a3f225f3ea40136d9eeae64c3330fd
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

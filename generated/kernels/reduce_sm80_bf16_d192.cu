@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         067c5d2321ef0b719b2aed0851cc8432df715dc072c5afaabba70b6452f288d1
+// digest         d36c92bfc0b51198d767bc09c6b8a9c3aba5fbb4adf558c3bffec7aa0e4e372c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

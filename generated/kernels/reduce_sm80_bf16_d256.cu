@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         ab4a936abd5a21dbd10b0e37f3838d5c57880711244066380409f5a179c0b61f
+// digest         e419468ae96375edc8150f515296a11fb13780a9258ce51d1fa35482646875ac
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         a82412a2e003824e9c73cc34851ea67cc72352dac9713c5179b1adfa67c2b0af
+// digest         8e6954a3fea4325220f56fea1bfb1ba9b4868f8f38d67c40f156f14d376d1983
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

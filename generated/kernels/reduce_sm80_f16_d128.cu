@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         67225f6defa21739f4113a88fa636fbad717b6f92c04540f5c64bbbf1546f9ab
+// digest         55390de888bd2ae36b3ea6f23d602761d892ec3459725cb0ad606f5259fdde7e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         f79c0ce8501607ae9f4881d58ae2681efe6f07dcb15eb9933d84589d2737369a
+// digest         8a41d1a33385eb80f7a3d8e7580dc82aa0b5a93390f68317caf5def79d5f9cd3
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

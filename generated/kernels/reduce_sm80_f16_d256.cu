@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         837e558617404423e98e9a891b82bfdc4bd842beaa50196c7277dc9e2a5e0628
+// digest         0bb2ef9809d5d18c4dfbc04cf99258de1ac9414390a041d44c0d662ca70eccd7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         cb3ba7f864337450c6129f823107ebc56211aa96cbbd0344932fb4643af0feb4
+// digest         5aee10f4ea5b636c70752ceb6df4e34d8f5a8661d743a9986666a2791ea8ea5d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

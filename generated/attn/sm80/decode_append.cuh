@@ -9,7 +9,7 @@
 // that it does not matter which of them a reader meets.
 #pragma once
 
-#include "attn/sm80/decode_schedule.cuh"
+#include "attn/sm80/decode_walk.cuh"
 #include "attn/sm80/write_row.cuh"
 
 namespace attn::sm80 {
@@ -27,15 +27,15 @@ class Appender {
 
  public:
   __device__ __forceinline__
-  Appender(const AttentionParams<T>& params, int kv_head, int warp, int lane)
-      : params_(params), kv_head_(kv_head), warp_(warp), lane_(lane) {}
+  Appender(const AttentionParams<T>& params, const CtaWork& work, int warp, int lane)
+      : params_(params), work_(work), warp_(warp), lane_(lane) {}
 
   // Writes the new rows of the segments that are still ahead. The warps take turns.
   __device__ __forceinline__ void append(Walk<Config> walk) {
     int turn = 0;
 #pragma unroll 1
-    while (!walk.is_at_end()) {
-      const Segment segment = walk.next();
+    while (!walk.is_at_end(work_)) {
+      const Segment segment = walk.next(work_);
       const int* const ends = params_.cu_k_len + segment.sequence;
       const int first_new = ends[1] - ends[0] - segment.tokens.count;
       const int begin = max(max(first_new, segment.seen.begin), first_key(segment.stages.begin));
@@ -55,7 +55,7 @@ class Appender {
 
   // New row `token` of K and of V becomes a key of a sequence.
   __device__ __forceinline__ void write(int sequence, int key, int64_t token) const {
-    const Cache cache = Cache::make(params_, sequence, kv_head_);
+    const Cache cache = Cache::make(params_, sequence, work_.tile.kv_head);
     typename Cache::Entry entry{};
     RowAddress row;
     if constexpr (Cache::kGathered) {
@@ -66,7 +66,7 @@ class Appender {
     }
     RowAddress pair{};
     if constexpr (Kv::kHasPairs) {
-      pair = Traits::Pairs::make(params_, sequence, kv_head_).pair(params_, key, entry);
+      pair = Traits::Pairs::make(params_, sequence, work_.tile.kv_head).pair(params_, key, entry);
     }
 #pragma unroll
     for (int part = 0; part < 2 * kLanes / 32; ++part) {
@@ -74,12 +74,13 @@ class Appender {
       const T* const from =
           is_key ? params_.k + token * params_.k_stride : params_.v + token * params_.v_stride;
       const float scale = inverse_scale<Kv>(
-          is_key ? params_.k_scale : params_.v_scale, params_.kv_scale_stride, kv_head_);
+          is_key ? params_.k_scale : params_.v_scale, params_.kv_scale_stride, work_.tile.kv_head);
       const int lane = lane_ % kLanes;
       Elements<T> x;
       x.vector = uint4{};
       if (lane < kPieces) {
-        x.vector = reinterpret_cast<const uint4*>(from + kv_head_ * Config::kHeadDim)[lane];
+        x.vector =
+            reinterpret_cast<const uint4*>(from + work_.tile.kv_head * Config::kHeadDim)[lane];
       }
       write_row<Kv, kLanes, kPieces>(
           x, lane, is_key ? row.k : row.v, is_key ? pair.k : pair.v, scale);
@@ -87,7 +88,7 @@ class Appender {
   }
 
   const AttentionParams<T>& params_;
-  int kv_head_;
+  const CtaWork& work_;
   int warp_;
   int lane_;
 };

@@ -6,7 +6,9 @@
 
 namespace attn::sm80 {
 
-// A row as it leaves: a lane has the columns (step * 32 + lane) * kVector and the next ones.
+// A row as it leaves. Its elements stand in the order in which the lanes of a product hold them, so
+// that they go through memory as vectors: vector u is part u / 8 of what the lanes with g = u % 8
+// have of the row. A lane has the vectors step * 32 + lane.
 template <class Config>
 struct MergedRow {
   static constexpr int kHeadDim = Config::kHeadDim;
@@ -21,13 +23,20 @@ struct MergedRow {
   float max;              // log2 units; -inf: has seen nothing
   float sum;
 
-  __device__ __forceinline__ static int column(int step, int lane) {
+  // Where a vector begins.
+  __device__ __forceinline__ static int place(int step, int lane) {
     return (step * 32 + lane) * kVector;
   }
 
-  // Lanes beyond the width of a row have no columns.
+  // Lanes beyond the width of a row have no vectors.
   __device__ __forceinline__ static bool has(int step, int lane) {
-    return kHeadDim % (32 * kVector) == 0 || column(step, lane) < kHeadDim;
+    return kHeadDim % (32 * kVector) == 0 || place(step, lane) < kHeadDim;
+  }
+
+  // The column of element x of a vector.
+  __device__ __forceinline__ static int column(int step, int x, int lane) {
+    const int value = (step * 4 + lane / 8) * kVector + x;
+    return output_column<Config>(value / 2, value % 2 * 2, lane % 8 * 4);
   }
 
   __device__ __forceinline__ void clear() {
@@ -73,8 +82,11 @@ struct Exchange {
   static_assert(kRows * kPitch * sizeof(float) <= sizeof(Piece<Config>),
                 "the rows fit the piece of a warp");
 
-  __device__ __forceinline__ static float* at(Piece<Config>& piece, int row, int column) {
-    return reinterpret_cast<float*>(&piece) + row * kPitch + (column ^ (row / 2 % 4 * 8));
+  __device__ __forceinline__ static typename Row::Vector* at(Piece<Config>& piece,
+                                                             int row,
+                                                             int place) {
+    float* const first = reinterpret_cast<float*>(&piece) + row * kPitch;
+    return reinterpret_cast<typename Row::Vector*>(first + (place ^ (row / 2 % 4 * 8)));
   }
 
   // This warp's part of the row tiles from `first` on.
@@ -82,14 +94,20 @@ struct Exchange {
                                                const RowState<Config>& state,
                                                int first,
                                                int lane) {
+    constexpr int kVector = Row::kVector;
 #pragma unroll
     for (int n = 0; n < kRowTiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < Traits::kDepthFragments; ++i) {
+      for (int c = 0; c < 2; ++c) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          *at(piece, n * 8 + lane % 4 * 2 + c % 2, output_column<Config>(i, c, lane)) =
-              state.output[i][first + n][c];
+        for (int part = 0; part < Traits::kHeadDim / 8 / kVector; ++part) {
+          typename Row::Vector vector;
+#pragma unroll
+          for (int x = 0; x < kVector; ++x) {
+            const int value = part * kVector + x;
+            vector.x[x] = state.output[value / 2][first + n][value % 2 * 2 + c];
+          }
+          *at(piece, n * 8 + lane % 4 * 2 + c, (part * 8 + lane / 4) * kVector) = vector;
         }
       }
     }
@@ -115,8 +133,7 @@ struct Exchange {
 #pragma unroll
       for (int step = 0; step < Row::kSteps; ++step) {
         if (Row::has(step, lane)) {
-          const float* const from = at(storage.ring[warp][slot], row, Row::column(step, lane));
-          result.add(step, *reinterpret_cast<const typename Row::Vector*>(from), weight);
+          result.add(step, *at(storage.ring[warp][slot], row, Row::place(step, lane)), weight);
         }
       }
     }
@@ -125,7 +142,7 @@ struct Exchange {
 };
 
 // Puts the rows of all warps together and gives them away: warp w the rows w, w + kWarps, ..., each
-// to `leave(row, MergedRow)`. The slot may be filled again afterwards. Called by all warps.
+// to `leave(row, MergedRow)`. The slot is read until the next barrier. Called by all warps.
 template <class Config, class Leave>
 __device__ __forceinline__ void merge_warps(RowState<Config>& state,
                                             DecodeStorage<Config>& storage,
@@ -147,6 +164,9 @@ __device__ __forceinline__ void merge_warps(RowState<Config>& state,
   }
 #pragma unroll
   for (int first = 0; first < Traits::kRowTiles; first += Exchanged::kRowTiles) {
+    if (first > 0) {
+      __syncthreads();  // all have read: the slot may be written again
+    }
     Exchanged::store(storage.ring[warp][slot], state, first, lane);
     __syncthreads();  // the parts of all warps are visible
     const int count = min(row_count - first * 8, Exchanged::kRows);
@@ -154,7 +174,6 @@ __device__ __forceinline__ void merge_warps(RowState<Config>& state,
     for (int row = warp; row < count; row += Traits::kWarps) {
       leave(first * 8 + row, Exchanged::load(storage, slot, first * 8, row, lane));
     }
-    __syncthreads();  // all have read: the slot may be written again
   }
 }
 

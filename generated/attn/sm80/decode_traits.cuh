@@ -57,6 +57,9 @@ struct DecodeTraits {
   static constexpr int kQueryRegisters = kRows * kHeadDim / 64;
   static constexpr bool kQueryInRegisters = kAccumulators + kQueryRegisters <= 112;
 
+  // Registers for what would otherwise lie in shared memory, or come later.
+  static constexpr bool kHasSpareRegisters = kRows == 8 && TileOf<Config>::kCtasPerSm <= 2;
+
   static_assert(kCtaS == kWarps * kUnits * kUnitTokens, "every warp has whole units of a stage");
   static_assert(kHeadDim % (16 * kPacked) == 0, "rows of a cache are whole fragments");
   static_assert(kUnits <= 2, "the lanes of a warp have a token each, or two have one");
@@ -108,9 +111,18 @@ struct CtaWork {
   bool streamed;    // L2 need not keep K and V
 };
 
+// Consecutive sequences, one to a lane, and the units of the column before each.
+struct Window {
+  int first;  // sequence of lane 0
+  int end;    // units before the next window
+  int before;
+  int units;
+};
+
 // Consecutive stages of one sequence, and their place among the splits of its tile.
 struct Segment {
   Tokens tokens;
+  int keys;  // of the whole sequence
   int sequence;
   TileRange stages;
   int split;
@@ -210,9 +222,20 @@ struct QueryRows {
 template <class QueryTile>
 struct QueryRows<true, QueryTile> {};
 
+template <bool kInRegisters, class Source, int kWarps>
+struct SharedSources {
+  Source sources[kWarps];
+};
+
+template <class Source, int kWarps>
+struct SharedSources<true, Source, kWarps> {};
+
 template <class Config>
 struct DecodeStorage : QueryRows<DecodeTraits<Config>::kQueryInRegisters,
-                                 typename DecodeTraits<Config>::QueryTileStorage> {
+                                 typename DecodeTraits<Config>::QueryTileStorage>,
+                       SharedSources<DecodeTraits<Config>::kHasSpareRegisters,
+                                     CopySource<Config>,
+                                     DecodeTraits<Config>::kWarps> {
   using Traits = DecodeTraits<Config>;
 
   // Batches beyond 32 sequences are counted in this many chunks, by different warps.
@@ -226,9 +249,9 @@ struct DecodeStorage : QueryRows<DecodeTraits<Config>::kQueryInRegisters,
   int chunk_units[kChunks];
   WarpCount counts[Traits::kWarps];
   RowPlace rows[Traits::kWarps][Traits::kRows];
-  CopySource<Config> sources[Traits::kWarps];
   Segment segments[Traits::kWarps][kSegments];
   CtaWork work;
+  Window window;  // that of lane 0
 };
 
 }  // namespace attn::sm80

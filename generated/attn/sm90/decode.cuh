@@ -14,9 +14,10 @@ namespace attn::sm90 {
 template <class Config>
 __device__ __forceinline__ void decode(sm80::DecodeStorage<Config>& storage,
                                        const DecodeArguments<typename Config::T>& arguments) {
-  wait_for_former_launch();
-  allow_next_launch();
-  sm80::decode<Config>(storage, arguments);
+  sm80::decode<Config>(storage, arguments, [] {
+    wait_for_former_launch();
+    allow_next_launch();
+  });
 }
 
 }  // namespace attn::sm90

@@ -33,6 +33,13 @@ __device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
   return packed;
 }
 
+// A float rounded to nearest.
+__device__ __forceinline__ half round_to(float x, half) { return __float2half_rn(x); }
+
+__device__ __forceinline__ __nv_bfloat16 round_to(float x, __nv_bfloat16) {
+  return __float2bfloat16_rn(x);
+}
+
 // The largest (sum) of a value over four neighbouring lanes: they share a row of accumulators.
 __device__ __forceinline__ float row_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));

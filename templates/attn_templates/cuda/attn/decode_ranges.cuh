@@ -40,51 +40,56 @@ __device__ __forceinline__ RangeCut make_cut(int ranges, int period, int parts) 
   return {ranges, period, parts, units, period - units * parts};
 }
 
+// A cut that goes to the ends of tiles, all of which hold totals.most units: each into k ranges, or
+// k of them to a range. Empty where they do not come out even.
+__device__ __forceinline__ RangeCut make_aligned_cut(const ColumnTotals& totals, int ranges) {
+  if (totals.tiles <= ranges) {
+    const int parts = quotient(ranges, totals.tiles);
+    return make_cut(totals.tiles * parts, totals.most, parts);
+  }
+  const int tiles = quotient(totals.tiles + ranges - 1, ranges);
+  const int periods = quotient(totals.tiles, tiles);
+  const int units = totals.most * tiles;
+  return {periods * tiles == totals.tiles ? periods : 0, units, 1, units, 0};
+}
+
 // Cuts a column into at most `most` ranges of equal length.
 //
-// Tiles of one length and little work are cut at their ends, each into k ranges or k of them to a
-// range: fewer splits to merge, for some CTAs left idle. That pays while a range is short
-// (aligned_units), and while the longest is at most 10/9 of an equal share.
+// Tiles of one length and little work are cut at their ends: fewer splits to merge, for some CTAs
+// left idle. That pays while a range is short (aligned_units), and while the longest is at most
+// 10/9 of an equal share. One tile ends where the column does.
 __device__ __forceinline__ RangeCut cut_column(const ColumnTotals& totals,
                                                const RangePlan& plan,
                                                int most) {
   const int ranges = most < totals.units ? most : totals.units;
-  if (ranges == 0 || totals.most != totals.fewest ||
-      totals.units > static_cast<int64_t>(plan.aligned_units) * ranges) {
-    return make_cut(ranges, totals.units, ranges);
+  if (totals.tiles > 1 && totals.most == totals.fewest &&
+      totals.units <= static_cast<int64_t>(plan.aligned_units) * ranges) {
+    const RangeCut cut = make_aligned_cut(totals, ranges);
+    const int64_t longest = cut.units + (cut.longer > 0 ? 1 : 0);
+    if (cut.ranges > 0 && longest * ranges * 9 <= static_cast<int64_t>(totals.units) * 10) {
+      return cut;
+    }
   }
-  int parts = 1;
-  int tiles = 1;
-  int64_t longest = 0;
-  if (totals.tiles <= ranges) {
-    parts = quotient(ranges, totals.tiles);
-    longest = quotient(totals.most + parts - 1, parts);
-  } else {
-    tiles = quotient(totals.tiles + ranges - 1, ranges);
-    longest = static_cast<int64_t>(totals.most) * tiles;
-  }
-  const int periods = tiles == 1 ? totals.tiles : quotient(totals.tiles, tiles);
-  if (periods * tiles != totals.tiles ||
-      longest * ranges * 9 > static_cast<int64_t>(totals.units) * 10) {
-    return make_cut(ranges, totals.units, ranges);
-  }
-  return make_cut(periods * parts, totals.most * tiles, parts);
+  return make_cut(ranges, totals.units, ranges);
 }
 
-// Units [begin, end) of a column.
+// Units [begin, end) of a column: part `part` of the period that begins after `period` units.
 struct UnitRange {
   int begin;
   int end;
+  int period;
+  int part;
 };
 
 // The units of a range.
 //
 //   period = q parts + m:   range i of a period begins at i q + min(i, m)
 __device__ __forceinline__ UnitRange units_of_range(const RangeCut& cut, int range) {
-  const int whole = range < cut.parts ? 0 : quotient(range, cut.parts);
+  const int whole = cut.parts == 1 ? range : range < cut.parts ? 0 : quotient(range, cut.parts);
   const int part = range - whole * cut.parts;
-  const int begin = whole * cut.period + part * cut.units + (part < cut.longer ? part : cut.longer);
-  return {begin, begin + cut.units + (part < cut.longer ? 1 : 0)};
+  const int period = whole * cut.period;
+  const int begin = period + part * cut.units + (part < cut.longer ? part : cut.longer);
+  return {begin, begin + cut.units + (part < cut.longer ? 1 : 0), period, part};
 }
 
 // The range that holds a unit.

@@ -8,6 +8,30 @@
 
 namespace attn::sm80 {
 
+// Where a warp keeps what it copies from: registers, where tiles leave them free, or shared memory.
+template <class Config, bool kInRegisters = DecodeTraits<Config>::kHasSpareRegisters>
+struct SourceHolder {
+  CopySource<Config>& source;
+
+  __device__ __forceinline__ SourceHolder(DecodeStorage<Config>& storage, int warp)
+      : source(storage.sources[warp]) {}
+
+  __device__ __forceinline__ void set(const CopySource<Config>& value, int lane) {
+    if (lane == 0) {
+      source = value;
+    }
+    __syncwarp();  // the source is visible to the warp
+  }
+};
+
+template <class Config>
+struct SourceHolder<Config, true> {
+  CopySource<Config> source{};
+
+  __device__ __forceinline__ SourceHolder(DecodeStorage<Config>&, int) {}
+  __device__ __forceinline__ void set(const CopySource<Config>& value, int) { source = value; }
+};
+
 // Copies the pieces of one warp, unit by unit: 16 tokens of K and of V. The block table is read one
 // piece ahead (look_up), so that its latency passes behind the arithmetic.
 template <class Config>
@@ -28,47 +52,48 @@ class PieceLoader {
  public:
   __device__ __forceinline__ PieceLoader(const AttentionParams<T>& params,
                                          const CtaWork& work,
-                                         CopySource<Config>& source,
+                                         const SourceHolder<Config>& holder,
                                          int lane)
-      : params_(params), work_(work), source_(source), lane_(lane) {}
+      : params_(params), work_(work), holder_(holder), lane_(lane) {}
 
   // The pieces that follow are of this segment.
-  __device__ __forceinline__ void enter(const Segment& segment) {
-    if (lane_ == 0) {
-      source_.cache = Cache::make(params_, segment.sequence, work_.tile.kv_head);
-      source_.seen = segment.seen;
-      if constexpr (!Cache::kGathered) {
-        source_.regular = RegularPieces::make(segment.seen, kPieceTokens);
-      } else if (source_.cache.evenly_spaced(kTokens)) {
-        source_.regular = RegularPieces::make(segment.seen, kPieceTokens, source_.cache.splitter);
-      } else {
-        source_.regular = {0, 0, 0, 0};
-      }
-      if constexpr (Traits::Kv::kHasPairs) {
-        source_.pairs = Pairs::make(params_, segment.sequence, work_.tile.kv_head);
-      }
+  __device__ __forceinline__ void enter(const Segment& segment, int kv_head) {
+    CopySource<Config> source;
+    source.cache = Cache::make(params_, segment.sequence, kv_head);
+    source.seen = segment.seen;
+    if constexpr (!Cache::kGathered) {
+      source.regular = RegularPieces::make(segment.seen, kPieceTokens);
+    } else if (source.cache.evenly_spaced(kTokens)) {
+      source.regular = RegularPieces::make(segment.seen, kPieceTokens, source.cache.splitter);
+    } else {
+      source.regular = {0, 0, 0, 0};
     }
-    __syncwarp();  // the source is visible to the warp
+    if constexpr (Traits::Kv::kHasPairs) {
+      source.pairs = Pairs::make(params_, segment.sequence, kv_head);
+    }
+    holder_.set(source, lane_);
   }
 
   // Finds the block of each unit of the piece that begins at a token; of each row its own where
   // they need not lie in one block. Entries of tokens that no row sees are not read: they may be
   // wild.
   __device__ __forceinline__ void look_up(int first) {
+    const RegularPieces regular = holder_.source.regular;
+    is_regular_ = regular.has(first);
     if constexpr (Cache::kGathered) {
-      const RegularPieces regular = source_.regular;
-      if (regular.has(first)) {
+      if (is_regular_) {
         const int block = regular.block(first);
         const bool is_last = regular.ends_block(first - block * regular.block_len, kTokens);
 #pragma unroll
         for (int unit = 0; unit < kUnits; ++unit) {
-          entries_[unit] = source_.cache.entry_of_block(block + (unit > 0 && is_last ? 1 : 0));
+          entries_[unit] =
+              holder_.source.cache.entry_of_block(block + (unit > 0 && is_last ? 1 : 0));
         }
       } else {
 #pragma unroll
         for (int unit = 0; unit < kUnits; ++unit) {
           const int token = first + unit * kTokens + lane_ % kTokens;
-          entries_[unit] = is_seen(token) ? source_.cache.entry(token) : Entry{};
+          entries_[unit] = is_seen(token) ? holder_.source.cache.entry(token) : Entry{};
         }
       }
     }
@@ -76,37 +101,37 @@ class PieceLoader {
 
   // Starts the copies of the piece that was looked up. Units that no row sees are left out.
   __device__ __forceinline__ void copy(Piece<Config>& piece, int first) {
-    if (source_.regular.has(first)) {
+    if (is_regular_) {
       copy_regular(piece, first);
       return;
     }
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
       const int begin = first + unit * kTokens;
-      if (begin < source_.seen.end && begin + kTokens > source_.seen.begin) {
+      if (begin < holder_.source.seen.end && begin + kTokens > holder_.source.seen.begin) {
         copy_rows(piece.units[unit], begin, entries_[unit]);
       }
     }
     if constexpr (Traits::Kv::kHasPairs) {
       const int token = first + lane_ % kPieceTokens;
       const bool seen = is_seen(token);
-      copy_pairs(
-          piece,
-          seen ? source_.pairs.pair(params_, token, own_entry()) : RowAddress{nullptr, nullptr},
-          seen);
+      copy_pairs(piece,
+                 seen ? holder_.source.pairs.pair(params_, token, own_entry())
+                      : RowAddress{nullptr, nullptr},
+                 seen);
     }
   }
 
  private:
   __device__ __forceinline__ bool is_seen(int token) const {
-    return token >= source_.seen.begin && token < source_.seen.end;
+    return token >= holder_.source.seen.begin && token < holder_.source.seen.end;
   }
 
   __device__ __forceinline__ RowAddress address(int token, Entry entry) const {
     if constexpr (Cache::kGathered) {
-      return source_.cache.row(params_, token, entry);
+      return holder_.source.cache.row(params_, token, entry);
     } else {
-      return source_.cache.row(params_, token);
+      return holder_.source.cache.row(params_, token);
     }
   }
 
@@ -119,11 +144,11 @@ class PieceLoader {
 
   __device__ __forceinline__ UnitRows rows_of(int first) const {
     UnitRows rows;
-    rows.first[0] = Cache::kGathered ? source_.regular.row(first) : first;
+    rows.first[0] = Cache::kGathered ? holder_.source.regular.row(first) : first;
 #pragma unroll
     for (int unit = 1; unit < kUnits; ++unit) {
       const int row = rows.first[unit - 1];
-      const bool is_last = Cache::kGathered && source_.regular.ends_block(row, kTokens);
+      const bool is_last = Cache::kGathered && holder_.source.regular.ends_block(row, kTokens);
       rows.first[unit] = is_last ? 0 : row + kTokens;
     }
     return rows;
@@ -147,9 +172,9 @@ class PieceLoader {
       const int unit = kUnits == 1 ? 0 : lane_ / kTokens;
       const int row = (unit == 0 ? rows.first[0] : rows.first[kUnits - 1]) + lane_ % kTokens;
       if constexpr (Cache::kGathered) {
-        copy_pairs(piece, source_.pairs.pair_of_block(params_, row, own_entry()), true);
+        copy_pairs(piece, holder_.source.pairs.pair_of_block(params_, row, own_entry()), true);
       } else {
-        copy_pairs(piece, source_.pairs.pair(params_, row, Entry{}), true);
+        copy_pairs(piece, holder_.source.pairs.pair(params_, row, Entry{}), true);
       }
     }
   }
@@ -158,15 +183,15 @@ class PieceLoader {
   __device__ __forceinline__ void copy_units(Piece<Config>& piece,
                                              const UnitRows& rows,
                                              Copy copy) {
-    const RowStride stride = source_.cache.stride(params_);
+    const RowStride stride = holder_.source.cache.stride(params_);
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
       const int own = rows.first[unit] + (kIsStepped ? lane_ / kPanel : 0);
       RowAddress row;
       if constexpr (Cache::kGathered) {
-        row = source_.cache.row_of_block(params_, own, entries_[unit]);
+        row = holder_.source.cache.row_of_block(params_, own, entries_[unit]);
       } else {
-        row = source_.cache.row(params_, own);
+        row = holder_.source.cache.row(params_, own);
       }
       copy_tile(piece.units[unit].key, row.k, stride.k, copy);
       copy_tile(piece.units[unit].value, row.v, stride.v, copy);
@@ -184,14 +209,24 @@ class PieceLoader {
     const uint32_t base = shared_address(&tile);
     if constexpr (kIsStepped) {
       constexpr int kRowsOfStep = 32 / kPanel;
+      // Rows that are 8 apart, and panels, are swizzled alike: only so many places differ.
+      constexpr int kPlaces = (kRowChunks < 8 ? kTokens : 8) / kRowsOfStep;
+      constexpr int kPeriod = kPlaces * kRowsOfStep;
       const int row = lane_ / kPanel;
       const int chunk = lane_ % kPanel;
+      uint32_t places[kPlaces];
+#pragma unroll
+      for (int i = 0; i < kPlaces; ++i) {
+        places[i] = base + Tile::chunk_offset(row + i * kRowsOfStep, chunk);
+      }
       from += chunk * 16;
 #pragma unroll
       for (int step = 0; step < kTokens; step += kRowsOfStep) {
+        const int place = step % kPeriod / kRowsOfStep;
+        const uint32_t to = places[place] + Tile::chunk_offset(step / kPeriod * kPeriod, 0);
 #pragma unroll
         for (int panel = 0; panel < kRowChunks; panel += kPanel) {
-          copy(base + Tile::chunk_offset(row + step, panel + chunk), from + panel * 16);
+          copy(to + panel * 16, from + panel * 16);
         }
         from += kRowsOfStep * stride;
       }
@@ -252,8 +287,9 @@ class PieceLoader {
 
   const AttentionParams<T>& params_;
   const CtaWork& work_;
-  CopySource<Config>& source_;
+  SourceHolder<Config> holder_;
   int lane_;
+  bool is_regular_ = false;  // the piece that was looked up: all rows are seen, and evenly spaced
   Entry entries_[kUnits];
 };
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What leaves a decode CTA: finished rows, or parts of rows, and who puts the parts together.
+// Where the rows of a segment go, and who puts the parts of a row together.
 #pragma once
 
-#include "attn/sm80/decode_merge.cuh"
+#include "attn/sm80/decode_parts.cuh"
 
 namespace attn::sm80 {
 
@@ -10,92 +10,6 @@ namespace attn::sm80 {
 // groups, and then the groups.
 constexpr int kDirectParts = 32;
 constexpr int kGroupParts = 16;
-
-// --- one row ------------------------------------------------------------------------------------
-
-// Writes a row whose keys have all been added up:
-//   out = O / (l + 2^(sink - M))        lse = ln 2 (M + log2(l + 2^(sink - M)))
-// A row that has seen no key is zero, its lse -inf.
-template <class Config>
-__device__ __forceinline__ void store_row(MergedRow<Config> row,
-                                          const AttentionParams<typename Config::T>& params,
-                                          const RowPlace& place,
-                                          int lane) {
-  using Row = MergedRow<Config>;
-  using T = typename Config::T;
-  if (params.sinks != nullptr && row.sum > 0.0f) {
-    const float sink = params.sinks[place.head] * kLog2E;
-    const float max = fmaxf(row.max, sink);
-    row.scale(exp2_approximate(row.max - max));
-    row.max = max;
-    row.sum += exp2_approximate(sink - max);
-  }
-  const float inverse = row.sum > 0.0f ? 1.0f / row.sum : 0.0f;
-  const int64_t index = static_cast<int64_t>(place.token) * params.num_heads + place.head;
-  T* const out = params.out + index * Config::kHeadDim;
-#pragma unroll
-  for (int step = 0; step < Row::kSteps; ++step) {
-    if (Row::has(step, lane)) {
-      const float (&x)[Row::kVector] = row.output[step].x;
-      T* const to = out + Row::column(step, lane);
-      const uint32_t low = pack(x[0] * inverse, x[1] * inverse, T{});
-      if constexpr (Row::kVector == 4) {
-        *reinterpret_cast<uint2*>(to) = {low, pack(x[2] * inverse, x[3] * inverse, T{})};
-      } else {
-        *reinterpret_cast<uint32_t*>(to) = low;
-      }
-    }
-  }
-  if (params.lse != nullptr && lane == 0) {
-    params.lse[static_cast<int64_t>(place.head) * params.token_num + place.token] =
-        row.sum > 0.0f ? (row.max + __log2f(row.sum)) * kLn2 : -kInfinity;
-  }
-}
-
-// Where parts of rows are kept: O [parts, head_dim], unnormalised, and (max, sum) [parts].
-struct PartStore {
-  float* output;
-  float2* max_sum;
-};
-
-// Those of splits: workspace.
-template <class T>
-__device__ __forceinline__ PartStore split_parts(const AttentionParams<T>& params) {
-  return {params.partial_O, reinterpret_cast<float2*>(params.partial_ML)};
-}
-
-// That of this rank, which the ranks merge: [token_num, num_heads].
-template <class T>
-__device__ __forceinline__ PartStore rank_parts(const AttentionParams<T>& params) {
-  return {params.cp_O, reinterpret_cast<float2*>(params.cp_ML)};
-}
-
-// Parts are written and read past L1: another SM's are among them.
-template <class Config>
-__device__ __forceinline__ void store_part(const MergedRow<Config>& row,
-                                           PartStore parts,
-                                           int64_t part,
-                                           int lane) {
-  using Row = MergedRow<Config>;
-  float* const out = parts.output + part * Config::kHeadDim;
-#pragma unroll
-  for (int step = 0; step < Row::kSteps; ++step) {
-    if (Row::has(step, lane)) {
-      const float (&x)[Row::kVector] = row.output[step].x;
-      float* const to = out + Row::column(step, lane);
-      if constexpr (Row::kVector == 4) {
-        __stcg(reinterpret_cast<float4*>(to), {x[0], x[1], x[2], x[3]});
-      } else {
-        __stcg(reinterpret_cast<float2*>(to), {x[0], x[1]});
-      }
-    }
-  }
-  if (lane == 0) {
-    __stcg(parts.max_sum + part, {row.max, row.sum});
-  }
-}
-
-// --- the rows of a segment ----------------------------------------------------------------------
 
 // Where the rows of a segment go. Tiles that several ranges of a column share have parts in the
 // workspace; each range has two places there, since it shares at most two tiles: the one that goes
@@ -112,18 +26,18 @@ class Destination {
   static constexpr int kTogether = Traits::kRows >= 4 * Traits::kWarps ? 4 : 1;
   static constexpr int kPartsOfRow = 32 / kTogether;
   static constexpr int kPartsAtOnce = kLoads / kTogether;
+  static constexpr int kFewParts =
+      Traits::kHasSpareRegisters && kPartsAtOnce > 4 ? 4 : kPartsAtOnce;  // these need fewer loads
 
  public:
   __device__ __forceinline__ Destination(const DecodeArguments<typename Config::T>& arguments,
                                          const CtaWork& work,
                                          const Segment& segment,
-                                         const RowPlace* rows,
                                          int warp,
                                          int lane)
       : arguments_(arguments),
         work_(work),
         segment_(segment),
-        rows_(rows),
         first_(work.range - segment.split),
         warp_(warp),
         lane_(lane) {}
@@ -139,10 +53,9 @@ class Destination {
     if (segment_.splits > 1 ||
         (params().cp_size > 1 && has_pieces && arguments_.plan.split_cnt > 1)) {
       // [splits, token_num, num_heads]
-      const int64_t token =
-          static_cast<int64_t>(segment_.split) * params().token_num + rows_[row].token;
-      const int64_t index = token * params().num_heads + rows_[row].head;
-      store_part(merged, split_parts(params()), index, lane_);
+      const int64_t before = static_cast<int64_t>(segment_.split) * params().token_num;
+      const int64_t index = (before + token_of(row)) * params().num_heads + work_.tile.head(row);
+      store_columns(merged, split_parts(params()), index, lane_);
       return;
     }
     finish(row, merged);
@@ -169,7 +82,11 @@ class Destination {
     while (is_last(counter, count)) {
 #pragma unroll 1
       for (int row = warp_; row < segment_.rows; row += kTogether * Traits::kWarps) {
-        add_parts(begin, count, stride, row, is_group);
+        if (kPartsAtOnce > kFewParts && count <= kFewParts) {
+          add_parts<kFewParts>(begin, count, stride, row, is_group);
+        } else {
+          add_parts<kPartsAtOnce>(begin, count, stride, row, is_group);
+        }
       }
       if (!is_group) {
         return;
@@ -188,6 +105,11 @@ class Destination {
     return arguments_.params;
   }
 
+  // Where a row lies in q and out.
+  __device__ __forceinline__ int token_of(int row) const {
+    return segment_.tokens.begin + work_.tile.query(row);
+  }
+
   // What is added up of a row: a group of its parts, or all.
   __device__ __forceinline__ void pass_on(int row, const Row& sum, int begin, bool is_group) const {
     if (is_group) {
@@ -200,11 +122,13 @@ class Destination {
   // A row whose keys on this rank have all been added up.
   __device__ __forceinline__ void finish(int row, const Row& merged) const {
     if (params().cp_size > 1) {
-      const int64_t token = rows_[row].token;
-      const int64_t index = token * params().num_heads + rows_[row].head;
-      store_part(merged, rank_parts(params()), index, lane_);
+      const int64_t index =
+          static_cast<int64_t>(token_of(row)) * params().num_heads + work_.tile.head(row);
+      store_columns(merged, rank_parts(params()), index, lane_);
     } else {
-      store_row(merged, params(), rows_[row], lane_);
+      const auto target = RowTarget<typename Config::T>::of(
+          params(), token_of(row), work_.tile.head(row), Config::kHeadDim);
+      store_row<Config>(merged, target, lane_);
     }
   }
 
@@ -213,6 +137,23 @@ class Destination {
   __device__ __forceinline__ int part(int range, int row) const {
     const int place = 2 * (work_.column * work_.ranges + range) + (range == first_);
     return place * arguments_.ranges.row_slots + row;
+  }
+
+  // Parts of one row: those of ranges `stride` apart. They lie evenly but for the first of a tile.
+  struct PartRow {
+    int first;
+    int origin;  // where the first one would lie among the others; where it is alone, `first`
+    int step;
+
+    __device__ __forceinline__ int operator[](int i) const {
+      return i == 0 ? first : origin + i * step;
+    }
+  };
+
+  __device__ __forceinline__ PartRow parts_of(int begin, int count, int stride, int row) const {
+    const int slots = arguments_.ranges.row_slots;
+    const int first = part(begin, row);
+    return {first, first - (begin == first_ && count > 1 ? slots : 0), 2 * stride * slots};
   }
 
   // Counts the arrival of this warp at one of [columns, ranges, warps].
@@ -232,36 +173,44 @@ class Destination {
   // and the next kTogether - 1 of this warp:
   //   M = max_j m_j        O = sum_j 2^(m_j - M) O_j        l = sum_j 2^(m_j - M) l_j
   // A row has kPartsOfRow lanes, one for the (m, l) of each of so many parts at a time.
+  template <int kAtOnce>
   __device__ __forceinline__ void add_parts(
       int begin, int count, int stride, int first, bool is_group) const {
     const PartStore parts = split_parts(params());
-    const int own_row = first + lane_ / kPartsOfRow * Traits::kWarps;
+    PartRow places[kTogether];
     Row sums[kTogether];
 #pragma unroll
     for (int r = 0; r < kTogether; ++r) {
+      const int row = first + r * Traits::kWarps;
+      places[r] = parts_of(begin, count, stride, row < segment_.rows ? row : first);
       sums[r].clear();
     }
-    int own = 0;
+    const int own_row = lane_ / kPartsOfRow;
     float weight = 0.0f;
 #pragma unroll 1
-    for (int next = 0; next < count; next += kPartsAtOnce) {
+    for (int next = 0; next < count; next += kAtOnce) {
       const int chunk = next / kPartsOfRow * kPartsOfRow;
       float2 max_sum{-kInfinity, 0.0f};
       if (next == chunk) {
         // Past the end the last part is read again, with weight 0.
         const int at = min(chunk + lane_ % kPartsOfRow, count - 1);
-        own = part(begin + at * stride, own_row < segment_.rows ? own_row : first);
+        int own = places[0][at];
+#pragma unroll
+        for (int r = 1; r < kTogether; ++r) {
+          own = own_row == r ? places[r][at] : own;
+        }
         max_sum = __ldcg(parts.max_sum + own);
       }
       // Without predicates, which would put the loads one behind the other; and before the weights
       // are known, so that both latencies pass together.
-      Vector values[kTogether][kPartsAtOnce][Row::kSteps];
+      Vector values[kTogether][kAtOnce][Row::kSteps];
 #pragma unroll
       for (int r = 0; r < kTogether; ++r) {
+        const PartRow& row = places[r];
+        load_part(values[r][0], parts, next == 0 ? row.first : row.origin + next * row.step, 0);
 #pragma unroll
-        for (int i = 0; i < kPartsAtOnce; ++i) {
-          const int lane = r * kPartsOfRow + next - chunk + i;
-          load_part(values[r][i], parts, __shfl_sync(kWarp, own, lane));
+        for (int i = 1; i < kAtOnce; ++i) {
+          load_part(values[r][i], parts, row.origin, min(next + i, count - 1) * row.step);
         }
       }
       if (next == chunk) {
@@ -271,7 +220,7 @@ class Destination {
 #pragma unroll
       for (int r = 0; r < kTogether; ++r) {
 #pragma unroll
-        for (int i = 0; i < kPartsAtOnce; ++i) {
+        for (int i = 0; i < kAtOnce; ++i) {
           const float w = __shfl_sync(kWarp, weight, r * kPartsOfRow + next - chunk + i);
 #pragma unroll
           for (int step = 0; step < Row::kSteps; ++step) {
@@ -321,17 +270,19 @@ class Destination {
 
   __device__ __forceinline__ void load_part(Vector (&values)[Row::kSteps],
                                             PartStore parts,
-                                            int64_t part) const {
-    const float* const from = parts.output + part * Config::kHeadDim;
+                                            int part,
+                                            int behind) const {
+    const float* const from = parts.output + static_cast<int64_t>(part) * Config::kHeadDim +
+                              static_cast<int64_t>(behind) * Config::kHeadDim;
 #pragma unroll
     for (int step = 0; step < Row::kSteps; ++step) {
-      // A lane without columns reads those of lane 0.
-      const int column = Row::has(step, lane_) ? Row::column(step, lane_) : 0;
+      // A lane without vectors reads that of lane 0.
+      const int place = Row::has(step, lane_) ? Row::place(step, lane_) : 0;
       if constexpr (Row::kVector == 4) {
-        const float4 value = __ldcg(reinterpret_cast<const float4*>(from + column));
+        const float4 value = __ldcg(reinterpret_cast<const float4*>(from + place));
         values[step] = {{value.x, value.y, value.z, value.w}};
       } else {
-        const float2 value = __ldcg(reinterpret_cast<const float2*>(from + column));
+        const float2 value = __ldcg(reinterpret_cast<const float2*>(from + place));
         values[step] = {{value.x, value.y}};
       }
     }
@@ -340,7 +291,6 @@ class Destination {
   const DecodeArguments<typename Config::T>& arguments_;
   const CtaWork& work_;
   const Segment& segment_;
-  const RowPlace* rows_;
   int first_;  // range of the tile
   int warp_;
   int lane_;

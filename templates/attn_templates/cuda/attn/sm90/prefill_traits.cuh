@@ -66,8 +66,8 @@ struct RegisterBudget<2, 1> {  // of 3 * 168
 
 template <>
 struct RegisterBudget<3, 1> {  // of 4 * 128
-  static constexpr int kProducer = 40;
-  static constexpr int kConsumer = 208;
+  static constexpr int kProducer = 32;
+  static constexpr int kConsumer = 160;
 };
 
 template <>
@@ -84,8 +84,8 @@ struct CodeRegisterBudget;
 template <>
 struct CodeRegisterBudget<2, 1> {  // of 4 * 128
   static constexpr int kProducer = 40;
-  static constexpr int kExpander = 64;
-  static constexpr int kConsumer = 208;
+  static constexpr int kExpander = 72;
+  static constexpr int kConsumer = 200;
 };
 
 template <class Traits, bool kIsQuantised = Traits::Kv::kIsQuantised>

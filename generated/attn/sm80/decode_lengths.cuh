@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a decode launch says of its sequences, how many units of a column each of them has, and the
+// rows of those that have none.
+#pragma once
+
+#include "attn/decode_ranges.cuh"
+#include "attn/row_tile.cuh"
+#include "attn/sm80/decode_instructions.cuh"
+#include "attn/sm80/decode_traits.cuh"
+#include "attn/sm80/softmax.cuh"
+#include "attn/split.cuh"
+
+namespace attn::sm80 {
+
+constexpr unsigned kWarp = 0xffffffffu;
+constexpr int kMaxUnits = 0x7fffffff;
+
+// --- one sequence of a column -------------------------------------------------------------------
+
+// What the launch says of a sequence. One that is finished, or does not exist, has no tokens.
+struct Lengths {
+  Tokens tokens;
+  int keys;  // of the whole sequence
+};
+
+// All loads go out together, with no branch between them: these are the first of the launch, and
+// whatever follows waits for them.
+template <class T>
+__device__ __forceinline__ Lengths load_lengths(const AttentionParams<T>& params, int sequence) {
+  const bool exists = sequence < params.batch_size;
+  const int at = exists ? sequence : 0;
+  const int first_query = params.cu_q_len[at];
+  const int last_query = params.cu_q_len[at + 1];
+  const int first_key = params.cu_k_len[at];
+  const int last_key = params.cu_k_len[at + 1];
+  bool has_tokens = exists;
+  if (params.finished != nullptr) {
+    has_tokens &= !params.finished[at];
+  }
+  return {{first_query, has_tokens ? last_query - first_query : 0}, last_key - first_key};
+}
+
+// What few calls need is not inlined, and takes all by value: what stands behind a reference to the
+// arguments of the kernel, a function would read from memory.
+
+// Which keys are on a rank of a context-parallel group.
+struct RankKeys {
+  KeySharding sharding;
+  int size;
+  int rank;
+  int chunk;
+};
+
+// The general case of seen_by; `origin` is the position of query 0.
+__device__ __noinline__ inline KeyRange seen_in_general(
+    int origin, int length, int window, RankKeys rank, int query) {
+  const KeyShards shards = shards_of(rank.sharding, rank.size, rank.rank, rank.chunk, length);
+  const VisibleKeys visible{origin, shards.keys_before(length), window, true, shards};
+  return visible.any(query, query);
+}
+
+// Keys that a query sees; anything of a sequence that does not exist. Most calls have neither a
+// window nor ranks, and the compiler then knows what is left of it: this is asked before any key is
+// read, so that each step counts.
+template <class T>
+__device__ __forceinline__ KeyRange
+seen_by(const AttentionParams<T>& params, int sequence, const Lengths& lengths, int query) {
+  const int keys = lengths.keys;
+  const int origin = keys - lengths.tokens.count;
+  if (params.cp_size == 1 && params.window_size == 0 && params.offset_q == nullptr) {
+    return VisibleKeys{origin, keys, 0, true, {1, 0, 1, false}}.any(query, query);
+  }
+  const RankKeys rank{params.cp_sharding, params.cp_size, params.cp_rank, params.cp_chunk};
+  const int first =
+      params.offset_q == nullptr ? origin : params.offset_q[min(sequence, params.batch_size - 1)];
+  return seen_in_general(first, keys, params.window_size, rank, query);
+}
+
+// Keys that the rows of a tile see.
+struct SeenKeys {
+  KeyRange by_some;
+  KeyRange by_all;
+};
+
+// Limits never decrease from one query to the next, so the first and the last token of a tile bound
+// what all of its rows see and what some see.
+template <class T>
+__device__ __forceinline__ SeenKeys seen_by_tile(const AttentionParams<T>& params,
+                                                 int sequence,
+                                                 const Lengths& lengths,
+                                                 const RowTile& tile) {
+  const int tokens = tile.tokens_of(lengths.tokens.count);
+  const KeyRange first = seen_by(params, sequence, lengths, tile.first_query);
+  if (tokens <= 1) {
+    const KeyRange some = tokens == 0 ? KeyRange{0, 0} : first;
+    return {some, some};
+  }
+  const KeyRange last = seen_by(params, sequence, lengths, tile.first_query + tokens - 1);
+  return {{first.begin, last.end}, {last.begin, first.end}};
+}
+
+// The splits that the planner asks for.
+__device__ __noinline__ inline int count_pieces(TileRange stages, TilePlan plan) {
+  return split_count(stages.begin, stages.end, plan);
+}
+
+__device__ __noinline__ inline TileRange piece_of(TileRange stages, TilePlan plan, int split) {
+  return split_range(stages.begin, stages.end, plan, split);
+}
+
+// Units with keys that some row of the tile sees.
+template <class Config>
+__device__ __forceinline__ int units_of(const DecodeArguments<typename Config::T>& arguments,
+                                        const RowTile& tile,
+                                        int sequence,
+                                        const Lengths& lengths) {
+  const KeyRange seen = seen_by_tile(arguments.params, sequence, lengths, tile).by_some;
+  const TileRange stages = tiles_of(seen, TileOf<Config>::kCtaS);
+  return arguments.ranges.pieces ? count_pieces(stages, arguments.plan) : stages.end - stages.begin;
+}
+
+// --- 32 sequences -------------------------------------------------------------------------------
+
+// Right in the first `count` lanes.
+__device__ __forceinline__ int inclusive_sum(int value, int count, int lane) {
+#pragma unroll 1
+  for (int step = 1; step < count; step *= 2) {
+    const int below = __shfl_up_sync(kWarp, value, step);
+    value += lane >= step ? below : 0;
+  }
+  return value;
+}
+
+// The window that begins after `begin` units, from the lengths of its `count` sequences.
+template <class Config>
+__device__ __forceinline__ Window make_window(const DecodeArguments<typename Config::T>& arguments,
+                                              const RowTile& tile,
+                                              const Lengths& own,
+                                              int first,
+                                              int count,
+                                              int begin,
+                                              int lane) {
+  const int units = units_of<Config>(arguments, tile, first + lane, own);
+  const int sum = inclusive_sum(units, count, lane);
+  const int end = begin + __shfl_sync(kWarp, sum, count - 1);
+  return {first, end, lane < count ? begin + sum - units : end, units};
+}
+
+// --- rows that see no key -----------------------------------------------------------------------
+
+// The part of a rank that has none of the keys: of split 0 where splits are merged later.
+template <class Config>
+__device__ __forceinline__ void clear_part(const DecodeArguments<typename Config::T>& arguments,
+                                           int64_t row,
+                                           int lane) {
+  const AttentionParams<typename Config::T>& params = arguments.params;
+  const bool has_splits = arguments.ranges.pieces && arguments.plan.split_cnt > 1;
+  float* const output = (has_splits ? params.partial_O : params.cp_O) + row * Config::kHeadDim;
+#pragma unroll 1
+  for (int column = lane * 4; column < Config::kHeadDim; column += 128) {
+    *reinterpret_cast<float4*>(output + column) = {0.0f, 0.0f, 0.0f, 0.0f};
+  }
+  if (lane == 0) {
+    float* const max_sum = has_splits ? params.partial_ML : params.cp_ML;
+    *reinterpret_cast<float2*>(max_sum + row * 2) = {-kInfinity, 0.0f};
+  }
+}
+
+// Zeros, and an lse of -inf.
+template <class Config>
+__device__ __forceinline__ void clear_row(const DecodeArguments<typename Config::T>& arguments,
+                                          int64_t token,
+                                          int head,
+                                          int lane) {
+  const AttentionParams<typename Config::T>& params = arguments.params;
+  const int64_t row = token * params.num_heads + head;
+  if (params.cp_size > 1) {
+    clear_part<Config>(arguments, row, lane);
+    return;
+  }
+  if (lane < Config::kHeadDim / 8) {
+    reinterpret_cast<uint4*>(params.out + row * Config::kHeadDim)[lane] = {0, 0, 0, 0};
+  }
+  if (params.lse != nullptr && lane == 0) {
+    params.lse[static_cast<int64_t>(head) * params.token_num + token] = -kInfinity;
+  }
+}
+
+// The rows first_row, first_row + step, ... of the sequences of some lanes. Called by a warp.
+template <class Config>
+__device__ __noinline__ void clear_rows(const DecodeArguments<typename Config::T>& arguments,
+                                        RowTile tile,
+                                        Tokens tokens,
+                                        unsigned lanes,
+                                        int first_row,
+                                        int step) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (; lanes != 0; lanes &= lanes - 1) {
+    const int owner = __ffs(lanes) - 1;
+    const int begin = __shfl_sync(kWarp, tokens.begin, owner);
+    const int rows = tile.tokens_of(__shfl_sync(kWarp, tokens.count, owner)) * tile.heads;
+#pragma unroll 1
+    for (int row = first_row; row < rows; row += step) {
+      clear_row<Config>(arguments, begin + tile.query(row), tile.head(row), lane);
+    }
+  }
+}
+
+}  // namespace attn::sm80
