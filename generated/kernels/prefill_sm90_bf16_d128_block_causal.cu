@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         e9bcc93d3046df234ac1248ffb419358b68c573102d686f70fc76e45c17180fc
+// digest         bf74ad8001ced87eff4be62a3ed105d9ee96776c88d9713105172d3816814b44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         02928e1d7d036e072f5ad049aadce56c03a2a535a756da4bcd71d3f54ede1118
+// digest         0df196bc8f3b6f0c40b19b84ba5d1317e2a59028b0fb320cbbed9695c44bf8a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         d80a0fb76459bca769c1bf793181aee886c2ad920b9cc3af350eb87f8847dad7
+// digest         7e6088cb94d6e22e8fcc4b38290218e3b6ad5e2ccaea90b82ea126c1f2b588e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         e9bc4313b776b6f50531107d07843463f548b9eb270c2ac1bef877a3f47e22e0
+// digest         6cc98adddc540778a5de57e8f52722c80979b12735278326440adada8c492987
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         6aa5fbc278f8d5a7e0dc3d4c0679dd4fcef664e14b1dfbb8505e56c58614e9c5
+// digest         150bd6089275e185c7b79e44f2361d76763d5750700bc521d8466f9ee7d5bbb9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         d36d7ab8145d1340b8d400c2430956e53bd4992cde41023972de24c28f19d8f2
+// digest         312e6b0bf040f89a1de564dc307b5ec33013faa4d7a694e6ef7d0762eeb7412b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         2c8c52776ddf2b8eed694c0abf7af80e4816bd28a2bdafccdb7cf08804bc9991
+// digest         6c3e34c30c94d79e746b74c507affbe27f5c8b3c3abeeb0a3ed7ac9cc8d6575d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         33c77420a64ce58520aa4bf28cdacd3e0e5b18818371415e41847e674f43bbf7
+// digest         2ff46caa3d95d8504ad36fe44e68db5097016de37f960e5e6b6a83a377b5ba0f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         e593735c60d2f6baeb457f8f34f229a730cc67abb68a565c5ffeb77560a1412a
+// digest         2fc99d570fd011b0be9ee48d9a055ddc3f33fe2004e153161dcd92d029e3bdf5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         7429f0d9e7e727c12185106d5c7ab07b62793d81b87d577dbfac0f58c81ea945
+// digest         5ed4f48ef0c835318d6974e8b98faabe8412214f567b3c197343a295e1056ab9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         c9e391c15dc302a21c6cc4b608d401e1386546a9703230a5fd155c4aa1915371
+// digest         add24db6ee19a088164b75d7fb67ca9f93c93ef209035582214a450ca4d6a6d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

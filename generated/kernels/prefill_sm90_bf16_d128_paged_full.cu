@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         e22a9d5f8fad76368fe2677fa81f32573430f9f7a2a5201720783c31464db5ae
+// digest         35f0c38bed2c3ca2f050dd7035d1d3a7c8c96f8fff13e809796c822d306864a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         176a90d94284caead07ea52479b20e9913c5436f5436fb294a28703593ee5072
+// digest         e541ff22bc41b090ca1c91f6fe453e1e3510e7aa42d27c4cdedb8a3270290e6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

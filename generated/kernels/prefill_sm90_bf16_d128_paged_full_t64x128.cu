@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         b5103518b350d4f396e5889e082b307c899a49dd69c87e808c7a664a405a9f74
+// digest         79727b853e92116006ca9a4ed2651ab4a9ae3c3fa369a197891e522450296a35
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         2c8378c708a296eabd36df6c11bfc94e469f21c4b3021e89e8e0a7c1206e9a46
+// digest         5a97ccd6a586a538dc1b0b816dd9f82e5496b80e8656c0702cd4a03ad40826f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

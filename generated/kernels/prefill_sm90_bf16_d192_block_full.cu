@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         7f0313ab5963c0d29216869124e37259e61784bcaffef16a651bb6b949c1d239
+// digest         84785b223d68c2d789ad7aa4612e355f4f5f39a02b9a95cd685f33907af069d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         721b9785b427fa9ced6dc74d676d5ecc4f44076ed7bf42c1b458dcc838280f55
+// digest         e3f37376104646db3de02ecddee67f5b730f710dbdc4278555275ab0a3113c68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

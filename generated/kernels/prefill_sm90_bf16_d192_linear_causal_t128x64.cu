@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         99a102b4d3a28d862d328a947e5746e77f165ab992f55928c258a131264735c6
+// digest         8e05d09c72c81c754d1578f4de51feac69137eb618d104b811491e2e86197791
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

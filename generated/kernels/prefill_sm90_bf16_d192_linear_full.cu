@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         a4988b28d6a5b9d15dd3f2514a8176cec0ce0165e317675738a551dd360b2106
+// digest         2ddc18d2c484eae08725fd3e7d60432179f244d017702fa6f0ab0c3cf9c84104
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         992fa34214e5bb61eb976abce40378bdc111f9aee35e1fac6354bf85efd4a44d
+// digest         8e3b2aab5ed418ff6069d955abeb3b098d985b93b34638dc0a90eb77346c4de0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         3cbe86c877c01a61bbe58fac5747c2a64a1eab54222ec13d4a9bd9e72849a3a4
+// digest         9ecbd235cbe15241fc30cb62719e1962804c63e4593ddfc39a2e90fe7c80b52f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

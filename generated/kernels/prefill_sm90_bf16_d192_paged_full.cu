@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         b3510032d09775fdb214c0a95154d28e317a8f86efedd70c3d0ca9420435caf1
+// digest         4195c6a80b40344817f69e5e8a0df5a00ac4f4447b2193a2178eaba48844a808
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         7185d7bd859504dcf9affc4f3eda7306f0dcfbb5ea58014e80477e6c02a1773e
+// digest         d7447f821939ef604f88c8a8c478d5159b2543d54e4c9867705081b021291aa1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

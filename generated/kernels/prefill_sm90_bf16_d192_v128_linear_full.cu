@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         85608c44db2824d2299490af883b212453f7418a2affa7d366ac0e9e23c023c0
+// digest         cfd78e0e8ef0bd36a093f5c03e1e6fd98d4d5cd4ac00e9e464eb6bd96edbb12f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

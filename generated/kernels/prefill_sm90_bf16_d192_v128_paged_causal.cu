@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         f3ecd9fe1fbdb0248db6e6e613130733c5e5ed1ac69995df9c1287263d9d505a
+// digest         8cb720a943a57baa38d995555a9956613d4c80e82effec7b32e2e477fc0cbad5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         eedde03f198d6f7f396ea3cb2baef818291076905fda4138caecf5bf1bb2eaf7
+// digest         e8178c6e9d366d583e5f3e3dc57d5284f026faafad47db22e6ea646fc485c238
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

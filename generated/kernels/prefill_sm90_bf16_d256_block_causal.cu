@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         9439c4e068b03ab3a1a471099f9c8b3c31d878ec5f95f8f668a93b7c7e7399f2
+// digest         15a13533f2045ad1381a05ea3f7cacd6994653421dbf23f207c43a17b00f201d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

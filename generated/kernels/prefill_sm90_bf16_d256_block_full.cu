@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         c3f378bac398d2361c50daf39b2c6fa0ca99b902a7cefddc1403d27120e2555f
+// digest         36488c1492c74633f2915539110f003fe38087906d3eb0e1d093d47a633086a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

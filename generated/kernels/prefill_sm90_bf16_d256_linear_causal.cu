@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         ad2dc4d0dd847fdc19c65903860afdff3299bc908ee08dec33ec3bb589f0f462
+// digest         3bffe0b7923d920e8c87dbe5c0f3fedd38955a2e52551d3d1d4664e6ce5fe71a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

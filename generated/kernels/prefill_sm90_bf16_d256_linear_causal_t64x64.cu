@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         571cea22cd7d9163442d1706d9e0255ad1b8d72b368a7d055f6598addbc53a7b
+// digest         126b4b2ed1df6e9d11bcf6eb789c2fdc8cd79fdb7a8af61ed82d8811d01edd6a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         403ecca511f8523fc8d92d360c35305a56fb50ddcbc28bdc833ebdf38503937b
+// digest         6634eeca6154027f9bca82575000360e556948a1075bea202c1b02e6e93c47a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         66cf43005d1e47f3a37b40c7f0a48f75ed3d9fbb1981a37cf963b8d584e04234
+// digest         14bc7c23bfe72ca3fc598b549052a80c0121364a52c9ea393084e1bf9259d8eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         380a93e00fbd39f92cbaec71865efab0190c86ef1b1a33385d801a1f455481ae
+// digest         82b94d399a1d72d80a1218ba55491e48f56abc93ebc189609294bea44900509f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         c9c8570133090a4fd0fda7e147b13fce7a712eeb80eee690746186adbee8ac90
+// digest         f59c3cc8e837ed10dcd9533f0499a7d5901dc19308d89489375c9a31272a3847
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

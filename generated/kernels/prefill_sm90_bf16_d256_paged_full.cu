@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         5068f443dfd3d73c81244633f7ee5e003ad7f55cf7835adfa428ec7d62530cf2
+// digest         ed813af5aec425fe36c94d77e54e66f868f02e8d25cad76bcc37fcee766f1b7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

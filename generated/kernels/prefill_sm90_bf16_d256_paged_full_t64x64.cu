@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         973c78142f7209bd0993db52ba16f36d58438719955ef3e5768272b052e4360d
+// digest         4d7bb39c8b15fb688cc8f5a22bcea74a28d7d2c4e9ffb9f6a2259bd2823a850a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         fb5cc9b6112f3880509cf4805e33bd84c95f3ed070e693102f865a075de82891
+// digest         537ebab831888dcec00a8c50e18edfb0b714cb582289a545df62c1890c32d473
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

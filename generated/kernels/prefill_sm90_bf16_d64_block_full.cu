@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         d0bbe4535de2fba9a826081c88471dbf94b11fa26b987fc11aaad23db9d9a845
+// digest         641ff8ca27c0d9648850cf6a5b0cdd837306d4797fecfd291891dc28f57714ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

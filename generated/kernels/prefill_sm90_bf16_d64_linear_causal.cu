@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         656616fadbe07b55c3efee03761fa604c59efe679f67e2fc92686245387fdaca
+// digest         ed44d297dc4a7baf948933ad0ad2202d9620be05f59569e3988939245ca493d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

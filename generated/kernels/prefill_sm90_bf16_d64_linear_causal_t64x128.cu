@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         b07dab01d11a404439242d5ff7cac781dd8f543d075446cffb20e3e23fb74e0b
+// digest         0cbe89d4199e75c48909a7eb4105c54e344e1fcffd3b63ecc34ff89e48ba11bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

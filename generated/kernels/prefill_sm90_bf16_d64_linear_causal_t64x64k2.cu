@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         05484889e534b2a4d2bffd995a73d1848aa0679c794013bad229bb6bf5e01730
+// digest         958593368a8845775c2138bc9d95c5e382e5b2630d8e50df0e51846ccfdb98c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

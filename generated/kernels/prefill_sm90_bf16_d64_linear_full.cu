@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         0e777bf9dd85e563701be749bcc33370a4b54ce53bb03baead7f679db6d21676
+// digest         5c8e3749f2b983960bdb0cc825f6a3274a27982e213d04307b6a0266131b2f57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         8421211c9e55704c83a60a047c3145b44c3ac780f9835d79e06490f0620c3234
+// digest         d88f66555a0dfb288985c6d03b608244a37c0cebb14e7bd2b3084f74b6d06242
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

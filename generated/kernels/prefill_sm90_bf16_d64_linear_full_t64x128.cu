@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         bf24587eb6be3742a9530bb517720c5202b407d7ad19c2f6bf916c8173775ff3
+// digest         ccfbedbf17ea1628cac0a52e4e23b67d972e2e8d4ebec40d7feb0f05012d7576
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         9f4ee353a82683baf834da274deb097e661497e716e37446158801c6c80650d0
+// digest         40b76f481c89dddacc73359953c620ba3a838f8b9863cf7eee6f0c9b6fd7b305
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         f1a7a278fdf235436e31a5119d1e01ad3a5bd9879660ee0b28edf178386fd50d
+// digest         e413d196b74df9ae574fbbc27bf076ec89c853a991da14ee1b43bfb24cc69f75
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

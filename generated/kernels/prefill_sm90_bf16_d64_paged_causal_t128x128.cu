@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         5b9be8a9a130be4d9b4670c6bf61781208591636b58d1c11c05faf1f8679cab6
+// digest         c00bbe9997f3510e0008d4a3e8998ac8a9f9a771e6069cc145cc1b01eebf178b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

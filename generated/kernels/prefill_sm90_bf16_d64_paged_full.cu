@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         b9082fcaab2c5245d8c0d70f2ecf606d9dbf67a7f45a14190773608b5e504bdf
+// digest         cd66194a897ece79672cd6a5ed439bfebbac9bd0189da5312fa1236c5a74f580
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         710e359fc9c7a193e2743b1df1623603b8a844e807a1b12705a2b438f8515b76
+// digest         95975e5c95f8d069c3f63d75cd4a567a75a3c1df1ccf9bb868a5560b16028021
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         c4ff57448373f512b4d8019e15f2a4db4b605acdfd4e16659f5ae55b900de52c
+// digest         330be1d918bf40d5acff3b77bcb4dccc4c3adc587685b59414a487b8cc03e2e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

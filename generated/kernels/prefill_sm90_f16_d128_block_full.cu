@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         debbcac1747c3051262d03532fa8ef71ec8db88bbdc9af7d614ff6453b000aec
+// digest         56a1f0bb1eba722d7d18fb69bd404e564589937d3ae96f7c3ade898955e1f91d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

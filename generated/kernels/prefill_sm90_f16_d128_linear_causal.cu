@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         4383712612eaa03563da112a4dc9f92bccb9cce086993a52862671caa73f21a3
+// digest         7f3ef2402ab8f0977a057352db51a920df5b22142263581a942f5e403853d2ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         5d3e58c57f7ad321f996707bf54fff3943a88c69d571787f3ee79f6620666c54
+// digest         3da57fad199d8aed085197b8749874f80c8d1815d4e399c0f8b723c340a4c58e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

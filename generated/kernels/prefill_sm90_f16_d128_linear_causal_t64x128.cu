@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         90370d543ab56bf083b5a9627c43fae866ae9f61024d78a956ba5ba89770ab1b
+// digest         9f21847540a514445d80b4d5fe14275b53d3a65953c913cc7c36d1b505f29920
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         d398bd8d496494322e8958c280658992ebb090b0f03ab4bac5e326432758cf7f
+// digest         10aefe3d4796103f7009c2dd3a61ab92d605ee2484e26c27248b364961d2f798
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

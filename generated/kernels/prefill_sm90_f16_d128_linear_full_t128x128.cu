@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         9097bc767419a122675daea2502748064013108c995c82a8d4931ff8be1df669
+// digest         81c86482147a899ead29921830ff6c601a9883835d1f945933a1d4844d827191
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

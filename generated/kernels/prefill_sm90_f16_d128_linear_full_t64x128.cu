@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         6b5a9278cdab1126b0283a9d139df8c501ab0ab01e96122e2062491a2a8c01e8
+// digest         f93a42c4d3b7b02317774d1e13b2b43800087e334a85d0f3f5a16b276f3db8aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

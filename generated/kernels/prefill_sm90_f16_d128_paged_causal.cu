@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         45009524da3cbf90942afa332b65ef2b58d6f5f7ce769fb26ac6825d482abc93
+// digest         287a14cda3c00cec8bcd50f45f8741c1b342eb14c920d1feea8c9ab16e030ffe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         48e2631e1b40e836bf9c145d4a8e7fc2dcadc150801ad37092b7dbabd68ee920
+// digest         24ab11a1b476927d95b7d8883b372a14f069c475553507712c788dcb023910f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

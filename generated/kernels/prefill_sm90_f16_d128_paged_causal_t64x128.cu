@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         96232058f25d402fe6d1b909e3d3af55d78330a331750b5593e7c0be8f5febb4
+// digest         47a5dc7895125a945b7fe068ebd2fe6aa52e4d3f3bdf4e47f5306c86c42484ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

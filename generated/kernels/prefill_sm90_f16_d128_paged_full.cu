@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         7e3571880e52c0d9b65f6a4817fe72128f87e27048e9a3060297ec5008f36990
+// digest         6ab3b9dff712a2277466e1d110f8bcd964778d564c9ef6b68fcab984fed789dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         77aa0096d03c38b1f1ff719a3050cec5be304e60b7ff38428d992d098e73517a
+// digest         4e04010a889b98c35b621f3ac3dadc1bea5fd342e3890c057116563bc6cb7bd4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         93cd7b9979ac0ff77aaf2c4ad1351ea48da49642be70c7f764b44ad0bc6fd9d3
+// digest         2168f5ff02c3a29bcf17a019f8dcd1190ff256e26df77239e20d2f6bf6b29d1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         90e6403cd2062891000c8e5a948958ed35d8c5424ffa3a1c7ed7d0118dc24805
+// digest         562ab5a8d339a9d7be2c9f81138db1b7fad403fac00ad806f406ea45286b67c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

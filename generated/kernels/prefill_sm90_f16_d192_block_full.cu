@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         427c9ca9edac5b222833a7f1f0692600d9dfd0b15883b648648dc54f1fd2948c
+// digest         e42c054780d108f1c84dac8e7cc82bb682cd2bad3178f14cb4bb0ab81feb7f76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         4f04fd463adfff95acefd182b6f48bbe2d5db6390412659d4908f9bff86b9616
+// digest         0c1932fb2a6a668532f7c828a24cd13f2bba9702433422cefb8289e17710d381
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

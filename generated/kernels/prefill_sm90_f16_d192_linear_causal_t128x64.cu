@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         918c757bdd82f4085cf8ce04934ae9514a2dcfa8fe980a891381058196c568e4
+// digest         35e55d5eb418ddad11c0b871f99b2a7e395fa2481fe8949d598fbd6228596cb6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         85308af6f299166d1eb446e496fe8b8dad1774872bdb5709a1489913d9c98a97
+// digest         da5e434faa05052a76a9efb9561703a9d0f48f1e38511f31e7f41364da1e0118
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         992678e9f4423fa3ef72f81d02b6db40fcc03ef91ab6d718cdcda6756db4ce52
+// digest         4302df3df6deb2b0ecaf94bc4b0dcc9da3984771791102bb233cdaa499cc1c3e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

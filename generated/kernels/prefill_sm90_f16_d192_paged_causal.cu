@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         5c0de00376739af8d2b1c0a56824ca72978b63a21c35433cdeb35dee6e812be6
+// digest         691aec396cef62c03ff2df873bb4ed2109ea2683e4d09b4bf778caa49abdab8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         5f7205f7262d163158e1d8496c63d3b8f2ba80e686bb851e20afef80911e8014
+// digest         55f5664ff9504ce2e47c589e00e487ca76ec9e06bba24c89e69750da4d74733d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         a4754fcf0f73663489ff7e1f9b020931dfffe0e81861c5d7079954196b6170f8
+// digest         d88a842be7fe142d9066bf19dca43a83a6f8ab1e038f8ebc4d1dd290bf550e05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         bea206eaf7dc534dab52575fb2c3b049d7619eca65fdf99aa0f264a53b38066d
+// digest         4fb7284297301b5c38a731ebe79990944cfa489d4cbd5defea621c5f7ad59135
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         9c8428164959f2ad4d9977e454f7e0fb1d1de5738dd2a7efd004765d77b5f355
+// digest         fc9cd8857b9308f8cc75abb398764a24f926ca221d6f1a962bde26ad3ff735b9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

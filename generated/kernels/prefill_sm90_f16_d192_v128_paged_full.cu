@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a81e85b6d80a75a966ae859f26d3b12be1ec97b36a0891cb8bc343da95d90a11
+// digest         54adf127fb85104405a8575cf124c0d329b9f4804696671ed94e1ab5b1905762
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         b1660c7f9233c44f656d651f9a079ab20fcc5954dd1b3b29ba6d91f693913b01
+// digest         6fbce61cea129ee965bcbe5721861ef6457b81a919b50798d79ce29877916f20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

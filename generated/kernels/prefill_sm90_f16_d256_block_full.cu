@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         52b4c287d8d7af4872e7aaf8ca230fd2454e8a86c2f1366b17c073a3143d9ce3
+// digest         9d4295ceb633b1bbf2ac4ce3bc2aca45b6bd2986c60d4502036c289e86b130a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         9c524d73af597c3688482bc641f2d5c82737c250a5133484f3c3cf513e5e9e45
+// digest         ab5e7c21b80272fb7f586e18dffa44da781326d580efb165c86bf02da3fdcdcb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

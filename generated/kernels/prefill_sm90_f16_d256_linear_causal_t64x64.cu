@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         78410b8adc4e28683dbd4c7b5926ec778ede668d029afc29e56be33db78a56d9
+// digest         4ab1187b74afd3a79d0f0e17111228675d0f45c2e82110c1737924e095d44ad9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         9ccfd59f014b7ff71138bf440db6e8bc9cce33c73ca4f4d1713a6f977fead9cf
+// digest         e3b666c0cfd086246548d9933ac6db788bfa380ac8bc9ecd7ab340eb82179702
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

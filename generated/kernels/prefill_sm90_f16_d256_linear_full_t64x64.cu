@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         336a9c3753a683ae222163bbf3a2d568bb0e54c1c424f6da58c085a08a9e529d
+// digest         a48601ec829874025631150bfb7106ab6a5a411515217e9579bdb751b5a9495a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

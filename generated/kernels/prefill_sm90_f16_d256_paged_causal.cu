@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         86446eaaea6aa4fe5de57b87a425868affe617fc47eab13ef391cd99a0598a3f
+// digest         8c8066859ce53a8e208484301c4f9a4425fee05913d69da7aa739f508f9281de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

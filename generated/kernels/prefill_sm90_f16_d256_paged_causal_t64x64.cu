@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         d3f29498695e0c9bfdbab151289e8a066d21c6afe6027e7e1ec96638584690c8
+// digest         bf344b34a898495bc1a8a643da80480615a4dae3e04bf56adc945daa73fcd1f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         e49138d4a3af6e0034874b37be8b988eeda57cf75d6e6e9dff1bdbdf31ac545e
+// digest         8fc712ba9930775654e6a975625e35815c320a4dcb73453a3860d9f46be3648d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

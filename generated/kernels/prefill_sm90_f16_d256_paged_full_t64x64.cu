@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         3960cf1a01af5a076e6c8b21f48da0f3339bae0f68f19542d4660e6865626e33
+// digest         e85b39a1752b3da0e428368abe1b517762d8fe03930701f71fb6e673ff00d390
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

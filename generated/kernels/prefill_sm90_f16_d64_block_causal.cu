@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         fc34087ef4984e0f6e254ab456c68cf84601795d7872c99914bfa22c74d5875e
+// digest         9ed11b41fbd5668e55688f73ce22320cbbe99c16bce5015dceebab0dd291d965
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         21c9ef640c8140661aa9c639fb94b1dc1c5bbde35481bfc308bb9acdaaa79a60
+// digest         224e5ea7fd0a01b834b4e6199c3b03c5526c249d1d28abe5606b391ef7536740
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

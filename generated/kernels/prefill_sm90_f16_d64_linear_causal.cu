@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         82b91dbfd72eff8cbfb7c817490496f70835762ddc9036855de55108fbe4e385
+// digest         06474a218b0841b3f7b36313c0d204eb0b2d4fd8626250c416d3fcaf3c0b06c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         d0ef940c19949dd5db2bdf2ec0912d56933d1a3536f4e758edb3294d5b10c3ac
+// digest         80cd91c8f419ca723efc24135f5e68b6f99e5b9c36e7759fc001bce849ca4aab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

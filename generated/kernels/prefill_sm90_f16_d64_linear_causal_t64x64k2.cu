@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         aef8dee4eeb4e54e1188b70ee77c12b9b39ebb2ef1fca6fd977f95a49cf8f4c2
+// digest         59facba54403d1f3bebe1ed0f61e4b8fa9c2c330c95cbb0d683cdc78c7e37069
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         955caaa9a1b1b3cf438a067902cc9544a856feba24a2dd68fdf11f50a42cdef5
+// digest         529c3c09b3c412a80237b585598f582e9117d7543c5edad65827a0066e1af1fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

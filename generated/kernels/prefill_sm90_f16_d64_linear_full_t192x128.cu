@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         c40038c1a57c390350b0267c4fbb90b5d1487ba00646841e371b0571967ee4d7
+// digest         a9483416bf463a05c5631b64df0aab4fb449fc0902b1c2374f53b9c1c7913247
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

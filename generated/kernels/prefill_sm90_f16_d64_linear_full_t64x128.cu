@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         14cddc0aef0fc3e09bbccfd2246b1b58aab7e2393ccfd05532b6c9ec8b994c87
+// digest         1c58a8341aca8f10202de1121f768b2ffa6381b28d67e360311af315d54b8097
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

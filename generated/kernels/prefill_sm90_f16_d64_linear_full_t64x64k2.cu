@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         4dcfe50d416fcfe5353ca68485853025f9ac7123a7c0a3cf14b39e2006d1ac78
+// digest         70fb2ab5aef4191f4e658287c3641aa7ddd2f5930fcf4296b78a42213c026d08
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         1581b0ce8d60076e05dab8fa065b252f6d6aee1b0d8f5bfb45edf8742c537800
+// digest         50668bfab4c321b837ebdf677b320f6b48fc65ea319e340bcceac9fb05d3a2e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         bb77038d45333d9d829e8e8239f77370d2a7825d0bb4847108cd3a31a310a14d
+// digest         ce2bf883691560a4266060d36f1348639c67181b4ad18c054b3ee1384ba01622
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

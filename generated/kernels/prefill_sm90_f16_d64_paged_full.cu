@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         48f4b69591a27b4eaf965925e1119b3083c1e781cf749b9b3f2b114784f722a6
+// digest         05973f9d705f51ecfa8b98fe864da2ede11b985c01307905ceaf28a208a3a9db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

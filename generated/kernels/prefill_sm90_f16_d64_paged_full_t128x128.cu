@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         f7217d0d3a74f354103d7ab7268032bb41f8dda57b3e60e6638b23c5d6150dc6
+// digest         4c96ea4bbdba4cd463bec9bfdce498496608b3ca54a005d1cc490fb6acff42db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

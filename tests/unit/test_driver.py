@@ -6,11 +6,12 @@ from __future__ import annotations
 import ctypes.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from attn_codegen.config import AttentionConfig
+from attn_codegen.config import AttentionConfig, Mode
 from attn_runtime import driver
 from attn_runtime.driver import Device
 from attn_runtime.errors import ArgumentError, DeviceError, DriverError
@@ -101,6 +102,12 @@ def test_sm80_kernels_serve_every_device_from_8_0_on(capability: tuple[int, int]
 def test_sm90_kernels_serve_hopper_alone(capability: tuple[int, int]) -> None:
     expected = "sm90" if capability == (9, 0) else "sm80"
     assert on_device(LINEAR, device_of(*capability)).arch == expected
+
+
+def test_hopper_reads_codes_with_its_own_decode_and_the_prefill_of_every_device() -> None:
+    codes = AttentionConfig.of(head_dim=128, cache="paged", kv_dtype="int8")
+    assert on_device(codes, device_of(9, 0)).arch == "sm80"
+    assert on_device(replace(codes, mode=Mode.DECODE), device_of(9, 0)).arch == "sm90"
 
 
 @pytest.mark.parametrize("capability", [(7, 0), (7, 5)])

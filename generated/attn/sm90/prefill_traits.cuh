@@ -66,8 +66,8 @@ struct RegisterBudget<2, 1> {  // of 3 * 168
 
 template <>
 struct RegisterBudget<3, 1> {  // of 4 * 128
-  static constexpr int kProducer = 40;
-  static constexpr int kConsumer = 208;
+  static constexpr int kProducer = 32;
+  static constexpr int kConsumer = 160;
 };
 
 template <>
@@ -84,18 +84,21 @@ struct CodeRegisterBudget;
 template <>
 struct CodeRegisterBudget<2, 1> {  // of 4 * 128
   static constexpr int kProducer = 40;
-  static constexpr int kExpander = 64;
-  static constexpr int kConsumer = 208;
+  static constexpr int kExpander = 88;
+  static constexpr int kConsumer = 192;
 };
 
-template <class Traits, bool kIsQuantised = Traits::Kv::kIsQuantised>
-struct RegistersOf {
-  using Type = RegisterBudget<Traits::kConsumers, Traits::Tile::kCtasPerSm>;
+template <bool kIsQuantised, int kConsumers, int kCtasPerSm>
+struct RegistersOf : RegisterBudget<kConsumers, kCtasPerSm> {
+  using Budget = RegisterBudget<kConsumers, kCtasPerSm>;
+  static constexpr int kSum = Budget::kProducer + kConsumers * Budget::kConsumer;
 };
 
-template <class Traits>
-struct RegistersOf<Traits, true> {
-  using Type = CodeRegisterBudget<Traits::kConsumers, Traits::Tile::kCtasPerSm>;
+template <int kConsumers, int kCtasPerSm>
+struct RegistersOf<true, kConsumers, kCtasPerSm> : CodeRegisterBudget<kConsumers, kCtasPerSm> {
+  using Budget = CodeRegisterBudget<kConsumers, kCtasPerSm>;
+  static constexpr int kSum =
+      Budget::kProducer + Budget::kExpander + kConsumers * Budget::kConsumer;
 };
 
 // Blocks of K, and of V, that the loader has in flight.
@@ -166,6 +169,13 @@ struct PrefillTraits {
 
   static constexpr int kProducers = Kv::kIsQuantised ? 2 : 1;  // warpgroups
   static constexpr int kThreads = (kProducers + kConsumers) * 128;
+
+  // What the CTA is launched with, and what its warpgroups hold once they have traded.
+  static constexpr int kWarpgroups = kProducers + kConsumers;
+  static constexpr int kLaunchRegisters = 65536 / (kWarpgroups * 128 * Tile::kCtasPerSm) / 8 * 8;
+  using Registers = RegistersOf<Kv::kIsQuantised, kConsumers, Tile::kCtasPerSm>;
+  static_assert(Registers::kSum <= kLaunchRegisters * kWarpgroups,
+                "the producers give back as many registers as the consumers take");
 
   // A product of 256 columns needs more registers than a thread of so many is launched with.
   static constexpr bool kHalvesOutput = kOutputColumns > 192 && kThreads > 384;

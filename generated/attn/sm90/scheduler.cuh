@@ -50,13 +50,21 @@ class Assignment {
   // The tile's split has keys.
   __device__ __forceinline__ bool has_keys() const { return mine_.begin < mine_.end; }
 
-  // Writes it down. By a whole warp.
+  // Writes it down. By a whole warp: one lane for each row group finds what its rows see, and one
+  // lane writes everything, so that its arrival at the barrier of the work covers every byte.
   __device__ __forceinline__ void write(Work<Traits::kRowGroups>& work) const {
     const int lane = threadIdx.x % 32;
-    if (lane < Traits::kRowGroups) {
-      work.seen[lane] = seen_blocks(lane);
+    const SeenBlocks own = seen_blocks(min(lane, Traits::kRowGroups - 1));
+    SeenBlocks seen[Traits::kRowGroups];
+#pragma unroll
+    for (int group = 0; group < Traits::kRowGroups; ++group) {
+      seen[group] = of_lane(own, group);
     }
     if (elect_one()) {
+#pragma unroll
+      for (int group = 0; group < Traits::kRowGroups; ++group) {
+        work.seen[group] = seen[group];
+      }
       const bool leaves_partial =
           params_.cp_size > 1 || split_count(whole_.begin, whole_.end, plan_) > 1;
       work.item.first_block = mine_.begin;
@@ -74,10 +82,15 @@ class Assignment {
       work.key_token = Traits::Cache::kGathered ? 0 : first_linear_row(params_, tile_.sequence);
       work.kv_head = kv_head();
     }
-    __syncwarp();  // all of it is written
   }
 
  private:
+  __device__ __forceinline__ static SeenBlocks of_lane(const SeenBlocks& seen, int lane) {
+    return {__shfl_sync(0xffffffffu, seen.last, lane),
+            {__shfl_sync(0xffffffffu, seen.unmasked.begin, lane),
+             __shfl_sync(0xffffffffu, seen.unmasked.end, lane)}};
+  }
+
   __device__ __forceinline__ int kv_head() const {
     const int pack = packed_rows(arguments_).token(tile_.head);
     return quotient(pack, arguments_.group_packs);

@@ -104,7 +104,7 @@ template <class Config>
 __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& storage,
                                         const Arguments<typename Config::T>& arguments) {
   using Traits = PrefillTraits<Config>;
-  using Registers = typename RegistersOf<Traits>::Type;
+  using Registers = typename Traits::Registers;
   const int warpgroup = warp_uniform(threadIdx.x / 128);
   const int warp = warp_uniform(threadIdx.x / 32);
   const KeySource source = key_source<Traits>(arguments.params);
