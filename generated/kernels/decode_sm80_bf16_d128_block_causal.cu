@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         ac73dd3ad3184b9385cb40f8c67de61781fcc41180a87701aab4108fbfbb1cea
+// digest         bbc7b7a8199725a79a329fa0b18b1de7bd4ec4b92ff132e8a6d05f3d6277ddff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

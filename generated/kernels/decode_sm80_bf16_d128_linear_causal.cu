@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         29216309175a6e9bdc080730327950bd4354ed7135437b74f6c086ab933ae390
+// digest         1fa2ce19cf0e375cbfca73e1e8d6d56bf1489d36e2b5d66c98bee288d0ae54a6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

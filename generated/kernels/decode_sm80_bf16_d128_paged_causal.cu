@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         35e23fc5237d19023d2593b225e18eb64e4ceaaf82d07fff760ca32999177608
+// digest         2983d8be305e15fed8aea47e422aac8eceb611de70c91cca4b490dcb4e3338ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d50e13b976b47b19b0bd72dea3d83ef675856bafcebb6c138af2f2533df7762e
+// digest         41720a4a4a79e98e131a0527ca2b7ce1b47bee7e622f3b9b2cecef2a9316ca40
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         ada99d0649c793f2c62f11f3d7f98d8406e3a87f06d0704cc46d9784ffaf7006
+// digest         c9a698431bc4810668121bed81d2eec87b0b2827320acc672e2421ef25794351
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         0501c25eb449effa367d0dc948a47aafc006f40fe511e0a2fb1087a635a8fde8
+// digest         86bae9baed2966be3aae8ad8861a58e7cd5a998b4ce287ccfe925284a204e3cc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

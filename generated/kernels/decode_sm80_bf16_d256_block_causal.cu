@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         bce7de8c3b5c5db023889ada70965d98a94947b39339c66c56171edd26693b03
+// digest         4c38e04f752dcbe82e1d3858eb08dcd31f342ce73de42b7ab7ff2ec367e494da
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         27e597014635cba8e51a83cd443548a3134ceff6ee63a19e4a26e96ca2a970a7
+// digest         a4255647f1557e9bd2528bd51ff60a16ef1c1e56f4771a77426330d4e3616ec0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

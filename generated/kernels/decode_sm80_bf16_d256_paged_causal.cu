@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         997f81c5839252de1bb23e6d9452df7372b7ffbc0f9185f138399714bd3396ff
+// digest         81ce8cea005b87fd7481bbf87947d30f10a47621ed680ba1e8bcf3874bc64f42
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         bdcabbaef541ad45c62c1dd38d2be097b61437bc7cb74ac5dc61d78e3f08b7e5
+// digest         b7ca2eaa9aa3e0d1c163ff8eceeb27c899016ba328c22ddd3581999cc689133c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

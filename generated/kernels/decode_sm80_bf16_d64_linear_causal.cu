@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         98e2dce48dc15c3c040ee8150a25973a7792f857ee93cc6ef1237372870df7e7
+// digest         680da87cf6a202c9b465a7f958e27d64b3fb83a0d19c25132ce610d8488a9586
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

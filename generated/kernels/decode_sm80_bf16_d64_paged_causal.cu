@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         09298f128039ae7f157829044fcdb0ac403a6723b60c76ff9575ed92f16e16e6
+// digest         c5135487fc9e21059f63067aca415bf8e4666e57b8b79f0a61065fd54df804a4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         76fa46100d4ba5eb0112a7b1eab12368bdbf93b44ca9a142ba0c380a990cf0f2
+// digest         546fe1ed7c37202ea347f515ad81f14aa3c6328b10ce7a28342cab68081190cf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

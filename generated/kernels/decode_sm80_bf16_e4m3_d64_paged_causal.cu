@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         74e43a851f2450c0fb921c251961ed8ac092c4b12dd768f35f81e7a29cf8a439
+// digest         e50c703f6deb5e717d496a4f978587b68f50b78b66579255e9d193c1e2d684c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

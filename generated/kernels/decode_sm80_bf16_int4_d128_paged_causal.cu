@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         3b44dbe9aad379f942f5515ad0cd6c89d7cd77727a2d59c6ba48555981c7d603
+// digest         c0b55c8c461a4b9d75cedb458bcb832024aa0452e431f15043d8ff877f942217
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         30be72d1556dcf96e00dcd686a75a326fcd8cca257d066c47b135b7c376d5fbc
+// digest         575a271cb13f2d6890615fc25976edf5b7e960206c7552e48cb587fda3e58c01
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

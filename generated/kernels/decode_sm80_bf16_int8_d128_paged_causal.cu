@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         592be989d14025f1433216f58e967d3835dbd470852277ef08bedbad1a04b080
+// digest         a50d8fb0719f8d87cc5281d687df23593bdece57c6f3acb57302a6fa8990c5d0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         2c4ea29857583ca5472ad7b473d9ca589a5e9a0ecac670d038f730fdf073bf2f
+// digest         2b371170a4694c7db9c4670205b90574117a8e69cc85edbd4155a33d251c4c44
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

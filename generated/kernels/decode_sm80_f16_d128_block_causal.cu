@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         91f0c2295cdd62e407457a1236128359bfb914f1687cbb760c04849fe527c7ca
+// digest         3e2da7a7e99e680e98dc9d92bca42281caf053722eb5d2f2c12ec32da9e1fcee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         31c4204a2e9720a6a9fab3ca726b5623c52a53ac276f7b0a49a660297e6f842b
+// digest         a496f1c77be069ff5dbd9f04f0481926052056be62b73afad5b46ae0ce35b089
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

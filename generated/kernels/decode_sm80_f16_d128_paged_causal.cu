@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         fd493fb8d09ccb78a7ffb2207002e057109cafed441ab6e70887afd0055f5f0a
+// digest         afcd7e4f1f40f6fdf8fb39853ad12cf5c6ce8e515a6e8b4e982148d3c86b9ce1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         c0c94ac115a4ce50d0f22f89a39622bcc160c7599b7d2f05ba0bf8ac64db348e
+// digest         bdf6941653f9a1e79d52703f69d319d32c814e87b276dee72bb2dea96a1b62a8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

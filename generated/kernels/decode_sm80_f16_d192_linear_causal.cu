@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         67518a9660a4865eaa4658338e7ed8ad4ed59d85a1752bd220d695b23c4c0e3e
+// digest         fd2780bc493b6e2f2285aee7c1517fa3653c8b7cfbc33884436bdb34d3519c87
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         8a1bf9b0904ab3c28e11e43ce6d22e5e4a6aa275451dde3caa080b76042d097a
+// digest         c6226cd9606f9ac68def712f38a760aa230693f91158d7ddbfb96b732c24a582
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

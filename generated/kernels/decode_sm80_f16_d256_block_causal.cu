@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         9fc8757909b3a6ada2cb574e9056c23ea185adc6d8ae352cfb719919e4a5fd1f
+// digest         dbe0ef9eadf37d5c07a930bf050d39ced5589ed052b8a041f0b9d873f1d61893
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

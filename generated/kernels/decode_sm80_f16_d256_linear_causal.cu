@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         ac9a8ca705693f4d2b8da1d25736d27423cc2f9e43bc4104fb28a2301811208a
+// digest         c438e41e4879b4edf356394153a8b45c49d2030d205fe380eb6c239907a4490b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

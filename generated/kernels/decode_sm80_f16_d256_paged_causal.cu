@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         39767fc0c6805faa1672307dbffa3ac8dacc0db739f2bf73e9cfeed97942794c
+// digest         b924fb2806eca7c8ab4e32ef62ed62cd7c6585d4889dc0f9579bb059525def8a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

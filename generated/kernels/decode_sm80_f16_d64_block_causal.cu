@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         cfda66b969a965be916abdde8cfee0efe4a2b0db0a0672bf62019bb364862a00
+// digest         ed09cb956f965383e8b69dde7c1412254a2500bc07be1b6a8237bcfc12c4a79d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

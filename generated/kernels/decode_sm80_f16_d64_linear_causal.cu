@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         ad0609b13d726ee2e8f0eb9a6c0eb8aeff812941c362e12f69da265bac306edf
+// digest         776afcd3380abcb9fa8419ebdcc8b357bfd2456b6045fead9ddbc4aa5fb07e21
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         edb1e91fda0d192cb7bfa71840e2eb4e7fef19d0bfacf70f6d29de87680e4d3f
+// digest         85f8f2b73d84a62141fe9673500387024c61269ef1b9c6266ef6eb2686f41424
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         81ef2a0e8f1d4215ea9defbff9f9efc6f0fdfffb4e7e16b274db026d0b92bfba
+// digest         9184d92112bbabe4ed546a96d797b8e354d1e4df58ec31ff98ffa42682d69e0c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

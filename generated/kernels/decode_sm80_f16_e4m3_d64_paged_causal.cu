@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         77b7620303169803a68679e5e98b74b422fb3152c1069c3c48df2b330a098bd5
+// digest         aec84da3e12a64e719a162c7885655faf26177f604ea9a58c5879c96c2da0edb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

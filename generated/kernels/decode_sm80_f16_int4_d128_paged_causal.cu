@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         d04a143f06d59165b6b2ec3e1becef97f705014282d7a64ec7ab2f3a9cf65d3c
+// digest         a247fb21b61bf48b0addba8aa6eebd31b9197e0a26d7c37eaccbf7840c41ff8f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

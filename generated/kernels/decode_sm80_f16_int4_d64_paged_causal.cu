@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         6695c2ecddfd55a043f00ef750c33d7b53d6c9b150edee195987de73225820f3
+// digest         78f0274e3313243c22cc7ff6e6608bc9d30c2a1ccf97b063c16c06165b26bbf3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

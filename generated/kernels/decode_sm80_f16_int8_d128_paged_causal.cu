@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         851afd1a81a2a6079363a12e68d2292cbcc10d42ff1cf52e67723857ba1f9f90
+// digest         b0a602168d44885f6f2dce838a3d342b17565ebf314e7599c6d7cb894ca5900d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

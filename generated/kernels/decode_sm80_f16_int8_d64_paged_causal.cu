@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         0551479ceb4ac13727c488d1bfd77392c9074b4918bf20fedddf7f0d4127e830
+// digest         2f2e0d3a0e6650432e3e9ee1e969d708a09a9388268c072836246e84bca3bbd9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

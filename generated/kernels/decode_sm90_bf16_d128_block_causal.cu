@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         bd7ed469c21f7c2c2d0c05bf8cb3a7a6e17f5d15033db4ed516fd2b34cc568c5
+// digest         dc8761d244a2873d5a969312b62b2bed41b915130ceb711a3b036b83e8acc696
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         fb444016aead23eb8f63f3766a0efcdaba75ce59d8555f4f6c090eb074da7aab
+// digest         7ca86caadca1b2be12613226ab163e8cfe3b5f19b9955d7ef084ae0b0a24286f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

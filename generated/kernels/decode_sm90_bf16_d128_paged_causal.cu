@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         69cec0078223af0c7b25f579684a8277bff281f0bbe9dbde2f9b9dd0ac3c27cd
+// digest         f57cf6d232b300e5f89b58c207e486fdd907463ce946f3b659849ac3f60e14c4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         26b15307f8be7d222c1871fbb39985943e7f4d6852695a06f4a2a9c9ddc47be3
+// digest         f7522e676feec5d9ee4ee566822d9411c40d963359b5b3da5b055feb42223794
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

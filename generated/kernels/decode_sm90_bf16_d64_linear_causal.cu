@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         982af7c2d5dc8acaf71809b84f0935af289ccc17d324a5380772ab5ae868d5ba
+// digest         f2774c60848362eebcf1fe027e9834e057ebcbaca66991dfbfa2a5621bf3c9ff
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         dade7dc1a728d2ce99df266ead0634a944365ac9ea3f5bd52c7d5da6d171a92a
+// digest         48e0d58d3d97186e8f5a2f47b665e316daf06fbbed3728c487ee60c10414568f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

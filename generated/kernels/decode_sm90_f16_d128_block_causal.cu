@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         54dec56aa8fe98a29a9e8f27c577fe8d2ced3c8c1922f0b0c50bf998857842f2
+// digest         6ef05f6c594f44041d61cf1b07639086c9aecfc4cdb721da20841aafda9d6cbb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

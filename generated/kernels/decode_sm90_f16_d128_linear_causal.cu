@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         2def80aa52c040ca220da42f867d553701da05c40887d2bbbd6ae8819ff942f1
+// digest         5685c381bddf27c442761cd4ffe8e2c89e71a6da86d231f2058fbdc23aa9f6b3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

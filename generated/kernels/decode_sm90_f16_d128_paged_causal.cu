@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         db7622ceee840056dc1e31879b3fdf7ab10df4866e4a25d2588ca819f9a7cb0f
+// digest         43c7c790cd9768d381dd66b6732c223b1fb2c775c72d99cbbdf24ef875199e33
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         7758ff0e3485908538112aed05b6152fa896b65991e9e8fc3d7db43e8ac55eb1
+// digest         d4cf21bd716c0cc8023815cf6c467aee301d4c65ed6bafeeeb89c40177ae7a72
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

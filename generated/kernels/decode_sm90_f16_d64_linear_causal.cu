@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         fe38e3da8a273731a601717b3c031bdbb73163f7d0a65e8685b50a2510bdf742
+// digest         7a285e98b16583c7d2af93706e40f9810cff094f2f489f111fa030ad746b08bd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         90ce31fb975894b5b8a9cbe3a0c86804ed1c6b0fa0e511fc7115a32cc1b0e6a1
+// digest         0dcb9911f4e6e79cb7f2d9390c8acb09ef9ed340794fcc2b8645e5600fb90f4e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

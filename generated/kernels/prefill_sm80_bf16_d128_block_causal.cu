@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         aab735d0ba0af59b96f67f40f6c3eaeb9ca94ec9ac5de61691706cf773a87211
+// digest         a15fc7050248a5ba33d87de0b816ea15c5d5cf457692ce9e535bd676d50899e7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

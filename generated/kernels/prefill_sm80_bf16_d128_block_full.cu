@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         1eaea39afe379e86882a520e3b8b785a74a2cc2f3bfa981a3aaf8e00f87ce172
+// digest         abe647209e4cef8183377383241d71031d147ad018a369c35a1e312f7b365d43
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

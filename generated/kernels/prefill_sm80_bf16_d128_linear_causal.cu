@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         72cb5366058513b8cb826a32d99175eb355350849b80477fb0eee436e6b017e6
+// digest         bf89eea6290ef7806ff56db4175a577cf4c1064aee7014a8812c1a6bf12a0df0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         57401e1ad4278afb185195f80986b6159161df42e01efb9374e2bd59f87f7679
+// digest         30d92c703dc2992a64c24d25860cba7107f9ae9085fed4bcd04da84696a8ae78
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         6668da6436c7ec6df25215ae88ec33067335dd0612e4aadbfebe033dd8a1fb38
+// digest         3c5bbc3c017d672ac9f2e996e13189e6290dba396873358f426968bdc93ffbec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         b106fa10f9fa7297e92750afd91cab0db7eff2cf6dba1adeebb6e1cb1c07217a
+// digest         881414df7d56a95a55b4d300707cd8fd4916e567843040cba852d5e8c7ec9798
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

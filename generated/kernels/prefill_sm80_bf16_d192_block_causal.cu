@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         2ec933dd94ea0d8328a20f12dc06ea2c74b33e34f0620bb42d92aacf268fba72
+// digest         a77b95aa179482dc1c163ab25afce375690f2255acfd868dd6696e54e6b7f7ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         2d2ed6a0224c7b61fd155d9c294c4a1334d9032a61f2e6b07306e3e4b48dcc7b
+// digest         fb54352943b55910b85f12c481cf5576f0c5c67ecb5b5b975d5579761cebdd04
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e6f7bd364996cfcba1bb82959f2383f7795dadf5c34dbf9894245987a72374c8
+// digest         800bca4406721cd294bded29c7d3b8d4cd83c04f396af42e6cd301ae62bceade
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

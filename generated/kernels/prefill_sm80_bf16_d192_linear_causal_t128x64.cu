@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         fcae208e6a4847e8e1a5698929c4c660f518aae3d298065fb2b1f092f3611433
+// digest         2b5550186df14655bea1ff71ec3baf64822a63faae836676f574f98b03c898b6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         6af3032b1235905b2cf1b3ddab9a45641ceb8c7f52515751a235693439fa7632
+// digest         c1d1518af1031bf40c273b4b84367d1475b6bb08530fd57ac9bfb1dc3b48b8e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

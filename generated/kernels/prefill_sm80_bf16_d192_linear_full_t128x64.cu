@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b4680608397bc59e532fa5be18ccba3dfe933f7c86ca5db82d059488daa7cb0f
+// digest         1539a78c8d825b5f68d565fea39d2e9e25d960f37c88bee28fb27579b7123037
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         5935710d81a27c42ea5d608c32cd5bae5ce917d8fac6f4aa1036da57746fab41
+// digest         12cc09503eda7036b18e9bdbb20058f2221fd55555d844f7842cf6f7cba9a833
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

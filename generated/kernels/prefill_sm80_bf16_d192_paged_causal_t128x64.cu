@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         c96f4a69919cdbaec91a2340be8cfa922dbf4c498f026960b321bf9806ec72f5
+// digest         0799698e548d2889ce09e37746f3e02a6973173002e2f17fbaa33d25442dfcb5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

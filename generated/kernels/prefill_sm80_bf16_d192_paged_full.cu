@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         ea31fdefbc1cf178f71c71aa565a8f53edceb9114421f2ea3afc835d4354c617
+// digest         5dc22fe92967ede838482eee2555b1092d8a7e4a133561d3f8db64ad3e18efcb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         1c7c3ed34b82da723150461d1b7a7993d2b235e01b2f9f694eefd01b331d5fa5
+// digest         72181d06a3f61212778a80ce3764f4d761871790b75a781e88f00b7acf868b90
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         583054930a2c3d08be5d46736301c9788eedf5efe70c5f352ee31d217d2ce848
+// digest         137c534496cca530c301bd9711e42a05ea550cdf05f911252af227de0bf9dda4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         0eb16c8234b0b75521b8ed8e8116eb3ea1fe909226af7b379add197e933fd3d4
+// digest         2b5792e99ace4c1b85ab2973d4959279c5394d46178b73a05acb39c79b3d193a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         d827b5d2860005ab408dc22b9004e0f150ec90370fdbafb2800c97e39cfdac87
+// digest         aa815825715276d64ccde522575014c414a6bf5f37468a610dd2bfe8a57ada54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         5842be8960f465b506c10e3552a66c28e7984f777645c521e23fb94bed554896
+// digest         5e340ea41b6bcaab578b630e766554849e766afa6d1d4b52baff526e4489107b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         ccf6f85a6e4fb39aa60e06d672501974765b9f4d058b7f463f848651aaba27c5
+// digest         3be94069933e7a8be87ef43b3ad487913335e7bdcd260e0d0b55c5d3e31c9526
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

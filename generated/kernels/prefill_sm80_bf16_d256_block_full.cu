@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         30bdb1e5e653be5b43835317a14fd0228abfda76cc91bb8c32156e5c938ab6ba
+// digest         c2bb73aac9d1ee3b61c1df4d3706b34365ea87327740c2cbc56de14bccd6f696
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         7aa7a2dc9b734e467526b127b25fc81ed14f3738fa9c519e0d757e6d13d3e1c9
+// digest         24d49afac224c7575ca47e9e81e6ab871f50662b3411642dcc30a0393b1796c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         620ddd68f1a6adb9d3ba77f84fb674efc14a2fe3e3082b25ba98cf115d8ce66d
+// digest         5d69849eac59b2a6ebbc4759220813624ec1889d2493501b8fd74782b3c01129
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         84bfa65e96923dc92536d0b8142e89c85ef6bdf11d1d37658a58a2d72a15c99f
+// digest         a4c3fe4cecd54c6328db5a2e239b509534aff98c8cf3572cfc94c2da3422ea9e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

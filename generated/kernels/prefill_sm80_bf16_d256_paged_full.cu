@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         c6066de3f04045c577b55e2b601d761dfe3c323df4527960a1f4541158c2ff75
+// digest         f2d47841d9311b05113d59c1b111309c416c682fbf871a698c4c3c8410c92746
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         d8b964faf08a67752b9b37d26ad4ea274ea607edc005aad7ac7237b7eacd5820
+// digest         5dfe9568c63514f2b9e537c72a4713c1524c03bb9aa5a7a50fe6f157a0e31696
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         f5ac84fdd2a38dadca4aee0157c9849b7739d4a9d40b040b545b5b4438384e16
+// digest         70e4219015a8974a0f41395e6366c97452f975771d5e01510255609c905c7557
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

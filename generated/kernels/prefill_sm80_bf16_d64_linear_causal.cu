@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         722fa52e50a73ffab79da5c9c93147a6c7bfe3c7997d18739c59b513002cda05
+// digest         0b0e1007f635819855a583906ab009df98443822bc1a5023c500f7400bfbfda3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         ba8102fb609c45787b037be262cfbb4df96f22da03095ca28b3e6f0962a4fccb
+// digest         79d318b3e8dc011923e0c8eb156730f19e01631b51d32659a84e0a4df132822f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         11d7db4a4df92c3eb1c059de2a3a7ed7b3886d15a267ae1e60e970d406e2e9c2
+// digest         35cc85839c964282de137d721df536881dcdea7d0768570c77cacba3ed52291c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

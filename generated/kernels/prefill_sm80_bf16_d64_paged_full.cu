@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         7c5b153aa75004328bb347d9f00a651d785b0db10441b324fe6465ba52c37255
+// digest         eed0618663c03524578327581629a0a8a76c4fa78c8769ca705ebce32654b0c0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         54bc9b840f247bf29a9e9f5530236efb82e7cdcb64f4aeff14740fef38442030
+// digest         0566150146eb57905f3494ecb273e606ef4a836ab97f6f078052b4bd5149afd7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

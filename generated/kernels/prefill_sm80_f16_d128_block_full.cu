@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         ad0d8be56c5d8603d8b3cd10ebb1c8b411dd0050f5a35b121ff4dc9770e96bdd
+// digest         021da0460c449e4e0e2e833a8da9996c63452d31d441fa33dad6d71e8bbdad0f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

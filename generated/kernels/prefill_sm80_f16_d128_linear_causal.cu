@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         1f44fb576fd7a1069cbea20df11e037b86f6ace02819a9f8532e6196d0c26d0e
+// digest         a2f7548aac67690bef6e330af50d7cc50924e5d2700e6bfa362c96bd2b03e68e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

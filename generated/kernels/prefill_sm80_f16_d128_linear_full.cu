@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         9e1643ba83d935427bbfb99fadaddc2331acf39126f1c7b06a7e3b441316b41e
+// digest         df336b2806ac13378dc5d78a5fea1240ea784b643de3a9d10b1c9129f1187c2d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         3f6aa1a52f8b04fa6de50ebde0229a086e4fbfc37f8237795ec636237cb3ea04
+// digest         5c0e5ee1b495dffe9f5bec6a041fb67be1e14fd3a6d67c7b1e466352c957320a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

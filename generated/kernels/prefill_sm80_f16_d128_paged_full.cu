@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         4402d6a4326268af173bce45a5831090a475b57c002900ce8600cffaa18d8a02
+// digest         c9c3a7e827267214352148cc299d2c3516f0f5f98fcb9f67c932b80e53b2e2d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

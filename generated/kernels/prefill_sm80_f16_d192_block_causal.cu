@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         364e457c4010b14cf4117a222accf8d21eb46f7ed3a1dd2ec51e3b787c5f2af8
+// digest         2a9c983c83a468e3d5299899c397088ff04b0307c478e0046cd83df2d3bf2419
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

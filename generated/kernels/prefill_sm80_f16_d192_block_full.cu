@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         4108eb3a85396aa36ac9e2d6e6d1bc23df494c900386f7d8b451d02264a5cd74
+// digest         b67c1e9ee53ef6ac1f7709f2d70943cbde1e10a74105ef8055cd7c5d3fa26854
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

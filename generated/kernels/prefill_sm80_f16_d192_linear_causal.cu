@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         9191aa80a5b4e5b80a4b19efb348172ebbdbe4862c10aa6f278220aff222e2f0
+// digest         6b542f382c7170f053ce6c2d77ac9e52773815c41decf6f95250a7858595a54a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

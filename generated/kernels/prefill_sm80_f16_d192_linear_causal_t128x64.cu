@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         58918160c867935446fa37cd907b6a94a766ff4bc40f326b98ecc30af231ff3d
+// digest         c1381e69bc71e9ec23cd1ad0a1f71e4f9281ec5bd6e655b48bc66778d46b6fe2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         57bdb78297b612c488ea56ab0ff7c50b6cb657ecb0274c94aa07c1a76dccde8f
+// digest         ce3a495429e280da13d2fa32fbdb9d74d6dcb882d6919a738245725491eeba91
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         c4bf5515703cf8c96fc99056c75ae30c9bee91db86746ca6b28c778ed23cf49b
+// digest         3ce4f9fcec4a539fbc1896782595e2227f601325a54170db87c998cc293058c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

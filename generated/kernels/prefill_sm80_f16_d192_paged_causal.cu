@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         89867e6eb078c2cd09c8fb58ac2e502bea82fc41a37a2b96f1b1655e83f96820
+// digest         de96ff5d4be2d18ed7c9a7c00bae04df1c44d4d40bb378351277227df3609501
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

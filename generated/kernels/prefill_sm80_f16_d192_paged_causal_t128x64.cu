@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         940e66d3c5a3fc6dc64fcea2d473d1b3affb6ee59f5f8cbb00395674734cc612
+// digest         82b016be836d0a83d416c66ee5079d503a1fdcfdd30e55f38a67353acd7e5ace
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         0a4a1281169ce32702637f0683a028bcf7195aa88666bce1ece436fb90ba9f90
+// digest         e42532c9b834e1921a777fbc6aca023025adda5aa1538fa32b76cee568ac587c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

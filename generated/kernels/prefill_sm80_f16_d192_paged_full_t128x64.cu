@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         1943743c56d85698a69820153dcbe2e62868a42c115950207c849bc2ae19417c
+// digest         3fbd4ec660546303fdc63545ba948e47b5e769abad09081f47ba086c1857988b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

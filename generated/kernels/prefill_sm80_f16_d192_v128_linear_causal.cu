@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         8e047e238d5da351e9625e77dc3dab938a97762abfa4c2141b442f9c0057bd65
+// digest         07626c4407421508b7f3f3eca97523b10eeb11f6462f34b95e76bd65532fec54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         f2096cd675fa3b9fa26235a8e2c382a9103fce00722a776639f979c53b20d956
+// digest         2948f038b49dca549da12f71b9b0c6b5802ee249d7dd2f02c68fb48000d442e1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         916ff381e47a1050c153178e249709c2e19ac7417ced360539444b0c3fef6b86
+// digest         b288cc04f2cfeff19e240120f31e4398b3076337679cb194d8c9bbec25e57f83
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         3ba7ed693dfed1e151ae9ad0436f09a1abd0ee14d35ef7987cc1aed6e597289c
+// digest         cb79300c200d5e91d5ab970b95a373e04649f670eb615f5e7ffae39cde0d7a99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

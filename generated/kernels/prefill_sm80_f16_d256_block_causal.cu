@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         a5b50c8b76c8d919f285b23c75e198c6d9c29056c4b3d1768293b0997fe83e9a
+// digest         fc331fcbb515ccecdc865fe75d11187f80e17b1a17a06d5e6fe503dbf45b8a6b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         fabf890eb99574419b893fcf044195568b1920e06b56125affb2f6863fc7a200
+// digest         8979c3f7689e499778134ff5613b39a7c7f90c35eab700dcb1c39c4758bbf854
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         8d6ece6b45a5acf2d704e3115d642c1c7ea69a8bbd400655afe82c12f31d4e0c
+// digest         938ae55eda209ca53b44f5686ba5be7f8a4f89ece1eaac679c675da03db42e80
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         796d2045adaaf35e0d493548a1cf4a83581f416ae63b45f9adc84e02304b2698
+// digest         58fe818b04e410a5622878d244b12c1c200a1c76f0f3f945f50fee1d89292df5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         f0895399522eab87d2558ecfde676ef91d08517e1e25bdd2ba7e5cffec214752
+// digest         9fca5855ed216a132712ab6dda4d8a7e9f3df72b198283461c39756da83e1231
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         627510dd6f5571131d84bdc9a7f72cbf8fa2b1e2a22ff6aea8a5202632d70fcd
+// digest         92a1b0b7c87f07e8b2d26e3ebc0abb07972811c9c96abd22521c6c2b70d761e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

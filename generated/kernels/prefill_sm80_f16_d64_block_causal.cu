@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         ce12619d89a42df2dc6a48554cb666175b3443f4c3ac87f5041b995e7ced0a3e
+// digest         6c32daf223183b5e9dc900a090532e6aeb7a04647add8fd21d17be7b7b8fb917
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

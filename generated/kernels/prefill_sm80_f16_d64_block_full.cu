@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         6bf5da93156ee7cadeed8d2e5386e48dda645480f41dadd87d6db44746c370f0
+// digest         cc8c55c2d69aa1290f368ebd8098cbfec76286ca84245e081ee7d96e5f8cd3c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         c73269fe277387d9a9cb11dc8ee838bfc3cb60beabc3c72839cf4ef587093d42
+// digest         56f7bf03a21244935d414fccbd064c751603eb7d830bb8d4ef1692cea775cb8c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

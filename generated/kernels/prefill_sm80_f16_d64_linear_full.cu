@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         3ee316b0acd4d959d680f2da7e8536e3cf662a10337cadb0c322a1249ff1008a
+// digest         a262e1e3caf90fbc1e11ce2c7cbcd894816ab3c245674f5fc73e363619a0eab4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         37b7f6501d438047795455676b50e8f02b1a4c595767232bfca5c9aefdb1de81
+// digest         074b110bdd88d3a3a5c51def1bc6d16d0db97191fea827612d94540ea6b18dd3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         5f662c1ec0e0b26dccaf7e03a8470b3217d7047230b5ac02e7349308ad3414d9
+// digest         f44a999789a4155076916899dad4144a44e4f52cbaf51bb7897bad2af4b15ca1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

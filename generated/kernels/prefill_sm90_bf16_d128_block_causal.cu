@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         bf74ad8001ced87eff4be62a3ed105d9ee96776c88d9713105172d3816814b44
+// digest         6b7fc89904af9698cb05c908b3ece04722ac3660d240db7a220d8eb98b439931
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

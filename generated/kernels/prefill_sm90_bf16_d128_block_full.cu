@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         0df196bc8f3b6f0c40b19b84ba5d1317e2a59028b0fb320cbbed9695c44bf8a5
+// digest         f41a95036f5a608d354d97ae9a71910bbc5e303fabe7f56f19b8a9a23410b62f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         7e6088cb94d6e22e8fcc4b38290218e3b6ad5e2ccaea90b82ea126c1f2b588e5
+// digest         32f03253b148556f5c8cc1deee7262034364bc212f0302b03e0d3ffff08a23eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

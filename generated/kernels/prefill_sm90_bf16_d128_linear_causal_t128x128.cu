@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         6cc98adddc540778a5de57e8f52722c80979b12735278326440adada8c492987
+// digest         c3a021992046a9cf272f6342728b3faa1d6e4d798ebff3bd2d3f67871a73e29a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         150bd6089275e185c7b79e44f2361d76763d5750700bc521d8466f9ee7d5bbb9
+// digest         ae69c786f652053a3b715138d42c0f10bf58b71ddef9734898b2f09d22d99668
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         312e6b0bf040f89a1de564dc307b5ec33013faa4d7a694e6ef7d0762eeb7412b
+// digest         74c2f83baceaf6f2fc11bf610b420737331cfc65b70146110fa17bf78bf6b8a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

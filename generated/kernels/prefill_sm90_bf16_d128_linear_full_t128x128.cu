@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         6c3e34c30c94d79e746b74c507affbe27f5c8b3c3abeeb0a3ed7ac9cc8d6575d
+// digest         cee99f1371e9198de14a7514e77f3b6e5bf9d5841f5ce78ee7444a18098e63f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         2ff46caa3d95d8504ad36fe44e68db5097016de37f960e5e6b6a83a377b5ba0f
+// digest         82f432fe976b06822a8bcf833c0f6bdee432884dd7233b1fbecb0ab35b5a89b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

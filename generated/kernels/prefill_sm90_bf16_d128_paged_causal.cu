@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         2fc99d570fd011b0be9ee48d9a055ddc3f33fe2004e153161dcd92d029e3bdf5
+// digest         9baa9d08942ba0786dfd4877d981bf296979d0c305cca3d9243ae0cda2f9990e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         5ed4f48ef0c835318d6974e8b98faabe8412214f567b3c197343a295e1056ab9
+// digest         592f160fa13662e6738c77186da90ef91b0edb2ab1f249c7f6905b58aedce39a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

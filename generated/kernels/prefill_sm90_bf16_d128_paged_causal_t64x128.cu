@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         add24db6ee19a088164b75d7fb67ca9f93c93ef209035582214a450ca4d6a6d2
+// digest         9fa98479e6d228bd775e9e30839893a6821bf8b78587f673db7a902c849fa608
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

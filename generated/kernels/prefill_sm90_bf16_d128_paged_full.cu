@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         35f0c38bed2c3ca2f050dd7035d1d3a7c8c96f8fff13e809796c822d306864a6
+// digest         463327cf41519c0b7ad1d99500d10a874f55af84b5c45dfeab0e929145caf460
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         e541ff22bc41b090ca1c91f6fe453e1e3510e7aa42d27c4cdedb8a3270290e6b
+// digest         9ec5d5a590dccbd14736524cc15e92e5fbe70c6d3134ecd85675fe3092a512cd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         79727b853e92116006ca9a4ed2651ab4a9ae3c3fa369a197891e522450296a35
+// digest         92ba584e7e3c350a867dabad28a1e3c27c197909a2b973ef2ffe727d9c8f1c24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         5a97ccd6a586a538dc1b0b816dd9f82e5496b80e8656c0702cd4a03ad40826f1
+// digest         b9deedee46302c1908e2f80f942705ef1497c434fdb2af8e2a0051cc87a38375
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         84785b223d68c2d789ad7aa4612e355f4f5f39a02b9a95cd685f33907af069d3
+// digest         6bf41141f3e630af5a8d9697c3788505e66b6dd715c14db0b7f521f7bca4691a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         e3f37376104646db3de02ecddee67f5b730f710dbdc4278555275ab0a3113c68
+// digest         e3342dd052f55a0e364770250f119dfc509135b8267ebf5a469f480175fd7b8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

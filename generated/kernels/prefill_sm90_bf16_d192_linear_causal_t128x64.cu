@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         8e05d09c72c81c754d1578f4de51feac69137eb618d104b811491e2e86197791
+// digest         d281d6dbce1006ec85cc08c941217cda4eef73d699d83231a08852d1e06ca170
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         2ddc18d2c484eae08725fd3e7d60432179f244d017702fa6f0ab0c3cf9c84104
+// digest         d095e8551ab470e7688b9f1f6a2fb072947c1a6bb8c7be504b7bb11a1fd1dcf8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8e3b2aab5ed418ff6069d955abeb3b098d985b93b34638dc0a90eb77346c4de0
+// digest         6c6bcdeb8368d420a6731f50dd4c4e44a631c0aedd149b2dcc37bb2aae485f75
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

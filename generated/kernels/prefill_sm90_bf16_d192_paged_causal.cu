@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         9ecbd235cbe15241fc30cb62719e1962804c63e4593ddfc39a2e90fe7c80b52f
+// digest         9edb4cba9a2fcdc75a08f295dc2ac6f2e7aa20655daccd1390d709f895171d80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         4195c6a80b40344817f69e5e8a0df5a00ac4f4447b2193a2178eaba48844a808
+// digest         6d52c17f059634d2d51b4973957f2a6abf1c7c100851e32a5bc90d21ba1a649a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

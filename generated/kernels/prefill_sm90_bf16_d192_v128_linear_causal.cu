@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         d7447f821939ef604f88c8a8c478d5159b2543d54e4c9867705081b021291aa1
+// digest         d71081963e1eb3b8205204f5c8d1344f8c63aa2ae354ccb889ceb5df16cde76b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         cfd78e0e8ef0bd36a093f5c03e1e6fd98d4d5cd4ac00e9e464eb6bd96edbb12f
+// digest         dc2c2b582ddd072faba6cd68d055d1034e3b24d8192fbf3e5e7a8ea7579f2359
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         8cb720a943a57baa38d995555a9956613d4c80e82effec7b32e2e477fc0cbad5
+// digest         6630c28feaac62f373ea46d59d6bb2faba9ec0e26d72637fdb7ac8021c4b3468
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         e8178c6e9d366d583e5f3e3dc57d5284f026faafad47db22e6ea646fc485c238
+// digest         1fc331e07ab8cc1d4c5dc7c5328fd747cc993f4e2263a0544d63aaac8f3ba6cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

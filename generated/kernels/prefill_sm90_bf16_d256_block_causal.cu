@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         15a13533f2045ad1381a05ea3f7cacd6994653421dbf23f207c43a17b00f201d
+// digest         b9dc84a9c16e916a2f3962332ec1d3d43fe97e57c0ac7eccc1c9ca7cc5ebb6d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

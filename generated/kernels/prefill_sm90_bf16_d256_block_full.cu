@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         36488c1492c74633f2915539110f003fe38087906d3eb0e1d093d47a633086a3
+// digest         a019d7fcccfb0c996789ab74ce7491279eede8e40de4c8fd1868051caf79136b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         3bffe0b7923d920e8c87dbe5c0f3fedd38955a2e52551d3d1d4664e6ce5fe71a
+// digest         4e5326afd2c727306dd63fec84430a09639df7f46a9323803ff4e1b57951d2d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         126b4b2ed1df6e9d11bcf6eb789c2fdc8cd79fdb7a8af61ed82d8811d01edd6a
+// digest         b4fa97d006666d6f808ed47e50990570f914c4d59231cd193f6057472371f8f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         6634eeca6154027f9bca82575000360e556948a1075bea202c1b02e6e93c47a6
+// digest         739524b4f7ddf508a4ce85d1af46b90b79968d1185003c0c6e2b24f5098b9b20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

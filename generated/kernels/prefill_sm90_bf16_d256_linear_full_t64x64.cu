@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         14bc7c23bfe72ca3fc598b549052a80c0121364a52c9ea393084e1bf9259d8eb
+// digest         862d6bf099d4ceab6d21a1124dee5022616a055bb2adc23e73ca917ce15232cc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         82b94d399a1d72d80a1218ba55491e48f56abc93ebc189609294bea44900509f
+// digest         fb192adf6fcd0e408b3522d574c081323fa784cc463813077eae026b7a35074e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

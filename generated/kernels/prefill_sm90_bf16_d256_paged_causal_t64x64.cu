@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         f59c3cc8e837ed10dcd9533f0499a7d5901dc19308d89489375c9a31272a3847
+// digest         abdb8ef0a25db765cf46261224399984667ee7a9c443b2745740852e39cfe013
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         ed813af5aec425fe36c94d77e54e66f868f02e8d25cad76bcc37fcee766f1b7a
+// digest         8c71e9c29bebafa8a472ef6dac50bdaef17f06e4737f557128519dbf091f4ad6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         4d7bb39c8b15fb688cc8f5a22bcea74a28d7d2c4e9ffb9f6a2259bd2823a850a
+// digest         6d16ee81c0079a576a430ae2727c6fdc12cdd00cd93bbd11eea359275b19c5a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         537ebab831888dcec00a8c50e18edfb0b714cb582289a545df62c1890c32d473
+// digest         1e238cefcfb28befb159875f224bff77019b61f45cf8492f0a54eed67db6b97d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

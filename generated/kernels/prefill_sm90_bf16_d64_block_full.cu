@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         641ff8ca27c0d9648850cf6a5b0cdd837306d4797fecfd291891dc28f57714ac
+// digest         03e67672edd74da28cae8697171ccf10cb031825351a74dd9598ed39062383a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

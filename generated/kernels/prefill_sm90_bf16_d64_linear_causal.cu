@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         ed44d297dc4a7baf948933ad0ad2202d9620be05f59569e3988939245ca493d5
+// digest         a771b5ab917d3d85e836887ba84753cdd3cda3757c6b14a51ca275d215c0ca55
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

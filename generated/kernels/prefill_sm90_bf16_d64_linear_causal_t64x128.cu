@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         0cbe89d4199e75c48909a7eb4105c54e344e1fcffd3b63ecc34ff89e48ba11bf
+// digest         9fbdb4a5265f29a2d72e681c7adf3450d137ee2ddb9c8323f7234b3ecdf54e29
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

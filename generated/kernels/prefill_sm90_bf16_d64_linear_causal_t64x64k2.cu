@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         958593368a8845775c2138bc9d95c5e382e5b2630d8e50df0e51846ccfdb98c3
+// digest         37c42d8d618e12e118bb38a4e76c0db2e7fe832d289f7640bb96aaa8832a98cc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         5c8e3749f2b983960bdb0cc825f6a3274a27982e213d04307b6a0266131b2f57
+// digest         f8dee890a9969435415b8994674e5c5704ebeffaf36cbefecb54f6b89a052c27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         d88f66555a0dfb288985c6d03b608244a37c0cebb14e7bd2b3084f74b6d06242
+// digest         dd89573d2989e4ab8739416d544d6f6957299e421f2fee3f754199d63abf4560
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         ccfbedbf17ea1628cac0a52e4e23b67d972e2e8d4ebec40d7feb0f05012d7576
+// digest         3205dfd0ced15bf6d83667f4a43225c8751d8d1708967db859f2d626ee642cbc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         40b76f481c89dddacc73359953c620ba3a838f8b9863cf7eee6f0c9b6fd7b305
+// digest         d76ece640c1e07a3817f518e55a51414489d8ac2f6c3d275ebfa2a3aef3611cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

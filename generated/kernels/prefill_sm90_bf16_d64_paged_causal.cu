@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         e413d196b74df9ae574fbbc27bf076ec89c853a991da14ee1b43bfb24cc69f75
+// digest         d63fee27a921edaaa606c8385eb633e33b292689b16133ca463e6f07e0bb351f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

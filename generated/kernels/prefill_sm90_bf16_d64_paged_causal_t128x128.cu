@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         c00bbe9997f3510e0008d4a3e8998ac8a9f9a771e6069cc145cc1b01eebf178b
+// digest         1399237e68ffa8cfa84ed5859292f48ff6bef1597b1f313cfd5570e957c218a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

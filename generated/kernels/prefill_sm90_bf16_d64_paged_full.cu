@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         cd66194a897ece79672cd6a5ed439bfebbac9bd0189da5312fa1236c5a74f580
+// digest         c61e892cb47f273798514582a08ee3aed6f823c74e519459ef7520a5dcdef798
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

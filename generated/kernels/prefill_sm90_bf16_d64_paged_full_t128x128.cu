@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         95975e5c95f8d069c3f63d75cd4a567a75a3c1df1ccf9bb868a5560b16028021
+// digest         f85979dab0f23674028eb2ba5ead5e405d8fd175a3e90549642d92c0a7b508b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         330be1d918bf40d5acff3b77bcb4dccc4c3adc587685b59414a487b8cc03e2e2
+// digest         5715fc3fd671d76df5994d6c7a57ae19e7e415154bc87979c7bd22eaa00f4162
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         56a1f0bb1eba722d7d18fb69bd404e564589937d3ae96f7c3ade898955e1f91d
+// digest         ab2e7462daff207f88caeeebe6e25c7db0976759ea3d196ceaabc32a2d716e04
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

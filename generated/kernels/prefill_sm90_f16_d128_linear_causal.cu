@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         7f3ef2402ab8f0977a057352db51a920df5b22142263581a942f5e403853d2ab
+// digest         00690dd5bf93e4193dc84eecb2e83db18421600d3795c45923dbf82ea55d275e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         3da57fad199d8aed085197b8749874f80c8d1815d4e399c0f8b723c340a4c58e
+// digest         80e932d00c813384736c1f2b488c113675bd64866755b9f84a51547629ad70f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         9f21847540a514445d80b4d5fe14275b53d3a65953c913cc7c36d1b505f29920
+// digest         0b71b8162ec4067b0ee70cd506d5d727e57783476040d4fccb58ad5e30e4015a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         10aefe3d4796103f7009c2dd3a61ab92d605ee2484e26c27248b364961d2f798
+// digest         6e9b39611fcbfe614ee054cda8bbe2df29db29cfed19d009f6b924ab7958894d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         81c86482147a899ead29921830ff6c601a9883835d1f945933a1d4844d827191
+// digest         64193fd495ace43d355996ccd6877896ec8041d1b95cbd0db7621d295459b563
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         f93a42c4d3b7b02317774d1e13b2b43800087e334a85d0f3f5a16b276f3db8aa
+// digest         309c88f492818dc8ec3a0c62eb5a6baf95a460e2b9f859e9d380a730cd6fab04
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         287a14cda3c00cec8bcd50f45f8741c1b342eb14c920d1feea8c9ab16e030ffe
+// digest         7c23f7e0a5970cde36670e2878fadebba1bc4a669e878d9dd685b01f2c4f1818
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

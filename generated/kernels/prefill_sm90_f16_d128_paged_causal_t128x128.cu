@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         24ab11a1b476927d95b7d8883b372a14f069c475553507712c788dcb023910f1
+// digest         5eb8b7b12843a3df83e00166431760caf47990efb5fc09f910ce008add05e814
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

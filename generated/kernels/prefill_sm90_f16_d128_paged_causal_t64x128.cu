@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         47a5dc7895125a945b7fe068ebd2fe6aa52e4d3f3bdf4e47f5306c86c42484ce
+// digest         5abf3ee278a4eb01a7ba0d4343ef03c9b940a750f7893c11f71e3bddac140f1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

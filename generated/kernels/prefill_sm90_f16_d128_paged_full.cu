@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         6ab3b9dff712a2277466e1d110f8bcd964778d564c9ef6b68fcab984fed789dc
+// digest         db6f14bcf6b250f6afe64ea494b41c493d75a02a2622d538ae0e52352249457d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         4e04010a889b98c35b621f3ac3dadc1bea5fd342e3890c057116563bc6cb7bd4
+// digest         f7f6f766e75a6966c6f585e45cf97cb9a178a80e79fe3c9d9b6b520e8d75c218
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         2168f5ff02c3a29bcf17a019f8dcd1190ff256e26df77239e20d2f6bf6b29d1d
+// digest         a52cb4a065023ab7f1fe1be597d5ef79ff4ae7ac59cd6a82b6a0eb323813b173
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

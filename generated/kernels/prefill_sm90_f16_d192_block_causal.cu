@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         562ab5a8d339a9d7be2c9f81138db1b7fad403fac00ad806f406ea45286b67c6
+// digest         72d826edae1b951a786aec61195a37ae232cfc878b462b954ef4902bea565143
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         e42c054780d108f1c84dac8e7cc82bb682cd2bad3178f14cb4bb0ab81feb7f76
+// digest         e3b38ddd7695876abe68f8e5ba961936a7c95b0aa257f34932ca32ddeb59c0c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         0c1932fb2a6a668532f7c828a24cd13f2bba9702433422cefb8289e17710d381
+// digest         ff075ac327232d366ecdda0cd6109b50011d140fdf327ccf64cac05a25bdca99
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

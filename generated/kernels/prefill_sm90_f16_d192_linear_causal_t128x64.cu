@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         35e55d5eb418ddad11c0b871f99b2a7e395fa2481fe8949d598fbd6228596cb6
+// digest         ee653744308e5cd3c58d9c99339ec3f521a1769e58e5724e46b6eee4034a1f97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

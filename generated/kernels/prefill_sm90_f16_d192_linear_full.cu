@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         da5e434faa05052a76a9efb9561703a9d0f48f1e38511f31e7f41364da1e0118
+// digest         53ac54855e6db6abfc80d6732a38159e3bdc66ece656b03047da41ff0405d883
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         4302df3df6deb2b0ecaf94bc4b0dcc9da3984771791102bb233cdaa499cc1c3e
+// digest         4d4bde426b8129320f3d50a4313d742d43b344fad0ebd09568714ab8b22214fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

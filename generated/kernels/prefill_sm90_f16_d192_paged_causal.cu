@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         691aec396cef62c03ff2df873bb4ed2109ea2683e4d09b4bf778caa49abdab8d
+// digest         bc9dc2022e1450800576dedce32f7790d4d5a5c8b1a86de22f51399c0f4218c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         55f5664ff9504ce2e47c589e00e487ca76ec9e06bba24c89e69750da4d74733d
+// digest         b46aa2fee06e6bdf4d2c99c38a79982200dc3ab2b2cc68b259c6b629aa94968d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

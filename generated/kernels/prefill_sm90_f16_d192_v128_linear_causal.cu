@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         d88a842be7fe142d9066bf19dca43a83a6f8ab1e038f8ebc4d1dd290bf550e05
+// digest         b7099b70134f21ac3436baff43404cae2b604619752a0c98be964b695388b372
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

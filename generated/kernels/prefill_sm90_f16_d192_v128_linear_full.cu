@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         4fb7284297301b5c38a731ebe79990944cfa489d4cbd5defea621c5f7ad59135
+// digest         4542a9e75e62501f97a2c0951c1710d5d18ebe5ba3bed5b6aa1e611734a675ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         fc9cd8857b9308f8cc75abb398764a24f926ca221d6f1a962bde26ad3ff735b9
+// digest         90ed860df800c0e117a4428798048a87c73ea74820c0fecbf9d2294edc60636d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

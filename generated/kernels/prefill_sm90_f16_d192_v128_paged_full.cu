@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         54adf127fb85104405a8575cf124c0d329b9f4804696671ed94e1ab5b1905762
+// digest         de9d8da7a2d8530a6c72b0e60969d208325e6095bab7d36ab05ee8229bf5f8ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         6fbce61cea129ee965bcbe5721861ef6457b81a919b50798d79ce29877916f20
+// digest         8881e18ff0c7e7f68e62549fd0d022a02312feb68be92f171ed3d90c5d4f34a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         9d4295ceb633b1bbf2ac4ce3bc2aca45b6bd2986c60d4502036c289e86b130a3
+// digest         24cd69025c6251ea9c6e0ddf0d477fa986eddca97759b7ccc0b20633862c9eef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

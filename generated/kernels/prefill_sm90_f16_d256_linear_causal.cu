@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         ab5e7c21b80272fb7f586e18dffa44da781326d580efb165c86bf02da3fdcdcb
+// digest         36230cdd050a6f88630073268f1821508a8b89ab3920c69e068b4b20134a3a77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         4ab1187b74afd3a79d0f0e17111228675d0f45c2e82110c1737924e095d44ad9
+// digest         ce10b031f21b679ed4bee0f02f2a8f2b684a83055b756b02052dd91ef27ee23b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

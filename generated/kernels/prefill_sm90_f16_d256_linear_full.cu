@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         e3b666c0cfd086246548d9933ac6db788bfa380ac8bc9ecd7ab340eb82179702
+// digest         a626beaec23c0b4a1854d17e366b00f904bc95a39b23a1375f98efdcb6c9278f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         a48601ec829874025631150bfb7106ab6a5a411515217e9579bdb751b5a9495a
+// digest         9e0e7cefab3eed18a1d076b4325f1d907f45fd9efbd550b1f9dd9ecfaca49ff5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

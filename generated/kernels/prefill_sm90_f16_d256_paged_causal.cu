@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         8c8066859ce53a8e208484301c4f9a4425fee05913d69da7aa739f508f9281de
+// digest         a0ee5ac3189dc4e5c7bd65bc0778a142eb2913c0659ea9c156d79c8d68f9b0de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

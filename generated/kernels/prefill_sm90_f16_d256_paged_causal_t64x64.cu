@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         bf344b34a898495bc1a8a643da80480615a4dae3e04bf56adc945daa73fcd1f5
+// digest         3d58fd426aae14068d67c65c3d53cfb1f96b2af5fa056b5208e4ac34c0c299d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         8fc712ba9930775654e6a975625e35815c320a4dcb73453a3860d9f46be3648d
+// digest         715367289d70c0d0ba93105cc65b5be8a4b78fd6ba0f3aa3116c09fffb1f65dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         e85b39a1752b3da0e428368abe1b517762d8fe03930701f71fb6e673ff00d390
+// digest         0a8ff5db8574d4646b14df741230688cbc47ee8e0ba69b944697b19d83db3db7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

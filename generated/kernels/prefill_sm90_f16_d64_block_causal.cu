@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         9ed11b41fbd5668e55688f73ce22320cbbe99c16bce5015dceebab0dd291d965
+// digest         19177f70fdb3e4cba06a7d43013fd3f3ce2e29d58586d7f42f11c826f386ea9c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         224e5ea7fd0a01b834b4e6199c3b03c5526c249d1d28abe5606b391ef7536740
+// digest         0846af052562d6d3335aa36bf28691d10d5db37623d44a05eb18910308c50455
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

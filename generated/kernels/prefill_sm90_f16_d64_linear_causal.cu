@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         06474a218b0841b3f7b36313c0d204eb0b2d4fd8626250c416d3fcaf3c0b06c2
+// digest         c9e6a1a4b4fe2d6e615027c935e39d63e8451a5878534a8fdb64d9e7256a0cc0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         80cd91c8f419ca723efc24135f5e68b6f99e5b9c36e7759fc001bce849ca4aab
+// digest         d446a9bb1c2a9e3d5cebfba015a5f4d3e5e14649e771153dc602bcce7cc2f85d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         59facba54403d1f3bebe1ed0f61e4b8fa9c2c330c95cbb0d683cdc78c7e37069
+// digest         9c24088810ae59e71f9eb7797146db7e2452beec88581ad76bc207f6d2600084
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

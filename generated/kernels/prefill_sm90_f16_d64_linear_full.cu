@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         529c3c09b3c412a80237b585598f582e9117d7543c5edad65827a0066e1af1fd
+// digest         b1c615b01acbd7003d59796fc2b0218bf1d497ca2caccb0106fdbfe64ffd8c2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         a9483416bf463a05c5631b64df0aab4fb449fc0902b1c2374f53b9c1c7913247
+// digest         bd7e6fb9b0aa12c88b8a2c7f80f6e7415b4097c5ca1d4069922c82431ae38d18
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         1c58a8341aca8f10202de1121f768b2ffa6381b28d67e360311af315d54b8097
+// digest         fa73bffbbf54ec6baf03660f07f4d9f582b733d6f4ccf3b27fc6ffc33c79eb9d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         70fb2ab5aef4191f4e658287c3641aa7ddd2f5930fcf4296b78a42213c026d08
+// digest         bf1d2be1578f9b3c121945e393baa052707c590f1be1edb43c0cd8e651912508
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         50668bfab4c321b837ebdf677b320f6b48fc65ea319e340bcceac9fb05d3a2e2
+// digest         8697d2f3a3ece09b0ce84c4dbcd8a1f78262c61734949ad50d36088bb7afd9f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         ce2bf883691560a4266060d36f1348639c67181b4ad18c054b3ee1384ba01622
+// digest         47742d1679fc63266c6fef054d00e81532c67a83196ef42615907b5c742425d8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

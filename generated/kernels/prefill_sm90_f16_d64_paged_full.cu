@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         05973f9d705f51ecfa8b98fe864da2ede11b985c01307905ceaf28a208a3a9db
+// digest         485173c1a7589a5d5368e6bdda582e5c8652515c238cb036ac84046ac64aafe4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

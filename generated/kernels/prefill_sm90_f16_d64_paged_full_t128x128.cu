@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         4c96ea4bbdba4cd463bec9bfdce498496608b3ca54a005d1cc490fb6acff42db
+// digest         11a432d02f78c9b9f32fe1c9036ede87225e4dd0df8ac130b5f1fafca6a2a2d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

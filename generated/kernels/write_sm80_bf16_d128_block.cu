@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         f5351a73af959bf4500f7333bc9f69892a172f81512cfba3e191ae80bdbf3d6f
+// digest         baaf9b445315b094db0459f3cb86f4570e0f72541171c61a55823143bcc76c0e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         9b0883e148f90e7722507a129abccea9436c0da4ebc4058f24dd1f6f32dfe659
+// digest         79b4b196e9035cfffcd29735480e52eaf16cc7c8e15022c3e45fa6e8602d3662
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

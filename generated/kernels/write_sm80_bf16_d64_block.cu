@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         153ea82e690702c3995462be0ff1dd797485a404add85d4f1239e985f78b281d
+// digest         2bf0100219fcbd0d80bd2aaf57a3946c1f202c206f4e954aee07cf8945092c5e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

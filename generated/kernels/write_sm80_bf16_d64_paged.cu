@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         371508eae69caa1f58dde0157298e250180cd705e30241376ec1f5750c5104ff
+// digest         0f9028294a58c895ef6466a5eb35cc223e7e4d561a4da923c1b69f25933aa402
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

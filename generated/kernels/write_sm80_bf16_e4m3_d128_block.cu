@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         c71284c1528b906f8b0d3bf9291ea0889bd00b0dfd0d3a49d1857d6662dbc3d4
+// digest         b5046c36c1f35a11bb85713aa1cdc4ba9ab96bf0fc4dd103759cfd8949c3cd24
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         4d978d745c302e2acf681eb08b84ede0733820318b48e508fb448664e10cfa5f
+// digest         1224a860190e88663f49382cf8a8534c143bdbea910c54a4224b79d8b62d3ced
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

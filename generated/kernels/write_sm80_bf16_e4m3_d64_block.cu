@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         9346384ee969be613c5b0dd3fe8f4348410378c02040e945019934ebd53990a8
+// digest         201aedae874de392dd43828b8265ab3f73a4ed8371d289e5c558b0008aa78e5a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         2b947f881c5149b3f18483e34a9e1a38c89a3d5ca245ee98d7f28f710cfe1efa
+// digest         b916ddc2202088449e4726057a757f215f9d85161d1e02bdf8f22c1156119e4d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         29574a6ebe66483492563857aa5cafa8ff5574f9f08d1911ef91c1a8c0a7ae7f
+// digest         8d4fb371d15a237a77d5860b8ca2d6d0b1186990bfa5ce86cc65af2b6e1385c7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         a775871c868364e0345e551b9ecbb9e223029ee225d69792a880b1143a4d6624
+// digest         da95b49c206d92c8c2bc13c6b847a5f0043337fbbb23306ba0797d7f07a899f6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         6c506cd752d566e6b51682f830c64b0ffef3084d1d4ee3b39802443db3d3a75c
+// digest         d17afeaaccabebf4b32e01d04431697ef0be08cc746a7bd89724c009b9d57f77
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

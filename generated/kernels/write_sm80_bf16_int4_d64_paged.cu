@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         8754220ee314466c048b1f26d4f5098bc599903276fded44d1d0dbe9466e09bc
+// digest         bb38d9969c869eb666bdc7eadb325d182bc68f7f0495725ac84e7f308f48f42f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         b9ba75f9e454df3f8c39e784b997a74b57d9f90ff7214a4953d9b38582d66e8e
+// digest         712cb5451d4e5e5501acad6fb603212f4baccbdf6346d1007e28f8968c7eb0f9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         81005b91fbcb754fb106ab7bee40582d8dafc2157b815eff44d8a29e6ee4648e
+// digest         f081b1b2b03d05a04b9a0234811a502ebe78c332a49f76d7cf9aa59429382270
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

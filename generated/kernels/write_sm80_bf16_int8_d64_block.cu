@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         0ab227db4f0f4810fe64162e5331a7c43ddb1ebd5498f8a4ff374e6c89bcd408
+// digest         04e6ba30c9dab73e185fa1a5b4a3c3f2b0b052e2b1490553fbea093c34a93b08
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

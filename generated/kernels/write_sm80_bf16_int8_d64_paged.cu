@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         9be9dca4e1cfed931e74b0261f724ab75573b88bd1b180df09131d8c5efb11e3
+// digest         72f908e78b07ccb4b994e6c94187bbc7601241f2267d8db71728faa3dbe5e08d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

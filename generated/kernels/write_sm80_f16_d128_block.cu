@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         d39bc01de33ccde3f1744e9491e82a68f3cf0cf2dcc1d96ef2bf9b881163295e
+// digest         44728f051d5bc7670c8fb24b8403680d8bc20cbbac4167647cc9ca42054af9ab
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         277d2c61eb713a91260742555434baac5f3f427ebd12a04fbc55d439a9f9479c
+// digest         188856e87611dcc29aa52a65e6737183aaea138b27e03b16ca00a2edfdfe537f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         00ea52448a6570e5fbc2f748f3ad0dd08e9c7422599671892e4abe9a61328448
+// digest         a96f0851debadf7041db3f04449bbd223d78d5566960f772b3caf165dec1efb5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         993860eab9e01df75373d43fe1bb8233dad736ea96eb299ce5167a7b727b95f5
+// digest         477be01db9542d1283c726807b5ce11d653fa07f00362c450fbb66cee242d532
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

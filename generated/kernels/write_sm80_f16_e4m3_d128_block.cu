@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         a073c8a46cfa3d5e1bfb9c02a6068d2513300dae145afee91920fd1b4edd8dcd
+// digest         4970ded660f4f3d29281338d12bf0cab3d326e43ad527c0d0044878fb6775f8f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

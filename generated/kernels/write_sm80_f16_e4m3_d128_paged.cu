@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         86f2400c984d59ce901bcad733b80e6d2dad5d0f5025a8b65727a7c8f6954b52
+// digest         118fcccdcf1413e4f2a3a12499a7684f1255088094f2d36dd4aeaf9d9fb2bb71
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         9430de1c1db6659df86dee14f62ea9d6b4a41c50120daa7382c3a0819fbc6181
+// digest         b17b2a15ed28db0f52ab8bd7527136f4918ca2f05a1f8ac39f1ef0f66f91851a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         49bc4c9a98cceed503924a7ac56783d6cb0152be4debbe493410b204c6f5e18b
+// digest         046b86774762a81d6071c250f7be74c143ec0c3e7a70d586727c5edfbd07408b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

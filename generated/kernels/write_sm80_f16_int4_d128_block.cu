@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         12a602f97f8ae93833ece62ecd77f55192c73901adba4b3faf31c63e9ff2d7d7
+// digest         31dc67c88260f0cbb6001063760ecfbf51156815ec815c50265b11fe0051a66c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

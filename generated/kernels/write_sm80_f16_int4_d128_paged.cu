@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         51eecbecb463a384c119c5291bad54aba66aa8aa9a228a4042381e9f9a5ff8ee
+// digest         167de6f1dd76e042d7435c1e9776aebf59e83a99fd0eaa105dc533081704503f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

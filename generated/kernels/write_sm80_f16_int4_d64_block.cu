@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         6e872cbba94f98e25f8b339015e420343d98dd4cedabd3da3c36095bf9e75809
+// digest         34ec021295664a90075f11dd25af79b841940411da7465da0c91d0c3165d91bb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         1f1f8a16772761c69972f912c26cb1aa2cd294aa13411596643d6dfdfe5f5150
+// digest         9447dc7100140e53c86e5868e4cbab24aa6418cacba7e80ff997a1ed7cbf115a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

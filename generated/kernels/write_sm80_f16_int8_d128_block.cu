@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         7a2b21779ad8a6b8fd5c3da872ca9c21764b9b71d1a43bf54e3c1ae87828451a
+// digest         557101965859334fbe2abce4676c4b99b440a63ef8a7c1fe29d0b3c198c0622e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         d7688ff28fb294baaddfbdad1b7077259489f3340bf75882d448b4f8eaccb127
+// digest         079a5b7f3d2ef48ee7e4f044b4e81c4a660e50dc885136b2df6fe365dfdb2976
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         15feb3fc2b48b5151f700e1b84e05bfbb582c8e5ca1dba3913212ba4c40cfba3
+// digest         3e1f827f2af4b173e33f016bd0e085d823eeb2f66ba25cc5faf9ec9037a49b34
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

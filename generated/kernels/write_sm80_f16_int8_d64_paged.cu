@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         fdd7a16acc4a61e81243c9843ca980e060726e8cc61b3e37355afb3dc0f5f7f3
+// digest         5ece754daa2ea162909a5f4c84a40cad430b575f4329de5a88530dd11100dabf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -82,7 +82,7 @@ __device__ __forceinline__ void expand_tile(Tile& tile,
     load_words(
         words,
         from + CodeTile::chunk_offset(row, chunk / kPerChunk) + chunk % kPerChunk * kWords * 4);
-    const auto scale = RowScale<T, Tkv>::of(Traits::Kv::kHasPairs ? pairs[row] : 0);
+    const auto scale = PairScale<T, Tkv>::of(Traits::Kv::kHasPairs ? pairs[row] : 0);
     store_16(to + Tile::chunk_offset(row, chunk), expand_eight<T, Tkv>(words, scale));
   }
 }

@@ -42,6 +42,19 @@ __device__ __forceinline__ uint32_t fma2(uint32_t a, uint32_t b, uint32_t c, __n
   return sum;
 }
 
+// The lesser ones of two pairs of elements; a number where one of two is NaN.
+__device__ __forceinline__ uint32_t min2(uint32_t a, uint32_t b, half) {
+  uint32_t least;
+  asm("min.f16x2 %0, %1, %2;\n" : "=r"(least) : "r"(a), "r"(b));
+  return least;
+}
+
+__device__ __forceinline__ uint32_t min2(uint32_t a, uint32_t b, __nv_bfloat16) {
+  uint32_t least;
+  asm("min.bf16x2 %0, %1, %2;\n" : "=r"(least) : "r"(a), "r"(b));
+  return least;
+}
+
 // Two elements: a + b.
 __device__ __forceinline__ uint32_t add2(uint32_t a, uint32_t b, half) {
   uint32_t sum;

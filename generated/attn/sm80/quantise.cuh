@@ -36,19 +36,6 @@ union Elements {
 
 // --- extremes -----------------------------------------------------------------------------------
 
-// Of two pairs of elements; a number where one of two is NaN.
-__device__ __forceinline__ uint32_t min2(uint32_t a, uint32_t b, half) {
-  uint32_t least;
-  asm("min.f16x2 %0, %1, %2;\n" : "=r"(least) : "r"(a), "r"(b));
-  return least;
-}
-
-__device__ __forceinline__ uint32_t min2(uint32_t a, uint32_t b, __nv_bfloat16) {
-  uint32_t least;
-  asm("min.bf16x2 %0, %1, %2;\n" : "=r"(least) : "r"(a), "r"(b));
-  return least;
-}
-
 __device__ __forceinline__ uint32_t infinities(half) { return 0x7c007c00; }
 __device__ __forceinline__ uint32_t infinities(__nv_bfloat16) { return 0x7f807f80; }
 

@@ -50,7 +50,7 @@ class CodeExpander {
   using Tkv = typename Traits::Config::Tkv;
   using Kv = typename Traits::Kv;
   using Storage = SharedStorage<Traits>;
-  using Scale = sm80::RowScale<T, Tkv>;
+  using Scale = sm80::PairScale<T, Tkv>;
 
   static constexpr int kPanels = Traits::kPanels;        // of elements
   static constexpr int kPanelCodeBytes = 8 * Kv::kBits;  // of a row, that become a panel

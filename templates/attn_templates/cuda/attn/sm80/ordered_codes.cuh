@@ -17,13 +17,6 @@ namespace attn::sm80 {
 template <class T, class Tkv>
 struct OrderedExpander;
 
-// The lesser of two elements.
-__device__ __forceinline__ uint32_t min2(uint32_t a, uint32_t b, __nv_bfloat16) {
-  uint32_t least;
-  asm("min.bf16x2 %0, %1, %2;\n" : "=r"(least) : "r"(a), "r"(b));
-  return least;
-}
-
 // The byte c behind the byte 0x64 is the half 1024 + c.
 template <>
 struct OrderedExpander<half, Int8> {
@@ -148,22 +141,22 @@ struct OrderedExpander<__nv_bfloat16, E4m3> {
 
 // What turns the elements of a row into those of K or V, two at a time.
 template <class T, class Tkv, bool kHasPairs = KvTraits<T, Tkv>::kHasPairs>
-struct RowScale;
+struct PairScale;
 
 // e4m3: the factor belongs to the head, and is left to the scores and to the output.
 template <class T, class Tkv>
-struct RowScale<T, Tkv, false> {
-  __device__ __forceinline__ static RowScale of(uint32_t) { return {}; }
+struct PairScale<T, Tkv, false> {
+  __device__ __forceinline__ static PairScale of(uint32_t) { return {}; }
   __device__ __forceinline__ uint32_t apply(uint32_t elements) const { return elements; }
 };
 
 template <class T, class Tkv>
-struct RowScale<T, Tkv, true> {
+struct PairScale<T, Tkv, true> {
   uint32_t scale;
   uint32_t zero;
 
   // Of a row's (scale, zero).
-  __device__ __forceinline__ static RowScale of(uint32_t pair) {
+  __device__ __forceinline__ static PairScale of(uint32_t pair) {
     return {permute_bytes<0x1010>(pair, pair), permute_bytes<0x3232>(pair, pair)};
   }
 
@@ -175,7 +168,7 @@ struct RowScale<T, Tkv, true> {
 
 // Eight codes of a row, in kBits / 4 words, as 16 bytes of T.
 template <class T, class Tkv>
-__device__ __forceinline__ uint4 expand_eight(const uint32_t* words, RowScale<T, Tkv> scale) {
+__device__ __forceinline__ uint4 expand_eight(const uint32_t* words, PairScale<T, Tkv> scale) {
   using Expand = OrderedExpander<T, Tkv>;
   uint32_t elements[4];
 #pragma unroll
