@@ -92,15 +92,15 @@ def decode(
     from attn_runtime.bench.timing import Schedule
 
     if plot is not None:
-        require_matplotlib()
+        require_matplotlib(plot)
     own = _heads(heads)
     if len(kv_dtypes) > 1 and (as_json or save is not None or plot is not None):
         raise SelectionError("--json, --save and --plot keep one table: give one type to --kv")
     chosen = tuple(known.choose(peers, NAMES))
     for kv_dtype in kv_dtypes:
         cells = decode_shapes.decode_cells(
-            _numbers(batches, decode_shapes.BATCHES),
-            _numbers(contexts, decode_shapes.CONTEXTS),
+            _numbers("batch", batches, decode_shapes.BATCHES),
+            _numbers("context", contexts, decode_shapes.CONTEXTS),
             own,
             queries,
             is_ragged=ragged,
@@ -121,10 +121,10 @@ def decode(
             draw(results, plot)
 
 
-def _numbers(text: str | None, usual: tuple[int, ...]) -> tuple[int, ...]:
+def _numbers(what: str, text: str | None, usual: tuple[int, ...]) -> tuple[int, ...]:
     from attn_runtime.bench.shapes import parse_length
 
-    return usual if text is None else tuple(map(parse_length, text.split(",")))
+    return usual if text is None else tuple(parse_length(one, what) for one in text.split(","))
 
 
 def _heads(given: dict[str, Any]) -> Any:
@@ -142,5 +142,7 @@ def _heads(given: dict[str, Any]) -> Any:
     if given["kv_heads"]:
         num_heads = given["group"] * given["kv_heads"]
     if num_heads % given["group"]:
-        raise SelectionError(f"--group {given['group']} does not divide {num_heads} heads")
+        raise SelectionError(
+            f"--group {given['group']} does not divide {num_heads} heads: give a divisor of them"
+        )
     return heads_for(given["head_dim"] or 128, num_heads, num_heads // given["group"])

@@ -19,12 +19,25 @@ def words(axis: type[StrEnum]) -> click.Choice[str]:
     return click.Choice([member.value for member in axis])
 
 
+def output_file(_: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """A file that is written when all is measured; where it cannot be, that is said before."""
+    from attn_runtime.files import require_writable
+
+    if path is not None:
+        require_writable(path.parent, option.opts[0])
+    return path
+
+
 save_option = click.option(
-    "--save", type=click.Path(path_type=Path, dir_okay=False), help="Also write the JSON to a file."
+    "--save",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=output_file,
+    help="Also write the JSON to a file.",
 )
 plot_option = click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
+    callback=output_file,
     help="Also draw a picture, such as speed.png; needs matplotlib.",
 )
 

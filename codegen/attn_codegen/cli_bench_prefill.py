@@ -17,13 +17,23 @@ from attn_codegen.cli_bench_options import (
     save_option,
     words,
 )
-from attn_codegen.config import Arch, Cache, Dtype, KvDtype, Mask
+from attn_codegen.config import Arch, Cache, Dtype, KvDtype, Mask, join_words
+from attn_codegen.errors import SelectionError
 from attn_codegen.options import json_option
 
 if TYPE_CHECKING:
     from attn_runtime.bench.shapes import Shape
 
 _FA3_HEAD_DIMS = (64, 128, 256)
+_LEAVES_UNUSED = {
+    "shapes": (
+        *("chunks", "lengths", "batch", "varlen"),
+        *("head_dims", "heads", "kv_heads", "model", "grid"),
+    ),
+    "chunks": ("lengths", "batch", "varlen"),
+    "batch": ("varlen",),
+    "grid": ("head_dims",),
+}
 
 
 @click.command()
@@ -97,7 +107,7 @@ def prefill(
     from attn_runtime.bench.timing import Schedule
 
     if plot is not None:
-        picture.require_matplotlib()
+        picture.require_matplotlib(plot)
     shapes, words = _shapes(what)
     setup = Setup(Dtype(dtype), Cache(cache), block_len, Arch(arch) if arch else None)
     schedule = Schedule.idle(rounds) if idle else Schedule(rounds=rounds)
@@ -122,6 +132,7 @@ def _shapes(what: dict[str, Any]) -> tuple[list[Shape], str]:
     """What to time, and in words."""
     from attn_runtime.bench import shapes
 
+    _refuse_mixtures(what)
     masks = tuple(Mask(mask) for mask in what["masks"]) or (Mask.FULL, Mask.CAUSAL)
     if what["shapes"]:
         return [
@@ -144,6 +155,22 @@ def _shapes(what: dict[str, Any]) -> tuple[list[Shape], str]:
     size = f"batch {grid.batch}" if grid.batch else f"{grid.tokens} tokens"
     by = "mean of random lengths" if grid.is_ragged else "sequence length"
     return grid.shapes(), f"{size}, head_dim and mask by {by}"
+
+
+def _refuse_mixtures(what: dict[str, Any]) -> None:
+    """Refuse options that another one would leave unused. Raises SelectionError."""
+    for choice, unused in _LEAVES_UNUSED.items():
+        given = [_flag(name) for name in unused if what[name]]
+        if what[choice] and given:
+            raise SelectionError(
+                f"{_flag(choice)} leaves nothing for {join_words(given, 'and')} to choose: "
+                "use one or the other"
+            )
+
+
+def _flag(name: str) -> str:
+    """Of an option, by the name of its value."""
+    return {"chunks": "--chunk", "head_dims": "--head-dim"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def _heads(what: dict[str, Any]) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from attn_codegen import presets, report
+from attn_codegen.config import AttentionConfig
 from attn_codegen.options import DONE, FAILED, json_option, needs_runtime, select
 
 
@@ -40,8 +41,8 @@ def build(
     export_to: Path | None,
     as_json: bool,
 ) -> None:
-    """Compile kernels into the cubin cache, ahead of their first use; without names, the default
-    preset. Needs nvcc for what the cache does not hold.
+    """Compile kernels into the cubin cache, ahead of their first use; without names, those of the
+    default preset that the target runs. Needs nvcc for what the cache does not hold.
 
     An exported folder is loaded on machines without nvcc: Attention(..., kernels=FOLDER), or
     ATTN_KERNEL_DIR=FOLDER. Several exports, for several GPUs say, may share one folder.
@@ -58,7 +59,11 @@ def build(
     with needs_runtime("build"):
         from attn_runtime.build import build as build_all
         from attn_runtime.build import default_target
+        from attn_runtime.files import require_writable
+    if target is not None and not names:
+        configs = _served(configs, target)
     if export_to is not None:
+        require_writable(export_to, "--export")
         target = target or default_target()
     with _progress(len(configs)) as on_done:
         reports = build_all(configs, jobs, target, on_done)
@@ -70,6 +75,16 @@ def build(
     if export_to is not None and target is not None and not failures:
         _export(configs, target, export_to)
     ctx.exit(FAILED if failures else DONE)
+
+
+def _served(configs: tuple[AttentionConfig, ...], target: str) -> tuple[AttentionConfig, ...]:
+    """Those that the target runs; how many are left out is said."""
+    from attn_runtime.compiler import own_target, unit_of
+
+    served = tuple(c for c in configs if own_target(unit_of(c)) in (None, target))
+    if left_out := len(configs) - len(served):
+        click.echo(f"{left_out} kernels left out: {target} does not run them", err=True)
+    return served
 
 
 def _export(configs: Any, target: str, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from attn_codegen.cli_bench_options import output_file
 from attn_codegen.options import (
     Axes,
     axis_options,
@@ -25,6 +26,7 @@ from attn_codegen.options import (
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
+    callback=output_file,
     default="tuning.json",
     show_default=True,
     help="The file to write.",

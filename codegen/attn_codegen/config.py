@@ -219,10 +219,10 @@ def axis_value(values: type[_Word], axis: str, word: Any) -> _Word:
         raise ConfigError(f"unknown {axis} {str(word)!r}: use {join_words(values)}") from None
 
 
-def join_words(words: Any) -> str:
+def join_words(words: Any, last: str = "or") -> str:
     """'a', 'a or b', 'a, b or c'."""
     listed = [str(word) for word in words]
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} {last} {listed[-1]}"
 
 
 def _integer(axis: str, value: object) -> int:

@@ -129,7 +129,7 @@ tuning_option = click.option(
 
 
 def read_tuning(path: Path | None) -> Tuning:
-    """The tuning of a file, or the one that comes with the package. Raises TuningError, OSError."""
+    """The tuning of a file, or the one that comes with the package. Raises TuningError."""
     return tuning.shipped() if path is None else tuning.read(path)
 
 
@@ -165,9 +165,9 @@ def _matches(config: AttentionConfig, given: Axes) -> bool:
 def _nothing_matches(preset: str, given: Axes) -> str:
     wanted = ", ".join(f"{axis} {' or '.join(map(str, values))}" for axis, values in given.items())
     config = AttentionConfig.of(**{axis: values[0] for axis, values in given.items()})
-    faults = [verdict.message for verdict in rules.evaluate(config) if not verdict.passed]
-    if faults:
-        return f"no kernel of preset {preset} has {wanted}: {'; '.join(faults)}"
+    wrong = rules.faults(config)
+    if wrong:
+        return f"no kernel of preset {preset} has {wanted}: {'; '.join(wrong)}"
     return (
         f"no kernel of preset {preset} has {wanted}: to choose kernels outside the preset name "
         f"them, such as --config {config.name}"

@@ -39,8 +39,8 @@ class Rule:
     reason: str
     hint: str
     check: Callable[[AttentionConfig], bool]
-    names_nearest: bool = False
-    """The hint goes with the nearest supported head dims."""
+    alternatives: Callable[[AttentionConfig], str] | None = None
+    """What goes behind the hint of a failure: the values that are near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,10 @@ class Verdict:
 
     @property
     def hint(self) -> str:
-        """What to do, with the nearest head dims where the rule fails for one."""
-        if self.passed or not self.rule.names_nearest:
+        """What to do, with the values that are near where the rule fails."""
+        if self.passed or self.rule.alternatives is None:
             return self.rule.hint
-        values = _nearest_head_dims(getattr(self.config, self.rule.axis))
-        return f"{self.rule.hint} (nearest: {', '.join(map(str, values))})"
+        return f"{self.rule.hint} ({self.rule.alternatives(self.config)})"
 
     @property
     def message(self) -> str:
@@ -87,6 +86,20 @@ def _tile_is_known(config: AttentionConfig) -> bool:
         return True
     untiled = replace(config, tile="")
     return is_valid(untiled) and config.tile in tilings(untiled)
+
+
+def _tile_words(config: AttentionConfig) -> str:
+    untiled = replace(config, tile="")
+    words = [word for word in tilings(untiled) if word] if is_valid(untiled) else []
+    return f"{untiled.name} has {', '.join(words) or 'no other'}"
+
+
+def _near_widths(config: AttentionConfig) -> str:
+    return f"nearest: {', '.join(map(str, _nearest_head_dims(config.head_dim)))}"
+
+
+def _near_widths_of_v(config: AttentionConfig) -> str:
+    return f"nearest: {', '.join(map(str, _nearest_head_dims(config.head_dim_v)))}"
 
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -179,7 +192,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "of a row fill the registers",
         HEAD_DIM_HINT,
         lambda c: HEAD_DIM_STEP <= c.head_dim <= HEAD_DIM_MAX,
-        names_nearest=True,
+        alternatives=_near_widths,
     ),
     Rule(
         "head-dim-step",
@@ -188,7 +201,7 @@ RULES: Final[tuple[Rule, ...]] = (
         f"mma.sync m16n8k16 consumes {HEAD_DIM_STEP} elements of a row at a time",
         HEAD_DIM_HINT,
         lambda c: c.head_dim % HEAD_DIM_STEP == 0,
-        names_nearest=True,
+        alternatives=_near_widths,
     ),
     Rule(
         "head-dim-v-range",
@@ -197,7 +210,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "where it differs from head_dim it has the same range",
         HEAD_DIM_HINT,
         lambda c: c.head_dim_v == c.head_dim or HEAD_DIM_STEP <= c.head_dim_v <= HEAD_DIM_MAX,
-        names_nearest=True,
+        alternatives=_near_widths_of_v,
     ),
     Rule(
         "head-dim-v-step",
@@ -206,7 +219,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "where it differs from head_dim it has the same step",
         HEAD_DIM_HINT,
         lambda c: c.head_dim_v == c.head_dim or c.head_dim_v % HEAD_DIM_STEP == 0,
-        names_nearest=True,
+        alternatives=_near_widths_of_v,
     ),
     Rule(
         "block-one-width",
@@ -259,10 +272,11 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "tile-known",
         "tile",
-        "head_dim",
+        "",
         "a tile is one of those that tiling.tilings lists for the configuration",
-        "leave tile out for the default one, or use a tile that `attn-codegen show` lists",
+        "leave tile out for the default one, or use one that `attn-codegen show` lists",
         _tile_is_known,
+        alternatives=_tile_words,
     ),
 )
 
@@ -270,6 +284,12 @@ RULES: Final[tuple[Rule, ...]] = (
 def evaluate(config: AttentionConfig) -> tuple[Verdict, ...]:
     """The verdict of every rule, in the order of RULES."""
     return tuple(Verdict(rule, config, rule.check(config)) for rule in RULES)
+
+
+def faults(config: AttentionConfig) -> tuple[str, ...]:
+    """The message of every rule that fails, each sentence once."""
+    said = (verdict.message for verdict in evaluate(config) if not verdict.passed)
+    return tuple(dict.fromkeys(said))
 
 
 def is_valid(config: AttentionConfig) -> bool:

@@ -16,7 +16,7 @@ from attn_codegen.rules import (
     ATTENTION_MODES,
     HEAD_DIM_STEP,
     HEAD_DIMS,
-    evaluate,
+    faults,
     is_valid,
 )
 from attn_codegen.tiling import tilings
@@ -24,11 +24,11 @@ from attn_codegen.tiling import tilings
 
 def require_valid(config: AttentionConfig) -> AttentionConfig:
     """The configuration itself, or a ConfigError with every failed rule and what is nearest."""
-    faults = [verdict.message for verdict in evaluate(config) if not verdict.passed]
-    if faults:
+    wrong = faults(config)
+    if wrong:
         near = ", ".join(other.name for other in nearest(config))
         raise ConfigError(
-            f"{'; '.join(faults)}. Nearest valid configurations to {config.name}: {near}"
+            f"{'; '.join(wrong)}. Nearest valid configurations to {config.name}: {near}"
         )
     return config
 

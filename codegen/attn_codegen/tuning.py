@@ -26,6 +26,9 @@ DEFAULT_TILE: Final = "default"
 """What a tuning file and the command line call the tile without a word."""
 COST_MAX: Final = 2**16 - 1
 
+_NEXT: Final = (
+    "write one with attn-codegen tune, or leave it out for the one that comes with attn-codegen"
+)
 _FLOPS_PER_NS: Final = {Arch.SM80: 2700, Arch.SM90: 5000}
 """What an SM of Hopper reaches in the products of long sequences: for what was not measured."""
 
@@ -86,14 +89,21 @@ def shipped() -> Tuning:
 
 
 def read(path: Path) -> Tuning:
-    """The tuning file of a user. Raises OSError, TuningError."""
-    return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    """The tuning file of a user. Raises TuningError."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise TuningError(f"the tuning file {path} cannot be read ({why}): {_NEXT}") from error
+    return parse(text, str(path))
 
 
 def parse(text: str, where: str) -> Tuning:
     """A tuning file; `where` is its path in messages. Raises TuningError."""
     try:
         data = json.loads(text)
+        if not isinstance(data, dict):
+            raise _refused(where, "it holds no JSON object")
         if data["schema"] != SCHEMA:
             raise _refused(where, f"its schema is {data['schema']!r}, this version reads {SCHEMA}")
         costs = {name: _costs(name, tiles, where) for name, tiles in data["configurations"].items()}
@@ -127,10 +137,7 @@ def _costs(name: str, tiles: Mapping[str, Mapping[str, int]], where: str) -> dic
 
 
 def _refused(where: str, fault: str) -> TuningError:
-    return TuningError(
-        f"{where} is not a tuning file ({fault}): write one with attn-codegen tune, or leave it "
-        "out for the one that comes with attn-codegen"
-    )
+    return TuningError(f"{where} is not a tuning file ({fault}): {_NEXT}")
 
 
 def _alike(config: AttentionConfig) -> Iterator[str]:

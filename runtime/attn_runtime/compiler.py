@@ -110,7 +110,8 @@ def flags(unit: Unit, target: str) -> tuple[str, ...]:
         )
     if int(real[1]) < int(family):
         raise DeviceError(
-            f"{unit.name} needs a GPU of sm_{family} or later, and the target is {target}"
+            f"{unit.name} needs a GPU of sm_{family} or later, and the target is {target}: "
+            f"use sm_{family} or a later one"
         )
     code = f"sm_{family}{letter}" if letter else target
     return (*BASE_FLAGS, f"-gencode=arch=compute_{family}{letter},code={code}")

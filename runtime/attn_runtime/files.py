@@ -10,6 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from attn_codegen.errors import OutputError
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Make the folder that an option names, before work is done for it. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"nothing can be written to {folder} ({error.strerror or error}): choose another "
+            f"place with {option}"
+        ) from error
+
 
 def replace_text(path: Path, text: str) -> None:
     """replace_bytes, of a text in UTF-8."""

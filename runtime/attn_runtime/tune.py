@@ -61,8 +61,13 @@ def run(request: Request, echo: Echo) -> Tuning:
     Raises DriverError without a GPU, BenchError for a kernel that this one does not run, and what
     compiling and loading raise.
     """
-    context = driver.context_of_device(driver.current_device())
     configs = _untiled(request.configs)
+    if not configs:
+        raise BenchError(
+            "tiles are for the plan of prefill, and no prefill kernel was chosen: name some, or "
+            "use --mode prefill"
+        )
+    context = driver.context_of_device(driver.current_device())
     for config in configs:
         _refuse_foreign(config, context.device)
     costs = dict(request.base.costs)

@@ -219,9 +219,20 @@ def test_saved_results_are_shown_again(tmp_path: Path) -> None:
         (("--model", "llama9"), "model 'llama9' is unknown: use one of gemma2-9b"),
         (("--model", "llama3-8b", "--heads", "4"), "--model fixes the heads"),
         (("--peers", "fa4"), "peer 'fa4' is unknown: use some of cudnn, flash"),
-        (("--lengths", "x"), "length 'x' is no length"),
+        (("--lengths", "x"), "length 'x' is no whole number from 1 on: write one, such as 64"),
         (("--shapes", "1x2"), "shape '1x2' is no shape"),
         (("--head-dim", "100"), "head_dim 100"),
+        (
+            ("--shapes", "1x2x2x1x1x64", "--varlen"),
+            "--shapes leaves nothing for --varlen to choose",
+        ),
+        (
+            ("--chunk", "1:2", "--lengths", "1k", "--batch", "2"),
+            "nothing for --lengths and --batch",
+        ),
+        (("--batch", "2", "--varlen"), "--batch leaves nothing for --varlen to choose"),
+        (("--grid", "fa3", "--head-dim", "64"), "--grid leaves nothing for --head-dim to choose"),
+        (("--save", "/proc/no/run.json"), "nothing can be written to /proc/no ("),
         (("--kv", "int8,int3"), "unknown kv_dtype 'int3': use same, int8, int4 or e4m3"),
     ],
 )
@@ -250,6 +261,15 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_runs(
     assert done.code == 1
     assert "--plot needs matplotlib" in done.err
     assert "pip install 'attn-codegen[bench]'" in done.err
+    assert not clock
+
+
+def test_a_picture_of_an_unknown_format_is_refused_before_anything_runs(
+    tmp_path: Path, clock: list[tuple[Shape, Any]]
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: not installed")
+    done = run("bench", "prefill", "--plot", str(tmp_path / "speed.tune"))
+    assert ".tune is no format of matplotlib's: use one of " in done.err
     assert not clock
 
 

@@ -170,6 +170,23 @@ def test_saved_decode_results_are_shown_again(tmp_path: Path) -> None:
         DecodeResults.from_json(json.loads(file.read_text()) | {"schema": "another"})
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "is not JSON"),
+        ("{}", "its schema is None, not one of 'attn-codegen bench prefill"),
+        (json.dumps({"schema": decode_report.SCHEMA}), "is not whole (KeyError("),
+    ],
+)
+def test_a_file_without_results_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(
+        BenchError, match=r"use a file that attn-codegen bench .* --save wrote"
+    ) as no:
+        results.load(tmp_path / "run.json")
+    assert fault in str(no.value)
+
+
 def test_a_picture_of_decode_results_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: not installed")
     results.save(replace(RESULTS, cells=CELLS * 2), tmp_path / "decode.json")
@@ -184,7 +201,8 @@ def test_a_picture_of_decode_results_is_drawn(tmp_path: Path) -> None:
         (("--group", "5", "--heads", "32"), "--group 5 does not divide 32 heads"),
         (("--group", "4", "--heads", "32", "--kv-heads", "8"), "give two of the three"),
         (("--model", "llama3-8b", "--kv-heads", "8"), "--model fixes the heads"),
-        (("--context", "no"), "length 'no' is no length"),
+        (("--context", "no"), "context 'no' is no whole number from 1 on"),
+        (("--batch", "0"), "batch '0' is no whole number from 1 on"),
         (("--peers", "linear"), "peer 'linear' is unknown: use some of cudnn, flash"),
     ],
 )

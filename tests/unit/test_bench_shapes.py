@@ -75,7 +75,7 @@ def test_a_chunk_is_one_sequence_with_more_keys_than_queries() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("512", "QUERIES:KEYS"), ("4k:512", "more queries than keys"), ("a:512", "length 'a'")],
+    [("512", "QUERIES:KEYS"), ("4k:512", "more queries than keys"), ("a:512", "chunk 'a'")],
 )
 def test_a_chunk_that_is_none_is_refused(text: str, said: str) -> None:
     with pytest.raises(BenchError, match=said):
@@ -84,7 +84,9 @@ def test_a_chunk_that_is_none_is_refused(text: str, said: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-4", "1.5k", "k", ""])
 def test_a_length_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(BenchError, match="such as 4096 or 4k"):
+    with pytest.raises(
+        BenchError, match="no whole number from 1 on: write one, such as 64, 4096 or 4k"
+    ):
         shapes.parse_length(text)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from attn_codegen import presets, renderer, rules, writer
-from attn_codegen.config import AttentionConfig
+from attn_codegen.config import Arch, AttentionConfig
 from attn_codegen.lock import hold_lock
 from attn_codegen.manifest import FILE_NAME
 from attn_codegen.tiling import tiling
@@ -422,6 +422,22 @@ def test_build_compiles_exactly_the_names_given(built: list[tuple[object, ...]])
 def test_build_without_names_compiles_the_default_preset(built: list[tuple[object, ...]]) -> None:
     run("build")
     assert built == [(tuple(config.name for config in presets.preset("default")), None, None)]
+
+
+def test_build_for_a_gpu_leaves_out_what_it_does_not_run(built: list[tuple[object, ...]]) -> None:
+    done = run("build", "--target", "sm_86")
+    names = [config.name for config in presets.preset("default") if config.arch is not Arch.SM90]
+    assert built == [(tuple(names), None, "sm_86")]
+    left_out = len(presets.preset("default")) - len(names)
+    assert f"{left_out} kernels left out: sm_86 does not run them" in done.err
+
+
+def test_an_export_to_a_place_that_cannot_be_written_compiles_nothing(
+    built: list[tuple[object, ...]],
+) -> None:
+    said = refused(run("build", PAGED, "--export", "/proc/no"), 1)
+    assert said.startswith("nothing can be written to /proc/no (")
+    assert built == []
 
 
 def test_build_tells_every_failure_whole_and_exits_1(built: list[tuple[object, ...]]) -> None:

@@ -106,6 +106,18 @@ def test_a_refused_head_dim_names_its_neighbours() -> None:
     assert message(AttentionConfig(head_dim=0)).endswith("(nearest: 16)")
 
 
+def test_a_refused_tile_names_those_there_are() -> None:
+    hopper = AttentionConfig.of(arch="sm90", dtype="bf16", cache="linear", tile="t1x1")
+    tiles = [word for word in tilings(AttentionConfig.parse(hopper.name[:-5])) if word]
+    assert message(hopper).endswith(f"({hopper.name[:-5]} has {', '.join(tiles)})")
+    assert message(AttentionConfig(tile="t1x1")).endswith("_causal has no other)")
+
+
+def test_two_rules_that_refuse_alike_say_so_once() -> None:
+    assert failed(AttentionConfig(head_dim=8)) == ["head-dim-range", "head-dim-step"]
+    assert len(rules.faults(AttentionConfig(head_dim=8))) == 1
+
+
 def test_every_failed_rule_is_told_at_once() -> None:
     config = AttentionConfig(arch=Arch.SM70, head_dim=100, cache=None, mask=None)
     rules = ["arch-emitted", "head-dim-step", "mode-has-cache", "attention-has-mask"]

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from attn_codegen.cli_tune import command_line
 from attn_codegen.config import AttentionConfig
 from attn_codegen.tuning import TileCost, Tuning
+from attn_runtime.bench.errors import BenchError
+from attn_runtime.bench.timing import Schedule
 from attn_runtime.cost import estimate_ns
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
 from attn_runtime.splits import work_of
-from attn_runtime.tune import Row, commands_of, report, shapes_of
+from attn_runtime.tune import Request, Row, commands_of, report, run, shapes_of
 from attn_runtime.tune_fit import Sample, fills, fit_cost, worthwhile
 
 DEVICE = DeviceLimits(sm_count=132)
@@ -71,6 +73,13 @@ def test_only_tiles_that_were_faster_on_some_shape_are_kept():
     ]
     assert worthwhile(times) == ["", "t64x128", "t128x128"]
     assert worthwhile([{"": 1.0}]) == [""]
+
+
+def test_a_choice_without_prefill_is_refused_before_a_gpu_is_asked_for():
+    decode = AttentionConfig.of(mode="decode", cache="paged")
+    request = Request((decode,), Tuning("d", "c", {}), "command", Schedule())
+    with pytest.raises(BenchError, match="no prefill kernel was chosen: name some, or use --mode"):
+        run(request, print)
 
 
 def test_commands_of_a_file_add_up_where_something_of_it_is_kept():

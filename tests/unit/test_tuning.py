@@ -88,7 +88,7 @@ def test_the_estimate_of_what_nobody_measured_grows_with_the_work():
     ("text", "fault"),
     [
         ("{", "not such JSON"),
-        ("[]", "lacks"),
+        ("[]", "it holds no JSON object"),
         ("{}", "lacks 'schema'"),
         (json.dumps({"schema": 2}), "its schema is 2, this version reads 1"),
         (text_with([]), "not such JSON"),
@@ -106,6 +106,11 @@ def test_a_file_that_is_none_is_refused_with_its_fault(text, fault):
         tuning.parse(text, "my.json")
     assert "my.json" in str(caught.value)
     assert fault in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(TuningError, match=r"No such file or directory\): write one with attn-code"):
+        tuning.read(tmp_path / "none.json")
 
 
 def test_costs_are_part_of_the_unit_and_of_its_digest():

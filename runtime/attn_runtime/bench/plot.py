@@ -16,26 +16,29 @@ _COLOURS: Final = {OURS: "#0b6e4f", "cudnn": "#c05a1c", "flash": "#3a66b0", "fa3
 _PANELS_PER_LINE: Final = 3
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(path: Path) -> None:
     """Raise BenchError before anything is timed for a picture that cannot be drawn."""
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise BenchError(f"--plot needs matplotlib ({error}): {INSTALL}") from error
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        raise BenchError(
+            f"--plot {path}: {path.suffix} is no format of matplotlib's: use one of "
+            f"{', '.join(formats)}"
+        )
 
 
 def plot(results: Results | DecodeResults | WriteResults, path: Path) -> None:
     """Write the picture; its format is that of the path's suffix. Raises BenchError."""
     if isinstance(results, WriteResults):
         raise BenchError("results of bench write have no picture: leave --plot out")
-    require_matplotlib()
+    require_matplotlib(path)
     figure = _prefill(results) if isinstance(results, Results) else _decode(results)
     device = results.facts.get("device", "")
     figure.suptitle(f"{results.title}\n{device}, {results.facts.get('date', '')}", fontsize=9)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:  # a suffix that matplotlib does not know
-        raise BenchError(f"cannot draw {path}: {error}") from error
+    figure.savefig(path, dpi=150)
 
 
 def _prefill(results: Results) -> Any:

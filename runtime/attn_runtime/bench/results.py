@@ -20,6 +20,7 @@ _KINDS: Final[dict[str, type[Results] | type[DecodeResults] | type[WriteResults]
     decode_report.SCHEMA: DecodeResults,
     write_report.SCHEMA: WriteResults,
 }
+_NEXT: Final = "use a file that attn-codegen bench prefill, decode or write --save wrote"
 
 
 def save(results: AnyResults, path: Path) -> None:
@@ -32,14 +33,17 @@ def load(path: Path) -> AnyResults:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BenchError(f"{path} is not JSON: {error}") from error
+        raise BenchError(f"{path} is not JSON ({error}): {_NEXT}") from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema not in _KINDS:
         raise BenchError(
-            f"{path} holds no results of attn-codegen bench (schema {schema!r}): use a file that "
-            f"--save wrote, one of {', '.join(_KINDS)}"
+            f"{path} holds no results of attn-codegen bench (its schema is {schema!r}, not one of "
+            f"{', '.join(map(repr, _KINDS))}): {_NEXT}"
         )
-    return _KINDS[schema].from_json(data)
+    try:
+        return _KINDS[schema].from_json(data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BenchError(f"{path} is not whole ({error!r}): {_NEXT}") from error
 
 
 def text(results: AnyResults, *, markdown: bool = False) -> str:

@@ -199,18 +199,23 @@ def parse_chunk(text: str) -> tuple[int, int]:
     queries, separator, keys = text.partition(":")
     if not separator:
         raise BenchError(f"chunk {text!r} is not QUERIES:KEYS: write it as 512:32768")
-    q_len, k_len = parse_length(queries), parse_length(keys)
+    q_len, k_len = parse_length(queries, "chunk"), parse_length(keys, "chunk")
     if q_len > k_len:
-        raise BenchError(f"chunk {text!r} has more queries than keys: the keys include the chunk's")
+        raise BenchError(
+            f"chunk {text!r} has more queries than keys: the keys include the "
+            f"chunk's, so write at least {q_len}:{q_len}"
+        )
     return q_len, k_len
 
 
-def parse_length(text: str) -> int:
-    """512, 16384 or 16k, at least 1. Raises BenchError."""
+def parse_length(text: str, what: str = "length") -> int:
+    """512, 16384 or 16k, at least 1; `what` it is in messages. Raises BenchError."""
     word = text.strip().lower()
     digits, scale = (word[:-1], 1024) if word.endswith("k") else (word, 1)
     if not digits.isdecimal() or int(digits) == 0:
-        raise BenchError(f"length {text!r} is no length: write a whole number, such as 4096 or 4k")
+        raise BenchError(
+            f"{what} {text!r} is no whole number from 1 on: write one, such as 64, 4096 or 4k"
+        )
     return int(digits) * scale
 
 
