@@ -254,7 +254,7 @@ def _check_outputs(
 
 def _check_ranks(settings: Settings, views: Views, batch: int) -> None:
     """What a call takes that sees part of its keys, or part of its queries."""
-    offset_q, cu_rows = views.get("offset_q"), views.get("cu_rows")
+    offset_q = views.get("offset_q")
     ranks, tokens = settings.ranks, given(views, "q").shape[0]
     if ranks.own_rows and tokens % ranks.size:
         raise ArgumentError(
@@ -270,12 +270,18 @@ def _check_ranks(settings: Settings, views: Views, batch: int) -> None:
         )
     if offset_q is not None:
         need_ints("offset_q", offset_q, ("batch_size",), (batch,))
+    check_cu_rows(ranks, settings.config, views, batch)
+
+
+def check_cu_rows(ranks: Ranks, config: AttentionConfig, views: Views, batch: int) -> None:
+    """Where the sequences begin in a linear cache of one of many ranks."""
+    cu_rows = views.get("cu_rows")
     if cu_rows is not None:
         need_ints("cu_rows", cu_rows, ("batch_size + 1",), (batch + 1,))
-    elif settings.ranks.size > 1 and batch > 1 and settings.config.cache is Cache.LINEAR:
+    elif ranks.size > 1 and batch > 1 and config.cache is Cache.LINEAR:
         raise ArgumentError(
             "cu_rows",
-            f"cu_rows is missing: cu_k_len counts the keys of all {settings.ranks.size} ranks, so "
+            f"cu_rows is missing: cu_k_len counts the keys of all {ranks.size} ranks, so "
             "give the sums of the keys that this rank has (ContextParallel.local_lens)",
         )
 

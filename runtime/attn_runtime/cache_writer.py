@@ -14,11 +14,13 @@ from attn_runtime import driver
 from attn_runtime.arrays import adapter_of
 from attn_runtime.call_buffer import CallBuffer
 from attn_runtime.checks import need_int
+from attn_runtime.context_parallel import ContextParallel
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
 from attn_runtime.given import Given, context_of, views_of
 from attn_runtime.kernel import Kernel, load
 from attn_runtime.kv_cache import Values
+from attn_runtime.ranks import ONE_RANK
 from attn_runtime.settings import device_ordinal, refuse_unsupported
 from attn_runtime.streams import stream_handle
 from attn_runtime.write_call import ARRAYS, check_write, places
@@ -34,7 +36,10 @@ class CacheWriter:
 
     x is read back as code * scale + zero of its row (int8, int4) or code * scale of its head
     (e4m3); attn/kv_type.h has the layout. Only rows of new tokens are written; the same call twice
-    leaves the same bits. `device` is the GPU that `prepare` uses; calls run where k_new is.
+    leaves the same bits. `device` is the GPU that `prepare` uses; calls run where k_new is. With
+    `context_parallel`, every rank is given all new tokens and writes those that it has; a cache
+    that grows token by token is `interleaved`, since other shardings move keys when a sequence
+    becomes longer.
 
     Raises ConfigError for a combination that no kernel serves. Safe to call from several threads.
     """
@@ -49,6 +54,7 @@ class CacheWriter:
         kv_dtype: KvDtype | str = KvDtype.SAME,
         cache: Cache | str = Cache.PAGED,
         device: Any = None,
+        context_parallel: ContextParallel | None = None,
     ) -> None:
         self.config: Final = AttentionConfig.of(
             mode=Mode.WRITE,
@@ -61,6 +67,7 @@ class CacheWriter:
         refuse_unsupported(self.config)
         self.num_kv_heads: Final = need_int("num_kv_heads", num_kv_heads, least=1)
         self.device: Final = device_ordinal(device)
+        self._ranks = ONE_RANK if context_parallel is None else context_parallel.ranks
         self._local = threading.local()
 
     def prepare(self) -> None:
@@ -88,6 +95,7 @@ class CacheWriter:
         block_len: int | None = None,
         layer_offset: int | None = None,
         finished: Any = None,
+        cu_rows: Any = None,
         stream: Any = None,
     ) -> None:
         """Enqueue one call.
@@ -102,11 +110,14 @@ class CacheWriter:
         (linear: [tokens, num_kv_heads, 2], paged: [block_count, block_len, num_kv_heads, 2]); e4m3
         has k_scale and v_scale, float32, one or [num_kv_heads], 1 where left out.
 
+        With context_parallel, lengths are those of whole sequences, the cache is this rank's, and a
+        linear one takes cu_rows int32 [batch_size + 1]: sums of the keys that this rank has then.
+
         Raises ArgumentError, which names the argument; then nothing was launched.
         """
         arrays = (
             *(k_new, v_new, k, v, k_pairs, v_pairs, k_scale, v_scale),
-            *(block_table, block_ptrs, cu_block_nums, cu_q_len, cu_k_len, finished),
+            *(block_table, block_ptrs, cu_block_nums, cu_q_len, cu_k_len, finished, cu_rows),
         )  # in the order of ARRAYS
         adapter = adapter_of(k_new, "k_new")
         handle = adapter.current_stream(k_new) if stream is None else stream_handle(stream)
@@ -169,8 +180,9 @@ class CacheWriter:
                 raise ArgumentError("k_new", "k_new is in host memory: move it to a GPU")
             context = driver.context_of_device(ordinal)
         views = views_of(given, ARRAYS, context)
+        ordinal = context.device.ordinal
         values = check_write(
-            self.config, self.num_kv_heads, views, block_len, layer_offset, context.device.ordinal
+            self.config, self.num_kv_heads, views, block_len, layer_offset, ordinal, self._ranks
         )
         return WriteCall(context, load(self.config, context), values)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 from attn_codegen import params
-from attn_codegen.config import AttentionConfig
-from attn_runtime.arguments import CACHE_TYPE, check_devices, check_lengths
+from attn_codegen.config import AttentionConfig, Cache
+from attn_runtime.arguments import CACHE_TYPE, check_cu_rows, check_devices, check_lengths
 from attn_runtime.call_buffer import CACHE_ARRAYS, Place, cache_fields
 from attn_runtime.checks import Views
 from attn_runtime.kv_cache import CacheCall, Values, check_cache
 from attn_runtime.new_rows import check_new_rows
+from attn_runtime.ranks import ONE_RANK, Ranks
 
 ARRAYS: Final = (
     "k_new",
@@ -23,6 +24,7 @@ ARRAYS: Final = (
     "cu_q_len",
     "cu_k_len",
     "finished",
+    "cu_rows",
 )
 """The array arguments of a call, in the order of their addresses."""
 
@@ -40,9 +42,11 @@ def check_write(
     block_len: int | None,
     layer_offset: int | None,
     ordinal: int,
+    ranks: Ranks = ONE_RANK,
 ) -> Values:
     """The fields of AttentionParams that are no addresses, by dotted name. `ordinal` is the GPU of
-    the call. Raises ArgumentError that names the first argument at fault."""
+    the call, `ranks` whose cache it is. Raises ArgumentError that names the first argument at
+    fault."""
     check_devices(views, ordinal)
     tokens, strides = check_new_rows(config, num_kv_heads, views)
     batch = check_lengths(views)
@@ -50,6 +54,7 @@ def check_write(
         CacheCall(config, num_kv_heads, batch, views, block_len, layer_offset)
     )
     assert config.cache is not None  # a writer has a cache: a rule of the space
+    check_cu_rows(ranks, config, views, batch)
     return (
         fields
         | strides
@@ -61,8 +66,8 @@ def check_write(
             "size_per_head": config.head_dim,
             "size_per_head_v": config.head_dim_v,
             "cache": CACHE_TYPE[config.cache],
-            "cp_size": 1,
         }
+        | ranks.fields()
     )
 
 
@@ -70,5 +75,7 @@ def places(config: AttentionConfig) -> dict[str, tuple[Place, ...]]:
     """Where the address of each of ARRAYS is written in AttentionParams."""
     assert config.cache is not None  # a writer has a cache: a rule of the space
     fields = _COMMON | cache_fields(config.cache)
+    if config.cache is Cache.LINEAR:
+        fields["cu_rows"] = "linear_iter_params.cu_rows"
     offsets = {name: offset for name, _, offset in params.leaves("AttentionParams")}
     return {name: ((offsets[field], 0),) for name, field in fields.items()}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -21,9 +22,11 @@ from kv_harness import (
     scales_of,
     upload,
 )
+from ranks import Replay
 
 from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mode
 from attn_codegen.rules import is_valid
+from attn_runtime import ContextParallel
 from attn_runtime.cache_writer import CacheWriter
 from layouts import LinearStyle, PagedStyle
 from quantiser import e4m3_codes
@@ -50,7 +53,9 @@ def configs() -> list[AttentionConfig]:
     return [*found, AttentionConfig.parse("write_sm80_bf16_d192_v128_paged")]
 
 
-def writer_of(config: AttentionConfig, heads: int) -> CacheWriter:
+def writer_of(
+    config: AttentionConfig, heads: int, group: ContextParallel | None = None
+) -> CacheWriter:
     return CacheWriter(
         num_kv_heads=heads,
         head_dim=config.head_dim,
@@ -58,6 +63,7 @@ def writer_of(config: AttentionConfig, heads: int) -> CacheWriter:
         dtype=config.dtype,
         kv_dtype=config.kv_dtype,
         cache=config.cache,
+        context_parallel=group,
     )
 
 
@@ -86,8 +92,10 @@ def written(
     rng: np.random.Generator,
     finished: list[bool],
     per_head: bool = False,
+    group: ContextParallel | None = None,
 ) -> tuple[CacheOnDevice, list[Bits], dict[str, Any]]:
-    """A cache that has been written to, what it must hold, and the arguments of the call."""
+    """A cache that has been written to, what it must hold, and the arguments of the call. With a
+    group, the cache is that of its rank."""
     heads, dtype = batch.num_kv_heads, config.dtype.value
     values = [
         draw_rows(rng, batch.key_num, heads, width, dtype)
@@ -102,8 +110,10 @@ def written(
     ]
     absent = new_keys(batch, [False] * len(finished))
     skipped = absent & ~new_keys(batch, finished)
-    cache = upload(config, batch, *(r.without(absent) for r in rows), layout, scales)
-    expected = upload(config, batch, *(r.without(skipped) for r in rows), layout, scales).bits()
+    local, own = (batch, np.arange(batch.key_num)) if group is None else shard(batch, group)
+    before, after = ([r.without(keys).of(own) for r in rows] for keys in (absent, skipped))
+    cache = upload(config, local, *before, layout, scales)
+    expected = upload(config, local, *after, layout, scales).bits()
     call = cache.call | {
         "k_new": new_rows(batch, values[0], rng, dtype, behind=3),
         "v_new": new_rows(batch, values[1], rng, dtype, behind=3),
@@ -112,8 +122,18 @@ def written(
     }
     if any(finished):
         call["finished"] = torch.tensor(finished, device=DEVICE)
-    writer_of(config, heads)(**call)
+    if group is not None and config.cache is Cache.LINEAR:
+        call["cu_rows"] = ints(local.cu_k_len)
+    writer_of(config, heads, group)(**call)
     return cache, expected, call
+
+
+def shard(batch: Batch, group: ContextParallel) -> tuple[Batch, np.ndarray]:
+    """The lengths of what a rank has, and which of all keys these are."""
+    keys = zip(batch.cu_k_len, batch.k_lens, strict=False)
+    own = [begin + group.positions(length) for begin, length in keys]
+    local = replace(batch, k_lens=tuple(group.local_lens(batch.k_lens)))
+    return local, np.concatenate(own).astype(np.int64)
 
 
 def check(cache: CacheOnDevice, expected: list[Bits], note: str) -> None:
@@ -144,6 +164,22 @@ def test_every_byte_of_the_cache_is_what_the_quantiser_says(config: AttentionCon
         check(cache, expected, note)
         writer_of(config, heads)(**call)
         check(cache, expected, f"{note}, written twice")
+
+
+@pytest.mark.parametrize("cache", list(Cache))
+@pytest.mark.parametrize("kv_dtype", list(KvDtype))
+def test_ranks_write_their_own_of_all_new_keys(kv_dtype: KvDtype, cache: Cache) -> None:
+    config = AttentionConfig.of(mode=Mode.WRITE, dtype="bf16", kv_dtype=kv_dtype, cache=cache)
+    batch = batch_of(config, [1, 40, 0, 3, 2], [300, 40, 9, 3, 1], 2)
+    finished = [False, False, False, True, False]
+    for size in (2, 3, 8):
+        for rank in range(size):
+            for sharding, chunk in (("interleaved", 1), ("interleaved", 4), ("zigzag", 1)):
+                group = ContextParallel(Replay(size, rank, {}), sharding=sharding, chunk=chunk)
+                cache_, expected, _ = written(
+                    config, batch, Layout(), np.random.default_rng(2), finished, group=group
+                )
+                check(cache_, expected, f"rank {rank} of {size}, {sharding} {chunk}")
 
 
 @pytest.mark.parametrize("kv_dtype", ["same", "int8", "int4", "e4m3"])

@@ -48,7 +48,8 @@ int main() {
     params.cp_rank = rank;
     params.cp_chunk = chunk;
     const attn::VisibleKeys keys = attn::visible_keys(params, 0, q_len, causal != 0);
-    std::cout << keys.k_len << ' ' << keys.first(query) << ' ' << keys.end(query) << '\\n';
+    std::cout << keys.k_len << ' ' << keys.first(query) << ' ' << keys.end(query) << ' '
+              << (query < length && keys.shards.holds(query)) << '\\n';
   }
 }
 """
@@ -161,10 +162,11 @@ def test_kernels_see_the_keys_that_the_definition_gives(compile_main):
     program = compile_main("visible", MAIN)
     answers = run_lines(program, [call.to_line() for call in calls])
     for call, answer in zip(calls, answers, strict=True):
-        k_len, first, end = map(int, answer.split())
+        k_len, first, end, holds = map(int, answer.split())
         shards = shards_of(call.sharding, call.size, call.rank, call.chunk, call.length)
         assert k_len == len(shards.positions(call.length)), call
         assert list(range(first, end)) == call.seen(), call
+        assert holds == (call.query in shards.positions(call.length)), call
     assert sum(bool(call.seen()) for call in calls) > CALLS // 4, "many must see something"
 
 
@@ -174,7 +176,7 @@ def test_limits_of_kernels_do_not_overflow_at_the_end_of_32_bits(compile_main):
     for size, rank in ((1, 0), (3, 2), (64, 63)):
         for sharding in KeySharding:
             call = Call(sharding, size, rank, 1, last, 1, -1, last, False, 0)
-            k_len, first, end = map(int, run_lines(program, [call.to_line()])[0].split())
+            k_len, first, end, _ = map(int, run_lines(program, [call.to_line()])[0].split())
             shards = shards_of(sharding, size, rank, 1, last)
             assert (k_len, first, end) == (int(shards.keys_before(last)), 0, k_len)
 

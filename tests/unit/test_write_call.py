@@ -13,6 +13,8 @@ from attn_runtime.array_view import ArrayView, dense_strides
 from attn_runtime.call_buffer import CallBuffer
 from attn_runtime.errors import ArgumentError
 from attn_runtime.kv_cache import Values
+from attn_runtime.problem import KeySharding
+from attn_runtime.ranks import ONE_RANK, Ranks
 from attn_runtime.write_call import ARRAYS, check_write, places
 
 TOKENS, BATCH, HEADS, D = 100, 3, 2, 128
@@ -49,10 +51,12 @@ def arguments(cache: str, kv_dtype: str) -> dict[str, ArrayView | None]:
     return views
 
 
-def checked(cache: str = "paged", kv_dtype: str = "same", **changes: Any) -> Values:
+def checked(
+    cache: str = "paged", kv_dtype: str = "same", ranks: Ranks = ONE_RANK, **changes: Any
+) -> Values:
     block_len = BLOCK_LEN if cache == "block" else None
     views = arguments(cache, kv_dtype) | changes
-    return check_write(config(cache, kv_dtype), HEADS, views, block_len, None, 0)
+    return check_write(config(cache, kv_dtype), HEADS, views, block_len, None, 0, ranks)
 
 
 def refusal(cache: str = "paged", kv_dtype: str = "same", **changes: Any) -> ArgumentError:
@@ -71,6 +75,16 @@ def test_every_value_and_address_is_a_field_of_the_params(cache: str, kv_dtype: 
     fields = {offsets[at] for one in written.values() for at, _ in one}
     assert set(values) <= set(params.field_names("AttentionParams"))
     assert not {*values} & fields
+
+
+def test_a_rank_of_many_says_which_keys_it_has_and_where_they_begin() -> None:
+    ranks = Ranks(4, 2, KeySharding.ZIGZAG)
+    assert ranks.fields().items() <= checked("block", ranks=ranks).items()
+    with pytest.raises(ArgumentError, match="cu_rows is missing"):
+        checked("linear", ranks=ranks)
+    rows = array(BATCH + 1, dtype="i32")
+    assert checked("linear", ranks=ranks, cu_rows=rows)["cp_size"] == 4
+    assert refusal("paged", cu_rows=rows).argument == "cu_rows"
 
 
 def test_strides_count_codes_whatever_bytes_they_take() -> None:
