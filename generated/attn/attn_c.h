@@ -352,7 +352,8 @@ attn_status_t attn_decode(const attn_params_t* params, void* workspace, size_t w
 
 /* Writes new rows of K and V (params->k, v, k_stride, v_stride) into a cache, quantising them where
  * kv_type asks for it. Token i of the n new ones of a sequence (cu_q_len) goes to position
- * k_len - n + i, where k_len (cu_k_len) counts them too. params->mode is ATTN_WRITE. */
+ * k_len - n + i, where k_len (cu_k_len) counts them too; of cp_size ranks, each writes those that
+ * it has. params->mode is ATTN_WRITE. */
 attn_status_t attn_write(const attn_params_t* params);
 
 /* A few words. */

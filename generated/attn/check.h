@@ -197,9 +197,22 @@ inline void need_word(const char* field, int value, int last) {
   }
 }
 
+// Which keys a rank has, and where they lie.
+template <class T>
+void check_shard(const AttentionParams<T>& params) {
+  check_ranks(params.cp_rank, params.cp_size, params.cp_chunk);
+  need_word("cp_sharding", static_cast<int>(params.cp_sharding), 2);
+  if (params.cp_size > 1 && params.cache == CacheType::kLinear && params.batch_size > 1 &&
+      params.linear_iter_params.cu_rows == nullptr) {
+    refuse_field("linear_iter_params.cu_rows",
+                 "is null, but cu_k_len counts keys of all " + std::to_string(params.cp_size) +
+                     " ranks: give the first row of each sequence in this rank's K and V");
+  }
+}
+
 template <class T>
 void check_context_parallel(const AttentionParams<T>& params, int head_dim_v) {
-  need_word("cp_sharding", static_cast<int>(params.cp_sharding), 2);
+  check_shard(params);
   need_word("cp_form", static_cast<int>(params.cp_form), 2);
   if (params.cp_size <= 1) {
     if (params.cp_out_stride != 0) {
@@ -221,12 +234,6 @@ void check_context_parallel(const AttentionParams<T>& params, int head_dim_v) {
                      " ranks: give a function that gathers their parts, or set cp_form to "
                      "kPartOnly");
   }
-  if (params.cache == CacheType::kLinear && params.batch_size > 1 &&
-      params.linear_iter_params.cu_rows == nullptr) {
-    refuse_field("linear_iter_params.cu_rows",
-                 "is null, but cu_k_len counts keys of all " + std::to_string(params.cp_size) +
-                     " ranks: give the first row of each sequence in this rank's K and V");
-  }
 }
 
 // New rows of K and V, which a writer puts into the cache.
@@ -236,13 +243,6 @@ void check_new_rows(const AttentionParams<T>& params) {
   need_aligned("v", params.v);
   need_stride("k_stride", params.k_stride);
   need_stride("v_stride", params.v_stride);
-  if (params.cp_size != 1) {
-    refuse_field("cp_size",
-                 "is " + std::to_string(params.cp_size) +
-                     ": every new row goes into one cache; give each rank its own rows with a "
-                     "cache writer, and set it to 1",
-                 Status::kNotSupported);
-  }
 }
 
 // Those that a decode call brings along, if it does.
@@ -252,6 +252,13 @@ void check_appended_rows(const AttentionParams<T>& params) {
     return;
   }
   check_new_rows(params);
+  if (params.cp_size != 1) {
+    refuse_field("cp_size",
+                 "is " + std::to_string(params.cp_size) +
+                     " with new rows of K and V: let a cache writer write those of each rank, and "
+                     "leave k and v null",
+                 Status::kNotSupported);
+  }
   if (params.offset_q != nullptr) {
     refuse_field("offset_q",
                  "is given with new rows of K and V, which are the last keys of a sequence, as are "

@@ -55,6 +55,11 @@ struct KeyShards {
     const unsigned part = rest <= before ? 0 : rest - before;
     return static_cast<int>(round * own + (part < own ? part : own));
   }
+
+  // Whether this rank has the key at a position.
+  __device__ __forceinline__ bool holds(int position) const {
+    return size == 1 || keys_before(position + 1) > keys_before(position);
+  }
 };
 
 // The shards of a sequence of `length` keys.

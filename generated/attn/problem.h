@@ -66,6 +66,22 @@ inline void need_cost(const char* field, std::int64_t value) {
   }
 }
 
+inline void check_ranks(int cp_rank, int cp_size, int cp_chunk) {
+  need_at_least("cp_size", cp_size, 1);
+  need_at_least("cp_rank", cp_rank, 0);
+  need_at_least("cp_chunk", cp_chunk, 1);
+  if (cp_rank >= cp_size) {
+    refuse("cp_rank",
+           "cp_rank is " + std::to_string(cp_rank) +
+               ": ranks count from 0 to cp_size - 1, which is " + std::to_string(cp_size - 1));
+  }
+  if (std::int64_t{cp_chunk} * cp_size > kMaxKeys) {
+    refuse("cp_chunk",
+           "cp_chunk is " + std::to_string(cp_chunk) + ": times cp_size, which is " +
+               std::to_string(cp_size) + ", it must stay below 2^31");
+  }
+}
+
 inline void check(const Problem& problem) {
   need_at_least("token_num", problem.token_num, 0);
   need_at_least("batch_size", problem.batch_size, 0);
@@ -75,21 +91,7 @@ inline void check(const Problem& problem) {
   need_at_least("num_kv_heads", problem.num_kv_heads, 1);
   need_at_least("head_dim_v", problem.head_dim_v, 1);
   need_at_least("window_size", problem.window_size, 0);
-  need_at_least("cp_size", problem.cp_size, 1);
-  need_at_least("cp_rank", problem.cp_rank, 0);
-  need_at_least("cp_chunk", problem.cp_chunk, 1);
-  if (problem.cp_rank >= problem.cp_size) {
-    refuse("cp_rank",
-           "cp_rank is " + std::to_string(problem.cp_rank) +
-               ": ranks count from 0 to cp_size - 1, "
-               "which is " +
-               std::to_string(problem.cp_size - 1));
-  }
-  if (std::int64_t{problem.cp_chunk} * problem.cp_size > kMaxKeys) {
-    refuse("cp_chunk",
-           "cp_chunk is " + std::to_string(problem.cp_chunk) + ": times cp_size, which is " +
-               std::to_string(problem.cp_size) + ", it must stay below 2^31");
-  }
+  check_ranks(problem.cp_rank, problem.cp_size, problem.cp_chunk);
   if (problem.num_heads % problem.num_kv_heads != 0) {
     refuse("num_kv_heads",
            "num_kv_heads is " + std::to_string(problem.num_kv_heads) +

@@ -12,6 +12,7 @@ namespace attn::detail {
 template <class Config>
 void check_write(const AttentionParams<typename Config::T>& params) {
   check_new_rows(params);
+  check_shard(params);
   need_pointer("cu_q_len", params.cu_q_len);
   need_pointer("cu_k_len", params.cu_k_len);
   need_positive("num_kv_heads", params.num_kv_heads);

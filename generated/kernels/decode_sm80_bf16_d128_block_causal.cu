@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         bbc7b7a8199725a79a329fa0b18b1de7bd4ec4b92ff132e8a6d05f3d6277ddff
+// digest         cbce813f9b0c5254641337bfb6a79848d8344e78cc8dc81b4a9dfbfd284c7bba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         1fa2ce19cf0e375cbfca73e1e8d6d56bf1489d36e2b5d66c98bee288d0ae54a6
+// digest         43108f98ceb2e0293cc9112ec2e6c39aa40849c91e4cffcdef2aecba1a2be082
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         2983d8be305e15fed8aea47e422aac8eceb611de70c91cca4b490dcb4e3338ce
+// digest         868323e4492fe9792a5cee845476221e6ebb5419569ccaac321e90165bd1ae6f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         41720a4a4a79e98e131a0527ca2b7ce1b47bee7e622f3b9b2cecef2a9316ca40
+// digest         6daaac43edaf21715042f0fb32673085b06774860114950cc0973441f5606134
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         c9a698431bc4810668121bed81d2eec87b0b2827320acc672e2421ef25794351
+// digest         e0b5b9eaff19b734b8c7a8ac04b7de207b488061fc431aef1e324c243181bb8a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

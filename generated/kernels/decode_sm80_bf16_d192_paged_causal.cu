@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         86bae9baed2966be3aae8ad8861a58e7cd5a998b4ce287ccfe925284a204e3cc
+// digest         89d6fe88a5dae2eba954c1840f94fd31602858349a19c74fcc96a2c7584361b3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

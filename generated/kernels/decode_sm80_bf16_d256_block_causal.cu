@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         4c38e04f752dcbe82e1d3858eb08dcd31f342ce73de42b7ab7ff2ec367e494da
+// digest         9fe7e3ecea4d034d1a09e5c4fe2bc89cbaaa9a3318a7e918b2081d5e23e0e184
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

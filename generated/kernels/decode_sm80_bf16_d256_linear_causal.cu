@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         a4255647f1557e9bd2528bd51ff60a16ef1c1e56f4771a77426330d4e3616ec0
+// digest         d410f2617ab49020df82704ec9cd860a9c07ff8941e720c37c25be166dc2a8ad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         81ce8cea005b87fd7481bbf87947d30f10a47621ed680ba1e8bcf3874bc64f42
+// digest         5a7445b49e612438b7d590c348ada8d1fc189ae5820c9e5b5aa6771914bbb1e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

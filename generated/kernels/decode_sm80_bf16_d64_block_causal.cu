@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         b7ca2eaa9aa3e0d1c163ff8eceeb27c899016ba328c22ddd3581999cc689133c
+// digest         ef8b93cdb2afdfe368841f45c21a017a68028b021ea7b56a4960df8a09a7b5d9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

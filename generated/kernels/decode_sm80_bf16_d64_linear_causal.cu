@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         680da87cf6a202c9b465a7f958e27d64b3fb83a0d19c25132ce610d8488a9586
+// digest         728e00893a8f31306383c41130f04e8d133add2bcdac9581f5e0f365afa5dcf2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

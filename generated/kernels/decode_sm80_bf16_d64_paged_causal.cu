@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         c5135487fc9e21059f63067aca415bf8e4666e57b8b79f0a61065fd54df804a4
+// digest         932d4a9748ffe1d7e5ecaa680fceaff1da6c366c7cb05ab24c9939ac4cf03537
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         546fe1ed7c37202ea347f515ad81f14aa3c6328b10ce7a28342cab68081190cf
+// digest         cd7a8c13169bb50789fa73bcf4928481e3cd1a493918d045c165a835651ceff0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         e50c703f6deb5e717d496a4f978587b68f50b78b66579255e9d193c1e2d684c9
+// digest         cf9d1d5bff5b934c53602ad89ddb9bd29a22b5463ab618a759c3686458d0d981
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

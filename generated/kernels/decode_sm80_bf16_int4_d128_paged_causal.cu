@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         c0b55c8c461a4b9d75cedb458bcb832024aa0452e431f15043d8ff877f942217
+// digest         f295ac544764c324a8a3366ec9143f6a594a144a2da7d1e63718af3c5fea3198
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         575a271cb13f2d6890615fc25976edf5b7e960206c7552e48cb587fda3e58c01
+// digest         71f3f6b052a21a7adee1f0759d2ded25b3f2db69306d7b36b041d194eb6d5a96
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

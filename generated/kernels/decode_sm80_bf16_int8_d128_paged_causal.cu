@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         a50d8fb0719f8d87cc5281d687df23593bdece57c6f3acb57302a6fa8990c5d0
+// digest         f657adf6174fd3c288cfa4aa0d5ae5fcd42285e81044426e6ee1c98956e5f294
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

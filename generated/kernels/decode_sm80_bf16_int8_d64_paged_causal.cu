@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         2b371170a4694c7db9c4670205b90574117a8e69cc85edbd4155a33d251c4c44
+// digest         dae34f18f8c23d5b3422ee5880309f444c5c4fa7d3e97bcc9e6cc724425d0e82
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

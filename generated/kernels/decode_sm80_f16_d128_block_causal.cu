@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         3e2da7a7e99e680e98dc9d92bca42281caf053722eb5d2f2c12ec32da9e1fcee
+// digest         8983619ed01806d15515bf847194074f1d2357bc1113782e66b5a9474f64a880
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         a496f1c77be069ff5dbd9f04f0481926052056be62b73afad5b46ae0ce35b089
+// digest         307b93fba78b204a7efb99f249f636a7ffcc5c6a7ab5683f99dfc2fcbb4e106c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

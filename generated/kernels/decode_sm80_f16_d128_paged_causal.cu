@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         afcd7e4f1f40f6fdf8fb39853ad12cf5c6ce8e515a6e8b4e982148d3c86b9ce1
+// digest         ccf7008002aabb1d96f06db6daf11810859ff073417c3b13b151c2c1dce4dc51
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

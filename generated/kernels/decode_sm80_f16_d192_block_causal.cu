@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         bdf6941653f9a1e79d52703f69d319d32c814e87b276dee72bb2dea96a1b62a8
+// digest         0fc581396f40d2170e3031a42bc592b83b68ce21243409b60ce66079af693ccf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

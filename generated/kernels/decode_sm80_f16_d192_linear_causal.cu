@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         fd2780bc493b6e2f2285aee7c1517fa3653c8b7cfbc33884436bdb34d3519c87
+// digest         8ae13ab63bc8543c439a2d405c73c236e18a83124191b178e64c5cb4a586878b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

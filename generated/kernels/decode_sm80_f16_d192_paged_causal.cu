@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         c6226cd9606f9ac68def712f38a760aa230693f91158d7ddbfb96b732c24a582
+// digest         e65131a6419aed0c6ca8e1e395b899fb614cfa467b23f3f3736ac898bf8342ab
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

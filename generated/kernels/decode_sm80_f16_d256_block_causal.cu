@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         dbe0ef9eadf37d5c07a930bf050d39ced5589ed052b8a041f0b9d873f1d61893
+// digest         f9bebbaf33d2013cde72aac642c513c947f8632a055e5dcb15650f1ebc0701ae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c438e41e4879b4edf356394153a8b45c49d2030d205fe380eb6c239907a4490b
+// digest         1e8750eb2becdcd2feef33f12993455eada427b0899fef7f40e33b8f9aaa1623
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         b924fb2806eca7c8ab4e32ef62ed62cd7c6585d4889dc0f9579bb059525def8a
+// digest         078704661dcf522d2631b4dc88990971e6d5b359977cb930507e0707389ced6a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         ed09cb956f965383e8b69dde7c1412254a2500bc07be1b6a8237bcfc12c4a79d
+// digest         7e16442fcaa404268c94714575bf8e6a06135fedee69b7ed210c47c05a1a7f25
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         776afcd3380abcb9fa8419ebdcc8b357bfd2456b6045fead9ddbc4aa5fb07e21
+// digest         13ffe79d6a7dde180d6ed93ce2845a2cc75ec6653195315e451bfcc207a826fc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         85f8f2b73d84a62141fe9673500387024c61269ef1b9c6266ef6eb2686f41424
+// digest         c58724f7e5a2f8954f954f987928a06be9ce0ed818ea2e21173ee0bd87fdc9ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

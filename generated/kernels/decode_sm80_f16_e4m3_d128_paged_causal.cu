@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         9184d92112bbabe4ed546a96d797b8e354d1e4df58ec31ff98ffa42682d69e0c
+// digest         85b02d16fcaa2e351496e0e68a90f20a565d5efcc7698aea1dc9e1c932c9b661
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         aec84da3e12a64e719a162c7885655faf26177f604ea9a58c5879c96c2da0edb
+// digest         7031846e778a8a7003cdd8050d2b534a75cb10518257188e28ee4fb5a19e12fc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         a247fb21b61bf48b0addba8aa6eebd31b9197e0a26d7c37eaccbf7840c41ff8f
+// digest         fffd624ade61ac3ba4351c9bd121784a0e398e8e22bbce27376d7d79500e409e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

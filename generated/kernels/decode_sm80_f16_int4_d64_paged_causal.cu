@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         78f0274e3313243c22cc7ff6e6608bc9d30c2a1ccf97b063c16c06165b26bbf3
+// digest         b47989343a505b2e68640adc53c676d4d88dcc914844ca31c79ff8700a49aea2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         b0a602168d44885f6f2dce838a3d342b17565ebf314e7599c6d7cb894ca5900d
+// digest         0953876b94a8cd379235bdfc1fc2b7d31289099bc4172d9cb80c4a07085edef8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         2f2e0d3a0e6650432e3e9ee1e969d708a09a9388268c072836246e84bca3bbd9
+// digest         0e305595c698b6afebdd16803ed4b312240c83747a3dad32e50f35f747add8cc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

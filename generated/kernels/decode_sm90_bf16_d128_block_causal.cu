@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         dc8761d244a2873d5a969312b62b2bed41b915130ceb711a3b036b83e8acc696
+// digest         494a015bb616fb5b38b803ee2f3119c27a2f5544c2e996d21abffcbe566e6903
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         7ca86caadca1b2be12613226ab163e8cfe3b5f19b9955d7ef084ae0b0a24286f
+// digest         e03f1a5a5fa7b66be327fe745dd91496265ea9b6300ec391a7c2c73487a98142
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

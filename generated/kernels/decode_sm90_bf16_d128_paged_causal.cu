@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f57cf6d232b300e5f89b58c207e486fdd907463ce946f3b659849ac3f60e14c4
+// digest         3957a2eaeb3c5258a2568f8ad9627bdfa89b4becfe301f1b260f4deedd758d14
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         f7522e676feec5d9ee4ee566822d9411c40d963359b5b3da5b055feb42223794
+// digest         3179eadb290438cb5879c475a49485aa4ee63a76524accb9cc5b0200c7686df4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

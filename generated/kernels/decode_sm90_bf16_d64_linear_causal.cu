@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         f2774c60848362eebcf1fe027e9834e057ebcbaca66991dfbfa2a5621bf3c9ff
+// digest         97f1ac1a78448afcbd6b36c27277ca20b9de57ae6e2f0604e7f03867600c412a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         48e0d58d3d97186e8f5a2f47b665e316daf06fbbed3728c487ee60c10414568f
+// digest         52cd3c96c42558684e23ffbafefb0b059a2d67ec72a2fb7c14f95d511104d1be
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         6ef05f6c594f44041d61cf1b07639086c9aecfc4cdb721da20841aafda9d6cbb
+// digest         dbcc88e26d14418f8579a6519fc50c5e93afdec044e4b89a33fcaf76b6777293
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         5685c381bddf27c442761cd4ffe8e2c89e71a6da86d231f2058fbdc23aa9f6b3
+// digest         6269b6a6bdd2b4fdd43f4f92e482fc6a3b9c6e02a50ae4e693d1cfea433eb580
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         43c7c790cd9768d381dd66b6732c223b1fb2c775c72d99cbbdf24ef875199e33
+// digest         9c9189b17b476d8163cfb57233e4859ed3fa1e264d6e136b40e6e95885c0636c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

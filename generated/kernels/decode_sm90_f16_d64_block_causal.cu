@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         d4cf21bd716c0cc8023815cf6c467aee301d4c65ed6bafeeeb89c40177ae7a72
+// digest         4d7b0f2eee53fa5963c6223d94f1c248b9bb5942890013f1d8169eef9c096d24
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         7a285e98b16583c7d2af93706e40f9810cff094f2f489f111fa030ad746b08bd
+// digest         57037b4e22daf8c5e62c631b1e83559967f215517cbb697deb8727761b97482e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

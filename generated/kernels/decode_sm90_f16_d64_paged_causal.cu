@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         0dcb9911f4e6e79cb7f2d9390c8acb09ef9ed340794fcc2b8645e5600fb90f4e
+// digest         1948f321410da0265090e407eb218c3d41bebc14eadbe054e06b2bf2329919e6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

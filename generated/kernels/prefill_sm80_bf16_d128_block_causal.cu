@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         a15fc7050248a5ba33d87de0b816ea15c5d5cf457692ce9e535bd676d50899e7
+// digest         9275bc5abf05695b12afbcf4044ede11861a3ca53001bfcf3f80d780b5bac8d1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         abe647209e4cef8183377383241d71031d147ad018a369c35a1e312f7b365d43
+// digest         f29f632e0dd4ef3bb8ac590bcae034dc5dcb309aa867c51d28671f6d08db52a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

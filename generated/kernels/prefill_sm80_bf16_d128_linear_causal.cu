@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         bf89eea6290ef7806ff56db4175a577cf4c1064aee7014a8812c1a6bf12a0df0
+// digest         9c62eef2fbc546029ce1b118b9c8b026d50dc9de8e1ece6659ae1408dcb56d41
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         30d92c703dc2992a64c24d25860cba7107f9ae9085fed4bcd04da84696a8ae78
+// digest         e4d20fcd2cfd905ac49e78f618f3a1d3277deca87e5dfa3768eab25c0eaa12f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

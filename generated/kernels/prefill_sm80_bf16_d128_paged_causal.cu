@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         3c5bbc3c017d672ac9f2e996e13189e6290dba396873358f426968bdc93ffbec
+// digest         49da3f7fdb4d2cfe4ee9e7da27b018f83a72d5fa374d7cdf144aa1a061d8607a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

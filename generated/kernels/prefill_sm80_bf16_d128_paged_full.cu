@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         881414df7d56a95a55b4d300707cd8fd4916e567843040cba852d5e8c7ec9798
+// digest         9e86d73e807a38db03de67085414b7f50f57a7e60c7d7a5c1dbf31704c48a21c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         a77b95aa179482dc1c163ab25afce375690f2255acfd868dd6696e54e6b7f7ae
+// digest         d91c70c8afade1749177e702be2296a039b5c6285ed33bf20a916c618b3cc1a1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         fb54352943b55910b85f12c481cf5576f0c5c67ecb5b5b975d5579761cebdd04
+// digest         b970a8fb885f1af765595987004b80ac649ccd85a2a93eb9bf51b1d1810f4f99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

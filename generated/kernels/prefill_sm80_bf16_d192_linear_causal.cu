@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         800bca4406721cd294bded29c7d3b8d4cd83c04f396af42e6cd301ae62bceade
+// digest         84d29a66f169f3ad9bbe107879cdad8eab8992e703e0b88d30442ed05ece473d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

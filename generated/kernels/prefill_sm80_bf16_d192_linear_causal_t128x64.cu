@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         2b5550186df14655bea1ff71ec3baf64822a63faae836676f574f98b03c898b6
+// digest         04f15f6ded177d2b200fb07a244cf18eae4018287446e733ee1a00fa17a93d34
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         c1d1518af1031bf40c273b4b84367d1475b6bb08530fd57ac9bfb1dc3b48b8e8
+// digest         f683c84796da67a636ce88b4e6bc4d1292f78ed1869989498446f43ddaaa8cf2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         1539a78c8d825b5f68d565fea39d2e9e25d960f37c88bee28fb27579b7123037
+// digest         995eb35e2689cbed5c5a827154900a502df3965ea2130ab58c787b41cf5f77fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

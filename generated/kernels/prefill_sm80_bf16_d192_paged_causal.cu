@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         12cc09503eda7036b18e9bdbb20058f2221fd55555d844f7842cf6f7cba9a833
+// digest         2f7923fa9df4d197a73cbf06073e84d0619a60289f924353924deade8e23e3a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         0799698e548d2889ce09e37746f3e02a6973173002e2f17fbaa33d25442dfcb5
+// digest         ea5f71d9d01eac419a8056fa4dee0ea5c62cde1bd5f23c355927b8a20e4cad1c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         5dc22fe92967ede838482eee2555b1092d8a7e4a133561d3f8db64ad3e18efcb
+// digest         48c5f4ba65970880b75c07373e7a984ca16de58fb2852cc12089218d835b9175
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         72181d06a3f61212778a80ce3764f4d761871790b75a781e88f00b7acf868b90
+// digest         be741c4d2b5a5b722c8c542132cd3a481ff25b1083936d9b172095bb43da2ef4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         137c534496cca530c301bd9711e42a05ea550cdf05f911252af227de0bf9dda4
+// digest         af3ee941012b224c88a1c5b1668f1cbe5139520b62f4a4eccb01eaa9d7902cef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         2b5792e99ace4c1b85ab2973d4959279c5394d46178b73a05acb39c79b3d193a
+// digest         3e92ca5f43fd879e1365869c1ae4871bb1dd3b5fd0042edd82b4bae11229dc5a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

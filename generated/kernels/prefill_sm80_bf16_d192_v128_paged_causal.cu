@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         aa815825715276d64ccde522575014c414a6bf5f37468a610dd2bfe8a57ada54
+// digest         1a29c7e6977aed3a65fc760be7907a2d843033d7bf6c62ee2a58eab6a6c4a062
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

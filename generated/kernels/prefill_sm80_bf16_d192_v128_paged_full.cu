@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         5e340ea41b6bcaab578b630e766554849e766afa6d1d4b52baff526e4489107b
+// digest         3f88706b7597f51a408182170f86f7bf0e957fdabfb51511218ded020d13a8fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         3be94069933e7a8be87ef43b3ad487913335e7bdcd260e0d0b55c5d3e31c9526
+// digest         f9b8911a6a08f9da67050e95a94cee8b284cd0990065d3da7371c3bbfa2c5cc1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         c2bb73aac9d1ee3b61c1df4d3706b34365ea87327740c2cbc56de14bccd6f696
+// digest         737d8771a1e819d148bf9830d02b23f026e01d262847867ed88f5dcf4ae2f21f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

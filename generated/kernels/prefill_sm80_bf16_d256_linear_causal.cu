@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         24d49afac224c7575ca47e9e81e6ab871f50662b3411642dcc30a0393b1796c1
+// digest         182c9eff4f62b881027cfc88593e0f7114add7eb4599515390ceb7f57654c751
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         5d69849eac59b2a6ebbc4759220813624ec1889d2493501b8fd74782b3c01129
+// digest         c05854f7b69a3d6175f7b413358e42c4455a97999f5add0ebbcf89f4031eb874
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         a4c3fe4cecd54c6328db5a2e239b509534aff98c8cf3572cfc94c2da3422ea9e
+// digest         adc4b4d4ff9a68b0c0834e616803bc7dd7e64f5e48dc84f97b0b037a55076423
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         f2d47841d9311b05113d59c1b111309c416c682fbf871a698c4c3c8410c92746
+// digest         fa12578d85428f6f39b7c94a3a1adfac0c61010183e928df93fdbf8310b023c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

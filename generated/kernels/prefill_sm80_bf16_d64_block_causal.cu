@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         5dfe9568c63514f2b9e537c72a4713c1524c03bb9aa5a7a50fe6f157a0e31696
+// digest         e8218acfc65c1c92a67917fd748cafdb18903bccb2249960a5e8b652b729b915
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         70e4219015a8974a0f41395e6366c97452f975771d5e01510255609c905c7557
+// digest         90de9ec880d00921be3e2d3c646dedfbcf777da1f9b824d7ddcf4d23ddd8431f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

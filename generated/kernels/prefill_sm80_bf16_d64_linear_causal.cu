@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         0b0e1007f635819855a583906ab009df98443822bc1a5023c500f7400bfbfda3
+// digest         d9db0419b807e73c27089ae63b307fa4acaef8545b086df41a84ab900cd67b3b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         79d318b3e8dc011923e0c8eb156730f19e01631b51d32659a84e0a4df132822f
+// digest         473fef39e3dfafa71e8cc845ff2d108688841de453ae3d35c09f766321e6e073
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         35cc85839c964282de137d721df536881dcdea7d0768570c77cacba3ed52291c
+// digest         fe43db707932ff63304e9464e2537a0960c6ade0c62cf66b37829dcda325109c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

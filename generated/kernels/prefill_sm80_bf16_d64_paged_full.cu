@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         eed0618663c03524578327581629a0a8a76c4fa78c8769ca705ebce32654b0c0
+// digest         b75da582f41859d3bdd8df1bd270c9fd3620848c6cf60f477b6c899849c8f544
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         0566150146eb57905f3494ecb273e606ef4a836ab97f6f078052b4bd5149afd7
+// digest         b525d6a9081ccd30c66d1e8ef68c98fa9baab2c306e066c2b30e638240d80fef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

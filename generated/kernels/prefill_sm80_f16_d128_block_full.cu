@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         021da0460c449e4e0e2e833a8da9996c63452d31d441fa33dad6d71e8bbdad0f
+// digest         7328e0bd33a89c853ac6d65426ba14d1c36af650c09ac6ab973b816abb6f63b8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

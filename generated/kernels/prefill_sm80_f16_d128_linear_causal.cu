@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         a2f7548aac67690bef6e330af50d7cc50924e5d2700e6bfa362c96bd2b03e68e
+// digest         e968fc3464bbedec0bbe7d16722850e3c5c60312d0e812262141e8cef91defd0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

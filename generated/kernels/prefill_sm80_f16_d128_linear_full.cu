@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         df336b2806ac13378dc5d78a5fea1240ea784b643de3a9d10b1c9129f1187c2d
+// digest         098e02b6d619daa64b78cee59c98e0366688ad2bc3f405971b598fc980242837
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

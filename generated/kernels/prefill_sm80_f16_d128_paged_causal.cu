@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         5c0e5ee1b495dffe9f5bec6a041fb67be1e14fd3a6d67c7b1e466352c957320a
+// digest         75c248f167440dfee3c9a14596fe6986ad1b77e5e3b982d2d7c9d8d70d6ac47d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

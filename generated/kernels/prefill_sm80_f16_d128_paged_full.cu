@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         c9c3a7e827267214352148cc299d2c3516f0f5f98fcb9f67c932b80e53b2e2d7
+// digest         8cefb797f440245efbb0280ef2363c92b629845607b8f8cb8a8e92c3e71b418f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

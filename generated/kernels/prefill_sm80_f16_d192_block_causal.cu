@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         2a9c983c83a468e3d5299899c397088ff04b0307c478e0046cd83df2d3bf2419
+// digest         834e83b421a71d60ae0decff76448928cd8896401918bd42bddc13ca7960b96e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         b67c1e9ee53ef6ac1f7709f2d70943cbde1e10a74105ef8055cd7c5d3fa26854
+// digest         ffaf9c0d8afc6239955d3f1431ba09c231eef6bbcecbf5807bf5395652ac5869
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         6b542f382c7170f053ce6c2d77ac9e52773815c41decf6f95250a7858595a54a
+// digest         5040c0b1dbcde0b97283c93b376ec213aa61a0db315df9d76cadc7bd0b3e457c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

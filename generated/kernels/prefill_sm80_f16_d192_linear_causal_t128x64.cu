@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c1381e69bc71e9ec23cd1ad0a1f71e4f9281ec5bd6e655b48bc66778d46b6fe2
+// digest         090977370062cf2243c629e82382469fc055dd5b698f4afd5f8c8d7937fd893c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         ce3a495429e280da13d2fa32fbdb9d74d6dcb882d6919a738245725491eeba91
+// digest         3d077c64fa6223223423bc7dda2d870765caa53a35bd74231f2010f0b8963c2f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

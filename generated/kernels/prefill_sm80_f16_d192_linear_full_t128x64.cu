@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         3ce4f9fcec4a539fbc1896782595e2227f601325a54170db87c998cc293058c1
+// digest         81d0f56bfc8f91a417a81f676d46a6fd1e4c5187d4941799dfe6f8d2db768e62
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

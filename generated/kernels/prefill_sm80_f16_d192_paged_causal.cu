@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         de96ff5d4be2d18ed7c9a7c00bae04df1c44d4d40bb378351277227df3609501
+// digest         0d1580564b9752b2b3d5bcd2479a7806b8e57b1262ec68f733eddf21e4572b05
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         82b016be836d0a83d416c66ee5079d503a1fdcfdd30e55f38a67353acd7e5ace
+// digest         6753f256c3479e690e132bc8fa74d853bc5e809b718972bfbb229656d7196f66
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

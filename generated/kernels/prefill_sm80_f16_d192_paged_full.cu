@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         e42532c9b834e1921a777fbc6aca023025adda5aa1538fa32b76cee568ac587c
+// digest         deba260de80649675154cc4c158d63a8126ed56c09978bff3f02348c2319ead2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

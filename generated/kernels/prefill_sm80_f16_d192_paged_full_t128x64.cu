@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         3fbd4ec660546303fdc63545ba948e47b5e769abad09081f47ba086c1857988b
+// digest         364d87550f20b9fb956e9a885e534cbb5ea5a6a3244bb3b6504eb6f2c8db8528
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

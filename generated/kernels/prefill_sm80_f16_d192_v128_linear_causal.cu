@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         07626c4407421508b7f3f3eca97523b10eeb11f6462f34b95e76bd65532fec54
+// digest         80253464084064d8076757ca8611b47dd20cd68ad76edc7621b478bc55b45b96
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         2948f038b49dca549da12f71b9b0c6b5802ee249d7dd2f02c68fb48000d442e1
+// digest         861f56f0531a8172a4e9c65bf752494898cf97404138492c02da5d9a62f0daa1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

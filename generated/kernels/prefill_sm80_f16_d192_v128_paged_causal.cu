@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         b288cc04f2cfeff19e240120f31e4398b3076337679cb194d8c9bbec25e57f83
+// digest         e1ce0ae04eb5cb0af5b205550d8e9c8097daec3a5848a566b74aef881084f69b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

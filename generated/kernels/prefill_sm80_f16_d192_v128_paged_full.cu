@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         cb79300c200d5e91d5ab970b95a373e04649f670eb615f5e7ffae39cde0d7a99
+// digest         227d7eb31d5130aacea0f4d799a95fe499001bac100d24a0b69d04e98c2b3890
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

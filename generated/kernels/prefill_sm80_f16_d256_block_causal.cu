@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         fc331fcbb515ccecdc865fe75d11187f80e17b1a17a06d5e6fe503dbf45b8a6b
+// digest         3433104f46157b68f27eb1c6fdbf858190a317a469e627967a5105de18121cfb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         8979c3f7689e499778134ff5613b39a7c7f90c35eab700dcb1c39c4758bbf854
+// digest         4d0a06086522499f6954ce7330bffaf84474fdf11b66b1194a064abda598431e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

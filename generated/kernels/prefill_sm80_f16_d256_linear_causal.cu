@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         938ae55eda209ca53b44f5686ba5be7f8a4f89ece1eaac679c675da03db42e80
+// digest         a79e447cac081874e9815495b1b9c29749b15867ea4321f3483ea291aa9738b5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         58fe818b04e410a5622878d244b12c1c200a1c76f0f3f945f50fee1d89292df5
+// digest         c11cdd94ad5c783933796ec05f89cfae7163c1685153dddefdf476adbcb89b0f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         9fca5855ed216a132712ab6dda4d8a7e9f3df72b198283461c39756da83e1231
+// digest         601a8f4eb05df7dedc4625b0c3ffd62694c93cdcd934f631d2a1472ee206716e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

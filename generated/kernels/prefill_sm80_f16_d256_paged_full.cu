@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         92a1b0b7c87f07e8b2d26e3ebc0abb07972811c9c96abd22521c6c2b70d761e5
+// digest         d80f12dad16c5f9cb6392fffebfcc349b34416ac74b8deca31eb916e67dba151
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         6c32daf223183b5e9dc900a090532e6aeb7a04647add8fd21d17be7b7b8fb917
+// digest         57de8f4088cae0ac6a89368fb3701162d7e3be639d9ddc39417251501178b75e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         cc8c55c2d69aa1290f368ebd8098cbfec76286ca84245e081ee7d96e5f8cd3c8
+// digest         14a0fb01db14579ac28b4a105de68f9d9b7678c81c1e63da803a0e535acd467d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

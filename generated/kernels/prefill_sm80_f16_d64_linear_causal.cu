@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         56f7bf03a21244935d414fccbd064c751603eb7d830bb8d4ef1692cea775cb8c
+// digest         215a64d1a70d05e908fc6f737dd0139f5915aa1f2f4b51f6c9fa4d066de87cc3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

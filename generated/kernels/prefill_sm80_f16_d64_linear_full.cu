@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         a262e1e3caf90fbc1e11ce2c7cbcd894816ab3c245674f5fc73e363619a0eab4
+// digest         f18a36b40c46ca039bb397ce69db498dc3b1cc4b55360baf152a822729135fac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

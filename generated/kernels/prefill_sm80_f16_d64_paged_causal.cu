@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         074b110bdd88d3a3a5c51def1bc6d16d0db97191fea827612d94540ea6b18dd3
+// digest         9e213efba8a24199134478139694070593464f174d773414f1a875e6c11a19f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

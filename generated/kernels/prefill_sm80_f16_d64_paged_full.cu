@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         f44a999789a4155076916899dad4144a44e4f52cbaf51bb7897bad2af4b15ca1
+// digest         029b917fae400cb0316fcd270a22ba7c0f15b7f8766a476aac30d791dbc56d1a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

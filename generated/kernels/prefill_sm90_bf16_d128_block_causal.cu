@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         6b7fc89904af9698cb05c908b3ece04722ac3660d240db7a220d8eb98b439931
+// digest         354325326ad7acec45738be8c4cd9b89d45c51138ba25091385d0b9585086ab5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         f41a95036f5a608d354d97ae9a71910bbc5e303fabe7f56f19b8a9a23410b62f
+// digest         c9563f9cdb03b97670678a35cb49ace05495831bdef854f2ce42e9ca0759ce53
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

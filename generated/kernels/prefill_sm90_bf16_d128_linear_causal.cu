@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         32f03253b148556f5c8cc1deee7262034364bc212f0302b03e0d3ffff08a23eb
+// digest         7ed8ebfbf496ae55fce2e606c9e46a3a30c7c8a8ba6999859261bddd17fe3f37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         c3a021992046a9cf272f6342728b3faa1d6e4d798ebff3bd2d3f67871a73e29a
+// digest         0f16c77b74f7af12e4b801f2d8f00902475ee1b0327c4f3c41fcf6346337aff0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         ae69c786f652053a3b715138d42c0f10bf58b71ddef9734898b2f09d22d99668
+// digest         1ea8e3f5b61a52a6b255489d9a8df50e27c820e8fa952bcd6b52a04fa73c2027
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

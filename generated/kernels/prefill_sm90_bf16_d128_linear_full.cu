@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         74c2f83baceaf6f2fc11bf610b420737331cfc65b70146110fa17bf78bf6b8a9
+// digest         2fa4aa1eb21df72f840b1cd2b289f1143253139f0ad54aea292c98f5ba7be590
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         cee99f1371e9198de14a7514e77f3b6e5bf9d5841f5ce78ee7444a18098e63f1
+// digest         7b2f48b13734f6dad8dfd7af3c3d3007a1e411dc959ca5bbc8331a32d1542fb7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

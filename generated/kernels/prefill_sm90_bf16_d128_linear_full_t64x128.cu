@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         82f432fe976b06822a8bcf833c0f6bdee432884dd7233b1fbecb0ab35b5a89b4
+// digest         f5937661505548987dd932dda89c050b537f0575823d9812c2dbb17d6adcd972
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

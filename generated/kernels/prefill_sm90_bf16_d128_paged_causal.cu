@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         9baa9d08942ba0786dfd4877d981bf296979d0c305cca3d9243ae0cda2f9990e
+// digest         c92d409f9de4a2f8c605696ab57e032a2710c86b275bb83d92defcc5c27daaa6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

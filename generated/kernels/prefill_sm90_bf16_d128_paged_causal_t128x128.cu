@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         592f160fa13662e6738c77186da90ef91b0edb2ab1f249c7f6905b58aedce39a
+// digest         380e9bbdc0881efe6838a1a88c4c50576f9abc6baa0cc22e10812c1bd72f34c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         9fa98479e6d228bd775e9e30839893a6821bf8b78587f673db7a902c849fa608
+// digest         67e25c0170d1449aafd07cdf4395e5accf4d99b70763f13d0afafd061a89836b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         463327cf41519c0b7ad1d99500d10a874f55af84b5c45dfeab0e929145caf460
+// digest         7fbddf8b8a0e0a2a0a1980136346c065d7954320a70d32fa20a1f0401a21bc8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         9ec5d5a590dccbd14736524cc15e92e5fbe70c6d3134ecd85675fe3092a512cd
+// digest         cb38b82e1912ac7a3880919ae97e690942466477f4ce8b7b27ff041942bc3d3e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

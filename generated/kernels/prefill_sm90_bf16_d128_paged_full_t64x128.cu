@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         92ba584e7e3c350a867dabad28a1e3c27c197909a2b973ef2ffe727d9c8f1c24
+// digest         992a7debb6c88cd8c89d1978fe078a60dc8e8798e454bde7ad50bebeecb12d9a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         b9deedee46302c1908e2f80f942705ef1497c434fdb2af8e2a0051cc87a38375
+// digest         4d9d2b88421486b95854cf9b2ed67bab4e2c998975ac295f761cd0a121ebdd89
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

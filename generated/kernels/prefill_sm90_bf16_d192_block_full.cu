@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         6bf41141f3e630af5a8d9697c3788505e66b6dd715c14db0b7f521f7bca4691a
+// digest         48569cc26be774aa58cd13508099d2d48764d2aeaeaa785143db93f4c659064e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         e3342dd052f55a0e364770250f119dfc509135b8267ebf5a469f480175fd7b8c
+// digest         cb23722ce2665a874e57bb7aac007ac4ef4008e793e7c18735b28c93c85c644f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

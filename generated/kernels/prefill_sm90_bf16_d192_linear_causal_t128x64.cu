@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         d281d6dbce1006ec85cc08c941217cda4eef73d699d83231a08852d1e06ca170
+// digest         7b485cfd1fcfc86ec7cf2b4fb627ce4b0efe194119d95be8f544d0aead46c9c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

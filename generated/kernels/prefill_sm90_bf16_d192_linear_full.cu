@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         d095e8551ab470e7688b9f1f6a2fb072947c1a6bb8c7be504b7bb11a1fd1dcf8
+// digest         3629078749181710f0b2d81486c86fac9674576964d3efa17beb24da51f49515
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

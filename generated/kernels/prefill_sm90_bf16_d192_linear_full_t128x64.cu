@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         6c6bcdeb8368d420a6731f50dd4c4e44a631c0aedd149b2dcc37bb2aae485f75
+// digest         81156f88b2c8823e666554ab59d80f0399326f560546c541bf47c670490e62a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         9edb4cba9a2fcdc75a08f295dc2ac6f2e7aa20655daccd1390d709f895171d80
+// digest         c229c35b1379ad8e2825fdfb1c2628d6d243338125d9cfb2433c9020cecb0e8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         6d52c17f059634d2d51b4973957f2a6abf1c7c100851e32a5bc90d21ba1a649a
+// digest         6c1923f591102cf3809dbf4cc16c92aef045d78f37dbd99eb996f5c49ac3d099
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         d71081963e1eb3b8205204f5c8d1344f8c63aa2ae354ccb889ceb5df16cde76b
+// digest         16829b20c48d65e86f5784e889206a66c8f46635ec1d974e97e8dacbf56abde2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         dc2c2b582ddd072faba6cd68d055d1034e3b24d8192fbf3e5e7a8ea7579f2359
+// digest         316abc032dab3bb0ed0aa64a9759ce6ca6fc5a00aeeb17eede520c530cee10ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

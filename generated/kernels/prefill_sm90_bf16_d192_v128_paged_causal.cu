@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         6630c28feaac62f373ea46d59d6bb2faba9ec0e26d72637fdb7ac8021c4b3468
+// digest         6c9ee235691ed729d989b204608be539f227f12a5c259bc03327f3ca01fa62a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

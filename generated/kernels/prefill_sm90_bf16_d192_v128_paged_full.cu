@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         1fc331e07ab8cc1d4c5dc7c5328fd747cc993f4e2263a0544d63aaac8f3ba6cb
+// digest         22ba2392db1f8ae432bfa50589394d4d9458713a2bb2d3070fecc383728a2280
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         b9dc84a9c16e916a2f3962332ec1d3d43fe97e57c0ac7eccc1c9ca7cc5ebb6d0
+// digest         c3d87964d4a5ecd913932b957c82f9e402cffc5d4169d757c6cbad7fffc77f34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

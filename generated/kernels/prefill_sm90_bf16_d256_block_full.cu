@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         a019d7fcccfb0c996789ab74ce7491279eede8e40de4c8fd1868051caf79136b
+// digest         d1ee828216306c29caac01ba2deb2f1f375621fb19763878a50fc2959517963f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

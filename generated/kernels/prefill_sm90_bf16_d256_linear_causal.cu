@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         4e5326afd2c727306dd63fec84430a09639df7f46a9323803ff4e1b57951d2d4
+// digest         b3ab1a6b213c4be67cb697f43a9d1be0585d89904a6eeda20833b37923817fc7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         b4fa97d006666d6f808ed47e50990570f914c4d59231cd193f6057472371f8f3
+// digest         1541248016b3880f44cf02c8aeb889a1d1afe412ca439abafdabd847f574eec5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

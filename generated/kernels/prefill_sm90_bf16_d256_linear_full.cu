@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         739524b4f7ddf508a4ce85d1af46b90b79968d1185003c0c6e2b24f5098b9b20
+// digest         d485295568ebbd00f46cba8a11f6e906bcdfbcad3a3db50a871e0f4796e50686
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         862d6bf099d4ceab6d21a1124dee5022616a055bb2adc23e73ca917ce15232cc
+// digest         b8901f04d5e7eb058641dfcb2464ffb0c433d0848f529cd3e0f143f15131257f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

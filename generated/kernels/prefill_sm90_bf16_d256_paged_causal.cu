@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         fb192adf6fcd0e408b3522d574c081323fa784cc463813077eae026b7a35074e
+// digest         1e988923628280b02a8bafb22bca4e4e9c3aeff6bf4876c6e5da01f843ef1e47
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

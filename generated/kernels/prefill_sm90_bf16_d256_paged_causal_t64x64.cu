@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         abdb8ef0a25db765cf46261224399984667ee7a9c443b2745740852e39cfe013
+// digest         8ac7759bf6546580fef7d78e97cf32c2d1af63708d27e3900ad27090895a703b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

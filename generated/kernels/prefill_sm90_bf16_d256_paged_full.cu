@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         8c71e9c29bebafa8a472ef6dac50bdaef17f06e4737f557128519dbf091f4ad6
+// digest         1d79e2660b299b32f2e3322be4c923dc64557434724ffb9f80374c6dd3b280a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

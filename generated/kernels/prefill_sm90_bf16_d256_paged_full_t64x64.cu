@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         6d16ee81c0079a576a430ae2727c6fdc12cdd00cd93bbd11eea359275b19c5a4
+// digest         861e1a38c2c8dca722d8dc87000536be2bd3d7e2acf55f77db218b6373f5c987
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         1e238cefcfb28befb159875f224bff77019b61f45cf8492f0a54eed67db6b97d
+// digest         ea246822dfd3a4e2ba35c1fd94a37addc64bb8db9c06fccc5f05bd0426f7df9d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         03e67672edd74da28cae8697171ccf10cb031825351a74dd9598ed39062383a4
+// digest         20f0ff259277f2baa4c320bf281141a09a33e7b53b7203a5ebc004dd1e40a75c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

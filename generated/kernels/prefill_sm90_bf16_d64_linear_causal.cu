@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         a771b5ab917d3d85e836887ba84753cdd3cda3757c6b14a51ca275d215c0ca55
+// digest         ffe6881ed110ed685c4d5574808382a397c0d33b73fdf4fb05546eaa147a1db3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

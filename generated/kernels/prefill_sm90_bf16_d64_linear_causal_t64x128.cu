@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         9fbdb4a5265f29a2d72e681c7adf3450d137ee2ddb9c8323f7234b3ecdf54e29
+// digest         bc934406578d96e5120d59e44b74d0a3209691ce1a3d7e575a6822b2dd63e6e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         37c42d8d618e12e118bb38a4e76c0db2e7fe832d289f7640bb96aaa8832a98cc
+// digest         a0fdc9ba963f07a9bf35cc7a6d5185962548c37fdc64ec84ca91fa09ab16d63f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

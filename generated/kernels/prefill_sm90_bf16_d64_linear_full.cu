@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         f8dee890a9969435415b8994674e5c5704ebeffaf36cbefecb54f6b89a052c27
+// digest         bc7230592a24f57fafb42058ad88ed28504cde57167496cde3cccd023a4bb0e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         dd89573d2989e4ab8739416d544d6f6957299e421f2fee3f754199d63abf4560
+// digest         3a4014d842885fcfb52368cecce07b73e300d32642878e73ee00aae24a7c1570
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         3205dfd0ced15bf6d83667f4a43225c8751d8d1708967db859f2d626ee642cbc
+// digest         d1374a33df4b5f648fede4e9b748c1ff72fcbcf4fc14ebfcb2cdc35ca74748c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

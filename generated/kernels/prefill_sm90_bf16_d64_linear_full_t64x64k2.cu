@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         d76ece640c1e07a3817f518e55a51414489d8ac2f6c3d275ebfa2a3aef3611cb
+// digest         2f1d4ebfab7d03ab7a5b842360613962e4ada16d4d753d9113ac138ef7d2c091
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

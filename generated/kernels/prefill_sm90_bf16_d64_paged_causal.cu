@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         d63fee27a921edaaa606c8385eb633e33b292689b16133ca463e6f07e0bb351f
+// digest         e001cb9902336acfdbc4f7cf8e402e5621e656d0aafe9ba482cc5d90381cc9f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

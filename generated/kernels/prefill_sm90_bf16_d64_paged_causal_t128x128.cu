@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         1399237e68ffa8cfa84ed5859292f48ff6bef1597b1f313cfd5570e957c218a0
+// digest         7c52dfdb014baa93dd5eb2ff3ea89f465c81937e06417f7a17d789dc62daccfc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

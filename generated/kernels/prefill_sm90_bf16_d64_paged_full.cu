@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         c61e892cb47f273798514582a08ee3aed6f823c74e519459ef7520a5dcdef798
+// digest         0a8bd1c7def59f952abebdd9c97b906f0cba153065e0682b51ed4b3132a78773
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

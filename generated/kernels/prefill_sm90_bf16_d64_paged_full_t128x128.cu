@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         f85979dab0f23674028eb2ba5ead5e405d8fd175a3e90549642d92c0a7b508b3
+// digest         fae16e098311931ae7135e732fbd90e8884712c5fff7e2a434d06000fed553a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         5715fc3fd671d76df5994d6c7a57ae19e7e415154bc87979c7bd22eaa00f4162
+// digest         808a3a9ee703e08c44da4a04b1303bb332d294d91229615e6741b87708c2d3b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         ab2e7462daff207f88caeeebe6e25c7db0976759ea3d196ceaabc32a2d716e04
+// digest         fbb9aaa9059115faa28d6edc4f8e7ad6fa08e8c0a83032cb20d123e5c8208285
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         00690dd5bf93e4193dc84eecb2e83db18421600d3795c45923dbf82ea55d275e
+// digest         eab482b594c7f954c4f199cb44d636358efcb8bd097801eff1ee467bcff2a055
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         80e932d00c813384736c1f2b488c113675bd64866755b9f84a51547629ad70f3
+// digest         b37b57c53d14cd7b18b92f6c89221a51289a3429ae700b6660dd6e9eaca14bba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

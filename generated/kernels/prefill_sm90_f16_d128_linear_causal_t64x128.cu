@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         0b71b8162ec4067b0ee70cd506d5d727e57783476040d4fccb58ad5e30e4015a
+// digest         87f3c07a9ffe17eff44b3c70794c4847442104f6f014eaab8896f30c17538b58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         6e9b39611fcbfe614ee054cda8bbe2df29db29cfed19d009f6b924ab7958894d
+// digest         642b9d5331e4b2747b37c14021c6dfe2c538de95aac04b91ad4c3d96560d475c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

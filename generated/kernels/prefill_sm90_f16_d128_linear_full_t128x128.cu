@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         64193fd495ace43d355996ccd6877896ec8041d1b95cbd0db7621d295459b563
+// digest         8d9ea0a0320982c5cdcbb9d8d63b3a812df7dc7f8702a2e661d4628ac757f507
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

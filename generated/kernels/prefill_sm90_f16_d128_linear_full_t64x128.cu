@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         309c88f492818dc8ec3a0c62eb5a6baf95a460e2b9f859e9d380a730cd6fab04
+// digest         01497ed1b2263b4628d9357808a3b56f72e9ece9337f5099b13066e7041e29b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         7c23f7e0a5970cde36670e2878fadebba1bc4a669e878d9dd685b01f2c4f1818
+// digest         70818eeb1d1b64d1d9008a80c8fe9cd1fe8b2a0bfd13407c516e8fddf7a98eeb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

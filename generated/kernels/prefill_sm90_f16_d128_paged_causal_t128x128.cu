@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         5eb8b7b12843a3df83e00166431760caf47990efb5fc09f910ce008add05e814
+// digest         f6179399a2a040cc42b2c0d52602276f225450cdc83f927b5a8e2b6730313e6d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

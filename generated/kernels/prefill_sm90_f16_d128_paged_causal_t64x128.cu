@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         5abf3ee278a4eb01a7ba0d4343ef03c9b940a750f7893c11f71e3bddac140f1d
+// digest         f59fb859b0b470b1c7b736021b440d89ede8cadced05739251dcc6079d3b6546
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

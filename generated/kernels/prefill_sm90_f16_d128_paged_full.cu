@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         db6f14bcf6b250f6afe64ea494b41c493d75a02a2622d538ae0e52352249457d
+// digest         a924ff6a850460ee78ba21acdbee7d916518450365cbdb5accb6afca2dbab47b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         f7f6f766e75a6966c6f585e45cf97cb9a178a80e79fe3c9d9b6b520e8d75c218
+// digest         340aca3368427f0e67d6f8df69ae604470531335cbf5f95f0a60c676e7b6c3e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         a52cb4a065023ab7f1fe1be597d5ef79ff4ae7ac59cd6a82b6a0eb323813b173
+// digest         426a5c39382761ca77762c25d8e22639034d0355b3b95b22751dfc45a7013cb6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         72d826edae1b951a786aec61195a37ae232cfc878b462b954ef4902bea565143
+// digest         3b9ab97d735558a21f3804722354973a8e070fb02b11ce73bed36f1a53be49b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

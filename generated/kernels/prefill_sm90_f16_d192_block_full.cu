@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         e3b38ddd7695876abe68f8e5ba961936a7c95b0aa257f34932ca32ddeb59c0c6
+// digest         9b2e9b0f974ca0eee5cf5a151958a9993b917c89f56d04d465610dc3a4f22dfe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

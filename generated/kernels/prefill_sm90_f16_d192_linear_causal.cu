@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         ff075ac327232d366ecdda0cd6109b50011d140fdf327ccf64cac05a25bdca99
+// digest         52d732a909b342b6acad02279b6952d0565304b6cdf0cae38213503f099f4395
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

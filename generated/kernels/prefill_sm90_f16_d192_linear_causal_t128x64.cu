@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         ee653744308e5cd3c58d9c99339ec3f521a1769e58e5724e46b6eee4034a1f97
+// digest         cd0e1f140dc9b7bb441b0c89443edd54a28168723018a34e0f0e481b96f5dc86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

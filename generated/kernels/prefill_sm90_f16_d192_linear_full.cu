@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         53ac54855e6db6abfc80d6732a38159e3bdc66ece656b03047da41ff0405d883
+// digest         ce9b3f083158d10a242318c44f944e1e3ab6650274424cb6a11df6af3550e332
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         4d4bde426b8129320f3d50a4313d742d43b344fad0ebd09568714ab8b22214fa
+// digest         16d8d565a63e7fd38db28f70d961280c695f6380a5793d27f5864520f30867b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         bc9dc2022e1450800576dedce32f7790d4d5a5c8b1a86de22f51399c0f4218c5
+// digest         198229a67b049e19644481feff8deafb7516dd8f374cf12cf911f11d382fccfa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

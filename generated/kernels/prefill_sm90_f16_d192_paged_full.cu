@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         b46aa2fee06e6bdf4d2c99c38a79982200dc3ab2b2cc68b259c6b629aa94968d
+// digest         f63dce0bfb986e09967a65ad360665f581ea93125985bd3d022da460a4d58346
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

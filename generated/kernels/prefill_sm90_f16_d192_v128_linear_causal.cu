@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         b7099b70134f21ac3436baff43404cae2b604619752a0c98be964b695388b372
+// digest         af67cb67736797c3ef633817d39c69e12c191dfb8d0888d19aaff3a0a206d944
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

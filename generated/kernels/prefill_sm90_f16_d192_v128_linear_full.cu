@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         4542a9e75e62501f97a2c0951c1710d5d18ebe5ba3bed5b6aa1e611734a675ba
+// digest         f031e68c4df5cb5e6f7fd5bb53a5c6bde86cf5c364bf979025ab9dd3cec2ef45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         90ed860df800c0e117a4428798048a87c73ea74820c0fecbf9d2294edc60636d
+// digest         eebc796a85dc786369f678b7e5507db25b5f9b14a3f629e426bd09299aba632a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

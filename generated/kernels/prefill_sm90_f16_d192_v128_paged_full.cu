@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         de9d8da7a2d8530a6c72b0e60969d208325e6095bab7d36ab05ee8229bf5f8ea
+// digest         86df0c2895ec7f720ab42f497999901124925039bea0d42d9454da9aa9f1fd18
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         8881e18ff0c7e7f68e62549fd0d022a02312feb68be92f171ed3d90c5d4f34a2
+// digest         d354107b75aaba4f0dff13217d6f06e141eef40871254b3e832f9039bf7386f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

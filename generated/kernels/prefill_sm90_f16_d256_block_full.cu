@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         24cd69025c6251ea9c6e0ddf0d477fa986eddca97759b7ccc0b20633862c9eef
+// digest         f880f151aeff5b9c3a7076075acc02f1b6f319a8fc5721e55377f68ecf325c23
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         36230cdd050a6f88630073268f1821508a8b89ab3920c69e068b4b20134a3a77
+// digest         fe653bd4e62132db091a6d5c6bcfd38604988303de4e6b0aa44436545d9316ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

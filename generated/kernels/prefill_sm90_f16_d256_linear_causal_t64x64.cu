@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         ce10b031f21b679ed4bee0f02f2a8f2b684a83055b756b02052dd91ef27ee23b
+// digest         ab611cb28890a1706294773daadeee7befba495167fccfa0b2b4772d65499884
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

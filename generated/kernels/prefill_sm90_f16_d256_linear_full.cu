@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         a626beaec23c0b4a1854d17e366b00f904bc95a39b23a1375f98efdcb6c9278f
+// digest         91c71e28b25cf44c31510bd1f7434e84fa4cf58661352ad642a8ffe924175991
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         9e0e7cefab3eed18a1d076b4325f1d907f45fd9efbd550b1f9dd9ecfaca49ff5
+// digest         e79f4e9b4d329a81c373a313e8d06a5c0b5e281cde93390b5fc7923d4b7140a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

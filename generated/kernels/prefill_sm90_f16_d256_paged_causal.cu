@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         a0ee5ac3189dc4e5c7bd65bc0778a142eb2913c0659ea9c156d79c8d68f9b0de
+// digest         a5cb6c23e2d370c615119cb943ab1fc87c45a289fe3796fd1c144bd9144a3fd0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         3d58fd426aae14068d67c65c3d53cfb1f96b2af5fa056b5208e4ac34c0c299d3
+// digest         2b29b4d27b85e6c4d44f12051e19f16d27428942061574c06a496f2009e10933
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         715367289d70c0d0ba93105cc65b5be8a4b78fd6ba0f3aa3116c09fffb1f65dd
+// digest         463aa3311951d23b1b28f54cb12ab0c752e2829258b5574ae59190bc2eaaad0f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         0a8ff5db8574d4646b14df741230688cbc47ee8e0ba69b944697b19d83db3db7
+// digest         eea6d6ff579980640d3412681d2f8844ccea97702061dcc96cc5b99e62aef06b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

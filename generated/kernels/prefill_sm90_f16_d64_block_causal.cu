@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         19177f70fdb3e4cba06a7d43013fd3f3ce2e29d58586d7f42f11c826f386ea9c
+// digest         662421204f9dec90b7a649fafcc99b77baa3bc5218873ac08936ca379a88d9af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         0846af052562d6d3335aa36bf28691d10d5db37623d44a05eb18910308c50455
+// digest         9e6f90a9b428c2af4fe390c839a038815c3e8349dee425dda7a47033aa36e2f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

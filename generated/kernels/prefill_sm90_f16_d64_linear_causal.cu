@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         c9e6a1a4b4fe2d6e615027c935e39d63e8451a5878534a8fdb64d9e7256a0cc0
+// digest         38107858d4e26c3f67aea4e38a489f120bffb9c20fa44381048127df8250ada7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         d446a9bb1c2a9e3d5cebfba015a5f4d3e5e14649e771153dc602bcce7cc2f85d
+// digest         52ecbe75b106658ac3bd131d409292b52d8b53c72b64c8fe4e297ec17d763dd6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         9c24088810ae59e71f9eb7797146db7e2452beec88581ad76bc207f6d2600084
+// digest         10331a2b9b5bde09d18a73441dab607c377b0f5f8ff4333808bc2a3aa50142ad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

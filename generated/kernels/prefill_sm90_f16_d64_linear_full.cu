@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         b1c615b01acbd7003d59796fc2b0218bf1d497ca2caccb0106fdbfe64ffd8c2b
+// digest         170a1969b3adac79956709390348f949da80caedc31d6abe9b6a0f533f9be615
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

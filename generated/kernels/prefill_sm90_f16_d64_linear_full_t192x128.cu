@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         bd7e6fb9b0aa12c88b8a2c7f80f6e7415b4097c5ca1d4069922c82431ae38d18
+// digest         bb94f6f12770d4ac403693596eb5761ef1b25eb6ad6e80c46b62e9bd9b23f73b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         fa73bffbbf54ec6baf03660f07f4d9f582b733d6f4ccf3b27fc6ffc33c79eb9d
+// digest         fe1b363adb18cabb858cb04cd9d975146e3bf378ea18e44901508525be1643f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

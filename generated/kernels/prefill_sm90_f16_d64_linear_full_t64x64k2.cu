@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         bf1d2be1578f9b3c121945e393baa052707c590f1be1edb43c0cd8e651912508
+// digest         affa6d0f60345f621e5051e91edaefaf9862933149c6198ae54839ca93d34a40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

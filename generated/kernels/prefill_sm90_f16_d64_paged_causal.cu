@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         8697d2f3a3ece09b0ce84c4dbcd8a1f78262c61734949ad50d36088bb7afd9f5
+// digest         34b76b8df3ded5ff93374f87483f0a19408230291b1400ef2be63b36f572d91f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

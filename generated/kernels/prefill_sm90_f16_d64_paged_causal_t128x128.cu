@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         47742d1679fc63266c6fef054d00e81532c67a83196ef42615907b5c742425d8
+// digest         b47f9ce797f3a2ea9596cbe6144edca4be35555cc07f48abdedc1f1d4ff07d62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         485173c1a7589a5d5368e6bdda582e5c8652515c238cb036ac84046ac64aafe4
+// digest         5552b5b7752f8d5dbdae57b51dd459a019736caa842129d68c670ec1b59a7f8b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         11a432d02f78c9b9f32fe1c9036ede87225e4dd0df8ac130b5f1fafca6a2a2d4
+// digest         9c3b1fb398f758435202ab84b2dd25d65e37dab46b4207d9a96d2f1b89f01583
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         c5bd96c0633aed4fe9edf7beeed6858e64a3f225f3ea40136d9eeae64c3330fd
+// digest         f60a1da9c7052256bab22191141875f28798817eeee5e3d74c10cf6bc7a87f4f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

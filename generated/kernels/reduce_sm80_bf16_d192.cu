@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         d36c92bfc0b51198d767bc09c6b8a9c3aba5fbb4adf558c3bffec7aa0e4e372c
+// digest         becb054b4610560d1d184ceffbb7863fe769b10ccc43eb9a723e26af2ee977ba
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

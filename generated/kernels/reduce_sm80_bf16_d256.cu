@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         e419468ae96375edc8150f515296a11fb13780a9258ce51d1fa35482646875ac
+// digest         41c1a6132ef793d5704aab8cc448e754c975526787ea588589009fca145475c9
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         8e6954a3fea4325220f56fea1bfb1ba9b4868f8f38d67c40f156f14d376d1983
+// digest         9ab360aa6ff3c48ef241b35d212336cb138de0773306cba68079127a62decc65
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         55390de888bd2ae36b3ea6f23d602761d892ec3459725cb0ad606f5259fdde7e
+// digest         fee11413ee566e28d7b0116b7e913b8ebd793df5ec477b6103aad356a4f89a40
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

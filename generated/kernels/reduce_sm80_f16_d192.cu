@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         8a41d1a33385eb80f7a3d8e7580dc82aa0b5a93390f68317caf5def79d5f9cd3
+// digest         cc5692e3cf2d0e8258716c2df0f6edd16d07de87c7315b2ec6145eed53b2469f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

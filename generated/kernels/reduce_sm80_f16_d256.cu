@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         0bb2ef9809d5d18c4dfbc04cf99258de1ac9414390a041d44c0d662ca70eccd7
+// digest         5883d8b5e1c3f6c2ba1a97a45c0b6dba328468ba1e0bc61f72749180dfb735b0
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

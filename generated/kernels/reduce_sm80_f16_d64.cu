@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         5aee10f4ea5b636c70752ceb6df4e34d8f5a8661d743a9986666a2791ea8ea5d
+// digest         737751b31ed010144022abb7e3db27c2e85218a28790270f0bbe48238d1a1114
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

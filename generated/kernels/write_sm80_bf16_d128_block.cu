@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         baaf9b445315b094db0459f3cb86f4570e0f72541171c61a55823143bcc76c0e
+// digest         c228a5d9348ba200b3858363ddda1c642f823f29fe2d8df066a76534f81f6e2d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

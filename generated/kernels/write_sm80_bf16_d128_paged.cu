@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         79b4b196e9035cfffcd29735480e52eaf16cc7c8e15022c3e45fa6e8602d3662
+// digest         661f9964c5976f6b7d5d82ada19487a381e9fae08acc93def90b2a8d4f2aaa5e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         2bf0100219fcbd0d80bd2aaf57a3946c1f202c206f4e954aee07cf8945092c5e
+// digest         3f6704d057577b85d3d2b8600d2870559ad11e8c0ca58d5be8f84e6f20b96ced
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

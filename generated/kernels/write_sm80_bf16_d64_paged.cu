@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         0f9028294a58c895ef6466a5eb35cc223e7e4d561a4da923c1b69f25933aa402
+// digest         15c40fcbb005d2a0c485623894407ea92415cb0dee7a5ec60f68d47f29d641be
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         b5046c36c1f35a11bb85713aa1cdc4ba9ab96bf0fc4dd103759cfd8949c3cd24
+// digest         a29c7f059078f48cf0a9df7efed1edba572a7218d497178eba16da961a6c1545
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         1224a860190e88663f49382cf8a8534c143bdbea910c54a4224b79d8b62d3ced
+// digest         260120029a73ea6387a6dec9feddf0fde2634c6290dadf0a9e5d370b553aeb01
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         201aedae874de392dd43828b8265ab3f73a4ed8371d289e5c558b0008aa78e5a
+// digest         5e9acc1a6a2efe82cba244481a78519da739969c263af1e4d2c519946448c956
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         b916ddc2202088449e4726057a757f215f9d85161d1e02bdf8f22c1156119e4d
+// digest         e9141c6cf062d3e085b6e821ba84fa9448f800a241f60fda04b2a48baef3383b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

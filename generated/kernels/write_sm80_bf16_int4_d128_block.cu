@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         8d4fb371d15a237a77d5860b8ca2d6d0b1186990bfa5ce86cc65af2b6e1385c7
+// digest         7f0fb671f4038feb908455bddc1e369fd2ec0fb5328c35c069a2a65a7b1e5dd0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

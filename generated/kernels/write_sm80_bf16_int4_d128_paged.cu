@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         da95b49c206d92c8c2bc13c6b847a5f0043337fbbb23306ba0797d7f07a899f6
+// digest         88fae3d4d5410f9e84914a8ae935e75c401e396f0d7736dccded918520c8b698
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         d17afeaaccabebf4b32e01d04431697ef0be08cc746a7bd89724c009b9d57f77
+// digest         fe4f0b13f607752395622f49ff0dc3fc4d63eb30b95d79ebb158c546d5d16ba7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

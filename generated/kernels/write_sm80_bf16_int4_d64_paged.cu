@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         bb38d9969c869eb666bdc7eadb325d182bc68f7f0495725ac84e7f308f48f42f
+// digest         d92bc69b7abb5b870a441d3c669841f3d3481e368304f433826ec1bf56de7599
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

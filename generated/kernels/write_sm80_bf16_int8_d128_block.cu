@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         712cb5451d4e5e5501acad6fb603212f4baccbdf6346d1007e28f8968c7eb0f9
+// digest         617ab3b1f94af84be4f59cc868d422567e57935420068153259dd7f5a55e4a14
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

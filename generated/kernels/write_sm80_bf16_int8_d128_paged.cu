@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         f081b1b2b03d05a04b9a0234811a502ebe78c332a49f76d7cf9aa59429382270
+// digest         6c0367bdadc0625794a761402b45b1026b77b28e7e650ec51e459300eddb747e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

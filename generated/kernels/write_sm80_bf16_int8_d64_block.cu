@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         04e6ba30c9dab73e185fa1a5b4a3c3f2b0b052e2b1490553fbea093c34a93b08
+// digest         f137d10cf0f64702c662a0c385330fa2dce1d17f5868d6e3c802d593a9d6dff4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

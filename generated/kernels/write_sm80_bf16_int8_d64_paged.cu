@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         72f908e78b07ccb4b994e6c94187bbc7601241f2267d8db71728faa3dbe5e08d
+// digest         3bf08a6b6a14047e9e649a26a00cd9e5a1bc5865ae2b9ff9a53f9b66b24917b0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         44728f051d5bc7670c8fb24b8403680d8bc20cbbac4167647cc9ca42054af9ab
+// digest         bab4430fde463f6f120924d9baa41a170afa209ad2ea0a1adc391ac2365a6f7a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

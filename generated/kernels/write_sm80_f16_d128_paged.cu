@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         188856e87611dcc29aa52a65e6737183aaea138b27e03b16ca00a2edfdfe537f
+// digest         1f2ca44bfd7631e64adeb6ca170b7c6d8e146936f07d99d306baadd3446aef18
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         a96f0851debadf7041db3f04449bbd223d78d5566960f772b3caf165dec1efb5
+// digest         ea34ec80138282fd00f46d3d873db4ff5e3b97d8ceec079ce2e81b9f23b379d9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         477be01db9542d1283c726807b5ce11d653fa07f00362c450fbb66cee242d532
+// digest         89a41aeeb01bd3f7da1ddd415d8fd2a2ae28657bd82facd3c8ee16fd6a3deaa8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

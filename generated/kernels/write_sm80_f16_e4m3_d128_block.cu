@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         4970ded660f4f3d29281338d12bf0cab3d326e43ad527c0d0044878fb6775f8f
+// digest         f466f4890987d92fc8895965b299d47ca0e6af5b001b921888550b9abeb8ff4b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

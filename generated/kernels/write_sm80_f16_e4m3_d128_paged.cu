@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         118fcccdcf1413e4f2a3a12499a7684f1255088094f2d36dd4aeaf9d9fb2bb71
+// digest         44151a90469e6900eb24afcfea8546f269d8dbd04911b1212afb90d30f01a8a8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         b17b2a15ed28db0f52ab8bd7527136f4918ca2f05a1f8ac39f1ef0f66f91851a
+// digest         d711f9911efb1e78da718ebf9f453d0d0495a7ef09127086418018814c16bbf4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

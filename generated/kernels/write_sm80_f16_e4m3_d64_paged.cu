@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         046b86774762a81d6071c250f7be74c143ec0c3e7a70d586727c5edfbd07408b
+// digest         ed717f10262f6a84f04b8b4a5d177e95fcda8784786e9bfd7c9a8bd8c3b9f8cb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         31dc67c88260f0cbb6001063760ecfbf51156815ec815c50265b11fe0051a66c
+// digest         14fae4a4ea9678ab8dc2d3ecec7e109c218d6ad781e6bd8cfec03a79cd9f4986
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         167de6f1dd76e042d7435c1e9776aebf59e83a99fd0eaa105dc533081704503f
+// digest         e9a38cb6a3b2c17e74c1bce8ceb7052abfcc76d7724378979b41beb9622612ac
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         34ec021295664a90075f11dd25af79b841940411da7465da0c91d0c3165d91bb
+// digest         fd2769a37cfb154cc4d0fb09a0aa98460bc56402ad003bb94e3549829bccb337
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         9447dc7100140e53c86e5868e4cbab24aa6418cacba7e80ff997a1ed7cbf115a
+// digest         4a2d7ef02895baa3f8dc37b9dd40f0baf1ab266f684d08e2e1da52620b525b47
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         557101965859334fbe2abce4676c4b99b440a63ef8a7c1fe29d0b3c198c0622e
+// digest         7777542e94d4ecd26b2bafb47b7196250e77703cc18a48f576f3238aaafa1905
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         079a5b7f3d2ef48ee7e4f044b4e81c4a660e50dc885136b2df6fe365dfdb2976
+// digest         69fbe6f8565a77054380660a558aa6f323ff67b334844bc4d2536a3e9a15310f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         3e1f827f2af4b173e33f016bd0e085d823eeb2f66ba25cc5faf9ec9037a49b34
+// digest         212af51248d17dd924d5c2b43e092e60a100ad25d6287c5c4d478388bb3b3fc0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

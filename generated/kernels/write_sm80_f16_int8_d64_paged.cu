@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         5ece754daa2ea162909a5f4c84a40cad430b575f4329de5a88530dd11100dabf
+// digest         28ebd9df85754ebd1af062de9c2fbe50ed6be14743be86beb2fe59ee0658773c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -20,12 +20,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_LEN = 32, 8, 128, 64
 ROUNDS = 7
+ROW = "row: "  # before a row of the table that a rank measured, as JSON
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     print("| what | ranks | ms | times 1 rank | exchange alone, ms | bytes received per rank |")
     print("|---|---|---|---|---|---|")
     for size in sizes:
-        for row in run_group(size):
+        for row in rows_of(size):
             one = first.setdefault(row["what"], row["ms"] * size)
             speedup = one / row["ms"] if sizes[0] == 1 else float("nan")
             print(
@@ -56,6 +57,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=131_072, help="of the prompt")
     parser.add_argument("--keys", type=int, default=1_048_576, help="of the decode cache")
     parser.add_argument("--chunk", type=pair, default=(8192, 131_072), help="tokens:keys")
+    parser.add_argument("--only", choices=("prefill", "decode", "chunk"))
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds, of an exchange")
     return parser.parse_args()
 
@@ -76,8 +78,8 @@ def default_sizes() -> list[int]:
     return sizes
 
 
-def run_group(size: int) -> list[dict[str, Any]]:
-    """What rank 0 of a group of processes measured."""
+def rows_of(size: int) -> Iterator[dict[str, Any]]:
+    """What rank 0 of a group of processes measures, row by row."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -93,11 +95,15 @@ def run_group(size: int) -> list[dict[str, Any]]:
         )
         for rank in range(size)
     ]
-    text, _ = started[0].communicate()
-    if any(process.wait() for process in started):
-        raise SystemExit(f"a rank of {size} failed:\n{text}")
-    rows: list[dict[str, Any]] = json.loads(text.splitlines()[-1])
-    return rows
+    assert started[0].stdout is not None  # rank 0 has a pipe
+    other = []
+    for line in started[0].stdout:
+        if line.startswith(ROW):
+            yield json.loads(line.removeprefix(ROW))
+        else:
+            other.append(line)
+    if any([process.wait() for process in started]):
+        raise SystemExit(f"a rank of {size} failed:\n{''.join(other)}")
 
 
 def run_rank(arguments: argparse.Namespace) -> None:
@@ -109,11 +115,15 @@ def run_rank(arguments: argparse.Namespace) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=device)
-    rows = [*prefill(arguments), *decode(arguments), *chunk(arguments)]
+    for measure in (prefill, decode, chunk):
+        if arguments.only not in (None, measure.__name__):
+            continue
+        for row in measure(arguments):
+            if rank == 0:
+                print(f"{ROW}{json.dumps(row)}", flush=True)
+        torch.cuda.empty_cache()
     dist.barrier()
     dist.destroy_process_group()
-    if rank == 0:
-        print(json.dumps(rows), flush=True)
 
 
 def prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The cache writer: rows of K and V of new tokens go to their places in a cache, quantised where
 // the cache is. New token i of a sequence is its key k_len - q_len + i; no other row is touched,
-// and writing twice leaves the same bits.
+// and writing twice leaves the same bits. Where keys are spread over ranks, a rank writes its own
+// of the new tokens.
 #pragma once
 
 #include "attn/config.h"
+#include "attn/key_range.cuh"
 #include "attn/pair_iterator.cuh"
 #include "attn/sm80/write_row.cuh"
 
@@ -130,10 +132,14 @@ __device__ __forceinline__ void place_row(WriteStorage<Config>& storage,
   if (!own.has(row.token) || (params.finished != nullptr && params.finished[sequence])) {
     return;
   }
-  const int key = own.k_end - own.k_begin - (own.q_end - row.token);
-  if (key < 0) {
+  const int length = own.k_end - own.k_begin;
+  const int position = length - (own.q_end - row.token);
+  const KeyShards shards =
+      shards_of(params.cp_sharding, params.cp_size, params.cp_rank, params.cp_chunk, length);
+  if (position < 0 || !shards.holds(position)) {
     return;
   }
+  const int key = shards.keys_before(position);
   const Cache cache = Cache::make(params, sequence, row.head);
   typename Cache::Entry entry{};
   if constexpr (Cache::kGathered) {
