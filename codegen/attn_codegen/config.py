@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral
 from typing import Any, Final, TypeVar
 
 from attn_codegen.errors import ConfigError
@@ -216,7 +217,8 @@ def axis_value(values: type[_Word], axis: str, word: Any) -> _Word:
     try:
         return values(word)
     except ValueError:
-        raise ConfigError(f"unknown {axis} {str(word)!r}: use {join_words(values)}") from None
+        shown = str(word) if isinstance(word, str) else word
+        raise ConfigError(f"unknown {axis} {shown!r}: use {join_words(values)}") from None
 
 
 def join_words(words: Any, last: str = "or") -> str:
@@ -226,9 +228,9 @@ def join_words(words: Any, last: str = "or") -> str:
 
 
 def _integer(axis: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(f"{axis} {value!r} is not a whole number: use one such as 128")
-    return value
+    return int(value)
 
 
 class _Words:

@@ -16,9 +16,11 @@ from attn_runtime.errors import (
     ContextParallelError,
     DeviceError,
     DriverError,
+    KernelFolderError,
     ToolchainError,
 )
 from attn_runtime.plan import Plan, PlanError, SplitPolicy
+from attn_runtime.ring import RingAttention
 
 __all__ = [
     "ArgumentError",
@@ -32,8 +34,10 @@ __all__ = [
     "DeviceError",
     "DriverError",
     "KVCache",
+    "KernelFolderError",
     "Plan",
     "PlanError",
+    "RingAttention",
     "SplitPolicy",
     "ToolchainError",
 ]

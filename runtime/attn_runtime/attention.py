@@ -15,7 +15,7 @@ from attn_runtime import driver
 from attn_runtime.arguments import Numbers, default_max_q_len
 from attn_runtime.arrays import PYCUDA, Key, adapter_of
 from attn_runtime.checks import need_int
-from attn_runtime.context_parallel import ContextParallel
+from attn_runtime.context_parallel import ContextParallel, ranks_of
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
 from attn_runtime.given import Given, context_of
@@ -23,7 +23,6 @@ from attn_runtime.kernels import candidates, kernels_for, load_kernels, reserve_
 from attn_runtime.launch import ARRAYS
 from attn_runtime.plan import Plan, Problem, SplitPolicy
 from attn_runtime.prepared import Memory, NumberKey, Prepared, plan_call, prepare_call
-from attn_runtime.ranks import ONE_RANK
 from attn_runtime.settings import Settings, device_ordinal, make_settings, tile_of, with_tile
 from attn_runtime.streams import is_pycuda_stream, stream_handle
 
@@ -86,7 +85,7 @@ class Attention:
             softmax_scale=softmax_scale,
             split=split,
             arch=arch,
-            ranks=ONE_RANK if context_parallel is None else context_parallel.ranks,
+            ranks=ranks_of(context_parallel),
             tile=tile,
             tuning=tuning,
             mode=mode,

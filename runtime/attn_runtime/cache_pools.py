@@ -97,22 +97,22 @@ class KVCache:
 
         Raises ArgumentError where blocks run out; then nothing was written.
         """
-        if len(set(sequences)) != len(sequences) or len(q_lens) != len(sequences):
-            raise ArgumentError("sequences", "sequences must differ, and have one of q_lens each")
+        _check_sequences(sequences, q_lens)
         self._reserve(sequences, q_lens)
-        for sequence, count in zip(sequences, q_lens, strict=True):
-            self._lengths[sequence] = self.length(sequence) + count
-        k_lens = [self.length(sequence) for sequence in sequences]
+        k_lens = [
+            self.length(sequence) + count for sequence, count in zip(sequences, q_lens, strict=True)
+        ]
         lengths = {
             "cu_q_len": self._memory.ints([0, *accumulate(q_lens)]),
             "cu_k_len": self._memory.ints([0, *accumulate(k_lens)]),
         }
         cache = self.arguments(sequences)
-        bounds = {"max_q_len": max(q_lens), "max_k_len": max(k_lens)}
-        if not write:
-            return cache | lengths | bounds | {"k_new": k_new, "v_new": v_new}
-        self.writer(k_new, v_new, **cache, **lengths, **rest)
-        return cache | lengths | bounds
+        bounds = {"max_q_len": max(q_lens, default=0), "max_k_len": max(k_lens, default=0)}
+        if write:
+            self.writer(k_new, v_new, **cache, **lengths, **rest)
+        self._lengths |= zip(sequences, k_lens, strict=True)  # known once nothing can be refused
+        appended = {} if write else {"k_new": k_new, "v_new": v_new}
+        return cache | lengths | bounds | appended
 
     def arguments(self, sequences: Sequence[Any]) -> dict[str, Any]:
         """k, v, their pairs or scales, and the block table of some sequences."""
@@ -131,7 +131,8 @@ class KVCache:
         wanted = {}
         for sequence, count in zip(sequences, q_lens, strict=True):
             total = self.length(sequence) + need_int("q_lens", count)
-            wanted[sequence] = -(-total // self.block_len) - len(self._blocks.get(sequence, []))
+            held = len(self._blocks.get(sequence, []))
+            wanted[sequence] = max(0, -(-total // self.block_len) - held)
         needed = sum(wanted.values())
         if needed > len(self._free):
             raise ArgumentError(
@@ -142,6 +143,20 @@ class KVCache:
         for sequence, count in wanted.items():
             own = self._blocks.setdefault(sequence, [])
             own += [self._free.pop() for _ in range(count)]
+
+
+def _check_sequences(sequences: Sequence[Any], q_lens: Sequence[int]) -> None:
+    if len(q_lens) != len(sequences):
+        raise ArgumentError(
+            "q_lens",
+            f"q_lens has {len(q_lens)} entries, and there are {len(sequences)} sequences: give one "
+            "for each",
+        )
+    if len(set(sequences)) != len(sequences):
+        raise ArgumentError(
+            "sequences",
+            f"sequences {list(sequences)!r} names one twice: give each once, with all its tokens",
+        )
 
 
 class _TorchMemory:

@@ -9,19 +9,18 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from attn_codegen import params
-from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mode
+from attn_codegen.config import Cache, Dtype, KvDtype, Mode
 from attn_runtime import driver
 from attn_runtime.arrays import adapter_of
 from attn_runtime.call_buffer import CallBuffer
 from attn_runtime.checks import need_int
-from attn_runtime.context_parallel import ContextParallel
+from attn_runtime.context_parallel import ContextParallel, ranks_of
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
 from attn_runtime.given import Given, context_of, views_of
 from attn_runtime.kernel import Kernel, load
 from attn_runtime.kv_cache import Values
-from attn_runtime.ranks import ONE_RANK
-from attn_runtime.settings import device_ordinal, refuse_unsupported
+from attn_runtime.settings import config_of, device_ordinal, refuse_unsupported
 from attn_runtime.streams import stream_handle
 from attn_runtime.write_call import ARRAYS, check_write, places
 
@@ -56,18 +55,18 @@ class CacheWriter:
         device: Any = None,
         context_parallel: ContextParallel | None = None,
     ) -> None:
-        self.config: Final = AttentionConfig.of(
+        self.config: Final = config_of(
             mode=Mode.WRITE,
             dtype=dtype,
             kv_dtype=kv_dtype,
             head_dim=head_dim,
-            head_dim_v=head_dim_v,
+            head_dim_v=head_dim if head_dim_v is None else head_dim_v,
             cache=cache,
         )
         refuse_unsupported(self.config)
         self.num_kv_heads: Final = need_int("num_kv_heads", num_kv_heads, least=1)
         self.device: Final = device_ordinal(device)
-        self._ranks = ONE_RANK if context_parallel is None else context_parallel.ranks
+        self._ranks = ranks_of(context_parallel)
         self._local = threading.local()
 
     def prepare(self) -> None:

@@ -14,8 +14,8 @@ from attn_runtime.deadlines import Deadlines
 from attn_runtime.errors import ArgumentError
 from attn_runtime.events import Event, is_capturing, make_stream, thread_entry
 from attn_runtime.problem import CpForm, KeySharding
-from attn_runtime.ranks import Ranks
-from attn_runtime.shards import shards_of
+from attn_runtime.ranks import ONE_RANK, Ranks
+from attn_runtime.shards import KeyShards, shards_of
 
 
 class Sharding(StrEnum):
@@ -76,9 +76,10 @@ class ContextParallel:
         self.communicator: Final[Communicator] = communicator_of(group)
         self.output: Final = _word(Output, "output", output)
         own = _word(Sharding, "sharding", sharding)
-        if not timeout_s > 0:
+        if not isinstance(timeout_s, int | float) or not timeout_s > 0:
             raise ArgumentError(
-                "timeout_s", f"timeout_s is {timeout_s}: give the seconds that an exchange may take"
+                "timeout_s",
+                f"timeout_s is {timeout_s!r}: give the seconds that an exchange may take, above 0",
             )
         self.ranks: Final = Ranks(
             size=self.communicator.size,
@@ -96,15 +97,7 @@ class ContextParallel:
 
     def local_lens(self, lens: Sequence[int]) -> list[int]:
         """How many keys this rank has of sequences of these lengths."""
-        ranks = self.ranks
-        return [
-            int(
-                shards_of(ranks.sharding, ranks.size, ranks.rank, ranks.chunk, length).keys_before(
-                    length
-                )
-            )
-            for length in lens
-        ]
+        return [int(self._shards(length).keys_before(length)) for length in lens]
 
     def cu_rows(self, lens: Sequence[int]) -> list[int]:
         """[batch_size + 1] sums of the keys that this rank has: where each sequence begins in its
@@ -113,10 +106,12 @@ class ContextParallel:
 
     def positions(self, length: int) -> Any:
         """The positions of this rank's keys of a sequence, in the order of its cache (numpy)."""
-        ranks = self.ranks
-        return shards_of(ranks.sharding, ranks.size, ranks.rank, ranks.chunk, length).positions(
-            length
-        )
+        return self._shards(length).positions(length)
+
+    def _shards(self, length: int) -> KeyShards:
+        """Of a sequence of so many keys, all ranks' together."""
+        ranks, length = self.ranks, need_int("length", length)
+        return shards_of(ranks.sharding, ranks.size, ranks.rank, ranks.chunk, length)
 
     def check(self) -> None:
         """Raise ContextParallelError if an exchange has failed; waits for nothing."""
@@ -168,6 +163,21 @@ class ContextParallel:
                 self._timeout_s, self.communicator.abort, who, thread_entry()
             )
         return _Watched(self._deadlines, what, stream)
+
+
+def ranks_of(context_parallel: Any) -> Ranks:
+    """The ranks of a group; the one there is where no group is given. Raises ArgumentError for
+    anything else."""
+    if context_parallel is None:
+        return ONE_RANK
+    ranks = getattr(context_parallel, "ranks", None)  # the steps of a ring have ranks of their own
+    if not isinstance(ranks, Ranks):
+        raise ArgumentError(
+            "context_parallel",
+            f"context_parallel is {context_parallel!r}: give a ContextParallel(group), or leave it "
+            "out",
+        )
+    return ranks
 
 
 class _Watched:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Final, NamedTuple
 
 from attn_codegen.config import AttentionConfig, Cache, KvDtype
@@ -201,10 +202,11 @@ def _check_block(call: CacheCall) -> CacheFields:
         raise ArgumentError("block_len", "block_len is missing: give the tokens of a block")
     block_len = need_int("block_len", call.block_len, least=1)
     offset = 0 if call.layer_offset is None else call.layer_offset
-    if isinstance(offset, bool) or not 0 <= offset < 2**63 or offset % LAYER_ALIGNMENT:
+    whole = isinstance(offset, Integral) and not isinstance(offset, bool)
+    if not whole or not 0 <= offset < 2**63 or offset % LAYER_ALIGNMENT:
         raise ArgumentError(
             "layer_offset",
-            f"layer_offset is {offset} bytes: it must be a multiple of {LAYER_ALIGNMENT} from 0 "
+            f"layer_offset is {offset!r} bytes: it must be a multiple of {LAYER_ALIGNMENT} from 0 "
             "on, so that every row is aligned",
         )
     values: Values = {

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen import rules, space
-from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, KvDtype, Mask, Mode, axis_value
+from attn_codegen.config import (
+    AXES,
+    Arch,
+    AttentionConfig,
+    Cache,
+    Dtype,
+    KvDtype,
+    Mask,
+    Mode,
+    axis_value,
+    join_words,
+)
 from attn_codegen.errors import ConfigError
 from attn_codegen.tuning import DEFAULT_TILE, Tuning, read, shipped
 from attn_runtime.checks import need_int
@@ -67,13 +78,13 @@ def make_settings(
 ) -> Settings:
     """Check and convert. Raises ConfigError for a combination that no kernel serves, with the
     rules' reasons and the nearest that work, and ArgumentError for a number out of range."""
-    config = AttentionConfig.of(
+    config = config_of(
         mode=_attention_mode(mode),
         arch=Arch.SM80 if arch is None else arch,
         dtype=dtype,
         kv_dtype=kv_dtype,
         head_dim=head_dim,
-        head_dim_v=head_dim_v,
+        head_dim_v=head_dim if head_dim_v is None else head_dim_v,
         cache=cache,
         mask=mask,
     )
@@ -98,7 +109,7 @@ def make_settings(
         ranks=ranks,
         tile=word,
         tuning=_tuning(tuning),
-        kernels=None if kernels is None else Path(kernels),
+        kernels=_kernel_folder(kernels),
     )
 
 
@@ -107,6 +118,15 @@ def _attention_mode(mode: Mode | str) -> Mode:
     if found not in (Mode.PREFILL, Mode.DECODE):
         raise ConfigError(f"mode {found} is not attention: use {Mode.PREFILL} or {Mode.DECODE}")
     return found
+
+
+def config_of(**axes: Any) -> AttentionConfig:
+    """AttentionConfig.of, where None is not the default but a mistake. Raises ConfigError."""
+    for axis, value in axes.items():
+        if value is None:
+            allowed = f"use {join_words(AXES[axis])}" if axis in AXES else rules.HEAD_DIM_HINT
+            raise ConfigError(f"{axis} is None: {allowed}")
+    return AttentionConfig.of(**axes)
 
 
 def refuse_unsupported(config: AttentionConfig) -> None:
@@ -151,6 +171,17 @@ def _tuning(given: Any) -> Tuning:
             "it out",
         )
     return given
+
+
+def _kernel_folder(given: Any) -> Path | None:
+    """A folder of exported kernels, read when a call needs one of them."""
+    if given is not None and not isinstance(given, str | os.PathLike):
+        raise ArgumentError(
+            "kernels",
+            f"kernels is {given!r}: give the path of a folder that attn-codegen build --export "
+            "wrote, or leave it out",
+        )
+    return None if given is None else Path(given)
 
 
 def _window(value: int) -> int:

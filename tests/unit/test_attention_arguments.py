@@ -240,6 +240,8 @@ def test_a_pool_of_empty_blocks_is_refused() -> None:
         ("block", {"block_len": 0}),
         ("block", {"block_len": None}),
         ("block", {"layer_offset": 8}),
+        ("block", {"layer_offset": "16"}),
+        ("block", {"layer_offset": 16.0}),
         ("block", {"layer_offset": -16}),
     ],
     ids=str,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from attn_codegen.config import AttentionConfig, Cache, Dtype, Mask
@@ -73,6 +74,8 @@ def test_the_block_layout_has_one_width() -> None:
         ({"split": SplitPolicy.heuristic(-1)}, "max_split_k of split is -1"),
         ({"device": -1}, "device is -1: give the number of a GPU"),
         ({"device": "cpu"}, "device is 'cpu'"),
+        ({"kernels": 5}, "kernels is 5: give the path of a folder"),
+        ({"context_parallel": 4}, "context_parallel is 4: give a ContextParallel(group)"),
     ],
     ids=str,
 )
@@ -98,6 +101,26 @@ def test_errors_of_the_runtime_are_errors_of_the_toolkit() -> None:
 def test_an_unknown_word_is_refused_with_those_that_are_known(dtype: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         built(dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("axis", "allowed"),
+    [
+        ("mask", "causal or full"),
+        ("cache", "linear, block or paged"),
+        ("dtype", "f16 or bf16"),
+        ("head_dim", "a multiple of 16 up to 256"),
+    ],
+)
+def test_none_is_no_word_for_the_usual_value(axis: str, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{axis} is None: use {allowed}$"):
+        built(**{axis: None})
+
+
+def test_a_width_may_be_any_whole_number_type() -> None:
+    assert type(built(head_dim=np.int64(128)).config.head_dim) is int
+    with pytest.raises(ConfigError, match=r"head_dim 128\.0 is not a whole number"):
+        built(head_dim=128.0)
 
 
 def test_devices_of_other_libraries_are_taken_by_their_number() -> None:

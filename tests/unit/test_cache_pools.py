@@ -89,5 +89,30 @@ def test_a_full_cache_refuses_before_it_writes_and_serves_again_after_a_release(
 
 
 def test_a_sequence_given_twice_is_refused(calls: list[dict[str, Any]]) -> None:
-    with pytest.raises(ArgumentError, match="must differ"):
+    with pytest.raises(ArgumentError, match=r"\['a', 'a'\] names one twice: give each once"):
         cache_of().append(["a", "a"], None, None, [1, 1])
+
+
+def test_every_sequence_has_a_number_of_new_tokens(calls: list[dict[str, Any]]) -> None:
+    with pytest.raises(ArgumentError, match="q_lens has 1 entries, and there are 2 sequences"):
+        cache_of().append(["a", "b"], None, None, [1])
+
+
+def test_an_append_that_the_writer_refuses_leaves_lengths_as_they_were(
+    calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ArgumentError("k_new", "k_new has dtype f64")
+
+    cache = cache_of()
+    cache.append(["a"], None, None, [5])
+    monkeypatch.setattr(cache_pools.CacheWriter, "__call__", refuse)
+    with pytest.raises(ArgumentError, match="k_new has dtype f64"):
+        cache.append(["a"], None, None, [2])
+    assert cache.length("a") == 5
+
+
+def test_appending_to_nothing_is_a_batch_of_nothing(calls: list[dict[str, Any]]) -> None:
+    call = cache_of().append([], None, None, [])
+    assert call["cu_q_len"].tolist() == [0]
+    assert (call["max_q_len"], call["max_k_len"]) == (0, 0)

@@ -26,6 +26,7 @@ from attn_runtime.launch import ARRAYS, Launch, PlannedCall
 from attn_runtime.plan import DeviceLimits, KernelLimits, Plan, Problem, SplitPolicy, plan
 from attn_runtime.problem import CpForm, KeySharding
 from attn_runtime.ranks import Merge, Ranks
+from attn_runtime.ring import RingAttention
 from attn_runtime.settings import make_settings
 
 CONFIG = AttentionConfig()
@@ -257,8 +258,11 @@ def test_words_that_name_nothing_are_refused_with_the_allowed_ones() -> None:
     for argument in ("sharding", "output"):
         with pytest.raises(ArgumentError, match=f"{argument} is 'spread': it must be one of"):
             ContextParallel(Group(), **{argument: "spread"})
-    with pytest.raises(ArgumentError, match="timeout_s is 0"):
-        ContextParallel(Group(), timeout_s=0)
+    for given in (0, "x", None):
+        with pytest.raises(ArgumentError, match=f"timeout_s is {given!r}: give the seconds"):
+            ContextParallel(Group(), timeout_s=given)
+    with pytest.raises(ArgumentError, match="length is -1"):
+        ContextParallel(Group()).local_lens([-1])
     with pytest.raises(ArgumentError, match="group is a str"):
         communicator_of("nccl")
     with pytest.raises(ArgumentError, match="not initialised"):
@@ -346,3 +350,14 @@ def test_every_word_of_the_protocol_is_an_enumerator_of_cpp() -> None:
         "enum class KeySharding : int { kInterleaved = 0, kContiguous = 1, kZigZag = 2 };" in text
     )
     assert {"cp_rank", "cp_size", "cp_O"} <= set(params.field_names("AttentionParams"))
+
+
+def test_a_ring_calls_once_for_each_rank_that_keys_come_from_and_merges_in_the_last() -> None:
+    ring = RingAttention(Group(), num_heads=32, num_kv_heads=8, head_dim=128)
+    steps = [attention.settings.ranks for attention in ring._sources]
+    assert [ranks.rank for ranks in steps] == [0, 1, 2, 3]
+    assert [ranks.form for ranks in steps].index(
+        CpForm.COMPLETE
+    ) == 3  # K and V of rank 3 come last
+    with pytest.raises(ArgumentError, match="leave cache and context_parallel out"):
+        RingAttention(Group(), num_heads=32, head_dim=128, cache="paged")
