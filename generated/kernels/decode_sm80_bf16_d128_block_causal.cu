@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         cbce813f9b0c5254641337bfb6a79848d8344e78cc8dc81b4a9dfbfd284c7bba
+// digest         19be1400a0c4da4c9633d963907dde295e58cc63df016638b09dd604c069fb01
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         43108f98ceb2e0293cc9112ec2e6c39aa40849c91e4cffcdef2aecba1a2be082
+// digest         a4da906ddd33ce9b43d9adba4292523cdfdb31da13b94f8e2e6df52400b471c5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

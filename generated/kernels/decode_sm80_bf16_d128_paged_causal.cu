@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         868323e4492fe9792a5cee845476221e6ebb5419569ccaac321e90165bd1ae6f
+// digest         5094e80272fc516e6b84ff1804945ce19d790c7496449b0b3dbcb8775d394117
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

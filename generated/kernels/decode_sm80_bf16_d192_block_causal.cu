@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         6daaac43edaf21715042f0fb32673085b06774860114950cc0973441f5606134
+// digest         ed52d8fcff018fbc25a5d236d9dba420d5af1380cfaa34c14a8ca3b46bd08898
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

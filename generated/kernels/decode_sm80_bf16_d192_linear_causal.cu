@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e0b5b9eaff19b734b8c7a8ac04b7de207b488061fc431aef1e324c243181bb8a
+// digest         6fb4631f4e1f71a5fb3e72eef313cc32928ba3fc9c04284c1661dde28e1cd6b2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         89d6fe88a5dae2eba954c1840f94fd31602858349a19c74fcc96a2c7584361b3
+// digest         eb62c8f813082e46686464ecd46fba99014083d7eca09c4ff62a9d16ec5f4b59
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         9fe7e3ecea4d034d1a09e5c4fe2bc89cbaaa9a3318a7e918b2081d5e23e0e184
+// digest         b5aaeda53830081c0aa41f973478a65d7335a9ae0b19863527c1d3ccd67c72af
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         d410f2617ab49020df82704ec9cd860a9c07ff8941e720c37c25be166dc2a8ad
+// digest         c65c282d8c0b181cb245de37a71f515763e1b0b772cef98548c24bfdef321c13
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         5a7445b49e612438b7d590c348ada8d1fc189ae5820c9e5b5aa6771914bbb1e6
+// digest         96cf1dcceb99198d64f692448946a05815a615c998dc94d1846e5384177dbf14
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

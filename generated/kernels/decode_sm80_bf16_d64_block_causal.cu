@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         ef8b93cdb2afdfe368841f45c21a017a68028b021ea7b56a4960df8a09a7b5d9
+// digest         b765516250f26f7e296a9a4439db4a3877f84e144d8cb310bdf01095418cf339
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

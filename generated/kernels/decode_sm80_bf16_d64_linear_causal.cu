@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         728e00893a8f31306383c41130f04e8d133add2bcdac9581f5e0f365afa5dcf2
+// digest         94dda140dd02c0c9c6955630bba4aec0bdff269f4e7c5ec702ea2e4893c48afe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         932d4a9748ffe1d7e5ecaa680fceaff1da6c366c7cb05ab24c9939ac4cf03537
+// digest         7a48643fe1ad6828cd9edb8c06af2a8aaf6d3bc03bc9b36f86c8ffda27e32227
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

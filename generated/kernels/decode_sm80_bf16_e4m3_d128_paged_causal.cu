@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         cd7a8c13169bb50789fa73bcf4928481e3cd1a493918d045c165a835651ceff0
+// digest         8111233f0eeeb8c6e2f3d59499a7c00fc3ee0dff15e55478592fcb295010a56d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

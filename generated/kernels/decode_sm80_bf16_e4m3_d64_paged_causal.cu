@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         cf9d1d5bff5b934c53602ad89ddb9bd29a22b5463ab618a759c3686458d0d981
+// digest         1987eb4dedc0d3f76c6272ec03d74ad85230e4f3b85bd99c962aed56886f90e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

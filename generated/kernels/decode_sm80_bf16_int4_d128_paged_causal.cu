@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         f295ac544764c324a8a3366ec9143f6a594a144a2da7d1e63718af3c5fea3198
+// digest         f02bfa19178b2140f5b7d95a4027d6970d9f21442b3d4a1319248f9de2a193a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

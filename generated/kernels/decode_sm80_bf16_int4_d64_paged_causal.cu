@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         71f3f6b052a21a7adee1f0759d2ded25b3f2db69306d7b36b041d194eb6d5a96
+// digest         c2ebfcac58d7196db5f42fb2592040f39b9f469db83c209db7711905f7be3d48
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

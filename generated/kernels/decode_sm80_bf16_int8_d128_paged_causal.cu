@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         f657adf6174fd3c288cfa4aa0d5ae5fcd42285e81044426e6ee1c98956e5f294
+// digest         6611b60fd57bf5e955d409734732b961f78dcf0d4fb68080fe8daf43c60a8496
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

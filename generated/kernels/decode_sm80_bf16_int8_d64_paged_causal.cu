@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         dae34f18f8c23d5b3422ee5880309f444c5c4fa7d3e97bcc9e6cc724425d0e82
+// digest         a6e5befdbeae8054e055ce70a53948566c43c6d61cab8e4a27a60bf4957686a5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

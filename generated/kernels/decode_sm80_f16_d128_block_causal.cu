@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         8983619ed01806d15515bf847194074f1d2357bc1113782e66b5a9474f64a880
+// digest         3e764a90a4097acf24ce56fd3349ab3862cdbb850efd770f1dcbe33a3fbc48b3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

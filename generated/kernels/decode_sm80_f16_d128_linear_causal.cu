@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         307b93fba78b204a7efb99f249f636a7ffcc5c6a7ab5683f99dfc2fcbb4e106c
+// digest         4cda011942e9d6124e111ccb36282374740d9de1d17a51813ceba397e734cad4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         ccf7008002aabb1d96f06db6daf11810859ff073417c3b13b151c2c1dce4dc51
+// digest         32085ae9d4530b9169b7784e479f621a4a162ee1c9b86cdc75c9bd5559825b26
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

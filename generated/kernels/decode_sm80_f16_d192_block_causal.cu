@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         0fc581396f40d2170e3031a42bc592b83b68ce21243409b60ce66079af693ccf
+// digest         9eb286e6a47b72f536cff7a6422e5b58d54a20991b3d52d28928d65bda909661
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

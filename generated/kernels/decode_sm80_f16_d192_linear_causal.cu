@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         8ae13ab63bc8543c439a2d405c73c236e18a83124191b178e64c5cb4a586878b
+// digest         ff77a43a745ef0db0347ff3d4f4460af035e6ef1eb51ee32f36cab8c28a43765
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         e65131a6419aed0c6ca8e1e395b899fb614cfa467b23f3f3736ac898bf8342ab
+// digest         1a5544d05c557ecf69d0bb6361f9815f64d2927878b48b27b4ad9a1180bfedb2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

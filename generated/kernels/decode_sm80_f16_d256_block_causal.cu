@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         f9bebbaf33d2013cde72aac642c513c947f8632a055e5dcb15650f1ebc0701ae
+// digest         ab5719158aaf5e258e1e840a5b36512deadc87fce2adc9fc21b68a7ec838b216
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

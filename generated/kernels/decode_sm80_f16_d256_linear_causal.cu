@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         1e8750eb2becdcd2feef33f12993455eada427b0899fef7f40e33b8f9aaa1623
+// digest         edf8159f29b3f860d029f95f8a817942f9cdc3e13af4c6c31f940b14c126cc50
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         078704661dcf522d2631b4dc88990971e6d5b359977cb930507e0707389ced6a
+// digest         3ab4edf8a23216d11dfa8c4a83fbbd0b52eb2736757bc3c47cc94697b8a3f7a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

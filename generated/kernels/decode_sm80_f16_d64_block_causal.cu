@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         7e16442fcaa404268c94714575bf8e6a06135fedee69b7ed210c47c05a1a7f25
+// digest         e71e7a3d5ca7eca5373af28080c5f2bf188db97b800da000fe8ef4b87dd557a7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         13ffe79d6a7dde180d6ed93ce2845a2cc75ec6653195315e451bfcc207a826fc
+// digest         76f57747d579074297760bb7947cc8914367b055ec1a686a762509246fac497c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

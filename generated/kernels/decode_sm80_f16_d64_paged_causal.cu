@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         c58724f7e5a2f8954f954f987928a06be9ce0ed818ea2e21173ee0bd87fdc9ce
+// digest         20335aa6dd3c65cea4d82d26e42a01248f413d389f1cf70a66f3a3c4e128ae68
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

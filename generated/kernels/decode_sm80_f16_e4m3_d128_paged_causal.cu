@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         85b02d16fcaa2e351496e0e68a90f20a565d5efcc7698aea1dc9e1c932c9b661
+// digest         d24f6ff813725eda3d01a9110446afa6371f25f920a36fe87cceff6df59941b5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         7031846e778a8a7003cdd8050d2b534a75cb10518257188e28ee4fb5a19e12fc
+// digest         4153de230f2b341949a80829a512d4246e95307177c177b6d439c6a1f5b87001
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         fffd624ade61ac3ba4351c9bd121784a0e398e8e22bbce27376d7d79500e409e
+// digest         91b1d9b2edb3fac127294f368da763e44492c4a93d0d6d0e122d5bb21fc21e58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         b47989343a505b2e68640adc53c676d4d88dcc914844ca31c79ff8700a49aea2
+// digest         fc49f18c041946d070bf046966cf50120f6e9f97a80a98be77fe148616bf718c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         0953876b94a8cd379235bdfc1fc2b7d31289099bc4172d9cb80c4a07085edef8
+// digest         86e30a44b98b3e8842c2a20a54987d7d2b58fab20fe960db1baa7b8e4da7a484
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         0e305595c698b6afebdd16803ed4b312240c83747a3dad32e50f35f747add8cc
+// digest         9f38b0b638e23caf2479b5801994d5c7205d32f444d42bf24e43a9b3b69495e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         494a015bb616fb5b38b803ee2f3119c27a2f5544c2e996d21abffcbe566e6903
+// digest         6b6f9d61e0b75a8a1cfa051fcf82c56b14629e08f4f188127755704c90bfe773
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

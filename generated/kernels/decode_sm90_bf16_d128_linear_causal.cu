@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         e03f1a5a5fa7b66be327fe745dd91496265ea9b6300ec391a7c2c73487a98142
+// digest         07b9d2f043a8152ffe1ca11fee14a5e7d60757285757408e514d54aa27d3297d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

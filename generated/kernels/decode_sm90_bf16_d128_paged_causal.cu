@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         3957a2eaeb3c5258a2568f8ad9627bdfa89b4becfe301f1b260f4deedd758d14
+// digest         0e3aebdb07b14121cef36bb778f767fbb24e24a00439994c5c7a38bab33afc27
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         3179eadb290438cb5879c475a49485aa4ee63a76524accb9cc5b0200c7686df4
+// digest         fd597be25666c796b63dd1d5c16291828798aa65bf28543ed7cb5cce306d19ea
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         97f1ac1a78448afcbd6b36c27277ca20b9de57ae6e2f0604e7f03867600c412a
+// digest         3d5e09f93841a23abaed3535706461c0a0d710aacb128da7054e0530ba345c7d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         52cd3c96c42558684e23ffbafefb0b059a2d67ec72a2fb7c14f95d511104d1be
+// digest         5986524a893817ee7cf476b248a96d157ac6281fc71292aee8904553bdef3e43
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         dbcc88e26d14418f8579a6519fc50c5e93afdec044e4b89a33fcaf76b6777293
+// digest         d4639ca8dc03ffdfd157be6426809fe0e376fb20ba4da3cbb549d1063f172c14
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

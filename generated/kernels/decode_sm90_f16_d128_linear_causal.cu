@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         6269b6a6bdd2b4fdd43f4f92e482fc6a3b9c6e02a50ae4e693d1cfea433eb580
+// digest         81d8fa2377f66d6e0f114ba40856ace49f2a48ea2b9fd3d5f22afff611743d8e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

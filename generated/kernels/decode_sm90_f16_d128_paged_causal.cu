@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         9c9189b17b476d8163cfb57233e4859ed3fa1e264d6e136b40e6e95885c0636c
+// digest         b8a6ae868027f0629102dbf85d51f12b736d675d818287112881342574b142e6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         4d7b0f2eee53fa5963c6223d94f1c248b9bb5942890013f1d8169eef9c096d24
+// digest         e991f1cee316a776cf8f6324e3223881252db8ec8364cc28c0f5d73d2d5f15bb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

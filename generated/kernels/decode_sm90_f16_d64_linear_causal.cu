@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         57037b4e22daf8c5e62c631b1e83559967f215517cbb697deb8727761b97482e
+// digest         697e3f5d26cac895ce8b3dce212130ba7be18e065364c8cc7031a844dc1b6057
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

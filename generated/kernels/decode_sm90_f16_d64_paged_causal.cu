@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         1948f321410da0265090e407eb218c3d41bebc14eadbe054e06b2bf2329919e6
+// digest         023afd3b73058c68f3ccf50e542c299d53e608882b62adc08a905ae309838251
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -79,6 +79,15 @@ def test_a_hundred_thousand_keys_are_right(kernel: Kernel, split: SplitPolicy) -
     expect_right(kernel, Task(batch_for(kernel, *lens, num_heads=8, num_kv_heads=1), split=split))
 
 
+@pytest.mark.parametrize("head_dim", [128, 192, 256])
+@pytest.mark.parametrize("stages", [4, 31, 32, 33, 50])
+def test_any_count_of_parts_of_a_row_is_right(head_dim: int, stages: int) -> None:
+    """Each stage is a range of its own here: one warp adds up to 32 parts, in rounds."""
+    kernel = kernel_of(Cache.PAGED, head_dim, Dtype.F16)
+    lens = [1], [stages * kernel.cta_s]
+    expect_right(kernel, Task(batch_for(kernel, *lens, num_heads=2, num_kv_heads=1)))
+
+
 @every_cache
 @every_policy
 def test_many_short_sequences_are_right(kernel: Kernel, split: SplitPolicy) -> None:

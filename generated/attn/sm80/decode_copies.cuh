@@ -17,6 +17,7 @@ struct SourceHolder {
       : source(storage.sources[warp]) {}
 
   __device__ __forceinline__ void set(const CopySource<Config>& value, int lane) {
+    __syncwarp();  // all lanes have read the one before
     if (lane == 0) {
       source = value;
     }

@@ -19,8 +19,10 @@ class Destination {
   using Traits = DecodeTraits<Config>;
   using Row = MergedRow<Config>;
   using Vector = typename Row::Vector;
-  // Loads of 16 bytes that a lane has under way; fewer where more CTAs share the registers.
-  static constexpr int kLoads = (TileOf<Config>::kCtasPerSm > 2 ? 8 : 16) / Row::kSteps;
+  // Loads of 16 bytes that a lane has under way; fewer where more CTAs share the registers. A power
+  // of two of parts, so that the rounds fill up the lanes that hold their weights.
+  static constexpr int kSteps = Row::kSteps == 3 ? 4 : Row::kSteps;
+  static constexpr int kLoads = (TileOf<Config>::kCtasPerSm > 2 ? 8 : 16) / kSteps;
   // Rows of a warp that are added up at a time: with many rows, rounds of loads would pass one
   // after the other for each.
   static constexpr int kTogether = Traits::kRows >= 4 * Traits::kWarps ? 4 : 1;
@@ -28,6 +30,8 @@ class Destination {
   static constexpr int kPartsAtOnce = kLoads / kTogether;
   static constexpr int kFewParts =
       Traits::kHasSpareRegisters && kPartsAtOnce > 4 ? 4 : kPartsAtOnce;  // these need fewer loads
+  static_assert(kPartsOfRow % kPartsAtOnce == 0 && kPartsOfRow % kFewParts == 0,
+                "a round of parts has its weights in one set of lanes");
 
  public:
   __device__ __forceinline__ Destination(const DecodeArguments<typename Config::T>& arguments,
