@@ -195,7 +195,10 @@ inline void check_workspace(const Plan& plan, const void* workspace, std::size_t
   if (reinterpret_cast<std::uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
     throw Error(Status::kInvalidArgument,
                 "workspace",
-                "workspace is not aligned to " + std::to_string(kWorkspaceAlignment) + " bytes");
+                "workspace is address " +
+                    std::to_string(reinterpret_cast<std::uintptr_t>(workspace)) +
+                    ": it must be a multiple of " + std::to_string(kWorkspaceAlignment) +
+                    ", as cudaMalloc gives them");
   }
 }
 

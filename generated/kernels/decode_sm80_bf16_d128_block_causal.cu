@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         19be1400a0c4da4c9633d963907dde295e58cc63df016638b09dd604c069fb01
+// digest         d9d26f57e16737afc54088a080a7b40eb74abd2dd3b9c18670b4d626cc907390
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         a4da906ddd33ce9b43d9adba4292523cdfdb31da13b94f8e2e6df52400b471c5
+// digest         9519484a82855d564c679c0ca0447bc784040f12f7d112febecbf73078a31cdd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         5094e80272fc516e6b84ff1804945ce19d790c7496449b0b3dbcb8775d394117
+// digest         dc7fb4dad6b1de45f1e79d9ae29611613fdd83cecafb523f58d37f41a43c4408
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

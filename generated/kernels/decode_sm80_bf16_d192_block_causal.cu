@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         ed52d8fcff018fbc25a5d236d9dba420d5af1380cfaa34c14a8ca3b46bd08898
+// digest         8edbd918cc1de95308d559c57a06e3db30d6522383b0344981d397f6cead9f8d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

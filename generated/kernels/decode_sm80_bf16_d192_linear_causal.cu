@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         6fb4631f4e1f71a5fb3e72eef313cc32928ba3fc9c04284c1661dde28e1cd6b2
+// digest         dc24bf3b258d1ffe7a1b16aab75a093b6a4f36a6a738d2081c9ae9a3e4b7c6a7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         eb62c8f813082e46686464ecd46fba99014083d7eca09c4ff62a9d16ec5f4b59
+// digest         e58da0979d8f5782d51abdeb6450541e1caae84b28f1f19d994afff085822dff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b5aaeda53830081c0aa41f973478a65d7335a9ae0b19863527c1d3ccd67c72af
+// digest         5393da0d2a281430dc9168d04c2d577cd81a2ac77131280b05d079a89f8c6989
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         c65c282d8c0b181cb245de37a71f515763e1b0b772cef98548c24bfdef321c13
+// digest         32c44248b5bec1a7a40e143f21baec22b7887d10b3cf06e0341320603ed8ce93
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         96cf1dcceb99198d64f692448946a05815a615c998dc94d1846e5384177dbf14
+// digest         43fcfcf413952f8236eb3f0fa2fd30b2cddd0fade3e3e7d9051df520d88987c0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

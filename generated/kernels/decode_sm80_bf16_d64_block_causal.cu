@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         b765516250f26f7e296a9a4439db4a3877f84e144d8cb310bdf01095418cf339
+// digest         3860f4fafe9702ee3130c5399827bdb78181d0a1e7bb6d0422254a2194bcdf62
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

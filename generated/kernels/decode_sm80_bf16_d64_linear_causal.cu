@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         94dda140dd02c0c9c6955630bba4aec0bdff269f4e7c5ec702ea2e4893c48afe
+// digest         a51425270ba24851cd06ce0f09305c0d1f78280a01d555c24f6e6537fa6fa111
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         7a48643fe1ad6828cd9edb8c06af2a8aaf6d3bc03bc9b36f86c8ffda27e32227
+// digest         9981944206df8468079f4e3285891bdef3780a321165e6748e0f37861b1cb84b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

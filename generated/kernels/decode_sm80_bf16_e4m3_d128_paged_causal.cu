@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         8111233f0eeeb8c6e2f3d59499a7c00fc3ee0dff15e55478592fcb295010a56d
+// digest         8396626cba838ed37310dc366fe9658eceedf44e097f5dc53f678a9fe8d355d2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

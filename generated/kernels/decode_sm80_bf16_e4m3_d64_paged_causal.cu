@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         1987eb4dedc0d3f76c6272ec03d74ad85230e4f3b85bd99c962aed56886f90e6
+// digest         87ea22f846d7d1a2e289ddb3267832a69216001540c1e6dbf47eaf86c90c1785
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

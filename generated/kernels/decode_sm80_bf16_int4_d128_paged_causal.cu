@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         f02bfa19178b2140f5b7d95a4027d6970d9f21442b3d4a1319248f9de2a193a9
+// digest         b01caa6b4285bb59fdfa8631748218929fbdbe04c5335bfee163e439832ff1f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

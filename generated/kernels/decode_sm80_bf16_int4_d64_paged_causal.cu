@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         c2ebfcac58d7196db5f42fb2592040f39b9f469db83c209db7711905f7be3d48
+// digest         f5676a14d2ae9a0a18b67fc42f00a9dc5369d78381efeefffa3785881f5b55ba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

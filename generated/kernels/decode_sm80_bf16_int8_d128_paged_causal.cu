@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         6611b60fd57bf5e955d409734732b961f78dcf0d4fb68080fe8daf43c60a8496
+// digest         97aa9db1c36539d1877cd62bd44218b4a238a450d65a032614525c1a23a01b6c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         a6e5befdbeae8054e055ce70a53948566c43c6d61cab8e4a27a60bf4957686a5
+// digest         5bd65c6ef2589142d8bdeba17b2b0222877b39b573deb60442212f22e6a526f3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         3e764a90a4097acf24ce56fd3349ab3862cdbb850efd770f1dcbe33a3fbc48b3
+// digest         e207cbc711476ee9c669f7e4724bbcb22a50ec25efe79161f64a9d9a3d3f7f62
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

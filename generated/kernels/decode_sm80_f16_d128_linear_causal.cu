@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         4cda011942e9d6124e111ccb36282374740d9de1d17a51813ceba397e734cad4
+// digest         e32b5425160a389ddaf82e8b5ebfd4d2928756e0021898087195cd8c4d940502
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         32085ae9d4530b9169b7784e479f621a4a162ee1c9b86cdc75c9bd5559825b26
+// digest         34487867300b40a68b13fbc50ffda0260561261a50443238f19521b231e31712
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         9eb286e6a47b72f536cff7a6422e5b58d54a20991b3d52d28928d65bda909661
+// digest         78e32c023bcba77467e613a8c8c2236cc81b0b8cd40e1118ec687cea27b4e4ca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ff77a43a745ef0db0347ff3d4f4460af035e6ef1eb51ee32f36cab8c28a43765
+// digest         36ec554c2c872297386b96dcce7f2999eeb5dcc54f7856784c3893a02cd84239
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         1a5544d05c557ecf69d0bb6361f9815f64d2927878b48b27b4ad9a1180bfedb2
+// digest         e766a750091cf35a46268893fdb34e21582e664e300d134c0ab4007f01b6e6f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

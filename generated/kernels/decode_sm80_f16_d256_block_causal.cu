@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         ab5719158aaf5e258e1e840a5b36512deadc87fce2adc9fc21b68a7ec838b216
+// digest         d43b0792179f26745522d1bb4ab49d7c53a0a3dfcb92b401d47956203996984d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

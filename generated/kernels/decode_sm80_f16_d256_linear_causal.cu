@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         edf8159f29b3f860d029f95f8a817942f9cdc3e13af4c6c31f940b14c126cc50
+// digest         60072c2ddacc57e53f127763cdcc6694e146b856be612634613bb7112cffa207
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         3ab4edf8a23216d11dfa8c4a83fbbd0b52eb2736757bc3c47cc94697b8a3f7a9
+// digest         2263fea3c6573994a2b36e71e7295cb3fb151b136b7cf0ef3c0cb06b1d6403ee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         e71e7a3d5ca7eca5373af28080c5f2bf188db97b800da000fe8ef4b87dd557a7
+// digest         28cdad819755123c3b19fdf153b0dd94881e20d4d74b36283eadb5bed1c2bf2e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         76f57747d579074297760bb7947cc8914367b055ec1a686a762509246fac497c
+// digest         965150957912e163c2dfb101f3e0d1187f659b125394502fc09f6426077c7c73
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         20335aa6dd3c65cea4d82d26e42a01248f413d389f1cf70a66f3a3c4e128ae68
+// digest         c008295ac676bdeb7045ace6dbb6ed7336dbc284d7c295ed80a9f0d52a8505fb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

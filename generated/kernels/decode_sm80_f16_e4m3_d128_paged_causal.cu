@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         d24f6ff813725eda3d01a9110446afa6371f25f920a36fe87cceff6df59941b5
+// digest         cd7055bffaa0caa650ee0512e93cbbf2405856963b87cf125fe84d7170a8cc66
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

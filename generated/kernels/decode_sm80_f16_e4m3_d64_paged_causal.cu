@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         4153de230f2b341949a80829a512d4246e95307177c177b6d439c6a1f5b87001
+// digest         7d298e67fc79a94980f7a200073a544bff2367548ad67b908c96457a85917431
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         91b1d9b2edb3fac127294f368da763e44492c4a93d0d6d0e122d5bb21fc21e58
+// digest         b1d4a945e1f65b5febb935057fdafd76e836cc4621468e79b35e90cc5c9c5e30
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         fc49f18c041946d070bf046966cf50120f6e9f97a80a98be77fe148616bf718c
+// digest         80ea901a9aee21efc34f88b87f1b9b325e18fcd76463bf0c7718a5f4e0d4f933
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

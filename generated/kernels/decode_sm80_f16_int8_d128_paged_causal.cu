@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         86e30a44b98b3e8842c2a20a54987d7d2b58fab20fe960db1baa7b8e4da7a484
+// digest         0529efbc3b0f4d8f9a3fa29c03b4dded5e91deee291362bbab3e0fb99171b635
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

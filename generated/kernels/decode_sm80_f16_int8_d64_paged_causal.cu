@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         9f38b0b638e23caf2479b5801994d5c7205d32f444d42bf24e43a9b3b69495e6
+// digest         11f804e33362aa0f1dc795159af93ea69594ea97fabb884e8ea011e31aebdbcc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

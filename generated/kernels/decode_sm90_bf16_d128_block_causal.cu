@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         6b6f9d61e0b75a8a1cfa051fcf82c56b14629e08f4f188127755704c90bfe773
+// digest         47e60fa1bb706036cdb1f4a29c0c65171c5f93504b6d9b20a160aa9a40238376
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         07b9d2f043a8152ffe1ca11fee14a5e7d60757285757408e514d54aa27d3297d
+// digest         3b582cccca3cc1b01bb91fec677e82c233496210eea5bbbb7ebbdf78f8bf0cad
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

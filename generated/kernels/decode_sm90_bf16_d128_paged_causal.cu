@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         0e3aebdb07b14121cef36bb778f767fbb24e24a00439994c5c7a38bab33afc27
+// digest         bfba76f3e1c4f08475072b34f8d24f7ac452d976ea1319baddf985015ed48e12
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         fd597be25666c796b63dd1d5c16291828798aa65bf28543ed7cb5cce306d19ea
+// digest         87b5a95c6b0eedb4dd8995def75599cc8890000b77c8c9eefc98f3c09ce47075
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         3d5e09f93841a23abaed3535706461c0a0d710aacb128da7054e0530ba345c7d
+// digest         57ab3ac445172ef439209d97716d22033ba080979ced72a5a5da29c0b42a7ec0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

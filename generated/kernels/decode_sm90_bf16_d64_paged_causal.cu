@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         5986524a893817ee7cf476b248a96d157ac6281fc71292aee8904553bdef3e43
+// digest         88aa239ec6b8926529e976323b3b805bad4c8c0a2f66f4aa3736ee5ac9f7d696
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         d4639ca8dc03ffdfd157be6426809fe0e376fb20ba4da3cbb549d1063f172c14
+// digest         56491dcabce1e71aaa3431354b96bdc6c807f8d9b900dfc5ff8daa45e789af20
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

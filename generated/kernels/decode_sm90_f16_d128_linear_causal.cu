@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         81d8fa2377f66d6e0f114ba40856ace49f2a48ea2b9fd3d5f22afff611743d8e
+// digest         5a717a6ede970d6c36c4731a75d76833df477cc6bbe2095ad1e4e5c885361b6e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         b8a6ae868027f0629102dbf85d51f12b736d675d818287112881342574b142e6
+// digest         31db3a63c8cb85ebc338cc51a3d33ea2c9d41ca4a5e3093f6a8dd4db98459f7b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

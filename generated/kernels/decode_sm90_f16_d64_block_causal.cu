@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         e991f1cee316a776cf8f6324e3223881252db8ec8364cc28c0f5d73d2d5f15bb
+// digest         46acce3c001620b190d4e7b8e33246f226f5d13891702480be7c38b360a21c6a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

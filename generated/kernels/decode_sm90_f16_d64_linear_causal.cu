@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         697e3f5d26cac895ce8b3dce212130ba7be18e065364c8cc7031a844dc1b6057
+// digest         106a9fc9bb1c10436ae43c2c0ea88463a555ffcf0e6f6740ffc0baeb6a33846f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

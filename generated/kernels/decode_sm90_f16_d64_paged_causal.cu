@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         023afd3b73058c68f3ccf50e542c299d53e608882b62adc08a905ae309838251
+// digest         b7064816be38daa4653341e1578caa1e6ae7797aff62d1c21af3c96791654744
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

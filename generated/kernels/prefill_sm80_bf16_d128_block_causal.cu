@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         9275bc5abf05695b12afbcf4044ede11861a3ca53001bfcf3f80d780b5bac8d1
+// digest         d8ed78522b0a4490763ecd681aaf0146ecf855b74cafb3024b8efa7f7ca3e399
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

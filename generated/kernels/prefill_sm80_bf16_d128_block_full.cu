@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         f29f632e0dd4ef3bb8ac590bcae034dc5dcb309aa867c51d28671f6d08db52a5
+// digest         9485639061c806abd5636408afc8e813d55806b63af3cc671f8212f0bf15b595
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

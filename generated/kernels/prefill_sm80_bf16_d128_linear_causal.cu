@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         9c62eef2fbc546029ce1b118b9c8b026d50dc9de8e1ece6659ae1408dcb56d41
+// digest         39f2dbf70cf6c6c5630d55d87162f40f246822752135c93ef8ea1997b0624344
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         e4d20fcd2cfd905ac49e78f618f3a1d3277deca87e5dfa3768eab25c0eaa12f9
+// digest         d06c1f639a6d25feaf4271c56445c46a00b66a196d6ccd28f69cbb40ddf895ce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

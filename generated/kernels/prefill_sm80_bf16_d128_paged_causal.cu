@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         49da3f7fdb4d2cfe4ee9e7da27b018f83a72d5fa374d7cdf144aa1a061d8607a
+// digest         24bcbb2eb6bbf46c7dc3c95128dc235138b48a844b8267264ebbcc60adb5cdf4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         9e86d73e807a38db03de67085414b7f50f57a7e60c7d7a5c1dbf31704c48a21c
+// digest         7d678d15dbea002cb3e12e5f000a75344fd48c072e7555f39e1b80fb18b0c2a8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d91c70c8afade1749177e702be2296a039b5c6285ed33bf20a916c618b3cc1a1
+// digest         de818c7c12be5f97cdb41e8610c3dc2b8bd35588042c192fb48fe4c9e4c59e33
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

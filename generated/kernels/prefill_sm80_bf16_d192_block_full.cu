@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         b970a8fb885f1af765595987004b80ac649ccd85a2a93eb9bf51b1d1810f4f99
+// digest         e90f0f1bc5fa61beac11cce4ee16929ad8e31088ce618753d58647d44454bd99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

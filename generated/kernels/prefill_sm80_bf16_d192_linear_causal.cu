@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         84d29a66f169f3ad9bbe107879cdad8eab8992e703e0b88d30442ed05ece473d
+// digest         e6b2bde59e0fc219b9b49680d17e672107c7b8db6d50a8ddb7869c8088e5cd2b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         04f15f6ded177d2b200fb07a244cf18eae4018287446e733ee1a00fa17a93d34
+// digest         c71eb9ffd5f29538fc694499f4804a83cafb21b8d923303108a2fd350ee1ccbc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         f683c84796da67a636ce88b4e6bc4d1292f78ed1869989498446f43ddaaa8cf2
+// digest         77b13929650be507e4c433cebb96f9919a76c109b350158cb2576e0f6c134530
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

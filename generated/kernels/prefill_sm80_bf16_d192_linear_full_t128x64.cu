@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         995eb35e2689cbed5c5a827154900a502df3965ea2130ab58c787b41cf5f77fe
+// digest         eca35f0cf58a382973d4f1e84beaef5cd83ff93c331f68247c69c37db9b990c6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

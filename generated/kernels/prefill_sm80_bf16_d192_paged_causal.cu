@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         2f7923fa9df4d197a73cbf06073e84d0619a60289f924353924deade8e23e3a2
+// digest         57dfeb1364cd7667bee0b816be915cc43678d38141400ce7215850c13274e993
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         ea5f71d9d01eac419a8056fa4dee0ea5c62cde1bd5f23c355927b8a20e4cad1c
+// digest         d04bdcaffda792fa9d02e2384a848f1c5b610ff2a991bc33552ca44189897e2c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

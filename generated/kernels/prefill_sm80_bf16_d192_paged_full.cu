@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         48c5f4ba65970880b75c07373e7a984ca16de58fb2852cc12089218d835b9175
+// digest         04c6a7473781bc0d4956d099e3e131669e3efb6455a1bc3f3dad4d46944ae329
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         be741c4d2b5a5b722c8c542132cd3a481ff25b1083936d9b172095bb43da2ef4
+// digest         4d2380778c14b773aa2875b0ba0527bd0c39bfd39d9baf96affb74204eee68be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         af3ee941012b224c88a1c5b1668f1cbe5139520b62f4a4eccb01eaa9d7902cef
+// digest         c20f6e98db81ccadf7c0d84a0691869f5549db52b1adb06f96b6c16a3d82e6c2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         3e92ca5f43fd879e1365869c1ae4871bb1dd3b5fd0042edd82b4bae11229dc5a
+// digest         696bf8b19656ac68be26a29d2a01781c34ca4b589ed8f58f130209c7c49ff296
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         1a29c7e6977aed3a65fc760be7907a2d843033d7bf6c62ee2a58eab6a6c4a062
+// digest         38f29592c2d7543dd9c7363fe2b4001f6f5fd802788ef6dd41a4c367f8f70d85
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         3f88706b7597f51a408182170f86f7bf0e957fdabfb51511218ded020d13a8fc
+// digest         925c5eedb100cde78ae072e7d640fc93ec254c64baa358c93fe28830c1b7fb3a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

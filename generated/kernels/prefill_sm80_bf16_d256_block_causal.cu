@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         f9b8911a6a08f9da67050e95a94cee8b284cd0990065d3da7371c3bbfa2c5cc1
+// digest         8343447677308d9222f555d694d3879f545144b3447299e1f9178f10b4cf5212
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

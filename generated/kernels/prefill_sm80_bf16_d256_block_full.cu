@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         737d8771a1e819d148bf9830d02b23f026e01d262847867ed88f5dcf4ae2f21f
+// digest         56dddcb53c8eb4056b982bdb1bb03ca2051fc0755883a9860d90883b7288d36b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

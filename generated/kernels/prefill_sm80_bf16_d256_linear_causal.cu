@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         182c9eff4f62b881027cfc88593e0f7114add7eb4599515390ceb7f57654c751
+// digest         f79b837d5ab8c6300a21a4e76553a3784fc924ec9e360d3f483a6279f9a0f56a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         c05854f7b69a3d6175f7b413358e42c4455a97999f5add0ebbcf89f4031eb874
+// digest         87a1c8dd26728cee86e835747cdc71efa98013b79136263904e6373571b7b0f3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

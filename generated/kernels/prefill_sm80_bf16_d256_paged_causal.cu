@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         adc4b4d4ff9a68b0c0834e616803bc7dd7e64f5e48dc84f97b0b037a55076423
+// digest         15a90d8d26c854c494dadfe6d6f15dd6c80d3ddf9ffce225862dbfefae2494ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         fa12578d85428f6f39b7c94a3a1adfac0c61010183e928df93fdbf8310b023c8
+// digest         c3cf5366111b6affef9d85d6a15a6ba6ca32f969738985270df51e2e2a5cdfd1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

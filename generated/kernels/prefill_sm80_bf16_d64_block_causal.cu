@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         e8218acfc65c1c92a67917fd748cafdb18903bccb2249960a5e8b652b729b915
+// digest         3c745dd41ca537f7fa1846b0d4b280e5630d3077bdaa7e90d995a683a5185efe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         90de9ec880d00921be3e2d3c646dedfbcf777da1f9b824d7ddcf4d23ddd8431f
+// digest         a79669ebff29abd38390013620d4605ba133578b9446b92ed5930af6fe95eb21
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

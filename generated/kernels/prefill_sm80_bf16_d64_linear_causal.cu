@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         d9db0419b807e73c27089ae63b307fa4acaef8545b086df41a84ab900cd67b3b
+// digest         71ecafbbc945df2f9f940a3ff45929fe469f07effe332b94df3c1727e61da8ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         473fef39e3dfafa71e8cc845ff2d108688841de453ae3d35c09f766321e6e073
+// digest         9ab0bd38442bb8ebbcaf0bc7c0cb6c3aa5d2284b72b339b11006e76bb149b910
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         fe43db707932ff63304e9464e2537a0960c6ade0c62cf66b37829dcda325109c
+// digest         5a2195e497fa4c7a6ad31a4b038293efb3bc19d0e59d3c31dbbc58a5cd797a3c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         b75da582f41859d3bdd8df1bd270c9fd3620848c6cf60f477b6c899849c8f544
+// digest         83aa13aa9defbfa11bfc82b0e59dfd77f3132361f146d0d32a7ba867955d89db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         b525d6a9081ccd30c66d1e8ef68c98fa9baab2c306e066c2b30e638240d80fef
+// digest         76271bbeb4c8d0fcce678918442f9f35a3ae052b825f2fbbb652e3c2bf0095c6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         7328e0bd33a89c853ac6d65426ba14d1c36af650c09ac6ab973b816abb6f63b8
+// digest         3160735de70edebbb261d4fe0e56d8dbb6918ac15da81c8475d6c9c9aa5c132d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         e968fc3464bbedec0bbe7d16722850e3c5c60312d0e812262141e8cef91defd0
+// digest         2270eed981ccb5127d1837f3676f84da59d2bbd0efaf225a737257386539664d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

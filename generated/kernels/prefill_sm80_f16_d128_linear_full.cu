@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         098e02b6d619daa64b78cee59c98e0366688ad2bc3f405971b598fc980242837
+// digest         cbd49c8a149b674d68113b9996fbef9f088e042b5a6519d184a8ba7527748e37
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         75c248f167440dfee3c9a14596fe6986ad1b77e5e3b982d2d7c9d8d70d6ac47d
+// digest         6ec9d7769924d3edf94f0f0d67ad9fc0247434d7ec105deb9441e7ecffb0700f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         8cefb797f440245efbb0280ef2363c92b629845607b8f8cb8a8e92c3e71b418f
+// digest         40d5ac0e25b331fe8a8b4c6c2568ff18c9d362c1c63729f02381190e5408f5d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

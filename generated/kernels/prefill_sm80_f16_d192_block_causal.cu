@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         834e83b421a71d60ae0decff76448928cd8896401918bd42bddc13ca7960b96e
+// digest         6d039f0ef2f1d64092637836b360918b4d219fb4e57975141e27d163a3c093f8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         ffaf9c0d8afc6239955d3f1431ba09c231eef6bbcecbf5807bf5395652ac5869
+// digest         3a16db92baae978cee3051ef17c179d01baf09ff59694c23becccba6253f46a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         5040c0b1dbcde0b97283c93b376ec213aa61a0db315df9d76cadc7bd0b3e457c
+// digest         36f449d59820afe59d7804d889de0efd6fe69114c31705e0d15d9e1704bf8b4e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

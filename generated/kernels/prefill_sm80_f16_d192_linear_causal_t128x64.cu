@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         090977370062cf2243c629e82382469fc055dd5b698f4afd5f8c8d7937fd893c
+// digest         eb661ee51ab1f78cac01ff50f005a19edcf8ff0f45754b30e0eeef78379b16f7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         3d077c64fa6223223423bc7dda2d870765caa53a35bd74231f2010f0b8963c2f
+// digest         c2e6d97b5f4f1301edfc27d34be38d336c7eedda5a389cba5169eb05f4db8610
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

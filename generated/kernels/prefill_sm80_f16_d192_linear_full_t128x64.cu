@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         81d0f56bfc8f91a417a81f676d46a6fd1e4c5187d4941799dfe6f8d2db768e62
+// digest         21c7463ba21803ad0cdccbd90122272867d118f48dbd6ba687ffd01902ad81d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

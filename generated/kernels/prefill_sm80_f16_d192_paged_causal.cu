@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         0d1580564b9752b2b3d5bcd2479a7806b8e57b1262ec68f733eddf21e4572b05
+// digest         906ae6b0e46add56168e84440226219c3990d7d759e4529efc4e21af3511e25d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         6753f256c3479e690e132bc8fa74d853bc5e809b718972bfbb229656d7196f66
+// digest         ade3d213d54e025a4ca4103774d3e01c729d56952c0e760745b3c700b2f9079a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         deba260de80649675154cc4c158d63a8126ed56c09978bff3f02348c2319ead2
+// digest         3a4be20fd1888e79ba4be153185ddd2c08a399d7ee4720babba636b6668fcada
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         364d87550f20b9fb956e9a885e534cbb5ea5a6a3244bb3b6504eb6f2c8db8528
+// digest         182e3af01abc7f6b7ea4753095abd0bfa91673785ffa2913cb7e815556456f1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         80253464084064d8076757ca8611b47dd20cd68ad76edc7621b478bc55b45b96
+// digest         33ed1b1dce5328c4e174963a8232c882d14a7cd5d597cce5ed0346ed62e16811
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

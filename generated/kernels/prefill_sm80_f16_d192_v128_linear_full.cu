@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         861f56f0531a8172a4e9c65bf752494898cf97404138492c02da5d9a62f0daa1
+// digest         f182d55918063c6b2d8fd3b6c72384f6b718127c8e8c05d40962197088ddcf03
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         e1ce0ae04eb5cb0af5b205550d8e9c8097daec3a5848a566b74aef881084f69b
+// digest         6c3bd25c3ee6e021b3b670f8e14432a75eda7648b1b586d563c53526569cccc0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

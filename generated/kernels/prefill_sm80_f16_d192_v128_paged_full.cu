@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         227d7eb31d5130aacea0f4d799a95fe499001bac100d24a0b69d04e98c2b3890
+// digest         bc97d3eb9ddc148212131e29895060aaea4e51b0ba8c988b829b69fd619e763b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

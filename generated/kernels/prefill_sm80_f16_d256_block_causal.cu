@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         3433104f46157b68f27eb1c6fdbf858190a317a469e627967a5105de18121cfb
+// digest         35d3085acf3a143477fdeb5f9ee86178d915aeed88bf7b81df79a5cef8a4a0bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

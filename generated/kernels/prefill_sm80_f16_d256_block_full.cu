@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         4d0a06086522499f6954ce7330bffaf84474fdf11b66b1194a064abda598431e
+// digest         03043b7c240324a5eaede09aebd3933589b8aaa8fc6769961b305809877c6aa8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

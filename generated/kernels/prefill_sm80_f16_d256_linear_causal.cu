@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         a79e447cac081874e9815495b1b9c29749b15867ea4321f3483ea291aa9738b5
+// digest         472039675c7efa92b98a2d895ac005616f1d89e7fb5c9472fc0fc10e520e4c84
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         c11cdd94ad5c783933796ec05f89cfae7163c1685153dddefdf476adbcb89b0f
+// digest         5000d1460f3298f76282cf2d3ccce582b4eb32038989185346437e07403ba53a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         601a8f4eb05df7dedc4625b0c3ffd62694c93cdcd934f631d2a1472ee206716e
+// digest         7f0ccabe845800e44f48bb61c46f377b7f3c5e24126208d9cc9c0629dc29fd3b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

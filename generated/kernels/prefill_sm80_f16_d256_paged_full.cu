@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         d80f12dad16c5f9cb6392fffebfcc349b34416ac74b8deca31eb916e67dba151
+// digest         9fd1a5c474e71ab41c257259b625a8d94e56d02209c5dfd225f7eb50defcaf6b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

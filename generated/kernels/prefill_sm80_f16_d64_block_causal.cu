@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         57de8f4088cae0ac6a89368fb3701162d7e3be639d9ddc39417251501178b75e
+// digest         dfe3f4876119a1ad6b9115e567bee1df6aba0156782c83fa8d514aee35ecb7d6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

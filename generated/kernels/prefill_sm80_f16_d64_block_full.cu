@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         14a0fb01db14579ac28b4a105de68f9d9b7678c81c1e63da803a0e535acd467d
+// digest         937b14abc2741a1dd8776961495ab327c445397f81ced39791711cabf2b79c48
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

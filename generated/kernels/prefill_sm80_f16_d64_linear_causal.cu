@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         215a64d1a70d05e908fc6f737dd0139f5915aa1f2f4b51f6c9fa4d066de87cc3
+// digest         11fc677be76307761294c7d64ba46057d59407c6601eebfeefb289e0a4a7c841
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         f18a36b40c46ca039bb397ce69db498dc3b1cc4b55360baf152a822729135fac
+// digest         b4aecc9ab211b8c6d762de692127e085a32658058c93c0c076c5c5c7a88f7722
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

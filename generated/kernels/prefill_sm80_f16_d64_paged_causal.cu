@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         9e213efba8a24199134478139694070593464f174d773414f1a875e6c11a19f9
+// digest         efeeebd48e652b20cacf59828d0df2d0d334e7a85b443002b7d99d732ec7b49f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

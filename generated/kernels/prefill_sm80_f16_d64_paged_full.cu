@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         029b917fae400cb0316fcd270a22ba7c0f15b7f8766a476aac30d791dbc56d1a
+// digest         558ddad5902b4b6d79223285177b3e4bc609adcdcfc80e7d945aacdd512e1926
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

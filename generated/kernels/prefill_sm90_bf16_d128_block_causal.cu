@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         354325326ad7acec45738be8c4cd9b89d45c51138ba25091385d0b9585086ab5
+// digest         f025727358abdae5b65e878af8eddfbabe7dadb956d82717ad3ec594874b82e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

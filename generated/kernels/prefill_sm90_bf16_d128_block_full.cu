@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         c9563f9cdb03b97670678a35cb49ace05495831bdef854f2ce42e9ca0759ce53
+// digest         4ba1e94eb32750749426093d2537b65a047ed3a227dee6dd0a1f6c26376aab1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

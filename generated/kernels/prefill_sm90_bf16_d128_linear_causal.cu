@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         7ed8ebfbf496ae55fce2e606c9e46a3a30c7c8a8ba6999859261bddd17fe3f37
+// digest         871d3c9450f56bd4bf20fdd6da8462c6dc274a66e2007665086800a3035d544b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         0f16c77b74f7af12e4b801f2d8f00902475ee1b0327c4f3c41fcf6346337aff0
+// digest         2da5e85072be93c3cce18a5901236e10f8312ce391feda699feaa7cdf290b300
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         1ea8e3f5b61a52a6b255489d9a8df50e27c820e8fa952bcd6b52a04fa73c2027
+// digest         4a7ff8ac8a6713bdf379feaca80f3aa32a685922d17693ef028c48879e02f68d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         2fa4aa1eb21df72f840b1cd2b289f1143253139f0ad54aea292c98f5ba7be590
+// digest         e918f8ca76fdde653e79991ac0418290567f95d4bad63373eb577bf2c4bed4ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         7b2f48b13734f6dad8dfd7af3c3d3007a1e411dc959ca5bbc8331a32d1542fb7
+// digest         3789941992ed75631fb137eaa5233207ae658174faa70605bb1a142a737b0f3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

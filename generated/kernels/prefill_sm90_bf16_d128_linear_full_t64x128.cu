@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         f5937661505548987dd932dda89c050b537f0575823d9812c2dbb17d6adcd972
+// digest         b3753e7c4677e9d149c15e574682308d3f520efc3afcc534a20746a9172289fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

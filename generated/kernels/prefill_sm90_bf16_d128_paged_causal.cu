@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         c92d409f9de4a2f8c605696ab57e032a2710c86b275bb83d92defcc5c27daaa6
+// digest         7a372b343d1752fd8138b5fb1f314ec97f46c5070032e3c459b509abb813f6ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

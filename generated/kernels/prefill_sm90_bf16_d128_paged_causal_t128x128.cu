@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         380e9bbdc0881efe6838a1a88c4c50576f9abc6baa0cc22e10812c1bd72f34c3
+// digest         5713a5930b4135a6b369415d835453c945019d47b199449ca5a94939f12a3239
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

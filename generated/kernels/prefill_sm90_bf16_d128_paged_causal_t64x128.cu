@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         67e25c0170d1449aafd07cdf4395e5accf4d99b70763f13d0afafd061a89836b
+// digest         f9c00bdb365b2066f58d1d2a5a4c34001b9ffffbb5c9d73595a42d502df98f6e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

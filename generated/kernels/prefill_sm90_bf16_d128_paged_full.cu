@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         7fbddf8b8a0e0a2a0a1980136346c065d7954320a70d32fa20a1f0401a21bc8e
+// digest         c0521ccdfbfecdcb59f9517d2b7f4ea897f3b253d4ede816f2047fe3422bdccc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

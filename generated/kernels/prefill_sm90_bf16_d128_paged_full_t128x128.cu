@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         cb38b82e1912ac7a3880919ae97e690942466477f4ce8b7b27ff041942bc3d3e
+// digest         a5384c027ada20cf36fc9417f63b3a57697bb851a9c1b3a9dd71439a7d165b70
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

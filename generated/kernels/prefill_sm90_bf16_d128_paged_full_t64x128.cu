@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         992a7debb6c88cd8c89d1978fe078a60dc8e8798e454bde7ad50bebeecb12d9a
+// digest         113bcb9c1dcaeb297285654478f3a4a777ec46c7c6d349227ed72cc633ddc490
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         4d9d2b88421486b95854cf9b2ed67bab4e2c998975ac295f761cd0a121ebdd89
+// digest         5a14efa2d02197197e25541c26b03abb4a263e7b68232d7389634185cbbe8ce8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         48569cc26be774aa58cd13508099d2d48764d2aeaeaa785143db93f4c659064e
+// digest         972a022a506b744b890a90ee16d0421b3228c301609c534d1a017ed094b5a1cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         cb23722ce2665a874e57bb7aac007ac4ef4008e793e7c18735b28c93c85c644f
+// digest         b94873ace4ebbf02b2b728b31887736ee861237fd547ff9bf602d01b2d895688
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

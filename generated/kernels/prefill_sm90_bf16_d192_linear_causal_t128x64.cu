@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         7b485cfd1fcfc86ec7cf2b4fb627ce4b0efe194119d95be8f544d0aead46c9c2
+// digest         f5d1096f5e9787559465a93fc4757bdde4481c045977ef90fed7dab310b29f2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         3629078749181710f0b2d81486c86fac9674576964d3efa17beb24da51f49515
+// digest         985695ec8b3e3a426b4eeb60d4238ad863140ed2c9e40739f4ac6d4b1bf7e043
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

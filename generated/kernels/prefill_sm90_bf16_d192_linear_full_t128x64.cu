@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         81156f88b2c8823e666554ab59d80f0399326f560546c541bf47c670490e62a0
+// digest         21fa85cef65096209593c8010e0c83512b12f84d00bfa997a18a18fde141c8b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         c229c35b1379ad8e2825fdfb1c2628d6d243338125d9cfb2433c9020cecb0e8d
+// digest         26cf9a999f45bfc03b4a7ced1f92580dc0c3427f9dfbeb7b13714347f9e96c9c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         6c1923f591102cf3809dbf4cc16c92aef045d78f37dbd99eb996f5c49ac3d099
+// digest         0aac5b87755c799759630523431dc6d5a59b563b414e22d287a53e849270b027
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         16829b20c48d65e86f5784e889206a66c8f46635ec1d974e97e8dacbf56abde2
+// digest         e995ed148ba4a693ecb6e8ee619d54470b94f90153a7e56703e3c70b145e76f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

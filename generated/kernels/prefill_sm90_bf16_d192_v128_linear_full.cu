@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         316abc032dab3bb0ed0aa64a9759ce6ca6fc5a00aeeb17eede520c530cee10ce
+// digest         4668d084fed2873f98fa517c8098c8fbb4b08722e1575e0fc081239ddaaeb658
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         6c9ee235691ed729d989b204608be539f227f12a5c259bc03327f3ca01fa62a0
+// digest         3895c30ed76492e1e995da4bedbcd39b657c0df7a82dece40ad8d99090361056
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         22ba2392db1f8ae432bfa50589394d4d9458713a2bb2d3070fecc383728a2280
+// digest         f5719fe885e83843b9a5339dcfaa870336552ff0647a0683c12011eed1fe16f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

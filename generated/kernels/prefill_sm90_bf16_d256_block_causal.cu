@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         c3d87964d4a5ecd913932b957c82f9e402cffc5d4169d757c6cbad7fffc77f34
+// digest         674acfecdf201312b4fb6971277f6be7399f1b5ad428192c23dd0e47db997c55
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

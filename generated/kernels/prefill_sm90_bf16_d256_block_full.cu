@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         d1ee828216306c29caac01ba2deb2f1f375621fb19763878a50fc2959517963f
+// digest         bab0aaaa2a3fd55490d62e5c4da8991e6154532b73f83cf2803fc93efd5922b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         b3ab1a6b213c4be67cb697f43a9d1be0585d89904a6eeda20833b37923817fc7
+// digest         c1af5ac76ff7386a47cb94f79ea3e85f340d1b29cc96d0c50eca55f2f73ea281
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

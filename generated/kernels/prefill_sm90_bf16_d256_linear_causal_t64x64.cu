@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         1541248016b3880f44cf02c8aeb889a1d1afe412ca439abafdabd847f574eec5
+// digest         f6154b4ee7032a9c1577908d77b94d37cf7c39fe865d121b3396eee7d79c0f00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         d485295568ebbd00f46cba8a11f6e906bcdfbcad3a3db50a871e0f4796e50686
+// digest         490d85d2b9814150dca865229a566ef9c025477017be4ce7006f3dd878170b16
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         b8901f04d5e7eb058641dfcb2464ffb0c433d0848f529cd3e0f143f15131257f
+// digest         65db9c7d6c45769198100e999b9f73dbb9d07a96a0f0ad0af46c0d578fb93bb0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

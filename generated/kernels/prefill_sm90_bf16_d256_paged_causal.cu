@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         1e988923628280b02a8bafb22bca4e4e9c3aeff6bf4876c6e5da01f843ef1e47
+// digest         0c25bfa4444f2bfd5177df13f579e790028dcce50fdeecc1b0c71289e69a80ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

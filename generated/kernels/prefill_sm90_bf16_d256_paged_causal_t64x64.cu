@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         8ac7759bf6546580fef7d78e97cf32c2d1af63708d27e3900ad27090895a703b
+// digest         b53f3ae2bad049c45a153ccd51cbe49cc585d4fea41d0f7a2b8ac36bc9c1101e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

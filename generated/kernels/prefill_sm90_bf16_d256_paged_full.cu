@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         1d79e2660b299b32f2e3322be4c923dc64557434724ffb9f80374c6dd3b280a0
+// digest         cd253c39b68cf70f625c03bf3535ae9e04e86f399b93235d06f8ca30c96937db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         861e1a38c2c8dca722d8dc87000536be2bd3d7e2acf55f77db218b6373f5c987
+// digest         4c41b4a6e142338654b9dc6cb451347577a9b2e0a6fa24673c00959273bd8b69
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         ea246822dfd3a4e2ba35c1fd94a37addc64bb8db9c06fccc5f05bd0426f7df9d
+// digest         aa65d8573f3ee0dfde49af0618c5703066736d8cb59f1c0b015b094f0bc32823
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

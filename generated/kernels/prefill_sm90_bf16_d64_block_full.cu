@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         20f0ff259277f2baa4c320bf281141a09a33e7b53b7203a5ebc004dd1e40a75c
+// digest         1d9be00838507f32a720c9b9330a8d01ee8cb095460fe8984f061ff9b1e6fff4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         ffe6881ed110ed685c4d5574808382a397c0d33b73fdf4fb05546eaa147a1db3
+// digest         4045ba34345951fc83ba1ffc68e11cd4d2796668291ec68dbaa27a16f4e23552
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

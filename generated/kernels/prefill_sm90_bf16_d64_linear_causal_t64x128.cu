@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         bc934406578d96e5120d59e44b74d0a3209691ce1a3d7e575a6822b2dd63e6e1
+// digest         c5be66af21ccee1574f73ee48362f9f9f13f3dbad4d820a4e076f6d4ac8dd884
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

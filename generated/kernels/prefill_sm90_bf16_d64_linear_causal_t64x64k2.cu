@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         a0fdc9ba963f07a9bf35cc7a6d5185962548c37fdc64ec84ca91fa09ab16d63f
+// digest         43a4c7a669fb9b6e6a29485d6e5b52f310e33de2d60f3ea0ebfca1bef982c012
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

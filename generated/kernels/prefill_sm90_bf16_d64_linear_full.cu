@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         bc7230592a24f57fafb42058ad88ed28504cde57167496cde3cccd023a4bb0e8
+// digest         f6e6b22d7a1f890123e08b5deae8d4488433c557302d6af6320b3c9239277abf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         3a4014d842885fcfb52368cecce07b73e300d32642878e73ee00aae24a7c1570
+// digest         d7b35722a1a03f7ebaa6d333196978d85537365d07e87f2785fb7b719d10667a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

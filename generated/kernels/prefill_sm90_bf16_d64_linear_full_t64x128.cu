@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         d1374a33df4b5f648fede4e9b748c1ff72fcbcf4fc14ebfcb2cdc35ca74748c3
+// digest         d75beb49f6034074e2282deddb5f5cee5090e77c18b56c45c26dfae7fdc141a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         2f1d4ebfab7d03ab7a5b842360613962e4ada16d4d753d9113ac138ef7d2c091
+// digest         b821727d6ea81c47b0a07cd9c6a79e466301fc6edda0ca79a2b9556c25f0266e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

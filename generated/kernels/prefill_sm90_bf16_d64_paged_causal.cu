@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         e001cb9902336acfdbc4f7cf8e402e5621e656d0aafe9ba482cc5d90381cc9f6
+// digest         303ec5b04d648f3eebc3e69a9ff615767efd44cd435a8a1e10dd9bfeb8c110a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

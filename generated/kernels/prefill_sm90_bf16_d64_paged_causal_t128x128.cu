@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         7c52dfdb014baa93dd5eb2ff3ea89f465c81937e06417f7a17d789dc62daccfc
+// digest         ac07ae9d808f96fef8fc25b430deb312453593aa964fb2014174ec09277e4f05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

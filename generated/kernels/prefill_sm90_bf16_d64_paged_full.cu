@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         0a8bd1c7def59f952abebdd9c97b906f0cba153065e0682b51ed4b3132a78773
+// digest         43150cea9cdde9c3cbdf479cc5d040d7759e01cf52aeebcf529bb30fc71ad5e0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         fae16e098311931ae7135e732fbd90e8884712c5fff7e2a434d06000fed553a4
+// digest         537725322a2863bc0af3916259e58120560ca2678b1cb94ca7325652782273a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         808a3a9ee703e08c44da4a04b1303bb332d294d91229615e6741b87708c2d3b6
+// digest         7af0378ad0892fe583ad917a7b8e3495f99df66ec86665706831a88ab865d2da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

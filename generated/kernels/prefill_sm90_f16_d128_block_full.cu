@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         fbb9aaa9059115faa28d6edc4f8e7ad6fa08e8c0a83032cb20d123e5c8208285
+// digest         02d896226da4db53850d290ab8fdfc75357858420e0d534f73a3c493416b6ef6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         eab482b594c7f954c4f199cb44d636358efcb8bd097801eff1ee467bcff2a055
+// digest         c3011eb52b274acba19ff180bd43bf04619925db71e0bc389d7f345788e081eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         b37b57c53d14cd7b18b92f6c89221a51289a3429ae700b6660dd6e9eaca14bba
+// digest         5f83201c05f9fe82a849d20bc78b9f00dd8a98df27e38a162737c612d28d6df4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

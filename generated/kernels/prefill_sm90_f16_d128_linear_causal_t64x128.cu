@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         87f3c07a9ffe17eff44b3c70794c4847442104f6f014eaab8896f30c17538b58
+// digest         9b44a90f57fda74b9f8af99ab18a5ca1ed6617a00f234da059cccfd027d006b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

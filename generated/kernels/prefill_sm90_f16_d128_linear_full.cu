@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         642b9d5331e4b2747b37c14021c6dfe2c538de95aac04b91ad4c3d96560d475c
+// digest         318a84c56bf311053b2ea3ad56e38f7d6b149ea0034ccf6bd5df60bb56fcab26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         8d9ea0a0320982c5cdcbb9d8d63b3a812df7dc7f8702a2e661d4628ac757f507
+// digest         5aa87563c14f71e0ade03aad06181895a484712e6839596f243c11dbb649e663
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         01497ed1b2263b4628d9357808a3b56f72e9ece9337f5099b13066e7041e29b8
+// digest         59f64d0d991666bb340c73bebf69f7afccbd8cac2550634dc693929f7d6caa98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

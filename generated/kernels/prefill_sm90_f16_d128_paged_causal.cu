@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         70818eeb1d1b64d1d9008a80c8fe9cd1fe8b2a0bfd13407c516e8fddf7a98eeb
+// digest         742d1e1d4f6672677386c705f6eff03f842c3f4d16313c40f16e22054d2a317b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         f6179399a2a040cc42b2c0d52602276f225450cdc83f927b5a8e2b6730313e6d
+// digest         b0b97c8cf3d53ef3e5d4ae0bb6abda353ddc53e39bbb055316fc86c87580c5e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

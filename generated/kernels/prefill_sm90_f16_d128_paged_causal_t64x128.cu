@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f59fb859b0b470b1c7b736021b440d89ede8cadced05739251dcc6079d3b6546
+// digest         e8731ad348735655def5c4fb4e6edc1be5656716ccf899a972d4e39093b543fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

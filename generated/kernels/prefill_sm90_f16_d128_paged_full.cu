@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         a924ff6a850460ee78ba21acdbee7d916518450365cbdb5accb6afca2dbab47b
+// digest         ee98b86b47bb39b066b343f7bcbeef869f5d41768adf1313ff9c0e3f305dcfeb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         340aca3368427f0e67d6f8df69ae604470531335cbf5f95f0a60c676e7b6c3e9
+// digest         b117d3a1b5f7e1f3096b1e6f27733ff72e7e384a8ba798804c882186281104ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

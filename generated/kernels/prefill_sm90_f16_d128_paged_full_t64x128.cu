@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         426a5c39382761ca77762c25d8e22639034d0355b3b95b22751dfc45a7013cb6
+// digest         bf1f308f9b6df478b0d85811e39f73e30a4db026bf30f3a7f34b3f996a85bce9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         3b9ab97d735558a21f3804722354973a8e070fb02b11ce73bed36f1a53be49b4
+// digest         c235f8bcfdb5db1c36710dd3056ae12008ed6e114b13ba387300448feb1c1837
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

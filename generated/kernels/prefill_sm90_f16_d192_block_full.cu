@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         9b2e9b0f974ca0eee5cf5a151958a9993b917c89f56d04d465610dc3a4f22dfe
+// digest         04cba60b8eaeb0cfa9ab76f4b2e8782ad9a8675ccd6f0ccd60e79fdb114b7dcf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         52d732a909b342b6acad02279b6952d0565304b6cdf0cae38213503f099f4395
+// digest         190316d3cf5afda59dda7e321b060bf047cd966a3f8a47cf0078232bfac0f4a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         cd0e1f140dc9b7bb441b0c89443edd54a28168723018a34e0f0e481b96f5dc86
+// digest         b70c262893559a20c07af72ee57e2c7fca11b27ca4791c8f4d43d6610733018c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         ce9b3f083158d10a242318c44f944e1e3ab6650274424cb6a11df6af3550e332
+// digest         da3f6f0bb27462ca82157375c6d9b42e9cbbc8c53a50d620c23a305d3e6e3ba8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         16d8d565a63e7fd38db28f70d961280c695f6380a5793d27f5864520f30867b3
+// digest         01200fe75d05f3cf812ad90a77ee414793c9444f8253405d90e78ebf07bf8774
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         198229a67b049e19644481feff8deafb7516dd8f374cf12cf911f11d382fccfa
+// digest         72181aac4dba7b07e42c16c50cb663f0a9ada187a92c822a66d87553805212d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

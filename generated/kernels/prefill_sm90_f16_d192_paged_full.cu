@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         f63dce0bfb986e09967a65ad360665f581ea93125985bd3d022da460a4d58346
+// digest         f5975a1a917c2d920d132dce2493bebd05027a78ac81ba3584a11ef94e54860d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

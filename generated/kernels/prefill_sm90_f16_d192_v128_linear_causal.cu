@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         af67cb67736797c3ef633817d39c69e12c191dfb8d0888d19aaff3a0a206d944
+// digest         abae698538897821efa9a9ae852cff0439d692f415f1045b3c3975cb0aa7370f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         f031e68c4df5cb5e6f7fd5bb53a5c6bde86cf5c364bf979025ab9dd3cec2ef45
+// digest         68561c9eb1246547204c7bca8ff52d44d411901fde9601290cf03679c8a7176e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         eebc796a85dc786369f678b7e5507db25b5f9b14a3f629e426bd09299aba632a
+// digest         6cf8d663fe03856a004d395d5e1eb566079e2d4ed0bed094967b7d104f82d090
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         86df0c2895ec7f720ab42f497999901124925039bea0d42d9454da9aa9f1fd18
+// digest         b26e7deda38379e4115ec532aae567b8fe0d71ee0576211ffd1458892cfe4e20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         d354107b75aaba4f0dff13217d6f06e141eef40871254b3e832f9039bf7386f5
+// digest         5af97f16ad5de7c144c850254b766f2d872acf7f0ebe11915acbf38387472107
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         f880f151aeff5b9c3a7076075acc02f1b6f319a8fc5721e55377f68ecf325c23
+// digest         35e9a78e2144745ec770e64238c5ad23c5ef2619b35b5c84af654c9a2517b990
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         fe653bd4e62132db091a6d5c6bcfd38604988303de4e6b0aa44436545d9316ce
+// digest         5e733b4a771319ee56cab7b6af6a50c3c871a780dfa6d038e9577da784eb98a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         ab611cb28890a1706294773daadeee7befba495167fccfa0b2b4772d65499884
+// digest         f3cbeb3dbb284776b1e0edce1aaa80ce432f3aff27531080d17c06e95813f595
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

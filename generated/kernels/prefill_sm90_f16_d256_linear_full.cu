@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         91c71e28b25cf44c31510bd1f7434e84fa4cf58661352ad642a8ffe924175991
+// digest         8a8f2149441a27213c12122f382058aebc99b079f4ac6cc6bd8b87a2a84facd9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

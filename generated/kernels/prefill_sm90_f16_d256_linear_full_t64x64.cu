@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         e79f4e9b4d329a81c373a313e8d06a5c0b5e281cde93390b5fc7923d4b7140a9
+// digest         19838ead6063677748411600ab88fa7acfe9925380fea5af8bde8795d38b9020
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

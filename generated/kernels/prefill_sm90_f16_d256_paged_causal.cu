@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         a5cb6c23e2d370c615119cb943ab1fc87c45a289fe3796fd1c144bd9144a3fd0
+// digest         6dd8615b8f86e786ca8dd275c0d604d36c27fce2c5f3930e0904539881ba885a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         2b29b4d27b85e6c4d44f12051e19f16d27428942061574c06a496f2009e10933
+// digest         42572b0c3a09713c104d106a18fda06650b427b49548e70c1482feb0d9f07c27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

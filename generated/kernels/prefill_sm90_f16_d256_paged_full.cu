@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         463aa3311951d23b1b28f54cb12ab0c752e2829258b5574ae59190bc2eaaad0f
+// digest         0275dcf07ed892c22c37204542504366b413735f847df3d56f9c9ca459d352b9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

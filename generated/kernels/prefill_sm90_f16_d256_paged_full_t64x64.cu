@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         eea6d6ff579980640d3412681d2f8844ccea97702061dcc96cc5b99e62aef06b
+// digest         8079d8aa7ce3d7e6217bbb0bb94fcc3299310e244b73dec72c7811fc419fda06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

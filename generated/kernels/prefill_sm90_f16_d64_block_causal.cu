@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         662421204f9dec90b7a649fafcc99b77baa3bc5218873ac08936ca379a88d9af
+// digest         670a7d17a32bd9c7112bb4902ac83a2c4cd48b35f689d6fa7842f05d87278f03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         9e6f90a9b428c2af4fe390c839a038815c3e8349dee425dda7a47033aa36e2f0
+// digest         999bad25ea73ae2d02f09495575af25c225fc9504de20acc3e3304ac23be5fbe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

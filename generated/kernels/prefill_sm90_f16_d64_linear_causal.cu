@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         38107858d4e26c3f67aea4e38a489f120bffb9c20fa44381048127df8250ada7
+// digest         fefdf83996b7b24fc3528db469d6a64d8d1c5dd4470788b4addb68f0b8ac3b6d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         52ecbe75b106658ac3bd131d409292b52d8b53c72b64c8fe4e297ec17d763dd6
+// digest         e6ab200ff09b3617ac32be0d6c4afcca348f2cd681f16dc5052397d83476f2d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

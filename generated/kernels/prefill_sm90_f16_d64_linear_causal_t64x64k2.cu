@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         10331a2b9b5bde09d18a73441dab607c377b0f5f8ff4333808bc2a3aa50142ad
+// digest         b6c53e1e2eba7d6460070b73817a584eddc5c38ee84ed00c06a405e050a5f93e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         170a1969b3adac79956709390348f949da80caedc31d6abe9b6a0f533f9be615
+// digest         3dec9a9f309d15b9eefa19c2ab0548fc3f120a21ca456c277afbc59819b67b59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         bb94f6f12770d4ac403693596eb5761ef1b25eb6ad6e80c46b62e9bd9b23f73b
+// digest         5c99fa44f6e6783573de0cec0ff3fc404e1217f57858d31ee6297338eecabe5c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         fe1b363adb18cabb858cb04cd9d975146e3bf378ea18e44901508525be1643f6
+// digest         088864e1e797435dc9bb9fe75327bb2d5d1f03384de106ae8e079c10b6d1c134
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         affa6d0f60345f621e5051e91edaefaf9862933149c6198ae54839ca93d34a40
+// digest         a52e968381198c3ec034467416c81f1c7a75a04d3f5f3d2c21d52c08c7df0554
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

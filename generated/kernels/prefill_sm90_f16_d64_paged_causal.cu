@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         34b76b8df3ded5ff93374f87483f0a19408230291b1400ef2be63b36f572d91f
+// digest         0a980e2941ff6019b9819405296c5b7fa5a11513fb83643926971301f72007a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

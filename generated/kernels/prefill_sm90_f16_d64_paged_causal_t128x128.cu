@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         b47f9ce797f3a2ea9596cbe6144edca4be35555cc07f48abdedc1f1d4ff07d62
+// digest         6590bb7b945ddbdcd38c2d37079b37f1d7b65e2e8d62621d48e462adcc31bcd3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

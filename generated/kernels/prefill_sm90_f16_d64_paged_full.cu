@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         5552b5b7752f8d5dbdae57b51dd459a019736caa842129d68c670ec1b59a7f8b
+// digest         2cfc542230b88b6444a70547b25e7fe74b1be2ef927b6df6ea59c27df5caeb45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

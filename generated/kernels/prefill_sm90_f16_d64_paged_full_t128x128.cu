@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         9c3b1fb398f758435202ab84b2dd25d65e37dab46b4207d9a96d2f1b89f01583
+// digest         74e217005283af81f1ff8aebb197239ea1ffd33a839637b0e34a898d3114b3ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

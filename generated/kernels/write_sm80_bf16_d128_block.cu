@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         c228a5d9348ba200b3858363ddda1c642f823f29fe2d8df066a76534f81f6e2d
+// digest         71536da050e47164c3dbabf510d6b38784931a678b49da50dc9db2f5f548dc7e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         661f9964c5976f6b7d5d82ada19487a381e9fae08acc93def90b2a8d4f2aaa5e
+// digest         95c090a7a2118aa88884c3828af2a3c5779d0c752da6add7b2edf63148a9956c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

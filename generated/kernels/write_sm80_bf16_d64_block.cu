@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         3f6704d057577b85d3d2b8600d2870559ad11e8c0ca58d5be8f84e6f20b96ced
+// digest         732cc1df45f1ef81a490a39f0e97a1e22b3a479f168a97d13633f6f33225a6a0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         15c40fcbb005d2a0c485623894407ea92415cb0dee7a5ec60f68d47f29d641be
+// digest         dc8a85937f3b9baaf943f5eabe90e138b82e685da98e1fa38a4a4adddb19bf96
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         a29c7f059078f48cf0a9df7efed1edba572a7218d497178eba16da961a6c1545
+// digest         e8978c8debdd30ca9b63ffde1ad3b51b98c05a068ec9027c263e20d3a994dffe
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         260120029a73ea6387a6dec9feddf0fde2634c6290dadf0a9e5d370b553aeb01
+// digest         54b134900d70b058d85b7fdf5ab64721ba6def91f9f4375bf2ea47fdb95027ca
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         5e9acc1a6a2efe82cba244481a78519da739969c263af1e4d2c519946448c956
+// digest         1635a483f4dcf5407759a93418cf4687bde306d3bdfafb069af2554c37b8affc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

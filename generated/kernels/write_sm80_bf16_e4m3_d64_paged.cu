@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         e9141c6cf062d3e085b6e821ba84fa9448f800a241f60fda04b2a48baef3383b
+// digest         e0e17b4d983b8c7e8bed0641a6f949c18078373eaf285775a7ebef1a482ff4e4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         7f0fb671f4038feb908455bddc1e369fd2ec0fb5328c35c069a2a65a7b1e5dd0
+// digest         6768e1c4a0119d171f2cb401e080bbc95170bb5101bed7b62a8ea7ee26453fcc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         88fae3d4d5410f9e84914a8ae935e75c401e396f0d7736dccded918520c8b698
+// digest         70922f33cecb7c99ec7de14bdc8c8e95af3e41fb83192b48151d0dd647a35618
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         fe4f0b13f607752395622f49ff0dc3fc4d63eb30b95d79ebb158c546d5d16ba7
+// digest         147a7cb329136cccaa083bd7fa4ab456886bcf3371ced89f56f217e07eed9de9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

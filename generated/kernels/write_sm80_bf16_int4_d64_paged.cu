@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         d92bc69b7abb5b870a441d3c669841f3d3481e368304f433826ec1bf56de7599
+// digest         1023dc3c51b05f643d22c6c6b57bd9403417f3687521083f5aa172a8e4b1d00f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

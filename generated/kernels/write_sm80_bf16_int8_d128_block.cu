@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         617ab3b1f94af84be4f59cc868d422567e57935420068153259dd7f5a55e4a14
+// digest         999732c67e1696a073c28049cab6d9a618308e9da352381036e3bac4d1c4e91d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

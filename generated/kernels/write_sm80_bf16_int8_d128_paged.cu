@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         6c0367bdadc0625794a761402b45b1026b77b28e7e650ec51e459300eddb747e
+// digest         8480e8cff0d2e039a7d4bf5ce0d3ef395c6353156c023265af62f3291669f5d6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         f137d10cf0f64702c662a0c385330fa2dce1d17f5868d6e3c802d593a9d6dff4
+// digest         6821b247abadf6b4a7620c126c2f203fe5d8cdb43b0f7cf8d1f33251df2377c8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

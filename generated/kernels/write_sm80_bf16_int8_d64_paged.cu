@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         3bf08a6b6a14047e9e649a26a00cd9e5a1bc5865ae2b9ff9a53f9b66b24917b0
+// digest         30dc899251c4a1e46c5c66d849c8507bb6dcd1cb0bdffe7368559b6ae0a593f3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

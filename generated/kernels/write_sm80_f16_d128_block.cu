@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         bab4430fde463f6f120924d9baa41a170afa209ad2ea0a1adc391ac2365a6f7a
+// digest         bb292bf15072fcad6297014ba1cce344d33f6c1342418d9a31d0a03feae3f0ea
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         1f2ca44bfd7631e64adeb6ca170b7c6d8e146936f07d99d306baadd3446aef18
+// digest         04206a217615c834b2f7c1e9448d32f7542206d9894f09383abfd849a502d866
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         ea34ec80138282fd00f46d3d873db4ff5e3b97d8ceec079ce2e81b9f23b379d9
+// digest         d49176205b89f5bae8a69b350db6137d6f9d0d0928e4157e1ca1c2eb152c0bfa
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

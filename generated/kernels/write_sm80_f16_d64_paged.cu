@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         89a41aeeb01bd3f7da1ddd415d8fd2a2ae28657bd82facd3c8ee16fd6a3deaa8
+// digest         270bde12af49b5c84e1be0c5e65ba830a298c98c67c7389d0ac322c14c5eae4b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         f466f4890987d92fc8895965b299d47ca0e6af5b001b921888550b9abeb8ff4b
+// digest         275e3d44217b211f2dd24ab3f056cda39cae9caa0d2baae09eb675d0ae29e738
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         44151a90469e6900eb24afcfea8546f269d8dbd04911b1212afb90d30f01a8a8
+// digest         1689708295c094af11933368d5236e0b4dcf2071674e2ebcae106c8657af0441
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

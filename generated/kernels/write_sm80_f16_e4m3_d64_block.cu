@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         d711f9911efb1e78da718ebf9f453d0d0495a7ef09127086418018814c16bbf4
+// digest         1f2be6a974e02fbac7a7c7c728c9fc97f4d685cf4ec07cce3abe5ed05de9620c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

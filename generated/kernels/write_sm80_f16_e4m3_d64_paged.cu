@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         ed717f10262f6a84f04b8b4a5d177e95fcda8784786e9bfd7c9a8bd8c3b9f8cb
+// digest         651c0c889eff890709b08205b010f3efe3344609204fa1d0303b8de162bc8050
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         14fae4a4ea9678ab8dc2d3ecec7e109c218d6ad781e6bd8cfec03a79cd9f4986
+// digest         e62295f2cb040392dd728cb99995b0cc4cc4c2701224d7f91dca7d3e492b0d8f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         e9a38cb6a3b2c17e74c1bce8ceb7052abfcc76d7724378979b41beb9622612ac
+// digest         dd9f797609679d341b016cd4ac8a8ef2a8c37b9307a65ddb5f0b1ad1a306afce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

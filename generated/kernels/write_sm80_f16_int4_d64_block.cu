@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         fd2769a37cfb154cc4d0fb09a0aa98460bc56402ad003bb94e3549829bccb337
+// digest         709a65c8d9719fec691f9b3cd4287fe4cdfa2bbc60c2da312c5b83214af15995
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

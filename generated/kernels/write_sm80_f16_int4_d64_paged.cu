@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         4a2d7ef02895baa3f8dc37b9dd40f0baf1ab266f684d08e2e1da52620b525b47
+// digest         9a07710c5446dcbe91c5e767da85dbfd3d090b6a598519b04e54e84912b60c55
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

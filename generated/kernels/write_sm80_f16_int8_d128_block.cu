@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         7777542e94d4ecd26b2bafb47b7196250e77703cc18a48f576f3238aaafa1905
+// digest         9944a9829bee7aef91a227ca151abc0eb4159ba10f6146779cbb2e95b56349f9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         69fbe6f8565a77054380660a558aa6f323ff67b334844bc4d2536a3e9a15310f
+// digest         24457d3848025dad6321bdaeb0a0850f1d9a05f76458ccfacb683d95c6ec322a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         212af51248d17dd924d5c2b43e092e60a100ad25d6287c5c4d478388bb3b3fc0
+// digest         017b2663097ac84056ca87e7c51f4030b8005ce261ea69ff6cbfe9607ab8abb9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

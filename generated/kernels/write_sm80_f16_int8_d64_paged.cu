@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         28ebd9df85754ebd1af062de9c2fbe50ed6be14743be86beb2fe59ee0658773c
+// digest         920046afe80e16125ca596a8cb3f4070647d18333c1e4f3d0dd626744ab0e857
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -45,20 +45,6 @@ std::string word_of(Mode mode) {
   return std::to_string(static_cast<int>(mode));
 }
 
-std::string word_of(KvType kv_type) {
-  switch (kv_type) {
-    case KvType::kSame:
-      return "same";
-    case KvType::kInt8:
-      return "int8";
-    case KvType::kInt4:
-      return "int4";
-    case KvType::kE4m3:
-      return "e4m3";
-  }
-  return std::to_string(static_cast<int>(kv_type));
-}
-
 // The name under which attn-codegen emits a kernel for the traits; sm80 kernels run on every device
 // from 8.0 on.
 std::string name_of(const Traits& traits) {

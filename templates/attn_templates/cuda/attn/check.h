@@ -24,12 +24,18 @@ inline void need_pointer(const char* field, const void* pointer) {
   }
 }
 
-// Kernels move 16 bytes at a time.
-inline void need_aligned(const char* field, const void* pointer) {
+inline void need_multiple_of(const char* field, const void* pointer, int bytes, const char* why) {
   need_pointer(field, pointer);
-  if (reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0) {
-    refuse_field(field, "is not aligned to 16 bytes: kernels read and write 16 bytes at a time");
+  const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+  if (address % bytes != 0) {
+    refuse_field(field,
+                 "is address " + std::to_string(address) + ": it must be a multiple of " +
+                     std::to_string(bytes) + ", since " + why);
   }
+}
+
+inline void need_aligned(const char* field, const void* pointer) {
+  need_multiple_of(field, pointer, 16, "kernels read and write 16 bytes at a time");
 }
 
 // So many elements are 16 bytes.
@@ -44,12 +50,8 @@ inline void need_stride(const char* field, std::int64_t stride, int multiple = 8
   }
 }
 
-// A pair is read by one load of 4 bytes.
 inline void need_pairs(const char* field, const void* pairs) {
-  need_pointer(field, pairs);
-  if (reinterpret_cast<std::uintptr_t>(pairs) % 4 != 0) {
-    refuse_field(field, "is not aligned to 4 bytes, the size of a (scale, zero) pair");
-  }
+  need_multiple_of(field, pairs, 4, "a (scale, zero) pair is read by one load of 4 bytes");
 }
 
 inline void need_pair_stride(const char* field, std::int64_t stride) {
@@ -72,6 +74,30 @@ inline void need_equal(const char* field, int got, int expected) {
                  "is " + std::to_string(got) + ", but this kernel was compiled for " +
                      std::to_string(expected) + ": take the kernel of your head size");
   }
+}
+
+// As configuration names have it.
+inline std::string word_of(KvType kv_type) {
+  switch (kv_type) {
+    case KvType::kSame:
+      return "same";
+    case KvType::kInt8:
+      return "int8";
+    case KvType::kInt4:
+      return "int4";
+    case KvType::kE4m3:
+      return "e4m3";
+  }
+  return std::to_string(static_cast<int>(kv_type));
+}
+
+template <class Config>
+void check_widths(const AttentionParams<typename Config::T>& params) {
+  need_equal("size_per_head", params.size_per_head, Config::kHeadDim);
+  const bool is_given = params.size_per_head_v != 0;
+  need_equal("size_per_head_v",
+             is_given ? params.size_per_head_v : params.size_per_head,
+             Config::kHeadDimV);
 }
 
 template <class Kv>
@@ -137,10 +163,8 @@ void check_cache_of(const AttentionParams<typename Config::T>& params) {
   using Kv = KvTraits<typename Config::T, typename Config::Tkv>;
   if (params.kv_type != Kv::kType) {
     refuse_field("kv_type",
-                 "is " + std::to_string(static_cast<int>(params.kv_type)) +
-                     ", but this kernel was compiled for " +
-                     std::to_string(static_cast<int>(Kv::kType)) +
-                     ": take the kernel of your cache's elements (attn/types.h numbers them)");
+                 "is " + word_of(params.kv_type) + ", but this kernel was compiled for " +
+                     word_of(Kv::kType) + ": take the kernel of your cache's elements");
   }
   if (params.kv_scale_stride != 0 && params.kv_scale_stride != 1) {
     refuse_field("kv_scale_stride",
@@ -198,11 +222,11 @@ inline void need_word(const char* field, int value, int last) {
 }
 
 // Which keys a rank has, and where they lie.
-template <class T>
-void check_shard(const AttentionParams<T>& params) {
+template <class Config>
+void check_shard(const AttentionParams<typename Config::T>& params) {
   check_ranks(params.cp_rank, params.cp_size, params.cp_chunk);
   need_word("cp_sharding", static_cast<int>(params.cp_sharding), 2);
-  if (params.cp_size > 1 && params.cache == CacheType::kLinear && params.batch_size > 1 &&
+  if (params.cp_size > 1 && Config::kCache == CacheType::kLinear && params.batch_size > 1 &&
       params.linear_iter_params.cu_rows == nullptr) {
     refuse_field("linear_iter_params.cu_rows",
                  "is null, but cu_k_len counts keys of all " + std::to_string(params.cp_size) +
@@ -210,9 +234,9 @@ void check_shard(const AttentionParams<T>& params) {
   }
 }
 
-template <class T>
-void check_context_parallel(const AttentionParams<T>& params, int head_dim_v) {
-  check_shard(params);
+template <class Config>
+void check_context_parallel(const AttentionParams<typename Config::T>& params) {
+  check_shard<Config>(params);
   need_word("cp_form", static_cast<int>(params.cp_form), 2);
   if (params.cp_size <= 1) {
     if (params.cp_out_stride != 0) {
@@ -222,7 +246,7 @@ void check_context_parallel(const AttentionParams<T>& params, int head_dim_v) {
     }
     return;
   }
-  const std::int64_t width = std::int64_t{params.num_heads} * head_dim_v;
+  const std::int64_t width = std::int64_t{params.num_heads} * Config::kHeadDimV;
   if (params.cp_out_stride != 0 && params.cp_out_stride < width) {
     refuse_field("cp_out_stride",
                  "is " + std::to_string(params.cp_out_stride) + ": the heads of a token take " +
@@ -295,17 +319,14 @@ void check_params(const AttentionParams<typename Config::T>& params) {
   need_stride("stride", params.stride);
   need_pointer("cu_q_len", params.cu_q_len);
   need_pointer("cu_k_len", params.cu_k_len);
-  need_equal("size_per_head", params.size_per_head, Config::kHeadDim);
-  if (params.size_per_head_v != 0) {
-    need_equal("size_per_head_v", params.size_per_head_v, Config::kHeadDimV);
-  }
+  check_widths<Config>(params);
   if (!(params.inv_sqrt_dh > 0.0f) || params.inv_sqrt_dh > 3.4e38f) {
     refuse_field(
         "inv_sqrt_dh",
         "is " + std::to_string(params.inv_sqrt_dh) +
             ": the softmax scale must be finite and above 0, usually 1 / sqrt(size_per_head)");
   }
-  check_context_parallel(params, Config::kHeadDimV);
+  check_context_parallel<Config>(params);
   if (Config::kMode != Mode::kDecode && params.sinks != nullptr) {
     refuse_field("sinks",
                  "is given, but only decode kernels add sinks: leave it null",

@@ -12,14 +12,11 @@ namespace attn::detail {
 template <class Config>
 void check_write(const AttentionParams<typename Config::T>& params) {
   check_new_rows(params);
-  check_shard(params);
+  check_shard<Config>(params);
   need_pointer("cu_q_len", params.cu_q_len);
   need_pointer("cu_k_len", params.cu_k_len);
   need_positive("num_kv_heads", params.num_kv_heads);
-  need_equal("size_per_head", params.size_per_head, Config::kHeadDim);
-  if (params.size_per_head_v != 0) {
-    need_equal("size_per_head_v", params.size_per_head_v, Config::kHeadDimV);
-  }
+  check_widths<Config>(params);
   check_cache_of<Config>(params);
 }
 
