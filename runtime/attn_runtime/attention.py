@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,16 +12,17 @@ from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, KvDtype, Ma
 from attn_codegen.tuning import Tuning
 from attn_runtime import driver
 from attn_runtime.arguments import Numbers, default_max_q_len
-from attn_runtime.arrays import PYCUDA, Key, adapter_of
+from attn_runtime.arrays import PYCUDA, adapter_of
+from attn_runtime.call_memory import CallMemories
 from attn_runtime.checks import need_int
 from attn_runtime.context_parallel import ContextParallel, ranks_of
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
-from attn_runtime.given import Given, context_of
+from attn_runtime.given import Given, context_of, context_of_first, given_of
 from attn_runtime.kernels import candidates, kernels_for, load_kernels, reserve_counters
 from attn_runtime.launch import ARRAYS
 from attn_runtime.plan import Plan, Problem, SplitPolicy
-from attn_runtime.prepared import Memory, NumberKey, Prepared, plan_call, prepare_call
+from attn_runtime.prepared import Prepared, plan_call, prepare_call
 from attn_runtime.settings import Settings, device_ordinal, make_settings, tile_of, with_tile
 from attn_runtime.streams import is_pycuda_stream, stream_handle
 
@@ -94,7 +94,7 @@ class Attention:
         )
         self.context_parallel: Final = context_parallel
         self.device: Final = device_ordinal(device)
-        self._local = threading.local()
+        self._memories: Final = CallMemories[Prepared]()
 
     @property
     def config(self) -> AttentionConfig:
@@ -239,11 +239,13 @@ class Attention:
         context = None if adapter.knows_device else self._context_of(addresses[0])
         numbers = (max_q_len, max_k_len, block_len, layer_offset)
         key = (keys, numbers, context)
-        memory = self._memory()
+        memory = self._memories.own()
         if key == memory.last_key:
             call = memory.last_call
         else:
-            call = memory.recall(key) or self._prepared(arrays, keys, addresses, numbers, context)
+            call = memory.recall(key) or self._prepared(
+                given_of(ARRAYS, arrays, keys, addresses), Numbers(*numbers), context
+            )
             memory.keep(key, call)
         if out is None:
             out, addresses[_OUT] = adapter.empty(
@@ -264,14 +266,6 @@ class Attention:
         del owners  # what exporters lent is needed until here
         return (out, lse) if return_lse else out
 
-    def _memory(self) -> Memory:
-        """The calls of this thread: a launch writes to a buffer that all its runs share."""
-        try:
-            memory: Memory = self._local.memory
-        except AttributeError:
-            memory = self._local.memory = Memory()
-        return memory
-
     def _own_context(self) -> Context:
         ordinal = driver.current_device() if self.device is None else self.device
         return driver.context_of_device(ordinal)
@@ -281,24 +275,11 @@ class Attention:
         return context_of("q", pointer) if pointer else self._own_context()
 
     def _prepared(
-        self,
-        arrays: tuple[Any, ...],
-        keys: Sequence[Key | None],
-        addresses: Sequence[int],
-        numbers: NumberKey,
-        context: Context | None,
+        self, given: Sequence[Given], numbers: Numbers, context: Context | None
     ) -> Prepared:
         """The first call of a kind, on the device of q."""
-        given = [
-            Given(name, adapter_of(array, name), key, address)
-            for name, array, key, address in zip(ARRAYS, arrays, keys, addresses, strict=True)
-            if key is not None
-        ]
         if context is None:
-            ordinal = given[0].describe().ordinal
-            if ordinal is None or ordinal < 0:
-                raise ArgumentError("q", "q is in host memory: move it to a GPU")
-            context = driver.context_of_device(ordinal)
+            context = context_of_first(given)
         if self.device not in (None, context.device.ordinal):
             raise ArgumentError(
                 "q",
@@ -306,7 +287,7 @@ class Attention:
                 f"for GPU {self.device}: move q, or build an Attention without device=",
             )
         exchange = self.context_parallel if self.settings.ranks.exchanges else None
-        return prepare_call(self.settings, given, Numbers(*numbers), context, exchange)
+        return prepare_call(self.settings, given, numbers, context, exchange)
 
 
 def _run(call: Prepared, addresses: list[int], own: bool, stream: Any, handle: int) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,19 +12,17 @@ from attn_codegen.config import Cache, Dtype, KvDtype, Mode
 from attn_runtime import driver
 from attn_runtime.arrays import adapter_of
 from attn_runtime.call_buffer import CallBuffer
+from attn_runtime.call_memory import CallMemories
 from attn_runtime.checks import need_int
 from attn_runtime.context_parallel import ContextParallel, ranks_of
 from attn_runtime.driver import Context
-from attn_runtime.errors import ArgumentError
-from attn_runtime.given import Given, context_of, views_of
+from attn_runtime.given import Given, context_of, context_of_first, given_of, views_of
 from attn_runtime.kernel import Kernel, load
 from attn_runtime.kv_cache import Values
 from attn_runtime.settings import config_of, device_ordinal, refuse_unsupported
 from attn_runtime.streams import stream_handle
 from attn_runtime.write_call import ARRAYS, check_write, places
 
-_KEPT: Final = 256
-"""Kinds of calls that a thread remembers; the oldest is forgotten first."""
 _STRUCT: Final = "AttentionParams"
 
 
@@ -67,7 +64,7 @@ class CacheWriter:
         self.num_kv_heads: Final = need_int("num_kv_heads", num_kv_heads, least=1)
         self.device: Final = device_ordinal(device)
         self._ranks = ranks_of(context_parallel)
-        self._local = threading.local()
+        self._memories: Final = CallMemories[WriteCall]()
 
     def prepare(self) -> None:
         """Compile and load the kernel, so that no call and no graph capture has to. Raises
@@ -122,15 +119,15 @@ class CacheWriter:
         handle = adapter.current_stream(k_new) if stream is None else stream_handle(stream)
         keys, addresses, owners = adapter.read_all(arrays, ARRAYS, handle)
         context = None if adapter.knows_device else self._context_of(addresses[0])
-        call = self._recall((tuple(keys), block_len, layer_offset, context))
-        if call is None:
-            given = [
-                Given(name, adapter_of(array, name), key, address)
-                for name, array, key, address in zip(ARRAYS, arrays, keys, addresses, strict=True)
-                if key is not None
-            ]
-            call = self._prepared(given, block_len, layer_offset, context)
-            self._keep((tuple(keys), block_len, layer_offset, context), call)
+        key = (keys, (block_len, layer_offset), context)
+        memory = self._memories.own()
+        if key == memory.last_key:
+            call = memory.last_call
+        else:
+            call = memory.recall(key) or self._prepared(
+                given_of(ARRAYS, arrays, keys, addresses), block_len, layer_offset, context
+            )
+            memory.keep(key, call)
         if call.context.is_current():
             call.run(addresses, handle)
         else:
@@ -144,27 +141,6 @@ class CacheWriter:
         ordinal = driver.current_device() if self.device is None else self.device
         return driver.context_of_device(ordinal)
 
-    def _recall(self, key: Any) -> WriteCall | None:
-        try:
-            found: WriteCall | None = self._calls().get(key)
-        except TypeError:  # a number that is none, such as a list: refused with its name later
-            return None
-        return found
-
-    def _keep(self, key: Any, call: WriteCall) -> None:
-        calls = self._calls()
-        if len(calls) >= _KEPT:
-            del calls[next(iter(calls))]
-        calls[key] = call
-
-    def _calls(self) -> dict[Any, WriteCall]:
-        """The calls of this thread."""
-        try:
-            calls: dict[Any, WriteCall] = self._local.calls
-        except AttributeError:
-            calls = self._local.calls = {}
-        return calls
-
     def _prepared(
         self,
         given: Sequence[Given],
@@ -174,10 +150,7 @@ class CacheWriter:
     ) -> WriteCall:
         """The first call of a kind, on the device of k_new."""
         if context is None:
-            ordinal = given[0].describe().ordinal
-            if ordinal is None or ordinal < 0:
-                raise ArgumentError("k_new", "k_new is in host memory: move it to a GPU")
-            context = driver.context_of_device(ordinal)
+            context = context_of_first(given)
         views = views_of(given, ARRAYS, context)
         ordinal = context.device.ordinal
         values = check_write(

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from attn_runtime import driver
 from attn_runtime.array_view import ArrayView
-from attn_runtime.arrays import Adapter, Key
+from attn_runtime.arrays import Adapter, Key, adapter_of
 from attn_runtime.checks import Views
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError, DriverError
@@ -26,6 +27,30 @@ class Given:
     def describe(self) -> ArrayView:
         """The array as plain data."""
         return self.adapter.describe(self.key, self.name)
+
+
+def given_of(
+    names: Sequence[str],
+    arrays: Sequence[Any],
+    keys: Sequence[Key | None],
+    addresses: Sequence[int],
+) -> list[Given]:
+    """The arrays of a call that are given, by what `Adapter.read_all` read."""
+    return [
+        Given(name, adapter_of(array, name), key, address)
+        for name, array, key, address in zip(names, arrays, keys, addresses, strict=True)
+        if key is not None
+    ]
+
+
+def context_of_first(given: Sequence[Given]) -> Context:
+    """The context of the GPU that the first array is on, as its library says. Raises ArgumentError
+    for host memory."""
+    first = given[0]
+    ordinal = first.describe().ordinal
+    if ordinal is None or ordinal < 0:
+        raise ArgumentError(first.name, f"{first.name} is in host memory: move it to a GPU")
+    return driver.context_of_device(ordinal)
 
 
 def views_of(given: Sequence[Given], names: Sequence[str], context: Context) -> Views:

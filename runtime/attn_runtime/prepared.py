@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
 
 from attn_codegen.config import Arch, Mode
 from attn_runtime.arguments import (
@@ -17,7 +16,6 @@ from attn_runtime.arguments import (
     check_workspace,
 )
 from attn_runtime.array_view import ArrayView
-from attn_runtime.arrays import Key
 from attn_runtime.decode_launch import DecodeLaunch
 from attn_runtime.decode_plan import (
     plan_decode,
@@ -34,13 +32,6 @@ from attn_runtime.settings import Settings
 from attn_runtime.tma_launch import TmaLaunch
 from attn_runtime.workspace import aligned
 
-_KEPT: Final = 1024
-"""Kinds of calls that a thread remembers; the oldest is forgotten first."""
-
-NumberKey = tuple[int | None, int | None, int | None, int | None]
-"""The fields of Numbers."""
-CallKey = tuple[list[Key | None], NumberKey, Context | None]
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -52,34 +43,6 @@ class Prepared:
     out_shape: tuple[int, ...]
     out_dtype: str
     lse_shape: tuple[int, ...]
-
-
-class Memory:
-    """Calls that a thread has made before, by all that was checked then; the last one is found by
-    a comparison alone."""
-
-    __slots__ = ("_calls", "last_call", "last_key")
-
-    def __init__(self) -> None:
-        self._calls: dict[Any, Prepared] = {}
-        self.last_key: CallKey | None = None
-        self.last_call: Prepared
-
-    def recall(self, key: CallKey) -> Prepared | None:
-        """The call of a key, if it is kept."""
-        keys, numbers, context = key
-        try:
-            return self._calls.get((tuple(keys), numbers, context))
-        except TypeError:  # a number that is none, such as a list: refused with its name later
-            return None
-
-    def keep(self, key: CallKey, call: Prepared) -> None:
-        """Make a call the last one, and remember it as long as there is room."""
-        keys, numbers, context = key
-        if len(self._calls) >= _KEPT:
-            del self._calls[next(iter(self._calls))]
-        self._calls[tuple(keys), numbers, context] = call
-        self.last_key, self.last_call = key, call
 
 
 def prepare_call(

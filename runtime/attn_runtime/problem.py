@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from attn_runtime.errors import AttnError
+
 INT_MAX = 2**31 - 1
 COST_MAX = 2**16 - 1
 """Nanoseconds of a tile or a step, so that sums of them stay in 64 bits."""
 
 
-class PlanError(ValueError):
+class PlanError(AttnError, ValueError):
     """A call that cannot be planned.
 
     `field` is the member of AttentionParams, or of the limits, at fault.

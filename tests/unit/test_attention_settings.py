@@ -12,7 +12,7 @@ import pytest
 from attn_codegen.config import AttentionConfig, Cache, Dtype, Mask
 from attn_codegen.errors import CodegenError, ConfigError
 from attn_codegen.tuning import Tuning, shipped
-from attn_runtime import ArgumentError, Attention, SplitPolicy
+from attn_runtime import ArgumentError, Attention, PlanError, SplitPolicy
 from attn_runtime.settings import device_ordinal
 
 
@@ -91,6 +91,7 @@ def test_a_number_out_of_range_is_refused_by_its_name(
 def test_errors_of_the_runtime_are_errors_of_the_toolkit() -> None:
     with pytest.raises(CodegenError):
         built(num_heads=0)
+    assert issubclass(PlanError, CodegenError)
     with pytest.raises(ValueError):
         built(num_heads=0)
 

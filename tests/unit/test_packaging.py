@@ -43,6 +43,7 @@ def test_the_wheel_holds_every_module_header_and_template(wheel: Path) -> None:
     assert held == expected
     assert any(name.endswith(".cuh") for name in held)
     assert any(name.endswith(".j2") for name in held)
+    assert {f"{Path(package).name}/py.typed" for package in PACKAGES} <= held
 
 
 def test_the_installed_wheel_emits_what_the_checkout_emits(wheel: Path, tmp_path: Path) -> None:
