@@ -12,6 +12,7 @@
 #include <exception>
 #include <iostream>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -235,27 +236,30 @@ void run(int ranks) {
   std::vector<ncclComm_t> communicators(ranks);
   check(ncclCommInitAll(communicators.data(), ranks, nullptr));
   std::vector<std::vector<half>> results(ranks);
-  std::vector<std::exception_ptr> errors(ranks);
+  std::exception_ptr error;  // of the rank that failed first
+  std::once_flag failed;
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank) {
     threads.emplace_back([&, rank] {
       try {
         results[rank] = run_rank(problem, communicators[rank], rank, ranks);
       } catch (...) {
-        errors[rank] = std::current_exception();
-        for (ncclComm_t communicator : communicators) {
-          ncclCommAbort(communicator);  // so that no other rank waits for this one
-        }
+        std::call_once(failed, [&] {
+          error = std::current_exception();
+          for (ncclComm_t communicator : communicators) {
+            ncclCommAbort(communicator);  // so that no other rank waits for this one
+          }
+        });
       }
     });
   }
   for (std::thread& thread : threads) {
     thread.join();
   }
+  if (error) {
+    std::rethrow_exception(error);
+  }
   for (int rank = 0; rank < ranks; ++rank) {
-    if (errors[rank]) {
-      std::rethrow_exception(errors[rank]);
-    }
     std::cout << "rank " << rank << " of " << ranks << ": largest error "
               << max_error(problem, results[rank]) << '\n';
     ncclCommDestroy(communicators[rank]);

@@ -64,8 +64,9 @@ template <class Kernel, class = detail::RequireEmitted<Kernel>>
 void invokeDecoding(const typename Kernel::ParamType& params);
 
 // Writes new rows of K and V into a cache, quantising them where the kernel does (WriteConfig):
-// token i of n of a sequence goes to position k_len - n + i. Reads k, v, k_stride, v_stride,
-// cu_q_len (of the new tokens), cu_k_len (with them), num_kv_heads and the cache.
+// token i of n of a sequence goes to position k_len - n + i; of cp_size ranks, each is given all
+// new rows, and writes its own. Reads k, v, k_stride, v_stride, cu_q_len (of the new tokens),
+// cu_k_len (with them), num_kv_heads, cp_rank, cp_size, cp_sharding, cp_chunk and the cache.
 template <class Kernel, class = detail::RequireEmitted<Kernel>>
 void invokeWrite(const typename Kernel::ParamType& params);
 

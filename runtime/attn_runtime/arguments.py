@@ -125,7 +125,7 @@ def _check_appended(settings: Settings, views: Views, token_num: int) -> Values:
         raise ArgumentError(
             "k_new",
             f"k_new was given, and keys are spread over {settings.ranks.size} ranks: write the "
-            "rows of each rank with a CacheWriter first",
+            "new rows with a CacheWriter(context_parallel=...) first, and leave them out here",
         )
     if views.get("offset_q") is not None:
         raise ArgumentError(

@@ -115,6 +115,13 @@ class TorchCommunicator:
                 "group is None, and torch.distributed is not initialised: call "
                 "init_process_group('nccl') first, or give a communicator",
             )
+        backend = distributed.get_backend(group)
+        if backend in ("gloo", "mpi"):
+            raise ArgumentError(
+                "group",
+                f"group has the backend {backend}: exchanges between GPUs are NCCL's; give a group "
+                "of init_process_group('nccl') or of new_group(backend='nccl')",
+            )
         self._torch: Any = torch
         self._group = distributed.group.WORLD if group is None else group
         self.rank: int = distributed.get_rank(self._group)

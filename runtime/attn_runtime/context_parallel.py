@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from itertools import accumulate
 from typing import Any, Final, TypeVar
@@ -16,6 +17,7 @@ from attn_runtime.events import Event, is_capturing, make_stream, thread_entry
 from attn_runtime.problem import CpForm, KeySharding
 from attn_runtime.ranks import ONE_RANK, Ranks
 from attn_runtime.shards import KeyShards, shards_of
+from attn_runtime.streams import stream_handle
 
 
 class Sharding(StrEnum):
@@ -58,9 +60,10 @@ class ContextParallel:
     communicators.Communicator. All ranks make the same calls in the same order, from one thread at
     a time. `timeout_s` is how long an exchange may take once this rank has come to it: when a rank
     has failed, the communicator is aborted then, so that nothing waits forever, and the next call,
-    `check` or `wait` raises ContextParallelError. `rounds` is the most rounds that a call takes:
-    what the heads of a round leave is exchanged while those of the next are computed. Left out, it
-    follows from the bytes that are exchanged; 1 exchanges everything behind the kernel.
+    `check` or `wait` raises ContextParallelError; a graph is replayed within `watch`. `rounds` is
+    the most rounds that a call takes: what the heads of a round leave is exchanged while those of
+    the next are computed. Left out, it follows from the bytes that are exchanged; 1 exchanges
+    everything behind the kernel.
     """
 
     def __init__(
@@ -108,10 +111,11 @@ class ContextParallel:
         """The positions of this rank's keys of a sequence, in the order of its cache (numpy)."""
         return self._shards(length).positions(length)
 
-    def _shards(self, length: int) -> KeyShards:
-        """Of a sequence of so many keys, all ranks' together."""
-        ranks, length = self.ranks, need_int("length", length)
-        return shards_of(ranks.sharding, ranks.size, ranks.rank, ranks.chunk, length)
+    def watch(self, stream: Any) -> AbstractContextManager[None]:
+        """Bound by `timeout_s` what is enqueued within, from when `stream` comes to it: the replay
+        of a graph, whose exchanges nothing else watches (`with group.watch(stream):
+        graph.replay()`)."""
+        return self._watched("what was enqueued within watch()", stream_handle(stream))
 
     def check(self) -> None:
         """Raise ContextParallelError if an exchange has failed; waits for nothing."""
@@ -122,6 +126,11 @@ class ContextParallel:
         """Until every exchange so far has ended; raises ContextParallelError if one fails."""
         if self._deadlines is not None:
             self._deadlines.wait()
+
+    def _shards(self, length: int) -> KeyShards:
+        """Of a sequence of so many keys, all ranks' together."""
+        ranks, length = self.ranks, need_int("length", length)
+        return shards_of(ranks.sharding, ranks.size, ranks.rank, ranks.chunk, length)
 
     # --- what a launch asks for -----------------------------------------------------------------
 
@@ -180,7 +189,7 @@ def ranks_of(context_parallel: Any) -> Ranks:
     return ranks
 
 
-class _Watched:
+class _Watched(AbstractContextManager[None]):
     """An exchange between two events, with a deadline; none within a graph capture. It is watched
     from its beginning: NCCL connects ranks in their first call, and there the host waits for them.
     """

@@ -110,7 +110,8 @@ class Deadlines:
     def _fail(self, exchange: _Exchange, how: str) -> None:
         self._failure = (
             f"{self._who}: exchange {exchange.index} ({exchange.what}) {how}. Another rank failed, "
-            "or makes other calls than this one; the communicator was aborted: build a new one"
+            "makes other calls than this one, or came later than timeout_s allows; the "
+            "communicator was aborted: build a new one, and a ContextParallel over it"
         )
         try:
             self._abort()

@@ -3,13 +3,15 @@
 
     python tests/gpu/bench_context_parallel.py                  # 1, 2, 4, ... of the visible GPUs
     python tests/gpu/bench_context_parallel.py --ranks 1,2 --tokens 131072 --keys 1048576
+    python tests/gpu/bench_context_parallel.py --ranks 1 --alone 2,4,8   # what a rank computes
 
 prefill: a causal prompt, 32 query and 8 KV heads of 128, bf16, in a ring. decode: one new token
 over a cache of that many keys, paged in blocks of 64, keys interleaved, parts gathered, in a CUDA
 graph. chunk: the same with a piece of a prompt, with its exchange behind the kernel, and in rounds
 of heads. Times are medians over rounds of the slowest rank, from CUDA events around calls that
 follow one another without a pause; `exchange` is the same number of bytes alone, with no kernel
-beside it.
+beside it. "1 of n" is one GPU at the work of a rank of n, with copies in its own memory in place
+of what goes round a ring, and nothing gathered.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alone import Alone
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_LEN = 32, 8, 128, 64
 ROUNDS = 7
@@ -35,16 +40,18 @@ def main() -> None:
     if "RANK" in os.environ:
         run_rank(arguments)
         return
-    sizes = arguments.ranks or default_sizes()
     first: dict[str, float] = {}
     print("| what | ranks | ms | times 1 rank | exchange alone, ms | bytes received per rank |")
     print("|---|---|---|---|---|---|")
-    for size in sizes:
-        for row in rows_of(size):
-            one = first.setdefault(row["what"], row["ms"] * size)
-            speedup = one / row["ms"] if sizes[0] == 1 else float("nan")
+    groups = [(size, None) for size in arguments.ranks or default_sizes()]
+    for size, alone in [*groups, *((1, of) for of in arguments.alone)]:
+        for row in rows_of(size, alone):
+            if size == 1 and alone is None:
+                first[row["what"]] = row["ms"]
+            speedup = first.get(row["what"], float("nan")) / row["ms"]
             print(
-                f"| {row['what']} | {size} | {row['ms']:.3f} | {speedup:.2f} "
+                f"| {row['what']} | {size if alone is None else f'1 of {alone}'} "
+                f"| {row['ms']:.3f} | {speedup:.2f} "
                 f"| {row['exchange_ms']:.3f} | {row['bytes']:,} |",
                 flush=True,
             )
@@ -53,13 +60,19 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     """The words of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", type=lambda text: [int(one) for one in text.split(",")])
+    parser.add_argument("--ranks", type=numbers)
+    parser.add_argument("--alone", type=numbers, default=[], help="ranks that one GPU stands for")
     parser.add_argument("--tokens", type=int, default=131_072, help="of the prompt")
     parser.add_argument("--keys", type=int, default=1_048_576, help="of the decode cache")
     parser.add_argument("--chunk", type=pair, default=(8192, 131_072), help="tokens:keys")
     parser.add_argument("--only", choices=("prefill", "decode", "chunk"))
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds, of an exchange")
     return parser.parse_args()
+
+
+def numbers(text: str) -> list[int]:
+    """1,2,4"""
+    return [int(one) for one in text.split(",")]
 
 
 def pair(text: str) -> tuple[int, int]:
@@ -78,13 +91,13 @@ def default_sizes() -> list[int]:
     return sizes
 
 
-def rows_of(size: int) -> Iterator[dict[str, Any]]:
-    """What rank 0 of a group of processes measures, row by row."""
+def rows_of(size: int, alone: int | None) -> Iterator[dict[str, Any]]:
+    """What rank 0 of a group of processes measures, row by row; `alone`: as one rank of so many."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"WORLD_SIZE": str(size)}
+    common |= {"WORLD_SIZE": str(size), "ALONE": str(alone or "")}
     common.setdefault("NCCL_NVLS_ENABLE", "0")
     started = [
         subprocess.Popen(
@@ -126,6 +139,19 @@ def run_rank(arguments: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
+def communicator() -> Alone | None:
+    """That of a rank without others; None: torch's default group."""
+    from alone import Alone
+
+    size = os.environ["ALONE"]
+    return Alone(int(size)) if size else None
+
+
+def is_exchanged(size: int) -> bool:
+    """Whether there is another rank to exchange with."""
+    return size > 1 and communicator() is None
+
+
 def prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A causal prompt in a ring."""
     import torch
@@ -134,7 +160,11 @@ def prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     lens = (arguments.tokens,)
     ring = RingAttention(
-        num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, timeout_s=arguments.timeout
+        communicator(),
+        num_heads=HEADS,
+        num_kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        timeout_s=arguments.timeout,
     )
     layout = ring.layout(lens)
     rows = layout.rows(layout.rank)
@@ -151,7 +181,7 @@ def prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for _ in range(layout.size - 1):
             ring.group.rotate(send.data_ptr(), receive.data_ptr(), moved, stream)
 
-    (alone,) = timed([exchange], 3) if layout.size > 1 else (0.0,)
+    (alone,) = timed([exchange], 3) if is_exchanged(layout.size) else (0.0,)
     what = f"prefill {arguments.tokens} tokens, ring"
     received = moved * (layout.size - 1)
     return [{"what": what, "ms": ms, "exchange_ms": alone, "bytes": received}]
@@ -191,7 +221,7 @@ def row_of(what: str, ms: float, group: Any, tokens: int, repeats: int) -> dict[
     def exchange() -> None:
         group.gather(parts.data_ptr(), floats, torch.cuda.current_stream().cuda_stream)
 
-    (alone,) = timed([exchange], repeats, in_graph=True) if size > 1 else (0.0,)
+    (alone,) = timed([exchange], repeats, in_graph=True) if is_exchanged(size) else (0.0,)
     return {"what": what, "ms": ms, "exchange_ms": alone, "bytes": 4 * floats * (size - 1)}
 
 
@@ -203,7 +233,7 @@ def over_cache(
 
     from attn_runtime import Attention, ContextParallel
 
-    group = ContextParallel(timeout_s=timeout, rounds=rounds)
+    group = ContextParallel(communicator(), timeout_s=timeout, rounds=rounds)
     attention = Attention(
         mode=mode,
         num_heads=HEADS,
@@ -223,7 +253,7 @@ def over_cache(
     out = torch.empty_like(q)
     bounds = {"max_q_len": tokens, "max_k_len": keys}
     size = attention.workspace_size(token_num=tokens, batch_size=1, **bounds)
-    workspace = torch.empty(max(size, 1), dtype=torch.uint8, device="cuda")
+    workspace = torch.zeros(max(size, 1), dtype=torch.uint8, device="cuda")
     given = {"cu_q_len": cu_q, "cu_k_len": cu_k, "block_table": table} | bounds
     return lambda: attention(q, k, v, out=out, workspace=workspace, **given), group
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rank of a group on NCCL: `rank_process.py SCENARIO`, started once per GPU by test_nccl.py
+"""One rank of a group on NCCL: `rank_process.py SCENARIO ...`, started once per GPU by test_nccl.py
 with the environment of torch.distributed (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from harness import attention_for, bounds, launch, plan_of, problem_of, same_bits, verdict
+from harness import (
+    attention_for,
+    bounds,
+    everything_given,
+    launch,
+    plan_of,
+    problem_of,
+    same_bits,
+    verdict,
+)
 from ranks import rank_problem
 
 from attn_codegen.config import Cache, Dtype
@@ -203,6 +212,24 @@ def failing() -> None:
     leave_last_or_be_told(attend, group)
 
 
+def failing_replay() -> None:
+    """The last rank leaves after a replay of a graph: those who watch theirs are told so."""
+    attend, group = small_call()
+    attend()
+    group.wait()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        attend()
+
+    def replay() -> None:
+        with group.watch(torch.cuda.current_stream()):
+            graph.replay()
+
+    replay()
+    group.wait()
+    leave_last_or_be_told(replay, group)
+
+
 def absent() -> None:
     """The last rank leaves before its first call, in which NCCL would connect it."""
     leave_last_or_be_told(*small_call())
@@ -216,7 +243,8 @@ def small_call() -> tuple[Callable[[], object], ContextParallel]:
     attn = attention_for(kernel.config, task.batch, "off", group)
     own = rank_problem(problem_of(kernel, task), task, group)
     attn.prepare()
-    return lambda: launch(own, attn, **bounds(task.batch)), group
+    given = everything_given(own, attn, bounds(task.batch))
+    return lambda: attn(**given), group
 
 
 def leave_last_or_be_told(attend: Callable[[], object], group: ContextParallel) -> None:
@@ -240,26 +268,23 @@ def leave_last_or_be_told(attend: Callable[[], object], group: ContextParallel) 
 
 
 def main() -> None:
-    """Joins the group and runs the scenario."""
+    """Joins the group and runs the scenarios."""
     rank = int(os.environ["RANK"])
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    scenarios = (
-        problems,
-        scattered,
-        in_flight,
-        in_rounds,
-        captured,
-        ring,
-        failing,
-        absent,
-        nccl4py,
-    )
-    {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]]()
-    torch.cuda.synchronize()
-    dist.barrier()
+    scenarios = {
+        scenario.__name__: scenario
+        for scenario in (
+            *(problems, scattered, in_flight, in_rounds, captured, ring, nccl4py),
+            *(failing, failing_replay, absent),
+        )
+    }
+    for name in sys.argv[1:]:
+        scenarios[name]()
+        torch.cuda.synchronize()
+        dist.barrier()
+        print(f"{name} right", flush=True)
     dist.destroy_process_group()
-    print("right", flush=True)
 
 
 if __name__ == "__main__":

@@ -220,6 +220,9 @@ def test_a_bad_decode_names_the_field(
         ({"v_stride": 3}, "v_stride"),
         ({"num_kv_heads": -2}, "num_kv_heads"),
         ({"cu_k_len": None}, "cu_k_len"),
+        ({"cp_size": 2, "cp_rank": 2}, "cp_rank"),
+        ({"cp_size": 2, "cp_chunk": 2**30}, "cp_chunk"),
+        ({"cp_sharding": 3}, "cp_sharding"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

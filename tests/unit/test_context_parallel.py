@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -267,6 +269,15 @@ def test_words_that_name_nothing_are_refused_with_the_allowed_ones() -> None:
         communicator_of("nccl")
     with pytest.raises(ArgumentError, match="not initialised"):
         communicator_of(None)
+
+
+def test_a_group_that_is_not_of_nccl_is_refused_before_anything_is_exchanged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    distributed = SimpleNamespace(is_initialized=lambda: True, get_backend=lambda _: "gloo")
+    monkeypatch.setitem(sys.modules, "torch", cast(Any, SimpleNamespace(distributed=distributed)))
+    with pytest.raises(ArgumentError, match=r"backend gloo: .* new_group\(backend='nccl'\)"):
+        ContextParallel()
 
 
 def test_local_lens_and_rows_are_those_of_the_kernels() -> None:
