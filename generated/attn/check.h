@@ -332,6 +332,9 @@ void check_params(const AttentionParams<typename Config::T>& params) {
                  "is given, but only decode kernels add sinks: leave it null",
                  Status::kNotSupported);
   }
+  if (Config::kMode == Mode::kDecode) {
+    check_appended_rows(params);
+  }
   check_cache_of<Config>(params);
   check(problem_of<Config>(params));
   split_policy(params.max_split_k, params.split_cnt, params.split_size);

@@ -177,7 +177,7 @@ __device__ __forceinline__ void add_sink(const AttentionParams<T>& params,
   if (params.sinks == nullptr || !(merged.sum > 0.0f)) {
     return;
   }
-  const float sink = params.sinks[head] * 1.4426950408889634f;
+  const float sink = params.sinks[head] * kLog2E;
   const float reference = fmaxf(merged.reference, sink);
   const float factor = exp2f(merged.reference - reference);
   merged.reference = reference;
@@ -215,8 +215,7 @@ __device__ __forceinline__ void store_row(const AttentionParams<typename Config:
   }
   if (params.lse != nullptr && lane == 0) {
     params.lse[static_cast<int64_t>(head) * params.token_num + token] =
-        merged.sum > 0.0f ? (merged.reference + log2f(merged.sum)) * 0.6931471805599453f
-                          : -kInfinity;
+        merged.sum > 0.0f ? (merged.reference + log2f(merged.sum)) * kLn2 : -kInfinity;
   }
 }
 
@@ -248,8 +247,8 @@ __device__ __forceinline__ void reduce(const Arguments<typename Config::T>& argu
   constexpr int kPairs = (kHeadDimV + 63) / 64;
   const AttentionParams<typename Config::T>& params = arguments.params;
   const int lane = threadIdx.x % 32;
-  const unsigned row =
-      blockIdx.x * kReduceWarps + threadIdx.x / 32;  // the planner keeps rows below 2^32
+  // Below 2^32: no memory holds the parts of more rows.
+  const unsigned row = blockIdx.x * kReduceWarps + threadIdx.x / 32;
   const int64_t rows = static_cast<int64_t>(params.token_num) * params.num_heads;
   const int token = static_cast<int>(row / static_cast<unsigned>(params.num_heads));
   if (row >= rows || token >= params.cu_q_len[params.batch_size]) {

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         d9d26f57e16737afc54088a080a7b40eb74abd2dd3b9c18670b4d626cc907390
+// digest         7b95f7db83b95d44244dc65dfe11f280437082986d53e6cdf299f9028b787317
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         9519484a82855d564c679c0ca0447bc784040f12f7d112febecbf73078a31cdd
+// digest         134db2cca0508647f10988258c65646d7a76d29d055ced39f63c0231b490d3bb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

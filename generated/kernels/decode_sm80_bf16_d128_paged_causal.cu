@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         dc7fb4dad6b1de45f1e79d9ae29611613fdd83cecafb523f58d37f41a43c4408
+// digest         e9474500589162f7ca98c44922734a37c464e14aa5e642315c19b9bc93bc6a22
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         8edbd918cc1de95308d559c57a06e3db30d6522383b0344981d397f6cead9f8d
+// digest         89660914a1ef4df8ff27d686e771042d1511fee99fdad3ccf288af08716a2849
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         dc24bf3b258d1ffe7a1b16aab75a093b6a4f36a6a738d2081c9ae9a3e4b7c6a7
+// digest         745e69106c5bb4a5a2c961ee03fcc82f13efbc209bbe1e955730d3d3e33eb832
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

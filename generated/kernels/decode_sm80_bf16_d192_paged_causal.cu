@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         e58da0979d8f5782d51abdeb6450541e1caae84b28f1f19d994afff085822dff
+// digest         52af398628d2eab2f7d102cb0be6f3a1a410153585de303c3978f014fcfb017b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

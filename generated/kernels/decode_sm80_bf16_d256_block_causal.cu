@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         5393da0d2a281430dc9168d04c2d577cd81a2ac77131280b05d079a89f8c6989
+// digest         889ae5ad53939935bb04b8b8c7bc8cab292e9cf2d4f8e5f7c4acb98527681345
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         32c44248b5bec1a7a40e143f21baec22b7887d10b3cf06e0341320603ed8ce93
+// digest         751376d3f864e55c0363d87284e85360bbfa1037c3093500f4103a7c88c46254
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

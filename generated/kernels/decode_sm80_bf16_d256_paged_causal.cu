@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         43fcfcf413952f8236eb3f0fa2fd30b2cddd0fade3e3e7d9051df520d88987c0
+// digest         919396046a0e4bbf2095c6866a38100b4eb2682ebfdb5db33946013d158e6bd0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

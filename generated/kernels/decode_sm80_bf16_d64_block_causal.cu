@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         3860f4fafe9702ee3130c5399827bdb78181d0a1e7bb6d0422254a2194bcdf62
+// digest         f8dd5f9b385c7c8e3742ebdf9bd9ef6df7b05751173f8333a1dddd68efcf51e1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         a51425270ba24851cd06ce0f09305c0d1f78280a01d555c24f6e6537fa6fa111
+// digest         6af524981f9c14d07791293ad8ab9137a05ecabbe9200a25fe5259acbe0e38c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         9981944206df8468079f4e3285891bdef3780a321165e6748e0f37861b1cb84b
+// digest         92b339826f0787e8472d9c9858b3d0cc69325bc7859990e0341579f2ce73318b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         8396626cba838ed37310dc366fe9658eceedf44e097f5dc53f678a9fe8d355d2
+// digest         3254c08b3c22a099c3071de7e97606d316dbe9fb30f2fa585560557ff5805f3d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

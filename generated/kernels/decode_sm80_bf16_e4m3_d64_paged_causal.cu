@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         87ea22f846d7d1a2e289ddb3267832a69216001540c1e6dbf47eaf86c90c1785
+// digest         d869da33434316f6c02c38b5f4d86c4fd9b3ae9ba54153e6f2d0f8878d0d30ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

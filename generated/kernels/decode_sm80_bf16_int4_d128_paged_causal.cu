@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         b01caa6b4285bb59fdfa8631748218929fbdbe04c5335bfee163e439832ff1f7
+// digest         6bd5f911753b55a88a0e4610c3a363d64debf995879afed27697b3e622d16570
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

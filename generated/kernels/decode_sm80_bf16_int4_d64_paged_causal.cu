@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         f5676a14d2ae9a0a18b67fc42f00a9dc5369d78381efeefffa3785881f5b55ba
+// digest         e6f5a09b229d9cd5285d0a897254cec350a9d7af83d92d146fcd894e8c073c8e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         97aa9db1c36539d1877cd62bd44218b4a238a450d65a032614525c1a23a01b6c
+// digest         d42e25b87dabe73bffddae5cc8ac2a43772730bfb327d50676f3c4feb31a5172
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         5bd65c6ef2589142d8bdeba17b2b0222877b39b573deb60442212f22e6a526f3
+// digest         e0d37e7742d8e56d5da65fd734e29c281e1203c944dcf909f7dca0b0152bc349
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

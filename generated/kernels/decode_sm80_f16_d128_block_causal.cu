@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         e207cbc711476ee9c669f7e4724bbcb22a50ec25efe79161f64a9d9a3d3f7f62
+// digest         86c46129c9d7e17ca13f473ead94ac9fa813c770efee62cea5b582f54448a27c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

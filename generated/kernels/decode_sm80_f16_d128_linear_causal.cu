@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         e32b5425160a389ddaf82e8b5ebfd4d2928756e0021898087195cd8c4d940502
+// digest         729e6bab7b2d2f7b650acc6a5046691c56095c46cfabb2f1929f909cc010b4fb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         34487867300b40a68b13fbc50ffda0260561261a50443238f19521b231e31712
+// digest         bfea30eefd47e013712a03510686b178f0ab54360bb94f6871c308172f2e59a6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         78e32c023bcba77467e613a8c8c2236cc81b0b8cd40e1118ec687cea27b4e4ca
+// digest         f5524a7947e9a7169264fe91efd8af99d37814ef496178659131bf0781a0d050
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

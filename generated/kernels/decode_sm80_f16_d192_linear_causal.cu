@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         36ec554c2c872297386b96dcce7f2999eeb5dcc54f7856784c3893a02cd84239
+// digest         c44859808e54b20490f716e4647fb4a3a5cde1663e64f5942e44f2634955a7e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         e766a750091cf35a46268893fdb34e21582e664e300d134c0ab4007f01b6e6f4
+// digest         6d76e2bbf1085f504388f184cda4554749afc0c8e673f2269741ff938a4b6e82
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         d43b0792179f26745522d1bb4ab49d7c53a0a3dfcb92b401d47956203996984d
+// digest         9c9e68351132e68b3188804222fa2496733e7b3e1b51636796c37d92ef8f03ad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         60072c2ddacc57e53f127763cdcc6694e146b856be612634613bb7112cffa207
+// digest         a876b04165bede102b2f4aa89b9dec7949df0b8e929fae325d11b0f78c5e7067
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

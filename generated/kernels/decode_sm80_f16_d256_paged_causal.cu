@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         2263fea3c6573994a2b36e71e7295cb3fb151b136b7cf0ef3c0cb06b1d6403ee
+// digest         0d30fad029d9b8befcf5f10e337485f5fb650b323b6ec67fa0836c5220d8e119
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         28cdad819755123c3b19fdf153b0dd94881e20d4d74b36283eadb5bed1c2bf2e
+// digest         47f89f2e0e3f2b59343d6828a444eae3d2c3e8ae16f566cbead8a03ee7b020d2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

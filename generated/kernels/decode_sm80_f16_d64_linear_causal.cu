@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         965150957912e163c2dfb101f3e0d1187f659b125394502fc09f6426077c7c73
+// digest         93f2d8097dbea55a582339e156c5746c34b715141dac6085916dbb82975b8411
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         c008295ac676bdeb7045ace6dbb6ed7336dbc284d7c295ed80a9f0d52a8505fb
+// digest         fed516cae9104441c6e029909736148360704376bdab428776c4da75aea58136
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         cd7055bffaa0caa650ee0512e93cbbf2405856963b87cf125fe84d7170a8cc66
+// digest         ec106e556e0ae7a4c542e876dd144171b27403a1dc37d0bd27472514fe241c77
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         7d298e67fc79a94980f7a200073a544bff2367548ad67b908c96457a85917431
+// digest         2fcbf006f57b166911a33ff38dd7bacdddd72002bc129132cec46b9ccb55bbaf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

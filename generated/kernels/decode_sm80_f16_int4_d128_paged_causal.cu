@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         b1d4a945e1f65b5febb935057fdafd76e836cc4621468e79b35e90cc5c9c5e30
+// digest         290f55e21fd0dbf31cd1a425ede09bd4a1287b3742b8ddfd6c0a15f20b400bab
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         80ea901a9aee21efc34f88b87f1b9b325e18fcd76463bf0c7718a5f4e0d4f933
+// digest         cb41dd01b4b107893995d3c1f6e09162b3b0a98087d028191ac6799517b35828
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         0529efbc3b0f4d8f9a3fa29c03b4dded5e91deee291362bbab3e0fb99171b635
+// digest         4b9fa139766b4737c65a2c3972882097f3692e918615eb945d797fd4a103de58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         11f804e33362aa0f1dc795159af93ea69594ea97fabb884e8ea011e31aebdbcc
+// digest         a5889e3094348dcc24908be69753bd7085863fdd50475f3945fbc19f0293e5fe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         47e60fa1bb706036cdb1f4a29c0c65171c5f93504b6d9b20a160aa9a40238376
+// digest         775bb30463a10fe4b15c0ac274d583cb78be5361758b962965ebc0825920a29e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         3b582cccca3cc1b01bb91fec677e82c233496210eea5bbbb7ebbdf78f8bf0cad
+// digest         f364dd402cdbb51cf69a075d2f50bbf5e223d938f5d0c13c197541ff483ee598
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

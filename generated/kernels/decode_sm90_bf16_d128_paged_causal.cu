@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         bfba76f3e1c4f08475072b34f8d24f7ac452d976ea1319baddf985015ed48e12
+// digest         7df490993db08e7eac4bc1b970a99ca16450ae14de089c1a6cf2c8a820c12652
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         87b5a95c6b0eedb4dd8995def75599cc8890000b77c8c9eefc98f3c09ce47075
+// digest         ffbdbe644904927ab1bbfcd40a79ed28f791759f9437e4c0a7eed1febc6baabe
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         57ab3ac445172ef439209d97716d22033ba080979ced72a5a5da29c0b42a7ec0
+// digest         a550454ee9ee25f5dd13a0d516b84f9b23f95e58a116f665dd609ca495fba070
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         88aa239ec6b8926529e976323b3b805bad4c8c0a2f66f4aa3736ee5ac9f7d696
+// digest         60fa62c1647272dcf50bd94935a14f69e5a4c3de545649851cbcd3446359972d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

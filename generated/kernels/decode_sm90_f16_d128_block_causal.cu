@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         56491dcabce1e71aaa3431354b96bdc6c807f8d9b900dfc5ff8daa45e789af20
+// digest         922dfac24354d9defaeb9206562721a5acaa63dfe3e982bcc0cc954d7daea44b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

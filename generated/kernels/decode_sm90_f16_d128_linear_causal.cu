@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         5a717a6ede970d6c36c4731a75d76833df477cc6bbe2095ad1e4e5c885361b6e
+// digest         34898b3befc71b2ab03770e1ef0fbd264075956c6dd845f8858e9d6150a1aa81
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         31db3a63c8cb85ebc338cc51a3d33ea2c9d41ca4a5e3093f6a8dd4db98459f7b
+// digest         c68efbff17319fde3ab10ed049e798fd48e6197cb0fee80fcc6aad8957c7cc44
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         46acce3c001620b190d4e7b8e33246f226f5d13891702480be7c38b360a21c6a
+// digest         6bd4839585e4624a8d2462115032aafb1c18737f2239c211e3a6204d9e929d7b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

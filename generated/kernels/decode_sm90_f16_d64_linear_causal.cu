@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         106a9fc9bb1c10436ae43c2c0ea88463a555ffcf0e6f6740ffc0baeb6a33846f
+// digest         81f962f33178f82997c5538eb9008e4c4d85885af7cb4d18fa890e44cf8eceed
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

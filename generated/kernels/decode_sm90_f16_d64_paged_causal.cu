@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         b7064816be38daa4653341e1578caa1e6ae7797aff62d1c21af3c96791654744
+// digest         41e870bd4bb8a1ca0bb343628feb5697684badd7c6a12be4344dfc31ef551209
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         d8ed78522b0a4490763ecd681aaf0146ecf855b74cafb3024b8efa7f7ca3e399
+// digest         abd7055aff909d36df1e33374da30e3728592ed33d4e953363f80cf538f22224
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

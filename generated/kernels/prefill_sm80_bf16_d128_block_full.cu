@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         9485639061c806abd5636408afc8e813d55806b63af3cc671f8212f0bf15b595
+// digest         4ba5d78d69c61fd59444861bcca97605d4fe278ce1dcf844a9f6c1bd74cdf723
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         39f2dbf70cf6c6c5630d55d87162f40f246822752135c93ef8ea1997b0624344
+// digest         6f9c3a9f7f804927fa6f77ad8187ce48d9bfa21b4d0c464c5373ab4273594415
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

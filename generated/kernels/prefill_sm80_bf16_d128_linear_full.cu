@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         d06c1f639a6d25feaf4271c56445c46a00b66a196d6ccd28f69cbb40ddf895ce
+// digest         6af4a16876fca82bbd66bd744cd7c181eaf035506cd8625314e5ddbb0d36572a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

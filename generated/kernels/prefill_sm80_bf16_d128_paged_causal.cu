@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         24bcbb2eb6bbf46c7dc3c95128dc235138b48a844b8267264ebbcc60adb5cdf4
+// digest         2d38ae7707a8a95b2700e8f105919614303ddbb6b0aee0f1c70d2b324753d5ca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

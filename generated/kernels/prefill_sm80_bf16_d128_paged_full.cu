@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         7d678d15dbea002cb3e12e5f000a75344fd48c072e7555f39e1b80fb18b0c2a8
+// digest         1757756c65e9f5e7582ee7573c857a97d446bb70b9992e00c5930825fa19b0ac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         de818c7c12be5f97cdb41e8610c3dc2b8bd35588042c192fb48fe4c9e4c59e33
+// digest         64bc501e79eb40609a6d9a6a80734bb42eff9fc260464cc2c0bd1e7814f776f2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         e90f0f1bc5fa61beac11cce4ee16929ad8e31088ce618753d58647d44454bd99
+// digest         fea9234f95430ea42eb2a37412d4b3064f6327a101ea09cf91282ff6ea8f0cd7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

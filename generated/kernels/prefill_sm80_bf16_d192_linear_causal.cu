@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e6b2bde59e0fc219b9b49680d17e672107c7b8db6d50a8ddb7869c8088e5cd2b
+// digest         1682917a1a62518ca89b2b08aeba8d80f4b37d1767b8080aa1223723247bd6f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c71eb9ffd5f29538fc694499f4804a83cafb21b8d923303108a2fd350ee1ccbc
+// digest         ecd4ef9ed40f84b8ace16b5e8152a02c0e559f72af81cab70f06aa843ebe2b6c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         77b13929650be507e4c433cebb96f9919a76c109b350158cb2576e0f6c134530
+// digest         da5f257d0a7e926346402db14739b75436b022c5bbea936ac40e1b9225bd6ab3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

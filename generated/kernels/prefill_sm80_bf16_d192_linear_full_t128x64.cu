@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         eca35f0cf58a382973d4f1e84beaef5cd83ff93c331f68247c69c37db9b990c6
+// digest         19e40644d2e17ae26736742384696854af83b73d9034cdd7417dd004d0f66747
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         57dfeb1364cd7667bee0b816be915cc43678d38141400ce7215850c13274e993
+// digest         7136167466d1054401457b400a3bca195a378f20c6c34efecb341712766b82d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         d04bdcaffda792fa9d02e2384a848f1c5b610ff2a991bc33552ca44189897e2c
+// digest         fb6e707d62fee3a9b5ef1f581f90c328f58afc01edd733a117d5f71185bf5384
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

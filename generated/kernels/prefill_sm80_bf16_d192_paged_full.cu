@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         04c6a7473781bc0d4956d099e3e131669e3efb6455a1bc3f3dad4d46944ae329
+// digest         ad9b58a5b4530b60949330aec808be1fb3da3d42decf200bbce5fde609f52fed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

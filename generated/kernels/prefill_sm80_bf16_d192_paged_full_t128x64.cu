@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         4d2380778c14b773aa2875b0ba0527bd0c39bfd39d9baf96affb74204eee68be
+// digest         b0eec8c1f861e8be95e1606143c0bfbb0136d9e61aa4c55629b5633c710b9302
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         c20f6e98db81ccadf7c0d84a0691869f5549db52b1adb06f96b6c16a3d82e6c2
+// digest         e1c837641da54a511cabf36672c3eabc64b6743e9c639cdbd8759897a787a215
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         696bf8b19656ac68be26a29d2a01781c34ca4b589ed8f58f130209c7c49ff296
+// digest         5391761059bcc57772d418269dd8316ec7d3314e369e0dd8f0581b94b08fe678
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         38f29592c2d7543dd9c7363fe2b4001f6f5fd802788ef6dd41a4c367f8f70d85
+// digest         8fe235389006e367027477c79bdd94f1d583a8fb46b3a04bf0105b006f5f8823
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

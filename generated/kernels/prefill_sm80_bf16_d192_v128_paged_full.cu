@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         925c5eedb100cde78ae072e7d640fc93ec254c64baa358c93fe28830c1b7fb3a
+// digest         19fc2aea4e2bc31348a59974c6d82c5b46a3db24e6c8d1d699ddca9f8681577a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         8343447677308d9222f555d694d3879f545144b3447299e1f9178f10b4cf5212
+// digest         4248925bb240c6e0af3f7160ccdc4b23434db400536de5292144c7ef2e5a1032
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

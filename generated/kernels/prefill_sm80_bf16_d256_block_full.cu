@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         56dddcb53c8eb4056b982bdb1bb03ca2051fc0755883a9860d90883b7288d36b
+// digest         a87b9a16296b2800a520ce3cef996dbc6ba2d2a84f7495bda96cc73fb1adf872
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         f79b837d5ab8c6300a21a4e76553a3784fc924ec9e360d3f483a6279f9a0f56a
+// digest         0dbdd3f350128fb0b6b0d170cba82d424dca794b4d1fac95449a93e61a4d467f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         87a1c8dd26728cee86e835747cdc71efa98013b79136263904e6373571b7b0f3
+// digest         197b7c521828caa910c2b022d26b9633f5b17542477c23699a26caa9346159c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         15a90d8d26c854c494dadfe6d6f15dd6c80d3ddf9ffce225862dbfefae2494ab
+// digest         15574c622e0ca94ad54a74aa906b93dd0568a286cf13aae993d8f3710ad1f261
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

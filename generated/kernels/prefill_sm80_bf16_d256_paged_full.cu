@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         c3cf5366111b6affef9d85d6a15a6ba6ca32f969738985270df51e2e2a5cdfd1
+// digest         27d9acf63ceef8f836699a8bf7bc2d86021c39dbb895306c9a20cafb9d86eced
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

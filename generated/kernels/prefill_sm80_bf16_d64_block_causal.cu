@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         3c745dd41ca537f7fa1846b0d4b280e5630d3077bdaa7e90d995a683a5185efe
+// digest         89874086593ecbc0a3b13ba44f70b317c212aa430e31701be9afb74612e6b71a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

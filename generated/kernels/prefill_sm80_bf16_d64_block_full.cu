@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         a79669ebff29abd38390013620d4605ba133578b9446b92ed5930af6fe95eb21
+// digest         bbded187cd4fa33672d09c63f82f83b66eaa17e56168ba7a291613524cdbc9b3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         71ecafbbc945df2f9f940a3ff45929fe469f07effe332b94df3c1727e61da8ff
+// digest         82e2c120cb62017037d2708685b35625ac35aaf802ef8687ee22ffb57358c43a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         9ab0bd38442bb8ebbcaf0bc7c0cb6c3aa5d2284b72b339b11006e76bb149b910
+// digest         f91490ed80f63d78c67d7070b168f6cdfb602766971a7c7140b3c10edfb1b011
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

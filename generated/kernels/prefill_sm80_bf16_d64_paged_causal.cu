@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         5a2195e497fa4c7a6ad31a4b038293efb3bc19d0e59d3c31dbbc58a5cd797a3c
+// digest         8d5e30dd5b16e39ad0acf208297a3ecfe353d3ec6d77f8904f132b52b84104ec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

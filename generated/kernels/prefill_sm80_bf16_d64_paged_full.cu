@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         83aa13aa9defbfa11bfc82b0e59dfd77f3132361f146d0d32a7ba867955d89db
+// digest         017638664077ea0a67eaa45b82d6340e5efc5a9965ea714ca0691ae0b0b200be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         76271bbeb4c8d0fcce678918442f9f35a3ae052b825f2fbbb652e3c2bf0095c6
+// digest         ad8529e080f4281f9eccf87d81efedd9847529b0683777b0e780b321a68853ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

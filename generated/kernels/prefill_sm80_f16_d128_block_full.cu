@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         3160735de70edebbb261d4fe0e56d8dbb6918ac15da81c8475d6c9c9aa5c132d
+// digest         ebc78eabc5b55f64b1db5e6479daa1cdc6124115a87ad412c4af761c22c140f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         2270eed981ccb5127d1837f3676f84da59d2bbd0efaf225a737257386539664d
+// digest         26cfce72dda295f489393c19e4e90ba52ead527d481d892de7c41cc8d0c023d8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

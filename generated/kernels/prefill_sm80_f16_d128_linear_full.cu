@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         cbd49c8a149b674d68113b9996fbef9f088e042b5a6519d184a8ba7527748e37
+// digest         3a9cf708b0b580cd9fe1d2b45a36f4b7e468cff87813939b1d1f1e1c0b9dffc6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         6ec9d7769924d3edf94f0f0d67ad9fc0247434d7ec105deb9441e7ecffb0700f
+// digest         1a786c2388f9c187bd8dd06fc900ab03b2f63295bc94757a05e010f95889a2f3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         40d5ac0e25b331fe8a8b4c6c2568ff18c9d362c1c63729f02381190e5408f5d4
+// digest         cf305d137fe330278720f7300d7ada0e7a603cbcf26626145a3577e5cee93b0d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

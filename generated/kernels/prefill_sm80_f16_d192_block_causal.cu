@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         6d039f0ef2f1d64092637836b360918b4d219fb4e57975141e27d163a3c093f8
+// digest         30eac86a404d9733fb83ee279732fee525e890fb923afc907961e676bc8f9d08
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

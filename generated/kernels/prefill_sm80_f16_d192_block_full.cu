@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         3a16db92baae978cee3051ef17c179d01baf09ff59694c23becccba6253f46a0
+// digest         57a4c90059eb08000f5ce68e7fdc96bb2f3a55ee32431072b21f498964631a33
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

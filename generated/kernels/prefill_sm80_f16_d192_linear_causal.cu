@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         36f449d59820afe59d7804d889de0efd6fe69114c31705e0d15d9e1704bf8b4e
+// digest         ef3bc80efd6b7f9fa3245211cea9b2a84eb195cf3bb8d2f700c65d3a3560a6f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

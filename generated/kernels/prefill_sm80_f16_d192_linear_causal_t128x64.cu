@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         eb661ee51ab1f78cac01ff50f005a19edcf8ff0f45754b30e0eeef78379b16f7
+// digest         9bc630bb2ccfbec0ca0bbf7cb5d94f8adf4883ae04d25d90f43b71edbca70d05
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

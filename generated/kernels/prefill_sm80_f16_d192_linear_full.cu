@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         c2e6d97b5f4f1301edfc27d34be38d336c7eedda5a389cba5169eb05f4db8610
+// digest         d652efdf693cb2d677c8aa696e843a4fbd346c67cdaac717893f14c1926a14b4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

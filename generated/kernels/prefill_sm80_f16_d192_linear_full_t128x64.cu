@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         21c7463ba21803ad0cdccbd90122272867d118f48dbd6ba687ffd01902ad81d4
+// digest         5b95c2d48353dc5c728310daed42ec461a0013495ca2ff19d0bbe8b7954761ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         906ae6b0e46add56168e84440226219c3990d7d759e4529efc4e21af3511e25d
+// digest         852ab4350d4b6f070c24b78b7315c19cac9bc66b284ea12842ac415af43c0a69
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         ade3d213d54e025a4ca4103774d3e01c729d56952c0e760745b3c700b2f9079a
+// digest         1866063d54344cdf225706b9c19e62d8885806244c88e5d6d1ce4cb0ab3e7f1b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

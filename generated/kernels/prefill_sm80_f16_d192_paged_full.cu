@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         3a4be20fd1888e79ba4be153185ddd2c08a399d7ee4720babba636b6668fcada
+// digest         7bab61702b3107b16342079e6531113aa212b9a29a8abd007c29a43191888564
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

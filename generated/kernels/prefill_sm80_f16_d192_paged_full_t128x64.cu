@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         182e3af01abc7f6b7ea4753095abd0bfa91673785ffa2913cb7e815556456f1f
+// digest         eeea90b2a7c4742e64f6811a7fca8a7efee616577963a9fc6f549b5897d76a3c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

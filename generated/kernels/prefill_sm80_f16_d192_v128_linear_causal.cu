@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         33ed1b1dce5328c4e174963a8232c882d14a7cd5d597cce5ed0346ed62e16811
+// digest         1b749e5d8219668f67fda88c757b01b53abec4d6391316808a4a5312efdcbefb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

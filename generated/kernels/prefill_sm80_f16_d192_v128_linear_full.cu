@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         f182d55918063c6b2d8fd3b6c72384f6b718127c8e8c05d40962197088ddcf03
+// digest         3981797f2cd61edc5fe9a271e4252c63cdc5ebf5de26ab50ac44f94c35cb3ed5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         6c3bd25c3ee6e021b3b670f8e14432a75eda7648b1b586d563c53526569cccc0
+// digest         42603fbdff81f577fdf70fc400b97d945b01715d75be148cec3c91581b440f09
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         bc97d3eb9ddc148212131e29895060aaea4e51b0ba8c988b829b69fd619e763b
+// digest         ad79aa8de21478ff65d85eb9c241fcafa8fdcb8b3062dfac48c24fe5f2503f7a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         35d3085acf3a143477fdeb5f9ee86178d915aeed88bf7b81df79a5cef8a4a0bf
+// digest         9568bff161c9edbb75328891f6059b6cadb2dc404e51e3cac2386cdde9fc1559
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         03043b7c240324a5eaede09aebd3933589b8aaa8fc6769961b305809877c6aa8
+// digest         680dddd069c47d561056313a73c5082ab5c4176ce1b49cf3c7a4e5def9cf290c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

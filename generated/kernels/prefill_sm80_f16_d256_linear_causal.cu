@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         472039675c7efa92b98a2d895ac005616f1d89e7fb5c9472fc0fc10e520e4c84
+// digest         98e589cc9ed0a790188889c28efb481be20ce6e703b325f75d53753e425bac07
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

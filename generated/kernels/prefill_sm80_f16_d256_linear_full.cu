@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         5000d1460f3298f76282cf2d3ccce582b4eb32038989185346437e07403ba53a
+// digest         75b0f927bcf1b3e119cf6799b5bae33752a242441143a7503cd7e65e40216604
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         7f0ccabe845800e44f48bb61c46f377b7f3c5e24126208d9cc9c0629dc29fd3b
+// digest         3fe829d019031f80f045c36ce9a95579d83951625620042a4c0da504ad1954c7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         9fd1a5c474e71ab41c257259b625a8d94e56d02209c5dfd225f7eb50defcaf6b
+// digest         73bb4ef4dc757df2a6158a73836ce2b6fa5e4ca2997dcef4bcfcefc81533a091
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         dfe3f4876119a1ad6b9115e567bee1df6aba0156782c83fa8d514aee35ecb7d6
+// digest         77311e481cc8f253c17532b87a1153d01819689485f7066b423c6c5b97515553
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         937b14abc2741a1dd8776961495ab327c445397f81ced39791711cabf2b79c48
+// digest         4a170c7020aabbe0870368236e6a28c0361b2f1cd935507e2fb88cc78b418a0c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

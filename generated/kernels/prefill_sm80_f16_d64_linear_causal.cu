@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         11fc677be76307761294c7d64ba46057d59407c6601eebfeefb289e0a4a7c841
+// digest         c934af3708060d0fe74a4dca822098aa1e60aaee51a603337c03086024ba4ff8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         b4aecc9ab211b8c6d762de692127e085a32658058c93c0c076c5c5c7a88f7722
+// digest         798d2e00a7f3b9bc20774bacf1ce39ba26dcd9cdd26f38b0420c36dd97a88065
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         efeeebd48e652b20cacf59828d0df2d0d334e7a85b443002b7d99d732ec7b49f
+// digest         ed7c91cbad62e6842568d1f45dfa6bb7a127b9af10f90d55bed910617bf46ff9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         558ddad5902b4b6d79223285177b3e4bc609adcdcfc80e7d945aacdd512e1926
+// digest         50495f3f7242c7cc3f4d9e9b56052a462194512f22275d4172be953137eb3796
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

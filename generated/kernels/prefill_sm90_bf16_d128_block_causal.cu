@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         f025727358abdae5b65e878af8eddfbabe7dadb956d82717ad3ec594874b82e6
+// digest         bd2eb44e3b61931e85233718819e1e605eaf8ecfa97eae35b649cd6c9a7bf210
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

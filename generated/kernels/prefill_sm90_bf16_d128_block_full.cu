@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         4ba1e94eb32750749426093d2537b65a047ed3a227dee6dd0a1f6c26376aab1f
+// digest         e3dacd03c81aa8dadd5fd81343a9c49af2f3d82545232947b2cf2eb476670969
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         871d3c9450f56bd4bf20fdd6da8462c6dc274a66e2007665086800a3035d544b
+// digest         10aff2fd318bcfc32b8f80b4258d50aa56cb8f15eb24d41f8ed0cb2d53b8eb23
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         2da5e85072be93c3cce18a5901236e10f8312ce391feda699feaa7cdf290b300
+// digest         3ec8c2bc85a6a0165645781907ef6ba86ddd6a04fea4f5210110d0e5a8e83e59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

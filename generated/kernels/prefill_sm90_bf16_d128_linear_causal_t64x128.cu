@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         4a7ff8ac8a6713bdf379feaca80f3aa32a685922d17693ef028c48879e02f68d
+// digest         766143763aa1b873dd42523566da64e62ac91b3d434cf9a2bd3930b9f3a6316f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         e918f8ca76fdde653e79991ac0418290567f95d4bad63373eb577bf2c4bed4ea
+// digest         138180c4ba65ae8ec210ff55d162e1d8961252533b3fa891cba3e8ad1dd210e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

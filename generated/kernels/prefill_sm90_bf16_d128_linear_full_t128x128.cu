@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         3789941992ed75631fb137eaa5233207ae658174faa70605bb1a142a737b0f3c
+// digest         c6e51bad0253f3b94d637095982de4de5a9a88d9bbbb0ed8e10f0877a7ce5813
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         b3753e7c4677e9d149c15e574682308d3f520efc3afcc534a20746a9172289fc
+// digest         d5b289fd1ea1f36e7e282934089dbb3c005711a766785e21abc76676d8ec90c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

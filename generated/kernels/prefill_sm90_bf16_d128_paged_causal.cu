@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         7a372b343d1752fd8138b5fb1f314ec97f46c5070032e3c459b509abb813f6ef
+// digest         b8b4098806e9d5804455f22fbe1f15cdc11a4494fd3c10b3ba8786bd254bee80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

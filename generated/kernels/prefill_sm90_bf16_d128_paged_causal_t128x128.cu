@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         5713a5930b4135a6b369415d835453c945019d47b199449ca5a94939f12a3239
+// digest         f0af0c279b70d36309581f2b777a5dfd6daa11ac5281ee24fb525d4003ac019d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f9c00bdb365b2066f58d1d2a5a4c34001b9ffffbb5c9d73595a42d502df98f6e
+// digest         024766d731312df4e9db5d7814071a0c87f998cebe58c938c3e8bd9f0d52fc73
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

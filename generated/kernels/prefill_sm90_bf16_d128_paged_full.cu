@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         c0521ccdfbfecdcb59f9517d2b7f4ea897f3b253d4ede816f2047fe3422bdccc
+// digest         96a446ac52d0194f574b27d65b1ebe12e567871b12303495491493d6b8ed7b54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         a5384c027ada20cf36fc9417f63b3a57697bb851a9c1b3a9dd71439a7d165b70
+// digest         8b4a585b19af4f2e99a6ecb1a24b21af1c03f328379920817f93b1b1b1280774
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

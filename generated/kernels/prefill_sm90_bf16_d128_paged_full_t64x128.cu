@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         113bcb9c1dcaeb297285654478f3a4a777ec46c7c6d349227ed72cc633ddc490
+// digest         6492c1667bc9cd58722375cfdb61bbf2934f9dc64d39b75299012cf538802cb0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         5a14efa2d02197197e25541c26b03abb4a263e7b68232d7389634185cbbe8ce8
+// digest         36b396e874a7fa28b8e4cb2c19c2dcd42a720e6cbda2c0213d01bfe74fd85a59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         972a022a506b744b890a90ee16d0421b3228c301609c534d1a017ed094b5a1cf
+// digest         77bef4029c253d0952e4e34cdc4755359dfa557633da4b7a9766616866d856ad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

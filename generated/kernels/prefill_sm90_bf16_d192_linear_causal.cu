@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         b94873ace4ebbf02b2b728b31887736ee861237fd547ff9bf602d01b2d895688
+// digest         2b05ccac92337b67e9ecce31169cf492784909b976514fe1ce28988f9e36b1b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f5d1096f5e9787559465a93fc4757bdde4481c045977ef90fed7dab310b29f2b
+// digest         bf95b37c88907522ec71fd7dbcf02aa3311ac80bef0d78219f16c6235b41d308
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

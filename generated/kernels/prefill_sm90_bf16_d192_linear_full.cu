@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         985695ec8b3e3a426b4eeb60d4238ad863140ed2c9e40739f4ac6d4b1bf7e043
+// digest         8cc20c50423cc01c5d9dec254f3fed7c15fc74e0c2d6ad9212fc4db663545134
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

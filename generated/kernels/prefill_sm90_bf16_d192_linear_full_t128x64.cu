@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         21fa85cef65096209593c8010e0c83512b12f84d00bfa997a18a18fde141c8b0
+// digest         35a5cdd9d4f5a79afcdc26e002fb9e64d0a1ba5eb5d2724e46440be23a937318
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         26cf9a999f45bfc03b4a7ced1f92580dc0c3427f9dfbeb7b13714347f9e96c9c
+// digest         b6a2b18b8340a730b689b4901745201bf4a84330b1dafa75f024c12617f07845
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

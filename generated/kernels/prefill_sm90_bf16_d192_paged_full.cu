@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         0aac5b87755c799759630523431dc6d5a59b563b414e22d287a53e849270b027
+// digest         4eb76ea869f57be2032dac8749790b9a7e8aff421fcff192a522a4e454b75cf8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         e995ed148ba4a693ecb6e8ee619d54470b94f90153a7e56703e3c70b145e76f7
+// digest         1f4d433c5f0340afb68a52d02ba490d9695b2eb6fc57ad35a01c91c169fdfb27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         4668d084fed2873f98fa517c8098c8fbb4b08722e1575e0fc081239ddaaeb658
+// digest         66ca4ede9b14feb4e1f2dda7a450540d83a48c4fa4e69ba528db341370a2f717
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         3895c30ed76492e1e995da4bedbcd39b657c0df7a82dece40ad8d99090361056
+// digest         3495be2dcc4cd58f910613b84181e1e299d31e272695c2c4bc0907cb781efb05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         f5719fe885e83843b9a5339dcfaa870336552ff0647a0683c12011eed1fe16f8
+// digest         7f8e344629dfe5a826022bef49a39c3bc72e6dc4701ee90551ddac823061cc9f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

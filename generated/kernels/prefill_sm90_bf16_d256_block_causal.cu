@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         674acfecdf201312b4fb6971277f6be7399f1b5ad428192c23dd0e47db997c55
+// digest         7574edee41350f1e85a87ffa6a2483519f0a46af1d1af2d5febf297f0f5e5984
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

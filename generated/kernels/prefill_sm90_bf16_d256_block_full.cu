@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         bab0aaaa2a3fd55490d62e5c4da8991e6154532b73f83cf2803fc93efd5922b5
+// digest         747b3fd3998435afba33813f9afa07f88c6bcbfcf1a62713c1a19ebb6ef5ef5d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

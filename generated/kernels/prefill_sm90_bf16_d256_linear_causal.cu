@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         c1af5ac76ff7386a47cb94f79ea3e85f340d1b29cc96d0c50eca55f2f73ea281
+// digest         d69e014ac91b83c2ff6b208aa1f572f42cb1d67d29c65ad1fd6cb666d421b055
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

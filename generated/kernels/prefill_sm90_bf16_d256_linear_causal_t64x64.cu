@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         f6154b4ee7032a9c1577908d77b94d37cf7c39fe865d121b3396eee7d79c0f00
+// digest         f094133e898ec5a89f0637905a6b449b9f134d82d7cf0e34d4254f76ec119b6e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         490d85d2b9814150dca865229a566ef9c025477017be4ce7006f3dd878170b16
+// digest         370c51f1875f236ad7aa2641765e54844ce8b8957b71c348c63cf8a0bbd50a7c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         65db9c7d6c45769198100e999b9f73dbb9d07a96a0f0ad0af46c0d578fb93bb0
+// digest         40b287d075c95b009dfa1ce7056b4a9e5322e7ae88b8cb4023f9bbb12e1791f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

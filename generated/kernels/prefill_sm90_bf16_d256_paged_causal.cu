@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         0c25bfa4444f2bfd5177df13f579e790028dcce50fdeecc1b0c71289e69a80ba
+// digest         e3506a734391349e5bf2c544447c52b6d69fa181ff50d608306c6dcb275211ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

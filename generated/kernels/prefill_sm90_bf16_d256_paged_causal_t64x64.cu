@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         b53f3ae2bad049c45a153ccd51cbe49cc585d4fea41d0f7a2b8ac36bc9c1101e
+// digest         e5763613e76cbf68e60ead9b4673741050ea40800e4b0c5668f4f80360e24bb2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         cd253c39b68cf70f625c03bf3535ae9e04e86f399b93235d06f8ca30c96937db
+// digest         3bca6cee9840b2690a9a04e6a7078f7c2f261a4f8c1638886abf827245082d7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

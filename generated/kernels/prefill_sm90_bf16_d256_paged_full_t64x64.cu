@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         4c41b4a6e142338654b9dc6cb451347577a9b2e0a6fa24673c00959273bd8b69
+// digest         942b61cc98b4df4fea38a0ff09a6c12951b6229c14b47da56edb556153b75645
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         aa65d8573f3ee0dfde49af0618c5703066736d8cb59f1c0b015b094f0bc32823
+// digest         5e9c497e3682b1907b2d1b7fd8cedeea928de533544662730442ddcc28b0e2fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         1d9be00838507f32a720c9b9330a8d01ee8cb095460fe8984f061ff9b1e6fff4
+// digest         0aeb412df1b6b2eb429eade6487e8e64bb969b6d6282f98fe51f290f87f97870
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

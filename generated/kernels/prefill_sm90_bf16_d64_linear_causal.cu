@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         4045ba34345951fc83ba1ffc68e11cd4d2796668291ec68dbaa27a16f4e23552
+// digest         eb32811f1263718552381300fc125e3ec921716a9bb7e5c1f2aa3b7ea89d394c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         c5be66af21ccee1574f73ee48362f9f9f13f3dbad4d820a4e076f6d4ac8dd884
+// digest         83806ac7f5eb9fba440d438213dcf3077ffc0b28b6d0d1bbd4d4c632ee7254c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         43a4c7a669fb9b6e6a29485d6e5b52f310e33de2d60f3ea0ebfca1bef982c012
+// digest         f6d85fc69d57f0118bd8f3552327b448c0fab989e442e02c08282970e74693d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

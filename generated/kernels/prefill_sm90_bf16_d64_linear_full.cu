@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         f6e6b22d7a1f890123e08b5deae8d4488433c557302d6af6320b3c9239277abf
+// digest         8a6aecbbfd4375b254ffc97c6c04d99001526ebf9d11affdf300275af498f1e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         d7b35722a1a03f7ebaa6d333196978d85537365d07e87f2785fb7b719d10667a
+// digest         186efa09305a0a0e6c53ec5e61b9cacb5aabaf035bdf39a986dac91c9467d080
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         d75beb49f6034074e2282deddb5f5cee5090e77c18b56c45c26dfae7fdc141a6
+// digest         7eaa9198f30996d9d652642943e822c002b873f468b5593d3b4e1c7c141ba4d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         b821727d6ea81c47b0a07cd9c6a79e466301fc6edda0ca79a2b9556c25f0266e
+// digest         3a9459fabfa5da6724e972dbe615f5f02577ead743fdef4256eee8a6cb344228
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

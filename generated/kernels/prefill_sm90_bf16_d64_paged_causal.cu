@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         303ec5b04d648f3eebc3e69a9ff615767efd44cd435a8a1e10dd9bfeb8c110a0
+// digest         c3cccaa96b0b55841cba81b45f77157bbd75a8055e9408b13ac79d4a709517f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

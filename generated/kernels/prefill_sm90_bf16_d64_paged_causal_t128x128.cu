@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         ac07ae9d808f96fef8fc25b430deb312453593aa964fb2014174ec09277e4f05
+// digest         5be8a25fcc4b78f33862ee3ff8272733296b4b6963744d5c4aed07f3fd90587d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

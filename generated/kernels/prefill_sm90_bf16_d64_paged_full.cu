@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         43150cea9cdde9c3cbdf479cc5d040d7759e01cf52aeebcf529bb30fc71ad5e0
+// digest         28a0984a4b77d6c15377cf7eec4214832c4469119e149f4a634c09e794cf2a6f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         537725322a2863bc0af3916259e58120560ca2678b1cb94ca7325652782273a3
+// digest         9a2bfd4154afe0c1df335857d91a075fbde6ceda7f7cfcac029a169196e8cc31
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         7af0378ad0892fe583ad917a7b8e3495f99df66ec86665706831a88ab865d2da
+// digest         6fb3363f165716c92ab32c955d41ddb68ac5076de63e1c07ae051793c3644e67
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         02d896226da4db53850d290ab8fdfc75357858420e0d534f73a3c493416b6ef6
+// digest         d697b2585bfd3ed95a020298407039bcd626d054eda007fc6b4c1098c8f7932d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         c3011eb52b274acba19ff180bd43bf04619925db71e0bc389d7f345788e081eb
+// digest         f5c5d4a415d4b621e2a8643588460c0c5e1db1189493db3bf130102a50392820
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

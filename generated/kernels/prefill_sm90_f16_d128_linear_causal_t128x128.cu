@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         5f83201c05f9fe82a849d20bc78b9f00dd8a98df27e38a162737c612d28d6df4
+// digest         71a8707b6d8d482d09e33bdaa272cbe39844dfe18923c13fe11ddc2d9505d2be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         9b44a90f57fda74b9f8af99ab18a5ca1ed6617a00f234da059cccfd027d006b4
+// digest         f92a29b958cb35f0d88cb36c5497aaa4e89d7ce40b73a21b87b1668ac92995d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

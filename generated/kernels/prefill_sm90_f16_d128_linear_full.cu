@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         318a84c56bf311053b2ea3ad56e38f7d6b149ea0034ccf6bd5df60bb56fcab26
+// digest         ff0ff74793d94711dc34ca2208867f8682d6a254069957a2bd17282220eabd37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         5aa87563c14f71e0ade03aad06181895a484712e6839596f243c11dbb649e663
+// digest         a283924cb44be19e301939e17688d289e95927b5d4898c4ec3c257ffb6951970
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         59f64d0d991666bb340c73bebf69f7afccbd8cac2550634dc693929f7d6caa98
+// digest         dc89e6eef3c2b65c3e5a3ff29ac77acfb73ff1beb62b537b5ca59e919ec81c31
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         742d1e1d4f6672677386c705f6eff03f842c3f4d16313c40f16e22054d2a317b
+// digest         442c9942e19b71765d29bb956e579101c68e6565e2880cf90381bce04c1d0930
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

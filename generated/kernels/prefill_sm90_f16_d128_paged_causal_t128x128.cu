@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         b0b97c8cf3d53ef3e5d4ae0bb6abda353ddc53e39bbb055316fc86c87580c5e8
+// digest         a832263cab4a6752d71867bf592677ec9fd55d9747fe1931b978f121f6673ff7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

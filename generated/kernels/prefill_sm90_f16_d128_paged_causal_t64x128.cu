@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         e8731ad348735655def5c4fb4e6edc1be5656716ccf899a972d4e39093b543fc
+// digest         27043cb7b2f6ec7125a66858673844f2d862379922e5e762c648e3a07b1a5d77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

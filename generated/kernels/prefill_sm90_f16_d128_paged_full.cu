@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         ee98b86b47bb39b066b343f7bcbeef869f5d41768adf1313ff9c0e3f305dcfeb
+// digest         df5f5037277bdbba5431313762a8e8e1e61c2c30c35c5e5a6c262b052d1199ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

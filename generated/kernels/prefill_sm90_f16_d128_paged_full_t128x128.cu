@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         b117d3a1b5f7e1f3096b1e6f27733ff72e7e384a8ba798804c882186281104ed
+// digest         f9ea7be466fb1d13618d765e9e35e63bfee6d33f83a3ec2a1a626b84f5eb78bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         bf1f308f9b6df478b0d85811e39f73e30a4db026bf30f3a7f34b3f996a85bce9
+// digest         9a5e246c24b6687bdd7205c7bdf94b1761302363af20f0a54b1191844d8e72e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

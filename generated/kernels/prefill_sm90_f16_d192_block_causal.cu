@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         c235f8bcfdb5db1c36710dd3056ae12008ed6e114b13ba387300448feb1c1837
+// digest         9446b97359c5097fa49b2a371505bfb7fb6a2fa51d7c9effe26b4032eeeb7786
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

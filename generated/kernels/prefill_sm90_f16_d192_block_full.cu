@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         04cba60b8eaeb0cfa9ab76f4b2e8782ad9a8675ccd6f0ccd60e79fdb114b7dcf
+// digest         e5db9a4ac5f89c039094052c05d40f548d2490fae8ce25e30aa51659a371cf7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         190316d3cf5afda59dda7e321b060bf047cd966a3f8a47cf0078232bfac0f4a4
+// digest         869a93f83ec883e4b1161d54f36ce7da7369e8a1483c7082b52c2b817705cc31
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         b70c262893559a20c07af72ee57e2c7fca11b27ca4791c8f4d43d6610733018c
+// digest         9cc033fa28710673cb2f8c1ecff5161285e8a8bda18032ce9c3eb275a0cc662f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         da3f6f0bb27462ca82157375c6d9b42e9cbbc8c53a50d620c23a305d3e6e3ba8
+// digest         19d9d075b645cfaea464a35deda1b60a77d01766427a77fccf0d027b6d5c5e5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         01200fe75d05f3cf812ad90a77ee414793c9444f8253405d90e78ebf07bf8774
+// digest         145d14d2f21e75cf5b6f00e6d6854bf2be502ff4f1170325c24ba5ffdcb37eed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         72181aac4dba7b07e42c16c50cb663f0a9ada187a92c822a66d87553805212d3
+// digest         d3839420a98e3aac396e3f2968c13074f65ea2a4cc07d176bd280aa02b926fd6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

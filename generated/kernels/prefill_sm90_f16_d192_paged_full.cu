@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         f5975a1a917c2d920d132dce2493bebd05027a78ac81ba3584a11ef94e54860d
+// digest         90060e8bdc3eee1914657485a63d98c9a640fb03a99da719a5164b32afaa2219
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

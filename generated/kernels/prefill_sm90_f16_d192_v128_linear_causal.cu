@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         abae698538897821efa9a9ae852cff0439d692f415f1045b3c3975cb0aa7370f
+// digest         9c9ed5c4a84a4a2cda10390016a13ae288633806db93acf81c4a650dc31d554c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

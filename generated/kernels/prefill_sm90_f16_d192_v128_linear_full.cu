@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         68561c9eb1246547204c7bca8ff52d44d411901fde9601290cf03679c8a7176e
+// digest         68e387e00159917290f1669255373f3ea83c0ea0898d45a2c4a9505c2217a03a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

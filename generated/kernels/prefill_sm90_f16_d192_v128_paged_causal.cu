@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         6cf8d663fe03856a004d395d5e1eb566079e2d4ed0bed094967b7d104f82d090
+// digest         1202ae30e3d69c273c06885711bb011ae892aac2b67f73cca7d0821605fe3fa5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         b26e7deda38379e4115ec532aae567b8fe0d71ee0576211ffd1458892cfe4e20
+// digest         ad9755d66af3f1a9b1e3d7ece33967abaad2aee5d17997de4e08fa85d1ce37b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

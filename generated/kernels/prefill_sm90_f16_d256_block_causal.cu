@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         5af97f16ad5de7c144c850254b766f2d872acf7f0ebe11915acbf38387472107
+// digest         1a25bfd269ecc005b1ce3adaab617dcc58158510619a9caf49271c8b37f68311
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         35e9a78e2144745ec770e64238c5ad23c5ef2619b35b5c84af654c9a2517b990
+// digest         1741ddbaea5bffb65f9f406686cd8d8cffc00692fdde0dd21c1eb8899cbae248
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

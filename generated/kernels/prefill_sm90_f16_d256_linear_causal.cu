@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         5e733b4a771319ee56cab7b6af6a50c3c871a780dfa6d038e9577da784eb98a7
+// digest         2df46e3075f6f7319deab9afdb8f520f319b718da4173de03db02261ea1bf110
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         f3cbeb3dbb284776b1e0edce1aaa80ce432f3aff27531080d17c06e95813f595
+// digest         0175489c2a772b3af4abdecb42664ee73832b08ba08a2357647b6ecd5dd62b93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

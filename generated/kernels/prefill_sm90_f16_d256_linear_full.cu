@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         8a8f2149441a27213c12122f382058aebc99b079f4ac6cc6bd8b87a2a84facd9
+// digest         55c430c3f616d292f3c830e4b619634a731530bef920ef07afa001aa516b68df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         19838ead6063677748411600ab88fa7acfe9925380fea5af8bde8795d38b9020
+// digest         ba6f7d908ac81a243ecb3eff41eeea64d940cec0490adbc8eeb2cbf90f67cbaa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

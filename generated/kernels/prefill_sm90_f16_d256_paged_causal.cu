@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         6dd8615b8f86e786ca8dd275c0d604d36c27fce2c5f3930e0904539881ba885a
+// digest         c3bc7711045c55eea8bd1af914e42814483e086b283cc4f24815dce7195fac0f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

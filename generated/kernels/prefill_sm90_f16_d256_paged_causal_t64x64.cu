@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         42572b0c3a09713c104d106a18fda06650b427b49548e70c1482feb0d9f07c27
+// digest         1abbc56c6861b7922a5ea1fff0ca475684c38d1a3743c48437dcc350926b9c98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         0275dcf07ed892c22c37204542504366b413735f847df3d56f9c9ca459d352b9
+// digest         327d15462058d4feb4581fc85a713c11ff5638080726d94e2b672a1aada81f50
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         8079d8aa7ce3d7e6217bbb0bb94fcc3299310e244b73dec72c7811fc419fda06
+// digest         d69d6d734e1ebd1b5be8db451ff630c9f865caacd0217ede160eff0041a05fe0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

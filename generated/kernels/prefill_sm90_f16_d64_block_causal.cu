@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         670a7d17a32bd9c7112bb4902ac83a2c4cd48b35f689d6fa7842f05d87278f03
+// digest         c7ed5fc83a3e5a30b330eb27c33e49a462a191ddf79256c5fd9286ebfa318f43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

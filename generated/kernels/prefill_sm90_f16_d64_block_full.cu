@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         999bad25ea73ae2d02f09495575af25c225fc9504de20acc3e3304ac23be5fbe
+// digest         668dc5f312594768c9f822b227d4d284447c66e9be77ea6d9f50838978235023
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

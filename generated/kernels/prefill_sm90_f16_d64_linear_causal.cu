@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         fefdf83996b7b24fc3528db469d6a64d8d1c5dd4470788b4addb68f0b8ac3b6d
+// digest         f2bcbb6383d511255e03ee971b4379b92a757453f06b4804ea13b7ae3726b8ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

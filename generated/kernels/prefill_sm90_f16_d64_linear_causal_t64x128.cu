@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         e6ab200ff09b3617ac32be0d6c4afcca348f2cd681f16dc5052397d83476f2d3
+// digest         8a8145dc6f1f00549cd6738f03b0c8a758978fb3f05ff6c3e392f6654fa35c5c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         b6c53e1e2eba7d6460070b73817a584eddc5c38ee84ed00c06a405e050a5f93e
+// digest         fcb3a728fb94da941cef7ab981021782510bee1dae13c53fc6e66b316ed9dc4e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         3dec9a9f309d15b9eefa19c2ab0548fc3f120a21ca456c277afbc59819b67b59
+// digest         fe2236d3b67b27f6322c73374eee3298f36b4e07fa2bf3746a77fa0fb8a2a83d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

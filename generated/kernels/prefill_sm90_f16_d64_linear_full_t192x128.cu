@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         5c99fa44f6e6783573de0cec0ff3fc404e1217f57858d31ee6297338eecabe5c
+// digest         1abde76e80a5e5d0721f0755cb61920122bf7fd46f5603a3c9ce199f5a93a525
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         088864e1e797435dc9bb9fe75327bb2d5d1f03384de106ae8e079c10b6d1c134
+// digest         9becc87ceba1aaf5ff8b928315d7fd90890516d8981700c6fd4adcacb4d39a4e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         a52e968381198c3ec034467416c81f1c7a75a04d3f5f3d2c21d52c08c7df0554
+// digest         cfdef96c4cff9b42abc4b1fbe9f881c016bd964563d87568a8ac6d6beebb89d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         0a980e2941ff6019b9819405296c5b7fa5a11513fb83643926971301f72007a6
+// digest         7433aebda1bc8096e4dc7c474d23066b87e1606358aa5657af1a796c43953232
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

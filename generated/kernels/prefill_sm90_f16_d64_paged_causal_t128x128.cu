@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         6590bb7b945ddbdcd38c2d37079b37f1d7b65e2e8d62621d48e462adcc31bcd3
+// digest         221ce3325b6e1d977c353353c9b0026b75cece203f0559dc28947fbedaac61de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

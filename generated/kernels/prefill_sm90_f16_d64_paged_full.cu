@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         2cfc542230b88b6444a70547b25e7fe74b1be2ef927b6df6ea59c27df5caeb45
+// digest         bac291332938f31fcd3ec12a463be4bc14711e787959be784c585f0b56188f26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

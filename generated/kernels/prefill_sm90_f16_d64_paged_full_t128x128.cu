@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         74e217005283af81f1ff8aebb197239ea1ffd33a839637b0e34a898d3114b3ed
+// digest         05d9e2a30e21e1674df18f40ec9975f542f91f52d13e2e86144a6cb688ed4f72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         f60a1da9c7052256bab22191141875f28798817eeee5e3d74c10cf6bc7a87f4f
+// digest         2d58605130c0bd21120ffc6f607a58207f140834c606cc7edc255d6124fe6455
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

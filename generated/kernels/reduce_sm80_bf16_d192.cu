@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         becb054b4610560d1d184ceffbb7863fe769b10ccc43eb9a723e26af2ee977ba
+// digest         c10b1b8b060d6cc0633f7c59c1beb04c8abf2aa93071668475a2ff2cef92ecbc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

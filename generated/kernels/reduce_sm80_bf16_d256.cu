@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         41c1a6132ef793d5704aab8cc448e754c975526787ea588589009fca145475c9
+// digest         e567b1d26ff0d7fe0ea2c91b0df02d828703f45d4d08cfff63fb6c99bd57bc6b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         9ab360aa6ff3c48ef241b35d212336cb138de0773306cba68079127a62decc65
+// digest         7df8a7112b9eb40b67911327dd0232b264c0fb5bc16bbad91a260d24e05f8a48
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

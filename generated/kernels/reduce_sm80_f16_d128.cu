@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         fee11413ee566e28d7b0116b7e913b8ebd793df5ec477b6103aad356a4f89a40
+// digest         0a79661d90bf9eafac9de5d8cd6f361b598c1cba92a9f199df49143a0a52e0f2
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

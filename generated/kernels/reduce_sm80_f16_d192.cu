@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         cc5692e3cf2d0e8258716c2df0f6edd16d07de87c7315b2ec6145eed53b2469f
+// digest         ad803ebc50954a54231f818a1597e29206194068a81ba644e92792bef0d17df3
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

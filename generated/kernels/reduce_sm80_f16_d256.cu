@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         5883d8b5e1c3f6c2ba1a97a45c0b6dba328468ba1e0bc61f72749180dfb735b0
+// digest         450e3c3f93e64a749f5cfd9fd6876aa34fcde22ad77347d37b57f6c1d4d61137
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         737751b31ed010144022abb7e3db27c2e85218a28790270f0bbe48238d1a1114
+// digest         aabf9df1b958301a4cbbc17da5aee8c119ed3ac04c234885bac91767e1d9ee1f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

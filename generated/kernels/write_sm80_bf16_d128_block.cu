@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         71536da050e47164c3dbabf510d6b38784931a678b49da50dc9db2f5f548dc7e
+// digest         0d49b0dd4da24b10063218bee42644dcdeaac5473187092afac8712f1d61d2cb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

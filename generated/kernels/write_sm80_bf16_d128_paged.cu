@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         95c090a7a2118aa88884c3828af2a3c5779d0c752da6add7b2edf63148a9956c
+// digest         428cac23f5938eb4150c0ce1cc113ae3cb2beae978de19b862de6ee58df6b506
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

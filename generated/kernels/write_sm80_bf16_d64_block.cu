@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         732cc1df45f1ef81a490a39f0e97a1e22b3a479f168a97d13633f6f33225a6a0
+// digest         b46e47fe1d906e84d0f23783bd70829f592b14f907533a275f2d7d2a28f784c3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

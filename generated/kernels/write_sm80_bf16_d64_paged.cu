@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         dc8a85937f3b9baaf943f5eabe90e138b82e685da98e1fa38a4a4adddb19bf96
+// digest         c097a541f52c7aea2af2260d4834159f58f44bb523d8496f965733187a5b4863
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

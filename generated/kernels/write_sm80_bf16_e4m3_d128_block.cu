@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         e8978c8debdd30ca9b63ffde1ad3b51b98c05a068ec9027c263e20d3a994dffe
+// digest         520b5b07641490c6bc75f25701bf1fa03fc6c7dd2900eb14f3eab6215badec1d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         54b134900d70b058d85b7fdf5ab64721ba6def91f9f4375bf2ea47fdb95027ca
+// digest         7657cf9a780ae7c736775f0f0c3f024b481162e596116e39c168448912f2b6e6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         1635a483f4dcf5407759a93418cf4687bde306d3bdfafb069af2554c37b8affc
+// digest         c40ff07d151594f7ea2a53ef70e14c0632f619e9eb1206958eae96d4aa22532b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

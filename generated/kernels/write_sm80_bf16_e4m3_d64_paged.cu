@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         e0e17b4d983b8c7e8bed0641a6f949c18078373eaf285775a7ebef1a482ff4e4
+// digest         3f89a3195c105674b440536816f2ae2a6fd90c57da876c6d67bd7854d75ac278
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         6768e1c4a0119d171f2cb401e080bbc95170bb5101bed7b62a8ea7ee26453fcc
+// digest         f9328932c523d47bc6c7d5b08e96f2c042387fcfe0e8deeadb78b87a559f140a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

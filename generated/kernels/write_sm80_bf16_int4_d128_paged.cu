@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         70922f33cecb7c99ec7de14bdc8c8e95af3e41fb83192b48151d0dd647a35618
+// digest         99fb0102a6d6e3710463f413898fd2db2598f9dbff4d9f4950af1e0a067252f5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

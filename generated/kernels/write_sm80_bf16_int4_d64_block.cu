@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         147a7cb329136cccaa083bd7fa4ab456886bcf3371ced89f56f217e07eed9de9
+// digest         0af8bbcb2e30510fcd8a0d4c60601c8d20535bd137e861e80135ccdd469376b0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         1023dc3c51b05f643d22c6c6b57bd9403417f3687521083f5aa172a8e4b1d00f
+// digest         9a6f0b733fc99dba7ee6eaf4cc48c82360ee7e56a5129a18297027dacfbf5566
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         999732c67e1696a073c28049cab6d9a618308e9da352381036e3bac4d1c4e91d
+// digest         4ccdb27b968358e47d1609079b7deee9331832f400e4da53223b374f76281d82
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

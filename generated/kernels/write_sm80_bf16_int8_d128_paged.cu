@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         8480e8cff0d2e039a7d4bf5ce0d3ef395c6353156c023265af62f3291669f5d6
+// digest         8eeb7e62549ebc597a902dd73ac73f51756108a313ece584e00637a90d6fed57
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

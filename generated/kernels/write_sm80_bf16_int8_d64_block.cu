@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         6821b247abadf6b4a7620c126c2f203fe5d8cdb43b0f7cf8d1f33251df2377c8
+// digest         161673de8e673dae18214991bf51b8300c64fe925c48c995d93f1bc9c59dacb7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

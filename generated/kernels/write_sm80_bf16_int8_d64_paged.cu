@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         30dc899251c4a1e46c5c66d849c8507bb6dcd1cb0bdffe7368559b6ae0a593f3
+// digest         3fa431a8cfb47dfb6aabad2e84ab0476b44253426dbfe7d53a26e4ecde704026
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         bb292bf15072fcad6297014ba1cce344d33f6c1342418d9a31d0a03feae3f0ea
+// digest         875a44f119cb3a6dbdca3a96707e00d6ba17b1fe4a9a23475de8b68929ad247a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

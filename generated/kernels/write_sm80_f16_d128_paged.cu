@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         04206a217615c834b2f7c1e9448d32f7542206d9894f09383abfd849a502d866
+// digest         a5050c4054d76ad1c63dde85d840acfeb97b0881ae88208f4802094fe8df62a0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         d49176205b89f5bae8a69b350db6137d6f9d0d0928e4157e1ca1c2eb152c0bfa
+// digest         84622c34565fcce10768e013e6c51a1f22c7a4e581cbd9d107eb230edff22fc3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

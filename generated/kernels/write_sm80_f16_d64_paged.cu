@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         270bde12af49b5c84e1be0c5e65ba830a298c98c67c7389d0ac322c14c5eae4b
+// digest         7b4431d7d759b0e2cb0f4d0463fd69bcc8a2e8c47c010be01787616c76e1b95e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         275e3d44217b211f2dd24ab3f056cda39cae9caa0d2baae09eb675d0ae29e738
+// digest         d272594cb7ea1f50a37837dd083b1a25bc886866db347ce815ecd6010d8760a6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

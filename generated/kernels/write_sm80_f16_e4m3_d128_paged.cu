@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         1689708295c094af11933368d5236e0b4dcf2071674e2ebcae106c8657af0441
+// digest         9a2a8bf8b6586681d08b8c67b27a6d1ae64abc69e22ccef180c65641ad5dbc35
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

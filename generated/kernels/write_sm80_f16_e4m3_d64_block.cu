@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         1f2be6a974e02fbac7a7c7c728c9fc97f4d685cf4ec07cce3abe5ed05de9620c
+// digest         7ca2964ea7872f083158420301c4be7e3b14851d394e9fbfc537bb0b5d610ecc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         651c0c889eff890709b08205b010f3efe3344609204fa1d0303b8de162bc8050
+// digest         9838549f61e9f7e739d9dad28c0aa78a8c0f2117d88f418f00a2f4c02b13fa3b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         e62295f2cb040392dd728cb99995b0cc4cc4c2701224d7f91dca7d3e492b0d8f
+// digest         02840450f3fec699fc9bfbda8745f866253a65e1044b575e204d56f9db543953
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         dd9f797609679d341b016cd4ac8a8ef2a8c37b9307a65ddb5f0b1ad1a306afce
+// digest         cb3594cbef73cf03199a464811b5f1ddbdf61a69dab274f50aba40cc0bea0475
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         709a65c8d9719fec691f9b3cd4287fe4cdfa2bbc60c2da312c5b83214af15995
+// digest         3cf88ee1c1a27fb3f6a3836bd489f2a88864c9f56780a6dc87f107ddc9f95fac
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         9a07710c5446dcbe91c5e767da85dbfd3d090b6a598519b04e54e84912b60c55
+// digest         5cb4c3dd883647daf9344060f675288cda3ec151b3138c5e9e51c67fd853c2a6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

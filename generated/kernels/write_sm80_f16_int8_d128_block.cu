@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         9944a9829bee7aef91a227ca151abc0eb4159ba10f6146779cbb2e95b56349f9
+// digest         cab7989e6a6c7c211c887ef62be18782f52a498d9e6527ea45c62d5655fca3e8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         24457d3848025dad6321bdaeb0a0850f1d9a05f76458ccfacb683d95c6ec322a
+// digest         22b1dd3e3b423c8d678290f5e9dcbaf3f781aa6004ec7959126b226ac969c03c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

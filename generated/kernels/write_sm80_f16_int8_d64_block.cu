@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         017b2663097ac84056ca87e7c51f4030b8005ce261ea69ff6cbfe9607ab8abb9
+// digest         b3a899bb79ec30a3b9b03c6014aedd88df4114d27c4786eed3a2bee6e91c7fc8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

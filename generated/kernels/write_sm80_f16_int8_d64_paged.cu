@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         920046afe80e16125ca596a8cb3f4070647d18333c1e4f3d0dd626744ab0e857
+// digest         6f951c261caf960dfb5b98adfbd8a9101a48ca4ad82f18375bfcb10fb07d6b32
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -15,8 +15,9 @@ using Params = attn::AttentionParams<half>;
 using Paged = attn::AttentionConfig<Sm80, half, 128, CacheType::kPaged>;
 using Block = attn::AttentionConfig<Sm80, half, 128, CacheType::kBlock>;
 using Linear = attn::AttentionConfig<Sm80, half, 128, CacheType::kLinear>;
-using Narrow = attn::
-    AttentionConfig<Sm80, half, 192, CacheType::kPaged, attn::Mask::kCausal, half, 128>;
+using Decode = attn::DecodingConfig<Sm80, half, 128, CacheType::kPaged>;
+using Narrow =
+    attn::AttentionConfig<Sm80, half, 192, CacheType::kPaged, attn::Mask::kCausal, half, 128>;
 
 template <class T>
 T* at(std::uintptr_t address) {
@@ -89,6 +90,17 @@ int main() {
   refuse<Paged>([](Params& p) {
     p.split_cnt = 2;
     p.split_size = 512;
+  });
+  refuse<Decode>([](Params& p) { p.k = at<half>(256); });
+  refuse<Decode>([](Params& p) { p.k = p.v = at<half>(264); });
+  refuse<Decode>([](Params& p) {
+    p.k = p.v = at<half>(256);
+    p.offset_q = at<int>(4);
+  });
+  refuse<Decode>([](Params& p) {
+    p.k = p.v = at<half>(256);
+    p.cp_size = 2;
+    p.cp_form = attn::CpForm::kPartOnly;
   });
   attn::Plan plan;
   plan.split_cnt = 3;

@@ -37,6 +37,13 @@ EXPECTED = (
     "linear_iter_params.cu_rows | linear_iter_params.cu_rows is null, but cu_k_len counts keys of "
     "all 2 ranks: give the first row of each sequence in this rank's K and V",
     "split_size | split_cnt is 2 and split_size is 512: set one of them, the other is 0",
+    "v | v is null: give a device address",
+    "k | k is address 264: it must be a multiple of 16, since kernels read and write 16 bytes at a "
+    "time",
+    "offset_q | offset_q is given with new rows of K and V, which are the last keys of a sequence, "
+    "as are their queries: leave it null, or k and v",
+    "cp_size | cp_size is 2 with new rows of K and V: let a cache writer write those of each rank, "
+    "and leave k and v null",
     "workspace | workspace is null: this call is split, or its keys are spread over ranks; give "
     "1000 bytes",
     "workspace | workspace has 10 bytes: this call is split 3 ways and needs 1000 "

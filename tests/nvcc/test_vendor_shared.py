@@ -195,6 +195,10 @@ def test_a_bad_call_names_the_field(
         ({"q": None}, "q"),
         ({"max_q_len": -1}, "max_q_len"),
         ({"num_kv_heads": 3}, "num_kv_heads"),
+        ({"k": 256}, "v"),
+        ({"k": 256, "v": 264}, "v"),
+        ({"k": 256, "v": 256, "k_stride": 4}, "k_stride"),
+        ({"k": 256, "v": 256, "offset_q": 256}, "offset_q"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

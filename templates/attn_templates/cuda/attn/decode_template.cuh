@@ -50,7 +50,7 @@ template <class Kernel, class = void>
 void invokeDecoding(const typename Kernel::ParamType& params) {
   using Config = typename Kernel::Config;
 
-  // 1. Check and plan. Without a workspace the planner's own choice is not to split.
+  // 1. Check and plan.
   if (params.token_num == 0 || params.batch_size == 0) {
     return;
   }
@@ -58,10 +58,7 @@ void invokeDecoding(const typename Kernel::ParamType& params) {
   typename Kernel::Arguments arguments;
   arguments.params = params;
   arguments.params.causal = true;
-  const bool has_workspace = params.partial_O != nullptr && params.partial_ML != nullptr;
-  if (!has_workspace && params.split_cnt == 0 && params.split_size == 0) {
-    arguments.params.max_split_k = 1;
-  }
+  arguments.params.max_split_k = detail::launched_splits(params);
   const KernelInfo& info = detail::state_of<Kernel>().on_current_device();
   const Plan plan = detail::decode_plan_of<Kernel>(arguments.params, info);
   detail::check_decode_memory(plan, arguments.params);

@@ -18,7 +18,9 @@ namespace {
 
 constexpr int kAnyDevice = -1;
 
-// The words of configuration names.
+// The words of configuration names; check.h has that of KvType.
+using detail::word_of;
+
 const char* word_of(Element element) { return element == Element::kF16 ? "f16" : "bf16"; }
 
 std::string word_of(CacheType cache) {

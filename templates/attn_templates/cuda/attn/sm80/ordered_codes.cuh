@@ -13,7 +13,7 @@ namespace attn::sm80 {
 // element 2 p in its low half and element 2 p + 1 in its high half.
 //
 //   x = element * scale + zero         Int8, Int4: the element is the code
-//   x = element * kFactor * scale      E4m3, with Expander's kFactor
+//   x = element * kE4m3Factor<T> * scale      E4m3 (attn/sm80/dequantise.cuh)
 template <class T, class Tkv>
 struct OrderedExpander;
 
