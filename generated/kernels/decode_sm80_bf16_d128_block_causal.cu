@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         7b95f7db83b95d44244dc65dfe11f280437082986d53e6cdf299f9028b787317
+// digest         53d1e16ef9bcc41d1f2eea74757d1aa0e55bbe943301ec4df6c8bd26ead292ae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

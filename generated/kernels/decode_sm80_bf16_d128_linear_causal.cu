@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         134db2cca0508647f10988258c65646d7a76d29d055ced39f63c0231b490d3bb
+// digest         545ce175a406f889f0c1a4603786cf248fc148890ca599d80dde2d4096fcf594
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

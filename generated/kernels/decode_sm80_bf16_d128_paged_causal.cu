@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         e9474500589162f7ca98c44922734a37c464e14aa5e642315c19b9bc93bc6a22
+// digest         1136df7cabf66a7571a650cf8a3454f6cfd8060454591e345798490f92491764
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         89660914a1ef4df8ff27d686e771042d1511fee99fdad3ccf288af08716a2849
+// digest         6a77679dfa8fd37c97c328dab4db35f53386e7dc8d2bc4f3b09dcfa3a74e2660
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         745e69106c5bb4a5a2c961ee03fcc82f13efbc209bbe1e955730d3d3e33eb832
+// digest         986d5d9e36647b6ab241a4ea8134d121ad3696c30941796cab62bc6301a4a3fd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

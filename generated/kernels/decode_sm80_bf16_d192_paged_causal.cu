@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         52af398628d2eab2f7d102cb0be6f3a1a410153585de303c3978f014fcfb017b
+// digest         60231db219cd860ab736a468a4549e727ecf2a27e9d71af880b4a3802cffe126
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

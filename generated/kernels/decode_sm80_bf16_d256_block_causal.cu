@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         889ae5ad53939935bb04b8b8c7bc8cab292e9cf2d4f8e5f7c4acb98527681345
+// digest         b6360dcb2586d321eb0f6275a51dcfdba7be899e309ee061b416882e0a584e39
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

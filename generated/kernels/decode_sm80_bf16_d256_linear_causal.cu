@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         751376d3f864e55c0363d87284e85360bbfa1037c3093500f4103a7c88c46254
+// digest         3ad592219838f946a48c7ae2c4c28063557c465f333719750f624525ffa8c6b2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         919396046a0e4bbf2095c6866a38100b4eb2682ebfdb5db33946013d158e6bd0
+// digest         34fef9e43e513f3af675bc0caa10438686b56300cb8ee8fe57d6184f9741dba5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

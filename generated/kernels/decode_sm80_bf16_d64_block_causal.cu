@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         f8dd5f9b385c7c8e3742ebdf9bd9ef6df7b05751173f8333a1dddd68efcf51e1
+// digest         93546dc733660908df28c7119815740c7732e4ad5f89d4efeb8dee4e376e22e2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

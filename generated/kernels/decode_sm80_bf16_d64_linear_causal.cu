@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         6af524981f9c14d07791293ad8ab9137a05ecabbe9200a25fe5259acbe0e38c6
+// digest         88f9220d03bfff02fbbdf6ea42dcd9b4071201e97a81b9a901c9b6a57b582e9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

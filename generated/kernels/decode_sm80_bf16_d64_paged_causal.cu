@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         92b339826f0787e8472d9c9858b3d0cc69325bc7859990e0341579f2ce73318b
+// digest         4f66f9d3da54c610699f11f0391d377b59ea848afa293bb2e6e78ab3e8967a90
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         3254c08b3c22a099c3071de7e97606d316dbe9fb30f2fa585560557ff5805f3d
+// digest         c0eac3ab549982ca02c0abd7b7250e459cc3370c887d40137fdac62f4a7b5f03
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d869da33434316f6c02c38b5f4d86c4fd9b3ae9ba54153e6f2d0f8878d0d30ef
+// digest         496899e50671b0c264aa2252c8ccef6d2904c2e6f520953d0ca6ae674b96be9e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

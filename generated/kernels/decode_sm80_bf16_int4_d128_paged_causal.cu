@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         6bd5f911753b55a88a0e4610c3a363d64debf995879afed27697b3e622d16570
+// digest         16b75058c35c67a4290f327b4459669b6302c2d13e3562b36d0e9ddd7914e30f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         e6f5a09b229d9cd5285d0a897254cec350a9d7af83d92d146fcd894e8c073c8e
+// digest         0678eb464db5a6dfd081d7da26df74f44bafeccd7ad7f1867f0ca36316121d5c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         d42e25b87dabe73bffddae5cc8ac2a43772730bfb327d50676f3c4feb31a5172
+// digest         338f82c2c2e4ea6da8329d97150d5bddee16b5b9d9ff537a373544b593e56d58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         e0d37e7742d8e56d5da65fd734e29c281e1203c944dcf909f7dca0b0152bc349
+// digest         52cd391e2aa87c64b2484018beb0ecc54d5ade151869fcff886e426a3d30d444
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         86c46129c9d7e17ca13f473ead94ac9fa813c770efee62cea5b582f54448a27c
+// digest         e0da1af662810f92b41e396bc76faa20c6bf262b81797c98902089150bfca217
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         729e6bab7b2d2f7b650acc6a5046691c56095c46cfabb2f1929f909cc010b4fb
+// digest         d669e1b238e3c6fd089b4fbf1b01de1a666a92381184a21dc6842d420091f85e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

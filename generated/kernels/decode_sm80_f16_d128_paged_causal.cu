@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         bfea30eefd47e013712a03510686b178f0ab54360bb94f6871c308172f2e59a6
+// digest         de452c7f2fda8ebc1b15e6e8b5a3ebe8382c150fe228d69bbac68ecc18d362b2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         f5524a7947e9a7169264fe91efd8af99d37814ef496178659131bf0781a0d050
+// digest         5e2946c015330c1c11e611615fdba8c5cc159ec390b7499c22d54f79f1dbbb70
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

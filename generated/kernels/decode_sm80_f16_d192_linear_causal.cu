@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         c44859808e54b20490f716e4647fb4a3a5cde1663e64f5942e44f2634955a7e9
+// digest         7bee60a5da3e75167bf766eb08d3cb08449cfa75a79ad6e683c0c8b9db53ad4b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

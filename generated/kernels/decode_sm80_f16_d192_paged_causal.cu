@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         6d76e2bbf1085f504388f184cda4554749afc0c8e673f2269741ff938a4b6e82
+// digest         90096159407f301e60d9485fd15bc860771b9d3dd95b50e51cc137bf4e6914f9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         9c9e68351132e68b3188804222fa2496733e7b3e1b51636796c37d92ef8f03ad
+// digest         e2040f4e237f7f12ca8df6ad53c4bec79ad69b6d50a871ee18902c79b8498f93
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

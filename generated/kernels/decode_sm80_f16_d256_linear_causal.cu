@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         a876b04165bede102b2f4aa89b9dec7949df0b8e929fae325d11b0f78c5e7067
+// digest         f9edd53da15e2b017bcc1dc18865d6f38d5cabfdf241117f07789ad11359b6a3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         0d30fad029d9b8befcf5f10e337485f5fb650b323b6ec67fa0836c5220d8e119
+// digest         47fe16fe090015ac06fecf52d18a4c5e67ec64e8fd8b815d5affe963d5e93cf8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         47f89f2e0e3f2b59343d6828a444eae3d2c3e8ae16f566cbead8a03ee7b020d2
+// digest         5188c44aca616f35aa3774fb020646cb1311d0d2538229af26b874b2ede47272
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         93f2d8097dbea55a582339e156c5746c34b715141dac6085916dbb82975b8411
+// digest         cbcc3dfc37525d90ab1d1aba58488a197bda2e10b9b960010a45686570cd82d5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         fed516cae9104441c6e029909736148360704376bdab428776c4da75aea58136
+// digest         a9ed7d58ba02c46922f497b7fab87fff5b11ea031a922bd8b6b363d6ab8c66b4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ec106e556e0ae7a4c542e876dd144171b27403a1dc37d0bd27472514fe241c77
+// digest         c70eabe16b9fa2247f2f02c2b1067ae9c0f6d014f072f8f7b1a684c684c4134a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

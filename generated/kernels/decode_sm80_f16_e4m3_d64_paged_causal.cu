@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         2fcbf006f57b166911a33ff38dd7bacdddd72002bc129132cec46b9ccb55bbaf
+// digest         f0cf478a518829acbbea95c8a333a09e9f59632cd5cb171833678dc71f3e16a2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         290f55e21fd0dbf31cd1a425ede09bd4a1287b3742b8ddfd6c0a15f20b400bab
+// digest         53904fd408d296cfbfbed1364f9e9577e19dc7437927b568bbde2d10bf4b14a2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

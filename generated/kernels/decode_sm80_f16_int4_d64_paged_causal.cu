@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         cb41dd01b4b107893995d3c1f6e09162b3b0a98087d028191ac6799517b35828
+// digest         7b84bf30ab2f3bdc01cef5a952f545a3916190fb1adcd421672b9ed86a940348
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

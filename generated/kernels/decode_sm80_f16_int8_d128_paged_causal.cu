@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         4b9fa139766b4737c65a2c3972882097f3692e918615eb945d797fd4a103de58
+// digest         54e12f9bf4dc128c2c56ad4342a3e74af410842e2a2dddb9c616747dfd234461
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         a5889e3094348dcc24908be69753bd7085863fdd50475f3945fbc19f0293e5fe
+// digest         498cb2768a547cfa3420472ca09f0e8cafcf966454714d29747860e724c6731e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

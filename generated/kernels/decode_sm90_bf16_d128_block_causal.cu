@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         775bb30463a10fe4b15c0ac274d583cb78be5361758b962965ebc0825920a29e
+// digest         ba30c5ae2bf751567d4526556f38e719136bbe2fa40891280d1b745c03e5ac4f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

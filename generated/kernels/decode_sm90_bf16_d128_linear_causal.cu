@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f364dd402cdbb51cf69a075d2f50bbf5e223d938f5d0c13c197541ff483ee598
+// digest         c544a6ec4d1a9a1158863eff5f41bff2fbeab5186a8d3d42cf2e3dacf7fbb6fb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         7df490993db08e7eac4bc1b970a99ca16450ae14de089c1a6cf2c8a820c12652
+// digest         123588e5d572f96a9f7083017b0681a496a5ec64d6e774e6358324bf45dfe8bd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         ffbdbe644904927ab1bbfcd40a79ed28f791759f9437e4c0a7eed1febc6baabe
+// digest         abc27f4b91f568fc98c33a041834c45d60e436932a72e836461b14adc563906c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         a550454ee9ee25f5dd13a0d516b84f9b23f95e58a116f665dd609ca495fba070
+// digest         323f8874dddd0345d8138e2787a7f21a07c3efbc5c1751d22a147770550128cb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         60fa62c1647272dcf50bd94935a14f69e5a4c3de545649851cbcd3446359972d
+// digest         e7844d3337161bf6479c05611e342390b5697bf4b951b6b7b6e36e42ecc9d4b9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

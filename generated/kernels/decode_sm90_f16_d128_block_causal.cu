@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         922dfac24354d9defaeb9206562721a5acaa63dfe3e982bcc0cc954d7daea44b
+// digest         7c67394b97f3943d2881db30cb8fb3664c3a1fce5b416f479a1b8e005d02d17d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

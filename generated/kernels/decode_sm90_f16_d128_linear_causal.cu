@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         34898b3befc71b2ab03770e1ef0fbd264075956c6dd845f8858e9d6150a1aa81
+// digest         76411a2c064e98f19cc201a332575facbbf8e2c80a2254cc161747311dc00e78
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

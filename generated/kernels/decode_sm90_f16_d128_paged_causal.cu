@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         c68efbff17319fde3ab10ed049e798fd48e6197cb0fee80fcc6aad8957c7cc44
+// digest         57c92549a4ff83ea1682dbbbe35d737451c6ea4d582c2b864a13d59324683ea7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         6bd4839585e4624a8d2462115032aafb1c18737f2239c211e3a6204d9e929d7b
+// digest         96821de14ab87b7cb1c8f8d4615f3d288b312b2a8a333ccab42e5b4efde18e35
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         81f962f33178f82997c5538eb9008e4c4d85885af7cb4d18fa890e44cf8eceed
+// digest         ecd7d9a9b336f3fa682be7c213a2acadbf5fd2c6607f78256f16bf6540ed0f04
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         41e870bd4bb8a1ca0bb343628feb5697684badd7c6a12be4344dfc31ef551209
+// digest         2c511aaae0acf84584794163d617ad0d48440ee70c0fe130d488fca873ca609c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         bd2eb44e3b61931e85233718819e1e605eaf8ecfa97eae35b649cd6c9a7bf210
+// digest         65cc0b7a642a3295b970bbf6a44d7eebb2297bc798c48c28823c904464a59610
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

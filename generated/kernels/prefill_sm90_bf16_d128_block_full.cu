@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         e3dacd03c81aa8dadd5fd81343a9c49af2f3d82545232947b2cf2eb476670969
+// digest         c0e431717e473c42ff084e7a0bbd33aca5002fced2fb8de079e0533df3a9d726
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

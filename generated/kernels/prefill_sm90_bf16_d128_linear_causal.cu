@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         10aff2fd318bcfc32b8f80b4258d50aa56cb8f15eb24d41f8ed0cb2d53b8eb23
+// digest         5caf35b5427f902bef4e50c3fdfaf00e9d08f3e9c07f69002ec4055dd322bb97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

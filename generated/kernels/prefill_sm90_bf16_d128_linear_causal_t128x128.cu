@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         3ec8c2bc85a6a0165645781907ef6ba86ddd6a04fea4f5210110d0e5a8e83e59
+// digest         7f768253ac93d24ec87ffcdf9941f4255cb6dcfbde20df38c0f729b8d4c886a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

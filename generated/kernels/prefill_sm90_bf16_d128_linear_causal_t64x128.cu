@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         766143763aa1b873dd42523566da64e62ac91b3d434cf9a2bd3930b9f3a6316f
+// digest         f9a55543a7a10b91213d83f53c6d95ff408839e33e923ea0de347220992ab34d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

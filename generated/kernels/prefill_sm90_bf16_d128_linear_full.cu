@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         138180c4ba65ae8ec210ff55d162e1d8961252533b3fa891cba3e8ad1dd210e8
+// digest         357fc7c174ff57abc8c0eb4f11efbdfdd561942e1be22079d0c010b50454c12f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         c6e51bad0253f3b94d637095982de4de5a9a88d9bbbb0ed8e10f0877a7ce5813
+// digest         123dcaaae60106d084b14370e2efbb5716322532f2763a0d0f9aeb65837bf045
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

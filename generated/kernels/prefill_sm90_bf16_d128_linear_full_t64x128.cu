@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         d5b289fd1ea1f36e7e282934089dbb3c005711a766785e21abc76676d8ec90c4
+// digest         9cdac6e85201dc9cd0944765ec7098e8bc1a334754d8370eaa444f428032346d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

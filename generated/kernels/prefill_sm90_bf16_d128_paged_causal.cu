@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         b8b4098806e9d5804455f22fbe1f15cdc11a4494fd3c10b3ba8786bd254bee80
+// digest         044a8eafe2e256aeb8ea44f76716b905d699a18accf3e72ca936aed7398da321
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         f0af0c279b70d36309581f2b777a5dfd6daa11ac5281ee24fb525d4003ac019d
+// digest         a4a935ab7fbc10e7b9f61335da16b5b98153f5dd14d067e3dca7b72bb3332474
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         024766d731312df4e9db5d7814071a0c87f998cebe58c938c3e8bd9f0d52fc73
+// digest         f5145736f09d343915ee04e0f3912b681a1993ad71aec738c437dbaf25d7ca2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         96a446ac52d0194f574b27d65b1ebe12e567871b12303495491493d6b8ed7b54
+// digest         c257e5cea941ec877341c7aa2465b20508880f53949b04370dfbe792e3666928
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         8b4a585b19af4f2e99a6ecb1a24b21af1c03f328379920817f93b1b1b1280774
+// digest         96c4255a540350dc0e5e99b4432fe89461c5ab8614490efebd927b85545c7bb9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

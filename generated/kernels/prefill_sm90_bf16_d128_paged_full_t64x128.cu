@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         6492c1667bc9cd58722375cfdb61bbf2934f9dc64d39b75299012cf538802cb0
+// digest         97825941ebb6e03350c272804a1da004b3ed053f52c3cb42f51602ac8e984a63
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         36b396e874a7fa28b8e4cb2c19c2dcd42a720e6cbda2c0213d01bfe74fd85a59
+// digest         59eeb3f060276b65b12a95f215bdd64b3843323f6a3f829f84ee30680fc92215
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

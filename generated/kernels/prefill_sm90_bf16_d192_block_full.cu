@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         77bef4029c253d0952e4e34cdc4755359dfa557633da4b7a9766616866d856ad
+// digest         720a3115c960c004dab4fea60131b51f8ff8d54d35ce32882c680ce24847694a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         2b05ccac92337b67e9ecce31169cf492784909b976514fe1ce28988f9e36b1b7
+// digest         15565828233a9f9fa60bb8a0c2b1b56e80105e02920aa5ca2da4219150bf97b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

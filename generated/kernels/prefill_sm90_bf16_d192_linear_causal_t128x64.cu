@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         bf95b37c88907522ec71fd7dbcf02aa3311ac80bef0d78219f16c6235b41d308
+// digest         9466ae51bf0195ce022903bc4f5855c5b523514772882fb46c799dd555b02fe2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

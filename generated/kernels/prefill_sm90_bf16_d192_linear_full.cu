@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         8cc20c50423cc01c5d9dec254f3fed7c15fc74e0c2d6ad9212fc4db663545134
+// digest         cd30a5645c685f56e313a03b0b3cd4b201b4edf0915e8b7deb1f00abcd175f39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

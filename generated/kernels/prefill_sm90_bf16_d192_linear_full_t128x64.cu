@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         35a5cdd9d4f5a79afcdc26e002fb9e64d0a1ba5eb5d2724e46440be23a937318
+// digest         680583350a8f6b32b598ba77dc614ec91a868dfa4768e11dee01a9cd397045a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

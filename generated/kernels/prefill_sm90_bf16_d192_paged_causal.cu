@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         b6a2b18b8340a730b689b4901745201bf4a84330b1dafa75f024c12617f07845
+// digest         9e19540071d11932d98804cf4596d5b544d357412393a0809ae907d21d3881c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         4eb76ea869f57be2032dac8749790b9a7e8aff421fcff192a522a4e454b75cf8
+// digest         cf3d690dc42247e09ad49621d24ced90412360eb041267fd376c52c066c83515
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         1f4d433c5f0340afb68a52d02ba490d9695b2eb6fc57ad35a01c91c169fdfb27
+// digest         39ed48d53d3fddfa967d00b68b50e89d805ffd4e52373730942236b5733cf5ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         66ca4ede9b14feb4e1f2dda7a450540d83a48c4fa4e69ba528db341370a2f717
+// digest         b9ac18c149f4d00e83e7c4b3128a9a9d3f252c1a94af40bb4f87d50a39489807
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         3495be2dcc4cd58f910613b84181e1e299d31e272695c2c4bc0907cb781efb05
+// digest         9d3cec242d64b8a80c7b2dfd39fb549896a27da053429850bdab5ae2d09b62da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

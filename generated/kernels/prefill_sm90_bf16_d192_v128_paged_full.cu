@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         7f8e344629dfe5a826022bef49a39c3bc72e6dc4701ee90551ddac823061cc9f
+// digest         2e4df35acd5a9494489264b824dd51f6ce2807dfb7a2a3ad454b1c394fc6a97f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         7574edee41350f1e85a87ffa6a2483519f0a46af1d1af2d5febf297f0f5e5984
+// digest         86d1363afec588bef6e09bcb08c30db532b02d62f7614678934d415986e9cad1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

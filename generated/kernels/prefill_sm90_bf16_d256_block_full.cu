@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         747b3fd3998435afba33813f9afa07f88c6bcbfcf1a62713c1a19ebb6ef5ef5d
+// digest         16c287e8020105b4a70629f8960838e75ebe03421471b099bc1fce5d5a290958
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

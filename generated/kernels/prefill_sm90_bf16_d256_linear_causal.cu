@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         d69e014ac91b83c2ff6b208aa1f572f42cb1d67d29c65ad1fd6cb666d421b055
+// digest         e3fb43bf7913007097b9178b24fef04bdbae8b9b7b9aa63cc85fe6416c2904da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

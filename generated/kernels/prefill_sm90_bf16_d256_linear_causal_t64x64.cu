@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         f094133e898ec5a89f0637905a6b449b9f134d82d7cf0e34d4254f76ec119b6e
+// digest         4899027ac67f29fcbacbdd5c85a2fc4482a0ee9f34a4be3d18df10e99f986fff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         370c51f1875f236ad7aa2641765e54844ce8b8957b71c348c63cf8a0bbd50a7c
+// digest         cd3df81accccdef90b8623e7882095742ded8175e9ff21403f91fb32a00a75fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

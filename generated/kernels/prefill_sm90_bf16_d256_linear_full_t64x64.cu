@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         40b287d075c95b009dfa1ce7056b4a9e5322e7ae88b8cb4023f9bbb12e1791f0
+// digest         32a213fc5c992646d08f63709247772af4e2434fd8e044f7c881a2e00c2e5b4d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         e3506a734391349e5bf2c544447c52b6d69fa181ff50d608306c6dcb275211ec
+// digest         1934b73e3bfa433106119128ad37dc9b412c59541c98023bac09916cc7d213c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

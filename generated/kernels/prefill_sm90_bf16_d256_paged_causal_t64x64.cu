@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         e5763613e76cbf68e60ead9b4673741050ea40800e4b0c5668f4f80360e24bb2
+// digest         635567d34bed7b17ad1408501bcccc0997cd7433fdb10c23d3eddc321ce9f4c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

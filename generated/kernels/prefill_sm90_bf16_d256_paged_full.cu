@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         3bca6cee9840b2690a9a04e6a7078f7c2f261a4f8c1638886abf827245082d7b
+// digest         69abe1df93b7a6d1e5ce6a9ada96a92567cd6246ea60a4542c2ab90f5ea5905d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         942b61cc98b4df4fea38a0ff09a6c12951b6229c14b47da56edb556153b75645
+// digest         2cecbe2fe5696b76eb4f46c830c0b113befda6647afb95cf5bf24e5da57ae5a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

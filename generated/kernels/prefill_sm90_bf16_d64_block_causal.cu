@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         5e9c497e3682b1907b2d1b7fd8cedeea928de533544662730442ddcc28b0e2fd
+// digest         eb722c9f7cc5e317b1add325b3c4897dc0564b01ae531066dd9f33af0452f669
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

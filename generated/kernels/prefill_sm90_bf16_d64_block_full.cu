@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         0aeb412df1b6b2eb429eade6487e8e64bb969b6d6282f98fe51f290f87f97870
+// digest         63de510cf7257768240308d3ed0d7f9a67b4f186bb9a4587bca245730cfe3585
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         eb32811f1263718552381300fc125e3ec921716a9bb7e5c1f2aa3b7ea89d394c
+// digest         29ee69e3d46ac2555b7e7b95151d49253a581d99da8d2cf5991249ffda6959fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

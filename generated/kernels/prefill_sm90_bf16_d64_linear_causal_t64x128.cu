@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         83806ac7f5eb9fba440d438213dcf3077ffc0b28b6d0d1bbd4d4c632ee7254c2
+// digest         426a767dc41cd6623a10d554fd2279c072cd27824947035d956e74e4ae5809f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

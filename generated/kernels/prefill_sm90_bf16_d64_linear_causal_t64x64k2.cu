@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         f6d85fc69d57f0118bd8f3552327b448c0fab989e442e02c08282970e74693d7
+// digest         c161df54bcb27b580d076d053240972eb5158cd4440afadcc05167f94796ddb1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         8a6aecbbfd4375b254ffc97c6c04d99001526ebf9d11affdf300275af498f1e3
+// digest         94a4311a8e5bb6ea8e198e81e4f3eb9982ef40ca7f46b551252a585c55db542d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         186efa09305a0a0e6c53ec5e61b9cacb5aabaf035bdf39a986dac91c9467d080
+// digest         18833303e7497ccbb31d63d99d04dc0e0f9edf67779b317f1452897bcbbd2c69
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         7eaa9198f30996d9d652642943e822c002b873f468b5593d3b4e1c7c141ba4d0
+// digest         f5762198e07cb339058954a3f194f8c2bc7c3d966f534571e689ea458acb0230
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         3a9459fabfa5da6724e972dbe615f5f02577ead743fdef4256eee8a6cb344228
+// digest         56e9fe653c02a63b4b298532be85d9810459334f2d80b174ed6593e36452ac16
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

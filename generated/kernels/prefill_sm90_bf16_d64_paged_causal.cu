@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         c3cccaa96b0b55841cba81b45f77157bbd75a8055e9408b13ac79d4a709517f7
+// digest         9e0caad0519805fce5795e841489018b2068787194dcd399b284af2a59154a97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         5be8a25fcc4b78f33862ee3ff8272733296b4b6963744d5c4aed07f3fd90587d
+// digest         d6d173d19ad6382649e04de700216bc3414b5e48f06278b54675761bc62e8f85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         28a0984a4b77d6c15377cf7eec4214832c4469119e149f4a634c09e794cf2a6f
+// digest         15223246e820acfe91987d420bce39f84ae10ab8ed27d19db89c96ee631e0d7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         9a2bfd4154afe0c1df335857d91a075fbde6ceda7f7cfcac029a169196e8cc31
+// digest         377254ea654096fe6cc2e9c4568515aec3640ef896f8759fefe46b8bd3e13fc8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         6fb3363f165716c92ab32c955d41ddb68ac5076de63e1c07ae051793c3644e67
+// digest         9ce5b4740f7e70fcc017b73efb783fdd33c3d606a0f358c7947951ca2f40c6ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

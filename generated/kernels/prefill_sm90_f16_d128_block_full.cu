@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         d697b2585bfd3ed95a020298407039bcd626d054eda007fc6b4c1098c8f7932d
+// digest         45ca18e8131a44260b8c687a6a7c30f37bf8b76f9e81d15b79250d8920f01445
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         f5c5d4a415d4b621e2a8643588460c0c5e1db1189493db3bf130102a50392820
+// digest         2b6d188786d37fcc3d67319ce01a5bace5ea60c96d5c03f821ef92ed14b70c85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

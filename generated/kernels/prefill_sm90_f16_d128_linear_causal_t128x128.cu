@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         71a8707b6d8d482d09e33bdaa272cbe39844dfe18923c13fe11ddc2d9505d2be
+// digest         646d6c9d413ca809e3cb7cdf388f29cb917c8a3be347060bd54234c88dba00ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

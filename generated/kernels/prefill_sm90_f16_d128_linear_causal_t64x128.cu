@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         f92a29b958cb35f0d88cb36c5497aaa4e89d7ce40b73a21b87b1668ac92995d5
+// digest         109f0938ab88926b442ceb7b46ce9a096345b1d00d0f3030eb296a26cc4a92b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         ff0ff74793d94711dc34ca2208867f8682d6a254069957a2bd17282220eabd37
+// digest         066f45be2f33d84d7ba6428f543bc7b792797b0c3ab89deed420318e65750a8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

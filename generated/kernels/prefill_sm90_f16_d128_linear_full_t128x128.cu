@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         a283924cb44be19e301939e17688d289e95927b5d4898c4ec3c257ffb6951970
+// digest         0a28b67a5da968bf89973804002ee282eaa86b0c6faa35f426a2242e5ab29189
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

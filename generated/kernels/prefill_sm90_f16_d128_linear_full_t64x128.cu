@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         dc89e6eef3c2b65c3e5a3ff29ac77acfb73ff1beb62b537b5ca59e919ec81c31
+// digest         38be0751833332d59ca4d8bed15df17ec376063e973eef2e9fb2dcaed6340baa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         442c9942e19b71765d29bb956e579101c68e6565e2880cf90381bce04c1d0930
+// digest         e3a0083345f1d792d91b6a1de64c0d997df0019d9ce278adda441010f9487a2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         a832263cab4a6752d71867bf592677ec9fd55d9747fe1931b978f121f6673ff7
+// digest         1f7eea30095d8c2026b15de742a5e692247ff2b3c5297e00d55c9bcafecdef86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         27043cb7b2f6ec7125a66858673844f2d862379922e5e762c648e3a07b1a5d77
+// digest         a6561fb953249b10000bd82b56b42af026d94c7b0c71fb63009360a03b9b7100
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

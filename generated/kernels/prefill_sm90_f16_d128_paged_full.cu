@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         df5f5037277bdbba5431313762a8e8e1e61c2c30c35c5e5a6c262b052d1199ca
+// digest         63db0811ff8742d7f00f520bc2c87102670af691ccfb5e650424f3aadec2152b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

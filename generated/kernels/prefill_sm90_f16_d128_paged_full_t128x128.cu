@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         f9ea7be466fb1d13618d765e9e35e63bfee6d33f83a3ec2a1a626b84f5eb78bd
+// digest         076fc42f8ef7b660096a0100ea07f5467da3d5fa789518af25f329249454e559
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

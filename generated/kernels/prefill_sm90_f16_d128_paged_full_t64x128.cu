@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         9a5e246c24b6687bdd7205c7bdf94b1761302363af20f0a54b1191844d8e72e6
+// digest         b3e3365df08f5e7f0d1bbbfb13a89bf8358a090151f188f138d0e38976f48be9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

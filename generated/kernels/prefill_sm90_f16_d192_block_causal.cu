@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         9446b97359c5097fa49b2a371505bfb7fb6a2fa51d7c9effe26b4032eeeb7786
+// digest         48d5b2c6fbf94647bf2194254d39678b69ce96311064e048dadfc9aa150b752d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         e5db9a4ac5f89c039094052c05d40f548d2490fae8ce25e30aa51659a371cf7f
+// digest         345570ed986190f607c7cdc0576354c8bd82cb770902e4222ce4e11950ee92c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         869a93f83ec883e4b1161d54f36ce7da7369e8a1483c7082b52c2b817705cc31
+// digest         8f9ae3eb475d044d387dadc7fed91305da751c9c10b403fe2d5355953fdff16e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

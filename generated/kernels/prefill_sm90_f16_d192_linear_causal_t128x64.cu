@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         9cc033fa28710673cb2f8c1ecff5161285e8a8bda18032ce9c3eb275a0cc662f
+// digest         202692cd501f3c89f2b5394ce6156e12202e2eace0585fb6cdf49b022597a586
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         19d9d075b645cfaea464a35deda1b60a77d01766427a77fccf0d027b6d5c5e5b
+// digest         319e9597df6b835ea8307201bac1dea2d85c41a5ad6b5d8b6d13601e5e639a5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         145d14d2f21e75cf5b6f00e6d6854bf2be502ff4f1170325c24ba5ffdcb37eed
+// digest         9dc9b13d37dbeb64e306ac440757dd0c391a84e7d530a6fc5daab2d67334e966
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         d3839420a98e3aac396e3f2968c13074f65ea2a4cc07d176bd280aa02b926fd6
+// digest         3dd23ef0dde0e0f32e2fead1cbadca448c35d3b9d1f762e615bd2464d700242e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         90060e8bdc3eee1914657485a63d98c9a640fb03a99da719a5164b32afaa2219
+// digest         576a6ab3de73ebf352c2f3487b2b840fa027ee4f0fc20be4390627fe5115ce34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

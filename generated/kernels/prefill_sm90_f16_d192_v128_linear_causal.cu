@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         9c9ed5c4a84a4a2cda10390016a13ae288633806db93acf81c4a650dc31d554c
+// digest         0a697a5033b9b63daf95dc6718a46e6001c827f80b0cf43fd9aea6642964e115
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         68e387e00159917290f1669255373f3ea83c0ea0898d45a2c4a9505c2217a03a
+// digest         1c96e8c58babcc882a347b0388e207f2e5c530f581687b9d9cd52105b48b3071
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         1202ae30e3d69c273c06885711bb011ae892aac2b67f73cca7d0821605fe3fa5
+// digest         cff7c95c1366869b0ae102690b1484723eb55e4a2690c32d6b17576f29fc555f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

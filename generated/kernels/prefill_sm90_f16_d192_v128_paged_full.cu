@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         ad9755d66af3f1a9b1e3d7ece33967abaad2aee5d17997de4e08fa85d1ce37b2
+// digest         8e94e6a7a4a649fbd15f7fa915ab46a37860d089efe0aedb1db540b006ff814f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

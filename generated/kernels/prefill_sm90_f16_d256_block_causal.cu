@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         1a25bfd269ecc005b1ce3adaab617dcc58158510619a9caf49271c8b37f68311
+// digest         a5aabb4b32c62cb415b77a5bd4a9ee102a8c4984f4eb834822406f82b7caa125
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

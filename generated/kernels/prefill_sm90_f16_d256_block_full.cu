@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         1741ddbaea5bffb65f9f406686cd8d8cffc00692fdde0dd21c1eb8899cbae248
+// digest         a1617373c79d46ded04fc6eb84fda325b2b91cec21af99304c28d391e051941f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         2df46e3075f6f7319deab9afdb8f520f319b718da4173de03db02261ea1bf110
+// digest         b0093be75084ee987fcb095638c57e1a5486993929da776b67a72bf8a1d84fdf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

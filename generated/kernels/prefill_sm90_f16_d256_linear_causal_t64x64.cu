@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         0175489c2a772b3af4abdecb42664ee73832b08ba08a2357647b6ecd5dd62b93
+// digest         7cfb135810ef6ae4b2b915f02590dba077088b2ece54d6ee60bf4690cd4a56f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

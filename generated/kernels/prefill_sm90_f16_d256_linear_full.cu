@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         55c430c3f616d292f3c830e4b619634a731530bef920ef07afa001aa516b68df
+// digest         f0a7a78a2976541652553121863587d83dae46f14d9d5c26b8a131a0e0b02325
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

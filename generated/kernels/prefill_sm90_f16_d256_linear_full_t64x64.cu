@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         ba6f7d908ac81a243ecb3eff41eeea64d940cec0490adbc8eeb2cbf90f67cbaa
+// digest         8fc2583b4974d13a2a3235c362ebfba824ea2cc8ffeca67643308c96c8ae455c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         c3bc7711045c55eea8bd1af914e42814483e086b283cc4f24815dce7195fac0f
+// digest         88c9e45a6a592199515d50af84b4364c9ac66f0868ea60b36df92f3d87ef5c6d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

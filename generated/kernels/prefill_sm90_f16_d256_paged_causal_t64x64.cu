@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         1abbc56c6861b7922a5ea1fff0ca475684c38d1a3743c48437dcc350926b9c98
+// digest         57e5edddc16b4e6e1857465b5d2fe969f1d1cf4d8dcdc4fcc4a4b0d10870f370
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

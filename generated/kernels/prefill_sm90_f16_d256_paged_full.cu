@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         327d15462058d4feb4581fc85a713c11ff5638080726d94e2b672a1aada81f50
+// digest         99d8032ab8db41f949a3a6f5a27d6a8af88818a658bfd40f3ad9bee74454f688
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         d69d6d734e1ebd1b5be8db451ff630c9f865caacd0217ede160eff0041a05fe0
+// digest         4e85ce6f48c5f78ec2b431cd33d06cc59baf5b206a0d1f9c92fd56c9ad6592bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         c7ed5fc83a3e5a30b330eb27c33e49a462a191ddf79256c5fd9286ebfa318f43
+// digest         d73ab23c9e030ef80af6b03cc09771a5da743e0d50f37bc548015915b3c8000f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

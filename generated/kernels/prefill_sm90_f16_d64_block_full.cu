@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         668dc5f312594768c9f822b227d4d284447c66e9be77ea6d9f50838978235023
+// digest         77f13b8a922536e61288f6fb130ceb9ad1681c8890ae8bb178dc1771d08a01d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

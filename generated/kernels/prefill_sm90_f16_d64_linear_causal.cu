@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f2bcbb6383d511255e03ee971b4379b92a757453f06b4804ea13b7ae3726b8ec
+// digest         61298d7a27d9f4a1cd16910585a27f1d39b0b513d9b7cdd935180ad94cf5e372
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

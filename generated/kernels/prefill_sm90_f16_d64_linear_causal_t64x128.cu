@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         8a8145dc6f1f00549cd6738f03b0c8a758978fb3f05ff6c3e392f6654fa35c5c
+// digest         e4a66f266a808c851dae15c5944286041289b9d33daa2458d43b13c34dcc2060
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

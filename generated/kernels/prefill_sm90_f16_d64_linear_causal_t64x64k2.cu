@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         fcb3a728fb94da941cef7ab981021782510bee1dae13c53fc6e66b316ed9dc4e
+// digest         c361b841bbdd155c88f822dbe5c43b4b399788e0f8d53c53c44d2a30cb5fe20b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         fe2236d3b67b27f6322c73374eee3298f36b4e07fa2bf3746a77fa0fb8a2a83d
+// digest         67da054e7857bd2f44aa4821d761a547291486c115017ac0b2953f3fc47e37e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

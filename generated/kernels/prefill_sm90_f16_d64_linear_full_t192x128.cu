@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         1abde76e80a5e5d0721f0755cb61920122bf7fd46f5603a3c9ce199f5a93a525
+// digest         e2855b81b1ebf62968e4ba208f763c2bb7c0a362064c18317a5a5ae89e897a24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         9becc87ceba1aaf5ff8b928315d7fd90890516d8981700c6fd4adcacb4d39a4e
+// digest         871b8161b95929f77dcf71abc551a987aaf20ae764927443dfe57aa47f2697c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

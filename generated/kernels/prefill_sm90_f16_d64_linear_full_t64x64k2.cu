@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         cfdef96c4cff9b42abc4b1fbe9f881c016bd964563d87568a8ac6d6beebb89d0
+// digest         15eefa64fbbfcfc2a9cccb4999fb849adfba602d4c71fd4a3519b626cf80ad34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

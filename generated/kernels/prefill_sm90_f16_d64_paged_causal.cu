@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7433aebda1bc8096e4dc7c474d23066b87e1606358aa5657af1a796c43953232
+// digest         c3e1429acb29aafc2b206f0951c27940b95a37f8efc9b3e58bcf6b87de0be7ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

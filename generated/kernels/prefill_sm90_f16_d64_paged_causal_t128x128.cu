@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         221ce3325b6e1d977c353353c9b0026b75cece203f0559dc28947fbedaac61de
+// digest         1309994c8df42edba097a02bd2de43f5d560bc529c3eb0f19d47b91a9ed990f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

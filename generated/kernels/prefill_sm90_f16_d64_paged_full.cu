@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         bac291332938f31fcd3ec12a463be4bc14711e787959be784c585f0b56188f26
+// digest         849182911468557d4c8b65bae7d4b0cf41cb78d9074f2fbe9b89c7fcfc19549e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         05d9e2a30e21e1674df18f40ec9975f542f91f52d13e2e86144a6cb688ed4f72
+// digest         74b54579f0a66ed4d0eff9606d8e0f2e5e9404d9ac49a10ea2c58577bcbdd700
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -35,10 +35,6 @@ __device__ __forceinline__ void prefetch_l2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global));
 }
 
-__device__ __forceinline__ void prefetch_l1(const void* global) {
-  asm volatile("prefetch.global.L1 [%0];\n" ::"l"(global));
-}
-
 // Counts up to `last`, then wraps to 0. What this thread has written, and what it has seen of other
 // threads of its warp, is visible to whoever counts later.
 __device__ __forceinline__ unsigned count_arrival(int* counter, unsigned last) {

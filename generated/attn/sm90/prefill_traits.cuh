@@ -191,8 +191,6 @@ struct PrefillTraits {
   static constexpr int kQueryPanelBytes = kConsumerRows * kPanelColumns * sizeof(T);
   static constexpr int kKeyPanelBytes = kCtaS * kPanelColumns * sizeof(T);
   static constexpr int kQueryBytes = kPanels * kQueryPanelBytes;  // of one warpgroup
-  static constexpr int kKeyBytes = kPanels * kKeyPanelBytes;
-  static constexpr int kValueBytes = kPanelsV * kKeyPanelBytes;
 
   static_assert(kCtaQ % kConsumerRows == 0, "a warpgroup multiplies 64 rows");
   static_assert(kCtaS % 16 == 0, "P.V runs 16 keys at a time");

@@ -25,7 +25,6 @@ from attn_runtime.bench.shapes import Shape, cumulated
 Floats = NDArray[np.float64]
 
 UNIT_ROUNDOFF: Final = {Dtype.F16: 2.0**-11, Dtype.BF16: 2.0**-8}
-_SEQUENCES: Final = 2
 _ROWS: Final = 4
 """Of each sequence that is looked at: the first, the last, and some between."""
 
