@@ -43,6 +43,17 @@ SPLITS = (
 SLACKS = (0, 1, 1000)
 """How far max_q_len and max_k_len exceed the longest sequence."""
 
+MEMORY_AXES = {
+    "linear_style": tuple(LinearStyle),
+    "paged_style": tuple(PagedStyle),
+    "q_padding": (0, 0, 8, 64),
+    "slack": SLACKS,
+    "amplitude": (1.0, 1.0, 4.0),
+    "scale": (0.0, 0.0, 0.05),
+    "finishes": (False, False, True),
+}
+"""What the cases of every mode have: how arrays lie, and what is in them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -160,13 +171,7 @@ def _axes(kernel: Kernel) -> dict[str, Sequence[Any]]:
         "block_len": BLOCK_LENS,
         "window": (0, 0, 1, tile - 1, tile, tile + 1, kernel.cta_q + 5, 100_000),
         "split": SPLITS,
-        "linear_style": tuple(LinearStyle),
-        "paged_style": tuple(PagedStyle),
-        "q_padding": (0, 0, 8, 64),
-        "slack": SLACKS,
-        "amplitude": (1.0, 1.0, 4.0),
-        "scale": (0.0, 0.0, 0.05),
-        "finishes": (False, False, True),
+        **MEMORY_AXES,
     }
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, Mask, Mode
 from attn_codegen.tiling import tiling
 from attn_runtime.plan import SplitPolicy
-from cases import BLOCK_LENS, SLACKS, Kernel, Task, batch_for
-from layouts import LinearStyle, PagedStyle
+from cases import BLOCK_LENS, MEMORY_AXES, Kernel, Task, batch_for
 
 HEAD_DIMS = (16, 64, 80, 128, 192, 256)
 MOST_QUERIES = 8
@@ -89,13 +88,7 @@ def _axes(kernel: Kernel) -> dict[str, Sequence[Any]]:
         "window": (0, 0, 0, 1, tile - 1, tile + 1, 1000, 100_000),
         "split": SPLITS,
         "sinks": SINKS,
-        "linear_style": tuple(LinearStyle),
-        "paged_style": tuple(PagedStyle),
-        "q_padding": (0, 0, 8, 64),
-        "slack": SLACKS,
-        "amplitude": (1.0, 1.0, 4.0),
-        "scale": (0.0, 0.0, 0.05),
-        "finishes": (False, False, True),
+        **MEMORY_AXES,
     }
 
 

@@ -248,6 +248,20 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return _differing(a, b) == 0
 
 
+def assert_neighbours_stay(kernel: Kernel, batch: Batch) -> None:
+    """NaN in the queries of the second of three sequences changes no bit of the others."""
+    split = SplitPolicy.fixed(3)
+    problem = problem_of(kernel, Task(batch, split=split))
+    attn = attention_for(kernel.config, batch, split)
+    first, second, third = rows_of(batch.cu_q_len)
+    before = launch(problem, attn, **bounds(batch))
+    problem.call["q"][second] = float("nan")
+    after = launch(problem, attn, **bounds(batch))
+    for rows in (first, third):
+        assert same_bits(before.out[rows], after.out[rows])
+        assert same_bits(before.lse[:, rows], after.lse[:, rows])
+
+
 def ints(values: Any) -> torch.Tensor:
     """int32 on the device."""
     return torch.as_tensor(np.asarray(values, np.int32), device=DEVICE)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of the kernels, compiled for the host: what tests ask their C++ side by."""
+"""A compiler that is none, and headers of the kernels, compiled for the host: what tests ask their
+C++ side by."""
 
 from __future__ import annotations
 
@@ -13,8 +14,20 @@ from pathlib import Path
 import pytest
 
 from attn_codegen.renderer import headers
+from attn_runtime import toolchain
+from fake_nvcc import FakeNvcc, make_fake_nvcc
 
 FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-D__device__=", "-D__forceinline__=inline")
+
+
+@pytest.fixture
+def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvcc:
+    """The compiler at hand; the cache is below `cache`."""
+    fake = make_fake_nvcc(tmp_path / "nvcc")
+    monkeypatch.setenv("ATTN_NVCC", str(fake.path))
+    monkeypatch.setenv("ATTN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(toolchain, "_known", {})
+    return fake
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from attn_codegen.config import AttentionConfig
-from attn_runtime import toolchain
 from attn_runtime.cache import CubinCache
 from attn_runtime.cache_entries import clear, entries, remove, verify
 from attn_runtime.cache_folder import CacheFolders
@@ -21,19 +20,9 @@ from attn_runtime.compiler import unit_of
 from attn_runtime.files import hold
 from attn_runtime.toolchain import Toolchain
 from commands import run
-from fake_nvcc import FakeNvcc, make_fake_nvcc, make_unit, no_nvcc
+from fake_nvcc import FakeNvcc, make_unit, no_nvcc
 
 CONFIG = AttentionConfig.parse("prefill_sm80_bf16_d128_paged_causal")
-
-
-@pytest.fixture
-def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvcc:
-    """The compiler at hand; the cache is below `cache`."""
-    fake = make_fake_nvcc(tmp_path / "nvcc")
-    monkeypatch.setenv("ATTN_NVCC", str(fake.path))
-    monkeypatch.setenv("ATTN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(toolchain, "_known", {})
-    return fake
 
 
 def filled(root: Path, nvcc: FakeNvcc, *names: str) -> list[Path]:

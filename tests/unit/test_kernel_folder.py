@@ -14,7 +14,6 @@ from typing import cast
 import pytest
 
 from attn_codegen.config import AttentionConfig, reduction_of
-from attn_runtime import toolchain
 from attn_runtime.attention import Attention
 from attn_runtime.cache import CubinCache
 from attn_runtime.cache_folder import CacheFolders
@@ -23,20 +22,11 @@ from attn_runtime.errors import KernelFolderError
 from attn_runtime.kernel_folder import KernelFolder, chosen_folder, cubin_of, export
 from attn_runtime.kernels import candidates
 from commands import run
-from fake_nvcc import FakeNvcc, make_fake_nvcc
+from fake_nvcc import FakeNvcc
 
 CONFIG = AttentionConfig.parse("prefill_sm80_bf16_d128_paged_causal")
 OTHER = replace(CONFIG, head_dim=64, head_dim_v=64)
 HOPPER = AttentionConfig.parse("prefill_sm90_bf16_d128_paged_causal")
-
-
-@pytest.fixture
-def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvcc:
-    fake = make_fake_nvcc(tmp_path / "nvcc")
-    monkeypatch.setenv("ATTN_NVCC", str(fake.path))
-    monkeypatch.setenv("ATTN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(toolchain, "_known", {})
-    return fake
 
 
 @pytest.fixture
