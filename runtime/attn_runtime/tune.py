@@ -58,7 +58,7 @@ class Row:
 def run(request: Request, echo: Echo) -> Tuning:
     """Time every tile of every configuration; `echo` gets a table of each.
 
-    Raises DriverError without a GPU, BenchError for a kernel that this one does not run, and what
+    Raises DriverError without a GPU, BenchError where this one runs none of the kernels, and what
     compiling and loading raise.
     """
     configs = _untiled(request.configs)
@@ -68,8 +68,7 @@ def run(request: Request, echo: Echo) -> Tuning:
             "use --mode prefill"
         )
     context = driver.context_of_device(driver.current_device())
-    for config in configs:
-        _refuse_foreign(config, context.device)
+    configs = _served(configs, context.device, echo)
     costs = dict(request.base.costs)
     with context:
         build(tiled for config in configs for tiled in _tiles(config, context.device).values())
@@ -92,12 +91,16 @@ def _untiled(configs: Iterable[AttentionConfig]) -> list[AttentionConfig]:
     return list(dict.fromkeys(replace(config, tile="") for config in prefill))
 
 
-def _refuse_foreign(config: AttentionConfig, device: Device) -> None:
-    if config.arch is Arch.SM90 and device.capability != HOPPER:
-        raise BenchError(
-            f"{config.name} runs on Hopper alone, and GPU {device.ordinal} is {device.name}: "
-            "leave it out"
-        )
+def _served(configs: list[AttentionConfig], device: Device, echo: Echo) -> list[AttentionConfig]:
+    """Those that the device runs; how many are left out is said. Raises BenchError for none."""
+    is_hopper = device.capability == HOPPER
+    served = [config for config in configs if is_hopper or config.arch is not Arch.SM90]
+    where = f"run on Hopper alone, and GPU {device.ordinal} is {device.name}"
+    if not served:
+        raise BenchError(f"the chosen kernels {where}: choose others, such as --arch sm80")
+    if left_out := len(configs) - len(served):
+        echo(f"{left_out} kernels are left out: they {where}")
+    return served
 
 
 def _tiles(config: AttentionConfig, device: Device) -> dict[str, AttentionConfig]:

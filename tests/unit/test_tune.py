@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attn_codegen.cli_tune import command_line
-from attn_codegen.config import AttentionConfig
+from attn_codegen.config import Arch, AttentionConfig
 from attn_codegen.tuning import TileCost, Tuning
 from attn_runtime.bench.errors import BenchError
 from attn_runtime.bench.timing import Schedule
 from attn_runtime.cost import estimate_ns
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
 from attn_runtime.splits import work_of
-from attn_runtime.tune import Request, Row, commands_of, report, run, shapes_of
+from attn_runtime.tune import Request, Row, _served, commands_of, report, run, shapes_of
 from attn_runtime.tune_fit import Sample, fills, fit_cost, worthwhile
 
 DEVICE = DeviceLimits(sm_count=132)
@@ -80,6 +80,18 @@ def test_a_choice_without_prefill_is_refused_before_a_gpu_is_asked_for():
     request = Request((decode,), Tuning("d", "c", {}), "command", Schedule())
     with pytest.raises(BenchError, match="no prefill kernel was chosen: name some, or use --mode"):
         run(request, print)
+
+
+def test_kernels_that_the_gpu_does_not_run_are_left_out_and_counted():
+    class Ampere:
+        capability, ordinal, name = (8, 0), 0, "A GPU"
+
+    said: list[str] = []
+    ampere = replace(CONFIG, arch=Arch.SM80)
+    assert _served([CONFIG, ampere], Ampere, said.append) == [ampere]
+    assert said == ["1 kernels are left out: they run on Hopper alone, and GPU 0 is A GPU"]
+    with pytest.raises(BenchError, match="choose others, such as --arch sm80"):
+        _served([CONFIG], Ampere, said.append)
 
 
 def test_commands_of_a_file_add_up_where_something_of_it_is_kept():
