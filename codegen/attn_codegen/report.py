@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
-from attn_codegen.rules import Verdict
+from attn_codegen.rules import ATTENTION_MODES, Verdict
 from attn_codegen.tiling import SM80_SHARED_LIMIT, SM90_SHARED_LIMIT, Tiling, tilings
 from attn_codegen.writer import Changes
 
@@ -107,6 +107,10 @@ _DEVICES: Final = {
 }
 
 
+_ROWS: Final = {Mode.WRITE: "rows, each of one token and KV head", Mode.REDUCE: "rows"}
+"""What a CTA takes, where it takes no query rows."""
+
+
 def limits(config: AttentionConfig, tile: Tiling) -> dict[str, int]:
     """What the kernel must stay within: bytes of shared memory, and registers of a thread."""
     share = REGISTERS_PER_SM // (tile.threads * tile.ctas_per_sm) // _REGISTER_STEP * _REGISTER_STEP
@@ -118,9 +122,10 @@ def limits(config: AttentionConfig, tile: Tiling) -> dict[str, int]:
 def kernel_text(config: AttentionConfig, tile: Tiling) -> str:
     """Everything about one kernel."""
     limit = limits(config, tile)
-    shape = f"{tile.cta_q} query rows x {tile.cta_s} keys"
+    is_attention = config.mode in ATTENTION_MODES
+    rows, keys = _ROWS.get(config.mode, "query rows"), f" x {tile.cta_s} keys"
     lines = [
-        ("tile shape", f"{tile.cta_q} rows" if config.mode is Mode.REDUCE else shape),
+        ("tile shape", f"{tile.cta_q} {rows}{keys if is_attention else ''}"),
         ("warps", f"{tile.warps} ({tile.threads} threads)"),
         ("stages", f"{tile.stages}"),
         ("shared memory", f"{tile.shared_bytes} of {limit['shared_bytes']} bytes"),
@@ -129,7 +134,7 @@ def kernel_text(config: AttentionConfig, tile: Tiling) -> str:
         ("devices", _DEVICES[config.arch]),
         ("tiles", ", ".join(word or "default" for word in tilings(config))),
     ]
-    if config.mode is not Mode.REDUCE:
+    if is_attention:
         lines.append(("reduction", reduction_of(config).name))
     axes = [
         (axis, "none" if value is None else value or "default")
@@ -234,4 +239,4 @@ def verdicts_json(
 
 
 def _shape(tile: Tiling) -> str:
-    return f"{tile.cta_q}x{tile.cta_s}"
+    return f"{tile.cta_q}x{tile.cta_s}" if tile.cta_s else f"{tile.cta_q}"

@@ -23,6 +23,7 @@ OUTPUTS = {
     "list-turbomind-f16": ["list", "--preset", "turbomind", "--dtype", "f16"],
     "show-prefill": ["show", PAGED],
     "show-reduce": ["show", "reduce_sm80_bf16_d128"],
+    "show-write": ["show", "write_sm80_bf16_int8_d128_paged"],
     "explain-valid": ["explain"],
     "explain-head-dim-100": ["explain", "--dtype", "bf16", "--head-dim", "100"],
     "explain-reduce-int8": ["explain", "reduce_sm80_bf16_int8_d128"],
