@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         abd7055aff909d36df1e33374da30e3728592ed33d4e953363f80cf538f22224
+// digest         cfa30934c9aa61255d245414d338fe85220c769a3d9c3ef18e80b8f66fcebdad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

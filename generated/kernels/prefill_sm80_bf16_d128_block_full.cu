@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         4ba5d78d69c61fd59444861bcca97605d4fe278ce1dcf844a9f6c1bd74cdf723
+// digest         87071a026c93d17d8fa0c46f899b9d94307e8d3c6e8849ed1fa16a6cc140a35f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         6f9c3a9f7f804927fa6f77ad8187ce48d9bfa21b4d0c464c5373ab4273594415
+// digest         396e47825e80e52fa9011ae7b3f0f0742f209b158559bc6728970b667a39ecb1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

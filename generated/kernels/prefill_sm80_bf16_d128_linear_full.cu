@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         6af4a16876fca82bbd66bd744cd7c181eaf035506cd8625314e5ddbb0d36572a
+// digest         e83cff1c1ef704215ac34bab455b16873b4339dc28b9111ff8e877e8f5075c2a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

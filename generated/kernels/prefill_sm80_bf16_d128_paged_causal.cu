@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         2d38ae7707a8a95b2700e8f105919614303ddbb6b0aee0f1c70d2b324753d5ca
+// digest         e37e7b89a5adcd146a71ab9205ca27c7293c5e6ebc8633775b365185bca6d266
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         1757756c65e9f5e7582ee7573c857a97d446bb70b9992e00c5930825fa19b0ac
+// digest         f8d181fbd2fc2e26b5c9d88c4b214bb52bf4faced64b8deabec8f840da6eaa61
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         64bc501e79eb40609a6d9a6a80734bb42eff9fc260464cc2c0bd1e7814f776f2
+// digest         9d127bc052374f3d357ba7890483de716fcea9af44837ebc81880ae80e537007
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         fea9234f95430ea42eb2a37412d4b3064f6327a101ea09cf91282ff6ea8f0cd7
+// digest         e9dde954ac641ef9b5786f6c82ed87844eddf3604fbf992bade92e6f18fcdb7a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

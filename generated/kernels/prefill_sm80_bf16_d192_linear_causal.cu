@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         1682917a1a62518ca89b2b08aeba8d80f4b37d1767b8080aa1223723247bd6f6
+// digest         b2c2378d06276d5d23aed510703bde79df1e9fa8c0e599b84d4fa640c9623a60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

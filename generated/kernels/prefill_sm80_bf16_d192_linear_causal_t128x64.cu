@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         ecd4ef9ed40f84b8ace16b5e8152a02c0e559f72af81cab70f06aa843ebe2b6c
+// digest         9727b79727c7475ca27622bd6df086c4db8795db8e776eb96e532dec4af08d6e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         da5f257d0a7e926346402db14739b75436b022c5bbea936ac40e1b9225bd6ab3
+// digest         18cc42c90d06de381438717080a4bb826ccab8ba4f114be634588c70d20055e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         19e40644d2e17ae26736742384696854af83b73d9034cdd7417dd004d0f66747
+// digest         04a35c32645c45bb3e804996a1ce5a989c445ef2b30e53d6e3de91e57cd2e66e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

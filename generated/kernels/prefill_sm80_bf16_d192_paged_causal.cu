@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         7136167466d1054401457b400a3bca195a378f20c6c34efecb341712766b82d5
+// digest         849f4d0615f4ec23bb92ae3f8b6ab7a1bb18926a97b2d3a017c90dd1e4a7c97e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

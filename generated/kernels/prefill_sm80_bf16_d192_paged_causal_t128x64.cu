@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         fb6e707d62fee3a9b5ef1f581f90c328f58afc01edd733a117d5f71185bf5384
+// digest         e3a63cd15a1da1164e3f0bea95f96fc905dfb66003308c6244a71adc0c1f0970
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         ad9b58a5b4530b60949330aec808be1fb3da3d42decf200bbce5fde609f52fed
+// digest         17bcc0f145debc410abc9a6b85d6af107387128b8a544812b220009a8c79dd82
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

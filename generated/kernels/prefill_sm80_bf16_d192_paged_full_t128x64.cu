@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         b0eec8c1f861e8be95e1606143c0bfbb0136d9e61aa4c55629b5633c710b9302
+// digest         1142d2c6aa854a7340838ce79a22925ca13478d66ae097ee3775ad590f3f6560
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

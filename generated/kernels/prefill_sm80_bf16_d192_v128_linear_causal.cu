@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         e1c837641da54a511cabf36672c3eabc64b6743e9c639cdbd8759897a787a215
+// digest         9f8fe3133f91b8518511724c5a74b33d9583f69a9732add2a7e2be324b4f8135
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         5391761059bcc57772d418269dd8316ec7d3314e369e0dd8f0581b94b08fe678
+// digest         41666e41c59c0857cc2b99343d5ab9b262ff6c23fe4c7882a38de50bd6e0a982
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

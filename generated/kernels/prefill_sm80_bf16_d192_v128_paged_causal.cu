@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         8fe235389006e367027477c79bdd94f1d583a8fb46b3a04bf0105b006f5f8823
+// digest         3895aaff082e431b1e10af01fc21f28cbd69e1c92e6c757f8de5bba664073fad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

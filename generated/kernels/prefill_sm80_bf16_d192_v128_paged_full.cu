@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         19fc2aea4e2bc31348a59974c6d82c5b46a3db24e6c8d1d699ddca9f8681577a
+// digest         33dfe6df2631a7e1703206d16ed92b076a91ae150ec9a25aa196786e81f6b899
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         4248925bb240c6e0af3f7160ccdc4b23434db400536de5292144c7ef2e5a1032
+// digest         49b0e92a8d2d82c28807f8723246f153a79830115d10be20f1fc08a88d4e5030
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

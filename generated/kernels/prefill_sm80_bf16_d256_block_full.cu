@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         a87b9a16296b2800a520ce3cef996dbc6ba2d2a84f7495bda96cc73fb1adf872
+// digest         a6453ed208f325cb8dc875c5f2e9cf3514da3e73798e3307457001233f680d35
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

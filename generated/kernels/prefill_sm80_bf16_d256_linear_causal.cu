@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         0dbdd3f350128fb0b6b0d170cba82d424dca794b4d1fac95449a93e61a4d467f
+// digest         28c819d640d756ae22427b00d7a71f335a14a669fe85b7f583a877a508699c58
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

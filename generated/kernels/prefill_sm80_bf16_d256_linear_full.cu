@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         197b7c521828caa910c2b022d26b9633f5b17542477c23699a26caa9346159c8
+// digest         3def1c3e727bb712c93a84bea8e5a81d1ffe5da8d1f17f22fe989648dc4d1564
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         15574c622e0ca94ad54a74aa906b93dd0568a286cf13aae993d8f3710ad1f261
+// digest         c92b13a62d5082cac636f93a9b839414d1fa78bbd7857e4065ffd3e2b9750530
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         27d9acf63ceef8f836699a8bf7bc2d86021c39dbb895306c9a20cafb9d86eced
+// digest         7157f6adfb0b34968b8a9e91303fcbc4e73f1d797f58a39ac386a2ba5f6c4471
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         89874086593ecbc0a3b13ba44f70b317c212aa430e31701be9afb74612e6b71a
+// digest         56eebfaf438468cc614a8859f83341e7a21b4b22e971cee979445e890abd1f1b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

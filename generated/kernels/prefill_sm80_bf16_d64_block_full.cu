@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         bbded187cd4fa33672d09c63f82f83b66eaa17e56168ba7a291613524cdbc9b3
+// digest         554be07cac345c68f55ee479f91211d0f26fa48286f91d813d22191034fd6ede
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

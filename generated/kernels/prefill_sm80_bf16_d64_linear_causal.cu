@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         82e2c120cb62017037d2708685b35625ac35aaf802ef8687ee22ffb57358c43a
+// digest         01ed6d0267fd58dad848246fe26635143a8cf52175a2ad6f0a3ac6cb5dd03a36
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

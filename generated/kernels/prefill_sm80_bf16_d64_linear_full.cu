@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         f91490ed80f63d78c67d7070b168f6cdfb602766971a7c7140b3c10edfb1b011
+// digest         8cb1017690fa9e81b8b6e6b4e29c38bd4708f06d51314e9510625b4e790809cd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         8d5e30dd5b16e39ad0acf208297a3ecfe353d3ec6d77f8904f132b52b84104ec
+// digest         128d6b98f874a447d3a607df6b38f087da690dbe6a8766f43044d1c046ada314
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

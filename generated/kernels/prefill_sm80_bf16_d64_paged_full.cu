@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         017638664077ea0a67eaa45b82d6340e5efc5a9965ea714ca0691ae0b0b200be
+// digest         8128d4206fd23cf6b69c8280a1d7cb214ade2d6df2cc126a5c7e00a26bb3aca7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

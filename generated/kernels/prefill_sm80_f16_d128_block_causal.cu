@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         ad8529e080f4281f9eccf87d81efedd9847529b0683777b0e780b321a68853ab
+// digest         b5fa29403bb4dacdf94c1074743d844b8df73b3c9f5f2f41542dd79aa5031276
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

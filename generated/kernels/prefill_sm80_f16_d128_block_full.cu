@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         ebc78eabc5b55f64b1db5e6479daa1cdc6124115a87ad412c4af761c22c140f9
+// digest         76115eb0bd80baacb72d350aafb4096dfd8cc95048d1072402698c43c2c2ba5f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         26cfce72dda295f489393c19e4e90ba52ead527d481d892de7c41cc8d0c023d8
+// digest         3d2ddfd2f74c0361165b2151f47730b395bf12fbf237f416fa2baf384a3586d1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         3a9cf708b0b580cd9fe1d2b45a36f4b7e468cff87813939b1d1f1e1c0b9dffc6
+// digest         c4dcedb5312e17497a6f7afb2290651721749f36aab0e511eab222b0e764ee91
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         1a786c2388f9c187bd8dd06fc900ab03b2f63295bc94757a05e010f95889a2f3
+// digest         dad23f984802e666a97a402a3180b665c815a147c1e170c54f7cb55a494fde23
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         cf305d137fe330278720f7300d7ada0e7a603cbcf26626145a3577e5cee93b0d
+// digest         750c98ec2c8f95bd986652d63e38b192fc110a17d54839ca380af549007b8f1e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         30eac86a404d9733fb83ee279732fee525e890fb923afc907961e676bc8f9d08
+// digest         f70cf63a7a4bb69550cba8f79f094a2f4ce4f84bbbac075b213cdd6bed22aeff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

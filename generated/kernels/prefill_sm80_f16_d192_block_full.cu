@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         57a4c90059eb08000f5ce68e7fdc96bb2f3a55ee32431072b21f498964631a33
+// digest         29f91d894d7572c961e367efd7bfa75bd216744041f5435265a08d5d568a814e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

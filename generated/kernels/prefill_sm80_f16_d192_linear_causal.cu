@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ef3bc80efd6b7f9fa3245211cea9b2a84eb195cf3bb8d2f700c65d3a3560a6f0
+// digest         41e61507c8bf2324747741105cdfcd09168c0588c466a4ddd9725988cd4de5f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         9bc630bb2ccfbec0ca0bbf7cb5d94f8adf4883ae04d25d90f43b71edbca70d05
+// digest         199bb928ac6dff130b450680933026ee04bf4581775d4cc75b4cf34d7caea36b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         d652efdf693cb2d677c8aa696e843a4fbd346c67cdaac717893f14c1926a14b4
+// digest         ad7312cbd5adfdb3f3074c485cf7b66b8b6a109eff286fa6715004693c1489fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         5b95c2d48353dc5c728310daed42ec461a0013495ca2ff19d0bbe8b7954761ae
+// digest         d847c25164772c2ce6da34fb14fae80185224b075abf4c049afc6d93dcca5c06
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

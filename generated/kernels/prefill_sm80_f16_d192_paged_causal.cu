@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         852ab4350d4b6f070c24b78b7315c19cac9bc66b284ea12842ac415af43c0a69
+// digest         d281826cd16d27ab7d5b883e72a035bc06cb0dd33182624cb1d09eaa26a75062
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

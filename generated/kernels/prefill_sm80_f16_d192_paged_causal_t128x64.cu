@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         1866063d54344cdf225706b9c19e62d8885806244c88e5d6d1ce4cb0ab3e7f1b
+// digest         07e645465f7d5d67999264cc27aeab11ce751ec7fb179e6dacb9df84d78205d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

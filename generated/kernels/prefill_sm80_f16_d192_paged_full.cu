@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         7bab61702b3107b16342079e6531113aa212b9a29a8abd007c29a43191888564
+// digest         97691a325d8bc4818d37f60317b09203fb1e5619f31d7024809d6689d5438347
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         eeea90b2a7c4742e64f6811a7fca8a7efee616577963a9fc6f549b5897d76a3c
+// digest         029cbe6828805b6b98009d63157ec9f2da06df44d2f28c98be82059e424f66ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

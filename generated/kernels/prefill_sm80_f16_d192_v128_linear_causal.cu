@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         1b749e5d8219668f67fda88c757b01b53abec4d6391316808a4a5312efdcbefb
+// digest         c739935f77da4b31f29dce03b8abdf2092e45a1f174e35c11616f52d04058fa0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

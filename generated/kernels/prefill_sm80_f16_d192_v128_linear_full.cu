@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         3981797f2cd61edc5fe9a271e4252c63cdc5ebf5de26ab50ac44f94c35cb3ed5
+// digest         31eeb9014bdc31ff8cc076d0fac464f5d0933975332168555f90ea9af5241392
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         42603fbdff81f577fdf70fc400b97d945b01715d75be148cec3c91581b440f09
+// digest         c08767846ee3b9c6d1fbe7a105761b42caa813a3740d998592f0c7abc2fb6744
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

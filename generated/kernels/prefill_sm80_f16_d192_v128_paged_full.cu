@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         ad79aa8de21478ff65d85eb9c241fcafa8fdcb8b3062dfac48c24fe5f2503f7a
+// digest         8ca21f424b17feb9380477999e34204bb0965ba1374302109b9d4c8da46caa1a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

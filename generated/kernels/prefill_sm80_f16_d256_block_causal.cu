@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         9568bff161c9edbb75328891f6059b6cadb2dc404e51e3cac2386cdde9fc1559
+// digest         dfe97a0da636211230f8a0165d7071d9285639a63bd1d672ca575d6a27cf4dc2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

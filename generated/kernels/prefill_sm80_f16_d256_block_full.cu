@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         680dddd069c47d561056313a73c5082ab5c4176ce1b49cf3c7a4e5def9cf290c
+// digest         aff6094f56c86556732e71f9a9285ed19bf5a1eb71390073f108bdd2636b851c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

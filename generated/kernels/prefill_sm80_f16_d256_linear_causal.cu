@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         98e589cc9ed0a790188889c28efb481be20ce6e703b325f75d53753e425bac07
+// digest         8a6a785aebe0df147a9721c04f7d54456e1a5ce441fbc7a81f0d857961d831cc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

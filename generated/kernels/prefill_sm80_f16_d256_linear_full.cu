@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         75b0f927bcf1b3e119cf6799b5bae33752a242441143a7503cd7e65e40216604
+// digest         45f3510bcd6c605cff7fbe61b33748f9779225d5deca94ec19638adba00c679d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         3fe829d019031f80f045c36ce9a95579d83951625620042a4c0da504ad1954c7
+// digest         2073c55809c9990f61f5684351af4085f37eecffe085fdc06abe20d758c509c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

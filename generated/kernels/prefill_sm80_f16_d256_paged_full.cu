@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         73bb4ef4dc757df2a6158a73836ce2b6fa5e4ca2997dcef4bcfcefc81533a091
+// digest         8d2c01e34050c83bd049eb0e0e86c9e1b4fb58426e0405c4bf2dd6e8ef3de8f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

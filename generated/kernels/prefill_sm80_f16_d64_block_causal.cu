@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         77311e481cc8f253c17532b87a1153d01819689485f7066b423c6c5b97515553
+// digest         f62571c67538930fefc05cafd9a47f241b5ed64d10454f973093e0756540a873
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

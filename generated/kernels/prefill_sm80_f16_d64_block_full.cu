@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         4a170c7020aabbe0870368236e6a28c0361b2f1cd935507e2fb88cc78b418a0c
+// digest         7ffb4288c2854684c27f77006ff0a73fc3300cd6d499635f90dfff054117fda3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         c934af3708060d0fe74a4dca822098aa1e60aaee51a603337c03086024ba4ff8
+// digest         8ac1a0f6097868c696725ef60f08765b25c82a29c3a8e468c32d1466376aa4e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

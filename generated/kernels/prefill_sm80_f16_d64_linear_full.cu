@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         798d2e00a7f3b9bc20774bacf1ce39ba26dcd9cdd26f38b0420c36dd97a88065
+// digest         5719c1e9d34e0a7217fcf85f7bea0b82b639e458f82462b03f0753c09cc47b07
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

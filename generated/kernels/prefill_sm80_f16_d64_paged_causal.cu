@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ed7c91cbad62e6842568d1f45dfa6bb7a127b9af10f90d55bed910617bf46ff9
+// digest         580a1c569ebd556c370ab2a3484849426a10f3b16296530abfd5aaf401a43962
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         50495f3f7242c7cc3f4d9e9b56052a462194512f22275d4172be953137eb3796
+// digest         6ae98017af69ac30103746e0083a58c4db99b44ed2097ce36fc54dfe4e4529bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

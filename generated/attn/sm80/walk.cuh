@@ -8,7 +8,6 @@
 namespace attn::sm80 {
 
 // The range must have keys. Q is on its way to storage.query.
-//
 template <class Config, class Output>
 __device__ __forceinline__ void walk_over_keys(Output& output,
                                                SoftmaxOf<Config>& softmax,
