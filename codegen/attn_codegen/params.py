@@ -193,6 +193,7 @@ TILE_PLAN = Struct(
         Field("int", "cta_q", "query tokens of a tile"),
         Field("int", "cta_s", "keys of a tile"),
         Field("int", "packed_heads", "query heads of a group that share a tile: its row r is head r % n of token r / n", "1"),
+        Field("int", "section", "heads, of one sequence or of all, whose tiles are computed together: their K and V fit into L2", "1"),
         Field("Merge", "merge", "what the reduction merges", "Merge::kSplits"),
     ),
 )
@@ -242,7 +243,6 @@ TMA_ARGUMENTS = Struct(
     (
         Field("AttentionParams<T>", "params", "the call", ""),
         Field("TilePlan", "plan", "how it is cut", ""),
-        Field("int", "section", "heads of all sequences that are scheduled together: their K and V fit into L2"),
         Field("int", "group_packs", "packs of query heads that share a KV head", "1"),
         Field("TensorMap", "q", "[token_num, num_heads, head_dim], box 64 rows: packed_heads heads of each token", ""),
         Field("TensorMap", "k", "[token_count, num_kv_heads, head_dim], box cta_s tokens", ""),

@@ -15,6 +15,10 @@ struct DefaultTile {};
 template <int CtaQ, int CtaS, int Variant = 0>
 struct Tile {};
 
+// A kernel: see below.
+template <class Config>
+struct AttentionUniversal;
+
 // What a prefill kernel is compiled for. Tkv is the element type of the cache.
 //
 //   Sm80, half, 128, kBlock   ->   prefill_sm80_f16_d128_block_causal
@@ -26,7 +30,20 @@ template <class Arch_,
           class Tkv_ = T_,
           int HeadDimV = HeadDim,
           class Tile_ = DefaultTile>
-struct AttentionConfig;
+struct AttentionConfig {
+  using Arch = Arch_;
+  using T = T_;
+  using Tkv = Tkv_;
+  using Tile = Tile_;
+  using Kernel = AttentionUniversal<AttentionConfig>;
+  static constexpr Mode kMode = Mode::kPrefill;
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kHeadDimV = HeadDimV;
+  static constexpr CacheType kCache = Cache;
+  static constexpr Mask kMask = AttentionMask;
+
+  static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "a head is a multiple of 16 elements");
+};
 
 // The tile that a unit is compiled with. Specialised by the unit: the numbers come from the
 // generator, which knows their limits.
@@ -60,29 +77,6 @@ struct AttentionUniversal {
   using Arguments =
       typename ArgumentsOf<Config::kMode, typename Config::Arch, typename Config::T>::Type;
   struct SharedStorage;
-};
-
-template <class Arch_,
-          class T_,
-          int HeadDim,
-          CacheType Cache,
-          Mask AttentionMask,
-          class Tkv_,
-          int HeadDimV,
-          class Tile_>
-struct AttentionConfig {
-  using Arch = Arch_;
-  using T = T_;
-  using Tkv = Tkv_;
-  using Tile = Tile_;
-  using Kernel = AttentionUniversal<AttentionConfig>;
-  static constexpr Mode kMode = Mode::kPrefill;
-  static constexpr int kHeadDim = HeadDim;
-  static constexpr int kHeadDimV = HeadDimV;
-  static constexpr CacheType kCache = Cache;
-  static constexpr Mask kMask = AttentionMask;
-
-  static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "a head is a multiple of 16 elements");
 };
 
 // What a decode kernel is compiled for: one to eight query tokens of each sequence, causal among

@@ -227,10 +227,12 @@ struct TilePlan {
   int cta_s = 0;
   // query heads of a group that share a tile: its row r is head r % n of token r / n
   int packed_heads = 1;
+  // heads, of one sequence or of all, whose tiles are computed together: their K and V fit into L2
+  int section = 1;
   // what the reduction merges
   Merge merge = Merge::kSplits;
 };
-static_assert(sizeof(TilePlan) == 32, "the layout that the runtime packs");
+static_assert(sizeof(TilePlan) == 36, "the layout that the runtime packs");
 
 // How decode kernels share the keys of all sequences out (attn/decode_ranges.cuh cuts them).
 struct RangePlan {
@@ -265,7 +267,7 @@ struct Arguments {
   // how it is cut
   TilePlan plan;
 };
-static_assert(sizeof(Arguments<char>) == 624, "the layout that the runtime packs");
+static_assert(sizeof(Arguments<char>) == 632, "the layout that the runtime packs");
 
 // What a decode kernel takes. It begins like Arguments.
 template <class T>
@@ -277,7 +279,7 @@ struct DecodeArguments {
   // which CTA computes what
   RangePlan ranges;
 };
-static_assert(sizeof(DecodeArguments<char>) == 664, "the layout that the runtime packs");
+static_assert(sizeof(DecodeArguments<char>) == 672, "the layout that the runtime packs");
 
 // What a kernel takes that reads its tiles by TMA. It begins like Arguments. The maps hold 16-bit
 // elements in boxes of 64 columns, with a 128-byte swizzle and zeros outside.
@@ -287,8 +289,6 @@ struct TmaArguments {
   AttentionParams<T> params;
   // how it is cut
   TilePlan plan;
-  // heads of all sequences that are scheduled together: their K and V fit into L2
-  int section = 0;
   // packs of query heads that share a KV head
   int group_packs = 1;
   // [token_num, num_heads, head_dim], box 64 rows: packed_heads heads of each token

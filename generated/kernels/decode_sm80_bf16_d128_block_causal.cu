@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         53d1e16ef9bcc41d1f2eea74757d1aa0e55bbe943301ec4df6c8bd26ead292ae
+// digest         a8710149966df414c8d9666b000ae88014c4d40cdeb9e56f588223504ecf1cab
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

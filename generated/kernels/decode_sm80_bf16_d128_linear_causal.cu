@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         545ce175a406f889f0c1a4603786cf248fc148890ca599d80dde2d4096fcf594
+// digest         d2780218a81a9047d9060608b27fa3f8b00fcbb6718b660f3808466e6643f1c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         1136df7cabf66a7571a650cf8a3454f6cfd8060454591e345798490f92491764
+// digest         f96d2b847963db0c02ec188a321f035359d9c1461b8bc47e31875f251375fa66
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         6a77679dfa8fd37c97c328dab4db35f53386e7dc8d2bc4f3b09dcfa3a74e2660
+// digest         1e787e36255582b7d845d3b58589395c62d851e5dc4631c3583c186a84e09e18
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

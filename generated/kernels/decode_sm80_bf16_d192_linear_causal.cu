@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         986d5d9e36647b6ab241a4ea8134d121ad3696c30941796cab62bc6301a4a3fd
+// digest         a41d8403b25c9e240d6d667248b33ed64e9315ecdd8520eb7d40889c9908dcd1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

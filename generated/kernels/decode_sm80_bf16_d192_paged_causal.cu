@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         60231db219cd860ab736a468a4549e727ecf2a27e9d71af880b4a3802cffe126
+// digest         b1936dc88c829d6d6ab2dfbf6df6c0fca0d343bbfd784b97efad7a600a514193
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

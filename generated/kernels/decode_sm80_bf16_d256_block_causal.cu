@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b6360dcb2586d321eb0f6275a51dcfdba7be899e309ee061b416882e0a584e39
+// digest         6cecec6c0f141d8a3effa694796cd512fb9e8a4560846e29e88468b45cca94f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         3ad592219838f946a48c7ae2c4c28063557c465f333719750f624525ffa8c6b2
+// digest         1ba93ab46ac957d0040cf69ee35690f0c2c90a01fd7bb5748c4aa084ab25abf8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

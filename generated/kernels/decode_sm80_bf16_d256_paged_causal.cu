@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         34fef9e43e513f3af675bc0caa10438686b56300cb8ee8fe57d6184f9741dba5
+// digest         c5d4a5a13792448446c5f6da070bab5e455c6daa8e703b74d19e7fdd3a38a608
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

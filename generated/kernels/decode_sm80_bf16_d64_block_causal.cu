@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         93546dc733660908df28c7119815740c7732e4ad5f89d4efeb8dee4e376e22e2
+// digest         2c2d25580b7bdb78594eded37250894429ccbd452b931a52943bf36541fffeec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

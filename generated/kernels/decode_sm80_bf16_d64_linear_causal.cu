@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         88f9220d03bfff02fbbdf6ea42dcd9b4071201e97a81b9a901c9b6a57b582e9d
+// digest         c508ed888f6151a504da8bf45f543646fe290aab94856f7c71f5148798e9a1b3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

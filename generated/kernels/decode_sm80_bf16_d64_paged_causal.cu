@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         4f66f9d3da54c610699f11f0391d377b59ea848afa293bb2e6e78ab3e8967a90
+// digest         a88e0cef450118f5cd2be3c378d34afd31a861a952fbb8255ee363c397071483
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         c0eac3ab549982ca02c0abd7b7250e459cc3370c887d40137fdac62f4a7b5f03
+// digest         27208bbf6eb2e29bff71ee6f89c2d704514bbf738c1642036f48a0229ed7dd2e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         496899e50671b0c264aa2252c8ccef6d2904c2e6f520953d0ca6ae674b96be9e
+// digest         e35f29da99c6d9950d8d1e4c934ad55d183e64c8b261e3aa332681c81812958e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

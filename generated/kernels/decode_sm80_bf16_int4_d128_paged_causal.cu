@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         16b75058c35c67a4290f327b4459669b6302c2d13e3562b36d0e9ddd7914e30f
+// digest         4763a32fa2c19325f7e37ff8a6a85f21c352215ccb49eaff1076dd58b25873ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

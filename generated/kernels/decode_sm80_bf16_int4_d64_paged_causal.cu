@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         0678eb464db5a6dfd081d7da26df74f44bafeccd7ad7f1867f0ca36316121d5c
+// digest         76873c8e50c8f7843b7561399a23f3094f81f87d7103d2c48b2abfe4757fce17
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         338f82c2c2e4ea6da8329d97150d5bddee16b5b9d9ff537a373544b593e56d58
+// digest         07f4314d60b61407a72d6e6cad8a688e6445df5cc8e43b5eb107e2f93664b868
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

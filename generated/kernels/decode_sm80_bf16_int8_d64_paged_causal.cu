@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         52cd391e2aa87c64b2484018beb0ecc54d5ade151869fcff886e426a3d30d444
+// digest         62556f8f5b480b6bb97d4aab4ced3a67322ec8725d952286669d6a024fa5ca50
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         e0da1af662810f92b41e396bc76faa20c6bf262b81797c98902089150bfca217
+// digest         70ef6ec4801ebbfb096e08d641d8dd45ec5c72516b4c28001d3c1924a3759566
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         d669e1b238e3c6fd089b4fbf1b01de1a666a92381184a21dc6842d420091f85e
+// digest         4e52d92eb607102b989a254946fb24c6a79be8b88c938d6c8e6d6cc25236042d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

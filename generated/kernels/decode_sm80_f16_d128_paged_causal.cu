@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         de452c7f2fda8ebc1b15e6e8b5a3ebe8382c150fe228d69bbac68ecc18d362b2
+// digest         07a8cdd7d330b69e88a70499f4f2e7d7acd6bfa5219acc5ad56eb07d064078c8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         5e2946c015330c1c11e611615fdba8c5cc159ec390b7499c22d54f79f1dbbb70
+// digest         d72cdb48f0263028deb286039db4bcbc7f083a30d6f97102dbfa01d4d656f72d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

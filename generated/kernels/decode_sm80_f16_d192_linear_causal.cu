@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         7bee60a5da3e75167bf766eb08d3cb08449cfa75a79ad6e683c0c8b9db53ad4b
+// digest         55b01cd0d50e37ff5bb8ec633d5e31af2a8be2e037d25e89aa245825b676e9fa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

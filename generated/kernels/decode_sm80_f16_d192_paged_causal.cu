@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         90096159407f301e60d9485fd15bc860771b9d3dd95b50e51cc137bf4e6914f9
+// digest         d602f1ffa23dd9a5019df334784a9e3dbaa398957e4d6cc71b4e99c476335f2b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         e2040f4e237f7f12ca8df6ad53c4bec79ad69b6d50a871ee18902c79b8498f93
+// digest         c4353518111b77b18584bef2ac94cd0f0a08af1891d81924ace06c0f5d16f4eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         f9edd53da15e2b017bcc1dc18865d6f38d5cabfdf241117f07789ad11359b6a3
+// digest         569b8987a4e16198a0af0f94dfee11f1b3fbb256e6ef7daeab4f87ddd5f00254
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

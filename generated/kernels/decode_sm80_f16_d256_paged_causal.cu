@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         47fe16fe090015ac06fecf52d18a4c5e67ec64e8fd8b815d5affe963d5e93cf8
+// digest         aa15ab54fb72bc1b67add9b5b41517095a517316961fd801c69c5980e39f33bf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         5188c44aca616f35aa3774fb020646cb1311d0d2538229af26b874b2ede47272
+// digest         ab9f22c57465030c91381fb0de72acbb266feee1f6aa882856d2e1061fd37f65
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

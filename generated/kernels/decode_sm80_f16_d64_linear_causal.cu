@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         cbcc3dfc37525d90ab1d1aba58488a197bda2e10b9b960010a45686570cd82d5
+// digest         0c0d6b33cd7689fd65c095f38fa1172e2ad890845fab061c66175ce1f06fcebd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         a9ed7d58ba02c46922f497b7fab87fff5b11ea031a922bd8b6b363d6ab8c66b4
+// digest         3fd2e9f347de8f0c7c54d69bf4b5ce94551c296dd47de59fc6660268b2bb061a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

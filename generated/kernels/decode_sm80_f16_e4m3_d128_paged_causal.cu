@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         c70eabe16b9fa2247f2f02c2b1067ae9c0f6d014f072f8f7b1a684c684c4134a
+// digest         9a3eea49dd04641302fbc1bd89b886d22fd88ca1d668c646972123bd5981b580
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

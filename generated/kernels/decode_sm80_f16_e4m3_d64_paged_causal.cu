@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         f0cf478a518829acbbea95c8a333a09e9f59632cd5cb171833678dc71f3e16a2
+// digest         a0d7b16009a326e1eee983a1c3dbd854b0c168e3bbec63e8f3557522c34fd0bb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         53904fd408d296cfbfbed1364f9e9577e19dc7437927b568bbde2d10bf4b14a2
+// digest         504f144067251226a0e41e446086ff5521acf53a4aa2737a0f977c42e85b7489
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

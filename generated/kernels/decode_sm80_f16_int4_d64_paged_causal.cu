@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         7b84bf30ab2f3bdc01cef5a952f545a3916190fb1adcd421672b9ed86a940348
+// digest         14bf402ce381e8e2bf437cacc2a0b926547ab835076a6394138f80a661fcb987
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         54e12f9bf4dc128c2c56ad4342a3e74af410842e2a2dddb9c616747dfd234461
+// digest         fd7b9ae026674b4111508587833cfb795156ab546286f132a382f9d3b668e8c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         498cb2768a547cfa3420472ca09f0e8cafcf966454714d29747860e724c6731e
+// digest         eafc0bebb7e9c85cb1fc1f39700528ab910eeecd78718acd7558bbe37c02af33
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

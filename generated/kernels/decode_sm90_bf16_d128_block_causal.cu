@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         ba30c5ae2bf751567d4526556f38e719136bbe2fa40891280d1b745c03e5ac4f
+// digest         3e61d86c84da1296d4342dc4552c282a467517589b6b61238b766b18ce260a48
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         c544a6ec4d1a9a1158863eff5f41bff2fbeab5186a8d3d42cf2e3dacf7fbb6fb
+// digest         7d23ed083e8759faf49740b059f791bbe700f87743f1570a3add4181c8d23bc6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

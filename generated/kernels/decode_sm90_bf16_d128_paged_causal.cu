@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         123588e5d572f96a9f7083017b0681a496a5ec64d6e774e6358324bf45dfe8bd
+// digest         9a35b9a132c1f6177e32a0acb161b79f96901f0e2e186ca090a28d52de4113fe
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

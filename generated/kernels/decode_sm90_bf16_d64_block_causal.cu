@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         abc27f4b91f568fc98c33a041834c45d60e436932a72e836461b14adc563906c
+// digest         6b4a775c7c4aa99f90f4ab7f91dd98ce43bcb56e7e3bfb5b38eb7da62b8e6cdf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         323f8874dddd0345d8138e2787a7f21a07c3efbc5c1751d22a147770550128cb
+// digest         858c3a6a66f8fdd37c5c98b6106cf761a93d3cf9bc757994ee49aa581bad1de2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

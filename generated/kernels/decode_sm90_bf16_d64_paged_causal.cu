@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         e7844d3337161bf6479c05611e342390b5697bf4b951b6b7b6e36e42ecc9d4b9
+// digest         e01781182aa0bba1b8dd2b7202b59fdd7be806377d7cfc3e1a88ea278c99d8fd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

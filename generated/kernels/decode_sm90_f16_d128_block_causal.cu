@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         7c67394b97f3943d2881db30cb8fb3664c3a1fce5b416f479a1b8e005d02d17d
+// digest         7005e221b1482551db009892e63d21f91d93ee94b485805ee059b86a84983a10
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

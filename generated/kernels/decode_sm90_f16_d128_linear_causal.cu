@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         76411a2c064e98f19cc201a332575facbbf8e2c80a2254cc161747311dc00e78
+// digest         22c7d87e9ba3319e50c3d90a3fd5df5f7a71f1bb64d806109516468519407331
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

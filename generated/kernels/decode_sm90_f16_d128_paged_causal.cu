@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         57c92549a4ff83ea1682dbbbe35d737451c6ea4d582c2b864a13d59324683ea7
+// digest         a176772666eafe7eccb53cc98f58184f4a783f14e9f66b39ec0806d71fd229b0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         96821de14ab87b7cb1c8f8d4615f3d288b312b2a8a333ccab42e5b4efde18e35
+// digest         b3b69294adbbc15facf7900e02b63852f079cf61947ece7028043f73cb9f473a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         ecd7d9a9b336f3fa682be7c213a2acadbf5fd2c6607f78256f16bf6540ed0f04
+// digest         39929e2b4843c04d0521ac92c3dda19ece2d7f046af9890e26c3203f61691abb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         2c511aaae0acf84584794163d617ad0d48440ee70c0fe130d488fca873ca609c
+// digest         7cd80d540451f87568af370dbf4b27f39bcfe6d7eaab6e7e2a1dde7ca38d8ae0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         cfa30934c9aa61255d245414d338fe85220c769a3d9c3ef18e80b8f66fcebdad
+// digest         61acc6bd76c6297f315dd5832b743a97f0a31d05fb8e97d13c2d4434845a91df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         87071a026c93d17d8fa0c46f899b9d94307e8d3c6e8849ed1fa16a6cc140a35f
+// digest         9a27abea9038eedb522df07d62a39d751323672db6e9483697113ff0c1d25281
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

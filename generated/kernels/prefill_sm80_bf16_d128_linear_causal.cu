@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         396e47825e80e52fa9011ae7b3f0f0742f209b158559bc6728970b667a39ecb1
+// digest         ad49dbfd66115fa6beafa8cdf30e5a81f3d460320c2e7d9b5f53668255ab9cf5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         e83cff1c1ef704215ac34bab455b16873b4339dc28b9111ff8e877e8f5075c2a
+// digest         561a8c098115e57128dc1483504cd0500772437b4141d1d2f8646e2372d7ef0e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         e37e7b89a5adcd146a71ab9205ca27c7293c5e6ebc8633775b365185bca6d266
+// digest         c511ec947880aaab4f3ba16e7c0e815d0f13db5690d310d5316b6b54ea6c6a03
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         f8d181fbd2fc2e26b5c9d88c4b214bb52bf4faced64b8deabec8f840da6eaa61
+// digest         8046c0d31e48fb0b68fe280aa6d6e69421dcbb2e17b0c31b91622a72efa162e9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

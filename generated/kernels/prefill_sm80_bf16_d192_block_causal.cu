@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         9d127bc052374f3d357ba7890483de716fcea9af44837ebc81880ae80e537007
+// digest         e8e2e1bd975c8d2c7c1727406ff564bedfa3f5f5ee0ab821921e4d0a1c91131b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         e9dde954ac641ef9b5786f6c82ed87844eddf3604fbf992bade92e6f18fcdb7a
+// digest         e573597f51861e34b0a150f1f3831c526140ffc8df92f831874338db9ac7be75
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         b2c2378d06276d5d23aed510703bde79df1e9fa8c0e599b84d4fa640c9623a60
+// digest         4f2748c8a0cfe8186df69f41d7e9c3a1575f0e9975c5c9c1d0033823e217fdca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

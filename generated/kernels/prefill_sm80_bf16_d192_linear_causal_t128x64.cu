@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         9727b79727c7475ca27622bd6df086c4db8795db8e776eb96e532dec4af08d6e
+// digest         d66e3f80bef221d58895ace160cf7ef94411e9c51a927d122d98a572beeb1ff3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         18cc42c90d06de381438717080a4bb826ccab8ba4f114be634588c70d20055e8
+// digest         94fa467a83e8d226e88bad94da18d07edcae6b808954d548158be34d8e7b2af8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

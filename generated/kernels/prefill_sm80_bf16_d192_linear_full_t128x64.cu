@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         04a35c32645c45bb3e804996a1ce5a989c445ef2b30e53d6e3de91e57cd2e66e
+// digest         ea2eba1ec3e0087b291bd15421815244dab7f6340ce585a126b1285939c4a81f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         849f4d0615f4ec23bb92ae3f8b6ab7a1bb18926a97b2d3a017c90dd1e4a7c97e
+// digest         66377cd497e86f6e23f23ce9a50afcd1fe2d0bb2f03c7cc7a7b67e4191f4c2e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

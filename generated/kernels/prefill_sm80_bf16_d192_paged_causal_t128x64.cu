@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         e3a63cd15a1da1164e3f0bea95f96fc905dfb66003308c6244a71adc0c1f0970
+// digest         616a527b33ce2ac4092b1873e21eec1dec1f82d65280739e31893c88d93a8a30
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         17bcc0f145debc410abc9a6b85d6af107387128b8a544812b220009a8c79dd82
+// digest         cdcb67c68a7e4278e5a4dc16370643e9520fd290c25d93241b626cbdb308c2f2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         1142d2c6aa854a7340838ce79a22925ca13478d66ae097ee3775ad590f3f6560
+// digest         791354e8160eb4ed73b40e77e0e9d7c401b7fb4f49b3ab6e410865fa3c0f29fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         9f8fe3133f91b8518511724c5a74b33d9583f69a9732add2a7e2be324b4f8135
+// digest         acb7a0390f6893380b4c9f183dee39333fc2ae01b13b720f5e5c77ae6d819ca6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         41666e41c59c0857cc2b99343d5ab9b262ff6c23fe4c7882a38de50bd6e0a982
+// digest         27308e909bbc411b49e1ca5a5253a034848f11f1701b760d1a90008f68ed24e9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         3895aaff082e431b1e10af01fc21f28cbd69e1c92e6c757f8de5bba664073fad
+// digest         cd2c1164042f26fbb30954fe0f462c428d54e479280a4369fe74185501530d3e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

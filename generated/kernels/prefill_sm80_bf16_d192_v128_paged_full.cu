@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         33dfe6df2631a7e1703206d16ed92b076a91ae150ec9a25aa196786e81f6b899
+// digest         338f01deefeec48580e233e7333da6ff683327ab3eb3a88b97dadfffa7af66af
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

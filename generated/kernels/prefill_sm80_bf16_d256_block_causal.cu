@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         49b0e92a8d2d82c28807f8723246f153a79830115d10be20f1fc08a88d4e5030
+// digest         3776eef51e4a307e84b71e9e0debefa6e7c9d0dbb2cea33c96c912050ebc90db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

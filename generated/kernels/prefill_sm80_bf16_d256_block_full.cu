@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         a6453ed208f325cb8dc875c5f2e9cf3514da3e73798e3307457001233f680d35
+// digest         3f9780e2835dd26048c9d534f3c65cbd427c6b83c383c95710dcfc29ab1ea829
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         28c819d640d756ae22427b00d7a71f335a14a669fe85b7f583a877a508699c58
+// digest         0c305b3e121b61d165744b32eddb18907a172353f3c4fe3265f527842bee7205
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         3def1c3e727bb712c93a84bea8e5a81d1ffe5da8d1f17f22fe989648dc4d1564
+// digest         b54d0c6b5cda6c17d72f21789ddafa3e97ce0d1d57a91b4b9f6fe10a4f6b9904
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

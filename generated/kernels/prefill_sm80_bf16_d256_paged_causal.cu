@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         c92b13a62d5082cac636f93a9b839414d1fa78bbd7857e4065ffd3e2b9750530
+// digest         906f29598f9361253148decc17b43a9f7fbe431609e839762fe503c6e9074be8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         7157f6adfb0b34968b8a9e91303fcbc4e73f1d797f58a39ac386a2ba5f6c4471
+// digest         ee95e8703cb432bcd4fe053a082a22a5c5037212106ea9dbe2228ef19ba57ba7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

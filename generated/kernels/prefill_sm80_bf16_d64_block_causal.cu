@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         56eebfaf438468cc614a8859f83341e7a21b4b22e971cee979445e890abd1f1b
+// digest         675cf81ba3735361e8e5fb43f73005909f3ce3b117bce207ff82afbf8b4208ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         554be07cac345c68f55ee479f91211d0f26fa48286f91d813d22191034fd6ede
+// digest         2fa63bcf6a8a6c3a790c90533621cec313ab3a13132fc8863849506be09023a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         01ed6d0267fd58dad848246fe26635143a8cf52175a2ad6f0a3ac6cb5dd03a36
+// digest         487cefe8ce01fd32df190f9cb57f34e5e64153da5c885faa2cb2147db10d7ff9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         8cb1017690fa9e81b8b6e6b4e29c38bd4708f06d51314e9510625b4e790809cd
+// digest         a256665fdc94924a38393a159139c3896987c9c4762ca0b04d791785054bf7d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         128d6b98f874a447d3a607df6b38f087da690dbe6a8766f43044d1c046ada314
+// digest         de7638070063e4a1292860a7f0ef515e5c947851e2f2fd32c52155b4583f4546
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         8128d4206fd23cf6b69c8280a1d7cb214ade2d6df2cc126a5c7e00a26bb3aca7
+// digest         b8d3381d171e214be1f90f9057323c41c065889dd2a984358fa001899ecb0e23
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

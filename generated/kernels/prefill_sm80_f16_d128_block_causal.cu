@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         b5fa29403bb4dacdf94c1074743d844b8df73b3c9f5f2f41542dd79aa5031276
+// digest         0185aabba4c7442f5d798c24b47c9fc67ebe4b9e2c17b75ebba84234b5e76262
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

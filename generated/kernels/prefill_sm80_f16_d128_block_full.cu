@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         76115eb0bd80baacb72d350aafb4096dfd8cc95048d1072402698c43c2c2ba5f
+// digest         86da5a064746574b20f1d76cf6244ea82de39685f405af0f9bc73e1a9f8fbf08
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

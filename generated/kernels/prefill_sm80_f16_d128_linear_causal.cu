@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         3d2ddfd2f74c0361165b2151f47730b395bf12fbf237f416fa2baf384a3586d1
+// digest         1983a66169d309e30b4b164738eaabedfa051fe0a53077d5958071a38ebfbe13
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

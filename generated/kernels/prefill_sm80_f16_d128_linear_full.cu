@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         c4dcedb5312e17497a6f7afb2290651721749f36aab0e511eab222b0e764ee91
+// digest         0d1faa0891952e86deaa94521051ba273209db646eb9f18359c6193ce59f7714
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

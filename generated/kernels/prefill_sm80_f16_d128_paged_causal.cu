@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         dad23f984802e666a97a402a3180b665c815a147c1e170c54f7cb55a494fde23
+// digest         0790ab7387fadfb48dbb66486134955aca733ae3e0cb85a77431f7e7785cf9a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         750c98ec2c8f95bd986652d63e38b192fc110a17d54839ca380af549007b8f1e
+// digest         64ea25d4265c5ab9a0ac112c70ddefe5ca0937809640f222dd58a61b579508db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

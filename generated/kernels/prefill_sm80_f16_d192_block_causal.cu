@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         f70cf63a7a4bb69550cba8f79f094a2f4ce4f84bbbac075b213cdd6bed22aeff
+// digest         a0bdc7399dc427a2bd69116229b8fa06b467b3fe25798860ae350f9c77a28c51
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

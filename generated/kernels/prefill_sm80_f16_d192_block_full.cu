@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         29f91d894d7572c961e367efd7bfa75bd216744041f5435265a08d5d568a814e
+// digest         290831704e5e5bc4fbdcc6e574e1d93a1db6877f7788628fd059b08f323881ce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

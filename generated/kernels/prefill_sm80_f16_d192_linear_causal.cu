@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         41e61507c8bf2324747741105cdfcd09168c0588c466a4ddd9725988cd4de5f6
+// digest         ef719357ca344edfdab9880ec04cdea34fa84baef1666e969b5ad4b6ac109c72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         199bb928ac6dff130b450680933026ee04bf4581775d4cc75b4cf34d7caea36b
+// digest         1d0f91c682917514e6efe60d1c8525a67230700ecc63b2f7eb43c8a118259f08
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         ad7312cbd5adfdb3f3074c485cf7b66b8b6a109eff286fa6715004693c1489fe
+// digest         3372bd505855f3434dace763497e5cb99215a01381229726ce47821e71033038
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         d847c25164772c2ce6da34fb14fae80185224b075abf4c049afc6d93dcca5c06
+// digest         4c4cb7843d72a3bcade5c213250f2efc797504390dfd4bd5c833b881397d751b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         d281826cd16d27ab7d5b883e72a035bc06cb0dd33182624cb1d09eaa26a75062
+// digest         20b19555d38c24561816fabc9a32dcc8c11d941d5c19b54563df152c32df3f85
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

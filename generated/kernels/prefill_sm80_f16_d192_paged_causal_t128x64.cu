@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         07e645465f7d5d67999264cc27aeab11ce751ec7fb179e6dacb9df84d78205d5
+// digest         f82d1fd168cf1e8a0950daa8c21aa963138ea3c4e1bc22be40b60218e81f9fed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

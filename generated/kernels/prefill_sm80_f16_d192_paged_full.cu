@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         97691a325d8bc4818d37f60317b09203fb1e5619f31d7024809d6689d5438347
+// digest         25d7afdd40fec634e5eb167ec4eadf101319efbebcf6f8b6f830bd75374d1c51
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         029cbe6828805b6b98009d63157ec9f2da06df44d2f28c98be82059e424f66ff
+// digest         f7b76aa5f9d2a40b492b734766eff6d5bf745d747f67c26bd11dbd4b1e88a6fb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

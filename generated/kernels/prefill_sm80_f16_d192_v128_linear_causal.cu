@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         c739935f77da4b31f29dce03b8abdf2092e45a1f174e35c11616f52d04058fa0
+// digest         fb4b938fea7763c8f0a062235136ad702647830d8a18a846df220ca026d1cdc5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         31eeb9014bdc31ff8cc076d0fac464f5d0933975332168555f90ea9af5241392
+// digest         a94918ba4544ac94d604eff76adb336a670e812c27ea28e85734e3afe41544e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         c08767846ee3b9c6d1fbe7a105761b42caa813a3740d998592f0c7abc2fb6744
+// digest         aaee85b7d60cc3c7c8ff57cc64e57849796483a495e16db83d6650d5d4ea04b1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

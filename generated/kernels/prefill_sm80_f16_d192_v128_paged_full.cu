@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         8ca21f424b17feb9380477999e34204bb0965ba1374302109b9d4c8da46caa1a
+// digest         c2967d7445b943e316b6ff6c33eafdf686890c67f603ac3fc67db9c9fa049d2f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         dfe97a0da636211230f8a0165d7071d9285639a63bd1d672ca575d6a27cf4dc2
+// digest         79556e2b390d4d4e8acf9da967b92d5ed55e7cd30d7af28070cc6481b7cd92d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         aff6094f56c86556732e71f9a9285ed19bf5a1eb71390073f108bdd2636b851c
+// digest         7be53f11f1f3bb0aff9660e02a937213aaff92986d9cd48efbf68f835fd6d08e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         8a6a785aebe0df147a9721c04f7d54456e1a5ce441fbc7a81f0d857961d831cc
+// digest         c9be5c3079d1581efa7260102ca007b79faf923874cdad4859d242a84ffd8d40
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

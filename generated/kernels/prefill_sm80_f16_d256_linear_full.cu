@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         45f3510bcd6c605cff7fbe61b33748f9779225d5deca94ec19638adba00c679d
+// digest         9d434610a12791351d6de1ab88ef8a6e09dabecda770c24c275c12ce52c103c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

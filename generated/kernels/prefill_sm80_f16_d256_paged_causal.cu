@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         2073c55809c9990f61f5684351af4085f37eecffe085fdc06abe20d758c509c8
+// digest         7c15f26f936f357d496dab3975cfc1578f41cc3f99cffa398d4bdea1518f182d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

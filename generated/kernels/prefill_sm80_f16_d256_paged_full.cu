@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         8d2c01e34050c83bd049eb0e0e86c9e1b4fb58426e0405c4bf2dd6e8ef3de8f6
+// digest         98a29c4fed07fb27c45e73177dbd61b61c59a6aa406ee0f24847b3477cc5d41e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         f62571c67538930fefc05cafd9a47f241b5ed64d10454f973093e0756540a873
+// digest         93543b9f413603c09a31ecc31e7d9f18b654dd1640d745dfbb1d81a7d2bb5020
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         7ffb4288c2854684c27f77006ff0a73fc3300cd6d499635f90dfff054117fda3
+// digest         ab655a32671a9587849e358ad21934e8094baff00858f29b773386b100a48e48
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         8ac1a0f6097868c696725ef60f08765b25c82a29c3a8e468c32d1466376aa4e8
+// digest         0fde64f6306a039cb32f0b8c999717bb4f083cf819407ba6a8dfca3c742f1324
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

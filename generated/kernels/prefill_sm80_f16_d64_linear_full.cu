@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         5719c1e9d34e0a7217fcf85f7bea0b82b639e458f82462b03f0753c09cc47b07
+// digest         9348b0f867917da1f129a59d560285dbbb37f016077756865a04f42dc58d5f35
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

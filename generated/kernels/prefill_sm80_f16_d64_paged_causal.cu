@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         580a1c569ebd556c370ab2a3484849426a10f3b16296530abfd5aaf401a43962
+// digest         d50b397d2d22d18acf52defbb46ddd5b7d1810c314b701e7282bc08db68bd67d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

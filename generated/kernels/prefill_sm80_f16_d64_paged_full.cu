@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         6ae98017af69ac30103746e0083a58c4db99b44ed2097ce36fc54dfe4e4529bf
+// digest         2f4f9962953b6d55c074bb5c0acaf4a09a7d5af53c0aaf9099503e367b5640a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         65cc0b7a642a3295b970bbf6a44d7eebb2297bc798c48c28823c904464a59610
+// digest         8c875671eef63b1c3c8b9a9354c7bea0a07bf1522f8543f7a0961de70dab3d0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

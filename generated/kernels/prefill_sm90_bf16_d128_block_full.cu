@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         c0e431717e473c42ff084e7a0bbd33aca5002fced2fb8de079e0533df3a9d726
+// digest         9decdc42cd8726f0f83d78d2718ea4e8b5cf45b399af8c7eed5a23c41283a69c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         5caf35b5427f902bef4e50c3fdfaf00e9d08f3e9c07f69002ec4055dd322bb97
+// digest         b35ec5164cddf00fe85439dac9c87e1b607d52e980bf62a2c12516c841c5814e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

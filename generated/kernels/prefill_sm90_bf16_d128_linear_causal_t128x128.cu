@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7f768253ac93d24ec87ffcdf9941f4255cb6dcfbde20df38c0f729b8d4c886a7
+// digest         431ea39f965f5736d0aca55def616db6781dfcc16e272d7a41d2aaa24bbd3810
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

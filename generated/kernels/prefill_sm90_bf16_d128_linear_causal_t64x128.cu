@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         f9a55543a7a10b91213d83f53c6d95ff408839e33e923ea0de347220992ab34d
+// digest         53ab3fd027d0fdf7c28bfc28efa1c30f1e0dc92aa4d0dfa20244b7583c5b0528
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         357fc7c174ff57abc8c0eb4f11efbdfdd561942e1be22079d0c010b50454c12f
+// digest         50df2aaa5f1104c06f03c3b0e2875b4a014757fbface506ee7a6a0d9e85c8f6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         123dcaaae60106d084b14370e2efbb5716322532f2763a0d0f9aeb65837bf045
+// digest         5654813f89c00bf49e4efd83dcf57f1b058fd179119d9172327883ec792a4aa1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         9cdac6e85201dc9cd0944765ec7098e8bc1a334754d8370eaa444f428032346d
+// digest         1df3cfe485be0eaea749d87bec63f867ae7a6d27c9d50ca99347a9843666d626
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

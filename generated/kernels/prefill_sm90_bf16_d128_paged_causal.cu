@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         044a8eafe2e256aeb8ea44f76716b905d699a18accf3e72ca936aed7398da321
+// digest         f1a67d930dbda9177c49574dc51a0c6c3b1c2d99e310a8936f8ed9d059b72b54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

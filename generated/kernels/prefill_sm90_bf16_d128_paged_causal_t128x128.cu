@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         a4a935ab7fbc10e7b9f61335da16b5b98153f5dd14d067e3dca7b72bb3332474
+// digest         2a8c8fb56c95c812712ea85be8f6c8fd8a48412c45bb653d4f44c5bf9317b7f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

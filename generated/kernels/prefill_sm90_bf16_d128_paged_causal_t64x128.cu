@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f5145736f09d343915ee04e0f3912b681a1993ad71aec738c437dbaf25d7ca2b
+// digest         613fc595b4e36a5db7ac2e8bf60c38ecc792943a8daf843b96fe5aacaf499dd5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         c257e5cea941ec877341c7aa2465b20508880f53949b04370dfbe792e3666928
+// digest         66a36726cc17d16fced0d277e7a1d47cee1e76bb70579858f3d1e8dfe96aec87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

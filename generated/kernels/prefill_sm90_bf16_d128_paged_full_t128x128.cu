@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         96c4255a540350dc0e5e99b4432fe89461c5ab8614490efebd927b85545c7bb9
+// digest         f2b242a82a68b6ec60ff7349ef6b1c511bc26d38b17383d3d0002bf344041b77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         97825941ebb6e03350c272804a1da004b3ed053f52c3cb42f51602ac8e984a63
+// digest         ea04256f58b88049fee28a47a077a0f187454d974efb97a73e1b1ef374b8d73b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         59eeb3f060276b65b12a95f215bdd64b3843323f6a3f829f84ee30680fc92215
+// digest         571b1380c9242b7a47a8032e3dd763d80990360b4b984efa0d8c0fc6f95217e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         720a3115c960c004dab4fea60131b51f8ff8d54d35ce32882c680ce24847694a
+// digest         246c3a489cb6533a7605d138eff2c84b12ca80475c607f9539a7afe2b3d7f05e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         15565828233a9f9fa60bb8a0c2b1b56e80105e02920aa5ca2da4219150bf97b6
+// digest         a4e631feda0b927fef186ae40e18b799bda82b52bd81129c8339116cee9411d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

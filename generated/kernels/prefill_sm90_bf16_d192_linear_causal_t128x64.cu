@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         9466ae51bf0195ce022903bc4f5855c5b523514772882fb46c799dd555b02fe2
+// digest         e7edacecc281450ac0b0942f1857e67960bc3a6f647eaf80ebab7eae195db7ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         cd30a5645c685f56e313a03b0b3cd4b201b4edf0915e8b7deb1f00abcd175f39
+// digest         fd477a26a2aab4c9d5d53aaa39ddaf589ca393a84f18951d0c1e0d8c73df8cfc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         680583350a8f6b32b598ba77dc614ec91a868dfa4768e11dee01a9cd397045a3
+// digest         08786ad9c301602c0e972798bcbda1a139b2e74eedf93e10ff1f620f91f6ec99
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

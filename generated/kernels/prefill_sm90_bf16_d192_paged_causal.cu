@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         9e19540071d11932d98804cf4596d5b544d357412393a0809ae907d21d3881c1
+// digest         cafe83d2b531e626deefc9cd3fda6149343a36d80ccbe051f4475c9bfc3ce567
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

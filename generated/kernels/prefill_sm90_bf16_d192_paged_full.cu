@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         cf3d690dc42247e09ad49621d24ced90412360eb041267fd376c52c066c83515
+// digest         57ff6fac1b3ffb34de494293331f12289beb79a999596534a564f6127ab58bbe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

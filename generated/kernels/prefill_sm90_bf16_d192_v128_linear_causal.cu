@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         39ed48d53d3fddfa967d00b68b50e89d805ffd4e52373730942236b5733cf5ed
+// digest         9adbc81e8513a12c11bd1424bcd515509cb1a1c2ec0f6939a97e12feb9adfea0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

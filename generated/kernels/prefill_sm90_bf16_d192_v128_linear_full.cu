@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         b9ac18c149f4d00e83e7c4b3128a9a9d3f252c1a94af40bb4f87d50a39489807
+// digest         c29e23238f9f82ee87f1121f5ffe24480311cd5324e289647acc8334a29623c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

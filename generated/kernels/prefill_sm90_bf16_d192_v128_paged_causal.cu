@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         9d3cec242d64b8a80c7b2dfd39fb549896a27da053429850bdab5ae2d09b62da
+// digest         a7a777b14ed723da54c66aeaa2d6baae502caac6a2bc6746737f7bc6af49351b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

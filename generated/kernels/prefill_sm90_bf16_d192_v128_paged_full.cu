@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         2e4df35acd5a9494489264b824dd51f6ce2807dfb7a2a3ad454b1c394fc6a97f
+// digest         d81c6d4a08cfdc34667f38d27cf77410a6fd17a67bbeaf629096ef32d4cb8f5d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         86d1363afec588bef6e09bcb08c30db532b02d62f7614678934d415986e9cad1
+// digest         d6ed34c27f9dc841147a94445db301e1311d1dcdce020f68a02627d9f051e285
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         16c287e8020105b4a70629f8960838e75ebe03421471b099bc1fce5d5a290958
+// digest         6308cbe0faf47ef3a98a9b22cac99cc714ba8d489c1a063c0d442bec5bb0dde8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

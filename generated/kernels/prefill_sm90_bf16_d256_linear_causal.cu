@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         e3fb43bf7913007097b9178b24fef04bdbae8b9b7b9aa63cc85fe6416c2904da
+// digest         2d1136dc509cf1f35da5bee0875ccaf7132f6fb3663adafa7255d30e97cfc1da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

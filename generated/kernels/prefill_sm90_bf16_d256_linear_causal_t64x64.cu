@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         4899027ac67f29fcbacbdd5c85a2fc4482a0ee9f34a4be3d18df10e99f986fff
+// digest         b8b1a8608e7b6fabc25952d8574a137fc5f175e8d6716b3e4c56e9f3280774dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

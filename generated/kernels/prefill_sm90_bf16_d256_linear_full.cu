@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         cd3df81accccdef90b8623e7882095742ded8175e9ff21403f91fb32a00a75fd
+// digest         28b4764e40ddf72964bd59b97a899605c3bbd7f7a8d939c3faddec9db3ce75ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         32a213fc5c992646d08f63709247772af4e2434fd8e044f7c881a2e00c2e5b4d
+// digest         a164029bba97d675b18f4697cf353bf4aa0005219735bb019779614d07e10113
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         1934b73e3bfa433106119128ad37dc9b412c59541c98023bac09916cc7d213c7
+// digest         b22528df42b98a3b753d05f6e3960b8fdac3f2dc0e344dfe60de385979a846c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

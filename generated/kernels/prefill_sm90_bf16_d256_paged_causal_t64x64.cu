@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         635567d34bed7b17ad1408501bcccc0997cd7433fdb10c23d3eddc321ce9f4c5
+// digest         d6e55df60ab3240172fb5a685c7fb10a0e2a9c62f020c0ada82c1e4aa20c58f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

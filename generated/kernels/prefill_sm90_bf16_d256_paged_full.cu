@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         69abe1df93b7a6d1e5ce6a9ada96a92567cd6246ea60a4542c2ab90f5ea5905d
+// digest         c7ae88c7845ea32b72839afc35d874c6bbe888b6e6300cd0301e9d6502473bd3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

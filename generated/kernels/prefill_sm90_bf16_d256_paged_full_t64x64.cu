@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         2cecbe2fe5696b76eb4f46c830c0b113befda6647afb95cf5bf24e5da57ae5a3
+// digest         1f4a9671cdea8da6a2e61e582ede00fafb0c0cc92eeac152b0ae04437f319128
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         eb722c9f7cc5e317b1add325b3c4897dc0564b01ae531066dd9f33af0452f669
+// digest         d904347be6d95709929c7aa4eed1606e454f7b1cbdbc9631c21724735a72395e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         63de510cf7257768240308d3ed0d7f9a67b4f186bb9a4587bca245730cfe3585
+// digest         815cacff2e896f374e563fa6cab9243d63c6b1bcebe027d4bf56a56c8d38eb90
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

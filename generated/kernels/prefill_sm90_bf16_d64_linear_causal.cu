@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         29ee69e3d46ac2555b7e7b95151d49253a581d99da8d2cf5991249ffda6959fa
+// digest         76b0b75a716518eeba2d74648c28aabb75de47c00ed198b9a08fa3f93a02a94b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         426a767dc41cd6623a10d554fd2279c072cd27824947035d956e74e4ae5809f6
+// digest         68296503de53ec4ca15289fb070d71b60b4e1e3690dfcee21f258facfd39ad8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         c161df54bcb27b580d076d053240972eb5158cd4440afadcc05167f94796ddb1
+// digest         37550f9fdec7297b510ac17a3ecc91014512fdd774c91b669a19fc825c9f09b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

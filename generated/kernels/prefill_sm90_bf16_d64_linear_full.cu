@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         94a4311a8e5bb6ea8e198e81e4f3eb9982ef40ca7f46b551252a585c55db542d
+// digest         803dd8458c56d012a3a0e9503da0af89309a372332cfb86db9af820f387f3185
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

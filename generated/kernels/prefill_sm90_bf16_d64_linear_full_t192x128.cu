@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         18833303e7497ccbb31d63d99d04dc0e0f9edf67779b317f1452897bcbbd2c69
+// digest         4d52b1054e7cea0e1022024332c0a9a0e389f511c2582ee59246f9cd3484bf7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

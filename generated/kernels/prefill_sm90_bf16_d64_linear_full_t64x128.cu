@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f5762198e07cb339058954a3f194f8c2bc7c3d966f534571e689ea458acb0230
+// digest         4b75ca64d63719662e1bec07be48d73c17cdb9709491289577702148cb330d9e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         56e9fe653c02a63b4b298532be85d9810459334f2d80b174ed6593e36452ac16
+// digest         b2ee2268ea8df5802f29fbcfaec6517a3f6db3fcb5e4dbb209e43e0612e065fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

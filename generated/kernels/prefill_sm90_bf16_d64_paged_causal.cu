@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         9e0caad0519805fce5795e841489018b2068787194dcd399b284af2a59154a97
+// digest         5ecd5643b30c8739d40edbb0d1b80c5270746b060fce1bc0ac90702eebb78ff3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

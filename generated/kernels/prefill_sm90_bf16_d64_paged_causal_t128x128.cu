@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         d6d173d19ad6382649e04de700216bc3414b5e48f06278b54675761bc62e8f85
+// digest         bc288bf0ef1d7aaac3b8cc0e4211d6779e0dcd758e70008aa6be4f53e02ad651
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

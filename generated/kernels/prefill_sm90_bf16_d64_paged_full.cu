@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         15223246e820acfe91987d420bce39f84ae10ab8ed27d19db89c96ee631e0d7a
+// digest         5e59dce486433df2816b644edce77243bcc65683f6d7301688b6b2854ee3fad0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

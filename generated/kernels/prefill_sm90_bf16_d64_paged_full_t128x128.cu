@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         377254ea654096fe6cc2e9c4568515aec3640ef896f8759fefe46b8bd3e13fc8
+// digest         a76eefe1e75391ff35907dedd17148b9ccc3109de69ba3b329004e9e787c42c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

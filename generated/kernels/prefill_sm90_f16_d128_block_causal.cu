@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         9ce5b4740f7e70fcc017b73efb783fdd33c3d606a0f358c7947951ca2f40c6ca
+// digest         9f5b5c9329431c764dd66e61929f0136fae075e20ec76a5c05a12d2de0e7fe50
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

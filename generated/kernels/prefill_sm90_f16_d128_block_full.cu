@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         45ca18e8131a44260b8c687a6a7c30f37bf8b76f9e81d15b79250d8920f01445
+// digest         e5d9c3639f230d5d93005b7b861166d6c1c7608f4d4c02b5579c7cea108ee786
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

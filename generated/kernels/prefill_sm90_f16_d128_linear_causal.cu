@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         2b6d188786d37fcc3d67319ce01a5bace5ea60c96d5c03f821ef92ed14b70c85
+// digest         819a2d326da86385ee0510b4ddb1b91ebaaa097f57cb65ab1aec1a334929539c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

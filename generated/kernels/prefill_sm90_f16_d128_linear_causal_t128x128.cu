@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         646d6c9d413ca809e3cb7cdf388f29cb917c8a3be347060bd54234c88dba00ec
+// digest         88469606755c99b1035af664f40e5974122ec43b499ee576a72f70482b38efa6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

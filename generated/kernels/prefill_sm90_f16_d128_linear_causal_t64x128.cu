@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         109f0938ab88926b442ceb7b46ce9a096345b1d00d0f3030eb296a26cc4a92b4
+// digest         e48b0518fb64e1d1398838b4592e5b5cc93c2cb60fad4d0526dca2d218e8f430
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         066f45be2f33d84d7ba6428f543bc7b792797b0c3ab89deed420318e65750a8e
+// digest         923b92c8fd7a2116c0daa499d80606aa6fd05b144acb6ed1ec97f5a5af69ed53
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

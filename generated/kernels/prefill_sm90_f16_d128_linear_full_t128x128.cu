@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         0a28b67a5da968bf89973804002ee282eaa86b0c6faa35f426a2242e5ab29189
+// digest         9f3b2be5484716d899c071db2206645348f904acdd0db514cae26e6e9309814c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

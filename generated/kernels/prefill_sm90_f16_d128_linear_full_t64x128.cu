@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         38be0751833332d59ca4d8bed15df17ec376063e973eef2e9fb2dcaed6340baa
+// digest         735102fef2c085994ceed5c45c09181bf069d18a7df607997521d1f840e238da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

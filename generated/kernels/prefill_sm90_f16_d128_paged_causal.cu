@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         e3a0083345f1d792d91b6a1de64c0d997df0019d9ce278adda441010f9487a2a
+// digest         85f42f7f40cca488ecaeb0a7cc294f02e8388c9c835e542591741dfe85659ce6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         1f7eea30095d8c2026b15de742a5e692247ff2b3c5297e00d55c9bcafecdef86
+// digest         26dfdabb902eaeeda01ce6f444588f37aecd43c9042f69c92e35d159ac09d193
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

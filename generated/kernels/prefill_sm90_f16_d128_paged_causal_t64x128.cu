@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         a6561fb953249b10000bd82b56b42af026d94c7b0c71fb63009360a03b9b7100
+// digest         1a5bb21b55c3854f374618d1de5ee6a08a465d4359aff0c87c451e2498070a35
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         63db0811ff8742d7f00f520bc2c87102670af691ccfb5e650424f3aadec2152b
+// digest         ae5d72731763f344cced1ef1d4b9cf944bbc1ee11f2fe5caabea6a9783fbdf4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         076fc42f8ef7b660096a0100ea07f5467da3d5fa789518af25f329249454e559
+// digest         56fc2bff6bb9437ac1425e678808e5aa6c5a8dd22338854463e2779a869edefa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         b3e3365df08f5e7f0d1bbbfb13a89bf8358a090151f188f138d0e38976f48be9
+// digest         275868cfe86ad66c62ceee408ad93c83c3bb5c5e7c344f3b4d36ab9d95a82e46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         48d5b2c6fbf94647bf2194254d39678b69ce96311064e048dadfc9aa150b752d
+// digest         78080a23b736dea53e3474d7fa0cf3af3e0aed0838a5113347d9e6f0de0580b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

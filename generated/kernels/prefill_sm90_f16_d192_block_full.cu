@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         345570ed986190f607c7cdc0576354c8bd82cb770902e4222ce4e11950ee92c4
+// digest         ba96352a52249ed7b1e95df11493ebb015b1d3d66d5a27c200bd124864c2ee2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

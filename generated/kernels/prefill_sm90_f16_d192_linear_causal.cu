@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         8f9ae3eb475d044d387dadc7fed91305da751c9c10b403fe2d5355953fdff16e
+// digest         73a8db34427ce435237d1484ddce97a889381d64025ee2abfe4d5487473f1f1e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

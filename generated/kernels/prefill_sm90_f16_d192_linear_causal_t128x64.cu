@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         202692cd501f3c89f2b5394ce6156e12202e2eace0585fb6cdf49b022597a586
+// digest         4d682ee14ddaff8bdffbd295519d30d5eb2507ce40fe0504844805a13ca2bfea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

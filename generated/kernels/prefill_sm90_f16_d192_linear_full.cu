@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         319e9597df6b835ea8307201bac1dea2d85c41a5ad6b5d8b6d13601e5e639a5e
+// digest         a4ebb54007428748473bf2fcdfa029c2de67ea5cd23523138ac77d80ef3426f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         9dc9b13d37dbeb64e306ac440757dd0c391a84e7d530a6fc5daab2d67334e966
+// digest         ab5d46ab8a1d1b64d23c7a3c2dceef7edf6656c7816beae43f3717ec8df9dbd3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         3dd23ef0dde0e0f32e2fead1cbadca448c35d3b9d1f762e615bd2464d700242e
+// digest         58e5db7fbbd4e53908168f9becc357f972171e2867f4a0595b888ccb293d77ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         576a6ab3de73ebf352c2f3487b2b840fa027ee4f0fc20be4390627fe5115ce34
+// digest         4d223f2d75840a2995fa053ebe982465727b7557c97a4b42431a3025fe410cc3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

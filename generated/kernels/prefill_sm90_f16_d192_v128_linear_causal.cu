@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         0a697a5033b9b63daf95dc6718a46e6001c827f80b0cf43fd9aea6642964e115
+// digest         a283548ccd359c4497f0b1a58b09c62a23824f68c5e613d53977b5d6a0189c6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

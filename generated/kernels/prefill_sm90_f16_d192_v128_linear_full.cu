@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         1c96e8c58babcc882a347b0388e207f2e5c530f581687b9d9cd52105b48b3071
+// digest         7441441f17f57fea6a273e72ade3a166ee2db23f7483568868f412067f9195d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         cff7c95c1366869b0ae102690b1484723eb55e4a2690c32d6b17576f29fc555f
+// digest         4fc386e74a2f9cbd3b968a07a3104deb290e05405337202b05b6792dc88ee107
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

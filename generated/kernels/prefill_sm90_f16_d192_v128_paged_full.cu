@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         8e94e6a7a4a649fbd15f7fa915ab46a37860d089efe0aedb1db540b006ff814f
+// digest         369d9b7e87ec3482d6e5505bb239dd566f86e506b383c24987fbf54b2bb13387
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

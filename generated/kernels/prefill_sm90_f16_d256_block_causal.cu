@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         a5aabb4b32c62cb415b77a5bd4a9ee102a8c4984f4eb834822406f82b7caa125
+// digest         bca342604105aeed84ec40c3c7ae836c314778f6105803eb6efd6400523a31c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         a1617373c79d46ded04fc6eb84fda325b2b91cec21af99304c28d391e051941f
+// digest         6fd7e7c6f234f8e89dee9bd6782e3c3ef4f51f8f09d6ff551da9cf2eba9c31c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         b0093be75084ee987fcb095638c57e1a5486993929da776b67a72bf8a1d84fdf
+// digest         62aab904110642c5452e4ae9348dc742deca5ac9bf422b48c17eacbdeb517eef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         7cfb135810ef6ae4b2b915f02590dba077088b2ece54d6ee60bf4690cd4a56f0
+// digest         4c08b7999ab8877a50d2cf24e312826988b45224c95da06f421784cd8dbee102
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

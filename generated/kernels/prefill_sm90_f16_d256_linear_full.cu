@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         f0a7a78a2976541652553121863587d83dae46f14d9d5c26b8a131a0e0b02325
+// digest         36885c12e1b29bd2bd873fb823a81368b83bd215e8d7769abd26559a037a9bf1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

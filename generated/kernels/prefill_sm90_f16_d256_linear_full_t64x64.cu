@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8fc2583b4974d13a2a3235c362ebfba824ea2cc8ffeca67643308c96c8ae455c
+// digest         27bc7acc826960cd8295988e312e129e12a9d2f2b872c73d7b1d7373ed45c365
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         88c9e45a6a592199515d50af84b4364c9ac66f0868ea60b36df92f3d87ef5c6d
+// digest         97364af7e876fa570c5a6c65c32d9c9f62f987592f014323f26e6da26b711f1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

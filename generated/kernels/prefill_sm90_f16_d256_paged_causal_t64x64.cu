@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         57e5edddc16b4e6e1857465b5d2fe969f1d1cf4d8dcdc4fcc4a4b0d10870f370
+// digest         9a4de157a40c5c275441dfc535408b67df5c3bba0d58015d1e4495351d9e763a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

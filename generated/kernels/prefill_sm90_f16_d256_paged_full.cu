@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         99d8032ab8db41f949a3a6f5a27d6a8af88818a658bfd40f3ad9bee74454f688
+// digest         98240f9f214db4c093151a6b18612bb82614f61316dabe40b1e869036faba019
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         4e85ce6f48c5f78ec2b431cd33d06cc59baf5b206a0d1f9c92fd56c9ad6592bf
+// digest         87e50255bab16bcbe999f35bcb6158a1d901765b86cda0c59a989c52fdfcbeb9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         d73ab23c9e030ef80af6b03cc09771a5da743e0d50f37bc548015915b3c8000f
+// digest         2067d3380cf14729e4a30fb7229573cbc44d3b9491da3325d0d483067fdb52a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

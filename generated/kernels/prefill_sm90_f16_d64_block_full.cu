@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         77f13b8a922536e61288f6fb130ceb9ad1681c8890ae8bb178dc1771d08a01d6
+// digest         97e44b2d25d9c98ad47eaf49e76e6a5ad5b558ce0cec08191bb809f4e613fdc8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         61298d7a27d9f4a1cd16910585a27f1d39b0b513d9b7cdd935180ad94cf5e372
+// digest         18409e59990d1ef28e9256cc912a825e8bcbd5558309cd20bc5c29ff54cd62c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         e4a66f266a808c851dae15c5944286041289b9d33daa2458d43b13c34dcc2060
+// digest         0e84155e15f87d43d686f611c4c2427838deec5c60c7949e5ba8517df9b21b94
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

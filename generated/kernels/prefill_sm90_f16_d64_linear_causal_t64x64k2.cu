@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         c361b841bbdd155c88f822dbe5c43b4b399788e0f8d53c53c44d2a30cb5fe20b
+// digest         4a81b42422495a11a5fc18dda25c703b63999d54848659e8a36910f213e13e91
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

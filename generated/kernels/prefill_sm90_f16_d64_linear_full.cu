@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         67da054e7857bd2f44aa4821d761a547291486c115017ac0b2953f3fc47e37e9
+// digest         0d8732227b75b91ef305de59bc0d99895013551cb70d8233e150049a91fc6877
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

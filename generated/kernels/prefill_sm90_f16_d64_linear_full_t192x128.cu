@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         e2855b81b1ebf62968e4ba208f763c2bb7c0a362064c18317a5a5ae89e897a24
+// digest         e1d32e3270360c5f0fb73ad43e45105b79568d71cfe6d67925f2ecb35cdf3621
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

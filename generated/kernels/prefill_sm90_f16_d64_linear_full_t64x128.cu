@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         871b8161b95929f77dcf71abc551a987aaf20ae764927443dfe57aa47f2697c4
+// digest         aab10b66393d75cb5a256b5ad71bf217451893c015d858e98bb96355bb16c680
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         15eefa64fbbfcfc2a9cccb4999fb849adfba602d4c71fd4a3519b626cf80ad34
+// digest         3362b4ecd0e08910568d6efa636516e6e86c43a2fa908ae768cccf15496cec19
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         c3e1429acb29aafc2b206f0951c27940b95a37f8efc9b3e58bcf6b87de0be7ed
+// digest         7aaf5991faf070aada3eb85715d72e14b82a7b5e312845ff01dbcd426cb3f91c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

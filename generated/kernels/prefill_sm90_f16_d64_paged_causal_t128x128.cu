@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         1309994c8df42edba097a02bd2de43f5d560bc529c3eb0f19d47b91a9ed990f3
+// digest         da71dd3e797d544b01d7e062ca10fa73fc02d6acf761b9fbbb3734df85933d00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         849182911468557d4c8b65bae7d4b0cf41cb78d9074f2fbe9b89c7fcfc19549e
+// digest         2a8f3b817977b030755e2bc4d0cad159b4029f2031b8948a42630fd79992c301
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         74b54579f0a66ed4d0eff9606d8e0f2e5e9404d9ac49a10ea2c58577bcbdd700
+// digest         ad6544f0da7c33fb770cb86066a1cb27365f871a70f4a7110fefa154a93c1299
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

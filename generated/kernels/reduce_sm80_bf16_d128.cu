@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         2d58605130c0bd21120ffc6f607a58207f140834c606cc7edc255d6124fe6455
+// digest         b00b6534d644c5ffee3f243616e895b9490fd527ce8d2dad900597d33fff514b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         c10b1b8b060d6cc0633f7c59c1beb04c8abf2aa93071668475a2ff2cef92ecbc
+// digest         866a11d3a4fa940f921525fcebf24904a23b90b5e9a0a78e72e6685fc946d6eb
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

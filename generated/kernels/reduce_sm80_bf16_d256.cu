@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         e567b1d26ff0d7fe0ea2c91b0df02d828703f45d4d08cfff63fb6c99bd57bc6b
+// digest         7620edc67b51c024f31add746515b8092ea47f3cf4710799627749abe7ce0d3e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

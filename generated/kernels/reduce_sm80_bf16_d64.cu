@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         7df8a7112b9eb40b67911327dd0232b264c0fb5bc16bbad91a260d24e05f8a48
+// digest         5d8a9f7998664b09fe39b607f49d96df64d31ab8a90d829ca184071292fe9b05
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         0a79661d90bf9eafac9de5d8cd6f361b598c1cba92a9f199df49143a0a52e0f2
+// digest         dae938beb3d9e9b9fbd4e46737722fdbf06ca9553b370dbc27e31c0798df2d37
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

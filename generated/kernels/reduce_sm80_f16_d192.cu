@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         ad803ebc50954a54231f818a1597e29206194068a81ba644e92792bef0d17df3
+// digest         81fe64a27e488387a621c2b61d6d98700c23eeaba874836110f4f291bda4aee7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         450e3c3f93e64a749f5cfd9fd6876aa34fcde22ad77347d37b57f6c1d4d61137
+// digest         13e9bf17cfce0d30b6609bcf5c36471f77cf435542772ec3d7061778b7af681c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         aabf9df1b958301a4cbbc17da5aee8c119ed3ac04c234885bac91767e1d9ee1f
+// digest         5c89db395cb47c7d18709968c50e48fb0855ee34c2ce43e36cb40dd37f37b55e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         0d49b0dd4da24b10063218bee42644dcdeaac5473187092afac8712f1d61d2cb
+// digest         684c910277302e4df9d14db6f6fb75320a4feac29c510686de56fd6325af1850
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         428cac23f5938eb4150c0ce1cc113ae3cb2beae978de19b862de6ee58df6b506
+// digest         88ad7971966d1e019c0bcabef06438454e221b28f8946c89bd63cf69c13f952a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         b46e47fe1d906e84d0f23783bd70829f592b14f907533a275f2d7d2a28f784c3
+// digest         8b5c04e05a101851ea008aa48ba95f9e5794ad7d56fb37401db352886ec449b2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         c097a541f52c7aea2af2260d4834159f58f44bb523d8496f965733187a5b4863
+// digest         dc2ae4aa3929f92b1d9046b75f163bc1db93d82afd34083944d6bd6f38743b92
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         520b5b07641490c6bc75f25701bf1fa03fc6c7dd2900eb14f3eab6215badec1d
+// digest         256644b30e7413f411595f23e3605b0f27fccc633b158c04131caa69ed9334e5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

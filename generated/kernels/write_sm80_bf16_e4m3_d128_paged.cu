@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         7657cf9a780ae7c736775f0f0c3f024b481162e596116e39c168448912f2b6e6
+// digest         2526e8946441cd0ad8fa3837254ae9ee9ce26626d361b6ca2622d2226a607cbc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         c40ff07d151594f7ea2a53ef70e14c0632f619e9eb1206958eae96d4aa22532b
+// digest         7da9f041138ec6731298a722d183fbd179f6014354a63b42d0e0fd353a1b0895
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         3f89a3195c105674b440536816f2ae2a6fd90c57da876c6d67bd7854d75ac278
+// digest         3af7f3aab879837c45ed2fa113a6667c078c4f0ebc00652500ff9ce57ae98f4b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

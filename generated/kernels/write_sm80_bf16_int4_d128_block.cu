@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         f9328932c523d47bc6c7d5b08e96f2c042387fcfe0e8deeadb78b87a559f140a
+// digest         b0803917d047d464e1cb07446ccf1fa7240c5c3321d7a1f9a0ba4e9ecf3d1012
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

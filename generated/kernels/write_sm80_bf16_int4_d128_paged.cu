@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         99fb0102a6d6e3710463f413898fd2db2598f9dbff4d9f4950af1e0a067252f5
+// digest         bd7c1113f07215e1a5439bee4808e1a2e40108d608aa94693e3f277912d7112d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

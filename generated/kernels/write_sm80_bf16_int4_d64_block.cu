@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         0af8bbcb2e30510fcd8a0d4c60601c8d20535bd137e861e80135ccdd469376b0
+// digest         2d54673ec230dc14eca6076323c1b5ae73d7a580af2db32b057f24fbc41ea2f1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         9a6f0b733fc99dba7ee6eaf4cc48c82360ee7e56a5129a18297027dacfbf5566
+// digest         950a981a130aacdcb651874fffee8a5039d07c1d818d5ebb3e0d36324d6d9cae
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         4ccdb27b968358e47d1609079b7deee9331832f400e4da53223b374f76281d82
+// digest         c78b66022bc7077bc7e74994c436cfb0cbb3c25bb33e72c9f9139a747de178fb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

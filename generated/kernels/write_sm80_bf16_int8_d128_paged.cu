@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         8eeb7e62549ebc597a902dd73ac73f51756108a313ece584e00637a90d6fed57
+// digest         c2fc3b3473566c805702b2ce3ff219d947f67849ebcc802dfe0ba90fe8a9bca4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

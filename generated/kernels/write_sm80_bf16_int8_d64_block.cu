@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         161673de8e673dae18214991bf51b8300c64fe925c48c995d93f1bc9c59dacb7
+// digest         ef9d04100afa64d4c9a8d8747e91004d4c5d89a3575a657d51de8eae2e4222d5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         3fa431a8cfb47dfb6aabad2e84ab0476b44253426dbfe7d53a26e4ecde704026
+// digest         7437f0e970a4d633c5b607f85add73493e0aff589c5a6c9b585614d928adb328
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

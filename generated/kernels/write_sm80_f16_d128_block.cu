@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         875a44f119cb3a6dbdca3a96707e00d6ba17b1fe4a9a23475de8b68929ad247a
+// digest         e5bbedf16e3fa19b824195eaab5c5c467cba1575d60b8e5155b810df15ffd062
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         a5050c4054d76ad1c63dde85d840acfeb97b0881ae88208f4802094fe8df62a0
+// digest         2b3bffe77252163a2d3bb282463fd8b2914c0718cb5b0b1a994ce6caf92e9e9b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         84622c34565fcce10768e013e6c51a1f22c7a4e581cbd9d107eb230edff22fc3
+// digest         0dc07d38cd7b9090ae93be9c692a5fe050c9f12a62a8fefb96673554bc771bee
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

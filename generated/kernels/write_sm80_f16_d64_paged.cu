@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         7b4431d7d759b0e2cb0f4d0463fd69bcc8a2e8c47c010be01787616c76e1b95e
+// digest         d8976f9944efb93c36c7fc5a496ae21b271e56e5a8654728ebd9a397ca727307
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

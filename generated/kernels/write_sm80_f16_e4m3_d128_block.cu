@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         d272594cb7ea1f50a37837dd083b1a25bc886866db347ce815ecd6010d8760a6
+// digest         4b5eb97e5f0c014623f5d5e43fb6dd335a4209058b0994002e80d154ada51d4a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         9a2a8bf8b6586681d08b8c67b27a6d1ae64abc69e22ccef180c65641ad5dbc35
+// digest         c6deab5f2074a74c167959e4e220c34a858a0ce90613e030c892ff4e99eebe4e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

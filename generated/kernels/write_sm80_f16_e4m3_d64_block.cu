@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         7ca2964ea7872f083158420301c4be7e3b14851d394e9fbfc537bb0b5d610ecc
+// digest         ce1a4c8e636d6db2e0ffb3710bde9debdece89d6ffe6247db6e8a2b4dbeb17fd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         9838549f61e9f7e739d9dad28c0aa78a8c0f2117d88f418f00a2f4c02b13fa3b
+// digest         619abc8bc73dd93aaeefb93b5c1c41223c82fec4117210c5f9090bd207869e0d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

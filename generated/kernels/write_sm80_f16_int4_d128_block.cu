@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         02840450f3fec699fc9bfbda8745f866253a65e1044b575e204d56f9db543953
+// digest         ad683ba84c5ee6cd2d09db92c5b1cf701b59e40ef9c384a1e8ac976258f9b630
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         cb3594cbef73cf03199a464811b5f1ddbdf61a69dab274f50aba40cc0bea0475
+// digest         d81d7c0bf2e38eab3231c7ce4d0d231567e8bd1abe13138f003c8550bc014d15
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

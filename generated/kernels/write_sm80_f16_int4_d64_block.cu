@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         3cf88ee1c1a27fb3f6a3836bd489f2a88864c9f56780a6dc87f107ddc9f95fac
+// digest         f1bff120d5436b62816b8a7db1cd16ca401d03eefa6a90d77e724aeb9a7c19f9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         5cb4c3dd883647daf9344060f675288cda3ec151b3138c5e9e51c67fd853c2a6
+// digest         9b0bcc836194a6999b6fc03f4f405480264262bc95f49efa05699c22ed5ebdfa
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

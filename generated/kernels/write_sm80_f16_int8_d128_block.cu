@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         cab7989e6a6c7c211c887ef62be18782f52a498d9e6527ea45c62d5655fca3e8
+// digest         0f4aa3310f5ea4db53e4b4cffdeb957e465b1777f9fd17472fa162bc9a12a47f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         22b1dd3e3b423c8d678290f5e9dcbaf3f781aa6004ec7959126b226ac969c03c
+// digest         0467b090ad0c9a9ae033b92cc17102538dd5280bdc7917a35d83475fab001a96
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

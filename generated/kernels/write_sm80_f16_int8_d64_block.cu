@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         b3a899bb79ec30a3b9b03c6014aedd88df4114d27c4786eed3a2bee6e91c7fc8
+// digest         97ceb03d2656f4b806a4280e4544bb4cf1bcf3b193997c5d31d41f4f4a4bf808
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

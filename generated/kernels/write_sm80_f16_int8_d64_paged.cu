@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         6f951c261caf960dfb5b98adfbd8a9101a48ca4ad82f18375bfcb10fb07d6b32
+// digest         2190afde912f83ea43e3d9601a161f0eb1d0f58bdb63ae85bafdcfe17585fa9e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -170,6 +170,7 @@ def _plan(
         cta_q=tile.cta_q,
         cta_s=tile.cta_s,
         packed_heads=1,
+        section=1,
         grid_x=ranges.ctas,
         threads=tile.threads,
         shared_bytes=tile.shared_bytes,

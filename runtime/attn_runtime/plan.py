@@ -24,7 +24,7 @@ from attn_runtime.problem import (
     check_grid,
 )
 from attn_runtime.splits import split_bound
-from attn_runtime.tiles import pack_heads, q_tiles
+from attn_runtime.tiles import pack_heads, q_tiles, section_of
 from attn_runtime.workspace import Workspace, split_workspace
 
 __all__ = [
@@ -75,6 +75,7 @@ class Plan:
     cta_q: int
     cta_s: int
     packed_heads: int
+    section: int
     grid_x: int
     threads: int
     shared_bytes: int
@@ -100,12 +101,13 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
     tiles = q_tiles(packed, kernel.cta_q)
     sized = policy.kind is SplitKind.FIXED_SIZE
     split_tiles = ceil_div(policy.value, kernel.cta_s) if sized else 0
-    splits, grid = 1, 0
+    splits, section, grid = 1, 1, 0
     if tiles.total:
         fewer = "send fewer tokens at a time"
         check_grid(tiles.total, device, "token_num", fewer)
         check_grid(tiles.total * packed.num_heads, device, "token_num", fewer)
         splits = split_bound(packed, device, kernel, policy, split_tiles)
+        section = section_of(packed, device, kernel, tiles)
         grid = tiles.total * packed.num_heads * splits
         request = "split_size" if sized else "split_cnt"
         check_grid(grid, device, request, "split less, or send fewer tokens at a time")
@@ -118,6 +120,7 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
         cta_q=kernel.cta_q,
         cta_s=kernel.cta_s,
         packed_heads=kernel.packed_heads,
+        section=section,
         grid_x=grid,
         threads=kernel.threads,
         shared_bytes=kernel.shared_bytes,

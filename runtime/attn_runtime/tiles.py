@@ -10,7 +10,11 @@ from dataclasses import replace
 from math import gcd
 from typing import NamedTuple
 
-from attn_runtime.problem import KernelLimits, KeySharding, Problem, ceil_div
+from attn_runtime.cost import slots_of
+from attn_runtime.problem import DeviceLimits, KernelLimits, KeySharding, Problem, ceil_div
+
+SECTION_BYTES = 2**23
+"""K and V of the heads whose tiles are computed together, under a causal mask."""
 
 
 class QTiles(NamedTuple):
@@ -89,3 +93,24 @@ def pieces_of_span(problem: Problem, span: int, size: int) -> int:
     if span == 0:
         return 0
     return min((span + size - 2) // size + 1, ceil_div(local_keys(problem), size))
+
+
+def section_of(problem: Problem, device: DeviceLimits, kernel: KernelLimits, tiles: QTiles) -> int:
+    """Heads, of one sequence or of all (attn/cta_map.cuh), whose tiles are computed together.
+
+    Their K and V stay in L2, where tile after tile finds them: without a mask the heads of one
+    group. Under a causal mask the longest tiles of a section come first, so it is as many heads as
+    have K and V in 8 MiB, and so many that the last section ends evenly: three tiles for every two
+    CTAs. Sections are as even as can be. K is taken to be as wide as V.
+    """
+    heads = problem.num_heads
+    columns = heads * problem.batch_size if tiles.per_sequence else heads
+    rows = tiles.per_sequence or tiles.total
+    section = heads // problem.num_kv_heads
+    if problem.causal:
+        keys = max(local_keys(problem), 1)
+        section = max(
+            section * (SECTION_BYTES // (4 * problem.head_dim_v) // keys),
+            ceil_div(3 * slots_of(device, kernel), 2 * rows),
+        )
+    return ceil_div(columns, max(columns // max(section, 1), 1))

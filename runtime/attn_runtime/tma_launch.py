@@ -101,7 +101,7 @@ class TmaLaunch(Launch):
         packed[: len(common)] = common
         section = section_of(self._config, values, plan)
         group = int(values["num_heads"]) // int(values["num_kv_heads"])
-        struct.pack_into("<i", packed, _OFFSETS["section"], section)
+        struct.pack_into("<i", packed, _OFFSETS["plan.section"], section)
         struct.pack_into("<i", packed, _OFFSETS["group_packs"], group // plan.packed_heads)
         return bytes(packed)
 

@@ -205,6 +205,32 @@ def test_max_q_len_above_token_num_is_taken_as_token_num():
     assert loose == tight
 
 
+@pytest.mark.parametrize("heads", [8, 2])
+def test_without_a_mask_the_heads_of_a_group_are_a_section(heads):
+    problem = replace(PROBLEM, batch_size=4, token_num=256, num_heads=8, num_kv_heads=heads)
+    made = plan(replace(problem, causal=False), DEVICE, KERNEL, SplitPolicy.off())
+    assert made.section == 8 // heads
+
+
+@property_test
+@given(st.integers(1, 300), st.integers(1, 2000), st.integers(1, 40), kernels)
+def test_sections_of_causal_calls_are_even_and_end_with_short_tiles(batch, length, heads, kernel):
+    problem = replace(
+        PROBLEM,
+        token_num=batch * length,
+        batch_size=batch,
+        max_q_len=length,
+        max_k_len=length,
+        num_heads=heads,
+        num_kv_heads=heads,
+    )
+    made = plan(problem, DEVICE, kernel, SplitPolicy.off())
+    sections = -(-batch * heads // made.section)
+    assert sections * made.section < batch * heads + sections
+    slots = DEVICE.sm_count * kernel.ctas_per_sm
+    assert sections == 1 or 2 * made.section * made.tiles_per_sequence >= 3 * slots
+
+
 @pytest.mark.parametrize("empty", ["token_num", "batch_size", "max_q_len"])
 @pytest.mark.parametrize("policy", [SplitPolicy.heuristic(), SplitPolicy.fixed(8)])
 def test_nothing_to_do_is_no_launch_and_no_workspace(empty, policy):

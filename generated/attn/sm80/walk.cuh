@@ -29,6 +29,7 @@ __device__ __forceinline__ void walk_over_keys(Output& output,
   __syncthreads();  // Q is visible to all warps
   QueryFragments<Config> query;
   query.load(storage.query, threadIdx.x / 32, threadIdx.x % 32);
+  const WarpRows<Config> rows(output, softmax, query, storage);
 
   // 2. From the last tile to the first.
 #pragma unroll 1
@@ -58,8 +59,7 @@ __device__ __forceinline__ void walk_over_keys(Output& output,
     const int first_key = key_tile * Traits::kCtaS;
     const int end_key = first_key + Traits::kCtaS;
     if (seen.touch(first_key, end_key)) {
-      const bool is_covered = seen.cover(first_key, end_key);
-      attend<Config>(output, softmax, query, storage, key_tile, warp, is_covered, meanwhile);
+      rows.attend({key_tile, warp, seen.cover(first_key, end_key)}, meanwhile);
     } else {
       meanwhile();
     }

@@ -32,7 +32,7 @@ class TileOrder {
 
  public:
   __device__ __forceinline__ explicit TileOrder(const Arguments<T>& arguments)
-      : params_(arguments.params), plan_(arguments.plan), section_(arguments.section) {}
+      : params_(arguments.params), plan_(arguments.plan), section_(arguments.plan.section) {}
 
   __device__ __forceinline__ int size() const { return rows() * columns(); }
 

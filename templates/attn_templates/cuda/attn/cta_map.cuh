@@ -46,26 +46,35 @@ __device__ __forceinline__ int find_sequence(
   return low;
 }
 
-// CTAs are numbered with the head innermost, so that the heads of a group read their keys together,
-// then the query tile, then the split. Within a sequence the last tile comes first: under a causal
-// mask it is the longest.
+// A column is one head of one sequence (where the tiles of a sequence are found by search: of all
+// sequences), a row is a query tile, the last of its sequence first, because under a causal mask it
+// is the longest. CTAs are numbered row by row within a section of columns (attn/tiles.h), then by
+// sections, then by splits.
 template <class T>
 __device__ __forceinline__ QueryTile
 map_cta(const AttentionParams<T>& params, const TilePlan& plan, int cta_q, unsigned cta) {
-  QueryTile tile;
-  tile.head = cta % params.num_heads;
-  const int rest = cta / params.num_heads;
-  const int slot = rest % plan.q_tiles;
-  tile.split = rest / plan.q_tiles;
+  const bool is_equal = plan.tiles_per_sequence > 0;
+  const unsigned columns = is_equal ? params.num_heads * params.batch_size : params.num_heads;
+  const unsigned rows = is_equal ? plan.tiles_per_sequence : plan.q_tiles;
 
-  int order;  // 0 for the last tile of the sequence
-  if (plan.tiles_per_sequence > 0) {
-    tile.sequence = slot % params.batch_size;
-    order = slot / params.batch_size;
+  QueryTile tile;
+  tile.split = cta / (rows * columns);
+  const unsigned of_split = cta - tile.split * rows * columns;
+  const unsigned first_column = of_split / (rows * plan.section) * plan.section;
+  const unsigned of_section = of_split - first_column * rows;
+  const unsigned width = min(plan.section, columns - first_column);
+  const unsigned row = of_section / width;
+  const unsigned column = first_column + of_section - row * width;
+
+  int order = row;  // 0 for the last tile of the sequence
+  if (is_equal) {
+    tile.sequence = column / params.num_heads;
+    tile.head = column - tile.sequence * params.num_heads;
   } else {
     int start;
-    tile.sequence = find_sequence(params.cu_q_len, params.batch_size, cta_q, slot, start);
-    order = slot - start;
+    tile.sequence = find_sequence(params.cu_q_len, params.batch_size, cta_q, row, start);
+    tile.head = column;
+    order -= start;
   }
 
   const int q_begin = params.cu_q_len[tile.sequence];

@@ -25,6 +25,7 @@ struct Plan : Workspace {
   int cta_q = 0;               // query tokens of a tile
   int cta_s = 0;
   int packed_heads = 1;  // query heads of a group that share a tile
+  int section = 1;       // heads whose tiles are computed together
   int grid_x = 0;        // 0: nothing to launch
   int threads = 0;
   int shared_bytes = 0;
@@ -67,6 +68,7 @@ inline Plan plan(const Problem& problem,
   result.q_tiles = static_cast<int>(tiles.count);
   result.tiles_per_sequence = static_cast<int>(tiles.per_sequence);
   result.split_cnt = static_cast<int>(splits);
+  result.section = static_cast<int>(detail::section_of(packed, device, kernel, tiles));
   result.grid_x = static_cast<int>(grid);
   detail::set_workspace(problem, device, splits, result);
   return result;
@@ -82,6 +84,7 @@ inline TilePlan tile_plan(const Plan& plan) {
   tiles.cta_q = plan.cta_q;
   tiles.cta_s = plan.cta_s;
   tiles.packed_heads = plan.packed_heads;
+  tiles.section = plan.section;
   return tiles;
 }
 

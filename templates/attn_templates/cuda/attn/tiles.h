@@ -100,6 +100,30 @@ inline std::int64_t pieces_of_span(const Problem& problem, std::int64_t span, st
   return std::min((span + size - 2) / size + 1, ceil_div(local_keys(problem), size));
 }
 
+// Heads, of one sequence or of all (attn/cta_map.cuh), whose tiles are computed together. Their K
+// and V stay in L2, where tile after tile finds them: without a mask the heads of one group. Under
+// a causal mask the longest tiles of a section come first, so it is as many heads as have K and V
+// in 8 MiB, and so many that the last section ends evenly: three tiles for every two CTAs. Sections
+// are as even as can be. K is taken to be as wide as V.
+inline std::int64_t section_of(const Problem& problem,
+                               const DeviceLimits& device,
+                               const KernelLimits& kernel,
+                               const QTiles& tiles) {
+  constexpr std::int64_t kSectionBytes = 8 << 20;
+  const bool is_equal = tiles.per_sequence > 0;
+  const std::int64_t heads = problem.num_heads;
+  const std::int64_t columns = is_equal ? heads * problem.batch_size : heads;
+  const std::int64_t rows = is_equal ? tiles.per_sequence : tiles.count;
+  std::int64_t section = heads / problem.num_kv_heads;
+  if (problem.causal) {
+    const std::int64_t token_bytes = std::int64_t{4} * problem.head_dim_v;
+    const std::int64_t keys = std::max<std::int64_t>(local_keys(problem), 1);
+    section = std::max(section * (kSectionBytes / token_bytes / keys),
+                       ceil_div(3 * slots_of(device, kernel), 2 * rows));
+  }
+  return ceil_div(columns, std::max<std::int64_t>(columns / std::max<std::int64_t>(section, 1), 1));
+}
+
 }  // namespace detail
 
 }  // namespace attn

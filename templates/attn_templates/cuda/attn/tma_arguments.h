@@ -268,7 +268,7 @@ void complete(TmaArguments<typename Config::T>& arguments) {
         "counters is null: kernels of this family take their tiles from a counter; give one "
         "int of device memory per stream, zeroed once (it resets itself)");
   }
-  arguments.section = section_of(params, arguments.plan);
+  arguments.plan.section = section_of(params, arguments.plan);
   arguments.group_packs = params.num_heads / params.num_kv_heads / arguments.plan.packed_heads;
   encode_maps<Config>(arguments);
 }

@@ -46,7 +46,7 @@ class Consumer {
         slots_(storage, arguments.params, index, thread_.index == 0),
         turns_(index),
         parts_(storage, index),
-        opaque_zero_(static_cast<uint32_t>(arguments.section) >> 31) {}
+        opaque_zero_(static_cast<uint32_t>(arguments.plan.section) >> 31) {}
 
   __device__ __forceinline__ void run() {
     // 1. The first tile: what each later tile finds already done.
