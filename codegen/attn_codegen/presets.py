@@ -35,37 +35,56 @@ _Combination = tuple[Mode, Arch, Dtype, KvDtype, tuple[int, int], Cache, Mask]
 
 
 def preset(name: str, tuning: Tuning | None = None) -> tuple[AttentionConfig, ...]:
-    """The configurations of a preset, reductions included, sorted by name. The default one has the
-    tiles that a plan may pick by `tuning` (left out, that is the one of the package) over linear
-    and paged caches, and over TurboMind's blocks the default tile."""
+    """The configurations of a preset, reductions included, sorted by name; `tuning` says which
+    tiles a plan may pick (left out, it is that of the package). Raises ConfigError."""
     if name == "default":
-        common = (config for config in _plain(tuple(Cache), tuple(Mask)) if _is_common(config))
-        known = tuning or shipped()
-        tiled = (
-            replace(config, tile=tile)
-            for config in common
-            for tile in (known.of(config) if config.cache is not Cache.BLOCK else ("",))
-        )
-        decode = (
-            config
-            for config in _quantised(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.PAGED,))
-            if config.mode is Mode.DECODE and config.arch is Arch.SM80
-        )
-        writers = _writers(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.BLOCK, Cache.PAGED))
-        return sorted_by_name([*with_reductions(chain(tiled, decode)), *writers])
+        return _default(tuning or shipped())
     if name == "all":
-        every = (_HEAD_DIMS, tuple(Cache))
-        attention = chain(_plain(tuple(Cache), tuple(Mask)), _quantised(*every))
-        tiled = (tiled for config in attention for tiled in with_tiles(config))
-        return sorted_by_name([*with_reductions(tiled), *_writers(*every)])
+        return _all()
     if name == "turbomind":
-        configs = _plain((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
-        return with_reductions(
-            config
-            for config in configs
-            if config.head_dim_v == config.head_dim and config.arch is Arch.SM80
-        )
+        return _turbomind()
     raise ConfigError(f"unknown preset {name!r}: use {join_words(PRESETS)}")
+
+
+def _default(tuning: Tuning) -> tuple[AttentionConfig, ...]:
+    """What common engines need: over linear and paged caches the tiles that a plan may pick, over
+    TurboMind's blocks the default tile."""
+    common = (config for config in _plain(tuple(Cache), tuple(Mask)) if _is_common(config))
+    tiled = (
+        replace(config, tile=tile)
+        for config in common
+        for tile in (tuning.of(config) if config.cache is not Cache.BLOCK else ("",))
+    )
+    decode = (
+        config
+        for config in _quantised(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.PAGED,))
+        if config.mode is Mode.DECODE and config.arch is Arch.SM80
+    )
+    writers = _writers(_DEFAULT_QUANTISED_HEAD_DIMS, (Cache.BLOCK, Cache.PAGED))
+    return sorted_by_name([*with_reductions(chain(tiled, decode)), *writers])
+
+
+def _all() -> tuple[AttentionConfig, ...]:
+    """Every valid configuration of the usual widths, with every tile."""
+    every = (_HEAD_DIMS, tuple(Cache))
+    attention = chain(_plain(tuple(Cache), tuple(Mask)), _quantised(*every))
+    tiled = (tiled for config in attention for tiled in with_tiles(config))
+    return sorted_by_name([*with_reductions(tiled), *_writers(*every)])
+
+
+def _turbomind() -> tuple[AttentionConfig, ...]:
+    """What TurboMind runs: causal prefill and decode on linear rows and on blocks, decode on blocks
+    of int8 and int4, and the writers of blocks."""
+    plain = _plain((Cache.LINEAR, Cache.BLOCK), (Mask.CAUSAL,))
+    quantised = _quantised(_HEAD_DIMS, (Cache.BLOCK,))
+    codes = (config for config in quantised if config.mode is Mode.DECODE)
+    attention = (
+        config
+        for config in chain(plain, codes)
+        if config.head_dim_v == config.head_dim and config.arch is Arch.SM80
+    )
+    chosen = [*with_reductions(attention), *_writers(_HEAD_DIMS, (Cache.BLOCK,))]
+    return sorted_by_name(config for config in chosen if config.kv_dtype is not KvDtype.E4M3)
 
 
 def _is_common(config: AttentionConfig) -> bool:

@@ -89,7 +89,8 @@ def test_emit_tells_as_data_what_it_did(folder: Path) -> None:
     ]
     assert "generated/manifest.json" in told["changed"]
     assert all(
-        any(word in path for word in ("bf16", "linear", "decode")) for path in told["removed"]
+        any(word in path for word in ("bf16", "linear", "decode", "write"))
+        for path in told["removed"]
     )
     on_folder = {f"generated/{path}" for path in on_disk(folder / "generated")}
     assert on_folder == {*told["created"], *told["changed"], *told["left_alone"]}

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,13 +194,21 @@ def test_the_default_preset_is_the_product_that_common_engines_need() -> None:
     assert unequal == {(Cache.LINEAR, 192, 128), (Cache.PAGED, 192, 128)}
 
 
-def test_the_other_presets_stand_around_the_default_one() -> None:
-    assert (
-        set(presets.preset("turbomind"))
-        <= set(presets.preset("default"))
-        <= set(presets.preset("all"))
-    )
-    assert {c.cache for c in presets.preset("turbomind")} == {Cache.LINEAR, Cache.BLOCK, None}
+def test_every_preset_is_part_of_all() -> None:
+    for name in presets.PRESETS:
+        assert set(presets.preset(name)) <= set(presets.preset("all"))
+
+
+def test_what_turbomind_decodes_it_can_write() -> None:
+    """Blocks of q's own type, and of int8 and int4; linear rows are written by whoever has them."""
+    preset = presets.preset("turbomind")
+    decoded = [c for c in preset if c.mode is Mode.DECODE and c.cache is Cache.BLOCK]
+    assert {c.kv_dtype for c in decoded} == {KvDtype.SAME, KvDtype.INT8, KvDtype.INT4}
+    for config in decoded:
+        assert replace(config, mode=Mode.WRITE, mask=None) in preset
+    assert {c.cache for c in preset} == {Cache.LINEAR, Cache.BLOCK, None}
+    plain = {c for c in preset if c.kv_dtype is KvDtype.SAME and c.mode is not Mode.WRITE}
+    assert plain <= set(presets.preset("default"))
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
