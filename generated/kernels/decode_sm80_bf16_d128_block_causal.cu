@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         a8710149966df414c8d9666b000ae88014c4d40cdeb9e56f588223504ecf1cab
+// digest         fd72bb15421cfc3b94b2e4b9ca5e7a1daae5d6ffe7a8fc556ee2a0f83df917da
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

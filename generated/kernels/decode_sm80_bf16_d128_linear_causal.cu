@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         d2780218a81a9047d9060608b27fa3f8b00fcbb6718b660f3808466e6643f1c9
+// digest         69936fbc34fb2e3db698def332c342b0a1e5b915f52aea1dff78866132988286
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

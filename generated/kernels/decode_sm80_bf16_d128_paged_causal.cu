@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         f96d2b847963db0c02ec188a321f035359d9c1461b8bc47e31875f251375fa66
+// digest         0a2d7206cea0bee49dc7aa74188d1f2aa4fbfa2fda6f0916f2d6574b2811fa64
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         1e787e36255582b7d845d3b58589395c62d851e5dc4631c3583c186a84e09e18
+// digest         e1394930f46cfdd29c5db387e475b9cb95bcfc899fa4df48a2fcf26bedd0c478
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

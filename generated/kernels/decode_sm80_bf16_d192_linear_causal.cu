@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         a41d8403b25c9e240d6d667248b33ed64e9315ecdd8520eb7d40889c9908dcd1
+// digest         19f6bd472177c9fc926e56adb9fd6d18766e1f68f9cc9572d79a27fb5af8f8ca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

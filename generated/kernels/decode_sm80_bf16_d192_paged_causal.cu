@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         b1936dc88c829d6d6ab2dfbf6df6c0fca0d343bbfd784b97efad7a600a514193
+// digest         47ddf82bbd317bbe47343b9db23837156b7c11dba58bf67348ecbbbd65c2b9ae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

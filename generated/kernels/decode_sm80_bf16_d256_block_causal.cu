@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         6cecec6c0f141d8a3effa694796cd512fb9e8a4560846e29e88468b45cca94f7
+// digest         5e3276aaa6908837b0df03afd50f7749c5268d5008ffbe7240930b3dee8c80b0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

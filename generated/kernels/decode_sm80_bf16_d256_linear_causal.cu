@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         1ba93ab46ac957d0040cf69ee35690f0c2c90a01fd7bb5748c4aa084ab25abf8
+// digest         b57b4b4d73f9f55a14bd059ffbfb1b744c7bf267fd1a0556628d972fd02aea71
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         c5d4a5a13792448446c5f6da070bab5e455c6daa8e703b74d19e7fdd3a38a608
+// digest         ee5a420002a24184ceac2cec7033fe011db7503b84db8484db613fbdad7d2b7e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         2c2d25580b7bdb78594eded37250894429ccbd452b931a52943bf36541fffeec
+// digest         323b0e137576c374dab7d64ee6253e337d4cafee217cbbf5b8c73411d8d5c5f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         c508ed888f6151a504da8bf45f543646fe290aab94856f7c71f5148798e9a1b3
+// digest         dc0bbef77cf4a9a2d2aa88928189735c74793f271151c4d14abc7e8d970cb098
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

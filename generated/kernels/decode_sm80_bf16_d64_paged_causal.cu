@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         a88e0cef450118f5cd2be3c378d34afd31a861a952fbb8255ee363c397071483
+// digest         6b9b3c14fc6456ab4b64fe5d10edaf2123e11238122ac9e7cf44b3436b91e8b4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         27208bbf6eb2e29bff71ee6f89c2d704514bbf738c1642036f48a0229ed7dd2e
+// digest         d250b8f25642ab824eca16029fce2e2676854c068f286e8bdfc5a647c0b734b9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         e35f29da99c6d9950d8d1e4c934ad55d183e64c8b261e3aa332681c81812958e
+// digest         b2599d25e8f4169f0ebff1499464cb6f9933a1c1b7eba593e3abac59224a116b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

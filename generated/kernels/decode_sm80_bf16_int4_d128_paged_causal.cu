@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         4763a32fa2c19325f7e37ff8a6a85f21c352215ccb49eaff1076dd58b25873ec
+// digest         fe0933fc6f2204a63e9d56de031c708b084ff9bbdc090ae7634f28d42140aaf4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         76873c8e50c8f7843b7561399a23f3094f81f87d7103d2c48b2abfe4757fce17
+// digest         87a757ab9ff78119c5c22937b55ab8c98f3ea1d3491b145a36c20c8d958478ca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

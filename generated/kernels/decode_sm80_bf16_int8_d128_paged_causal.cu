@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         07f4314d60b61407a72d6e6cad8a688e6445df5cc8e43b5eb107e2f93664b868
+// digest         0d6faacc74fa3c0c3eb6fe02eb99cd8d341b39dcd37f87c00b2fc078f4b19755
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

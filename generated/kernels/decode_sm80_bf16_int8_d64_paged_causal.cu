@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         62556f8f5b480b6bb97d4aab4ced3a67322ec8725d952286669d6a024fa5ca50
+// digest         8b8dde5288b6b5e14bb55f5fb134e1ec1240c9366425dc40f0e09c9ed59cc1ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         70ef6ec4801ebbfb096e08d641d8dd45ec5c72516b4c28001d3c1924a3759566
+// digest         c7f050e8c5280f78cc5ce84169c0e9d5dc16db522b42bed3f095460a3b04b072
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

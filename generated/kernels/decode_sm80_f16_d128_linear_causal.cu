@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         4e52d92eb607102b989a254946fb24c6a79be8b88c938d6c8e6d6cc25236042d
+// digest         0e43c17d5673f3d5312c64b6b710af82e73d72dbab3069c6faf3f0b77e166888
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

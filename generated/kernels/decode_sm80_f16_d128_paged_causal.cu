@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         07a8cdd7d330b69e88a70499f4f2e7d7acd6bfa5219acc5ad56eb07d064078c8
+// digest         264253fa89539dd1be9b33ad942cb3a8bcf73f4aa05db14cfe5361a733502398
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

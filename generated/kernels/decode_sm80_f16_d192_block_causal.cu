@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         d72cdb48f0263028deb286039db4bcbc7f083a30d6f97102dbfa01d4d656f72d
+// digest         7310ab6d67ff86850e86dc8861aab2baff6de49d7eff098ef0788a476a6eb28e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

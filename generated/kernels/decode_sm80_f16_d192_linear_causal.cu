@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         55b01cd0d50e37ff5bb8ec633d5e31af2a8be2e037d25e89aa245825b676e9fa
+// digest         0bd1bb70dc18dc76b4e7f9166408afb31326143c412d8352e34af8dc4bd96868
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         d602f1ffa23dd9a5019df334784a9e3dbaa398957e4d6cc71b4e99c476335f2b
+// digest         863fb8e693fbfe9b4100db73976e7e3e5d66181a1930300c42b85cac8f894390
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

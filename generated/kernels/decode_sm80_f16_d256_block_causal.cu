@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         c4353518111b77b18584bef2ac94cd0f0a08af1891d81924ace06c0f5d16f4eb
+// digest         dd449d799902ec1ccc498d747e5ab25d0cd90738bb4a073c57be09037fbacbca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

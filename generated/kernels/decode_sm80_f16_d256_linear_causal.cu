@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         569b8987a4e16198a0af0f94dfee11f1b3fbb256e6ef7daeab4f87ddd5f00254
+// digest         869f28e6d2f40a40691a599867796e6c32f64a654c08bb6ccdffd4df4dc59710
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         aa15ab54fb72bc1b67add9b5b41517095a517316961fd801c69c5980e39f33bf
+// digest         355dedaaf1aeba0bcc16a4d8cf01e4d8c8b7e6fcef205f873bab1a3c9ac35afa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

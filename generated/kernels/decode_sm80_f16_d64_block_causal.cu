@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         ab9f22c57465030c91381fb0de72acbb266feee1f6aa882856d2e1061fd37f65
+// digest         801790171069029405867aa746b409ee51c706959859d0a06bbd8fe3cc947190
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

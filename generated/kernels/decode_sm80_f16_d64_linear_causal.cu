@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         0c0d6b33cd7689fd65c095f38fa1172e2ad890845fab061c66175ce1f06fcebd
+// digest         66465182f3e58e315bcd252be116e6b594d89aafd90bc0be09e0c032807428bc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

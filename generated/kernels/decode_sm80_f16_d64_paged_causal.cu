@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         3fd2e9f347de8f0c7c54d69bf4b5ce94551c296dd47de59fc6660268b2bb061a
+// digest         fd77aed293feca59aff05bb62183ec9ec4dc552f5535402ed55afc655338dbc4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

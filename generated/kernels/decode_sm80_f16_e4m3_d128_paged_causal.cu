@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         9a3eea49dd04641302fbc1bd89b886d22fd88ca1d668c646972123bd5981b580
+// digest         4ef06c11862daae7a1d5e11e7fe2c9dd5a8a1b54700f850ff3ceda474c582b36
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

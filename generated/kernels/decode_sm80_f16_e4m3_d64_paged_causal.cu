@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         a0d7b16009a326e1eee983a1c3dbd854b0c168e3bbec63e8f3557522c34fd0bb
+// digest         b75b201e4e0ec60c2b934b1fd1bc555f9dbc6ed3ef69bb972edfcc439924e36b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

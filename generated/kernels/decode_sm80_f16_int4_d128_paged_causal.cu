@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         504f144067251226a0e41e446086ff5521acf53a4aa2737a0f977c42e85b7489
+// digest         af246490431f14df5622321ddea06deb410770715c185bbe08ac3ec41cd459f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

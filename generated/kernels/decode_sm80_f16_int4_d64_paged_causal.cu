@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         14bf402ce381e8e2bf437cacc2a0b926547ab835076a6394138f80a661fcb987
+// digest         7526142b0ab94f32ef8d03524cd69d4d0727f30c04b75e7a724456ebce325516
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

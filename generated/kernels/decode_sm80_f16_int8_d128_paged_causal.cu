@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         fd7b9ae026674b4111508587833cfb795156ab546286f132a382f9d3b668e8c6
+// digest         9ed7c3a5d632c5af12c856348f2d66c053729cf3772348f96286092c0d932f2c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

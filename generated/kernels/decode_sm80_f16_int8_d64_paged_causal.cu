@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         eafc0bebb7e9c85cb1fc1f39700528ab910eeecd78718acd7558bbe37c02af33
+// digest         41552c8b7cda3c97b7c2a0d280b2944187a893aa1f3f3a6bf99b6c2a842c192e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

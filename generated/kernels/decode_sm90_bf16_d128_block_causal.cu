@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         3e61d86c84da1296d4342dc4552c282a467517589b6b61238b766b18ce260a48
+// digest         f2d788f11eb08cb5874f7d6c7d17fdf7cd1565b89f272e1bf813f240744dc41b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

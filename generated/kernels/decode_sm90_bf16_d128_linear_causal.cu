@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         7d23ed083e8759faf49740b059f791bbe700f87743f1570a3add4181c8d23bc6
+// digest         c0929497b5d36a2fa6ef2e19d45ddd65503d3cff5f5575a17d4f04bed4ae51a4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         9a35b9a132c1f6177e32a0acb161b79f96901f0e2e186ca090a28d52de4113fe
+// digest         69c343210a1f6427a7fe38786f5c038513c14f0334067b4a9faa573e6240f1d6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

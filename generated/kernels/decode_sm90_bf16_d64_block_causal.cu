@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         6b4a775c7c4aa99f90f4ab7f91dd98ce43bcb56e7e3bfb5b38eb7da62b8e6cdf
+// digest         f0e47dac8b79f5472034e012b0ba100890710ba38b736e20cf03bcf4c018f808
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         858c3a6a66f8fdd37c5c98b6106cf761a93d3cf9bc757994ee49aa581bad1de2
+// digest         4cbb3d196eda7f0e10b5cef9b0fa22a000fc79ffe4c4e385b5917df94e6f32b0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

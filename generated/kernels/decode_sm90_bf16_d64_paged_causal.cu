@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         e01781182aa0bba1b8dd2b7202b59fdd7be806377d7cfc3e1a88ea278c99d8fd
+// digest         a20b29e42a9fc091af786ab404b2546c40bb2c50511c3e6a144062a92a11b10a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         7005e221b1482551db009892e63d21f91d93ee94b485805ee059b86a84983a10
+// digest         7932dbee959d2e6f3ba3658cf0e236fe391e99b232d2fc3ff39823ff090d661c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         22c7d87e9ba3319e50c3d90a3fd5df5f7a71f1bb64d806109516468519407331
+// digest         23e0875b1c8096d4dc397067432838dfd38655c76a5b4752c8a81a3ee85e4a7f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         a176772666eafe7eccb53cc98f58184f4a783f14e9f66b39ec0806d71fd229b0
+// digest         d521eaecdf31518bc65377e785e16e5c7f074472895b51f28ddf9f4dcbdd76c0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         b3b69294adbbc15facf7900e02b63852f079cf61947ece7028043f73cb9f473a
+// digest         b6ffbe45d0dd2b3511c7045077ab81bff14772e924563fc9631d5b276a0f8638
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

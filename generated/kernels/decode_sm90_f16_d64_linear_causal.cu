@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         39929e2b4843c04d0521ac92c3dda19ece2d7f046af9890e26c3203f61691abb
+// digest         0b0e80a2b8ad2851a7db046330cab1e280b05f6293a52ab1e4bc8d3abaceccc5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7cd80d540451f87568af370dbf4b27f39bcfe6d7eaab6e7e2a1dde7ca38d8ae0
+// digest         c6e9db84f2b3cb7c094ee64302257be12537c3efac3a1402330739a866777bf2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         61acc6bd76c6297f315dd5832b743a97f0a31d05fb8e97d13c2d4434845a91df
+// digest         4685a0f36f3922d2953f8071adee2c27ec3e3130f50923e1470781adda864a41
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

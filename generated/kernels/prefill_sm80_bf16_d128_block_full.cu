@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         9a27abea9038eedb522df07d62a39d751323672db6e9483697113ff0c1d25281
+// digest         5ef75d711dd46114357bd50233f11be2f11d358a6ce4ac161fdde504ff2af918
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         ad49dbfd66115fa6beafa8cdf30e5a81f3d460320c2e7d9b5f53668255ab9cf5
+// digest         d10209cae3365527c1e052c64be9cd6db4b2b8723187f33882d63b399e484e0a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

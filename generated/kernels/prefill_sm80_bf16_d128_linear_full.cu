@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         561a8c098115e57128dc1483504cd0500772437b4141d1d2f8646e2372d7ef0e
+// digest         14301d38aeb51c277183b073e73c49d8e41a0049df4d67a9799ca9765495b3c6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         c511ec947880aaab4f3ba16e7c0e815d0f13db5690d310d5316b6b54ea6c6a03
+// digest         6fe92aa1a22367e3d810247224776309ab569dea82a11b481b4102e5840cf269
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         8046c0d31e48fb0b68fe280aa6d6e69421dcbb2e17b0c31b91622a72efa162e9
+// digest         1385accbebe4ee89962e8fec3a6d76fcc8871b9a98a0e7a8f33356377df78192
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         e8e2e1bd975c8d2c7c1727406ff564bedfa3f5f5ee0ab821921e4d0a1c91131b
+// digest         110b167f91dd2636a1935b96e8f2d5c2230e885a57caba35c8b56c92927cd7d8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         e573597f51861e34b0a150f1f3831c526140ffc8df92f831874338db9ac7be75
+// digest         df2f32846202154ddfcd99b1d042acd5855c563fc26b0c40c52250920c781804
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

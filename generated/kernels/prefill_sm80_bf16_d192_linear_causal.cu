@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         4f2748c8a0cfe8186df69f41d7e9c3a1575f0e9975c5c9c1d0033823e217fdca
+// digest         226e4f1304e5bf9678514278bc8296d23378f3d6a02c2cd61c4c567df2caca95
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         d66e3f80bef221d58895ace160cf7ef94411e9c51a927d122d98a572beeb1ff3
+// digest         01b49d60e9bb09eb641cf2bf654cb71facd253bbda65d5f1c841b6e30db30ffe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         94fa467a83e8d226e88bad94da18d07edcae6b808954d548158be34d8e7b2af8
+// digest         f7d2c43dda1d9d9a346c85dc1b481326a61b88f94be468eee8d6b1c73bf4ebad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

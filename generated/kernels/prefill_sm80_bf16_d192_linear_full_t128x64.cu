@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         ea2eba1ec3e0087b291bd15421815244dab7f6340ce585a126b1285939c4a81f
+// digest         f09f9cc56805bdb8c13412a75ab392766d13b25fa5f0d00b8b5196dbb1d88a4c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         66377cd497e86f6e23f23ce9a50afcd1fe2d0bb2f03c7cc7a7b67e4191f4c2e5
+// digest         32bcae0c118202504eea9e538bc60997c8cff2f7e4ebe65bc02fa6e23ac2d517
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         616a527b33ce2ac4092b1873e21eec1dec1f82d65280739e31893c88d93a8a30
+// digest         671cd595289fcaea35224242ea43c4a3bb515652827c82bf70bcb7dfdeeb716f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         cdcb67c68a7e4278e5a4dc16370643e9520fd290c25d93241b626cbdb308c2f2
+// digest         71662b50016648c442191d9a744910a638f60772bf7068fa9f0fe089035fbca3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

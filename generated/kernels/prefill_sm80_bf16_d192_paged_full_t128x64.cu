@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         791354e8160eb4ed73b40e77e0e9d7c401b7fb4f49b3ab6e410865fa3c0f29fe
+// digest         f85c56392af94071d8c48c165e1e6de483a7fad69b8f967f978b8cd5a254ef3e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

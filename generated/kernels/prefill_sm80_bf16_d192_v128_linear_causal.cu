@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         acb7a0390f6893380b4c9f183dee39333fc2ae01b13b720f5e5c77ae6d819ca6
+// digest         b4f9cae01357234c753d34cadbedbb46d8d8d2065fa3b978bcaa0a3fb449c51a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

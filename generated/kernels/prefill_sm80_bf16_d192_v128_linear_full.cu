@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         27308e909bbc411b49e1ca5a5253a034848f11f1701b760d1a90008f68ed24e9
+// digest         36b6585d9dc49fa97259de70b9be23d8db849d61311d5743c491dbba5d7cd626
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

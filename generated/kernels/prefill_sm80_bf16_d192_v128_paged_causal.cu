@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         cd2c1164042f26fbb30954fe0f462c428d54e479280a4369fe74185501530d3e
+// digest         639a869d333a59a325a990e0e3c8821902b906d923f6be87d0bf2840bd64b878
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

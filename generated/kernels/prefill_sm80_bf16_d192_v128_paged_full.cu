@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         338f01deefeec48580e233e7333da6ff683327ab3eb3a88b97dadfffa7af66af
+// digest         c6ddb0ee3e3c0787abed68c86ea1a2500e1c27ec00796232e62cc69eb92e476a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

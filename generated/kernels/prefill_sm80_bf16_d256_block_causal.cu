@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         3776eef51e4a307e84b71e9e0debefa6e7c9d0dbb2cea33c96c912050ebc90db
+// digest         87669862540ec0c8556d705fdd35cbb26af55c50854f47bda4f9267b911af24b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

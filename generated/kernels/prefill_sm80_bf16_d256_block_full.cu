@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         3f9780e2835dd26048c9d534f3c65cbd427c6b83c383c95710dcfc29ab1ea829
+// digest         d53d7bca0e17c97949eccdb624fc27fca31d9d03554fc0b4da7999bfe84834e7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

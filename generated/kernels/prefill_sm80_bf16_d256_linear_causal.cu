@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         0c305b3e121b61d165744b32eddb18907a172353f3c4fe3265f527842bee7205
+// digest         6b114e267780a4579fcecefaee81a57b40c7d875f5a6818a1ddcba368533ae2a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

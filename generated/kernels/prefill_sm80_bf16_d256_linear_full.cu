@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         b54d0c6b5cda6c17d72f21789ddafa3e97ce0d1d57a91b4b9f6fe10a4f6b9904
+// digest         d9276de36235d7b52a5943615fc5bea094a3b8ffba239f970504080839ef937e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         906f29598f9361253148decc17b43a9f7fbe431609e839762fe503c6e9074be8
+// digest         4e066fd9aa84b4e046fd24dde9d35c1bac0eb0f1cf52578b152ebc35f51bc28f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

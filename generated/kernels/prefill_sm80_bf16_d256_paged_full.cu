@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         ee95e8703cb432bcd4fe053a082a22a5c5037212106ea9dbe2228ef19ba57ba7
+// digest         c2a0a9d91230be2ea5aed9c50738d489d22594a37b682e47d1e9249a237bd663
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

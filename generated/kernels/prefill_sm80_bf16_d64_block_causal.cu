@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         675cf81ba3735361e8e5fb43f73005909f3ce3b117bce207ff82afbf8b4208ae
+// digest         e273e8458458529b304bfcc2f2213d505571563462edc43257b1197b5f06d0f8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

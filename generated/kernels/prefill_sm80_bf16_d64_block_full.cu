@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         2fa63bcf6a8a6c3a790c90533621cec313ab3a13132fc8863849506be09023a5
+// digest         7346b6d5ba5b47a908f462f9f909e7c5dbfa98193fb065e38b9739e65180ca18
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         487cefe8ce01fd32df190f9cb57f34e5e64153da5c885faa2cb2147db10d7ff9
+// digest         60c84679195a16f09fe8b3ec936a6083f8bb80f1bb135fd8d94bb8e6a0ecdbb8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

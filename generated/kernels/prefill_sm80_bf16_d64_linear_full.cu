@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         a256665fdc94924a38393a159139c3896987c9c4762ca0b04d791785054bf7d0
+// digest         f403b50ccc9d79b0773665d5d0310fb4365f1b693528777bf118dd1f95ab430f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         de7638070063e4a1292860a7f0ef515e5c947851e2f2fd32c52155b4583f4546
+// digest         b07203800fadbe05a473bbd6551de4416bbb3be43670d0997f7df5723298ac0a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         b8d3381d171e214be1f90f9057323c41c065889dd2a984358fa001899ecb0e23
+// digest         df0a02b9c9ed485ab2080c04fe5de7ee1d0d946ce2ce192c44cef74f459b8200
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

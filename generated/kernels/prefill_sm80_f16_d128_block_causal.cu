@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         0185aabba4c7442f5d798c24b47c9fc67ebe4b9e2c17b75ebba84234b5e76262
+// digest         774382306455edecb87908bb9d2ac29f325e18425d8ee76cfe313385b3fb5a32
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         86da5a064746574b20f1d76cf6244ea82de39685f405af0f9bc73e1a9f8fbf08
+// digest         5acb50a03009b6f0b17d7718d6cab9608e36aa5e1e44752efd532698ea0b92f5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         1983a66169d309e30b4b164738eaabedfa051fe0a53077d5958071a38ebfbe13
+// digest         7a805e4aebbf8b84bc174c07ef0b872aa394041a9c4b8aff6cb946479477ef99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

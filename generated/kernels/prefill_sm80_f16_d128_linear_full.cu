@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         0d1faa0891952e86deaa94521051ba273209db646eb9f18359c6193ce59f7714
+// digest         0c4d5fcb72fe2ecbef28b6c8a8e7b930451650263f4bbf312a2dbe348355b6cb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         0790ab7387fadfb48dbb66486134955aca733ae3e0cb85a77431f7e7785cf9a5
+// digest         113493faa20fd1f9d5adf6ee6fcb142d6f26d9a76f4567cfde0fa4abefeb6977
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

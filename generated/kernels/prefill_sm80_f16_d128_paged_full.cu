@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         64ea25d4265c5ab9a0ac112c70ddefe5ca0937809640f222dd58a61b579508db
+// digest         c09f535bdbcb92c89f7c7a112e10be9c3a2f8f9bcc6d5422f9806cab681a2469
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         a0bdc7399dc427a2bd69116229b8fa06b467b3fe25798860ae350f9c77a28c51
+// digest         9249ea481f1632aa0003c6d7c433911e71516d369f9e2cc9cbc5c82014db1754
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         290831704e5e5bc4fbdcc6e574e1d93a1db6877f7788628fd059b08f323881ce
+// digest         82d942508de2ec88a1f5e596f9687e337628a8b149e2be796eb4e99e2f569276
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

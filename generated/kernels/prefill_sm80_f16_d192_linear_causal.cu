@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ef719357ca344edfdab9880ec04cdea34fa84baef1666e969b5ad4b6ac109c72
+// digest         8ebdfebd32882426764256ebbb1328f5794b09e0b28602af46c8f4d22e406755
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

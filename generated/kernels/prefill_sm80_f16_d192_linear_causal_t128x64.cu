@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         1d0f91c682917514e6efe60d1c8525a67230700ecc63b2f7eb43c8a118259f08
+// digest         cf756e68a4d74a6f0e59299bc9a49e008358f09276fba6b6294abdce66dc2238
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

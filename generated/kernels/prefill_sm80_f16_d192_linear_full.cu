@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         3372bd505855f3434dace763497e5cb99215a01381229726ce47821e71033038
+// digest         b6c9d1296abba40d86a78054f7ce49d210a9373dbd2ff1da0b75511b08aca2b3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         4c4cb7843d72a3bcade5c213250f2efc797504390dfd4bd5c833b881397d751b
+// digest         a4e673f19b97c37f06619bc23e1364b50fab355db0bedf24fb99740b0b878dbf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         20b19555d38c24561816fabc9a32dcc8c11d941d5c19b54563df152c32df3f85
+// digest         5c594c8a72b66fe3ee55460dc75b5b2158ef52a19f2bd15710c379e3b0fb462b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

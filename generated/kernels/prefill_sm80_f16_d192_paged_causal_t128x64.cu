@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         f82d1fd168cf1e8a0950daa8c21aa963138ea3c4e1bc22be40b60218e81f9fed
+// digest         abc5982f1485a9b0df87f3f67c5aa6f06180c1c1d2f68f5b125427b946ade075
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

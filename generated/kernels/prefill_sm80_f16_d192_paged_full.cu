@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         25d7afdd40fec634e5eb167ec4eadf101319efbebcf6f8b6f830bd75374d1c51
+// digest         3b86e9738ba5eb39df5f514e72904f8617a96a8b9c383903c266c798f3aef9c6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

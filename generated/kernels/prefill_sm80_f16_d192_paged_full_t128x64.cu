@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         f7b76aa5f9d2a40b492b734766eff6d5bf745d747f67c26bd11dbd4b1e88a6fb
+// digest         f427b2a536a37b6c969ed108a35789cba9a6b2d6d44988c7eca276e48d4689cd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         fb4b938fea7763c8f0a062235136ad702647830d8a18a846df220ca026d1cdc5
+// digest         b33050040014b93e6e52c38ea2d415ace32329b265c4b1cba0bdaa2003e8716f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

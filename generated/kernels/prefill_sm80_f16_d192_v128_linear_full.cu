@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         a94918ba4544ac94d604eff76adb336a670e812c27ea28e85734e3afe41544e5
+// digest         4fffadaf83d37c1b03f96c2bc934cfc2116852ed4fbebf2a12bb33166c37e62d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         aaee85b7d60cc3c7c8ff57cc64e57849796483a495e16db83d6650d5d4ea04b1
+// digest         4b5a3b7ab5d6ece1e441f092fe9b089afe50b61786968cd0cc553a1c09bcc63b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         c2967d7445b943e316b6ff6c33eafdf686890c67f603ac3fc67db9c9fa049d2f
+// digest         bbeb6a37c61f514d3f5afb405c5920d8de44a661cc7580903159213ed136ca56
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         79556e2b390d4d4e8acf9da967b92d5ed55e7cd30d7af28070cc6481b7cd92d7
+// digest         7b3f95582ad653d3b77b6a5ecb055148f9667eae841ce2351b0743aa6d65cc63
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         7be53f11f1f3bb0aff9660e02a937213aaff92986d9cd48efbf68f835fd6d08e
+// digest         e22f06ab92fb024eccb83ef082bfc5ff057f24eaaef52af874bb6fe67ed08822
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c9be5c3079d1581efa7260102ca007b79faf923874cdad4859d242a84ffd8d40
+// digest         5f52997750d9798b53cd456d503f200fdc6cb75c38a52a7a2bac625a6d3bbbed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

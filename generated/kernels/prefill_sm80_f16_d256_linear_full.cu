@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         9d434610a12791351d6de1ab88ef8a6e09dabecda770c24c275c12ce52c103c1
+// digest         d39c041a8b959e3197f8b66d4b399e875f943d82a71c52b0280d12510ecd0da8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         7c15f26f936f357d496dab3975cfc1578f41cc3f99cffa398d4bdea1518f182d
+// digest         e96e90348e495f9d6eff085c72ce41a5da96978d394811ad810baff0a032536e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

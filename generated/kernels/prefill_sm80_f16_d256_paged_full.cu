@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         98a29c4fed07fb27c45e73177dbd61b61c59a6aa406ee0f24847b3477cc5d41e
+// digest         d4da1ce608309cf36fa50ef772dacb1db930ebd5520738aab4c590eddc9355ac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

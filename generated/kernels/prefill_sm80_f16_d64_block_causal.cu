@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         93543b9f413603c09a31ecc31e7d9f18b654dd1640d745dfbb1d81a7d2bb5020
+// digest         d9e597bb4b4b6273f86a54eed1086ab3ecdcfd338ec873a0a23ef8108707e766
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         ab655a32671a9587849e358ad21934e8094baff00858f29b773386b100a48e48
+// digest         ce8f48c6d874f560626fc36e72d10b271926e234aaeb4078a638a50e7ae074e3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

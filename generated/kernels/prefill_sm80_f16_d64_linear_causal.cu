@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         0fde64f6306a039cb32f0b8c999717bb4f083cf819407ba6a8dfca3c742f1324
+// digest         bcbd2c1a7c6ca766d1dfe382a240860a0b538fdfd6b62a54e3f0024dc65ba52f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         9348b0f867917da1f129a59d560285dbbb37f016077756865a04f42dc58d5f35
+// digest         567f85511f1426d3d486ac46c81fcdac8f211549bf36616fa24678fbae59e10a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

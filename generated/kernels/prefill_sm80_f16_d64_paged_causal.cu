@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         d50b397d2d22d18acf52defbb46ddd5b7d1810c314b701e7282bc08db68bd67d
+// digest         11c04733e9264794aee75cda85cbcd80d4a8b69ada164ef5db11c369eb30bbc6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

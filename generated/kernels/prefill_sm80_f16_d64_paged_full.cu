@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         2f4f9962953b6d55c074bb5c0acaf4a09a7d5af53c0aaf9099503e367b5640a9
+// digest         cd76571a9b358d5da4047e2fe3fa5cedf4613462f8530b4ffc2e091cdf06e1fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         8c875671eef63b1c3c8b9a9354c7bea0a07bf1522f8543f7a0961de70dab3d0b
+// digest         cfa71b4b00e3b553338c8d7b933bef3c738fef48e33efbc882e8a46fe485442e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

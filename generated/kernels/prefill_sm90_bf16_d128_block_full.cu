@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         9decdc42cd8726f0f83d78d2718ea4e8b5cf45b399af8c7eed5a23c41283a69c
+// digest         b1b61ad5351f11d1db849bd8ee93fb86e67ea155fb828efbc03dcc8166e6a3ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

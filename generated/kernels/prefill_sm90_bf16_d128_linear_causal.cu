@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         b35ec5164cddf00fe85439dac9c87e1b607d52e980bf62a2c12516c841c5814e
+// digest         39245588fe7c1409c04ace68ef7484d4770b4f58bf21a9c6a1384ae9001a2400
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         431ea39f965f5736d0aca55def616db6781dfcc16e272d7a41d2aaa24bbd3810
+// digest         9c928e74c62a7168536fde30798d1a650f748eba7e81fe4cf4ce2af6a9c302c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         53ab3fd027d0fdf7c28bfc28efa1c30f1e0dc92aa4d0dfa20244b7583c5b0528
+// digest         3e4b9933a0b32f99c612bb5129d7da073440fc86352f044dc6b195ae9a3d67ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         50df2aaa5f1104c06f03c3b0e2875b4a014757fbface506ee7a6a0d9e85c8f6b
+// digest         9f99c61e1b4cbe210ec3694c2354061745f0b155ff4eaf011bef451b7759ca85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         5654813f89c00bf49e4efd83dcf57f1b058fd179119d9172327883ec792a4aa1
+// digest         c0e10be7c0c2d64c1b7a0f268382a02971884e3cb698694d7c4dbf86c70983f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

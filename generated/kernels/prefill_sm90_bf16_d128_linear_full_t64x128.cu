@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         1df3cfe485be0eaea749d87bec63f867ae7a6d27c9d50ca99347a9843666d626
+// digest         41499ccf91bab0ce7ea9500181a2ede147c47b3966d2663c02430a76c44b4c45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f1a67d930dbda9177c49574dc51a0c6c3b1c2d99e310a8936f8ed9d059b72b54
+// digest         dfd0908c331199701a52d4bde3e4476cc23486a410444a3716361dec0cb583fe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

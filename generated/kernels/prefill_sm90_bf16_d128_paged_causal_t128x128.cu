@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         2a8c8fb56c95c812712ea85be8f6c8fd8a48412c45bb653d4f44c5bf9317b7f1
+// digest         28212af09f51ecfa5be78743c5dd7426ea68630da9a7203e246073a8d0caae19
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         613fc595b4e36a5db7ac2e8bf60c38ecc792943a8daf843b96fe5aacaf499dd5
+// digest         9ce5cca6ca5842d46736d7d5feadf7ab7ae78ee8563929a92f5765eeaf9cf239
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         66a36726cc17d16fced0d277e7a1d47cee1e76bb70579858f3d1e8dfe96aec87
+// digest         1f37230e5885db0de46fe0007b591f5f6b395ed06d52c80275d615ec7adfec11
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         f2b242a82a68b6ec60ff7349ef6b1c511bc26d38b17383d3d0002bf344041b77
+// digest         c517d29e496b7c1a265d6e6fdca4ba462a60cc00a172cbcd170b0450fb66b565
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

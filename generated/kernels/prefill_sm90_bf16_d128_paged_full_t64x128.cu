@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         ea04256f58b88049fee28a47a077a0f187454d974efb97a73e1b1ef374b8d73b
+// digest         cb76ff1707fcbd6916dfd156055309f6a8122032e519724b06d1945945937457
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

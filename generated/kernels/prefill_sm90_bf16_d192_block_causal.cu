@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         571b1380c9242b7a47a8032e3dd763d80990360b4b984efa0d8c0fc6f95217e4
+// digest         cc3fc1a9b623c918958b7d7b20f6367b333be6e24645a6776fc8a9d0db4973ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

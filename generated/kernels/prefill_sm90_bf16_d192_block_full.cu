@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         246c3a489cb6533a7605d138eff2c84b12ca80475c607f9539a7afe2b3d7f05e
+// digest         a6f48c6859aec039a509cd3648fa0f6b3c9888a8e4d6991553c39de1bbc66198
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         a4e631feda0b927fef186ae40e18b799bda82b52bd81129c8339116cee9411d4
+// digest         01d1023089dc4db9720160f9a989b2f39555f19cdfa7f64de8f7c8252caefaac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         e7edacecc281450ac0b0942f1857e67960bc3a6f647eaf80ebab7eae195db7ce
+// digest         a172a0270ef59bcb762cca22b6be2f46c2f64f3643b7e86fc975766a6eb90901
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

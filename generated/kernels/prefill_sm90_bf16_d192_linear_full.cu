@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         fd477a26a2aab4c9d5d53aaa39ddaf589ca393a84f18951d0c1e0d8c73df8cfc
+// digest         cf0f60e4951b144cec7a28f5b9c406395cd5c703aa14dd32f6fdc6dbcaad5d41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

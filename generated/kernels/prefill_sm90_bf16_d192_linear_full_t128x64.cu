@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         08786ad9c301602c0e972798bcbda1a139b2e74eedf93e10ff1f620f91f6ec99
+// digest         5a692d97ef64a5b1fdaf86ad3c260bcc7dd9ea519273270edb9c5927eae71806
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

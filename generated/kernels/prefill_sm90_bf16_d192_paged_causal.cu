@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         cafe83d2b531e626deefc9cd3fda6149343a36d80ccbe051f4475c9bfc3ce567
+// digest         bab971c6d52abc6fe6b1ab3975a5fe2ccb402a3fd7f8d5aab30fd0bc9a751d2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         57ff6fac1b3ffb34de494293331f12289beb79a999596534a564f6127ab58bbe
+// digest         a0e688d61189e67429db2f927d670a490790685e930de4880736e9a8f41925ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         9adbc81e8513a12c11bd1424bcd515509cb1a1c2ec0f6939a97e12feb9adfea0
+// digest         205a32be672e3978471c17204231c93adb2de61480eb646cb5d41f2bcf5d8264
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

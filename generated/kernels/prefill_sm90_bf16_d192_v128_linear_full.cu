@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         c29e23238f9f82ee87f1121f5ffe24480311cd5324e289647acc8334a29623c0
+// digest         f3fd3a807e409431a5c5d88e486770053bc6bbd1747f958738d54ac5dfd5de90
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

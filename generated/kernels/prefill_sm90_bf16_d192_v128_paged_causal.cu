@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         a7a777b14ed723da54c66aeaa2d6baae502caac6a2bc6746737f7bc6af49351b
+// digest         5e067aec3a55fbb91a8f0e6b2da96b89b39b5f959e36f0d11e1acd3bbab6390a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d81c6d4a08cfdc34667f38d27cf77410a6fd17a67bbeaf629096ef32d4cb8f5d
+// digest         237a066efd13852035afde9f24db6cc6d089023e95d2596acebf2b7351b23a35
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         d6ed34c27f9dc841147a94445db301e1311d1dcdce020f68a02627d9f051e285
+// digest         525735448fcf621bfc7a9b1ec6e6b805461190b1b32d8f5b6fef93e982cd297c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         6308cbe0faf47ef3a98a9b22cac99cc714ba8d489c1a063c0d442bec5bb0dde8
+// digest         3420fa16263042714c588ab78d5ee739ae0ee7bb58dfda53571a92c45dae28fe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

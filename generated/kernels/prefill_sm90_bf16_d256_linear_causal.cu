@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         2d1136dc509cf1f35da5bee0875ccaf7132f6fb3663adafa7255d30e97cfc1da
+// digest         4ba8eca8a3fb6af48ca4987e4c5ec349af70202504b078d0bc38581f0fc4684e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

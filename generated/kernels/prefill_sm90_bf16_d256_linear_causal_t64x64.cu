@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         b8b1a8608e7b6fabc25952d8574a137fc5f175e8d6716b3e4c56e9f3280774dc
+// digest         1457534c899fc0210f665ae04c3c4d05df6a6b9f5e55675b887dbefad91200d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

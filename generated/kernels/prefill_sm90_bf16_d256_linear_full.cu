@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         28b4764e40ddf72964bd59b97a899605c3bbd7f7a8d939c3faddec9db3ce75ca
+// digest         f27b2dd1bf0f3d0013f4dd5e3bdbbc9678877fedb0ce5f0800f7bb12d3966d78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         a164029bba97d675b18f4697cf353bf4aa0005219735bb019779614d07e10113
+// digest         83ffe4ec9550e25efa83e0397c431ce085f66e8e719686be88aee5e781df46a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

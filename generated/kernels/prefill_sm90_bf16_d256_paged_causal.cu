@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         b22528df42b98a3b753d05f6e3960b8fdac3f2dc0e344dfe60de385979a846c7
+// digest         71d6f353db4cdfd9253eea0c535dff869de04b171592924fb1cd7137cb5c650f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         d6e55df60ab3240172fb5a685c7fb10a0e2a9c62f020c0ada82c1e4aa20c58f5
+// digest         6d64f3a9ecb035f571abb51d35984d464e700e0ec250d09aa6f537b97e89ca86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         c7ae88c7845ea32b72839afc35d874c6bbe888b6e6300cd0301e9d6502473bd3
+// digest         556a6e316acf6f2826fdb3148adcc91240bd7a2f59c3c8e71353904704f715e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

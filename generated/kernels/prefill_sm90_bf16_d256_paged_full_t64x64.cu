@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         1f4a9671cdea8da6a2e61e582ede00fafb0c0cc92eeac152b0ae04437f319128
+// digest         b99a6d595d8f22e3173499df08b9d6408ffd480cbc9776b9af3d086df6996141
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

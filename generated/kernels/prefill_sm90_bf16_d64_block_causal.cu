@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         d904347be6d95709929c7aa4eed1606e454f7b1cbdbc9631c21724735a72395e
+// digest         942e7901119dcfa971908c4f10ba1118b7033f4a5e6d0a8d2f5ae030a8fb99ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

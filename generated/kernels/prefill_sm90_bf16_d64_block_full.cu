@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         815cacff2e896f374e563fa6cab9243d63c6b1bcebe027d4bf56a56c8d38eb90
+// digest         30d416dc0f3db92b739b32bc52e2448631dbadd72f490a0d26111484317e089a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

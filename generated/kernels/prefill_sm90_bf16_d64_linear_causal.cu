@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         76b0b75a716518eeba2d74648c28aabb75de47c00ed198b9a08fa3f93a02a94b
+// digest         1bfff6d26e7b3504a3d58163a6ecd80998b968431a83d833b990fca634858976
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         68296503de53ec4ca15289fb070d71b60b4e1e3690dfcee21f258facfd39ad8c
+// digest         5316448fd84321c118759d585d7143ba3608dcbc33724afd13293f1324c3e358
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         37550f9fdec7297b510ac17a3ecc91014512fdd774c91b669a19fc825c9f09b5
+// digest         b6e2607ce8e987ea7c1a2449810da69edbf68a85356b189e473dc7775ded1c9c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

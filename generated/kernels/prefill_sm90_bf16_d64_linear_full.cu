@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         803dd8458c56d012a3a0e9503da0af89309a372332cfb86db9af820f387f3185
+// digest         3098d63f8df7fb94f7ad502d38acef202fd9b8b6c9d2b0ea51183a26ca81ea66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         4d52b1054e7cea0e1022024332c0a9a0e389f511c2582ee59246f9cd3484bf7d
+// digest         17204f8a44838828c187fbe1ebade9a9c9afc51dfcccbf3f2b9d819c691be002
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

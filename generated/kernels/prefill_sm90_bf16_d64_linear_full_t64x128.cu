@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         4b75ca64d63719662e1bec07be48d73c17cdb9709491289577702148cb330d9e
+// digest         bd89502c961d8d8d423ee3729343221e13f7107d3498d84d4837b8f24bc0300d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         b2ee2268ea8df5802f29fbcfaec6517a3f6db3fcb5e4dbb209e43e0612e065fc
+// digest         385eee7f9bbb5560bc5582f467378467f74878f2d6e28a447cb371d7e34f3c33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

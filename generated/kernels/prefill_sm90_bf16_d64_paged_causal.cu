@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         5ecd5643b30c8739d40edbb0d1b80c5270746b060fce1bc0ac90702eebb78ff3
+// digest         cd5da6e6046575b839116542a5e95c0b0b316da6be58907218a559cece909c58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

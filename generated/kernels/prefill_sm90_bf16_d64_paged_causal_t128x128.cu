@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         bc288bf0ef1d7aaac3b8cc0e4211d6779e0dcd758e70008aa6be4f53e02ad651
+// digest         f728faf27c612195c9f3a406b159ba8459fab05892d266c135ef0357cc925dff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         5e59dce486433df2816b644edce77243bcc65683f6d7301688b6b2854ee3fad0
+// digest         fd50715c6d72a3faf6ba6850ab14c3b5888e137734465cf1b0df9fb3255073cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         a76eefe1e75391ff35907dedd17148b9ccc3109de69ba3b329004e9e787c42c7
+// digest         1feed33571d84f2f9c90e1285962944c51831883b214eba28a3c1a5668349169
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         9f5b5c9329431c764dd66e61929f0136fae075e20ec76a5c05a12d2de0e7fe50
+// digest         a5538b40b8ff7a0924c763a467464610728421657dea6eca7722dbe102b6c33d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         e5d9c3639f230d5d93005b7b861166d6c1c7608f4d4c02b5579c7cea108ee786
+// digest         c7c1a1ba5b54028d06d390e203c7a0b2aa4a3228f5a5d8ed7987ad1037326855
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         819a2d326da86385ee0510b4ddb1b91ebaaa097f57cb65ab1aec1a334929539c
+// digest         4e26274b35046da3cbf8823195960feef69414d5dc8d94ae59ffcda1d79286a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         88469606755c99b1035af664f40e5974122ec43b499ee576a72f70482b38efa6
+// digest         41bd6d214c57513efff59204dc98cbb2555413542c2e9557e62c094e94a23fb9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         e48b0518fb64e1d1398838b4592e5b5cc93c2cb60fad4d0526dca2d218e8f430
+// digest         d331e715427447cd19ddda59bed3f74ea764114c3243d8c1add581496c46d021
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         923b92c8fd7a2116c0daa499d80606aa6fd05b144acb6ed1ec97f5a5af69ed53
+// digest         6abe475ffca5156446c0b478a6dc7b849cdd2d2f698d764042e02676eeda87bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

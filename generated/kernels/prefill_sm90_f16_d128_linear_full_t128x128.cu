@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         9f3b2be5484716d899c071db2206645348f904acdd0db514cae26e6e9309814c
+// digest         31190ea7cd5c2df329d804094b93025bf4e1dda932d4e418b0092d12514a3175
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         735102fef2c085994ceed5c45c09181bf069d18a7df607997521d1f840e238da
+// digest         a68efc3541645e21677ce36a80be8a6a1db09675d0b8019004c39b8b5df8227b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

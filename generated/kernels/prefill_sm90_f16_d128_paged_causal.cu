@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         85f42f7f40cca488ecaeb0a7cc294f02e8388c9c835e542591741dfe85659ce6
+// digest         8e29ef193cf3db192519f06fc049f51de9ed87f58b3e3e955531e8d418ea95e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         26dfdabb902eaeeda01ce6f444588f37aecd43c9042f69c92e35d159ac09d193
+// digest         3aa57653ae78781e3edcb8564dc05172113ff37e92619766eb0df8bc21d4a9be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

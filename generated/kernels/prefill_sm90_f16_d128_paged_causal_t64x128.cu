@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         1a5bb21b55c3854f374618d1de5ee6a08a465d4359aff0c87c451e2498070a35
+// digest         6122a045b1318dc9e4af973a7f494bc5e64561114445910db3e7f2e331fb7bdc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

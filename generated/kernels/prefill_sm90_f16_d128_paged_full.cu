@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         ae5d72731763f344cced1ef1d4b9cf944bbc1ee11f2fe5caabea6a9783fbdf4f
+// digest         0897b499c497898d83195abcab58cc15cbe9e24cdcaff2526135cd1a4164ec19
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

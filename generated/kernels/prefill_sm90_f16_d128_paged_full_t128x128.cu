@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         56fc2bff6bb9437ac1425e678808e5aa6c5a8dd22338854463e2779a869edefa
+// digest         07fe9a1c544a23649922e25a38340ac97977656c1ad1d46c24afcf43c9e9154c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

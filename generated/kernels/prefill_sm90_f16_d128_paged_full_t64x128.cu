@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         275868cfe86ad66c62ceee408ad93c83c3bb5c5e7c344f3b4d36ab9d95a82e46
+// digest         e42d455886c3fcc8d625ef26d78e943d470e3c31ab77f79764f109a39c2adbf5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

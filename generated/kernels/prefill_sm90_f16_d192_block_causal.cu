@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         78080a23b736dea53e3474d7fa0cf3af3e0aed0838a5113347d9e6f0de0580b4
+// digest         072383d79055cbbcf03eb700c5e71d5e005af693ee1a07a2cb98bee9fe07e391
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         ba96352a52249ed7b1e95df11493ebb015b1d3d66d5a27c200bd124864c2ee2c
+// digest         be279e4054dd373a751d1e39aa3a44882adcfe8f5979a2237521ca2e6b64c7f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         73a8db34427ce435237d1484ddce97a889381d64025ee2abfe4d5487473f1f1e
+// digest         c471c1e12f92a77ab54319a9aeca9ebc517a92f68d3afecc35aa4c6f4fe070d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         4d682ee14ddaff8bdffbd295519d30d5eb2507ce40fe0504844805a13ca2bfea
+// digest         714af0c2c4c1c8a78324f65f8d7ceffd16992dbaad214b76ff34973dd8c67aca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

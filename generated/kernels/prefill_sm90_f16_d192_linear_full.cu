@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         a4ebb54007428748473bf2fcdfa029c2de67ea5cd23523138ac77d80ef3426f2
+// digest         b4904e51cfbc9d06b05482e57136aeb67403463af83236ac00a6cd7b2129e0db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         ab5d46ab8a1d1b64d23c7a3c2dceef7edf6656c7816beae43f3717ec8df9dbd3
+// digest         f612a86b8150720e85d0099299e6e5fa09b0ca91702dc76f029b853e82d77ab5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         58e5db7fbbd4e53908168f9becc357f972171e2867f4a0595b888ccb293d77ec
+// digest         02ae8f584eab3ec5386caf97d9bd5d9dec7c8fe264f86639f8e28e6742b8b0d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         4d223f2d75840a2995fa053ebe982465727b7557c97a4b42431a3025fe410cc3
+// digest         b526ff3d7030973f1a516cf32ba286f3f63774618eae34b79fceafecb39466cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         a283548ccd359c4497f0b1a58b09c62a23824f68c5e613d53977b5d6a0189c6c
+// digest         311d9a2b09cfddb24d07aa31d6ade642ad2743bbdc7b9564f5e279efd2218dbe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

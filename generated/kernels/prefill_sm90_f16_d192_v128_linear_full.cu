@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         7441441f17f57fea6a273e72ade3a166ee2db23f7483568868f412067f9195d4
+// digest         ac960305d775ac9f6afd47d34303c4361aa8958d06a1057898d9ea2254676ac6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

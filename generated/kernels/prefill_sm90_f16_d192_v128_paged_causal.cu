@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         4fc386e74a2f9cbd3b968a07a3104deb290e05405337202b05b6792dc88ee107
+// digest         b10024a9935f6fed3420348d777cde4c895369d4bc4c20d8eeea290eec01988b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         369d9b7e87ec3482d6e5505bb239dd566f86e506b383c24987fbf54b2bb13387
+// digest         e4c476b8b03666b446839c743f62cd8ad965015309f57ca515408653ef0480b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

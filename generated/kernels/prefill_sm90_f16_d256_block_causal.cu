@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         bca342604105aeed84ec40c3c7ae836c314778f6105803eb6efd6400523a31c2
+// digest         6b74117fc2bad2b2ff0e4f5ae54559f60cfa322d027b5c162ca6ab80dc576092
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         6fd7e7c6f234f8e89dee9bd6782e3c3ef4f51f8f09d6ff551da9cf2eba9c31c1
+// digest         fdaaf40632beb1992a14d6c40ecf33b9a2e415e2432e02e08e6369f29b5efcfb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

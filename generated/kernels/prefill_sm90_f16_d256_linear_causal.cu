@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         62aab904110642c5452e4ae9348dc742deca5ac9bf422b48c17eacbdeb517eef
+// digest         45221bdcfbdce4befa19eec1cd80c8198b9308d6a3a647fcbb73b415bb100595
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         4c08b7999ab8877a50d2cf24e312826988b45224c95da06f421784cd8dbee102
+// digest         fbcfe89dc29a33810c29496494a643edfb9b4050e8a58424b0aad5903a0ab95c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

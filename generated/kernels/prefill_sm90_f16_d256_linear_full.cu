@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         36885c12e1b29bd2bd873fb823a81368b83bd215e8d7769abd26559a037a9bf1
+// digest         367229a69f368cc592f782b0808c90c102a31dc428f0cc0d2e95f94a2a865f59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         27bc7acc826960cd8295988e312e129e12a9d2f2b872c73d7b1d7373ed45c365
+// digest         7328c83a0d2cdc1169de1a6ad27a3399fbf60eac88257396153834daf6357397
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         97364af7e876fa570c5a6c65c32d9c9f62f987592f014323f26e6da26b711f1f
+// digest         b667266bc3e6f33acd823bcccd5db53fba514217ad2ead05fd1b5b916c328006
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

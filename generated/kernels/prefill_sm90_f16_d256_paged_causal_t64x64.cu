@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         9a4de157a40c5c275441dfc535408b67df5c3bba0d58015d1e4495351d9e763a
+// digest         b2412ad3e4851c5d60ad05392c19c8e61267fb3ece14faf3cbbf1d4e3ec9da13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         98240f9f214db4c093151a6b18612bb82614f61316dabe40b1e869036faba019
+// digest         dced24cc0bb235ed7acb0ab6f6ce999333e231266274cc2fcea890c8dae3c1ff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         87e50255bab16bcbe999f35bcb6158a1d901765b86cda0c59a989c52fdfcbeb9
+// digest         a59bac2eec3cc3d2330f77de4a0c55c91faf8d7d08aaf2a6bd9ac3cfbd062e79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         2067d3380cf14729e4a30fb7229573cbc44d3b9491da3325d0d483067fdb52a1
+// digest         56869cb4dea3b8c59d01aee2003f2335bcbe8a2ce71f4c2a6c65cfd3f2086d3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         97e44b2d25d9c98ad47eaf49e76e6a5ad5b558ce0cec08191bb809f4e613fdc8
+// digest         7d9fcf3386d224a1b5fb1676261d90717f9a0288546678d1acf93d5e2b321ef2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

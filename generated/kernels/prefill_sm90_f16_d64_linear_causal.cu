@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         18409e59990d1ef28e9256cc912a825e8bcbd5558309cd20bc5c29ff54cd62c4
+// digest         39d634cb8037aa2ca011ec574d7b3639e954378ddafdc7991b22619dfb291acb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         0e84155e15f87d43d686f611c4c2427838deec5c60c7949e5ba8517df9b21b94
+// digest         e92b6ee80dae4b2124c494f74426f905591dc83e3854b34de6c4e7cbb46d4d43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

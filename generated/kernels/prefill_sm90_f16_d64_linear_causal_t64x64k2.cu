@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         4a81b42422495a11a5fc18dda25c703b63999d54848659e8a36910f213e13e91
+// digest         91f89d7a5d3d230fb85a7e1ae792eb5774f2e6a80038cb44d04c81301a227f1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

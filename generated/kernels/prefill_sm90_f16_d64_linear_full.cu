@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         0d8732227b75b91ef305de59bc0d99895013551cb70d8233e150049a91fc6877
+// digest         89ed5e4ee1add9eabdda17ee914492665c4df1e54b3ec009d36753be605fe14e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         e1d32e3270360c5f0fb73ad43e45105b79568d71cfe6d67925f2ecb35cdf3621
+// digest         92bacb3c531ddf8d596864486a54412d747f5c3da4fbc41a3c8c754ae873b6a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         aab10b66393d75cb5a256b5ad71bf217451893c015d858e98bb96355bb16c680
+// digest         95cbf8608106768042933b0837ea77acfc75cc065b1d3b6aabb8b6102f2d8e6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

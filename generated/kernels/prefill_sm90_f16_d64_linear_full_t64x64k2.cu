@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         3362b4ecd0e08910568d6efa636516e6e86c43a2fa908ae768cccf15496cec19
+// digest         8e64a6d01067865b3ed40202b838b27c9cf66e0f2df2a3c38b046b228eb9541f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

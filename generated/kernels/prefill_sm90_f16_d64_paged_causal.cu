@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7aaf5991faf070aada3eb85715d72e14b82a7b5e312845ff01dbcd426cb3f91c
+// digest         9443c069b0bd99609ae3409381a505b83e3a35e03a0e1a22d55d1601304a5487
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

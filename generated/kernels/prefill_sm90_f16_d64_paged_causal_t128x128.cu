@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         da71dd3e797d544b01d7e062ca10fa73fc02d6acf761b9fbbb3734df85933d00
+// digest         0a732b6769c394960956fe9a9c46cf31b412e4dc2f5d9ad08b15e8613a8e3589
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

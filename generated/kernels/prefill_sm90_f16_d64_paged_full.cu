@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         2a8f3b817977b030755e2bc4d0cad159b4029f2031b8948a42630fd79992c301
+// digest         7c6581fa064e2ae3b19651f333dcccc50327b62ea3af2fe4f6b0765e95a7d91d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

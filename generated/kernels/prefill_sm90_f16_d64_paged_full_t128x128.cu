@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         ad6544f0da7c33fb770cb86066a1cb27365f871a70f4a7110fefa154a93c1299
+// digest         1a352318c7dfdb63dddc70aa4d39c60b6e2c0bed50f75cf19c99a55cdcd561f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         684c910277302e4df9d14db6f6fb75320a4feac29c510686de56fd6325af1850
+// digest         56a04bfbad428ca333878007730bff7c7398045120a0ec5b7ac9e6367a773350
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

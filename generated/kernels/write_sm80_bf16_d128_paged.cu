@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         88ad7971966d1e019c0bcabef06438454e221b28f8946c89bd63cf69c13f952a
+// digest         b01b58df506877b54258bb036efa9e78b5c7827e96a32e2bdff56f453d0e7a3d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

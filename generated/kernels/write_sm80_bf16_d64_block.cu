@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         8b5c04e05a101851ea008aa48ba95f9e5794ad7d56fb37401db352886ec449b2
+// digest         62a71f885a7a4c4781b116cd961961c7284542913523b884fa43da00496248ce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         dc2ae4aa3929f92b1d9046b75f163bc1db93d82afd34083944d6bd6f38743b92
+// digest         c43e47b3761aeedc4b0084d50a4f577d970dea6a014609f4f8275f6e5edadbcf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         256644b30e7413f411595f23e3605b0f27fccc633b158c04131caa69ed9334e5
+// digest         e70f2e4fad6446f77d53b83eb1a108214b732ba2b96cf8671ca83251375c9a8e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         2526e8946441cd0ad8fa3837254ae9ee9ce26626d361b6ca2622d2226a607cbc
+// digest         6f4b19e4c706bfaa55ae9a3e051801f6a6ccb57930005bec441162e93901a2cb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         7da9f041138ec6731298a722d183fbd179f6014354a63b42d0e0fd353a1b0895
+// digest         1f57d0efa852a233b54f3f0de981cbbc4d85b59e7d4aa10e2eb72f7fc0542bf2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         3af7f3aab879837c45ed2fa113a6667c078c4f0ebc00652500ff9ce57ae98f4b
+// digest         45ab666ad2e32b7c8de3b5b3bd1360337466de46deaaf436f10717ae55a15923
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

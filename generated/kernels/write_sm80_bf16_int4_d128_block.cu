@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         b0803917d047d464e1cb07446ccf1fa7240c5c3321d7a1f9a0ba4e9ecf3d1012
+// digest         6441758fc184fcada91146564b81dff03f21c3b99ad33fbbedc0595ede977bb5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         bd7c1113f07215e1a5439bee4808e1a2e40108d608aa94693e3f277912d7112d
+// digest         8d5ad7dd54f21c78a296d6f58783dac8c3fee75c9d91afb73b397c39f2a2b508
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

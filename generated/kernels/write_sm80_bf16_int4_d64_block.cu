@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         2d54673ec230dc14eca6076323c1b5ae73d7a580af2db32b057f24fbc41ea2f1
+// digest         84d1c91d022f2468bbbea7c9cdba78fa1de457833a16852ee0e65fc006713c69
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         950a981a130aacdcb651874fffee8a5039d07c1d818d5ebb3e0d36324d6d9cae
+// digest         bfb2b18b817d36dd1b95f92ee4f46b9e3343ce2a5df8fbaa62919cb9f33a54d3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         c78b66022bc7077bc7e74994c436cfb0cbb3c25bb33e72c9f9139a747de178fb
+// digest         cb1705e38d9e2cd3ad63a784124d187b25aa7dcc064157803e9b6b2e4333e64a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

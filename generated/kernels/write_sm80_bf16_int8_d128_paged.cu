@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         c2fc3b3473566c805702b2ce3ff219d947f67849ebcc802dfe0ba90fe8a9bca4
+// digest         4f5c58f60ae8def4f40d5008dfdc1b9394a48b7cf99ffc6df364a62d97a52bd5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

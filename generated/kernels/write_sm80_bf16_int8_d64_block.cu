@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         ef9d04100afa64d4c9a8d8747e91004d4c5d89a3575a657d51de8eae2e4222d5
+// digest         4edecd5f711b080f97ead78643cb3555ed299c75aa10e6d01bb1551dfac9f580
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         7437f0e970a4d633c5b607f85add73493e0aff589c5a6c9b585614d928adb328
+// digest         f8e61670a1b836f731e3df70f0aacb4c63bc5e35f664176b1b5a1b7ef3d13971
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

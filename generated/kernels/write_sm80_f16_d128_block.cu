@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         e5bbedf16e3fa19b824195eaab5c5c467cba1575d60b8e5155b810df15ffd062
+// digest         4e9f8767a2b18003784eba086a241b515a508854051891924f511fc5eebb7791
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         2b3bffe77252163a2d3bb282463fd8b2914c0718cb5b0b1a994ce6caf92e9e9b
+// digest         523a34635cc348f6aeb02ae086b93ab72b0b7bbdd5a66b082bd56eb57e17d748
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         0dc07d38cd7b9090ae93be9c692a5fe050c9f12a62a8fefb96673554bc771bee
+// digest         f5a8a431b42e61a3ef70f62c3be02e5b22e514a2f456df82c83f5a91061cf0bd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

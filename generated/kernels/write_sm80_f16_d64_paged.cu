@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         d8976f9944efb93c36c7fc5a496ae21b271e56e5a8654728ebd9a397ca727307
+// digest         842340ac3e20825af724cd2b7adc0fe77f7cec22fac047e62ef080d46336969c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

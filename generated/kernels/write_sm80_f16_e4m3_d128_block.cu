@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         4b5eb97e5f0c014623f5d5e43fb6dd335a4209058b0994002e80d154ada51d4a
+// digest         03ccd14d6fbdced7f3a512edb5062655c9b4535c81a40617ec940cf8d93cfb2f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         c6deab5f2074a74c167959e4e220c34a858a0ce90613e030c892ff4e99eebe4e
+// digest         2c59f1553afaec3cfad1c29d8989384ddf860920b30fbc37774478e3d10142ef
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         ce1a4c8e636d6db2e0ffb3710bde9debdece89d6ffe6247db6e8a2b4dbeb17fd
+// digest         92f00c3457f43f2e5211f358bdc4a7de2066611020d9f9129238c825b16ad9fd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

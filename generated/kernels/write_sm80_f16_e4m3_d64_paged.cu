@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         619abc8bc73dd93aaeefb93b5c1c41223c82fec4117210c5f9090bd207869e0d
+// digest         20a0fdd4bda07d3a7d2bda7c0c929ef5b5e93484c8d0004f5e62e39b72f83ab8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         ad683ba84c5ee6cd2d09db92c5b1cf701b59e40ef9c384a1e8ac976258f9b630
+// digest         a0fc633a61d437970c9ee1cf1728ec28efea82aa5df416b79c45b7ce2453810e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         d81d7c0bf2e38eab3231c7ce4d0d231567e8bd1abe13138f003c8550bc014d15
+// digest         e4dc3db723e392abc6da6152b44f3f78c7bd2a021f119b6f79257897e11b1c9d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

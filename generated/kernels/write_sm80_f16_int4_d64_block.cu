@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         f1bff120d5436b62816b8a7db1cd16ca401d03eefa6a90d77e724aeb9a7c19f9
+// digest         23b072c1acf0160f6994647e77cea04da6481aca85d15ad1d2dc94e3dc0efd96
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

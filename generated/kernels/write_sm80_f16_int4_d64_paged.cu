@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         9b0bcc836194a6999b6fc03f4f405480264262bc95f49efa05699c22ed5ebdfa
+// digest         ce6a31993f908f4e11c66e2647e913a40f6417e529f99860428b0a661b5aa79c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         0f4aa3310f5ea4db53e4b4cffdeb957e465b1777f9fd17472fa162bc9a12a47f
+// digest         14ae6776f8e5d5a3bbc880006a05d3ebaef6441747dc41548255c6a391c22e71
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         0467b090ad0c9a9ae033b92cc17102538dd5280bdc7917a35d83475fab001a96
+// digest         6680ea096072764d8d1a4cbaeac54444fde06d6037aa37c19c5e1a5be814f159
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

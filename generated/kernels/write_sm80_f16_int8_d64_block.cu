@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         97ceb03d2656f4b806a4280e4544bb4cf1bcf3b193997c5d31d41f4f4a4bf808
+// digest         c7ce2dca35833ae0f7946237ab6e6959c0f35c887f6e5881cd1e706197ba71da
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

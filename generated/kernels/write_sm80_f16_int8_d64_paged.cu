@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         2190afde912f83ea43e3d9601a161f0eb1d0f58bdb63ae85bafdcfe17585fa9e
+// digest         63d915c3ab6d27a8d769b44df4e1355ef304c17c179c24f235e396880e00a72a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from attn_codegen import params
-from attn_codegen.config import Arch, AttentionConfig, KvDtype, Mode
+from attn_codegen.config import Arch, AttentionConfig
 from attn_codegen.rules import is_valid
 from attn_codegen.tiling import Tiling, tiling
 from attn_codegen.tuning import Tuning, shipped
@@ -40,8 +40,7 @@ class Kernel:
 
 def on_device(config: AttentionConfig, device: Device) -> AttentionConfig:
     """The configuration in the best family for a device: Hopper's own where it has the kernel,
-    otherwise the one that every device runs. Hopper's prefill on codes is taken only by its name:
-    its last form has not run on a GPU yet. Raises DeviceError when none serves it."""
+    otherwise the one that every device runs. Raises DeviceError when none serves it."""
     if device.capability < LEAST_CAPABILITY:
         least = ".".join(map(str, LEAST_CAPABILITY))
         raise DeviceError(
@@ -50,8 +49,7 @@ def on_device(config: AttentionConfig, device: Device) -> AttentionConfig:
             "and later; run on such a GPU (device= or CUDA_VISIBLE_DEVICES choose one)"
         )
     own = replace(config, arch=Arch.SM90)
-    is_new = config.mode is Mode.PREFILL and config.kv_dtype is not KvDtype.SAME
-    return own if device.capability == HOPPER and is_valid(own) and not is_new else config
+    return own if device.capability == HOPPER and is_valid(own) else config
 
 
 def nominal_limits(config: AttentionConfig, tuning: Tuning | None = None) -> KernelLimits:

@@ -32,12 +32,11 @@ __device__ __forceinline__ uint32_t load_shared_4(uint32_t shared) {
 }
 
 // From the slots that the loader fills with codes to those of the consumers, in the order in which
-// the loader brings them. The exponentials of the consumers go through the same queue as what is
-// read and written here, and make both slow. So a block is read at once, in pieces of 16 bytes,
-// into registers, after which the loader may bring the next; then it is expanded and written.
+// the loader brings them. The consumers need the registers and the instruction cache: so a lane
+// reads no more than kAhead pieces ahead, and K and V go through the same instructions.
 //
 // A piece is 16 or 32 codes, and becomes 2 or 4 chunks of 16 bytes within a panel. The warps take
-// groups of 8 or 16 rows in turn:
+// groups of 8 or 16 rows in turn, panel after panel:
 //
 //   lane l    piece l % kLanes of a panel of row (b2, b1, b0) of eight, where i = l / kLanes,
 //             b2 = bit 0 of i, b1 = bit 1, b0 = b2 ^ bit 2; bit 3 of i chooses the eight
@@ -63,10 +62,25 @@ class CodeExpander {
 
   static_assert(Traits::kCtaS % kGroupRows == 0, "a block of keys is whole groups of rows");
 
-  // What a lane reads of a block.
-  struct Codes {
-    uint4 pieces[kTurns][kPanels];
-    uint32_t pairs[kTurns] = {};
+  static constexpr int kPieces = kTurns * kPanels;  // of a lane
+  static constexpr int kAhead = 2;
+
+  struct Piece {
+    uint4 codes;
+    uint32_t pair = 0;  // of the row, with its first piece
+  };
+
+  // Where the codes of a block lie, and where its elements go.
+  struct Block {
+    uint32_t codes;     // shared address of the panels
+    uint32_t pairs;     // of the pairs, if there are any
+    uint32_t elements;  // of the panels
+    Barrier& codes_full;
+    Barrier& codes_empty;
+    Barrier& elements_full;
+    Barrier& elements_empty;
+    uint32_t codes_phase;
+    uint32_t elements_phase;
   };
 
  public:
@@ -93,102 +107,106 @@ class CodeExpander {
       if (thread_.lane() == 0) {
         storage_.work_empty.arrive();
       }
+      // V runs one block behind K: K, K V, K V, .. V.
+      const int last = 2 * (end - first) - 1;
 #pragma unroll 1
-      for (int block = end; block >= first; --block) {  // V runs one block behind K
-        if (block > first) {
-          expand_keys();
-        }
-        if (block < end) {
-          expand_values();
-        }
+      for (int i = 0; i <= last; ++i) {
+        expand(next_block(i == 0 || (i % 2 == 1 && i < last)));
       }
       phase ^= 1;
     }
   }
 
  private:
-  __device__ __forceinline__ void expand_keys() {
-    const int slot = keys_.slot;
-    const int to = key_elements_.slot;
-    storage_.k_full[slot].wait(keys_.phase);  // codes and pairs have landed
-    Codes codes;
-    read(codes, storage_.k[slot].panel, storage_.pairs.keys_of(slot), storage_.k_empty[slot]);
-    storage_.expanded.k_empty[to].wait(key_elements_.phase ^ 1);  // all consumers have left it
-    write(storage_.elements.k[to].panel, codes, storage_.expanded.k_full[to]);
-    keys_.advance();
-    key_elements_.advance();
-  }
-
-  __device__ __forceinline__ void expand_values() {
-    const int slot = values_.slot;
-    const int to = value_elements_.slot;
-    storage_.v_full[slot].wait(values_.phase);  // codes and pairs have landed
-    Codes codes;
-    read(codes, storage_.v[slot].panel, storage_.pairs.values_of(slot), storage_.v_empty[slot]);
-    storage_.expanded.v_empty[to].wait(value_elements_.phase ^ 1);  // all consumers have left it
-    write(storage_.elements.v[to].panel, codes, storage_.expanded.v_full[to]);
-    values_.advance();
-    value_elements_.advance();
-  }
-
-  // Reads a block, and hands its slot back.
-  template <class Panel, int kCodePanels>
-  __device__ __forceinline__ void read(Codes& codes,
-                                       const Panel (&panels)[kCodePanels],
-                                       const uint32_t* pairs,
-                                       Barrier& empty) const {
-    const uint32_t source = shared_address(&panels[0]);
-#pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      // A warp without rows in this turn reads the first of the block, for nothing.
-      const int rows = takes_part(turn) ? turn * kTurnRows : -kGroupRows * thread_.warp();
-      if constexpr (Kv::kHasPairs) {
-        codes.pairs[turn] = load_shared_4(shared_address(pairs) + (row_ + rows) * 4);
-      }
-#pragma unroll
-      for (int panel = 0; panel < kPanels; ++panel) {
-        // The swizzle of this lane's place, apart from what is the same for all lanes.
-        const int byte = panel * kPanelCodeBytes;
-        const int place = source_ ^ byte % 128;
-        const int offset = rows * 128 + byte / 128 * static_cast<int>(sizeof(Panel));
-        codes.pieces[turn][panel] = load_shared_16(place + (source + offset));
-      }
+  __device__ __forceinline__ Block next_block(bool is_keys) {
+    const int from = is_keys ? keys_.slot : values_.slot;
+    const int to = is_keys ? key_elements_.slot : value_elements_.slot;
+    const Block block{
+        is_keys ? shared_address(&storage_.k[from]) : shared_address(&storage_.v[from]),
+        is_keys ? shared_address(storage_.pairs.keys_of(from))
+                : shared_address(storage_.pairs.values_of(from)),
+        is_keys ? shared_address(&storage_.elements.k[to])
+                : shared_address(&storage_.elements.v[to]),
+        (is_keys ? storage_.k_full : storage_.v_full)[from],
+        (is_keys ? storage_.k_empty : storage_.v_empty)[from],
+        (is_keys ? storage_.expanded.k_full : storage_.expanded.v_full)[to],
+        (is_keys ? storage_.expanded.k_empty : storage_.expanded.v_empty)[to],
+        is_keys ? keys_.phase : values_.phase,
+        is_keys ? key_elements_.phase : value_elements_.phase};
+    if (is_keys) {
+      keys_.advance();
+      key_elements_.advance();
+    } else {
+      values_.advance();
+      value_elements_.advance();
     }
-    __syncwarp();  // all lanes have read
-    if (thread_.lane() == 0) {
-      empty.arrive();
-    }
+    return block;
   }
 
-  // Writes what the codes of a block stand for.
-  template <class Panel>
-  __device__ __forceinline__ void write(Panel (&panels)[kPanels],
-                                        const Codes& codes,
-                                        Barrier& full) const {
-    const uint32_t target = shared_address(&panels[0]);
+  __device__ __forceinline__ void expand(const Block& block) const {
+    block.codes_full.wait(block.codes_phase);  // codes and pairs have landed
+    Piece pieces[kAhead];
 #pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      if (takes_part(turn)) {
-        const Scale scale = Scale::of(codes.pairs[turn]);
+    for (int piece = 0; piece < kAhead && piece < kPieces; ++piece) {
+      pieces[piece] = read(block, piece);
+    }
+    block.elements_empty.wait(block.elements_phase ^ 1);  // all consumers have left it
+    Scale scale;
 #pragma unroll
-        for (int panel = 0; panel < kPanels; ++panel) {
-          const uint4 piece = codes.pieces[turn][panel];
-          const uint32_t words[4] = {piece.x, piece.y, piece.z, piece.w};
-          const int offset = turn * kTurnRows * 128 + panel * static_cast<int>(sizeof(Panel));
-          if (exists(panel)) {
-#pragma unroll
-            for (int chunk = 0; chunk < kChunks; ++chunk) {
-              store_shared((target_ ^ chunk << 4) + (target + offset),
-                           sm80::expand_eight<T, Tkv>(words + chunk * kWords, scale));
-            }
-          }
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const Piece now = pieces[piece % kAhead];
+      if (piece + kAhead < kPieces) {
+        pieces[piece % kAhead] = read(block, piece + kAhead);
+      }
+      if (piece + kAhead == kPieces) {
+        __syncwarp();  // all lanes have read
+        if (thread_.lane() == 0) {
+          block.codes_empty.arrive();
         }
       }
+      if (piece % kPanels == 0) {
+        scale = Scale::of(now.pair);
+      }
+      write(block, piece, now.codes, scale);
     }
     fence_async_proxy();
     __syncwarp();  // all lanes have written and fenced
     if (thread_.lane() == 0) {
-      full.arrive();
+      block.elements_full.arrive();
+    }
+  }
+
+  __device__ __forceinline__ Piece read(const Block& block, int index) const {
+    const int turn = index / kPanels;
+    const int panel = index % kPanels;
+    // A warp without rows in this turn reads the first of the block, for nothing.
+    const int rows = takes_part(turn) ? turn * kTurnRows : -kGroupRows * thread_.warp();
+    Piece piece;
+    if (Kv::kHasPairs && panel == 0) {
+      piece.pair = load_shared_4(block.pairs + (row_ + rows) * 4);
+    }
+    // The swizzle of this lane's place, apart from what is the same for all lanes.
+    const int byte = panel * kPanelCodeBytes;
+    piece.codes = load_shared_16((source_ ^ byte % 128) +
+                                 (block.codes + rows * 128 + byte / 128 * Traits::kKeyPanelBytes));
+    return piece;
+  }
+
+  // Writes what the codes of a piece stand for.
+  __device__ __forceinline__ void write(const Block& block,
+                                        int index,
+                                        const uint4& codes,
+                                        const Scale& scale) const {
+    const int turn = index / kPanels;
+    const int panel = index % kPanels;
+    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+    const int offset = turn * kTurnRows * 128 + panel * Traits::kKeyPanelBytes;
+    if (takes_part(turn) && exists(panel)) {
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        store_shared((target_ ^ chunk << 4) + (block.elements + offset),
+                     sm80::expand_eight<T, Tkv>(words + chunk * kWords, scale));
+      }
     }
   }
 

@@ -4,6 +4,7 @@
 
 #include "attn/pair_iterator.cuh"
 #include "attn/sm90/async_copies.cuh"
+#include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/prefill_traits.cuh"
 
@@ -15,6 +16,9 @@ enum class KeyPart : int { kKeys, kValues };
 // slots and their barriers are those of the codes. Behind the end of the sequence pairs are zero,
 // and so is what they make of any code: wgmma multiplies those rows of V by 0, which a NaN would
 // survive.
+//
+// Expander and consumers need the issue slots, so this takes as few instructions as it can: from
+// one block of keys to the one before, lanes step back through the cache without a division.
 template <class Traits, KeyPart kPart>
 class PairLoader {
   using T = typename Traits::T;
@@ -26,6 +30,13 @@ class PairLoader {
 
   static constexpr bool kIsKeys = kPart == KeyPart::kKeys;
   static constexpr int kRows = (Traits::kCtaS + 31) / 32;  // of a lane: lane, lane + 32 ..
+
+  // A row of this lane in the block of keys that is loaded next, and what the block table says of
+  // it. Only of caches that consist of blocks.
+  struct Row {
+    TokenPlace place;
+    typename Cache::Entry entry;
+  };
 
  public:
   __device__ __forceinline__ PairLoader(Storage& storage, const AttentionParams<T>& params)
@@ -51,67 +62,84 @@ class PairLoader {
 
  private:
   __device__ __forceinline__ void load_tile(const Work& work) {
-    const Pairs pairs = iterator<Pairs>(work);
-    look_up(work, work.item.end_block - 1);
+    const int first = warp_uniform(work.item.first_block);
+    int block = warp_uniform(work.item.end_block) - 1;
+    int count = warp_uniform(work.item.k_len) - block * Traits::kCtaS;  // rows of the last block
+    const Pairs pairs = pairs_of(work);
+    if constexpr (Cache::kGathered) {
+      const BlockSteps<Traits::kCtaS> steps(block_len_of<Traits>(params_));
+      const auto* entries = Cache::make(params_, warp_uniform(work.sequence), 0).entries();
+      Row rows[kRows] = {};
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        rows[i].place = steps.place(block * Traits::kCtaS + row(i));
+        if (row(i) < min(count, Traits::kCtaS)) {
+          rows[i].entry = entries[rows[i].place.block];
+        }
+      }
 #pragma unroll 1
-    for (int block = work.item.end_block - 1; block >= work.item.first_block; --block) {
-      load_block(work, pairs, block);
+      for (; block >= first; --block) {
+        load_block(count, [&](int i) {
+          return pairs.pair_of_block(params_, rows[i].place.row, rows[i].entry);
+        });
+        if (block > first) {
+#pragma unroll
+          for (int i = 0; i < kRows; ++i) {
+            rows[i].place = steps.before(rows[i].place);
+            if (row(i) < Traits::kCtaS) {
+              rows[i].entry = entries[rows[i].place.block];
+            }
+          }
+        }
+        signal();
+        count = Traits::kCtaS;
+      }
+    } else {
+#pragma unroll 1
+      for (; block >= first; --block) {
+        load_block(count,
+                   [&](int i) { return pairs.pair(params_, block * Traits::kCtaS + row(i), 0); });
+        signal();
+        count = Traits::kCtaS;
+      }
     }
   }
 
-  __device__ __forceinline__ void load_block(const Work& work, const Pairs& pairs, int block) {
-    Barrier& empty = kIsKeys ? storage_.k_empty[slots_.slot()] : storage_.v_empty[slots_.slot()];
-    Barrier& full = kIsKeys ? storage_.k_full[slots_.slot()] : storage_.v_full[slots_.slot()];
-    empty.wait(slots_.phase() ^ 1);  // the codes and pairs of the slot have been read
-    const uint32_t place = shared_address(kIsKeys ? storage_.pairs.keys[slots_.slot()]
-                                                  : storage_.pairs.values[slots_.slot()]);
+  // Pairs of the first `count` rows of a block of keys, from where `address_of` row i of this lane
+  // is, once their slot is free.
+  template <class AddressOf>
+  __device__ __forceinline__ void load_block(int count, const AddressOf& address_of) {
+    const int slot = slots_.slot();
+    const uint32_t place =
+        shared_address(kIsKeys ? storage_.pairs.keys[slot] : storage_.pairs.values[slot]);
+    (kIsKeys ? storage_.k_empty : storage_.v_empty)[slot].wait(slots_.phase() ^ 1);  // was read
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int row = i * 32 + lane_;
-      const int token = token_of(work, block, i);
       const char* address = reinterpret_cast<const char*>(params_.q);  // not read
-      if (token >= 0) {
-        const RowAddress pair = pairs.pair(params_, token, entries_[i]);
+      const bool exists = row(i) < count;
+      if (exists) {
+        const RowAddress pair = address_of(i);
         address = kIsKeys ? pair.k : pair.v;
       }
-      if (row < Traits::kCtaS) {
-        copy_word_async(place + row * 4, address, token >= 0);
+      if (row(i) < Traits::kCtaS) {
+        copy_word_async(place + row(i) * 4, address, exists);
       }
     }
-    if (block > work.item.first_block) {
-      look_up(work, block - 1);
-    }
-    arrive_after_copies(full);
+  }
+
+  __device__ __forceinline__ void signal() {
+    arrive_after_copies((kIsKeys ? storage_.k_full : storage_.v_full)[slots_.slot()]);
     slots_.advance();
   }
 
-  // The key of this lane's row i, or -1 where there is none.
-  __device__ __forceinline__ int token_of(const Work& work, int block, int i) const {
-    const int row = i * 32 + lane_;
-    const int token = block * Traits::kCtaS + row;
-    return row < Traits::kCtaS && token < work.item.k_len ? token : -1;
-  }
+  __device__ __forceinline__ int row(int i) const { return i * 32 + lane_; }
 
-  template <class Iterator>
-  __device__ __forceinline__ Iterator iterator(const Work& work) const {
+  __device__ __forceinline__ Pairs pairs_of(const Work& work) const {
+    const int kv_head = warp_uniform(work.kv_head);
     if constexpr (Cache::kGathered) {
-      return Iterator::make(params_, work.sequence, work.kv_head);
+      return Pairs::make(params_, warp_uniform(work.sequence), kv_head);
     } else {
-      return Iterator::from(params_, work.key_token, work.kv_head);
-    }
-  }
-
-  // Starts to read what the block table says of this lane's rows.
-  __device__ __forceinline__ void look_up(const Work& work, int block) {
-    if constexpr (Cache::kGathered) {
-      const Cache cache = iterator<Cache>(work);
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const int token = token_of(work, block, i);
-        if (token >= 0) {
-          entries_[i] = cache.entry(token);
-        }
-      }
+      return Pairs::from(params_, work.key_token, kv_head);
     }
   }
 
@@ -119,7 +147,6 @@ class PairLoader {
   const AttentionParams<T>& params_;
   const int lane_;
   PackedRingPosition<Traits::kLoadedStages> slots_;
-  typename Cache::Entry entries_[kRows] = {};  // of the block that is loaded next
 };
 
 }  // namespace attn::sm90

@@ -13,6 +13,8 @@ namespace attn::sm80 {
 // element 2 p in its low half and element 2 p + 1 in its high half.
 //
 //   x = element * scale + zero         Int8, Int4: the element is the code
+//   x = element * scale + zero                Int8, Int4: the element is the code
+//   x = -element * scale + zero               where kIsNegated: it is minus the code
 //   x = element * kE4m3Factor<T> * scale      E4m3 (attn/sm80/dequantise.cuh)
 template <class T, class Tkv>
 struct OrderedExpander;
@@ -21,6 +23,7 @@ struct OrderedExpander;
 template <>
 struct OrderedExpander<half, Int8> {
   static constexpr int kPairs = 2;
+  static constexpr bool kIsNegated = false;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     constexpr uint32_t kBase = 0x64646464;
@@ -31,26 +34,27 @@ struct OrderedExpander<half, Int8> {
 };
 
 // The byte c behind the byte 0x43 is the bf16 y, whose exponent takes the top bit of c:
-//   y = 128 + c    below 128, where y - 128 is c, and y / 2 more
-//   y = 2 c        from there on, where y / 2 is c, and y - 128 not less
+//   y = 128 + c    below 128, where y / 2 is (128 - c) / 2 more than c
+//   y = 2 c        from there on, where y / 2 is c
+// All of these are exact.
 template <>
 struct OrderedExpander<__nv_bfloat16, Int8> {
   static constexpr int kPairs = 2;
+  static constexpr bool kIsNegated = true;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     constexpr uint32_t kBase = 0x43434343;
-    pairs[0] = code_of(permute_bytes<0x4140>(word, kBase));
-    pairs[1] = code_of(permute_bytes<0x4342>(word, kBase));
+    pairs[0] = negated(permute_bytes<0x4140>(word, kBase));
+    pairs[1] = negated(permute_bytes<0x4342>(word, kBase));
   }
 
  private:
-  __device__ __forceinline__ static uint32_t code_of(uint32_t y) {
-    constexpr uint32_t kMinus128 = 0xc300c300;
-    constexpr uint32_t kHalf = 0x3f003f00;
-    constexpr uint32_t kMinusZero = 0x80008000;
-    return min2(add2(y, kMinus128, __nv_bfloat16{}),
-                fma2(y, kHalf, kMinusZero, __nv_bfloat16{}),
-                __nv_bfloat16{});
+  // -c = max(128 - y / 2, 0) - y / 2
+  __device__ __forceinline__ static uint32_t negated(uint32_t y) {
+    constexpr uint32_t kMinusHalf = 0xbf00bf00;
+    constexpr uint32_t k128 = 0x43004300;
+    const uint32_t excess = fma2_or_zero(y, kMinusHalf, k128, __nv_bfloat16{});
+    return fma2(y, kMinusHalf, excess, __nv_bfloat16{});
   }
 };
 
@@ -59,6 +63,7 @@ struct OrderedExpander<__nv_bfloat16, Int8> {
 template <>
 struct OrderedExpander<half, Int4> {
   static constexpr int kPairs = 4;
+  static constexpr bool kIsNegated = false;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     pairs[0] = codes_of(permute_bytes<0x4040>(word, kBase));
@@ -81,6 +86,7 @@ struct OrderedExpander<half, Int4> {
 template <>
 struct OrderedExpander<__nv_bfloat16, Int4> {
   static constexpr int kPairs = 4;
+  static constexpr bool kIsNegated = false;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     const uint32_t odd = word >> 4;
@@ -99,33 +105,41 @@ struct OrderedExpander<__nv_bfloat16, Int4> {
   }
 };
 
-// Where the byte of an e4m3 is shifted to, so that its exponent and mantissa are those of T: the
-// exponent then counts from T's bias. The sign, left behind within the exponent, is moved to the
-// top by adding what that is more. NaN becomes 480.
-template <int kShift>
-__device__ __forceinline__ uint32_t moved_e4m3(uint32_t low_bytes) {
-  constexpr uint32_t kSign = 0x80u << kShift;
-  constexpr uint32_t kRest = (0x8000u - kSign) / 0x80u;
-  return low_bytes * (1u << kShift) + (low_bytes & 0x00800080) * kRest;
-}
+// An e4m3 at the end of both halves, behind eight copies of its sign, is shifted to where its
+// exponent and mantissa are those of T: the exponent then counts from T's bias. The mask takes away
+// all copies of the sign but the first. NaN becomes 480.
+template <int kShift, uint32_t kMask>
+struct MovedE4m3 {
+  static_assert(kShift <= 8, "a copy of the sign is shifted to the top");
+
+  __device__ __forceinline__ static uint32_t first_pair(uint32_t word) {
+    return permute_bytes<0x9180>(word, 0) << kShift & kMask;
+  }
+
+  __device__ __forceinline__ static uint32_t second_pair(uint32_t word) {
+    return permute_bytes<0xb3a2>(word, 0) << kShift & kMask;
+  }
+};
 
 template <>
 struct OrderedExpander<half, E4m3> {
   static constexpr int kPairs = 2;
+  using Moved = MovedE4m3<7, 0xbf80bf80>;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
-    pairs[0] = moved_e4m3<7>(permute_bytes<0x4140>(word, 0));
-    pairs[1] = moved_e4m3<7>(permute_bytes<0x4342>(word, 0));
+    pairs[0] = Moved::first_pair(word);
+    pairs[1] = Moved::second_pair(word);
   }
 };
 
 template <>
 struct OrderedExpander<__nv_bfloat16, E4m3> {
   static constexpr int kPairs = 2;
+  using Moved = MovedE4m3<4, 0x87f087f0>;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
-    pairs[0] = scaled(moved_e4m3<4>(permute_bytes<0x4140>(word, 0)));
-    pairs[1] = scaled(moved_e4m3<4>(permute_bytes<0x4342>(word, 0)));
+    pairs[0] = scaled(Moved::first_pair(word));
+    pairs[1] = scaled(Moved::second_pair(word));
   }
 
  private:
@@ -157,7 +171,8 @@ struct PairScale<T, Tkv, true> {
 
   // Of a row's (scale, zero).
   __device__ __forceinline__ static PairScale of(uint32_t pair) {
-    return {permute_bytes<0x1010>(pair, pair), permute_bytes<0x3232>(pair, pair)};
+    constexpr uint32_t kSigns = OrderedExpander<T, Tkv>::kIsNegated ? 0x80008000 : 0;
+    return {permute_bytes<0x1010>(pair, pair) ^ kSigns, permute_bytes<0x3232>(pair, pair)};
   }
 
   // Rounded once: the code itself is exact.

@@ -84,8 +84,8 @@ struct CodeRegisterBudget;
 template <>
 struct CodeRegisterBudget<2, 1> {  // of 4 * 128
   static constexpr int kProducer = 40;
-  static constexpr int kExpander = 88;
-  static constexpr int kConsumer = 192;
+  static constexpr int kExpander = 40;
+  static constexpr int kConsumer = 216;
 };
 
 template <bool kIsQuantised, int kConsumers, int kCtasPerSm>
