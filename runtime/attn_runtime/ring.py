@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill of prompts that no GPU could hold: queries stay, K and V go round the ranks.
 
-Every sequence is cut in zig-zag (KeySharding.ZIGZAG): rank r has the pieces r and 2 n - 1 - r of
-2 n, of the queries as of the keys. In step s a rank computes its queries against the K and V that
-rank r - s had in the beginning, and leaves a part; meanwhile what it computes with goes on to the
-next rank. At the end the n parts of each row are merged: all in float32, nothing is rounded on the
-way. Under a causal mask every step is the same work on every rank.
+Every sequence is cut into pieces that are spread over the ranks, of the queries as of the keys: in
+zig-zag, rank r has the pieces r and 2 n - 1 - r of 2 n. In step s a rank computes its queries
+against the K and V that rank r - s had in the beginning, and leaves a part; meanwhile what it
+computes with goes on to the next rank. At the end the n parts of each row are merged: all in
+float32, nothing is rounded on the way. Under a causal mask every step of a zig-zag is the same work
+on every rank.
 """
 
 from __future__ import annotations
@@ -13,80 +14,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Final
 
 from attn_runtime.attention import Attention
 from attn_runtime.checks import need_int
 from attn_runtime.context_parallel import ContextParallel, Sharding
 from attn_runtime.errors import ArgumentError
-from attn_runtime.events import Event
-from attn_runtime.problem import CpForm, KeySharding
+from attn_runtime.events import Event, is_capturing
+from attn_runtime.problem import CpForm
 from attn_runtime.ranks import Ranks
+from attn_runtime.ring_layout import RingLayout
 
 _BUFFERS: Final = 3
 """Of K and V: one is computed with and sent, one arrives, and one may still be read by a kernel."""
-
-
-@dataclass(frozen=True, slots=True)
-class RingLayout:
-    """What each rank has of a batch of sequences. A call sees each of them as two: the queries of
-    its two pieces, each against all of its keys."""
-
-    lens: tuple[int, ...]
-    size: int
-    rank: int
-
-    def pieces(self, rank: int) -> list[tuple[int, int]]:
-        """[2 batch_size] (position of the first token, tokens) of the pieces that a rank has."""
-        found = []
-        for length in self.lens:
-            chunk = max(1, -(-length // (2 * self.size)))
-            for turn in (rank, 2 * self.size - 1 - rank):
-                first = min(turn * chunk, length)
-                found.append((first, min(chunk, length - first)))
-        return found
-
-    def rows(self, rank: int) -> int:
-        """Tokens that a rank has, of all sequences."""
-        return sum(count for _, count in self.pieces(rank))
-
-    @property
-    def most_rows(self) -> int:
-        """Tokens of the rank that has most."""
-        return max(self.rows(rank) for rank in range(self.size))
-
-    @property
-    def cu_q_len(self) -> list[int]:
-        """[2 batch_size + 1]"""
-        return [0, *accumulate(count for _, count in self.pieces(self.rank))]
-
-    @property
-    def offset_q(self) -> list[int]:
-        """[2 batch_size]"""
-        return [first for first, _ in self.pieces(self.rank)]
-
-    @property
-    def cu_k_len(self) -> list[int]:
-        """[2 batch_size + 1] each sequence twice."""
-        return [0, *accumulate(length for length in self.lens for _ in range(2))]
-
-    def cu_rows(self, rank: int) -> list[int]:
-        """[2 batch_size + 1] where the keys of a sequence begin among those of a rank."""
-        counts = [count for _, count in self.pieces(rank)]
-        starts = [0, *accumulate(map(sum, zip(counts[::2], counts[1::2], strict=True)))]
-        return [*(start for start in starts[:-1] for _ in range(2)), starts[-1]]
-
-    def tokens(self) -> list[int]:
-        """The tokens that this rank has, as rows of the whole batch with its sequences back to
-        back."""
-        starts = [0, *accumulate(self.lens)]
-        pieces = self.pieces(self.rank)
-        found: list[int] = []
-        for at, (first, count) in enumerate(pieces):
-            begin = starts[at // 2] + first
-            found.extend(range(begin, begin + count))
-        return found
+_KEPT: Final = 2
+"""Batches whose buffers are kept; steps of prompts alternate at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +53,9 @@ class _Batch:
     """The arrays of a layout on the device."""
 
     layout: RingLayout
+    rows: int
+    """Tokens of this rank."""
+    max_q_len: int
     cu_q_len: Any
     cu_k_len: Any
     offset_q: Any
@@ -121,38 +66,55 @@ class _Batch:
 
 
 class RingAttention:
-    """Attention of whole sequences, spread over a group in zig-zag, on tensors of torch.
+    """Attention of whole sequences, spread over a group, on tensors of torch.
 
-    `group` and `timeout_s` are those of ContextParallel, the other arguments those of Attention.
+    `group`, `sharding`, `chunk` and `timeout_s` are those of ContextParallel, the other arguments
+    those of Attention. Zig-zag is the best balanced one. Interleaved, K and V are then those of a
+    rank's cache with the same chunk, in its order; every chunk is a sequence of its own to the
+    kernel, so take one of many tiles, 1024 say.
     """
 
     def __init__(
-        self, group: Any = None, *, timeout_s: float = 600.0, split: Any = "off", **attention: Any
+        self,
+        group: Any = None,
+        *,
+        sharding: Sharding | str = Sharding.ZIGZAG,
+        chunk: int = 1,
+        timeout_s: float = 600.0,
+        split: Any = "off",
+        **attention: Any,
     ) -> None:
-        if "cache" in attention or "context_parallel" in attention:
-            raise ArgumentError(
-                "cache",
-                "cache is linear in a ring, and its group is the first argument: leave "
-                "cache and context_parallel out",
-            )
-        self.group: Final = ContextParallel(group, sharding=Sharding.ZIGZAG, timeout_s=timeout_s)
-        size, rank = self.group.ranks.size, self.group.ranks.rank
+        for name in ("mode", "cache", "kv_dtype", "context_parallel"):
+            if name in attention:
+                raise ArgumentError(
+                    name,
+                    f"{name} was given: a ring is a prefill of linear K and V of q's type, and its "
+                    "group is the first argument; leave mode, cache, kv_dtype and context_parallel "
+                    "out",
+                )
+        self.group: Final = ContextParallel(
+            group, sharding=sharding, chunk=chunk, timeout_s=timeout_s
+        )
+        own = self.group.ranks
+        size, rank = own.size, own.rank
         self._sources: list[Attention] = []
         for source in range(size):
             is_last = source == (rank + 1) % size
             form = CpForm.COMPLETE if is_last else CpForm.PART_ONLY
-            ranks = Ranks(size, source, KeySharding.ZIGZAG, form=form, rounds=1)
-            own: Any = _Source(ranks)
+            ranks = Ranks(size, source, own.sharding, own.chunk, form=form, rounds=1)
+            parts: Any = _Source(ranks)
             self._sources.append(
-                Attention(cache="linear", split=split, context_parallel=own, **attention)
+                Attention(cache="linear", split=split, context_parallel=parts, **attention)
             )
-        self._batches: dict[tuple[int, ...], _Batch] = {}
+        self._batches: dict[tuple[int, ...], _Batch] = {}  # the last used one last
+        self._captured: dict[tuple[int, ...], _Batch] = {}  # graphs know their addresses
 
     def layout(self, lens: Sequence[int]) -> RingLayout:
         """What each rank has of sequences of these lengths."""
         ranks = self.group.ranks
         return RingLayout(
-            tuple(need_int("lens", length) for length in lens), ranks.size, ranks.rank
+            tuple(need_int("lens", length) for length in lens),
+            *(ranks.size, ranks.rank, ranks.sharding, ranks.chunk),
         )
 
     def __call__(
@@ -163,28 +125,30 @@ class RingAttention:
         q [tokens, num_heads, head_dim], k and v [tokens, num_kv_heads, head_dim or head_dim_v]:
         the tokens of `layout(lens).tokens()`, in that order; out and lse likewise. `lens` are the
         lengths of the whole sequences, the same on every rank. Buffers for three times this rank's
-        K and V are kept for each `lens`, and a part of every rank is needed for each row: see
+        K and V are kept for the last two `lens`, and for those that were captured in a graph, after
+        a call outside of one. A part of every rank is needed for each row: see
         docs/context-parallel.md.
         """
         torch: Any = sys.modules["torch"]
         batch = self._batch(q, k, v, lens)
         size, rank = self.group.ranks.size, self.group.ranks.rank
         stream = int(torch.cuda.current_stream(q.device).cuda_stream)
+        if is_capturing(stream):
+            self._captured[batch.layout.lens] = batch
         out = q.new_empty((*q.shape[:2], v.shape[2]))
         arguments = {
             "cu_q_len": batch.cu_q_len,
             "cu_k_len": batch.cu_k_len,
             "offset_q": batch.offset_q,
-            "max_q_len": max(count for _, count in batch.layout.pieces(rank)),
+            "max_q_len": batch.max_q_len,
             "max_k_len": max(batch.layout.lens),
             "out": out,
             "workspace": self._workspace(q, batch),
         }
         if return_lse:
             arguments["lse"] = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-        rows = batch.layout.rows(rank)
         for buffer, own in zip(batch.keys[0][1:], (k, v), strict=True):
-            buffer[:rows] = own
+            buffer[: batch.rows] = own
         for step, (_, keys, values) in self._steps(batch, stream):
             source = (rank - step) % size
             self._sources[source](q, keys, values, cu_rows=batch.cu_rows[source], **arguments)
@@ -217,8 +181,8 @@ class RingAttention:
         rank = self.group.ranks.rank
         plan = self._sources[rank].plan(
             token_num=q.shape[0],
-            batch_size=2 * len(batch.layout.lens),
-            max_q_len=max(count for _, count in batch.layout.pieces(rank)),
+            batch_size=len(batch.offset_q),
+            max_q_len=batch.max_q_len,
             max_k_len=max(batch.layout.lens),
         )
         return torch.empty(max(1, plan.workspace_bytes), dtype=torch.uint8, device=q.device)
@@ -226,16 +190,18 @@ class RingAttention:
     def _batch(self, q: Any, k: Any, v: Any, lens: Sequence[int]) -> _Batch:
         """The arrays of a batch; made once, since they are copied to the device."""
         key = tuple(lens)
-        found = self._batches.get(key)
+        found = self._captured.get(key) or self._batches.pop(key, None)
         if found is None:
-            found = self._batches[key] = self._make_batch(q, k, v, self.layout(lens))
-        rows = found.layout.rows(found.layout.rank)
+            found = self._make_batch(q, k, v, self.layout(lens))
+        self._batches[key] = found
+        if len(self._batches) > _KEPT:
+            del self._batches[next(iter(self._batches))]
         for name, tensor in (("q", q), ("k", k), ("v", v)):
-            if tensor.shape[0] != rows:
+            if tensor.shape[0] != found.rows:
                 raise ArgumentError(
                     name,
                     f"{name} has {tensor.shape[0]} rows: of sequences of {list(key)} tokens, rank "
-                    f"{found.layout.rank} of {found.layout.size} has {rows}",
+                    f"{found.layout.rank} of {found.layout.size} has {found.rows}",
                 )
         return found
 
@@ -259,6 +225,8 @@ class RingAttention:
             )
         return _Batch(
             layout,
+            layout.rows(layout.rank),
+            layout.max_q_len,
             ints(layout.cu_q_len),
             ints(layout.cu_k_len),
             ints(layout.offset_q),

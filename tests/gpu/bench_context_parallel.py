@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_LEN = 32, 8, 128, 64
 ROUNDS = 7
+WARM_MS = 1500  # until a card is at its power limit, and swings no more
 ROW = "row: "  # before a row of the table that a rank measured, as JSON
 
 
@@ -63,6 +64,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--ranks", type=numbers)
     parser.add_argument("--alone", type=numbers, default=[], help="ranks that one GPU stands for")
     parser.add_argument("--tokens", type=int, default=131_072, help="of the prompt")
+    parser.add_argument("--piece", type=int, help="tokens of a piece: interleaved, not in zig-zag")
     parser.add_argument("--keys", type=int, default=1_048_576, help="of the decode cache")
     parser.add_argument("--chunk", type=pair, default=(8192, 131_072), help="tokens:keys")
     parser.add_argument("--only", choices=("prefill", "decode", "chunk"))
@@ -165,6 +167,7 @@ def prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         num_kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         timeout_s=arguments.timeout,
+        **({"sharding": "interleaved", "chunk": arguments.piece} if arguments.piece else {}),
     )
     layout = ring.layout(lens)
     rows = layout.rows(layout.rank)
@@ -183,6 +186,7 @@ def prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     (alone,) = timed([exchange], 3) if is_exchanged(layout.size) else (0.0,)
     what = f"prefill {arguments.tokens} tokens, ring"
+    what += f" of pieces of {arguments.piece}" if arguments.piece else ""
     received = moved * (layout.size - 1)
     return [{"what": what, "ms": ms, "exchange_ms": alone, "bytes": received}]
 
@@ -263,23 +267,31 @@ def timed(
 ) -> list[float]:
     """Milliseconds of each call: the slowest rank, the median of rounds, in which the calls take
     turns. In a graph, the host's time to enqueue a short call does not count."""
+    runs = [captured(call, repeats) if in_graph else repeated(call, repeats) for call in calls]
+    for run in runs:
+        run()  # loads kernels
+    once = sum(slowest_ms(run) for run in runs)
+    for _ in range(int(WARM_MS / once)):
+        for run in runs:
+            run()
+    rounds = [[slowest_ms(run) / repeats for run in runs] for _ in range(ROUNDS)]
+    return [median(found) for found in zip(*rounds, strict=True)]
+
+
+def slowest_ms(run: Callable[[], Any]) -> float:
+    """Milliseconds of the rank that takes longest."""
     import torch
     import torch.distributed as dist
 
-    runs = [captured(call, repeats) if in_graph else repeated(call, repeats) for call in calls]
-    rounds: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS + 1):
-        for run, found in zip(runs, rounds, strict=True):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            dist.barrier()
-            begin.record()
-            run()
-            end.record()
-            torch.cuda.synchronize()
-            slowest = torch.tensor(begin.elapsed_time(end) / repeats, device="cuda")
-            dist.all_reduce(slowest, dist.ReduceOp.MAX)
-            found.append(float(slowest))
-    return [median(found[1:]) for found in rounds]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    dist.barrier()
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    slowest = torch.tensor(begin.elapsed_time(end), device="cuda")
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    return float(slowest)
 
 
 def repeated(call: Callable[[], Any], repeats: int) -> Callable[[], None]:

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
@@ -16,17 +14,18 @@ import torch.distributed as dist
 from harness import (
     attention_for,
     bounds,
-    everything_given,
+    ints,
     launch,
     plan_of,
     problem_of,
     same_bits,
     verdict,
 )
+from rank_failures import absent, failing, failing_replay
 from ranks import rank_problem
 
 from attn_codegen.config import Cache, Dtype
-from attn_runtime import ContextParallel, ContextParallelError
+from attn_runtime import Attention, CacheWriter, ContextParallel
 from attn_runtime.plan import SplitPolicy
 from attn_runtime.ring import RingAttention
 from cases import Kernel, Task, batch_for, kernel_named, random_tasks
@@ -42,7 +41,6 @@ KERNELS = (
     "prefill_sm80_f16_d64_block_causal",
 )
 SHARDINGS = (("interleaved", 1), ("contiguous", 1), ("zigzag", 1), ("interleaved", 16))
-TIMEOUT_S = 3.0
 
 
 def problems() -> None:
@@ -185,6 +183,55 @@ def replay_captured(kernel: Kernel, group: ContextParallel) -> None:
         assert not wrong, f"{task}: {wrong}"
 
 
+def growing() -> None:
+    """A decode step in a CUDA graph: lengths grow, each rank writes its own of the new keys, and
+    the parts are gathered."""
+    heads, kv_heads, prompts, steps = 8, 2, (37, 1), 6
+    shape = {"num_kv_heads": kv_heads, "head_dim": 128}
+    group = ContextParallel()
+    attn = Attention(num_heads=heads, mode="decode", context_parallel=group, **shape)
+    writer = CacheWriter(context_parallel=group, **shape)
+    torch.manual_seed(5)  # the same on every rank
+    tokens = max(prompts) + steps
+    q = torch.randn(steps, 2, heads, 128, device="cuda").bfloat16()
+    keys = torch.randn(2, 2, tokens, kv_heads, 128, device="cuda").bfloat16()  # K and V
+    pools = torch.full((2, 6, 16, kv_heads, 128), float("nan"), device="cuda").bfloat16()
+    cache = {"block_table": torch.arange(6, device="cuda").int().view(2, 3)}
+    ends = ints([0, *accumulate(prompts)])
+    whole = [torch.cat([part[b, :length] for b, length in enumerate(prompts)]) for part in keys]
+    writer(*whole, *pools, cu_q_len=ends, cu_k_len=ends, **cache)
+    new_q, new_keys, out = (torch.empty_like(of) for of in (q[0], keys[:, :, 0], q[0]))
+    one_each = ints([0, 1, 2])
+    bounds_ = {"max_q_len": 1, "max_k_len": tokens}
+    size = attn.workspace_size(token_num=2, batch_size=2, **bounds_)
+    given = cache | {"cu_q_len": one_each, "cu_k_len": ends}
+    room = torch.empty(size, dtype=torch.uint8, device="cuda")
+
+    def step() -> None:
+        ends.add_(one_each)
+        writer(*new_keys, *pools, **given)
+        attn(new_q, *pools, out=out, workspace=room, **given, **bounds_)
+
+    run = step
+    for at in range(steps):
+        lens = [length + at + 1 for length in prompts]
+        new_q.copy_(q[at])
+        for b, length in enumerate(lens):
+            new_keys[:, b] = keys[:, b, length - 1]
+        run()
+        batch = Batch((1, 1), tuple(lens), heads, kv_heads, 128, 128, True)
+        k, v = (torch.cat([part[b, :length] for b, length in enumerate(lens)]) for part in keys)
+        exact = attention(batch, new_q, k, v).out
+        group.wait()
+        error = (out.double() - exact).abs().max()
+        assert error < 0.02, f"step {at}: {error}"
+        if at == 0:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                step()
+            run = graph.replay
+
+
 def ring(communicator: Any = None) -> None:
     """Long prompts round the ring, twice with the same buffers."""
     for lens, mask in (((1000, 65), "causal"), ((4096,), "causal"), ((777,), "full")):
@@ -204,69 +251,6 @@ def ring(communicator: Any = None) -> None:
         assert not wrong, f"{lens} {mask}: {wrong}"
 
 
-def failing() -> None:
-    """The last rank leaves after a call: the others are told so within the time that they set."""
-    attend, group = small_call()
-    attend()
-    group.wait()
-    leave_last_or_be_told(attend, group)
-
-
-def failing_replay() -> None:
-    """The last rank leaves after a replay of a graph: those who watch theirs are told so."""
-    attend, group = small_call()
-    attend()
-    group.wait()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        attend()
-
-    def replay() -> None:
-        with group.watch(torch.cuda.current_stream()):
-            graph.replay()
-
-    replay()
-    group.wait()
-    leave_last_or_be_told(replay, group)
-
-
-def absent() -> None:
-    """The last rank leaves before its first call, in which NCCL would connect it."""
-    leave_last_or_be_told(*small_call())
-
-
-def small_call() -> tuple[Callable[[], object], ContextParallel]:
-    """A call of few rows, and its group."""
-    kernel = kernel_named(KERNELS[0])
-    group = ContextParallel(timeout_s=TIMEOUT_S)
-    task = Task(batch_for(kernel, [3], [500]))
-    attn = attention_for(kernel.config, task.batch, "off", group)
-    own = rank_problem(problem_of(kernel, task), task, group)
-    attn.prepare()
-    given = everything_given(own, attn, bounds(task.batch))
-    return lambda: attn(**given), group
-
-
-def leave_last_or_be_told(attend: Callable[[], object], group: ContextParallel) -> None:
-    """The end of the process: of the last rank at once, of the others when they know."""
-    dist.barrier()
-    torch.cuda.synchronize()
-    if group.ranks.rank == group.ranks.size - 1:
-        print("leaves", flush=True)
-        os._exit(7)
-    begin = time.monotonic()
-    try:
-        attend()
-        group.wait()
-    except ContextParallelError as error:
-        print(f"told after {time.monotonic() - begin:.1f} s: {error}", flush=True)
-        begin = time.monotonic()
-        torch.cuda.synchronize()
-        print(f"the GPU was free after {time.monotonic() - begin:.1f} s", flush=True)
-        os._exit(0)
-    raise AssertionError("an exchange without its other rank ended")
-
-
 def main() -> None:
     """Joins the group and runs the scenarios."""
     rank = int(os.environ["RANK"])
@@ -275,7 +259,7 @@ def main() -> None:
     scenarios = {
         scenario.__name__: scenario
         for scenario in (
-            *(problems, scattered, in_flight, in_rounds, captured, ring, nccl4py),
+            *(problems, scattered, in_flight, in_rounds, captured, growing, ring, nccl4py),
             *(failing, failing_replay, absent),
         )
     }

@@ -24,7 +24,16 @@ pytestmark = [
 WATCHDOG_S = 300
 PROCESS_S = 240
 PROGRAM = Path(__file__).parent / "rank_process.py"
-SCENARIOS = ("problems", "scattered", "in_flight", "in_rounds", "captured", "ring", "nccl4py")
+SCENARIOS = (
+    "problems",
+    "scattered",
+    "in_flight",
+    "in_rounds",
+    "captured",
+    "growing",
+    "ring",
+    "nccl4py",
+)
 """What ranks do that all stay."""
 
 

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import Any
+
 import pytest
 from ranks import Replay
 
+from attn_runtime import ContextParallel
 from attn_runtime.ring import RingAttention
 from criterion import complaints, lse_limit
 from reference import Batch
@@ -32,6 +36,26 @@ def test_a_ring_of_any_size_gives_the_whole_attention(
     rounded = attention_at_input_precision(batch, q, k, v)
     found = complaints(batch, "bf16", got, exact, rounded, lse_limit(batch, q, k))
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize(
+    "cut", [{"sharding": "interleaved", "chunk": 40}, {"sharding": "contiguous"}]
+)
+def test_pieces_of_a_ring_lie_as_the_keys_of_a_cache_do(size: int, cut: dict[str, Any]) -> None:
+    lens = LENS[1]
+    batch = Batch(lens, lens, 8, 2, 128, 128, True)
+    q, k, v = (torch.randn(sum(lens), heads, 128, device="cuda").bfloat16() for heads in (8, 2, 2))
+    got = run_ring(size, lens, (q, k, v), **cut)
+    exact = attention(batch, q, k, v)
+    rounded = attention_at_input_precision(batch, q, k, v)
+    found = complaints(batch, "bf16", got, exact, rounded, lse_limit(batch, q, k))
+    assert not found, "\n".join(found)
+    group = ContextParallel(Replay(size, 1, {}), **cut)
+    own = RingAttention(Replay(size, 1, {}), num_heads=8, num_kv_heads=2, head_dim=128, **cut)
+    starts = [0, *accumulate(lens)]
+    keys = [a + t for a, length in zip(starts, lens, strict=False) for t in group.positions(length)]
+    assert own.layout(lens).tokens() == keys
 
 
 def run_ring(size, lens, arrays, **settings):  # type: ignore[no-untyped-def]

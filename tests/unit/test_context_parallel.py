@@ -370,5 +370,3 @@ def test_a_ring_calls_once_for_each_rank_that_keys_come_from_and_merges_in_the_l
     assert [ranks.form for ranks in steps].index(
         CpForm.COMPLETE
     ) == 3  # K and V of rank 3 come last
-    with pytest.raises(ArgumentError, match="leave cache and context_parallel out"):
-        RingAttention(Group(), num_heads=32, head_dim=128, cache="paged")

@@ -8,32 +8,44 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from attn_runtime.errors import ArgumentError
 from attn_runtime.problem import KeySharding
-from attn_runtime.ring import RingLayout
+from attn_runtime.ring import RingAttention
+from attn_runtime.ring_layout import RingLayout
 from attn_runtime.shards import shards_of
 
 SIZES = (1, 2, 3, 8, 64)
 LENS = [(1,), (2, 0, 1), (64, 129, 700), (1000, 3), (128, 256)]
 
 
-def layouts(lens: tuple[int, ...], size: int) -> list[RingLayout]:
-    return [RingLayout(lens, size, rank) for rank in range(size)]
+CUTS = [(KeySharding.ZIGZAG, 1), (KeySharding.CONTIGUOUS, 1), (KeySharding.INTERLEAVED, 7)]
+
+
+def layouts(lens: tuple[int, ...], size: int, cut: tuple[KeySharding, int]) -> list[RingLayout]:
+    return [RingLayout(lens, size, rank, *cut) for rank in range(size)]
 
 
 @pytest.mark.parametrize("lens", LENS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_every_token_is_on_one_rank(lens: tuple[int, ...], size: int) -> None:
-    tokens = [token for layout in layouts(lens, size) for token in layout.tokens()]
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_every_token_is_on_one_rank(
+    lens: tuple[int, ...], size: int, cut: tuple[KeySharding, int]
+) -> None:
+    tokens = [token for layout in layouts(lens, size, cut) for token in layout.tokens()]
     assert sorted(tokens) == list(range(sum(lens)))
 
 
 @pytest.mark.parametrize("lens", LENS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_rows_of_a_rank_are_its_zigzag_keys_in_order(lens: tuple[int, ...], size: int) -> None:
-    for layout in layouts(lens, size):
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_rows_of_a_rank_are_its_keys_in_order(
+    lens: tuple[int, ...], size: int, cut: tuple[KeySharding, int]
+) -> None:
+    sharding, chunk = cut
+    for layout in layouts(lens, size, cut):
         starts = np.cumsum([0, *lens])
         expected = [
-            start + shards_of(KeySharding.ZIGZAG, size, layout.rank, 1, length).positions(length)
+            start + shards_of(sharding, size, layout.rank, chunk, length).positions(length)
             for start, length in zip(starts, lens, strict=False)
         ]
         assert layout.tokens() == [int(token) for own in expected for token in own]
@@ -42,32 +54,41 @@ def test_rows_of_a_rank_are_its_zigzag_keys_in_order(lens: tuple[int, ...], size
 
 @pytest.mark.parametrize("lens", LENS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_queries_of_a_call_stand_where_their_tokens_do(lens: tuple[int, ...], size: int) -> None:
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_queries_of_a_call_stand_where_their_tokens_do(
+    lens: tuple[int, ...], size: int, cut: tuple[KeySharding, int]
+) -> None:
     starts = np.cumsum([0, *lens])
-    for layout in layouts(lens, size):
+    for layout in layouts(lens, size, cut):
         tokens = layout.tokens()
-        for at, ((begin, end), first) in enumerate(
-            zip(pairwise(layout.cu_q_len), layout.offset_q, strict=True)
+        for (begin, end), first, piece in zip(
+            pairwise(layout.cu_q_len), layout.offset_q, layout.pieces(layout.rank), strict=True
         ):
-            positions = [token - starts[at // 2] for token in tokens[begin:end]]
+            positions = [token - starts[piece.sequence] for token in tokens[begin:end]]
             assert positions == list(range(first, first + end - begin))
+            assert end - begin <= layout.max_q_len
 
 
 @pytest.mark.parametrize("lens", LENS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_keys_of_a_call_begin_where_their_sequence_does(lens: tuple[int, ...], size: int) -> None:
-    whole = layouts(lens, size)
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_keys_of_a_call_begin_where_their_sequence_does(
+    lens: tuple[int, ...], size: int, cut: tuple[KeySharding, int]
+) -> None:
+    whole = layouts(lens, size, cut)
+    all_keys = [np.array(layout.tokens()) for layout in whole]
+    ends = np.cumsum(lens)
     for layout in whole:
-        lengths = [end - begin for begin, end in pairwise(layout.cu_k_len)]
-        assert lengths == [length for length in lens for _ in range(2)]
+        of = [piece.sequence for piece in layout.pieces(layout.rank)]
+        assert sorted({*of}) == list(range(len(lens)))
+        assert [end - begin for begin, end in pairwise(layout.cu_k_len)] == [lens[b] for b in of]
         for source in range(size):
-            rows, keys = layout.cu_rows(source), whole[source].tokens()
-            assert len(rows) == 2 * len(lens) + 1 and rows[-1] == len(keys)
-            for at in range(2 * len(lens)):
-                own = [
-                    key for key in keys if np.searchsorted(np.cumsum(lens), key, "right") == at // 2
-                ]
-                assert rows[at] == (keys.index(own[0]) if own else rows[at])
+            rows, sequences = (
+                layout.cu_rows(source),
+                np.searchsorted(ends, all_keys[source], "right"),
+            )
+            assert len(rows) == len(of) + 1 and rows[-1] == len(sequences)
+            assert rows[:-1] == [int(np.searchsorted(sequences, b)) for b in of]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -81,3 +102,10 @@ def test_causal_work_of_a_step_is_the_same_on_every_rank(size: int) -> None:
             positions = shards[rank].positions(length)
             work.add(int(shards[(rank - step) % size].keys_before(positions + 1).sum()))
         assert len(work) == 1, step
+
+
+@pytest.mark.parametrize("name", ["mode", "cache", "kv_dtype", "context_parallel"])
+def test_what_a_ring_decides_itself_is_refused(name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{name} was given: .* leave mode, cache") as refused:
+        RingAttention(num_heads=8, num_kv_heads=2, head_dim=128, **{name: "other"})
+    assert refused.value.argument == name
