@@ -18,6 +18,7 @@ from harness import (
     verdict,
 )
 
+from attn_runtime import Attention
 from attn_runtime.plan import SplitPolicy
 from cases import Kernel, Task, batch_for, kernel_named
 from reference import cumulated
@@ -124,7 +125,6 @@ def test_complete_call_allocates_nothing_and_waits_for_nothing(kernel: Kernel) -
     attn(**given)
     torch.cuda.synchronize()
     allocations = torch.cuda.memory_stats()["allocation.all.allocated"]
-    free = torch.cuda.mem_get_info()[0]
     torch.cuda._sleep(SLEEP_CYCLES)
     begin = time.perf_counter()
     attn(**given)
@@ -132,8 +132,16 @@ def test_complete_call_allocates_nothing_and_waits_for_nothing(kernel: Kernel) -
     assert not torch.cuda.current_stream().query(), "the sleep must still be running"
     torch.cuda.synchronize()
     assert seconds < 0.02
+    assert any(leaves_free_memory(attn, given) for _ in range(20))
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocations
-    assert torch.cuda.mem_get_info()[0] == free
+
+
+def leaves_free_memory(attn: Attention, given: dict[str, Any]) -> bool:
+    """Whether as much of the GPU is free behind a call as before it. Other processes allocate, too,
+    so that it is asked again; a call that allocates never leaves it."""
+    free = torch.cuda.mem_get_info()[0]
+    attn(**given)
+    return bool(torch.cuda.mem_get_info()[0] == free)
 
 
 @one_kernel
