@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one declaration of the kernel arguments: the C++ structs and the numpy dtype come from it."""
+"""The one declaration of the kernel arguments: the C and C++ structs and what the runtime packs come
+from it (struct_layout.py has their bytes)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
 
 from attn_codegen.config import Arch, AttentionConfig, Mode
-
-if TYPE_CHECKING:
-    import numpy as np
 
 POINTER = "pointer"
 
@@ -70,16 +65,16 @@ LINEAR = Struct(
         Field("const void*", "v", "T [token_count, num_kv_heads, head_dim_v]", "nullptr"),
         Field("int64_t", "k_token_stride", "elements between two tokens of one head of K"),
         Field("int64_t", "k_head_stride", "elements between two KV heads of one token of K"),
-        Field("int64_t", "v_token_stride", "elements"),
-        Field("int64_t", "v_head_stride", "elements"),
+        Field("int64_t", "v_token_stride", "the same of V"),
+        Field("int64_t", "v_head_stride", "the same of V"),
         Field("int64_t", "token_count", "rows that exist in K and in V"),
         Field("const int*", "cu_rows", "[batch_size] first row of each sequence; null: cu_k_len", "nullptr"),
         Field("const void*", "k_pairs", "int8, int4: T [token_count, num_kv_heads, 2] (scale, zero) of each row of K", "nullptr"),
         Field("const void*", "v_pairs", "the same of V", "nullptr"),
-        Field("int64_t", "k_pair_token_stride", "elements of T; even"),
-        Field("int64_t", "k_pair_head_stride", "elements of T; even"),
-        Field("int64_t", "v_pair_token_stride", "elements of T; even"),
-        Field("int64_t", "v_pair_head_stride", "elements of T; even"),
+        Field("int64_t", "k_pair_token_stride", "elements of T between two tokens; even"),
+        Field("int64_t", "k_pair_head_stride", "elements of T between two KV heads; even"),
+        Field("int64_t", "v_pair_token_stride", "the same of V; even"),
+        Field("int64_t", "v_pair_head_stride", "the same of V; even"),
     ),
 )
 
@@ -106,17 +101,17 @@ PAGED = Struct(
         Field("int64_t", "k_block_stride", "elements between two blocks of K"),
         Field("int64_t", "k_token_stride", "elements between two rows of a block of K"),
         Field("int64_t", "k_head_stride", "elements between two KV heads of a row of K"),
-        Field("int64_t", "v_block_stride", "elements"),
-        Field("int64_t", "v_token_stride", "elements"),
-        Field("int64_t", "v_head_stride", "elements"),
+        Field("int64_t", "v_block_stride", "the same of V"),
+        Field("int64_t", "v_token_stride", "the same of V"),
+        Field("int64_t", "v_head_stride", "the same of V"),
         Field("const void*", "k_pairs", "int8, int4: T pool [block_count, block_len, num_kv_heads, 2] (scale, zero) of K", "nullptr"),
         Field("const void*", "v_pairs", "the same of V", "nullptr"),
-        Field("int64_t", "k_pair_block_stride", "elements of T; even"),
-        Field("int64_t", "k_pair_token_stride", "elements of T; even"),
-        Field("int64_t", "k_pair_head_stride", "elements of T; even"),
-        Field("int64_t", "v_pair_block_stride", "elements of T; even"),
-        Field("int64_t", "v_pair_token_stride", "elements of T; even"),
-        Field("int64_t", "v_pair_head_stride", "elements of T; even"),
+        Field("int64_t", "k_pair_block_stride", "elements of T between two blocks; even"),
+        Field("int64_t", "k_pair_token_stride", "elements of T between two tokens; even"),
+        Field("int64_t", "k_pair_head_stride", "elements of T between two KV heads; even"),
+        Field("int64_t", "v_pair_block_stride", "the same of V; even"),
+        Field("int64_t", "v_pair_token_stride", "the same of V; even"),
+        Field("int64_t", "v_pair_head_stride", "the same of V; even"),
         Field("const int*", "block_table", "[batch_size, max_blocks] block ids; unused entries may be wild", "nullptr"),
         Field("int", "max_blocks", "entries of one row of block_table"),
         Field("int", "block_count", "blocks of a pool"),
@@ -138,14 +133,14 @@ PARAMS = Struct(
         Field("const float*", "k_scale", "e4m3: code * k_scale is the element of K; null: 1", "nullptr"),
         Field("const float*", "v_scale", "e4m3: the same of V", "nullptr"),
         Field("int", "kv_scale_stride", "0: one k_scale and one v_scale; 1: [num_kv_heads] of each"),
-        Field("const T*", "k", "new token t, head h at k + t * k_stride + h * size_per_head; null: none", "nullptr"),
-        Field("const T*", "v", "new token t, head h at v + t * v_stride + h * size_per_head_v; null: none", "nullptr"),
+        Field("const T*", "k", "write, decode: new token t, head h at k + t * k_stride + h * size_per_head; null: none", "nullptr"),
+        Field("const T*", "v", "write, decode: new token t, head h at v + t * v_stride + h * size_per_head_v; null: none", "nullptr"),
         Field("int64_t", "k_stride", "elements between two new tokens of k"),
         Field("int64_t", "v_stride", "elements between two new tokens of v"),
         Field("const float*", "sinks", "[num_heads] or null: a logit per head that only adds to the denominator; decode", "nullptr"),
-        Field("LinearIteratorParams", "linear_iter_params", "read by CacheType::kLinear", ""),
-        Field("BlockIteratorParams", "block_iter_params", "read by CacheType::kBlock", ""),
-        Field("PagedIteratorParams", "paged_iter_params", "read by CacheType::kPaged", ""),
+        Field("LinearIteratorParams", "linear_iter_params", "read where cache is linear", ""),
+        Field("BlockIteratorParams", "block_iter_params", "read where cache is block", ""),
+        Field("PagedIteratorParams", "paged_iter_params", "read where cache is paged", ""),
         Field("int", "token_num", "rows of q and out; write: rows of k and v"),
         Field("int", "batch_size", "sequences"),
         Field("int", "max_q_len", "upper bound of the query lengths; a larger one gives the same result"),
@@ -156,9 +151,9 @@ PARAMS = Struct(
         Field("int", "size_per_head_v", "head_dim of V and out; 0: size_per_head"),
         Field("float", "inv_sqrt_dh", "softmax scale, above 0"),
         Field("int", "window_size", "0: none; w: query position p sees keys above p - w (and, when not causal, below p + w)"),
-        Field("bool", "causal", "dispatchAttention picks the kernel by it", "true"),
-        Field("KvType", "kv_type", "how the cache is quantised; dispatchAttention picks the kernel by it", "KvType::kSame"),
-        Field("CacheType", "cache", "which *_iter_params is read; dispatchAttention picks by it", "CacheType::kBlock"),
+        Field("bool", "causal", "dispatch picks the kernel by it", "true"),
+        Field("KvType", "kv_type", "how the cache is quantised; dispatch picks the kernel by it", "KvType::kSame"),
+        Field("CacheType", "cache", "which *_iter_params is read; dispatch picks the kernel by it", "CacheType::kBlock"),
         Field("int", "max_split_k", "splits that the workspace holds; 1: never split, 0: no bound"),
         Field("int", "split_cnt", "0: the planner chooses; n: split the keys of each tile n ways"),
         Field("int", "split_size", "0: by count; n: one split per n keys, whatever the batch (batch-invariant)"),
@@ -245,8 +240,8 @@ TMA_ARGUMENTS = Struct(
         Field("TilePlan", "plan", "how it is cut", ""),
         Field("int", "group_packs", "packs of query heads that share a KV head", "1"),
         Field("TensorMap", "q", "[token_num, num_heads, head_dim], box 64 rows: packed_heads heads of each token", ""),
-        Field("TensorMap", "k", "[token_count, num_kv_heads, head_dim], box cta_s tokens", ""),
-        Field("TensorMap", "v", "[token_count, num_kv_heads, head_dim_v], box cta_s tokens", ""),
+        Field("TensorMap", "k", "[token_count, num_kv_heads, head_dim], box cta_s tokens; pools: of tokens of a block", ""),
+        Field("TensorMap", "v", "[token_count, num_kv_heads, head_dim_v], the same of V", ""),
         Field("TensorMap", "out", "[token_num, num_heads, head_dim_v], box 16 rows, likewise", ""),
     ),
     is_template=True,
@@ -275,85 +270,3 @@ def arguments_of(config: AttentionConfig) -> str:
     if config.mode is Mode.DECODE:
         return "DecodeArguments"
     return "TmaArguments" if config.arch is Arch.SM90 else "Arguments"
-
-
-def align_of(name: str) -> int:
-    """Alignment of a scalar kind or a struct, in bytes (the C rule: that of the widest member)."""
-    if name in SCALARS:
-        return SCALARS[name][0]
-    return max(align_of(field.kind) for field in STRUCTS_BY_NAME[name].fields)
-
-
-@cache
-def offsets(name: str) -> tuple[int, ...]:
-    """Byte offset of each member of a struct, by the C layout rule, and last the end of the last member."""
-    at, found = 0, []
-    for field in STRUCTS_BY_NAME[name].fields:
-        at = _round_up(at, align_of(field.kind))
-        found.append(at)
-        at += size_of(field.kind)
-    return (*found, at)
-
-
-@cache
-def size_of(name: str) -> int:
-    """Bytes of a scalar kind or a struct, tail padding included."""
-    if name in SCALARS:
-        return SCALARS[name][0]
-    return _round_up(offsets(name)[-1], align_of(name))
-
-
-def leaves(name: str, prefix: str = "", base: int = 0) -> Iterator[tuple[str, str, int]]:
-    """(dotted name, scalar kind, byte offset) of each scalar of a struct, in memory order."""
-    for field, offset in zip(STRUCTS_BY_NAME[name].fields, offsets(name), strict=False):
-        if field.kind in SCALARS:
-            yield prefix + field.name, field.kind, base + offset
-        else:
-            yield from leaves(field.kind, f"{prefix}{field.name}.", base + offset)
-
-
-def field_names(name: str) -> tuple[str, ...]:
-    """Dotted names of the scalars of a struct, in the order in which `struct_format` packs them."""
-    return tuple(leaf for leaf, _, _ in leaves(name))
-
-
-@cache
-def struct_format(name: str) -> str:
-    """Format for the `struct` module that packs `field_names(name)` into the C layout, padding included."""
-    parts, at = ["<"], 0
-    for _, kind, offset in leaves(name):
-        size, code, _ = SCALARS[kind]
-        parts.append(f"{offset - at}x{code}" if offset > at else code)
-        at = offset + size
-    tail = size_of(name) - at
-    return "".join(parts) + (f"{tail}x" if tail else "")
-
-
-@cache
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The struct as a nested numpy dtype with the C offsets; pointers are uint64."""
-    import numpy as np
-
-    fields = STRUCTS_BY_NAME[name].fields
-    return np.dtype(
-        {
-            "names": [field.name for field in fields],
-            "formats": [
-                np.dtype(SCALARS[field.kind][2])
-                if field.kind in SCALARS
-                else numpy_dtype(field.kind)
-                for field in fields
-            ],
-            "offsets": list(offsets(name)[:-1]),
-            "itemsize": size_of(name),
-        }
-    )
-
-
-def template_context() -> dict[str, Any]:
-    """What params.h.j2 needs: the structs and their sizes in bytes."""
-    return {"structs": STRUCTS, "sizes": {struct.name: size_of(struct.name) for struct in STRUCTS}}
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step

@@ -10,7 +10,7 @@ from typing import Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateNotFound
 
-from attn_codegen import __version__, includes, params, product, templates
+from attn_codegen import __version__, includes, params, product, struct_layout, templates
 from attn_codegen.config import (
     Arch,
     AttentionConfig,
@@ -138,8 +138,8 @@ def _unit(
             *(cost.tile_ns, cost.step_ns),
         ),
         persistent=tile.persistent,
-        argument_bytes=params.size_of(arguments),
-        argument_align=params.align_of(arguments),
+        argument_bytes=struct_layout.size_of(arguments),
+        argument_align=struct_layout.align_of(arguments),
         gencode=_gencode(config.arch),
         reduction=reduction_of(config).name if config.mode in (Mode.PREFILL, Mode.DECODE) else None,
     )
@@ -211,7 +211,10 @@ def _headers(namespace: str) -> tuple[tuple[str, str], ...]:
         path: moved(text, namespace) for path, text in templates.verbatim("attn", _HEADER_SUFFIXES)
     }
     texts[PARAMS_PATH] = _render(
-        "params.h.j2", namespace=namespace, tool_version=__version__, **params.template_context()
+        "params.h.j2",
+        namespace=namespace,
+        tool_version=__version__,
+        **struct_layout.template_context(),
     )
     c_header = _render("attn_c.h.j2", structs=product.c_structs(), tool_version=__version__)
     texts[C_HEADER_PATH] = moved(c_header, namespace)

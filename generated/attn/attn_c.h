@@ -81,9 +81,9 @@ typedef struct attn_linear_iterator_params_t {
   int64_t k_token_stride;
   /* elements between two KV heads of one token of K */
   int64_t k_head_stride;
-  /* elements */
+  /* the same of V */
   int64_t v_token_stride;
-  /* elements */
+  /* the same of V */
   int64_t v_head_stride;
   /* rows that exist in K and in V */
   int64_t token_count;
@@ -93,13 +93,13 @@ typedef struct attn_linear_iterator_params_t {
   const void* k_pairs;
   /* the same of V */
   const void* v_pairs;
-  /* elements of T; even */
+  /* elements of T between two tokens; even */
   int64_t k_pair_token_stride;
-  /* elements of T; even */
+  /* elements of T between two KV heads; even */
   int64_t k_pair_head_stride;
-  /* elements of T; even */
+  /* the same of V; even */
   int64_t v_pair_token_stride;
-  /* elements of T; even */
+  /* the same of V; even */
   int64_t v_pair_head_stride;
 } attn_linear_iterator_params_t;
 
@@ -130,27 +130,27 @@ typedef struct attn_paged_iterator_params_t {
   int64_t k_token_stride;
   /* elements between two KV heads of a row of K */
   int64_t k_head_stride;
-  /* elements */
+  /* the same of V */
   int64_t v_block_stride;
-  /* elements */
+  /* the same of V */
   int64_t v_token_stride;
-  /* elements */
+  /* the same of V */
   int64_t v_head_stride;
   /* int8, int4: T pool [block_count, block_len, num_kv_heads, 2] (scale, zero) of K */
   const void* k_pairs;
   /* the same of V */
   const void* v_pairs;
-  /* elements of T; even */
+  /* elements of T between two blocks; even */
   int64_t k_pair_block_stride;
-  /* elements of T; even */
+  /* elements of T between two tokens; even */
   int64_t k_pair_token_stride;
-  /* elements of T; even */
+  /* elements of T between two KV heads; even */
   int64_t k_pair_head_stride;
-  /* elements of T; even */
+  /* the same of V; even */
   int64_t v_pair_block_stride;
-  /* elements of T; even */
+  /* the same of V; even */
   int64_t v_pair_token_stride;
-  /* elements of T; even */
+  /* the same of V; even */
   int64_t v_pair_head_stride;
   /* [batch_size, max_blocks] block ids; unused entries may be wild */
   const int* block_table;
@@ -190,9 +190,9 @@ typedef struct attn_params_t {
   const float* v_scale;
   /* 0: one k_scale and one v_scale; 1: [num_kv_heads] of each */
   int kv_scale_stride;
-  /* new token t, head h at k + t * k_stride + h * size_per_head; null: none */
+  /* write, decode: new token t, head h at k + t * k_stride + h * size_per_head; null: none */
   const void* k;
-  /* new token t, head h at v + t * v_stride + h * size_per_head_v; null: none */
+  /* write, decode: new token t, head h at v + t * v_stride + h * size_per_head_v; null: none */
   const void* v;
   /* elements between two new tokens of k */
   int64_t k_stride;
@@ -200,11 +200,11 @@ typedef struct attn_params_t {
   int64_t v_stride;
   /* [num_heads] or null: a logit per head that only adds to the denominator; decode */
   const float* sinks;
-  /* read by CacheType::kLinear */
+  /* read where cache is linear */
   attn_linear_iterator_params_t linear_iter_params;
-  /* read by CacheType::kBlock */
+  /* read where cache is block */
   attn_block_iterator_params_t block_iter_params;
-  /* read by CacheType::kPaged */
+  /* read where cache is paged */
   attn_paged_iterator_params_t paged_iter_params;
   /* rows of q and out; write: rows of k and v */
   int token_num;
@@ -226,11 +226,11 @@ typedef struct attn_params_t {
   float inv_sqrt_dh;
   /* 0: none; w: query position p sees keys above p - w (and, when not causal, below p + w) */
   int window_size;
-  /* dispatchAttention picks the kernel by it */
+  /* dispatch picks the kernel by it */
   bool causal;
-  /* how the cache is quantised; dispatchAttention picks the kernel by it */
+  /* how the cache is quantised; dispatch picks the kernel by it */
   int kv_type;
-  /* which *_iter_params is read; dispatchAttention picks by it */
+  /* which *_iter_params is read; dispatch picks the kernel by it */
   int cache;
   /* splits that the workspace holds; 1: never split, 0: no bound */
   int max_split_k;

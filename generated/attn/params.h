@@ -21,9 +21,9 @@ struct LinearIteratorParams {
   int64_t k_token_stride = 0;
   // elements between two KV heads of one token of K
   int64_t k_head_stride = 0;
-  // elements
+  // the same of V
   int64_t v_token_stride = 0;
-  // elements
+  // the same of V
   int64_t v_head_stride = 0;
   // rows that exist in K and in V
   int64_t token_count = 0;
@@ -33,13 +33,13 @@ struct LinearIteratorParams {
   const void* k_pairs = nullptr;
   // the same of V
   const void* v_pairs = nullptr;
-  // elements of T; even
+  // elements of T between two tokens; even
   int64_t k_pair_token_stride = 0;
-  // elements of T; even
+  // elements of T between two KV heads; even
   int64_t k_pair_head_stride = 0;
-  // elements of T; even
+  // the same of V; even
   int64_t v_pair_token_stride = 0;
-  // elements of T; even
+  // the same of V; even
   int64_t v_pair_head_stride = 0;
 };
 static_assert(sizeof(LinearIteratorParams) == 112, "the layout that the runtime packs");
@@ -72,27 +72,27 @@ struct PagedIteratorParams {
   int64_t k_token_stride = 0;
   // elements between two KV heads of a row of K
   int64_t k_head_stride = 0;
-  // elements
+  // the same of V
   int64_t v_block_stride = 0;
-  // elements
+  // the same of V
   int64_t v_token_stride = 0;
-  // elements
+  // the same of V
   int64_t v_head_stride = 0;
   // int8, int4: T pool [block_count, block_len, num_kv_heads, 2] (scale, zero) of K
   const void* k_pairs = nullptr;
   // the same of V
   const void* v_pairs = nullptr;
-  // elements of T; even
+  // elements of T between two blocks; even
   int64_t k_pair_block_stride = 0;
-  // elements of T; even
+  // elements of T between two tokens; even
   int64_t k_pair_token_stride = 0;
-  // elements of T; even
+  // elements of T between two KV heads; even
   int64_t k_pair_head_stride = 0;
-  // elements of T; even
+  // the same of V; even
   int64_t v_pair_block_stride = 0;
-  // elements of T; even
+  // the same of V; even
   int64_t v_pair_token_stride = 0;
-  // elements of T; even
+  // the same of V; even
   int64_t v_pair_head_stride = 0;
   // [batch_size, max_blocks] block ids; unused entries may be wild
   const int* block_table = nullptr;
@@ -128,9 +128,9 @@ struct AttentionParams {
   const float* v_scale = nullptr;
   // 0: one k_scale and one v_scale; 1: [num_kv_heads] of each
   int kv_scale_stride = 0;
-  // new token t, head h at k + t * k_stride + h * size_per_head; null: none
+  // write, decode: new token t, head h at k + t * k_stride + h * size_per_head; null: none
   const T* k = nullptr;
-  // new token t, head h at v + t * v_stride + h * size_per_head_v; null: none
+  // write, decode: new token t, head h at v + t * v_stride + h * size_per_head_v; null: none
   const T* v = nullptr;
   // elements between two new tokens of k
   int64_t k_stride = 0;
@@ -138,11 +138,11 @@ struct AttentionParams {
   int64_t v_stride = 0;
   // [num_heads] or null: a logit per head that only adds to the denominator; decode
   const float* sinks = nullptr;
-  // read by CacheType::kLinear
+  // read where cache is linear
   LinearIteratorParams linear_iter_params;
-  // read by CacheType::kBlock
+  // read where cache is block
   BlockIteratorParams block_iter_params;
-  // read by CacheType::kPaged
+  // read where cache is paged
   PagedIteratorParams paged_iter_params;
   // rows of q and out; write: rows of k and v
   int token_num = 0;
@@ -164,11 +164,11 @@ struct AttentionParams {
   float inv_sqrt_dh = 0;
   // 0: none; w: query position p sees keys above p - w (and, when not causal, below p + w)
   int window_size = 0;
-  // dispatchAttention picks the kernel by it
+  // dispatch picks the kernel by it
   bool causal = true;
-  // how the cache is quantised; dispatchAttention picks the kernel by it
+  // how the cache is quantised; dispatch picks the kernel by it
   KvType kv_type = KvType::kSame;
-  // which *_iter_params is read; dispatchAttention picks by it
+  // which *_iter_params is read; dispatch picks the kernel by it
   CacheType cache = CacheType::kBlock;
   // splits that the workspace holds; 1: never split, 0: no bound
   int max_split_k = 0;
@@ -293,9 +293,9 @@ struct TmaArguments {
   int group_packs = 1;
   // [token_num, num_heads, head_dim], box 64 rows: packed_heads heads of each token
   TensorMap q;
-  // [token_count, num_kv_heads, head_dim], box cta_s tokens
+  // [token_count, num_kv_heads, head_dim], box cta_s tokens; pools: of tokens of a block
   TensorMap k;
-  // [token_count, num_kv_heads, head_dim_v], box cta_s tokens
+  // [token_count, num_kv_heads, head_dim_v], the same of V
   TensorMap v;
   // [token_num, num_heads, head_dim_v], box 16 rows, likewise
   TensorMap out;

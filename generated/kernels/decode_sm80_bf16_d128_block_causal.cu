@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         fd72bb15421cfc3b94b2e4b9ca5e7a1daae5d6ffe7a8fc556ee2a0f83df917da
+// digest         a2a522ade74e002b26e08f83b1c546d738d9d3e09146b5f833d8c3bbc2549799
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         69936fbc34fb2e3db698def332c342b0a1e5b915f52aea1dff78866132988286
+// digest         e76f0fae708e2a9ee1a3f446c2b60bc1ff6d359c16bd947e496f2563645f99b0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         0a2d7206cea0bee49dc7aa74188d1f2aa4fbfa2fda6f0916f2d6574b2811fa64
+// digest         9b3305728a351c185f1fe029d729639ac78de06c654ebf67ba002014d5e9b1c3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

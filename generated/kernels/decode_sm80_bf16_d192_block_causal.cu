@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         e1394930f46cfdd29c5db387e475b9cb95bcfc899fa4df48a2fcf26bedd0c478
+// digest         d83e845d717be6ef531c7a39cdc757b7ddbc2a85d596f52110d8fc1ca8345521
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         19f6bd472177c9fc926e56adb9fd6d18766e1f68f9cc9572d79a27fb5af8f8ca
+// digest         801120acb92e12ad2ae924418a67f4debe7238c5d791cc3d51b4830f4c13388b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         47ddf82bbd317bbe47343b9db23837156b7c11dba58bf67348ecbbbd65c2b9ae
+// digest         7fd0e18fc520cf0739a5b1901470de978911677c27f5f4fea8ed605e3a7cfb66
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         5e3276aaa6908837b0df03afd50f7749c5268d5008ffbe7240930b3dee8c80b0
+// digest         7882d9250f5d78cf12de8c09d28194550872103a936a49958a09db1278238892
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         b57b4b4d73f9f55a14bd059ffbfb1b744c7bf267fd1a0556628d972fd02aea71
+// digest         679979db00b1549486aeef3617fb52cdbfa0c6897ac383b4712f15b7cfac8c45
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         ee5a420002a24184ceac2cec7033fe011db7503b84db8484db613fbdad7d2b7e
+// digest         4937a66b24305617b96914b577c36c62a5edb668a2a5ec765b55979596b11217
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

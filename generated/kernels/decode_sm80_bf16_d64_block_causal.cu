@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         323b0e137576c374dab7d64ee6253e337d4cafee217cbbf5b8c73411d8d5c5f7
+// digest         04c8ba5edb7c2fa324878f872ba3f4955791e5d1ba4e4f44e245478b615f30fb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

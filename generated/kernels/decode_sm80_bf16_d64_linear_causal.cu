@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         dc0bbef77cf4a9a2d2aa88928189735c74793f271151c4d14abc7e8d970cb098
+// digest         3afc73a7e82601323193e2b01036984374c26d1687a48b98be8a6917222a6582
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         6b9b3c14fc6456ab4b64fe5d10edaf2123e11238122ac9e7cf44b3436b91e8b4
+// digest         06d833ef730c2744c26b72781ef5e0d6ff7b862f095e5b572ea72a25b3595e8b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

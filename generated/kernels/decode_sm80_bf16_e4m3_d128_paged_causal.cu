@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         d250b8f25642ab824eca16029fce2e2676854c068f286e8bdfc5a647c0b734b9
+// digest         7b876639dcc25064de7d052c8e3d388b60d244773785c2637c2f48220d1e73d5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b2599d25e8f4169f0ebff1499464cb6f9933a1c1b7eba593e3abac59224a116b
+// digest         bc24ae37dbfa343bdaf5f90ebde110345b3917196631d535f108e79397be622a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

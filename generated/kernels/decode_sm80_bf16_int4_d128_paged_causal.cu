@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         fe0933fc6f2204a63e9d56de031c708b084ff9bbdc090ae7634f28d42140aaf4
+// digest         e0e7c67ae5efaf1eaf79ed9d2add96b5db8441d65be02474ae1cee248358fd4c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

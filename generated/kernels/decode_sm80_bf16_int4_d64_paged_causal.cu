@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         87a757ab9ff78119c5c22937b55ab8c98f3ea1d3491b145a36c20c8d958478ca
+// digest         99ca4b58337bf8584de96a4b88411866ce5c3bd97bd0875da0ec906f690f61d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

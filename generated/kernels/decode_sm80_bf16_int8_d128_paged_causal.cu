@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         0d6faacc74fa3c0c3eb6fe02eb99cd8d341b39dcd37f87c00b2fc078f4b19755
+// digest         60f5c78a8980753a4e025cafa66c0e92f77a5c2de9abc8054a3898f052862dd8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         8b8dde5288b6b5e14bb55f5fb134e1ec1240c9366425dc40f0e09c9ed59cc1ec
+// digest         5d382334857c0418a71b63ec0665b7d02a80afa3c8057b7bee84993511911466
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

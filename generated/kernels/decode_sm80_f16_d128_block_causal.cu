@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         c7f050e8c5280f78cc5ce84169c0e9d5dc16db522b42bed3f095460a3b04b072
+// digest         63e28158df291b49ad34351cba9f726e474c633e806643f4dd3f4292e9412d0b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

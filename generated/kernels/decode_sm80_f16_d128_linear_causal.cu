@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         0e43c17d5673f3d5312c64b6b710af82e73d72dbab3069c6faf3f0b77e166888
+// digest         666c3e8e1a96744813b4e9e9a096217366ba85287f254e78438baa373d7bf215
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         264253fa89539dd1be9b33ad942cb3a8bcf73f4aa05db14cfe5361a733502398
+// digest         13d56e80cb84c0c90a3827436cfaa7cb5568fa9db0b7fe8751430bb395837914
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         7310ab6d67ff86850e86dc8861aab2baff6de49d7eff098ef0788a476a6eb28e
+// digest         b8e9fae175c093482bde5e14ebd2d8560b53c0ba049620b03e4050028dce5125
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

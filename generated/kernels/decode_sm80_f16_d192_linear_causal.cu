@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         0bd1bb70dc18dc76b4e7f9166408afb31326143c412d8352e34af8dc4bd96868
+// digest         3db65fdeabeaf40568c0a6368cc917ad309bbef77ba753a6b5dda17a8a427601
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         863fb8e693fbfe9b4100db73976e7e3e5d66181a1930300c42b85cac8f894390
+// digest         617f1ae9278c306131c09659d69dfa2fb8136410b4c3c9d7084848b184d99904
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         dd449d799902ec1ccc498d747e5ab25d0cd90738bb4a073c57be09037fbacbca
+// digest         52809de8a629dcfeb9978f1987024186b64f009b4ccd60fd57aa8c9c8fc5e573
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         869f28e6d2f40a40691a599867796e6c32f64a654c08bb6ccdffd4df4dc59710
+// digest         30cb5ee6644f9bc344729cc68772c138d1ef19f54385c682a6c9ea5dedcee062
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         355dedaaf1aeba0bcc16a4d8cf01e4d8c8b7e6fcef205f873bab1a3c9ac35afa
+// digest         63cc1f50897bbb3add9723bb3103bbd8f0dccd075b9d9363b74ae21f13c86b87
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         801790171069029405867aa746b409ee51c706959859d0a06bbd8fe3cc947190
+// digest         c138e5a119a60b1df54fa2dcbe9e02651cb6266936263a4883997b70b2af0317
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         66465182f3e58e315bcd252be116e6b594d89aafd90bc0be09e0c032807428bc
+// digest         e59a559aefaafcc7b1f243df3b5da7b4d80360143c44eab1e8a18949864f4d1c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

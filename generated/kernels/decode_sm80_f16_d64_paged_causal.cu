@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         fd77aed293feca59aff05bb62183ec9ec4dc552f5535402ed55afc655338dbc4
+// digest         dc17bc2fdf99ba11d8aa6f25aedd1702f309b8c5499a47e30689dfaca3c18303
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

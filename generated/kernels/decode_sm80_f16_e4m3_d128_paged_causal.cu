@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         4ef06c11862daae7a1d5e11e7fe2c9dd5a8a1b54700f850ff3ceda474c582b36
+// digest         ac73c83de36e8c57efe4f0355b0e4be39bc9b71032f9c507ddbcd0d8cb09fac3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b75b201e4e0ec60c2b934b1fd1bc555f9dbc6ed3ef69bb972edfcc439924e36b
+// digest         9645c75c45fd4ef5b33ef14f98156b7758033750655e73b19ed25ebe7f4e3b09
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         af246490431f14df5622321ddea06deb410770715c185bbe08ac3ec41cd459f1
+// digest         394f5ce8c939cbc5e0800153cb199ee69094d2498ec3a00f23cd99a2d5f6fc66
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

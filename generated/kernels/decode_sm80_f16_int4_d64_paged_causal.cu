@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         7526142b0ab94f32ef8d03524cd69d4d0727f30c04b75e7a724456ebce325516
+// digest         7dee10905629002bad65b0d1536c294d5ec7f6a1f578a46291543f9f88492dd0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

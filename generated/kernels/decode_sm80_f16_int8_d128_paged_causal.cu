@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         9ed7c3a5d632c5af12c856348f2d66c053729cf3772348f96286092c0d932f2c
+// digest         70bc2be18422cfb92613bbffd264ac822ac27de9ee72c70000571ebb84af6830
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

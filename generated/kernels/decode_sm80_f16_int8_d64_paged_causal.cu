@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         41552c8b7cda3c97b7c2a0d280b2944187a893aa1f3f3a6bf99b6c2a842c192e
+// digest         78faabbb49e0fecd461849024e081dacd1bd7bfbace5b23c88edfce5462b22ab
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         f2d788f11eb08cb5874f7d6c7d17fdf7cd1565b89f272e1bf813f240744dc41b
+// digest         7097fe2cea98c461d5375991692a5622b2da1be70ad544170cc1ff75c2806525
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

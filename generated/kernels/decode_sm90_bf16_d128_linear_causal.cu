@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         c0929497b5d36a2fa6ef2e19d45ddd65503d3cff5f5575a17d4f04bed4ae51a4
+// digest         d57639bd1b5e8c0da7f1b02488e3ac7220551e418ec294ba06748f76777156f4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

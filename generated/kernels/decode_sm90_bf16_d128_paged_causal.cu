@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         69c343210a1f6427a7fe38786f5c038513c14f0334067b4a9faa573e6240f1d6
+// digest         ef27c2afd43e812a3bb8a47cc8fffd921817a2d0f00df210ed2d4e718ecdb1ac
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

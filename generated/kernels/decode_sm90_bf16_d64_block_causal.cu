@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         f0e47dac8b79f5472034e012b0ba100890710ba38b736e20cf03bcf4c018f808
+// digest         33ef9a066dfe64d384eddc8c78fe84e780b460bd21224b148707c2e1dfd05304
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

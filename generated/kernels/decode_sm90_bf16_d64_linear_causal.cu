@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         4cbb3d196eda7f0e10b5cef9b0fa22a000fc79ffe4c4e385b5917df94e6f32b0
+// digest         278e00582ccbfe6c6ca2910167242808b635f3d2815a9c85abd04555df7a455c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         a20b29e42a9fc091af786ab404b2546c40bb2c50511c3e6a144062a92a11b10a
+// digest         85aa734ec0793005fde917d44b45bd3838acb46460bb1991833097ae4d47d91c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

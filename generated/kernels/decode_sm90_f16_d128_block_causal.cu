@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         7932dbee959d2e6f3ba3658cf0e236fe391e99b232d2fc3ff39823ff090d661c
+// digest         946b1623d3749d7d7876864d68016366f960237e30805ed7879956add44d6cdb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

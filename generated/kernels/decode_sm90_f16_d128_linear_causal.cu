@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         23e0875b1c8096d4dc397067432838dfd38655c76a5b4752c8a81a3ee85e4a7f
+// digest         6c7d024edd4e8bd13f7f3bfe7dcee7b07316b83f4d6131c49e216af5d5faf135
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

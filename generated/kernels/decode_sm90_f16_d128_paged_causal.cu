@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         d521eaecdf31518bc65377e785e16e5c7f074472895b51f28ddf9f4dcbdd76c0
+// digest         1e62b8c94d1ff454b0187f11082d82984d2bc1bd1125c75ad56700572895d303
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         b6ffbe45d0dd2b3511c7045077ab81bff14772e924563fc9631d5b276a0f8638
+// digest         38057b396e1c00cb6663fdafc3b61bd48fbdce2d48a692cc2e4393c215bc3074
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

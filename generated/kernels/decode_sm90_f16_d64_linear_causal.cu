@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         0b0e80a2b8ad2851a7db046330cab1e280b05f6293a52ab1e4bc8d3abaceccc5
+// digest         f036770ed0fda4641da96c49a947a1b9bc8ba6ac2923cff100a2d16858158303
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

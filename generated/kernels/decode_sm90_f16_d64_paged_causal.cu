@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         c6e9db84f2b3cb7c094ee64302257be12537c3efac3a1402330739a866777bf2
+// digest         378a776580ba36abebb3bd022bfc144b53a7cc891ea06ac45bd41c5d9a50b997
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         4685a0f36f3922d2953f8071adee2c27ec3e3130f50923e1470781adda864a41
+// digest         1fc0777326c39e1c8408ddbe111507606be874c7ca03150ed088d77c19ae7c54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

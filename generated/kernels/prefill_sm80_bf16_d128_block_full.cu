@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         5ef75d711dd46114357bd50233f11be2f11d358a6ce4ac161fdde504ff2af918
+// digest         e039bf0b46c3a0550115a73aa3506b2f9504787a4ac212fb833dd895e442289b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

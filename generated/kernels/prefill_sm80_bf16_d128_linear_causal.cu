@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         d10209cae3365527c1e052c64be9cd6db4b2b8723187f33882d63b399e484e0a
+// digest         0ce93b3c8c9b627b49226ee3605a761c74dab8e57a19f2401a03600b6719cc02
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         14301d38aeb51c277183b073e73c49d8e41a0049df4d67a9799ca9765495b3c6
+// digest         82d0a8b003e5e7a6835cb274a665b28bca029a354cbd28ec33e85f7e44f3cd66
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         6fe92aa1a22367e3d810247224776309ab569dea82a11b481b4102e5840cf269
+// digest         90dbc5baf325142460f6e606ee12fc0a077d6827a192cc56ef83bfa222a7d88a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

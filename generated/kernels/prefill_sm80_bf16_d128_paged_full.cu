@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         1385accbebe4ee89962e8fec3a6d76fcc8871b9a98a0e7a8f33356377df78192
+// digest         6b9f2a93fcdda866f1c08500854fb1dce894960630ff0d43e0a74d34b805d117
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         110b167f91dd2636a1935b96e8f2d5c2230e885a57caba35c8b56c92927cd7d8
+// digest         4479b58a98a18884163de5889b3f9e30584cebb74787bfc34956d2ac640c862d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

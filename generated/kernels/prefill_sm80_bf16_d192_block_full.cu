@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         df2f32846202154ddfcd99b1d042acd5855c563fc26b0c40c52250920c781804
+// digest         05583e66cbe8d58500d9bef750e2ae66a4ad25bf49a8f00b2bdbcb12cf7bef5f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

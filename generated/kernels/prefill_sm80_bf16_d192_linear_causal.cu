@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         226e4f1304e5bf9678514278bc8296d23378f3d6a02c2cd61c4c567df2caca95
+// digest         b691488bb868629cbc39a0b9e75162fa0ea148494a35e27d081986a1a1eab0e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         01b49d60e9bb09eb641cf2bf654cb71facd253bbda65d5f1c841b6e30db30ffe
+// digest         abd3c5a9f3856ccce97c342b8ed2ba026919b7a1b8e4bcfbbb922105dc5eac92
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         f7d2c43dda1d9d9a346c85dc1b481326a61b88f94be468eee8d6b1c73bf4ebad
+// digest         91773a881725e62f6d68f5a59a9190012f43252ed660b746da4b45bd0b6d15e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f09f9cc56805bdb8c13412a75ab392766d13b25fa5f0d00b8b5196dbb1d88a4c
+// digest         b22bfea5e91b311e562ac49a22b4f0f968e4c661d88f6499329dfe7ab3018e9f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         32bcae0c118202504eea9e538bc60997c8cff2f7e4ebe65bc02fa6e23ac2d517
+// digest         aa662e32a5ee5f5ba02f706254d303602909acfd535c8af120119b3aa61f121f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         671cd595289fcaea35224242ea43c4a3bb515652827c82bf70bcb7dfdeeb716f
+// digest         8c4aa4577bfed85406d5794faece8ccc3ba13257cc75980c3e2c8895e89ce2dd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

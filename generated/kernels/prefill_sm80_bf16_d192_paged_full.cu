@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         71662b50016648c442191d9a744910a638f60772bf7068fa9f0fe089035fbca3
+// digest         fa0b7617fc00aa0b80955e2edeb0db822ad86cb39677ce691fe0e3ba5a9a983f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         f85c56392af94071d8c48c165e1e6de483a7fad69b8f967f978b8cd5a254ef3e
+// digest         a3f25b17ceaf20914774a8d93f83ef3cdd81036089f25118a411f0a7a781e368
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         b4f9cae01357234c753d34cadbedbb46d8d8d2065fa3b978bcaa0a3fb449c51a
+// digest         ede37484807109f5dc0764e6a538bc817057adca2b1fe257d01c559a022a160a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         36b6585d9dc49fa97259de70b9be23d8db849d61311d5743c491dbba5d7cd626
+// digest         755237cae7364edf2711ca1cb666857c20d487057259c6930ca1cba3d85ab76d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

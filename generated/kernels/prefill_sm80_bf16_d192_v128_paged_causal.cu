@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         639a869d333a59a325a990e0e3c8821902b906d923f6be87d0bf2840bd64b878
+// digest         b6b60ac08d279fae40f85d661f6074785d27846021bacc58b077c4b82467f770
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         c6ddb0ee3e3c0787abed68c86ea1a2500e1c27ec00796232e62cc69eb92e476a
+// digest         753cdd186033bd9d315e062073cd334fbe0428572e4cd0ca0cd2c8d509ae3fd0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

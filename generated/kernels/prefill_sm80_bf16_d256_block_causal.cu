@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         87669862540ec0c8556d705fdd35cbb26af55c50854f47bda4f9267b911af24b
+// digest         3ed0569932c8ffefd320fabf8ad66abe56039b9fd20c11c2d147b479fd30e27e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

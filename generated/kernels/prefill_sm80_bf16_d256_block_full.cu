@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         d53d7bca0e17c97949eccdb624fc27fca31d9d03554fc0b4da7999bfe84834e7
+// digest         6de5763de93620d121dea6c18dd69ea06a6db8f054bc1ec22f608f31a656ba54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

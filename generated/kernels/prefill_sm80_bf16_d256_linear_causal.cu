@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         6b114e267780a4579fcecefaee81a57b40c7d875f5a6818a1ddcba368533ae2a
+// digest         0f23bcb8fee3996605c006369f7679377a347fca750eefaa1c12fd9527a45cc2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

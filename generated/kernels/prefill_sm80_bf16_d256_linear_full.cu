@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         d9276de36235d7b52a5943615fc5bea094a3b8ffba239f970504080839ef937e
+// digest         c3cc70cf706591ebd6b69d2ad28160bb8deab763612532c2b87bd99e9c78a4b6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

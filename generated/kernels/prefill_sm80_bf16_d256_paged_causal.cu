@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         4e066fd9aa84b4e046fd24dde9d35c1bac0eb0f1cf52578b152ebc35f51bc28f
+// digest         842386dea08ff30ddb4d0cc63d3cf2643fc1318009084823f1e014f77260c830
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

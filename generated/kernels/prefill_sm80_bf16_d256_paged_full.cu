@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         c2a0a9d91230be2ea5aed9c50738d489d22594a37b682e47d1e9249a237bd663
+// digest         d399fe502b29389f2fe25b4bc8f858acfa563efcaa7b3b897a3871cf47104481
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

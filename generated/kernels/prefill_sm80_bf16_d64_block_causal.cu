@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         e273e8458458529b304bfcc2f2213d505571563462edc43257b1197b5f06d0f8
+// digest         3f4fdc2d9b75c1a3095b62d9366ffbb3318b67aa2610c5602cb532850b188ef2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

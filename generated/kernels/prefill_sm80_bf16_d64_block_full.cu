@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         7346b6d5ba5b47a908f462f9f909e7c5dbfa98193fb065e38b9739e65180ca18
+// digest         de51afe007954c9d08efc2c0ed62a06177c224bcdd7af8d95641ed4f225f5f7a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

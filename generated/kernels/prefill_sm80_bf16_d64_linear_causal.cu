@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         60c84679195a16f09fe8b3ec936a6083f8bb80f1bb135fd8d94bb8e6a0ecdbb8
+// digest         57d0a4d8f591f4c723ee28bc47a19405da3568f9598c8c2aac89d4bf62df8ee1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         f403b50ccc9d79b0773665d5d0310fb4365f1b693528777bf118dd1f95ab430f
+// digest         0f7960fc136539a7befd36dd56a527c8ca96eb27e1d2c4b8cf440e824e639896
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         b07203800fadbe05a473bbd6551de4416bbb3be43670d0997f7df5723298ac0a
+// digest         7b5430d9a56d121d389ebdc406a49bc6277df3408b1ee2b1848f84d388878235
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         df0a02b9c9ed485ab2080c04fe5de7ee1d0d946ce2ce192c44cef74f459b8200
+// digest         f5d6e3189158658a5173b391ea5e6e2a9ae20481fa115bda4137dda6e600e05f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

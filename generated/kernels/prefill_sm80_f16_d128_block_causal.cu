@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         774382306455edecb87908bb9d2ac29f325e18425d8ee76cfe313385b3fb5a32
+// digest         bd0e36f7ae431785ca8e3dac93f4c581d5aa93fe7e5ac7bea35726554e2c39c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

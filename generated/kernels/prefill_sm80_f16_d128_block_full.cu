@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         5acb50a03009b6f0b17d7718d6cab9608e36aa5e1e44752efd532698ea0b92f5
+// digest         02afbe0c28c0b0f8f232431a6f4d6d8d0f44d65a52e0b8e1bf45e61c4abda7b5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

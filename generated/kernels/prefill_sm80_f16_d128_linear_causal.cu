@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7a805e4aebbf8b84bc174c07ef0b872aa394041a9c4b8aff6cb946479477ef99
+// digest         4b7ae82b7b776b357a7a355ed9f275540cdd27494ec62fbcb19ca8129df61a92
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

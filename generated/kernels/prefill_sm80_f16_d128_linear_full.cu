@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         0c4d5fcb72fe2ecbef28b6c8a8e7b930451650263f4bbf312a2dbe348355b6cb
+// digest         0965f66d2e5967f461d457a0ebf7e46546fbf7b4d2714a2e57f5472b04ad82ed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

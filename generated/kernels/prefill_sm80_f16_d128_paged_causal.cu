@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         113493faa20fd1f9d5adf6ee6fcb142d6f26d9a76f4567cfde0fa4abefeb6977
+// digest         1c2849a91a0458a0a43981771807593757252270063425eecd5fe18aba5735f2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         c09f535bdbcb92c89f7c7a112e10be9c3a2f8f9bcc6d5422f9806cab681a2469
+// digest         13b87951bfd08288c844d6192a8d286bd539a3281bbb9e72f8db0c5003a3daf1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

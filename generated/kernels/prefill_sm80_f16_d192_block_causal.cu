@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         9249ea481f1632aa0003c6d7c433911e71516d369f9e2cc9cbc5c82014db1754
+// digest         99e6d846460fa41155303067fed2ce7d5dc8a4964dade1797618f875367206e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         82d942508de2ec88a1f5e596f9687e337628a8b149e2be796eb4e99e2f569276
+// digest         716edf83278606726d70d2bcae1cb280651c4409183f82d0f51877712fe2677d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         8ebdfebd32882426764256ebbb1328f5794b09e0b28602af46c8f4d22e406755
+// digest         e5b35a85ce53686db7c03e214648fd92177e6cfced4b9cc543a16d89252aecd6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         cf756e68a4d74a6f0e59299bc9a49e008358f09276fba6b6294abdce66dc2238
+// digest         7086e01e17890965d8620283ace6a86182d709b9ddcca9d1147691bfe267df19
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

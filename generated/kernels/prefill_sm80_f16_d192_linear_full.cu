@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         b6c9d1296abba40d86a78054f7ce49d210a9373dbd2ff1da0b75511b08aca2b3
+// digest         10fb51b1eebf082147bcaec22e93aa0a7ee01041798f2bf69e8a50664fb2cf5c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         a4e673f19b97c37f06619bc23e1364b50fab355db0bedf24fb99740b0b878dbf
+// digest         489892713fc74c80d62f0e58b75b4b431c3c0ff1bd0083824dcde6c57d6ea62d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

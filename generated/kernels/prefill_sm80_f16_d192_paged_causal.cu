@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         5c594c8a72b66fe3ee55460dc75b5b2158ef52a19f2bd15710c379e3b0fb462b
+// digest         c05bef5ce7c04675428d64f955f37bf80efbe58c8c3877ea490322e038de4d37
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

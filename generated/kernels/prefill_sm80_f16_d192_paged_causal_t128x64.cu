@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         abc5982f1485a9b0df87f3f67c5aa6f06180c1c1d2f68f5b125427b946ade075
+// digest         84dde535286e61d195abf8da2615047204bbfb9b1debc3fb7b2aa198ef307cb0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         3b86e9738ba5eb39df5f514e72904f8617a96a8b9c383903c266c798f3aef9c6
+// digest         327e72013854a40289c3df768b90b6cd96e7546894636fac824a51986e95fe8d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

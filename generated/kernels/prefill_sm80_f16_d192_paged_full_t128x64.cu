@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         f427b2a536a37b6c969ed108a35789cba9a6b2d6d44988c7eca276e48d4689cd
+// digest         58c31ee51f0c2a14625772b787ce5a4c89fda0af82a51a0c30887f124a982f1e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         b33050040014b93e6e52c38ea2d415ace32329b265c4b1cba0bdaa2003e8716f
+// digest         6e7c4eaa8ebacd4f6c2de31f081aa492da4707050b83eeb0bf6fe1f9bc3338bd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         4fffadaf83d37c1b03f96c2bc934cfc2116852ed4fbebf2a12bb33166c37e62d
+// digest         c4a7d977cfcaabeaae3f7a928c7df850c116834874b13471b736db43ace6b46f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         4b5a3b7ab5d6ece1e441f092fe9b089afe50b61786968cd0cc553a1c09bcc63b
+// digest         d4feb0243cc1020484ed1908895555c1c7df20f46903131e0398b000e718350e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

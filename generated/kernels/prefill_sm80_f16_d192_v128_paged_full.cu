@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         bbeb6a37c61f514d3f5afb405c5920d8de44a661cc7580903159213ed136ca56
+// digest         52111f1b292664c3de9ea8903460ce7eba40e197287106a25995cb9f4a77df9d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         7b3f95582ad653d3b77b6a5ecb055148f9667eae841ce2351b0743aa6d65cc63
+// digest         31d32ab355560822d5e573012ffdc66ef62520ca8696b4d453babc66aedb4d49
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

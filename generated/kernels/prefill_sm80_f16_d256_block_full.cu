@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         e22f06ab92fb024eccb83ef082bfc5ff057f24eaaef52af874bb6fe67ed08822
+// digest         bad3f068567e1f4719de18612ce423919b7d9258937c3c655a07d85ffe27eace
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         5f52997750d9798b53cd456d503f200fdc6cb75c38a52a7a2bac625a6d3bbbed
+// digest         cf8211791bca64424576daf70d02b1b0e98dab246785f60e044792c7d90c44db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         d39c041a8b959e3197f8b66d4b399e875f943d82a71c52b0280d12510ecd0da8
+// digest         f704acbee8a4f357625c556094dbe3486a53bbff340bd7f3b5720cabca9906eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         e96e90348e495f9d6eff085c72ce41a5da96978d394811ad810baff0a032536e
+// digest         e41a77e746060d3897b2e2d19ed7c59b0420ffb52342b34ec56d61af0593169a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

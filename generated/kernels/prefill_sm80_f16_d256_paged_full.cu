@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         d4da1ce608309cf36fa50ef772dacb1db930ebd5520738aab4c590eddc9355ac
+// digest         be2b1e376ef49c21769fb9bab2cb1e6b95fb7f2111f0c436ca3fc93613d9c1de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         d9e597bb4b4b6273f86a54eed1086ab3ecdcfd338ec873a0a23ef8108707e766
+// digest         c9d79268bb5f9649a176d18a9ac3938c6b777a25b21790c73114563120650f54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

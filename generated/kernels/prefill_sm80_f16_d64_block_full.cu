@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         ce8f48c6d874f560626fc36e72d10b271926e234aaeb4078a638a50e7ae074e3
+// digest         6c42decccebfd90473d8d9dc4d40a9fb0e518f476bebcafb71e4c818a9100dc8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

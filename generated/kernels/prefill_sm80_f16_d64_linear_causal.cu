@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         bcbd2c1a7c6ca766d1dfe382a240860a0b538fdfd6b62a54e3f0024dc65ba52f
+// digest         d09e5e913df9a2108403f0529d38c33f27a7f9e429d2af8abfbfd3db582b9faa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

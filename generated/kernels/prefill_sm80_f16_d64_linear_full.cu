@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         567f85511f1426d3d486ac46c81fcdac8f211549bf36616fa24678fbae59e10a
+// digest         088c50de9afc4cdb9076a685fffce652cd225fab2fb04fe22b9d3d15e63d23ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         11c04733e9264794aee75cda85cbcd80d4a8b69ada164ef5db11c369eb30bbc6
+// digest         a5350069fa4cf968e3bb0c02a690825a2aa88c34d64791aca62729b237275c9b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

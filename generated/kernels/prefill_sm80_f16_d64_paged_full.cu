@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         cd76571a9b358d5da4047e2fe3fa5cedf4613462f8530b4ffc2e091cdf06e1fc
+// digest         fb139abe5650e06d16b451373f93a3943b5bebb7f8bca7525a2606cd1d8a1a7b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         cfa71b4b00e3b553338c8d7b933bef3c738fef48e33efbc882e8a46fe485442e
+// digest         f3a1072baa84f3cae6477bb5dcbb493f9d6a4456095a2604047d0dbe2dd55703
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         b1b61ad5351f11d1db849bd8ee93fb86e67ea155fb828efbc03dcc8166e6a3ee
+// digest         5a312b19bfe964e5be012a9d8a638bae7077d7e013389107a3ce4fae460c3e24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

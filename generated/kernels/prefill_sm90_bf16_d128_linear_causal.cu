@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         39245588fe7c1409c04ace68ef7484d4770b4f58bf21a9c6a1384ae9001a2400
+// digest         0f91b8f8b967345b889c83f6e487481c14ab60acff660e4ae8724df9286da824
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

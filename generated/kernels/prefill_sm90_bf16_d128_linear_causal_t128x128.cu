@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         9c928e74c62a7168536fde30798d1a650f748eba7e81fe4cf4ce2af6a9c302c3
+// digest         ff2a2f1e930dd234910ee42a7ff5956c41e1de1ac56912cfb75c75ae83aa9c33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         3e4b9933a0b32f99c612bb5129d7da073440fc86352f044dc6b195ae9a3d67ca
+// digest         5e9e891dcd2694f49d9b3e73fda351a35f9649791738dce70ae03d3e9efcf14e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         9f99c61e1b4cbe210ec3694c2354061745f0b155ff4eaf011bef451b7759ca85
+// digest         c8d5cce5a6fb0231e4f718d97379b098d27a541ffe4b77e61016969fb9b6859f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         c0e10be7c0c2d64c1b7a0f268382a02971884e3cb698694d7c4dbf86c70983f3
+// digest         3ead59b3bfa57d176a9f282fb9191e9533c2b8a078cfa55f3e27a961ae360e34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

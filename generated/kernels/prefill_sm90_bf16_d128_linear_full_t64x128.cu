@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         41499ccf91bab0ce7ea9500181a2ede147c47b3966d2663c02430a76c44b4c45
+// digest         dfe37e6ef2306f820acb1595a4d19997326ca86ca79c214b105036f612b594ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         dfd0908c331199701a52d4bde3e4476cc23486a410444a3716361dec0cb583fe
+// digest         298d28d82abd89c5e9a0e52004302ffbf44522e25a88a7959aad2ff1a9373248
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         28212af09f51ecfa5be78743c5dd7426ea68630da9a7203e246073a8d0caae19
+// digest         6ac84324cdf231c222424207aa42c07ea94ef56b607ffb2f331a7fd0bc26dfb6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         9ce5cca6ca5842d46736d7d5feadf7ab7ae78ee8563929a92f5765eeaf9cf239
+// digest         0b39514f5134a0c665c5bbcba817795b13efe49a716684f0472364cf54c3fb5c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

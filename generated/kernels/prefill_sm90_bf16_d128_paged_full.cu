@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         1f37230e5885db0de46fe0007b591f5f6b395ed06d52c80275d615ec7adfec11
+// digest         ced375cec048380a5bf44e64ed54049b3f4088d6e3e4781e7614a82f35b33ad5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

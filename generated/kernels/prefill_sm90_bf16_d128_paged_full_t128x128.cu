@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         c517d29e496b7c1a265d6e6fdca4ba462a60cc00a172cbcd170b0450fb66b565
+// digest         c34be697e20c600bdd3393760f13b27fb996ba9cba691a23f32ea275e25410d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

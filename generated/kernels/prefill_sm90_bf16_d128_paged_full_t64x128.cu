@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         cb76ff1707fcbd6916dfd156055309f6a8122032e519724b06d1945945937457
+// digest         e3df25d514995a276501e9d09aeafec1e0ea5571fc08cc3a4ef3e3bf05e0d6b9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         cc3fc1a9b623c918958b7d7b20f6367b333be6e24645a6776fc8a9d0db4973ea
+// digest         007110aa5d02d383bba8dc3943925e1c3e2908266c002718c7adccc95962a9d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

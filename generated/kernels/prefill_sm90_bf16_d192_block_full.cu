@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         a6f48c6859aec039a509cd3648fa0f6b3c9888a8e4d6991553c39de1bbc66198
+// digest         f89829596c9b0e6bff16a0860720c9803ffeaff8d6f8bccea502638897549917
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

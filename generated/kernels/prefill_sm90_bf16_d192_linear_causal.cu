@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         01d1023089dc4db9720160f9a989b2f39555f19cdfa7f64de8f7c8252caefaac
+// digest         fc775999ad6d3c389de9b91fa75f973cf0391349e8c659622bb3108ead72223f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

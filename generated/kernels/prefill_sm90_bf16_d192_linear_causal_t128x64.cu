@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         a172a0270ef59bcb762cca22b6be2f46c2f64f3643b7e86fc975766a6eb90901
+// digest         8c411cd5793e2323d5d57686ee81b1a18ce036ee64154a7700e124d581dee3bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

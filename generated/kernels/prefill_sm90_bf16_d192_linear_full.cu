@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         cf0f60e4951b144cec7a28f5b9c406395cd5c703aa14dd32f6fdc6dbcaad5d41
+// digest         4e998d16ece11a81c13be3b007251e5e4a764a96a16da60e286974f4c600dfd6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         5a692d97ef64a5b1fdaf86ad3c260bcc7dd9ea519273270edb9c5927eae71806
+// digest         59f54b62c3a24cc444dd4af2b1f385606059a4830d4601e153c344f59665728e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         bab971c6d52abc6fe6b1ab3975a5fe2ccb402a3fd7f8d5aab30fd0bc9a751d2c
+// digest         7be8020cc29a7a9b325def8299a49e45dbb456f1852d1f7341fdbd83166f046d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         a0e688d61189e67429db2f927d670a490790685e930de4880736e9a8f41925ce
+// digest         c4b002edfa4c260f3f6cb76409965928d16fe786a911738d2295bf048914d7eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         205a32be672e3978471c17204231c93adb2de61480eb646cb5d41f2bcf5d8264
+// digest         63206d3e5888467b2454dd239dbf0bcb9226ee4497bc5a416ee852fbdae7e63c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

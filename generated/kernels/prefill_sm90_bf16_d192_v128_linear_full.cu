@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         f3fd3a807e409431a5c5d88e486770053bc6bbd1747f958738d54ac5dfd5de90
+// digest         1bff3dbc88986d5e1276349ce257215eb2a55ab41c1633df125bc356b083f782
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

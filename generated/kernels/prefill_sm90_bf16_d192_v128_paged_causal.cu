@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         5e067aec3a55fbb91a8f0e6b2da96b89b39b5f959e36f0d11e1acd3bbab6390a
+// digest         1c29b278e72e4ac225a07a8c3163f3446f66197527975e0523c5480bcad6254b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         237a066efd13852035afde9f24db6cc6d089023e95d2596acebf2b7351b23a35
+// digest         000b3a428a0c000d6f91e58ff24672b9295c6b3b8e7d4a583843c52a981dcdc1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         525735448fcf621bfc7a9b1ec6e6b805461190b1b32d8f5b6fef93e982cd297c
+// digest         0f2acc8ed4b270c359e15aa1039a7463ed349a55b06c1b7924d3327ebec720a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

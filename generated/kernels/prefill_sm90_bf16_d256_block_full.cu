@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         3420fa16263042714c588ab78d5ee739ae0ee7bb58dfda53571a92c45dae28fe
+// digest         b96bbd49d10902439efed2328dad18111365c32ded4573d5b8db4dac83e65324
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         4ba8eca8a3fb6af48ca4987e4c5ec349af70202504b078d0bc38581f0fc4684e
+// digest         93ba72d82f2329ded2174de98bca42cc7b9cfa91b4da163def398d9772746f93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         1457534c899fc0210f665ae04c3c4d05df6a6b9f5e55675b887dbefad91200d0
+// digest         3ae14c93dd4dd5a57d861d966c65257d8522b98f68affe3dfc610dfb080c626a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

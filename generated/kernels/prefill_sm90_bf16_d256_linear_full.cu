@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         f27b2dd1bf0f3d0013f4dd5e3bdbbc9678877fedb0ce5f0800f7bb12d3966d78
+// digest         ecdc72820aa8c85a0c9698d3b1f73e74f5fa3dac466233456847b5b447c3558b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

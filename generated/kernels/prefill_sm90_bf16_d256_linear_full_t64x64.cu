@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         83ffe4ec9550e25efa83e0397c431ce085f66e8e719686be88aee5e781df46a3
+// digest         d4baffc5dcbfa627997c623cd2931cc70ad295815e773dc25e9bf85138ba7dee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

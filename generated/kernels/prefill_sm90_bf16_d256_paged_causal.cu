@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         71d6f353db4cdfd9253eea0c535dff869de04b171592924fb1cd7137cb5c650f
+// digest         7110977b6ccbdb424a24215d2c92b45fadf58010958d5db07202812c0bd85c03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

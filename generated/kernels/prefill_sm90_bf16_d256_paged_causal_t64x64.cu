@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         6d64f3a9ecb035f571abb51d35984d464e700e0ec250d09aa6f537b97e89ca86
+// digest         88f9a1334c7cc80c4e5ba340131a406477690aedaa406741561ac5f668a2c63c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

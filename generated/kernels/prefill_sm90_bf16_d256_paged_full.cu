@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         556a6e316acf6f2826fdb3148adcc91240bd7a2f59c3c8e71353904704f715e1
+// digest         0b05440e3e031b96aa3b7cff77ae34ddb5505fd970c85bfc7330230ad0edc553
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

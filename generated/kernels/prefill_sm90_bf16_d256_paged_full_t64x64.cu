@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         b99a6d595d8f22e3173499df08b9d6408ffd480cbc9776b9af3d086df6996141
+// digest         a9bfcb77be640dde4ee503834ae0941ec092484c08ba0703389613ada3e5720a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         942e7901119dcfa971908c4f10ba1118b7033f4a5e6d0a8d2f5ae030a8fb99ed
+// digest         29eb407d875775a061adfcb39b4fbce33d2cc62a00ab4ed337e4a13062a2398c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         30d416dc0f3db92b739b32bc52e2448631dbadd72f490a0d26111484317e089a
+// digest         5637c8cb7373841d3e7ba3e3b7d7f22a2f0eddefa8db5c007461e8e596d4defe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

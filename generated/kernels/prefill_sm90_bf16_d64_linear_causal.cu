@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         1bfff6d26e7b3504a3d58163a6ecd80998b968431a83d833b990fca634858976
+// digest         4cd7d34defe943259eb75b6373c5c9defcb77b5bb023c32119f4018f685f5f3d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

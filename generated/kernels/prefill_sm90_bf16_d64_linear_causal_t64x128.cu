@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         5316448fd84321c118759d585d7143ba3608dcbc33724afd13293f1324c3e358
+// digest         23ba7e196b6395b0af6b6c1b6ac9931bed50af198582d8b443bd10cb81f742c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

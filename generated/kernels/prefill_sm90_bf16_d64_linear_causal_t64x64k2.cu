@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         b6e2607ce8e987ea7c1a2449810da69edbf68a85356b189e473dc7775ded1c9c
+// digest         5f57591e655286ffa34f6f7a5dd61eaade99c5f9d67bd56efacd65697f8e14d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

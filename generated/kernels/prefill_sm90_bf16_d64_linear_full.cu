@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         3098d63f8df7fb94f7ad502d38acef202fd9b8b6c9d2b0ea51183a26ca81ea66
+// digest         916958739f16d469e8d05630f81a8007b4a93cdba2cc95ba21bd738e835197e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

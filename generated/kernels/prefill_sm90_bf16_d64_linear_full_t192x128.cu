@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         17204f8a44838828c187fbe1ebade9a9c9afc51dfcccbf3f2b9d819c691be002
+// digest         6491db2d257eb6baef5bca7799ee2721181a4664abf67d646b72632c7c935eee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

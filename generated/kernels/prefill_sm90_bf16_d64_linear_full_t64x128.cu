@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         bd89502c961d8d8d423ee3729343221e13f7107d3498d84d4837b8f24bc0300d
+// digest         7f641935c1cd2cf696301a1df23d43e1c832a6e7c37e29bd878337e2ec6e6db8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         385eee7f9bbb5560bc5582f467378467f74878f2d6e28a447cb371d7e34f3c33
+// digest         e1474d29f5ee161b5821388fab8e2caa934afee391e70b02dfc78b2af4a330b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

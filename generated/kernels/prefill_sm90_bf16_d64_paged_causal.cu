@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         cd5da6e6046575b839116542a5e95c0b0b316da6be58907218a559cece909c58
+// digest         5815d4d8e3527c1d97d74d19f0a48ea57d596cd6983e66aa4368dc1265fe4d89
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

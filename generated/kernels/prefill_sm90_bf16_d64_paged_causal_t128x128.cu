@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         f728faf27c612195c9f3a406b159ba8459fab05892d266c135ef0357cc925dff
+// digest         9ab309a3c3ad1580c628298da552513915cf0a7251c99a5d5bfff13355741822
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

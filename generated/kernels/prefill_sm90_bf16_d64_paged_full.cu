@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         fd50715c6d72a3faf6ba6850ab14c3b5888e137734465cf1b0df9fb3255073cf
+// digest         16c54f5f932d9acaa26a52fd84adeb390a4af043c215b4e3f80064d6178bf98e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         1feed33571d84f2f9c90e1285962944c51831883b214eba28a3c1a5668349169
+// digest         d6e298646c2201ae5d80980796876f076e03b20b1a8ed83243efb0789de324b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         a5538b40b8ff7a0924c763a467464610728421657dea6eca7722dbe102b6c33d
+// digest         09977b5a37ca423b72ffa255dcee4332535bf4ed3bf9770eb11f47577a8da206
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

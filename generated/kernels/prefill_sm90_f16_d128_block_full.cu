@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         c7c1a1ba5b54028d06d390e203c7a0b2aa4a3228f5a5d8ed7987ad1037326855
+// digest         42aad9ef5f54c8781660c558cb7cbc5e32a18622a8e26f081d44d26d10a19a66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         4e26274b35046da3cbf8823195960feef69414d5dc8d94ae59ffcda1d79286a8
+// digest         859e4c6450026f7e0fc4fffd4d7142eaf374de64f10eceadf4fc12f0c095d806
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

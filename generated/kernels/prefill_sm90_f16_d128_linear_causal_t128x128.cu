@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         41bd6d214c57513efff59204dc98cbb2555413542c2e9557e62c094e94a23fb9
+// digest         d3dd598b990b0afcbb7e4a318b75249181ee299a8444978cfc677fe6addca989
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

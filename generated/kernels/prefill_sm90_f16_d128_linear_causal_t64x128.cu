@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         d331e715427447cd19ddda59bed3f74ea764114c3243d8c1add581496c46d021
+// digest         db774c6b0e43812ffe45a05da0d4be51bb158080d91fe579ed785d913764451f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

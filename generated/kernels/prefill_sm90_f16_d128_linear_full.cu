@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         6abe475ffca5156446c0b478a6dc7b849cdd2d2f698d764042e02676eeda87bc
+// digest         8e73cc4caa3a907593c10942a63b57b0333cc7a3e74bab270dc2ba777a195d61
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

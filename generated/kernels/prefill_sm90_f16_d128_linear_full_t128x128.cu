@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         31190ea7cd5c2df329d804094b93025bf4e1dda932d4e418b0092d12514a3175
+// digest         3da7b09ed9f8418468d38014189d7e52a2e3c787337627ffc12fa553b828688a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

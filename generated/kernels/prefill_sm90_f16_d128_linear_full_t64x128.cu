@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         a68efc3541645e21677ce36a80be8a6a1db09675d0b8019004c39b8b5df8227b
+// digest         80a42333cda5573581d5be07d496897576bff089b59978eb109645dbc2e119a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         8e29ef193cf3db192519f06fc049f51de9ed87f58b3e3e955531e8d418ea95e4
+// digest         4c6523fee054ce4a0854cecf9faaa8b1134efb71ff2da5716e922a6346b796e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         3aa57653ae78781e3edcb8564dc05172113ff37e92619766eb0df8bc21d4a9be
+// digest         dbcc8d66c9f7b450c68f4831b0176ff58291c548baf901614d04327ef5bb1a1e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

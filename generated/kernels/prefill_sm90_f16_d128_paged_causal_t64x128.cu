@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         6122a045b1318dc9e4af973a7f494bc5e64561114445910db3e7f2e331fb7bdc
+// digest         de86d8b3351aa24103b6f6bbbb79295ce8bd6272c01289a9d2329fa39a8b3417
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         0897b499c497898d83195abcab58cc15cbe9e24cdcaff2526135cd1a4164ec19
+// digest         912b03c56ea5b8c93b641a4f94a1e0703315550a858ce38886952b2a65bfd886
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         07fe9a1c544a23649922e25a38340ac97977656c1ad1d46c24afcf43c9e9154c
+// digest         015a7cde7e649919a850584546ee8e8cfd1a31a81817de48e1c225bac0b1d8bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

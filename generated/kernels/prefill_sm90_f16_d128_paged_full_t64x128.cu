@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         e42d455886c3fcc8d625ef26d78e943d470e3c31ab77f79764f109a39c2adbf5
+// digest         fa880c89f9f4c722e2d8df97d23b6da6aa293290bd346359c426b710294c1dbd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

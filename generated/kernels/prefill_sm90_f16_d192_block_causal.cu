@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         072383d79055cbbcf03eb700c5e71d5e005af693ee1a07a2cb98bee9fe07e391
+// digest         a341e1a0bfd40d21b4e4a15e1724e41b8910f1afe68004ba3f7613dae89bc49a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

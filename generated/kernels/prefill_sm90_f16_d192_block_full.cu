@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         be279e4054dd373a751d1e39aa3a44882adcfe8f5979a2237521ca2e6b64c7f6
+// digest         791bdc90c40524b71aa7ba4cbc4ca68a58093d48f73b557f9a256d52642c6c96
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         c471c1e12f92a77ab54319a9aeca9ebc517a92f68d3afecc35aa4c6f4fe070d2
+// digest         2f96857265ee0e6edb8b729d9b948ce1fe65e4ef10d535cfd47b134cfb1736b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         714af0c2c4c1c8a78324f65f8d7ceffd16992dbaad214b76ff34973dd8c67aca
+// digest         c2f74ac357753379118d0fa45c80a91d9aff2b61e3117cd596913df59d218e8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

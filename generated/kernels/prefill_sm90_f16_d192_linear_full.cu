@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         b4904e51cfbc9d06b05482e57136aeb67403463af83236ac00a6cd7b2129e0db
+// digest         bfb0a03b831987e846effb5b623215bfcecf0b502a49178be5306c718dafc353
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

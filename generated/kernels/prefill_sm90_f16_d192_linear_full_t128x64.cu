@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f612a86b8150720e85d0099299e6e5fa09b0ca91702dc76f029b853e82d77ab5
+// digest         651e23b6183eddfc1a3338384e28318dc3e1257329451d53ae4575a2b22f37e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         02ae8f584eab3ec5386caf97d9bd5d9dec7c8fe264f86639f8e28e6742b8b0d1
+// digest         f54ec5620e86dc974bb6360e9cda9178266fc59ca650221a51f93c0f715855dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

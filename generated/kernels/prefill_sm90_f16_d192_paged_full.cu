@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         b526ff3d7030973f1a516cf32ba286f3f63774618eae34b79fceafecb39466cb
+// digest         6047bdf895cd1d253816543c11ff84d8f1c3692e641bf5795e7cc93134d56768
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         311d9a2b09cfddb24d07aa31d6ade642ad2743bbdc7b9564f5e279efd2218dbe
+// digest         485460a23b201997d384154b6657390371aca38bc506d122e7d40901fa059ba2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

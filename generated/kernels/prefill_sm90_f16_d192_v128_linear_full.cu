@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         ac960305d775ac9f6afd47d34303c4361aa8958d06a1057898d9ea2254676ac6
+// digest         2b4a0a9c343b08bdf3a2f8d8110656bb471475cac9545f33e70640f65d21a209
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         b10024a9935f6fed3420348d777cde4c895369d4bc4c20d8eeea290eec01988b
+// digest         1facf5ea1d8e6c1ac04eeff703b660058baa003201c09f1c70f1a4a1f5867426
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

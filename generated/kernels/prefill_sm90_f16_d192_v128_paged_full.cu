@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         e4c476b8b03666b446839c743f62cd8ad965015309f57ca515408653ef0480b3
+// digest         6382cdc22b97a60e19ae398d8ba93f629f6cc6351364fca9c0d26d11b7e9e7bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         6b74117fc2bad2b2ff0e4f5ae54559f60cfa322d027b5c162ca6ab80dc576092
+// digest         abe839c62d69aa58269751ad2bb348597f177149aabfc92f137e52ac2956d9af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         fdaaf40632beb1992a14d6c40ecf33b9a2e415e2432e02e08e6369f29b5efcfb
+// digest         fe84a708910c4b155ce2552539fc66f5fe10f2bd125f8c99f105195e0a446e26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         45221bdcfbdce4befa19eec1cd80c8198b9308d6a3a647fcbb73b415bb100595
+// digest         be81fff07ae0d991812503646248222e95f97662d68fa0b284430c09416b589b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         fbcfe89dc29a33810c29496494a643edfb9b4050e8a58424b0aad5903a0ab95c
+// digest         3741f6a6be56c58d081f29eac6398ed7effe1322688ff5c84fb220acee201e72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         367229a69f368cc592f782b0808c90c102a31dc428f0cc0d2e95f94a2a865f59
+// digest         239c33c101d3e98381be93987cc90d7b42c8cd2bdf6d154c8990da5805a6ce79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         7328c83a0d2cdc1169de1a6ad27a3399fbf60eac88257396153834daf6357397
+// digest         e327522871814161cdad794a962808ac0340285df6e8b9abcb96bbb0ac6856d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         b667266bc3e6f33acd823bcccd5db53fba514217ad2ead05fd1b5b916c328006
+// digest         ead71eadac9d8f178566813e489a2b086cfc907503b8517d85691f1cd5acdc82
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         b2412ad3e4851c5d60ad05392c19c8e61267fb3ece14faf3cbbf1d4e3ec9da13
+// digest         2e7e2e9c8052f19d394353f0971975890a7ea1741d4989473d350e94fff7b37e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         dced24cc0bb235ed7acb0ab6f6ce999333e231266274cc2fcea890c8dae3c1ff
+// digest         ddcb56e08ca721f4385b814c48851627c7d03fe84429652bb0906fe0658cc39b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

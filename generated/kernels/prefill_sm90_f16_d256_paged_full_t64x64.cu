@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a59bac2eec3cc3d2330f77de4a0c55c91faf8d7d08aaf2a6bd9ac3cfbd062e79
+// digest         8906d64d9540c53c205c1e68bc68d1784bcc4096f8dd68abecc168b6e77ac5f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         56869cb4dea3b8c59d01aee2003f2335bcbe8a2ce71f4c2a6c65cfd3f2086d3b
+// digest         a749c1f6e1f02c170c6bc2387a33f82b4697a35f7d230a116f29f87bc4473a6f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

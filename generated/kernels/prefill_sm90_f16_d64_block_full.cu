@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         7d9fcf3386d224a1b5fb1676261d90717f9a0288546678d1acf93d5e2b321ef2
+// digest         9cccd1820c7ee68e1babda2793f4a2a4a4e10418ae164fc59111b7463fc9050f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

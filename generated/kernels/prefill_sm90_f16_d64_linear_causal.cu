@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         39d634cb8037aa2ca011ec574d7b3639e954378ddafdc7991b22619dfb291acb
+// digest         c2b763e08c4345dbc05bba5baad5c0996ccef74a255c35c51c6ad36ad9bd2c3d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

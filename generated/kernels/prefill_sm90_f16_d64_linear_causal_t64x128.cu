@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         e92b6ee80dae4b2124c494f74426f905591dc83e3854b34de6c4e7cbb46d4d43
+// digest         ab5a309209a6b1694923999044b217980a9ee4b1f102983c44e3cad11aa90d48
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         91f89d7a5d3d230fb85a7e1ae792eb5774f2e6a80038cb44d04c81301a227f1c
+// digest         9c762cda9375a7a633e8d66fc61507fc801a95991bf0484adbfa17a6244fcd88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         89ed5e4ee1add9eabdda17ee914492665c4df1e54b3ec009d36753be605fe14e
+// digest         46931baa4144f793ab13304863105b626b7432cccc7742f7e870f259baa0892e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

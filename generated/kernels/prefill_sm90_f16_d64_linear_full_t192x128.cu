@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         92bacb3c531ddf8d596864486a54412d747f5c3da4fbc41a3c8c754ae873b6a1
+// digest         3955e0bcc81720bcb5882ed4aa65432a4f45c052ff7682419b10d4803d7982da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

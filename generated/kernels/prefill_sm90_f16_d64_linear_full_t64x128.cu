@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         95cbf8608106768042933b0837ea77acfc75cc065b1d3b6aabb8b6102f2d8e6b
+// digest         f6ce6e0db397111afd4ae8480a6115aab40cc56fe710152ee814250d5da638b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

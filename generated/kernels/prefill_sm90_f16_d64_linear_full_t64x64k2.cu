@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         8e64a6d01067865b3ed40202b838b27c9cf66e0f2df2a3c38b046b228eb9541f
+// digest         47de8657cab5f341ae863abff6d1edc27b42f7bf37e8dec53b7ec18eb7b7a806
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         9443c069b0bd99609ae3409381a505b83e3a35e03a0e1a22d55d1601304a5487
+// digest         9c4484e569e453449abe637d06bdc4d878e43582c6514dd58df136dcec4c10e0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         0a732b6769c394960956fe9a9c46cf31b412e4dc2f5d9ad08b15e8613a8e3589
+// digest         9eae1f1bc6c41a78322ed694b5697c73edc9ecbb47efb2939b2bf0c2ad8f7b8b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

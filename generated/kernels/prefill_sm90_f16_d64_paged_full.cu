@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         7c6581fa064e2ae3b19651f333dcccc50327b62ea3af2fe4f6b0765e95a7d91d
+// digest         5ec7366c0b24148803df77a44bf151aaa501993e9d8442c4c129972a9a5b2db0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         1a352318c7dfdb63dddc70aa4d39c60b6e2c0bed50f75cf19c99a55cdcd561f1
+// digest         f7b801888d78e8ac7a3054209c0a449d4ec4d455952b176c7ef8b520fb7e6f41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         b00b6534d644c5ffee3f243616e895b9490fd527ce8d2dad900597d33fff514b
+// digest         aea9d9715d78199ee987e02cef81236ced8214cdc8d1b3d53fc7c4bcb0806619
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

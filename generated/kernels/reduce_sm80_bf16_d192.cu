@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         866a11d3a4fa940f921525fcebf24904a23b90b5e9a0a78e72e6685fc946d6eb
+// digest         b62b089790d9264f6d8dafce7df7758ca46036d843e686f221ad44daa96457d6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

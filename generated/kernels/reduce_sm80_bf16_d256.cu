@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         7620edc67b51c024f31add746515b8092ea47f3cf4710799627749abe7ce0d3e
+// digest         b21a455760f824a7ec18ca9c167694e003e8ee1f403be10081e316dd4d2e9142
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         5d8a9f7998664b09fe39b607f49d96df64d31ab8a90d829ca184071292fe9b05
+// digest         c7340f1be13e3c4cf959cbf8c206e04b1269a3c3eb96694e5848664de8c8d46a
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

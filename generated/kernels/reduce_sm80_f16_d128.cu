@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         dae938beb3d9e9b9fbd4e46737722fdbf06ca9553b370dbc27e31c0798df2d37
+// digest         116b737e538380959738ed6348078dc26618ef165eb85ae945b0e1d9327c5089
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         81fe64a27e488387a621c2b61d6d98700c23eeaba874836110f4f291bda4aee7
+// digest         d9388b4296526bd7ad341869a796ea7faf66e65f9f786f3d5d75baba167e1690
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         13e9bf17cfce0d30b6609bcf5c36471f77cf435542772ec3d7061778b7af681c
+// digest         1def659aa2bf915b3c1b551a30ab491705a25a6ca3f3b8baeda2d19d90d3b4be
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

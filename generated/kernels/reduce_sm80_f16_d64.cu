@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         5c89db395cb47c7d18709968c50e48fb0855ee34c2ce43e36cb40dd37f37b55e
+// digest         c8d236a7d87daef0710264a8787d57d5c95e8e21aae6fbb20b01a71edbcd1a1c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         56a04bfbad428ca333878007730bff7c7398045120a0ec5b7ac9e6367a773350
+// digest         1fade32ab72075fee2b4d568641649829f5a22a8dd8aa33979f994e77b6e9584
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         b01b58df506877b54258bb036efa9e78b5c7827e96a32e2bdff56f453d0e7a3d
+// digest         405d2b64d2643fb814de538e3352ae1f7ae267a0dfc98390f0e6705941c30a6f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         62a71f885a7a4c4781b116cd961961c7284542913523b884fa43da00496248ce
+// digest         cf35e83755a0f5c82695a8294322e2e79d6c8e093107c233757309a6576862fc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

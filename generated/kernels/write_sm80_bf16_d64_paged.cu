@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         c43e47b3761aeedc4b0084d50a4f577d970dea6a014609f4f8275f6e5edadbcf
+// digest         6de009947d1ed1cda46c7541d21d7df174dbb8506d3a2fb7cf7fddbde4c76b2e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

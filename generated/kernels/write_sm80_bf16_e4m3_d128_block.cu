@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         e70f2e4fad6446f77d53b83eb1a108214b732ba2b96cf8671ca83251375c9a8e
+// digest         a6504cf0301c6fc8808060865581d77ab4396f614f9ef10470f347a0da67659d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         6f4b19e4c706bfaa55ae9a3e051801f6a6ccb57930005bec441162e93901a2cb
+// digest         43853cb5e647eda7d833d1d2a593d318174e78229fc5ec44e185ab627d4b632f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

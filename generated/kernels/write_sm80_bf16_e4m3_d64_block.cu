@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         1f57d0efa852a233b54f3f0de981cbbc4d85b59e7d4aa10e2eb72f7fc0542bf2
+// digest         a4aad251e480e124d0a7ebe78d0c882c880b4c86fbb0f55fd6ac99138b9e6b6b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         45ab666ad2e32b7c8de3b5b3bd1360337466de46deaaf436f10717ae55a15923
+// digest         cf36fa24bc1610ecab7469c9f53b574e2c9c8ef56c552b0ed9f38668153274c9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         6441758fc184fcada91146564b81dff03f21c3b99ad33fbbedc0595ede977bb5
+// digest         50269b33741ad60e55495afd73bba7fcfaada3f404d51228c12ac1bd7885778e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

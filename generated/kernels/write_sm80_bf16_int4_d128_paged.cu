@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         8d5ad7dd54f21c78a296d6f58783dac8c3fee75c9d91afb73b397c39f2a2b508
+// digest         506fd032d4c9886daf1e7c929c7e25a0ae72cf3aee3e3e6f6b877dd6fbc67717
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

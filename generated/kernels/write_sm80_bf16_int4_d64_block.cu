@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         84d1c91d022f2468bbbea7c9cdba78fa1de457833a16852ee0e65fc006713c69
+// digest         096f75fac2907e1f2b12e786048f5eba1439a1bce9064bf4a84af5045f4b35d0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

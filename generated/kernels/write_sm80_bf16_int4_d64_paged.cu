@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         bfb2b18b817d36dd1b95f92ee4f46b9e3343ce2a5df8fbaa62919cb9f33a54d3
+// digest         2f313bfca5d087475b37d58378bd459df05d9605c5ac07564e1634f6514dfcb5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         cb1705e38d9e2cd3ad63a784124d187b25aa7dcc064157803e9b6b2e4333e64a
+// digest         88094cd520559e21a585ceb3f9010150bd86702ebd4691c86f34ec4ca498f0b1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

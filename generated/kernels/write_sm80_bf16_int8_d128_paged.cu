@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         4f5c58f60ae8def4f40d5008dfdc1b9394a48b7cf99ffc6df364a62d97a52bd5
+// digest         dda4163c160d63124807f38dc70aab3ff0a39a62fc529f0079e6106356a4af3f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

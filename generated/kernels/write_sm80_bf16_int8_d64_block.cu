@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         4edecd5f711b080f97ead78643cb3555ed299c75aa10e6d01bb1551dfac9f580
+// digest         49ba21a4faad3586bbc758857b13f32c0c1fe22f8e9fce25c4f6d910317853a4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

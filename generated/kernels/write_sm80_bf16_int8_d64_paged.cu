@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         f8e61670a1b836f731e3df70f0aacb4c63bc5e35f664176b1b5a1b7ef3d13971
+// digest         c34794595f3abdd81aca777e9ccb7377bb2042ea60f1829da5eae9935adbfca8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         4e9f8767a2b18003784eba086a241b515a508854051891924f511fc5eebb7791
+// digest         3459b759092b3667629ef5fc3e6befd6a7bf6cc5f42e80b36784bb7e8a9d2af7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         523a34635cc348f6aeb02ae086b93ab72b0b7bbdd5a66b082bd56eb57e17d748
+// digest         5739b6135c6762039222c3a4dd92f44cc1914bcf379a86bb0a5befff886094a6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         f5a8a431b42e61a3ef70f62c3be02e5b22e514a2f456df82c83f5a91061cf0bd
+// digest         988e4b4e56056657055b19d61e8457be0f1f6c69dd1b57ee465b1e82f9a95740
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         842340ac3e20825af724cd2b7adc0fe77f7cec22fac047e62ef080d46336969c
+// digest         0d911e193a480adbf91753225e645d3424f07f28a1059090b0569f4f309608f5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         03ccd14d6fbdced7f3a512edb5062655c9b4535c81a40617ec940cf8d93cfb2f
+// digest         d059c37c0d9f8c9b5f4f46152522b2f0f4a899af11515d24bf67f311d1344a30
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         2c59f1553afaec3cfad1c29d8989384ddf860920b30fbc37774478e3d10142ef
+// digest         625f5ca2d87d6c1454303b32ceab6db69d5741430664f3fb085b3f1642ff5ba7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         92f00c3457f43f2e5211f358bdc4a7de2066611020d9f9129238c825b16ad9fd
+// digest         f0b2fcbaf1bbfd7b747571906610c52f3014e1628929955619d937831e2a919d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         20a0fdd4bda07d3a7d2bda7c0c929ef5b5e93484c8d0004f5e62e39b72f83ab8
+// digest         31151339901f3d1a3e623dbb9bba65c1c09363aa09624885bf741e270189fa74
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         a0fc633a61d437970c9ee1cf1728ec28efea82aa5df416b79c45b7ce2453810e
+// digest         ee8b533cdd6f05b44aeebc0b17eeaaf2bc86cc416a291f78c91e5ce940a889fc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

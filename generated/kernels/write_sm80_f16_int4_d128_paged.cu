@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         e4dc3db723e392abc6da6152b44f3f78c7bd2a021f119b6f79257897e11b1c9d
+// digest         7071e5065dbe0ef2815e58badfb3d65b764a11b7d35f629cdc632d9e552fd9fe
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         23b072c1acf0160f6994647e77cea04da6481aca85d15ad1d2dc94e3dc0efd96
+// digest         ce8f50588e469a42070074c770ba7450114e92d5df0f3988508f22fc6d43f5a5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

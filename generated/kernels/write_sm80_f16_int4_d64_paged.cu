@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         ce6a31993f908f4e11c66e2647e913a40f6417e529f99860428b0a661b5aa79c
+// digest         0e325aa032fda7a96d67c716772c633498f814843d3210235b48885752641c88
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         14ae6776f8e5d5a3bbc880006a05d3ebaef6441747dc41548255c6a391c22e71
+// digest         2d09924d6dfeddc0a5eb33a30063e06cbf7b06360b0c9f67ef6797d61f90466e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         6680ea096072764d8d1a4cbaeac54444fde06d6037aa37c19c5e1a5be814f159
+// digest         5bccc36d9eb95e520e2a4bec2becc68d547f0db6403cac9c05f89af96251b0a4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

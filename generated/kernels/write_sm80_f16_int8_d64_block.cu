@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         c7ce2dca35833ae0f7946237ab6e6959c0f35c887f6e5881cd1e706197ba71da
+// digest         dde107e2dee3744d676ebff689f1f57b6dd83297c4213298de7eb8ebd56b8a64
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         63d915c3ab6d27a8d769b44df4e1355ef304c17c179c24f235e396880e00a72a
+// digest         66a8899e94b604f9e4069bcec050bec41b1ec866ec4b76e2d5e4705b18514d76
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import Cache, Dtype, KvDtype, Mode
 from attn_runtime import driver
 from attn_runtime.arrays import adapter_of
@@ -164,8 +164,8 @@ class WriteCall:
 
     def __init__(self, context: Context, kernel: Kernel, values: Values) -> None:
         self.context = context
-        numbers = (values.get(name, 0) for name in params.field_names(_STRUCT))
-        packed = struct.pack(params.struct_format(_STRUCT), *numbers)
+        numbers = (values.get(name, 0) for name in struct_layout.field_names(_STRUCT))
+        packed = struct.pack(struct_layout.struct_format(_STRUCT), *numbers)
         self._buffer = CallBuffer(packed, ARRAYS, places(kernel.config))
         tile, rows = kernel.tiling, int(values["token_num"]) * int(values["num_kv_heads"])
         self._has_rows = rows > 0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import Arch
 from attn_runtime.counters import Counters, counter_block, counters_of
 from attn_runtime.kv_cache import Values
@@ -16,7 +16,7 @@ from attn_runtime.launch import Launch, PlannedCall
 from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
 
-_OFFSETS: Final = {name: offset for name, _, offset in params.leaves("DecodeArguments")}
+_OFFSETS: Final = {name: offset for name, _, offset in struct_layout.leaves("DecodeArguments")}
 _COUNTERS_AT: Final = _OFFSETS["params.counters"]
 _RANGES: Final = {name: offset for name, offset in _OFFSETS.items() if name.startswith("ranges.")}
 
@@ -44,7 +44,7 @@ class DecodeLaunch(Launch):
         )
 
     def _packed(self, plan: Plan, values: Values) -> bytes:
-        packed = bytearray(params.size_of("DecodeArguments"))
+        packed = bytearray(struct_layout.size_of("DecodeArguments"))
         common = super()._packed(plan, values)
         packed[: len(common)] = common
         for name, value in asdict(plan.ranges).items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from attn_codegen import params
+from attn_codegen import params, struct_layout
 from attn_codegen.config import Arch, AttentionConfig
 from attn_codegen.rules import is_valid
 from attn_codegen.tiling import Tiling, tiling
@@ -115,7 +115,7 @@ def _check_shared_memory(config: AttentionConfig, tile: Tiling, function: Functi
 
 def _check_arguments(config: AttentionConfig, function: Function) -> None:
     """The struct that is packed here and the one that was compiled come from one declaration."""
-    expected = params.size_of(params.arguments_of(config))
+    expected = struct_layout.size_of(params.arguments_of(config))
     if function.argument_bytes not in (0, expected):
         raise DeviceError(
             f"{function.symbol} takes {function.argument_bytes} bytes of arguments, and this "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Protocol
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import Cache
 from attn_runtime.call_buffer import CACHE_ARRAYS, CallBuffer, Place, cache_fields
 from attn_runtime.kernel import Kernel
@@ -44,7 +44,7 @@ _FIELDS: Final = {"k_new": "k", "v_new": "v"}
 """What AttentionParams calls an array, where that is not the argument's name."""
 _IN_WORKSPACE: Final = ("partial_O", "partial_ML", "cp_O", "cp_ML")
 _OUT: Final = ARRAYS.index("out")
-_MERGE_AT: Final = {name: at for name, _, at in params.leaves("Arguments")}["plan.merge"]
+_MERGE_AT: Final = {name: at for name, _, at in struct_layout.leaves("Arguments")}["plan.merge"]
 
 
 class Exchange(Protocol):
@@ -100,7 +100,7 @@ class Launch:
 
     def _packed(self, plan: Plan, values: Values) -> bytes:
         """The arguments of the kernel, 0 where an address belongs."""
-        return struct.pack(params.struct_format("Arguments"), *_fields(plan, values))
+        return struct.pack(struct_layout.struct_format("Arguments"), *_fields(plan, values))
 
     def _starter(self) -> Callable[[int], None]:
         """What launches the kernel on a stream."""
@@ -198,7 +198,7 @@ def _fields(plan: Plan, values: Values) -> list[int | float | bool]:
 
 @cache
 def _names(struct_name: str) -> tuple[str, ...]:
-    return params.field_names(struct_name)
+    return struct_layout.field_names(struct_name)
 
 
 def _places(kv_cache: Cache, workspace_offsets: Sequence[int]) -> dict[str, tuple[Place, ...]]:
@@ -206,7 +206,7 @@ def _places(kv_cache: Cache, workspace_offsets: Sequence[int]) -> dict[str, tupl
     fields = {name: _FIELDS.get(name, name) for name in _COMMON} | cache_fields(kv_cache)
     if kv_cache is Cache.LINEAR:
         fields["cu_rows"] = "linear_iter_params.cu_rows"
-    offsets = {name: offset for name, _, offset in params.leaves("Arguments")}
+    offsets = {name: offset for name, _, offset in struct_layout.leaves("Arguments")}
     places: dict[str, tuple[Place, ...]] = {
         name: ((offsets[f"params.{field}"], 0),) for name, field in fields.items()
     }

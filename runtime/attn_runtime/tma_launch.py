@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import Dtype
 from attn_runtime import map_encoder
 from attn_runtime.counters import counters_of
@@ -19,7 +19,7 @@ from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
 from attn_runtime.tensor_maps import RowsMap, maps_of, section_of
 
-_OFFSETS: Final = {name: offset for name, _, offset in params.leaves("TmaArguments")}
+_OFFSETS: Final = {name: offset for name, _, offset in struct_layout.leaves("TmaArguments")}
 _KEPT_MAPS: Final = 64
 """Encoded maps of an argument that are kept, 128 bytes each."""
 _COUNTERS_AT: Final = _OFFSETS["params.counters"]
@@ -96,7 +96,7 @@ class TmaLaunch(Launch):
         )
 
     def _packed(self, plan: Plan, values: Values) -> bytes:
-        packed = bytearray(params.size_of("TmaArguments"))
+        packed = bytearray(struct_layout.size_of("TmaArguments"))
         common = super()._packed(plan, values)
         packed[: len(common)] = common
         section = section_of(self._config, values, plan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import AttentionConfig, Cache
 from attn_runtime.arguments import CACHE_TYPE, check_cu_rows, check_devices, check_lengths
 from attn_runtime.call_buffer import CACHE_ARRAYS, Place, cache_fields
@@ -77,5 +77,5 @@ def places(config: AttentionConfig) -> dict[str, tuple[Place, ...]]:
     fields = _COMMON | cache_fields(config.cache)
     if config.cache is Cache.LINEAR:
         fields["cu_rows"] = "linear_iter_params.cu_rows"
-    offsets = {name: offset for name, _, offset in params.leaves("AttentionParams")}
+    offsets = {name: offset for name, _, offset in struct_layout.leaves("AttentionParams")}
     return {name: ((offsets[field], 0),) for name, field in fields.items()}

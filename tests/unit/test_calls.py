@@ -12,7 +12,7 @@ import pytest
 from test_launch import Recorder
 from test_launch_arrays import CudaInterface
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import AttentionConfig, Mode
 from attn_codegen.tiling import tiling
 from attn_runtime import (
@@ -51,7 +51,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     context = FakeContext()
 
     def load(config: AttentionConfig, *_: object) -> Kernel:
-        size = params.size_of(SIZES.get(config.mode, "Arguments"))
+        size = struct_layout.size_of(SIZES.get(config.mode, "Arguments"))
         function = cast(Any, Recorder(config.name, found, size=size))
         limits = nominal_limits(config) if config.mode is not Mode.WRITE else cast(Any, None)
         return Kernel(config, tiling(config), limits, function, cast(Any, None))
@@ -123,8 +123,8 @@ def address(given: CudaInterface) -> int:
 
 def launched(entry: tuple[str, int, int, Any, bytes]) -> Any:
     """The AttentionParams that a kernel was launched with."""
-    size = params.size_of("AttentionParams")
-    return np.frombuffer(entry[-1][:size], params.numpy_dtype("AttentionParams"))[0]
+    size = struct_layout.size_of("AttentionParams")
+    return np.frombuffer(entry[-1][:size], struct_layout.numpy_dtype("AttentionParams"))[0]
 
 
 def test_a_repeated_call_is_checked_once_and_has_its_own_addresses(

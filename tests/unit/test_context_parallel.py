@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_launch import Recorder, unpacked
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import AttentionConfig, Cache, reduction_of
 from attn_codegen.tiling import tiling
 from attn_runtime.arguments import CACHE_TYPE, Numbers, check_call
@@ -360,7 +360,7 @@ def test_every_word_of_the_protocol_is_an_enumerator_of_cpp() -> None:
     assert (
         "enum class KeySharding : int { kInterleaved = 0, kContiguous = 1, kZigZag = 2 };" in text
     )
-    assert {"cp_rank", "cp_size", "cp_O"} <= set(params.field_names("AttentionParams"))
+    assert {"cp_rank", "cp_size", "cp_O"} <= set(struct_layout.field_names("AttentionParams"))
 
 
 def test_a_ring_calls_once_for_each_rank_that_keys_come_from_and_merges_in_the_last() -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import AttentionConfig, Cache, reduction_of
 from attn_codegen.tiling import tiling
 from attn_runtime.arguments import CACHE_TYPE
@@ -21,7 +21,7 @@ from attn_runtime.kv_cache import Values
 from attn_runtime.launch import ARRAYS, Launch, PlannedCall, packed_values
 from attn_runtime.plan import DeviceLimits, KernelLimits, Plan, Problem, SplitPolicy, plan
 
-SIZE = params.size_of("Arguments")
+SIZE = struct_layout.size_of("Arguments")
 CONFIG = AttentionConfig()
 ADDRESSES = [0x1000 * (at + 1) for at in range(len(ARRAYS))]
 
@@ -89,7 +89,7 @@ def make_launch(
 
 
 def unpacked(content: bytes) -> Any:
-    return np.frombuffer(content, params.numpy_dtype("Arguments"))[0]
+    return np.frombuffer(content, struct_layout.numpy_dtype("Arguments"))[0]
 
 
 def address(name: str) -> int:
@@ -127,7 +127,7 @@ def test_numbers_and_plan_stay_what_they_were_packed_as() -> None:
         assert found["params"]["inv_sqrt_dh"] == np.float32(0.125)
         assert found["params"]["causal"]
         assert found["params"]["max_split_k"] == 3
-        for name in set(params.field_names("TilePlan")) - {"merge"}:
+        for name in set(struct_layout.field_names("TilePlan")) - {"merge"}:
             assert found["plan"][name] == getattr(expected, name)
         assert found["plan"]["merge"] == 0, "splits, into the output"
 
@@ -172,7 +172,7 @@ def test_pycuda_gets_the_parameter_space_with_each_kernel_s_own_offset(
 
 def test_every_packed_name_is_a_field() -> None:
     """A misspelt name would be packed as nothing."""
-    names = set(params.field_names("Arguments"))
+    names = set(struct_layout.field_names("Arguments"))
     assert set(packed_values(planned(3), VALUES)) <= names
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from attn_codegen import __version__, params, presets, renderer, space
+from attn_codegen import __version__, params, presets, renderer, space, struct_layout
 from attn_codegen.config import Arch, AttentionConfig, Mode
 from attn_codegen.errors import ConfigError
 from attn_codegen.manifest import FILE_NAME, sha256
@@ -137,8 +137,8 @@ def test_the_manifest_says_of_each_kernel_what_the_tiling_says() -> None:
         assert entry["threads"] == tile.threads
         assert entry["shared_bytes"] == tile.shared_bytes
         arguments = params.arguments_of(config)
-        assert entry["argument_bytes"] == params.size_of(arguments)
-        assert entry["argument_align"] == params.align_of(arguments)
+        assert entry["argument_bytes"] == struct_layout.size_of(arguments)
+        assert entry["argument_align"] == struct_layout.align_of(arguments)
 
 
 def test_every_reduction_that_a_kernel_names_is_emitted_with_it() -> None:

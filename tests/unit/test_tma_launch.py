@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from test_launch import Recorder
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import AttentionConfig, Cache, reduction_of
 from attn_codegen.tiling import tiling
 from attn_runtime import map_encoder, tma_launch
@@ -25,7 +25,7 @@ CONFIG = AttentionConfig.of(arch="sm90", head_dim=128, cache="linear")
 GIVEN = ("q", "k", "v", "cu_q_len", "cu_k_len", "out")
 ADDRESSES = [0x1000 * (at + 1) if name in GIVEN else 0 for at, name in enumerate(ARRAYS)]
 COUNTERS = 0x77000
-MAP_OFFSETS = {name: at for name, _, at in params.leaves("TmaArguments")}
+MAP_OFFSETS = {name: at for name, _, at in struct_layout.leaves("TmaArguments")}
 VALUES: Values = {
     **{
         "token_num": 100,
@@ -69,7 +69,7 @@ def make_launch(**values: int) -> tuple[TmaLaunch, list[Any]]:
     for config in (CONFIG, reduction_of(CONFIG)):
         tile = tiling(config)
         limits = KernelLimits(tile.cta_q, tile.cta_s, 1, tile.threads, tile.shared_bytes)
-        function = Recorder(config.name, log, size=params.size_of("TmaArguments"))
+        function = Recorder(config.name, log, size=struct_layout.size_of("TmaArguments"))
         function.context = SimpleNamespace(device=SimpleNamespace(sm_count=132))
         kernels.append(Kernel(config, tile, limits, cast(Any, function), cast(Any, None)))
     problem = Problem(100, 3, 100, 4096, 8, 2, 128)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from attn_codegen import params
+from attn_codegen import struct_layout
 from attn_codegen.config import AttentionConfig
 from attn_runtime.array_view import ArrayView, dense_strides
 from attn_runtime.call_buffer import CallBuffer
@@ -69,11 +69,11 @@ def refusal(cache: str = "paged", kv_dtype: str = "same", **changes: Any) -> Arg
 @pytest.mark.parametrize("kv_dtype", ["same", "int8", "int4", "e4m3"])
 def test_every_value_and_address_is_a_field_of_the_params(cache: str, kv_dtype: str) -> None:
     values = checked(cache, kv_dtype)
-    offsets = {at: name for name, _, at in params.leaves("AttentionParams")}
+    offsets = {at: name for name, _, at in struct_layout.leaves("AttentionParams")}
     written = places(config(cache, kv_dtype))
     assert set(written) <= set(ARRAYS)
     fields = {offsets[at] for one in written.values() for at, _ in one}
-    assert set(values) <= set(params.field_names("AttentionParams"))
+    assert set(values) <= set(struct_layout.field_names("AttentionParams"))
     assert not {*values} & fields
 
 
@@ -145,7 +145,7 @@ def test_a_read_only_cache_is_refused() -> None:
 
 def test_a_misaligned_address_is_refused_by_name() -> None:
     addresses = [0] * len(ARRAYS)
-    packed = bytes(params.size_of("AttentionParams"))
+    packed = bytes(struct_layout.size_of("AttentionParams"))
     buffer = CallBuffer(packed, ARRAYS, places(config("paged", "int8")))
     assert not buffer.write(addresses), "nothing is new"
     addresses[ARRAYS.index("k_pairs")] = 2
