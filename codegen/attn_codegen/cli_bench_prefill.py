@@ -17,9 +17,10 @@ from attn_codegen.cli_bench_options import (
     save_option,
     words,
 )
-from attn_codegen.config import Arch, Cache, Dtype, KvDtype, Mask, join_words
+from attn_codegen.config import Arch, Cache, Dtype, KvDtype, Mask
 from attn_codegen.errors import SelectionError
 from attn_codegen.options import json_option
+from attn_codegen.prose import join_words
 
 if TYPE_CHECKING:
     from attn_runtime.bench.shapes import Shape

@@ -14,6 +14,7 @@ import click
 from attn_codegen import presets, report
 from attn_codegen.config import AttentionConfig
 from attn_codegen.options import DONE, FAILED, json_option, needs_runtime, select
+from attn_codegen.prose import counted
 
 
 @click.command()
@@ -83,7 +84,8 @@ def _served(configs: tuple[AttentionConfig, ...], target: str) -> tuple[Attentio
 
     served = tuple(c for c in configs if own_target(unit_of(c)) in (None, target))
     if left_out := len(configs) - len(served):
-        click.echo(f"{left_out} kernels left out: {target} does not run them", err=True)
+        said = f"{counted(left_out, 'kernel')} left out: written for another GPU than {target}"
+        click.echo(said, err=True)
     return served
 
 
@@ -92,7 +94,7 @@ def _export(configs: Any, target: str, folder: Path) -> None:
     from attn_runtime.kernel_folder import export
 
     done = export(configs, target, folder, open_cache())
-    click.echo(f"{folder}: {len(done)} kernels exported", err=True)
+    click.echo(f"{folder}: {counted(len(done), 'kernel')} exported", err=True)
 
 
 @contextmanager

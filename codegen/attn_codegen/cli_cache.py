@@ -15,6 +15,7 @@ import click
 from attn_codegen import report, space
 from attn_codegen.config import AttentionConfig
 from attn_codegen.options import DONE, FAILED, json_option, needs_runtime
+from attn_codegen.prose import counted
 
 if TYPE_CHECKING:
     from attn_runtime.cache_entries import EntryFacts
@@ -106,7 +107,8 @@ def _entries_text(root: Path, found: Sequence[EntryFacts]) -> str:
         for facts in found
     ]
     size = sum(facts.size for facts in found) / 1e6
-    return f"{report.table(header, rows)}\n{root}: {len(found)} entries, {size:.1f} MB"
+    count = counted(len(found), "entry", "entries")
+    return f"{report.table(header, rows)}\n{root}: {count}, {size:.1f} MB"
 
 
 @cache.command("why")
@@ -205,4 +207,4 @@ def clear(older_than: int | None, as_json: bool) -> None:
     if as_json:
         click.echo(report.as_json({"folder": str(root), "removed": count, "bytes": size}))
     else:
-        click.echo(f"{root}: {count} entries removed, {size / 1e6:.1f} MB")
+        click.echo(f"{root}: {counted(count, 'entry', 'entries')} removed, {size / 1e6:.1f} MB")

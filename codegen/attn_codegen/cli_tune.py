@@ -17,6 +17,7 @@ from attn_codegen.options import (
     select,
     tuning_option,
 )
+from attn_codegen.prose import counted
 
 
 @click.command()
@@ -64,7 +65,7 @@ def tune(
     )
     found = command.run(request, click.echo)
     replace_text(out, found.to_text())
-    click.echo(f"{out}: {len(found.costs)} configurations")
+    click.echo(f"{out}: {counted(len(found.costs), 'configuration')}")
 
 
 def command_line(names: tuple[str, ...], preset: str | None, axes: Axes, rounds: int) -> str:

@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any, Final, TypeVar
 
 from attn_codegen.errors import ConfigError
+from attn_codegen.prose import join_words
 
 EXAMPLE_NAME: Final = "prefill_sm80_f16_d128_block_causal"
 
@@ -219,12 +220,6 @@ def axis_value(values: type[_Word], axis: str, word: Any) -> _Word:
     except ValueError:
         shown = str(word) if isinstance(word, str) else word
         raise ConfigError(f"unknown {axis} {shown!r}: use {join_words(values)}") from None
-
-
-def join_words(words: Any, last: str = "or") -> str:
-    """'a', 'a or b', 'a, b or c'."""
-    listed = [str(word) for word in words]
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} {last} {listed[-1]}"
 
 
 def _integer(axis: str, value: object) -> int:

@@ -16,10 +16,10 @@ from attn_codegen.config import (
     KvDtype,
     Mask,
     Mode,
-    join_words,
     reduction_of,
 )
 from attn_codegen.errors import ConfigError
+from attn_codegen.prose import join_words
 from attn_codegen.rules import ARCHES, ATTENTION_MODES, is_valid
 from attn_codegen.space import sorted_by_name, with_tiles
 from attn_codegen.tuning import Tuning, shipped

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
+from attn_codegen.prose import counted
 from attn_codegen.rules import ATTENTION_MODES, Verdict
 from attn_codegen.tiling import SM80_SHARED_LIMIT, SM90_SHARED_LIMIT, Tiling, tilings
 from attn_codegen.writer import Changes
@@ -95,10 +96,8 @@ def kernels_text(kernels: Iterable[tuple[AttentionConfig, Tiling]]) -> str:
         (config.name, _shape(tile), tile.warps, tile.stages, tile.threads, tile.shared_bytes)
         for config, tile in kernels
     ]
-    count = f"{len(rows)} kernel{'' if len(rows) == 1 else 's'}"
-    return (
-        table(("name", "tile", "warps", "stages", "threads", "shared bytes"), rows) + f"\n{count}"
-    )
+    header = ("name", "tile", "warps", "stages", "threads", "shared bytes")
+    return f"{table(header, rows)}\n{counted(len(rows), 'kernel')}"
 
 
 _DEVICES: Final = {

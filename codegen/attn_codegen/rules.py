@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from attn_codegen.config import Arch, AttentionConfig, Cache, KvDtype, Mask, Mode, join_words
+from attn_codegen.config import Arch, AttentionConfig, Cache, KvDtype, Mask, Mode
+from attn_codegen.prose import join_words
 from attn_codegen.tiling import tilings
 
 HEAD_DIM_STEP: Final = 16

@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from attn_codegen.config import Cache, Dtype, KvDtype
+from attn_codegen.prose import counted
 from attn_runtime import driver
 from attn_runtime.array_view import NUMPY_NAMES, TORCH_NAMES
 from attn_runtime.cache_writer import CacheWriter
@@ -137,8 +138,9 @@ class KVCache:
         if needed > len(self._free):
             raise ArgumentError(
                 "q_lens",
-                f"q_lens need {needed} blocks of {self.block_len} tokens, and {len(self._free)} of "
-                f"{self.block_count} are free: release sequences, or make a larger cache",
+                f"q_lens need {counted(needed, 'block')} of {self.block_len} tokens, and "
+                f"{len(self._free)} of {self.block_count} are free: release sequences, or make a "
+                "larger cache",
             )
         for sequence, count in wanted.items():
             own = self._blocks.setdefault(sequence, [])
@@ -149,8 +151,8 @@ def _check_sequences(sequences: Sequence[Any], q_lens: Sequence[int]) -> None:
     if len(q_lens) != len(sequences):
         raise ArgumentError(
             "q_lens",
-            f"q_lens has {len(q_lens)} entries, and there are {len(sequences)} sequences: give one "
-            "for each",
+            f"q_lens has {counted(len(q_lens), 'entry', 'entries')}, and there are "
+            f"{len(sequences)} sequences: give one for each",
         )
     if len(set(sequences)) != len(sequences):
         raise ArgumentError(

@@ -14,6 +14,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Final
 
+from attn_codegen.prose import counted
 from attn_runtime import kernel_folder
 from attn_runtime.cache_folder import VARIABLE, cache_folders
 from attn_runtime.driver import INSTALL
@@ -198,5 +199,6 @@ def _exported() -> Check | None:
     if folder is None:
         return None
     targets = sorted({target for _, target in folder.kernels})
-    text = f"{folder.path}, {len(folder.kernels)} kernels for {', '.join(targets) or 'no device'}"
+    count = counted(len(folder.kernels), "kernel")
+    text = f"{folder.path}, {count} for {', '.join(targets) or 'no device'}"
     return Check(what, State.OK, text)

@@ -21,9 +21,9 @@ from attn_codegen.config import (
     Mask,
     Mode,
     axis_value,
-    join_words,
 )
 from attn_codegen.errors import ConfigError
+from attn_codegen.prose import join_words
 from attn_codegen.tuning import DEFAULT_TILE, Tuning, read, shipped
 from attn_runtime.checks import need_int
 from attn_runtime.errors import ArgumentError

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from attn_codegen.config import Arch, AttentionConfig, Mask, Mode
+from attn_codegen.prose import counted
 from attn_codegen.tiling import tiling, tilings
 from attn_codegen.tuning import DEFAULT_TILE, TileCost, Tuning
 from attn_runtime import driver
@@ -95,11 +96,11 @@ def _served(configs: list[AttentionConfig], device: Device, echo: Echo) -> list[
     """Those that the device runs; how many are left out is said. Raises BenchError for none."""
     is_hopper = device.capability == HOPPER
     served = [config for config in configs if is_hopper or config.arch is not Arch.SM90]
-    where = f"run on Hopper alone, and GPU {device.ordinal} is {device.name}"
+    where = f"written for Hopper alone, and GPU {device.ordinal} is {device.name}"
     if not served:
-        raise BenchError(f"the chosen kernels {where}: choose others, such as --arch sm80")
+        raise BenchError(f"the chosen kernels are {where}: choose others, such as --arch sm80")
     if left_out := len(configs) - len(served):
-        echo(f"{left_out} kernels are left out: they {where}")
+        echo(f"left out: {counted(left_out, 'kernel')}, {where}")
     return served
 
 

@@ -48,7 +48,7 @@ def test_list_shows_every_entry_with_what_it_took(nvcc: FakeNvcc, tmp_path: Path
     header, entry, total = run("cache", "list").out.splitlines()
     assert header.split()[:3] == ["name", "target", "nvcc"]
     assert entry.split()[:3] == [CONFIG.name, "sm_90", "13.0.88"]
-    assert total.startswith(f"{tmp_path / 'cache'}: 1 entries, ")
+    assert total.startswith(f"{tmp_path / 'cache'}: 1 entry, ")
     (told,) = json.loads(run("cache", "list", "--json").out)
     assert (told["name"], told["target"]) == (CONFIG.name, "sm_90")
     assert told["key"]["flags"] == "-cubin -std=c++17 -gencode=arch=compute_80,code=sm_90"
@@ -153,7 +153,7 @@ def test_clear_removes_what_is_older_and_leaves_the_rest(nvcc: FakeNvcc, tmp_pat
     age(old, 31 * 86400)
     age(young, 29 * 86400)
     done = run("cache", "clear", "--older-than", "30d")
-    assert (done.code, "1 entries removed" in done.out) == (0, True)
+    assert (done.code, "1 entry removed" in done.out) == (0, True)
     assert (old.exists(), young.exists()) == (False, True)
     told = json.loads(run("cache", "clear", "--json").out)
     assert (told["removed"], told["bytes"] > 0) == (1, True)

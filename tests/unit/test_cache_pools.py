@@ -79,7 +79,7 @@ def test_a_full_cache_refuses_before_it_writes_and_serves_again_after_a_release(
 ) -> None:
     cache = cache_of(blocks=2)
     cache.append(["a"], None, None, [8])
-    with pytest.raises(ArgumentError, match="need 1 blocks of 4 tokens, and 0 of 2 are free"):
+    with pytest.raises(ArgumentError, match="need 1 block of 4 tokens, and 0 of 2 are free"):
         cache.append(["b"], None, None, [1])
     assert len(calls) == 1
     assert cache.length("b") == 0
@@ -94,7 +94,7 @@ def test_a_sequence_given_twice_is_refused(calls: list[dict[str, Any]]) -> None:
 
 
 def test_every_sequence_has_a_number_of_new_tokens(calls: list[dict[str, Any]]) -> None:
-    with pytest.raises(ArgumentError, match="q_lens has 1 entries, and there are 2 sequences"):
+    with pytest.raises(ArgumentError, match="q_lens has 1 entry, and there are 2 sequences"):
         cache_of().append(["a", "b"], None, None, [1])
 
 

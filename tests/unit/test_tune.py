@@ -89,7 +89,7 @@ def test_kernels_that_the_gpu_does_not_run_are_left_out_and_counted():
     said: list[str] = []
     ampere = replace(CONFIG, arch=Arch.SM80)
     assert _served([CONFIG, ampere], Ampere, said.append) == [ampere]
-    assert said == ["1 kernels are left out: they run on Hopper alone, and GPU 0 is A GPU"]
+    assert said == ["left out: 1 kernel, written for Hopper alone, and GPU 0 is A GPU"]
     with pytest.raises(BenchError, match="choose others, such as --arch sm80"):
         _served([CONFIG], Ampere, said.append)
 

@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any, Final
 
 from attn_codegen.config import AttentionConfig
+from attn_codegen.prose import counted
 from attn_runtime.bench.machine import nvcc_version
 from attn_runtime.compiler import REPORT_FLAGS, Unit, flags, own_target, parse_log, unit_of
 from attn_runtime.errors import CompileError
@@ -130,7 +131,7 @@ def _sums(costs: Costs) -> list[str]:
     units, jobs = costs.units, f"{costs.jobs} job{'' if costs.jobs == 1 else 's'}"
     seconds = [cost.seconds for cost in units]
     return [
-        f"{len(units)} units, one core each: {sum(seconds):.1f} s in total, median "
+        f"{counted(len(units), 'unit')}, one core each: {sum(seconds):.1f} s in total, median "
         f"{median(seconds):.2f} s, slowest {max(seconds):.2f} s, largest "
         f"{max(cost.peak_bytes for cost in units) / 1e6:.0f} MB, "
         f"{sum(cost.spill_bytes > 0 for cost in units)} with spills",

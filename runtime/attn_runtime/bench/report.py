@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from attn_codegen.prose import counted
 from attn_runtime.bench.errors import BenchError
 from attn_runtime.bench.shapes import geometric_mean
 
@@ -154,7 +155,7 @@ def summary(cells: Sequence[Cell], peer: str, kv_dtype: str = SAME) -> str:
     lowest, cell = min(ratios, key=lambda pair: pair[0])
     mean = geometric_mean([ratio for ratio, _ in ratios])
     where = ", ".join(filter(None, (cell.row, cell.column)))
-    count = f"{len(ratios)} cell{'' if len(ratios) == 1 else 's'}"
+    count = counted(len(ratios), "cell")
     return f"x {peer_of_kind}: geometric mean {mean:.3f} of {count}, lowest {lowest:.2f} ({where})"
 
 
