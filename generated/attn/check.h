@@ -24,7 +24,10 @@ inline void need_pointer(const char* field, const void* pointer) {
   }
 }
 
-inline void need_multiple_of(const char* field, const void* pointer, int bytes, const char* why) {
+inline void need_multiple_of(const char* field,
+                             const void* pointer,
+                             unsigned bytes,
+                             const char* why) {
   need_pointer(field, pointer);
   const auto address = reinterpret_cast<std::uintptr_t>(pointer);
   if (address % bytes != 0) {

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         a2a522ade74e002b26e08f83b1c546d738d9d3e09146b5f833d8c3bbc2549799
+// digest         76135e2f21caa867a22b00cae882b2f2eb0c3789a821b11832cbf9762c3a4367
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         e76f0fae708e2a9ee1a3f446c2b60bc1ff6d359c16bd947e496f2563645f99b0
+// digest         bc8cec68970a2aaa7e2d137d410a3cd9e01c3a14cac15e56ac4150971014e16f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         9b3305728a351c185f1fe029d729639ac78de06c654ebf67ba002014d5e9b1c3
+// digest         d3153e1b5f60d805d5168808c6b35eb8646b7bda13b84aad2e2e6cd313079a01
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

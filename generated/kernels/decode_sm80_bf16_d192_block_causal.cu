@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d83e845d717be6ef531c7a39cdc757b7ddbc2a85d596f52110d8fc1ca8345521
+// digest         fe471b85ea05cfbff7c03d1e68bf5e5f77f97cd80e43b31d2734935e7c0744bd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

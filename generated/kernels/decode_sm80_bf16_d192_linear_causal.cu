@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         801120acb92e12ad2ae924418a67f4debe7238c5d791cc3d51b4830f4c13388b
+// digest         1d522ccb987113f47c5c3d984434c3715eb89596917986026a74bb880bb12e19
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

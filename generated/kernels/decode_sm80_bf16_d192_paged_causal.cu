@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         7fd0e18fc520cf0739a5b1901470de978911677c27f5f4fea8ed605e3a7cfb66
+// digest         c1acc91f8c1c8d04163430571426ee8ec1eebaff9d2027a8964a2461e9baa2a0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         7882d9250f5d78cf12de8c09d28194550872103a936a49958a09db1278238892
+// digest         9d48d0f7b15a58288c95748bd74710418c667f88826cdb95af872db5ddd8fa46
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

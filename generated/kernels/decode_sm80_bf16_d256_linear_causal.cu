@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         679979db00b1549486aeef3617fb52cdbfa0c6897ac383b4712f15b7cfac8c45
+// digest         ebe285db99a5e01c3cb4a3ec1b9e5ea617ef4e65233aeca1d3003623bf213bd4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         4937a66b24305617b96914b577c36c62a5edb668a2a5ec765b55979596b11217
+// digest         4b11d04b326154a09b1c5fad289a863be2d89c16061d18602b63926618733198
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         04c8ba5edb7c2fa324878f872ba3f4955791e5d1ba4e4f44e245478b615f30fb
+// digest         c1168deb1b9e9c25fd2efa7a4c6a4e0c23df391482eb0dc839ec2e76c71cf41f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         3afc73a7e82601323193e2b01036984374c26d1687a48b98be8a6917222a6582
+// digest         e9bd8fb57999995d70e3a9fce8a0cce817c621879d6b970655edf63e0dc43a3a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         06d833ef730c2744c26b72781ef5e0d6ff7b862f095e5b572ea72a25b3595e8b
+// digest         b460fd3c1679ec19db471b5cf9fb94148ef02e3094fce0db0e2f01518a67e89b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

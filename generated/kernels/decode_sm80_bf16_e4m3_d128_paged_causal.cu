@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         7b876639dcc25064de7d052c8e3d388b60d244773785c2637c2f48220d1e73d5
+// digest         a97dd56eafcad75d93ff58656a3cb29ea3881a2ccf6941b0531bef4216da043a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

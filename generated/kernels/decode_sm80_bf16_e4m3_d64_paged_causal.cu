@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         bc24ae37dbfa343bdaf5f90ebde110345b3917196631d535f108e79397be622a
+// digest         6ef78892602216cc6aabb86f0bf174a270eed81103d6a46b233102c07c842019
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

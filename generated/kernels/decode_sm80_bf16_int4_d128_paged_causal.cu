@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         e0e7c67ae5efaf1eaf79ed9d2add96b5db8441d65be02474ae1cee248358fd4c
+// digest         914470987140684ff842f26aba3b903ebdebc51ca57c404f2706afc3731c15c5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

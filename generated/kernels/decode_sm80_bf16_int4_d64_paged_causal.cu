@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         99ca4b58337bf8584de96a4b88411866ce5c3bd97bd0875da0ec906f690f61d6
+// digest         ee9c9b01243b7b1896e0d7c9e66b809b07b74cefc639c87294afe3dbefd3b667
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         60f5c78a8980753a4e025cafa66c0e92f77a5c2de9abc8054a3898f052862dd8
+// digest         f41b7720eebcdf37bd8626f88ae9d477f83fbe14db42e562a221934bc8ad6f79
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

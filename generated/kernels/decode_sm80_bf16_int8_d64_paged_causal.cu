@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         5d382334857c0418a71b63ec0665b7d02a80afa3c8057b7bee84993511911466
+// digest         10e3ecea0964a6c23a0c2a6df9f7d716a9be9f03e0392fdc2f4e016a32d50ddc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         63e28158df291b49ad34351cba9f726e474c633e806643f4dd3f4292e9412d0b
+// digest         30b2c17243bfe18d6d74f0908cce1215427b67671a34cf5c3d2411b10242f9ba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

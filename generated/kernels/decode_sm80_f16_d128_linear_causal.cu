@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         666c3e8e1a96744813b4e9e9a096217366ba85287f254e78438baa373d7bf215
+// digest         146c87495f258c7886690c7acf813ecf4f447c7f54f6811d09532deb3012361c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         13d56e80cb84c0c90a3827436cfaa7cb5568fa9db0b7fe8751430bb395837914
+// digest         5e5b3bf11289135022eaf85c8a033fa871b180d41bc2542aceef5fdff111b7aa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

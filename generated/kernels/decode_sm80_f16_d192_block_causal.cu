@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         b8e9fae175c093482bde5e14ebd2d8560b53c0ba049620b03e4050028dce5125
+// digest         23755ea59ea706187c5e441e9ee4eeb1346f9aae6d8f3e63d68dae7c004ae189
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

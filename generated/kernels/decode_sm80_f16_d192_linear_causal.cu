@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         3db65fdeabeaf40568c0a6368cc917ad309bbef77ba753a6b5dda17a8a427601
+// digest         7a345c8a743ec70c3911932a994e18b75da7824e766130f2f2997d98544f9adb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         617f1ae9278c306131c09659d69dfa2fb8136410b4c3c9d7084848b184d99904
+// digest         723269c3ae70aecd0ff53bea2c76a7a2b2321c90409e08fd10af66e6f73b6e2c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

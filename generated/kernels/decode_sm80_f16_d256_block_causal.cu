@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         52809de8a629dcfeb9978f1987024186b64f009b4ccd60fd57aa8c9c8fc5e573
+// digest         8f1274e5e8e7dd2266fefb0c63e079d181b1a9b4a40ab92ab4084022b98b0b89
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         30cb5ee6644f9bc344729cc68772c138d1ef19f54385c682a6c9ea5dedcee062
+// digest         a7181d212c414c86ef72a9903e72460a460103ca08b68aa477a9f833c4c33e9a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         63cc1f50897bbb3add9723bb3103bbd8f0dccd075b9d9363b74ae21f13c86b87
+// digest         a6ef153bb5836f9b0c9e9cb3cf8648475b5abfa2a7d96d999db3ba07a360486c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         c138e5a119a60b1df54fa2dcbe9e02651cb6266936263a4883997b70b2af0317
+// digest         4b4d4033ab9eba1ff21e88cb2de474f4e4076e9dee22f15295f4d1579d5839e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

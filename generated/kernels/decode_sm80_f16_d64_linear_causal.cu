@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         e59a559aefaafcc7b1f243df3b5da7b4d80360143c44eab1e8a18949864f4d1c
+// digest         5e0325022fbf135dd4239a89af79d54c874a382e089f6d12ef6a9b0a3236d161
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         dc17bc2fdf99ba11d8aa6f25aedd1702f309b8c5499a47e30689dfaca3c18303
+// digest         4996f722f929605315aab3beb0e69387606706c6d003505b6740519d5d36b3e4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ac73c83de36e8c57efe4f0355b0e4be39bc9b71032f9c507ddbcd0d8cb09fac3
+// digest         4ad64c572a09027d8f92cfc46acf431f8a4430f6ed96e6940c65aa16821e0a31
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         9645c75c45fd4ef5b33ef14f98156b7758033750655e73b19ed25ebe7f4e3b09
+// digest         20ce0c690c440c82942e1cce9d0a5ff53a197ab285d5bbdf5b10a77a1b6b8920
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

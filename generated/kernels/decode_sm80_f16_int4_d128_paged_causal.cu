@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         394f5ce8c939cbc5e0800153cb199ee69094d2498ec3a00f23cd99a2d5f6fc66
+// digest         1fa28e3c503c5e758f313e1379058420f9a4841b03c1b1ff594be0949080b73c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         7dee10905629002bad65b0d1536c294d5ec7f6a1f578a46291543f9f88492dd0
+// digest         f73014d4b8e382cbaafed280bf7612e462500902ad79b52b180cc0e15b88ba4d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         70bc2be18422cfb92613bbffd264ac822ac27de9ee72c70000571ebb84af6830
+// digest         ae8044142291dd0fb4b77c3c6aa45b08e4307db071938fc1a40ff158a6fe21c3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

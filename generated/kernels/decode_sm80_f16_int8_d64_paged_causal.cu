@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         78faabbb49e0fecd461849024e081dacd1bd7bfbace5b23c88edfce5462b22ab
+// digest         3020d56892757b9b7f00da9b00b76ed81555105345d662673b35358d2b6a8ebf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         7097fe2cea98c461d5375991692a5622b2da1be70ad544170cc1ff75c2806525
+// digest         35b9a9600c342605c5d5f11c68f01fa4e9ff1e0374aece592e911c0c30cfc5f4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

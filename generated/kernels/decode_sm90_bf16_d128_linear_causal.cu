@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         d57639bd1b5e8c0da7f1b02488e3ac7220551e418ec294ba06748f76777156f4
+// digest         5175e6649abd1907791324d3f5ce93701e6829d10adc6eebfe90644d4e752103
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

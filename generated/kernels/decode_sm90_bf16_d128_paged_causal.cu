@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ef27c2afd43e812a3bb8a47cc8fffd921817a2d0f00df210ed2d4e718ecdb1ac
+// digest         1621a8cd13c7f9b39bb0c30814cf8a87a43acb48bc7a54f38e6c259059061bab
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

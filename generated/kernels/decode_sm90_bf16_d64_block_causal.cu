@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         33ef9a066dfe64d384eddc8c78fe84e780b460bd21224b148707c2e1dfd05304
+// digest         08a5ed5701127a5691997a4a8621f31f66564c99004bf6a5452ea135d854fe4a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

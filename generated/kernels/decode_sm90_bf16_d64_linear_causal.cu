@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         278e00582ccbfe6c6ca2910167242808b635f3d2815a9c85abd04555df7a455c
+// digest         ff30a13fa62fb300b57cef17147b6b282dd9eb1f80d8801c9d2b406990d5bb2e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         85aa734ec0793005fde917d44b45bd3838acb46460bb1991833097ae4d47d91c
+// digest         11871b85c775ae0d67a6ba92b639862e2a85bbbaf36ba079aa96a11ebef33731
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         946b1623d3749d7d7876864d68016366f960237e30805ed7879956add44d6cdb
+// digest         dae15ec916df97922706ec9d5db1b7468b266fd463733dfdf380b597074758c5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         6c7d024edd4e8bd13f7f3bfe7dcee7b07316b83f4d6131c49e216af5d5faf135
+// digest         18461bfcd52bd727894383cec67875b527549b77d7c894d4d740c487f6fa50fd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

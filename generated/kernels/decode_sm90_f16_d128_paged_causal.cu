@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         1e62b8c94d1ff454b0187f11082d82984d2bc1bd1125c75ad56700572895d303
+// digest         f1feb6159c206301845cc576983bad1232990efd9753afe61510b53593a8f4cb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         38057b396e1c00cb6663fdafc3b61bd48fbdce2d48a692cc2e4393c215bc3074
+// digest         d62eb93bb7d809082f784dcbf16f74b49e37a7dc5f8df24af6aaee9a1df9d347
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f036770ed0fda4641da96c49a947a1b9bc8ba6ac2923cff100a2d16858158303
+// digest         0042453db4eebba4bf9e35a5eb7a26933e45b2991117afb7849d03921810018c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         378a776580ba36abebb3bd022bfc144b53a7cc891ea06ac45bd41c5d9a50b997
+// digest         81b3cafb693e4513133c458df58c77ba97ad873162e6147d7021977472f78708
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

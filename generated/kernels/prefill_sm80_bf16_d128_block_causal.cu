@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         1fc0777326c39e1c8408ddbe111507606be874c7ca03150ed088d77c19ae7c54
+// digest         18ce8ca327529fa2a2b4a6ec7066247371eca2fc69e6acafd55a1f63384a7603
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         e039bf0b46c3a0550115a73aa3506b2f9504787a4ac212fb833dd895e442289b
+// digest         6e57130108283595d4e861e3b3f06b22a9c22db846c891a620784da9fcddc343
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

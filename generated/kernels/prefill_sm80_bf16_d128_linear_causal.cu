@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         0ce93b3c8c9b627b49226ee3605a761c74dab8e57a19f2401a03600b6719cc02
+// digest         01ededc39d2c26941b2b7429eafe5891c479b345b010b92eaef4328ec9821d8b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         82d0a8b003e5e7a6835cb274a665b28bca029a354cbd28ec33e85f7e44f3cd66
+// digest         f384521fbcffe44e6a8e79801efecfbb9a7b9be5c1362c1e0cd01c1221c54f28
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         90dbc5baf325142460f6e606ee12fc0a077d6827a192cc56ef83bfa222a7d88a
+// digest         005e3cfbc3107449d7d551bcaa16d5be0faa3a4a3bd093caa05d7e604b299333
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         6b9f2a93fcdda866f1c08500854fb1dce894960630ff0d43e0a74d34b805d117
+// digest         c26c98998bd2d73f03f9fff88bed79f67cf4cdb9dc8c5eac761d62f42dcf852d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

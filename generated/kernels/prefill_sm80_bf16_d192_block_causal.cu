@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         4479b58a98a18884163de5889b3f9e30584cebb74787bfc34956d2ac640c862d
+// digest         4a25680b96620179b8a1a89933d2a879054204a0c7dd966eda3fabada050dc1b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         05583e66cbe8d58500d9bef750e2ae66a4ad25bf49a8f00b2bdbcb12cf7bef5f
+// digest         5f4e52fe12e902c10998c1e46c015e7ed8aa6933511a7d0b6f075eae7f3da9a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         b691488bb868629cbc39a0b9e75162fa0ea148494a35e27d081986a1a1eab0e8
+// digest         84a7f4947707d7d14f67e5a23b07841522c4db919e5cf1ae1cad58873f1176b0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         abd3c5a9f3856ccce97c342b8ed2ba026919b7a1b8e4bcfbbb922105dc5eac92
+// digest         1df299527df48b1bbf529dc69d9d11d8a99c5c4c458fe0d00df58a7a4885898a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

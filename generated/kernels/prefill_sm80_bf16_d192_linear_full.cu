@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         91773a881725e62f6d68f5a59a9190012f43252ed660b746da4b45bd0b6d15e2
+// digest         2f30783ecc4e2d69c4dd3a4594ed7e7ec582041e09e2c372f18e001616fa8a09
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b22bfea5e91b311e562ac49a22b4f0f968e4c661d88f6499329dfe7ab3018e9f
+// digest         d1805d0ad5ef2279df31ae673ea476c891f603901a80055e2917a932b14f939d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

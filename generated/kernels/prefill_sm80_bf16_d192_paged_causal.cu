@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         aa662e32a5ee5f5ba02f706254d303602909acfd535c8af120119b3aa61f121f
+// digest         30c82eacd99853d444fd59f7360800bac1fd6500c77475fb9db8ef506b6bd7cd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

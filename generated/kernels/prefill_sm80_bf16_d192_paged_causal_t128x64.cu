@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         8c4aa4577bfed85406d5794faece8ccc3ba13257cc75980c3e2c8895e89ce2dd
+// digest         2965a6f7ff4d811102a0b2b4d4ba261e390653930f39fc7b38d02d9bb545ddd4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

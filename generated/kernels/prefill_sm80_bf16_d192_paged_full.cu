@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         fa0b7617fc00aa0b80955e2edeb0db822ad86cb39677ce691fe0e3ba5a9a983f
+// digest         83c2e0331ec9d2720474f4790576369680f50d0e6c66737c93bde0ffca7b9612
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         a3f25b17ceaf20914774a8d93f83ef3cdd81036089f25118a411f0a7a781e368
+// digest         7032db635e6e38e40935f03d6d6e0eeb4f5c48e1ff0cafb3d2812154b08d0f00
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

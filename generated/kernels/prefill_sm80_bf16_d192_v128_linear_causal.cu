@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         ede37484807109f5dc0764e6a538bc817057adca2b1fe257d01c559a022a160a
+// digest         952ebfaacab0d184c4a415477158630dbedac8d26257c9555ac83c9824ba5953
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         755237cae7364edf2711ca1cb666857c20d487057259c6930ca1cba3d85ab76d
+// digest         af04c3cd5ca182e02b16c4418ae3587ea30f283af44faa416d707db42fea57e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         b6b60ac08d279fae40f85d661f6074785d27846021bacc58b077c4b82467f770
+// digest         8481bc2c2a78009249e89606620a8337003299f909fbb9fdea128aaff2361753
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         753cdd186033bd9d315e062073cd334fbe0428572e4cd0ca0cd2c8d509ae3fd0
+// digest         cceed20c4ec084e0e3e7abb965524dc9e5f04f13f0dd2b03a1bae5bfe858543c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

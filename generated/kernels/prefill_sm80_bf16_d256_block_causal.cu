@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         3ed0569932c8ffefd320fabf8ad66abe56039b9fd20c11c2d147b479fd30e27e
+// digest         74c97375d368a6fd0172ca871c38c35f9a8a4bad5792884f7ba2bc39b6d72c98
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

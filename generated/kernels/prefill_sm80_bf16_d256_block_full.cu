@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         6de5763de93620d121dea6c18dd69ea06a6db8f054bc1ec22f608f31a656ba54
+// digest         ac669899fd4e92cde4764f317328ba3aa5aaf91de65d6141a6387c5a94ab48b6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         0f23bcb8fee3996605c006369f7679377a347fca750eefaa1c12fd9527a45cc2
+// digest         65e3340a0670ebe6227c1f3b1ff09a235fb460a4462c45b7833ac68965d30f6c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

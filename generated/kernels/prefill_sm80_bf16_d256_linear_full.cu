@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         c3cc70cf706591ebd6b69d2ad28160bb8deab763612532c2b87bd99e9c78a4b6
+// digest         1aa3a1550eed930519ef0a21e67957adee2d14789473d9a9ea86d3671586b7e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

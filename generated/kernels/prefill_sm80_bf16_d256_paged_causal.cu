@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         842386dea08ff30ddb4d0cc63d3cf2643fc1318009084823f1e014f77260c830
+// digest         530d4aa4458caebcf1bb747cd64e5c8516961254f11e4c536892c3f1649c540d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         d399fe502b29389f2fe25b4bc8f858acfa563efcaa7b3b897a3871cf47104481
+// digest         bc7962a88d4712db87e38b65c4879b06f1f358c3c9ab756028fad4afb2459b9b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         3f4fdc2d9b75c1a3095b62d9366ffbb3318b67aa2610c5602cb532850b188ef2
+// digest         1212b8903c095e0010e86e2f0365a68aadeaa6c237ecd889dd1d2e676f992e4c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

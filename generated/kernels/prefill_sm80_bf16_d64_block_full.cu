@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         de51afe007954c9d08efc2c0ed62a06177c224bcdd7af8d95641ed4f225f5f7a
+// digest         e3cf051962501c803dda1e30fa54c49489d4b4c9354eb938df86f68b1ec81305
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         57d0a4d8f591f4c723ee28bc47a19405da3568f9598c8c2aac89d4bf62df8ee1
+// digest         89ede5628999412a314bd3b426bf94c41d860a1af2b5b1763677a412441df4dc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         0f7960fc136539a7befd36dd56a527c8ca96eb27e1d2c4b8cf440e824e639896
+// digest         0bf9fc9fcb15fed4a0725cd1c2765b24137d5b61d17c8f96108e699ba2760fb1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

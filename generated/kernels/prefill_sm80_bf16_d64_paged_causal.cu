@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         7b5430d9a56d121d389ebdc406a49bc6277df3408b1ee2b1848f84d388878235
+// digest         99f23db0096d563b04f208ec2e557deb85c5118a8c4879a8892e07b947b49168
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         f5d6e3189158658a5173b391ea5e6e2a9ae20481fa115bda4137dda6e600e05f
+// digest         61590677e277daf66c8a44b9e27df73fc96a0af91b5fa96bdb38114222c60d93
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

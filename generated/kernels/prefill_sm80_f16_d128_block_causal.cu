@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         bd0e36f7ae431785ca8e3dac93f4c581d5aa93fe7e5ac7bea35726554e2c39c8
+// digest         dd498185a21476865859abd3b29e4b23b312dd811d617909f070ff4685967b89
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         02afbe0c28c0b0f8f232431a6f4d6d8d0f44d65a52e0b8e1bf45e61c4abda7b5
+// digest         e0b7ea02f24b6ab626c998fceb73364b121ce4684c7821ff0002b71be6ce323e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

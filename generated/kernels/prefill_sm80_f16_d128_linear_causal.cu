@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         4b7ae82b7b776b357a7a355ed9f275540cdd27494ec62fbcb19ca8129df61a92
+// digest         a4acff290e8c7cfa958f0dc95777b4b76fe1f2e635eaaea7bf00769f5d0e6ccb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

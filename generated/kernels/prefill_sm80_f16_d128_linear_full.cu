@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         0965f66d2e5967f461d457a0ebf7e46546fbf7b4d2714a2e57f5472b04ad82ed
+// digest         3da53beabe6dbe8958c553edb5af03ea4beed17d49f2baf991f24e37f3d6a2aa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         1c2849a91a0458a0a43981771807593757252270063425eecd5fe18aba5735f2
+// digest         6b805ab38b82aa8265b008163570d1dbf7e9d4df3806d99fc465ce10b070dd3b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

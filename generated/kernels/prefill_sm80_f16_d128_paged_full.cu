@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         13b87951bfd08288c844d6192a8d286bd539a3281bbb9e72f8db0c5003a3daf1
+// digest         698d8bd5f1970071f8f9ec7a93489282732fc028dc09bb561522bc21a9e7f5b1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

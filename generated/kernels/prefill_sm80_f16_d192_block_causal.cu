@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         99e6d846460fa41155303067fed2ce7d5dc8a4964dade1797618f875367206e4
+// digest         9c76a4a918a74fc3b76f59cf231433d6c398ace8a3d7797d8544d64f229295b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         716edf83278606726d70d2bcae1cb280651c4409183f82d0f51877712fe2677d
+// digest         85f78f771212fea720bbdb7582e2d038d8f21028aef0add8e1103f34851230ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         e5b35a85ce53686db7c03e214648fd92177e6cfced4b9cc543a16d89252aecd6
+// digest         b25031c63212822edca0a277546326bad90e5863934bfd8bc8fc050a67f4159a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         7086e01e17890965d8620283ace6a86182d709b9ddcca9d1147691bfe267df19
+// digest         2348c5b159d9e443496fe648d47ce946b2bf48c77d3c6a1f6c5f5a0fe5e05efd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         10fb51b1eebf082147bcaec22e93aa0a7ee01041798f2bf69e8a50664fb2cf5c
+// digest         23284ccd1b52610c75c3a565ad307e57894d75898ed85faf658ad6f0833bc143
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         489892713fc74c80d62f0e58b75b4b431c3c0ff1bd0083824dcde6c57d6ea62d
+// digest         5be4cf44f37fc8f61998be328770cdf268ba448789d91acbf6ae8571030f9e8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         c05bef5ce7c04675428d64f955f37bf80efbe58c8c3877ea490322e038de4d37
+// digest         58dc6f80daae43b13f1ba9a6737dc8da3823aea6c40ce87cbe691c4ac377eace
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

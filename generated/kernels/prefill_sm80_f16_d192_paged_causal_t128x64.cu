@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         84dde535286e61d195abf8da2615047204bbfb9b1debc3fb7b2aa198ef307cb0
+// digest         c265a7b093e7c53de5219c58414f3167749488c250bfdb2670c47a48be0aec1a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

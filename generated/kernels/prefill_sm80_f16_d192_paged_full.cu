@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         327e72013854a40289c3df768b90b6cd96e7546894636fac824a51986e95fe8d
+// digest         04a58f4c982be67f954b7b0c44d1b6dafa1ae48696015988adc7e4a40ecbe79e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         58c31ee51f0c2a14625772b787ce5a4c89fda0af82a51a0c30887f124a982f1e
+// digest         8ac812bec13d6c4a0667f0034240cbf0dc092ac8b5c3fde6a226e08cd1dd7e36
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         6e7c4eaa8ebacd4f6c2de31f081aa492da4707050b83eeb0bf6fe1f9bc3338bd
+// digest         11fc6205101147a728e5ff877636d47eff638bde73f986dc9b58855ae14c08cb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         c4a7d977cfcaabeaae3f7a928c7df850c116834874b13471b736db43ace6b46f
+// digest         2db4e0e2e537f4654c21ece39e2e2e9bc6eddda9fa2ea5af53645a99685e32de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         d4feb0243cc1020484ed1908895555c1c7df20f46903131e0398b000e718350e
+// digest         97ae5396a7048c9b0d22d8ca106580bf0643de251182e49559616296f7eca8fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         52111f1b292664c3de9ea8903460ce7eba40e197287106a25995cb9f4a77df9d
+// digest         a28d9b37e06091b17042a35581432fd90d11c4376adeb41e777c1b772bb9380e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         31d32ab355560822d5e573012ffdc66ef62520ca8696b4d453babc66aedb4d49
+// digest         811b9d0ed5d918aee1b06d7374cfa21f0285d93532b28484fd76fa5f278c9622
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

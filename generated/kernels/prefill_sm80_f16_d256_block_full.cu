@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         bad3f068567e1f4719de18612ce423919b7d9258937c3c655a07d85ffe27eace
+// digest         8b81090e262a68f87312198067e3a0caa9768b54e12858aa60b572ebb341246e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         cf8211791bca64424576daf70d02b1b0e98dab246785f60e044792c7d90c44db
+// digest         81adc97a87d5228235d32f2696e462e101b3308a861fd11690d7ed4aaf4190ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

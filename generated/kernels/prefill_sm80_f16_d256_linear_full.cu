@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         f704acbee8a4f357625c556094dbe3486a53bbff340bd7f3b5720cabca9906eb
+// digest         e45fd8af7b65b95390ee3e3ffe7c2cd19ab1475ff926fd5f95127e44aca03e1e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

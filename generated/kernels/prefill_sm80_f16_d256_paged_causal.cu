@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         e41a77e746060d3897b2e2d19ed7c59b0420ffb52342b34ec56d61af0593169a
+// digest         d0745b69e9c7a00e509d22cf46dc918ef9d06a1387876cd3a78aad41e50070cb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

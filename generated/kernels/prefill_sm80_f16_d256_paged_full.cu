@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         be2b1e376ef49c21769fb9bab2cb1e6b95fb7f2111f0c436ca3fc93613d9c1de
+// digest         6a20e8a4bf398cd18524b19cf102b79a4ae31bdbd34644e7779369748bea4e9a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

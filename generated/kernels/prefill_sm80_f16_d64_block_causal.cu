@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         c9d79268bb5f9649a176d18a9ac3938c6b777a25b21790c73114563120650f54
+// digest         1cd27c846f0fad1260277f50897ad0f31095d8e80de4787664cafff2056e5fd1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         6c42decccebfd90473d8d9dc4d40a9fb0e518f476bebcafb71e4c818a9100dc8
+// digest         167c1dad55e8956d6ed634b79e85b23eee030b443f79b6b255e5b7bcb8873672
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

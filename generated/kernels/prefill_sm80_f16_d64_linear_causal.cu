@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         d09e5e913df9a2108403f0529d38c33f27a7f9e429d2af8abfbfd3db582b9faa
+// digest         89609eff95d434f24dac66ab581cc7b4608b03fb2ef8d9d442678d0bf7ffcfc1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         088c50de9afc4cdb9076a685fffce652cd225fab2fb04fe22b9d3d15e63d23ab
+// digest         6f62d973bc7fff9aa292bcf03d72e8e3761eee3aece110ab8d23a84d9a930a36
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

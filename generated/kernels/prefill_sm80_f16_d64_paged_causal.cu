@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         a5350069fa4cf968e3bb0c02a690825a2aa88c34d64791aca62729b237275c9b
+// digest         374496863f7ad995deb3d285a16fc8a636743bec732c9c36a7bc1f897f34416a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

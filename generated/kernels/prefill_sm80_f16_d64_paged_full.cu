@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         fb139abe5650e06d16b451373f93a3943b5bebb7f8bca7525a2606cd1d8a1a7b
+// digest         08c2d952bd9f7b558fb02a4eb016ae701b20469fb4265161a0395a7914d5bfd1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         f3a1072baa84f3cae6477bb5dcbb493f9d6a4456095a2604047d0dbe2dd55703
+// digest         41d2a6609878b3752d06077e6ea682137b400d97ffc44f181da41cd9b8069321
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

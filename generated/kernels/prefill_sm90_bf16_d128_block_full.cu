@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         5a312b19bfe964e5be012a9d8a638bae7077d7e013389107a3ce4fae460c3e24
+// digest         44a357b6ac016e407dc9e78f1a7bdcde24ba8804cab4e93e1ccc8a28241d9cd1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         0f91b8f8b967345b889c83f6e487481c14ab60acff660e4ae8724df9286da824
+// digest         e00e3c17ad193163ae009c5518300bba0913ebd3df06a2dcbc5dc7d0514cf2c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

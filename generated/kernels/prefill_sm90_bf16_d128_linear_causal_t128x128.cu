@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         ff2a2f1e930dd234910ee42a7ff5956c41e1de1ac56912cfb75c75ae83aa9c33
+// digest         d9340c2c052a886e544aa9e2ce34c2455a5bc2710645c3faf18d8b33eb71e19d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

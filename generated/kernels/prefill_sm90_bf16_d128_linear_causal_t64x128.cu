@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         5e9e891dcd2694f49d9b3e73fda351a35f9649791738dce70ae03d3e9efcf14e
+// digest         fab931ab7d3a3eddc8176117881846081087da30c774d5b006c4fef150904fa0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

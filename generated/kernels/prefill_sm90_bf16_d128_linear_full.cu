@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         c8d5cce5a6fb0231e4f718d97379b098d27a541ffe4b77e61016969fb9b6859f
+// digest         9011b6c4d5f5272593f0bccbeca8e210e7e14eeff704dbae084d73f20ee54a57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

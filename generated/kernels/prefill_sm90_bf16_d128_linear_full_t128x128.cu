@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         3ead59b3bfa57d176a9f282fb9191e9533c2b8a078cfa55f3e27a961ae360e34
+// digest         5c0df068ee6a6c3b28a61b47b98dd4c6f334059e5cb5f289bb2162a94d9e951c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         dfe37e6ef2306f820acb1595a4d19997326ca86ca79c214b105036f612b594ae
+// digest         de44b16c8d427ec416d4f99920fef656d5080aab17ccc3bf679d0371113e87ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         298d28d82abd89c5e9a0e52004302ffbf44522e25a88a7959aad2ff1a9373248
+// digest         bd3d24ba90ac25f2ee2d11792a3ecab2cbd70bcd758963e94a2457b182f2a593
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         6ac84324cdf231c222424207aa42c07ea94ef56b607ffb2f331a7fd0bc26dfb6
+// digest         5208d448bf4e1c0ee5b860e4d8ae0746d30cac464aee705be08a77084481ab5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

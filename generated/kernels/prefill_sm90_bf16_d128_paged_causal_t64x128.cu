@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         0b39514f5134a0c665c5bbcba817795b13efe49a716684f0472364cf54c3fb5c
+// digest         b062a51688fe5127b0bb6bb1172dc9b7f9df7815bb0b02cc25afd3dec7b88084
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         ced375cec048380a5bf44e64ed54049b3f4088d6e3e4781e7614a82f35b33ad5
+// digest         cc6bcd88d9273cf1d0ebc68889b04c9a2f5c3f83d239440ae85946a28f0c78d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

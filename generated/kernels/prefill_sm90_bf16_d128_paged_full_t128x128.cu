@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         c34be697e20c600bdd3393760f13b27fb996ba9cba691a23f32ea275e25410d6
+// digest         c8836d9da1ee70765460d3874b99b2672e18e299fa8c96da817953f996d85315
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

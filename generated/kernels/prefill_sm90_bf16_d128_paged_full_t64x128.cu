@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         e3df25d514995a276501e9d09aeafec1e0ea5571fc08cc3a4ef3e3bf05e0d6b9
+// digest         287962fab98e3189faed9732478a2c1ce07db0755f798e8a311b6fc18c571f87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         007110aa5d02d383bba8dc3943925e1c3e2908266c002718c7adccc95962a9d2
+// digest         06f7a4ee41316f2fc66dee5bde58bd3e47e0d9d8edbe194717d9d862e69024b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         f89829596c9b0e6bff16a0860720c9803ffeaff8d6f8bccea502638897549917
+// digest         16a2df184082daf47a19fa94439a57b5492cc96847b2f3d6a6d9d3bc5254c0dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

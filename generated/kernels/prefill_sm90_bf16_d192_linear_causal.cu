@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         fc775999ad6d3c389de9b91fa75f973cf0391349e8c659622bb3108ead72223f
+// digest         5c62a8ef9d4ba421ef3bd92d871e0b67975b8ac45e95b2b753de998aa8aa792e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         8c411cd5793e2323d5d57686ee81b1a18ce036ee64154a7700e124d581dee3bb
+// digest         c812f80162dcde003ce4ea0dea5f75b5b8106cce7dc9d40c7e3e9f016d9e857a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         4e998d16ece11a81c13be3b007251e5e4a764a96a16da60e286974f4c600dfd6
+// digest         b5fbd273ea81491f6e54a0e71c585c27a14abaf0945511518f01ca7f3c3ae834
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

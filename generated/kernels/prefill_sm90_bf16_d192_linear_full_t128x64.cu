@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         59f54b62c3a24cc444dd4af2b1f385606059a4830d4601e153c344f59665728e
+// digest         3a910fea95f6edf448b30e2f9688b1c48322f1ae0e7966d25043fc66efff63ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         7be8020cc29a7a9b325def8299a49e45dbb456f1852d1f7341fdbd83166f046d
+// digest         429a470f7a1afaeffc06e08b8900b9c41a535904ab00cfd4d79d750b3f65f0b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

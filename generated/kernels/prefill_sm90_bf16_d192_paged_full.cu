@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         c4b002edfa4c260f3f6cb76409965928d16fe786a911738d2295bf048914d7eb
+// digest         9f392b94f7c566b486ab5bb9684f28f3e9e6fd0d7eac38ae4397b06ed5f1e631
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

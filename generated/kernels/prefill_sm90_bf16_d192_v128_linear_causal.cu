@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         63206d3e5888467b2454dd239dbf0bcb9226ee4497bc5a416ee852fbdae7e63c
+// digest         5390d5d7778f885f135f127eb60960f2361c936d8ba0a7dd6aadb428d3fcf4f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

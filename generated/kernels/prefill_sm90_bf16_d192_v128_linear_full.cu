@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         1bff3dbc88986d5e1276349ce257215eb2a55ab41c1633df125bc356b083f782
+// digest         169979788df0d35d103c01a39cc33d5a7d1801278369ea425f6064cf345d929d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

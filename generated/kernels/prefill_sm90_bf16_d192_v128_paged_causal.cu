@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         1c29b278e72e4ac225a07a8c3163f3446f66197527975e0523c5480bcad6254b
+// digest         b9cf14aa575948cb39b703d853aa29e3711965c222dfbd334a2aeae7a55251a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         000b3a428a0c000d6f91e58ff24672b9295c6b3b8e7d4a583843c52a981dcdc1
+// digest         5314de224e395e234b37ac9f8f0f348c6e2c076fd0b6e4ace76517f627e8f92d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         0f2acc8ed4b270c359e15aa1039a7463ed349a55b06c1b7924d3327ebec720a6
+// digest         8c56ddcc5dc3c6d38718762225179560a98810d5b9c9f9121e2f685d64efa71c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

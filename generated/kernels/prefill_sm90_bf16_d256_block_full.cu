@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         b96bbd49d10902439efed2328dad18111365c32ded4573d5b8db4dac83e65324
+// digest         17111ad826fa2300c75c15b52c84c0cdb558e2825c111f765602e4c6d2f25dac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

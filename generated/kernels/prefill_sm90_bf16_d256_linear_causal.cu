@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         93ba72d82f2329ded2174de98bca42cc7b9cfa91b4da163def398d9772746f93
+// digest         1f251eb05c67145a2be6ce77ec1cde6e34fae0c10938a5d4d47315260e5d6c8f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         3ae14c93dd4dd5a57d861d966c65257d8522b98f68affe3dfc610dfb080c626a
+// digest         aa9c8d81cddb279b8cf65c40cd8f75bae36f79dd2a639566d0841018a7887e87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

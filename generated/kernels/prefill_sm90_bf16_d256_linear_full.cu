@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         ecdc72820aa8c85a0c9698d3b1f73e74f5fa3dac466233456847b5b447c3558b
+// digest         d9011fc386e02bcbecaad3c83e308fdeb3535a701bae0de5cb333fd472a384b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

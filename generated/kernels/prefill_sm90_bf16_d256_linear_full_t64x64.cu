@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         d4baffc5dcbfa627997c623cd2931cc70ad295815e773dc25e9bf85138ba7dee
+// digest         e5ae7202278c104a2c4c5c82ee399f40e95bc89082936ef17416339350bb3f79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         7110977b6ccbdb424a24215d2c92b45fadf58010958d5db07202812c0bd85c03
+// digest         775c299f13e529afbcaa2042f7987c372aadb1371815c2c24e8f908915db8d18
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         88f9a1334c7cc80c4e5ba340131a406477690aedaa406741561ac5f668a2c63c
+// digest         c47bbef4d079a5558babacb7079dda6fd4e92f31670869c0192bc81b56341030
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

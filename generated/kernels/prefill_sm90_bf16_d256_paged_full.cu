@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         0b05440e3e031b96aa3b7cff77ae34ddb5505fd970c85bfc7330230ad0edc553
+// digest         5ecd804b51e0206b9aa81a2f925ad5ec471f4bfdd969e91c1b31b14bfd6b286e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a9bfcb77be640dde4ee503834ae0941ec092484c08ba0703389613ada3e5720a
+// digest         94937de4f7f79b99534bce222c945aacdf1aefa5ef440ac56f6cd557641cd202
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         29eb407d875775a061adfcb39b4fbce33d2cc62a00ab4ed337e4a13062a2398c
+// digest         7227ec6e59df5eb8d63057da1a275a77d50f0142fbc6f16aee712a1d258b64df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

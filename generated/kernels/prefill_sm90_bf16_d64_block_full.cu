@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         5637c8cb7373841d3e7ba3e3b7d7f22a2f0eddefa8db5c007461e8e596d4defe
+// digest         c6fdb5bc1ad47bfa62013f3624ad36149245a5a50d97d8cfbaf22a22bdb5cff4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         4cd7d34defe943259eb75b6373c5c9defcb77b5bb023c32119f4018f685f5f3d
+// digest         98052269157b180aa8fa1773c1d84f7dc83827af0af525c4b05c77e9e967843d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

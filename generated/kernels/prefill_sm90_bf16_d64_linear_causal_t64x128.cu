@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         23ba7e196b6395b0af6b6c1b6ac9931bed50af198582d8b443bd10cb81f742c8
+// digest         d20f4eba7973b92f4c3ae41b36f2afd03311cb1fee9e9198f813a7a0d2266fcb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         5f57591e655286ffa34f6f7a5dd61eaade99c5f9d67bd56efacd65697f8e14d1
+// digest         e6b9e7a4ef17d43e1bfad3bc466a997643a5733fe0639c79aa667f264c397769
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         916958739f16d469e8d05630f81a8007b4a93cdba2cc95ba21bd738e835197e1
+// digest         c73085e75a8bc017b07d5d154f7f7f6128dbbf9b5d73865287f18b351254b7eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

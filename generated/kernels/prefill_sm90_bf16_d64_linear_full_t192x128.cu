@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         6491db2d257eb6baef5bca7799ee2721181a4664abf67d646b72632c7c935eee
+// digest         040fb29cf7fb2bb3d16f86a3a6956fcee9dd87899b1a66a3bb91cfa6b2ed73bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         7f641935c1cd2cf696301a1df23d43e1c832a6e7c37e29bd878337e2ec6e6db8
+// digest         f2f1cfafe6a19cb75681e71055dc7b83422e95d12602f47c717fdc498bd09a57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

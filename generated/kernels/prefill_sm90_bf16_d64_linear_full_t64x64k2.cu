@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         e1474d29f5ee161b5821388fab8e2caa934afee391e70b02dfc78b2af4a330b8
+// digest         712e4480271bbd5f9bec18cde712a89a5e825a5200a513c1d3f8e4842be5a69c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         5815d4d8e3527c1d97d74d19f0a48ea57d596cd6983e66aa4368dc1265fe4d89
+// digest         3d9b7860802b775a98b9903854c82b4f8d5a3e56af8f9d708b0de79b33f50edf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         9ab309a3c3ad1580c628298da552513915cf0a7251c99a5d5bfff13355741822
+// digest         1e33a4ff480cb04db7a7321d465c06f7a77b99cbef8e84da7db7eda3f488d8f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         16c54f5f932d9acaa26a52fd84adeb390a4af043c215b4e3f80064d6178bf98e
+// digest         b67b74c32078a70b37858d32af7a8825256ec22a22d4e950d8143cfe18931e4d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         d6e298646c2201ae5d80980796876f076e03b20b1a8ed83243efb0789de324b4
+// digest         69302600e3b3f6a7e8a21ba439e7984425f7a4e189be8f7af4ff53d5da3a8d03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

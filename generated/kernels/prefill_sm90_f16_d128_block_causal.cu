@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         09977b5a37ca423b72ffa255dcee4332535bf4ed3bf9770eb11f47577a8da206
+// digest         f5b795d8c7a24eff5254880c39291a08970ee527daaf6a94a1a9a2086bffcc21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

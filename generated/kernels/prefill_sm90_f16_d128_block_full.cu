@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         42aad9ef5f54c8781660c558cb7cbc5e32a18622a8e26f081d44d26d10a19a66
+// digest         5f4d4a433430bfc3dfd7a634bf693b35327afefb401bf5e664e7cd1159bb5400
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

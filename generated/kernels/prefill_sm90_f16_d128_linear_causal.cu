@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         859e4c6450026f7e0fc4fffd4d7142eaf374de64f10eceadf4fc12f0c095d806
+// digest         e4369e65ba67234754d045b3d9bb521dba0553fb00b5dac8c0e9ac6d4f1ec0c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

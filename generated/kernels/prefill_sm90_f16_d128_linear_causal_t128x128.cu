@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         d3dd598b990b0afcbb7e4a318b75249181ee299a8444978cfc677fe6addca989
+// digest         20f6d8318405a60f34db07747910d0e379bd9736579ec64d0c52de8e536c2c05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         db774c6b0e43812ffe45a05da0d4be51bb158080d91fe579ed785d913764451f
+// digest         0a71b6daa2609f322b817e8dbbabdfd18b7933e65f321e881b6442b7a1ad8387
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

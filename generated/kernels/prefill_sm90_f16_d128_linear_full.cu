@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         8e73cc4caa3a907593c10942a63b57b0333cc7a3e74bab270dc2ba777a195d61
+// digest         99938f9ea02744bd3db51f7b1c8766ebef02877728a564b4397136d4e4154754
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

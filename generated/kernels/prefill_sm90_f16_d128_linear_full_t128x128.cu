@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         3da7b09ed9f8418468d38014189d7e52a2e3c787337627ffc12fa553b828688a
+// digest         98f6a1a5f54fe63b83cb3c2e58e804c90153c3f892bfb6213f6a873c6ffd211b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

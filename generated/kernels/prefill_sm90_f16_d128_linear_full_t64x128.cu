@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         80a42333cda5573581d5be07d496897576bff089b59978eb109645dbc2e119a6
+// digest         58ff1ae8de1a1bf47eb45ede83e2e0827a1b2e1880b133d805c43a9dbb9857dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         4c6523fee054ce4a0854cecf9faaa8b1134efb71ff2da5716e922a6346b796e3
+// digest         038e1d045c1b7bd2bba5a6e8d67d0e53e5847613a7e77e0e0c2d3cb43c783043
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         dbcc8d66c9f7b450c68f4831b0176ff58291c548baf901614d04327ef5bb1a1e
+// digest         9f0d6226dd4f4132eff44b63f37f5ff915fa8b28c1d981a43de8f3663824d783
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

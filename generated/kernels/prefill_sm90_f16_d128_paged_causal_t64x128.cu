@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         de86d8b3351aa24103b6f6bbbb79295ce8bd6272c01289a9d2329fa39a8b3417
+// digest         d76380b1cd7768958606447055679b92368e1bc39c9c580a321a185a4a66e812
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         912b03c56ea5b8c93b641a4f94a1e0703315550a858ce38886952b2a65bfd886
+// digest         520c67129e7addcb05a9289ebbc23b2cb24c476c4f95fb27d5ad992a8e4cbc77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

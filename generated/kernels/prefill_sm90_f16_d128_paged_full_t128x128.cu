@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         015a7cde7e649919a850584546ee8e8cfd1a31a81817de48e1c225bac0b1d8bc
+// digest         c05b3a25b89c1e9389914ddae69063dc5dd3a6f284ddcdd91bd4adf1a153d81a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

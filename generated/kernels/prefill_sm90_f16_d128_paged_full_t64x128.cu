@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         fa880c89f9f4c722e2d8df97d23b6da6aa293290bd346359c426b710294c1dbd
+// digest         1f6baa6a45e275acc92566dcde9241f7b2cd3cd39d1b3c6097e3266d1af9d2ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         a341e1a0bfd40d21b4e4a15e1724e41b8910f1afe68004ba3f7613dae89bc49a
+// digest         4a3a5abc27a7de8921a19bf603466d973bf5f7d31ba70f00bc504ec54444a101
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

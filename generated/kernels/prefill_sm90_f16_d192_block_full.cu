@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         791bdc90c40524b71aa7ba4cbc4ca68a58093d48f73b557f9a256d52642c6c96
+// digest         025c50a2fcce7d6fc6d4d0d4bfef2ca26ea41eae8ae1b0c4dbc91708b8158ca0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         2f96857265ee0e6edb8b729d9b948ce1fe65e4ef10d535cfd47b134cfb1736b2
+// digest         ed293a83d1a8f104e4bc3d7d35e06e55a10184a5421767ef6f8719fdd5737a3d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c2f74ac357753379118d0fa45c80a91d9aff2b61e3117cd596913df59d218e8e
+// digest         a3a651a634c9eca5efe52ef55ce2369f24c9be0d867ea14908ea75e80ce2b982
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         bfb0a03b831987e846effb5b623215bfcecf0b502a49178be5306c718dafc353
+// digest         6b37cb661fcd81fa609cb786b1e9eec720c1548e12c11fe62966d8a41ae8f400
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         651e23b6183eddfc1a3338384e28318dc3e1257329451d53ae4575a2b22f37e2
+// digest         61f5575c031c2751e0a02ebd608f42160c59385880cec54bf1e6f92912f742e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         f54ec5620e86dc974bb6360e9cda9178266fc59ca650221a51f93c0f715855dc
+// digest         6bc1e531847e4aad476085bba7d83bce1325ee364a4ee7bb6343f444fe95e564
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         6047bdf895cd1d253816543c11ff84d8f1c3692e641bf5795e7cc93134d56768
+// digest         26b93c1b300120ffd115949f9b636f1b60f45c2405240d430b67a64bbf94b3d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         485460a23b201997d384154b6657390371aca38bc506d122e7d40901fa059ba2
+// digest         1850bf2895ba2975a51e70653474ead9ececdb2827f2c5b92a6ba1587c11e108
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

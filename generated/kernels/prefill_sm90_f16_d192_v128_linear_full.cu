@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         2b4a0a9c343b08bdf3a2f8d8110656bb471475cac9545f33e70640f65d21a209
+// digest         852bf59473b4feb83578cb1a4ddf2be28d54d313762cd03a748c321d92016a9d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

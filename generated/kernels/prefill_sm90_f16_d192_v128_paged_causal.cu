@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         1facf5ea1d8e6c1ac04eeff703b660058baa003201c09f1c70f1a4a1f5867426
+// digest         1d73551c11bfa66dee5803683aa4f7bbb5f3aaf95ba4f4caf8c66b9f0ef37f64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

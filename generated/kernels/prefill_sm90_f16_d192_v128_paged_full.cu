@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         6382cdc22b97a60e19ae398d8ba93f629f6cc6351364fca9c0d26d11b7e9e7bd
+// digest         312f0beff154e3459c9cdb7b0e569c0327fedf2467fe02d00f1ca45021036f27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

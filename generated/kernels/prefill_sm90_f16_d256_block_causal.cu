@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         abe839c62d69aa58269751ad2bb348597f177149aabfc92f137e52ac2956d9af
+// digest         cd09175cec833dc1a5a9e5b8f0244c019f11fa2c1156db317523d576415ff4ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         fe84a708910c4b155ce2552539fc66f5fe10f2bd125f8c99f105195e0a446e26
+// digest         79f6faa599be94464a811236635bdb84629a0a0634ab6b39b162eae4cd4e0fca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         be81fff07ae0d991812503646248222e95f97662d68fa0b284430c09416b589b
+// digest         b33fd9b116a0a37526be5449ae04ea9187e864ae149cb1d19169f251764384fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         3741f6a6be56c58d081f29eac6398ed7effe1322688ff5c84fb220acee201e72
+// digest         7f37d479995a05ad455a44062597c603a563cee307b8a360221c41fdb3832966
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

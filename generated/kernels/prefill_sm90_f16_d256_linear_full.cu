@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         239c33c101d3e98381be93987cc90d7b42c8cd2bdf6d154c8990da5805a6ce79
+// digest         8db5f7ea66fc62009a5dd3309b4a653210fb35b1345ec0d993ad5b7f2da897a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         e327522871814161cdad794a962808ac0340285df6e8b9abcb96bbb0ac6856d2
+// digest         67a664dac7463fe95a6d6a4e0a89aebb96068d537bf72f451d91d5befdd13962
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         ead71eadac9d8f178566813e489a2b086cfc907503b8517d85691f1cd5acdc82
+// digest         970b746d2c48966ac00dd2b07a6b2b8f080b1ed54e08cc874657d49463563a81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

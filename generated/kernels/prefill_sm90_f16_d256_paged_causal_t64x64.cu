@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         2e7e2e9c8052f19d394353f0971975890a7ea1741d4989473d350e94fff7b37e
+// digest         e7134ee9dafd99b87d361027861c2ea87249e0c2d21ea230d4bcb4ecab6c5a37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

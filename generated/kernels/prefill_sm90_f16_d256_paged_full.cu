@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         ddcb56e08ca721f4385b814c48851627c7d03fe84429652bb0906fe0658cc39b
+// digest         8e7720784980fe921ea91cdf6d7e2ff7c62e756eaeb4936c316c681913086356
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

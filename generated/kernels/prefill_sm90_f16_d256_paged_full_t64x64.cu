@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         8906d64d9540c53c205c1e68bc68d1784bcc4096f8dd68abecc168b6e77ac5f2
+// digest         c2ad3526add07fb7d7ed6d4379d4e34dc483cc752be62153efea80cc4871c917
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         a749c1f6e1f02c170c6bc2387a33f82b4697a35f7d230a116f29f87bc4473a6f
+// digest         c53558451852c665bbeb74e8022b970e0ebe5454bb81b6d5457120f4f06b15fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

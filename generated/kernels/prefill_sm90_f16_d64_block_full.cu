@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         9cccd1820c7ee68e1babda2793f4a2a4a4e10418ae164fc59111b7463fc9050f
+// digest         7d455b0ea9a9e826faf3efb904be0ec60945558bd6b3e42c6994ff4b654c1180
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

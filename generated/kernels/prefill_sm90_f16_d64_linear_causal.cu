@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         c2b763e08c4345dbc05bba5baad5c0996ccef74a255c35c51c6ad36ad9bd2c3d
+// digest         66b08e7a27b1645eaa07964d3c68c218bb18802bc9cd39a008fb1141add692ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

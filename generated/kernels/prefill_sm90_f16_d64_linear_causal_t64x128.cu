@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ab5a309209a6b1694923999044b217980a9ee4b1f102983c44e3cad11aa90d48
+// digest         0a1799831f54317422d5a805f980a04297134bf945c4eb8fb124125889ea577e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         9c762cda9375a7a633e8d66fc61507fc801a95991bf0484adbfa17a6244fcd88
+// digest         553f4ab67d99666f32061b411a27aac27ba560b89a37732439c7eddb52c81071
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

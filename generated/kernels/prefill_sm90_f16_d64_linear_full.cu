@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         46931baa4144f793ab13304863105b626b7432cccc7742f7e870f259baa0892e
+// digest         6c3688764912a2ee543d9c5b5af13eca593d91239e2fd8f9a956a58410304cb0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         3955e0bcc81720bcb5882ed4aa65432a4f45c052ff7682419b10d4803d7982da
+// digest         36823bb28a543b03539d48add53c8825684afe272639a6db86fe4ca558efda87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f6ce6e0db397111afd4ae8480a6115aab40cc56fe710152ee814250d5da638b8
+// digest         d52e119b18d2251163f43f182ef0adaa275e144657b67968672d0d67c2d9f5a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         47de8657cab5f341ae863abff6d1edc27b42f7bf37e8dec53b7ec18eb7b7a806
+// digest         ce5230b3d48ec790844541f14c90c0a1bbde64d32e24bf01bf0e5fddbc205d78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

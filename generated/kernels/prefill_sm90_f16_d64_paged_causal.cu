@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         9c4484e569e453449abe637d06bdc4d878e43582c6514dd58df136dcec4c10e0
+// digest         98d9dea0d2f136742a1641203ba9a390b7320579d9e351a3d747026b92515193
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

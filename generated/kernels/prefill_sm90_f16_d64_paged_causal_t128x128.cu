@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         9eae1f1bc6c41a78322ed694b5697c73edc9ecbb47efb2939b2bf0c2ad8f7b8b
+// digest         0123526248a00cd49c70c3e4a5f426ac2309f6e7822522da6d25f799184bd734
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

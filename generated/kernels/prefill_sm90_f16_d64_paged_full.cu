@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         5ec7366c0b24148803df77a44bf151aaa501993e9d8442c4c129972a9a5b2db0
+// digest         935051d096a9a8922127033c0017a0fe2e7a13e7a0ef8ed814483d1352e2004d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         f7b801888d78e8ac7a3054209c0a449d4ec4d455952b176c7ef8b520fb7e6f41
+// digest         c1dde1b3d4ed3dc910575420fce16c8af20b6d5c3ff32d10eec7dfc2b4bb39c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

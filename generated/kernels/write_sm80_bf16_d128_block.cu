@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         1fade32ab72075fee2b4d568641649829f5a22a8dd8aa33979f994e77b6e9584
+// digest         10d7ff2302db57e0efe4a7cc9e1db273666175d66dfbc52f13e12a7ae3b9d4c8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         405d2b64d2643fb814de538e3352ae1f7ae267a0dfc98390f0e6705941c30a6f
+// digest         8b5ed705da8345a766e69206f0625cf9cbc244d6892860f72ad834621523afa9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         cf35e83755a0f5c82695a8294322e2e79d6c8e093107c233757309a6576862fc
+// digest         899c1308fb7adf4d688a4434589b7f5b3bc0f0f02f98c7ce16327a3530198db5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

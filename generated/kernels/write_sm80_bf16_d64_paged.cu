@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         6de009947d1ed1cda46c7541d21d7df174dbb8506d3a2fb7cf7fddbde4c76b2e
+// digest         8e2ef3efeb2bc6dbb515f4c36ed42ef8133747922ee1cbbea2a6f977d55ddf0a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

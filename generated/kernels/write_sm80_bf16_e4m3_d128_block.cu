@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         a6504cf0301c6fc8808060865581d77ab4396f614f9ef10470f347a0da67659d
+// digest         7a34bd2cd23d7e5f693be4de82ad0e899a04963f13d27a7637944ee6de7f818d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

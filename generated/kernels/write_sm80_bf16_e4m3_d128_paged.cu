@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         43853cb5e647eda7d833d1d2a593d318174e78229fc5ec44e185ab627d4b632f
+// digest         9082a88c011d17a582d42cdf7c4f475da1df8e2fa7bef9bca9b7fdfcf058f2fe
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         a4aad251e480e124d0a7ebe78d0c882c880b4c86fbb0f55fd6ac99138b9e6b6b
+// digest         4f9aa9ff97bafdcb1b16d4553c5c22ea6fb1fea03de44ded58bd14faf1a5ee88
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

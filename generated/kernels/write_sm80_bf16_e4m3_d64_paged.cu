@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         cf36fa24bc1610ecab7469c9f53b574e2c9c8ef56c552b0ed9f38668153274c9
+// digest         c29bff70968c9af29cb34359fb83ec8039d3e1d6fb01b7fb458d65f3dae33186
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

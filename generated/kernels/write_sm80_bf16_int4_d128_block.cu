@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         50269b33741ad60e55495afd73bba7fcfaada3f404d51228c12ac1bd7885778e
+// digest         17c59910854e21068b534d5d38a755b11368022bb904370352e38cc34a4bf33e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

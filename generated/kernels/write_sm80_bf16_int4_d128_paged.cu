@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         506fd032d4c9886daf1e7c929c7e25a0ae72cf3aee3e3e6f6b877dd6fbc67717
+// digest         d7bbafbd7baa345612b7a6f05dca292c1660415120a58100b5cf5542921ce779
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

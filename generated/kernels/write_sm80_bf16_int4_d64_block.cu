@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         096f75fac2907e1f2b12e786048f5eba1439a1bce9064bf4a84af5045f4b35d0
+// digest         81ccbc14cf807e5f19e9c4705fa60c0581a9ef7afdecba9d89b922ed0ef2227d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         2f313bfca5d087475b37d58378bd459df05d9605c5ac07564e1634f6514dfcb5
+// digest         ed295a795cfa25da9e6d483abf4600dd1dfa7e9af32afab7a05e7ad15de5888f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         88094cd520559e21a585ceb3f9010150bd86702ebd4691c86f34ec4ca498f0b1
+// digest         3dd89d7fed004cda2bcfbd0ff394e201f3bb5702dfd73f79a2fb25615154c9c6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

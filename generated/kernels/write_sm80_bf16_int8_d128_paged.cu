@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         dda4163c160d63124807f38dc70aab3ff0a39a62fc529f0079e6106356a4af3f
+// digest         a692442d87a7bd4d9fca10d644523062af0c5ae65c762ccadd16766019327af4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         49ba21a4faad3586bbc758857b13f32c0c1fe22f8e9fce25c4f6d910317853a4
+// digest         c57c24fe6f7b1351bfd8138d2c902e289570db5c543875da3864142223a8a9c2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

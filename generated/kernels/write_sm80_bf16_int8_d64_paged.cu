@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         c34794595f3abdd81aca777e9ccb7377bb2042ea60f1829da5eae9935adbfca8
+// digest         18ece1bb09a75274fe9f7fdc4eb6a0333abd138112bf5bce4d5f008c33909d6a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         3459b759092b3667629ef5fc3e6befd6a7bf6cc5f42e80b36784bb7e8a9d2af7
+// digest         7e5e2569fc8eca57d70b020b466ea93dc30682b9d22f77042d84faeebd13f6ed
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         5739b6135c6762039222c3a4dd92f44cc1914bcf379a86bb0a5befff886094a6
+// digest         040d4a0fc91813f883e7daa27e5fff58a04ee9ff932d43dc6dae4bc9e172beb6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         988e4b4e56056657055b19d61e8457be0f1f6c69dd1b57ee465b1e82f9a95740
+// digest         0507d317b017f90eed4fca0c5b4c053d566c72ea9b26791c9985a20d230722e6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         0d911e193a480adbf91753225e645d3424f07f28a1059090b0569f4f309608f5
+// digest         decb33f4010a8975a8d77b577f9f4576675dbff9bf539bb8d6ee81c98038d906
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         d059c37c0d9f8c9b5f4f46152522b2f0f4a899af11515d24bf67f311d1344a30
+// digest         7fd22d9a5b9fad78fa6dbdff6d75e491fe7d222c566885023a05fcac6fc1ec52
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

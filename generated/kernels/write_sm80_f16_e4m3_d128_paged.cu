@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         625f5ca2d87d6c1454303b32ceab6db69d5741430664f3fb085b3f1642ff5ba7
+// digest         5ff48b5a9c351f5a3e3e4d761d955f1f314554d5e9504e3193e1d1e341374986
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         f0b2fcbaf1bbfd7b747571906610c52f3014e1628929955619d937831e2a919d
+// digest         e2ded16460840d8754438cf0ddb0ce5a5017884217633282a82e08ed65c374a7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

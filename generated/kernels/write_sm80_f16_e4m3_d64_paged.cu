@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         31151339901f3d1a3e623dbb9bba65c1c09363aa09624885bf741e270189fa74
+// digest         9abde18db7b9d452b9025c0acd1cdd0e6b4a755180445579b2e31fd9dae7f248
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         ee8b533cdd6f05b44aeebc0b17eeaaf2bc86cc416a291f78c91e5ce940a889fc
+// digest         78a32ab59b601d76023b16a773d729106fe5c91d07d17b4a787a7528e7c7c652
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

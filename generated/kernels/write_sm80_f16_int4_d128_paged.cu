@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         7071e5065dbe0ef2815e58badfb3d65b764a11b7d35f629cdc632d9e552fd9fe
+// digest         307ce8fb708ce7b57f4a1c06b5f1c5570b61bfad104bb3ad223899506a8fdc14
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

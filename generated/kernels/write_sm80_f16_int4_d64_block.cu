@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         ce8f50588e469a42070074c770ba7450114e92d5df0f3988508f22fc6d43f5a5
+// digest         563f26a0d42f66844b350d7b26ad9923f53b6f136a153271b360c48533f30ae2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

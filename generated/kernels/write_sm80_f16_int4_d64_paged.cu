@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         0e325aa032fda7a96d67c716772c633498f814843d3210235b48885752641c88
+// digest         dde21f6e68f44caff74d8671710a868de7e3ab03d29303d88d4e1453934e3557
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

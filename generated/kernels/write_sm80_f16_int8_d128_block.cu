@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         2d09924d6dfeddc0a5eb33a30063e06cbf7b06360b0c9f67ef6797d61f90466e
+// digest         6ad147621c412b6d7b04957f4e649be25fc45d28e40728b0575a121a11677c41
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         5bccc36d9eb95e520e2a4bec2becc68d547f0db6403cac9c05f89af96251b0a4
+// digest         c92f6b8309a2607fa05228966d9d46d8e09a43209e0c91c24f0d0ec123e36c1d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

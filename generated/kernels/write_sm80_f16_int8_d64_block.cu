@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         dde107e2dee3744d676ebff689f1f57b6dd83297c4213298de7eb8ebd56b8a64
+// digest         424fd745bc368b5ec949973a6f7b4e1f32efbed55ac8016de727d852e67c0749
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         66a8899e94b604f9e4069bcec050bec41b1ec866ec4b76e2d5e4705b18514d76
+// digest         bb79c81c860c66af890d7ef90799cd0f39da9ce228f2ed0b8b3e2e17e1b9ba14
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
