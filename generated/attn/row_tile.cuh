@@ -16,13 +16,14 @@ struct RowTile {
   int first_query;  // of each sequence
   int tokens;       // most
 
-  // Most calls have one token a tile: then nothing is divided.
-  __device__ __forceinline__ int query(int row) const {
-    return first_query + (tokens == 1 ? 0 : row / heads);
+  __device__ __forceinline__ int query(int row) const { return first_query + token(row); }
+  __device__ __forceinline__ int head(int row) const {
+    return first_head + row - token(row) * heads;
   }
 
-  __device__ __forceinline__ int head(int row) const {
-    return first_head + (tokens == 1 ? row : row % heads);
+  // row / heads. A tile has so few rows that half a row is more than any error of the division.
+  __device__ __forceinline__ int token(int row) const {
+    return tokens == 1 ? 0 : static_cast<int>(__fdividef(row + 0.5f, heads));
   }
 
   // Tokens that a sequence has in the tile.

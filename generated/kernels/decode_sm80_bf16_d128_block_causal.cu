@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         76135e2f21caa867a22b00cae882b2f2eb0c3789a821b11832cbf9762c3a4367
+// digest         a1381e44c7672d6f10b1e5a5ea304d78fae794e72ae91ef076ee811fcef2e989
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         bc8cec68970a2aaa7e2d137d410a3cd9e01c3a14cac15e56ac4150971014e16f
+// digest         59e492359b3f681725d92ab1573738aeb9ad79e111afed5ba1369e450a5b9a53
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         d3153e1b5f60d805d5168808c6b35eb8646b7bda13b84aad2e2e6cd313079a01
+// digest         abc6b894876e3017038a2bc8693767a625378e2fa9d18e76e85b8ffc1916ed08
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

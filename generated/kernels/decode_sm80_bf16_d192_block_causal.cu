@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         fe471b85ea05cfbff7c03d1e68bf5e5f77f97cd80e43b31d2734935e7c0744bd
+// digest         e66120fc6f18c821dcd259f3499c4b1a91599f434034e5b0d1595e466c9b692e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

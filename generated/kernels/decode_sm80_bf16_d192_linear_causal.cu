@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         1d522ccb987113f47c5c3d984434c3715eb89596917986026a74bb880bb12e19
+// digest         e62cbca825a80344b0a6b176175a83af058ebeeb48d1e5e8809f2ba052b73a9a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         c1acc91f8c1c8d04163430571426ee8ec1eebaff9d2027a8964a2461e9baa2a0
+// digest         c0d54dda1a93447068c0513a0125d6b81f2421a03f443d1118f7729e9a4df216
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         9d48d0f7b15a58288c95748bd74710418c667f88826cdb95af872db5ddd8fa46
+// digest         12d5d6ce85fef8e982ee263606e4feb0f9359f5358a4ef280a66a2eafec0599c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

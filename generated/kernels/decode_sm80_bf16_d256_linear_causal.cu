@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         ebe285db99a5e01c3cb4a3ec1b9e5ea617ef4e65233aeca1d3003623bf213bd4
+// digest         f3dde8e1c1e12452d4f43835892369ffcf8a8b7f96c3bff1881e5939d39e7e94
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

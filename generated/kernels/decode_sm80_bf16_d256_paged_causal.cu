@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         4b11d04b326154a09b1c5fad289a863be2d89c16061d18602b63926618733198
+// digest         e50d21a6902aeb4ff4692917876720833c149f46505bfacf410c4b1fa3612eda
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

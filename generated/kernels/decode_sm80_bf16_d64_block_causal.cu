@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         c1168deb1b9e9c25fd2efa7a4c6a4e0c23df391482eb0dc839ec2e76c71cf41f
+// digest         228fee927d5721597968192f3294e2ad5d2200a63e9b2ee55ae0843441462411
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

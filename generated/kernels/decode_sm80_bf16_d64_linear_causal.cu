@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         e9bd8fb57999995d70e3a9fce8a0cce817c621879d6b970655edf63e0dc43a3a
+// digest         49ec34e855b0fb7ac8fea5aecaa227079c771fd34be239fbedd3d2f05d99afd3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         b460fd3c1679ec19db471b5cf9fb94148ef02e3094fce0db0e2f01518a67e89b
+// digest         22157e2f44ff6f88440400e05e8236b4bf4f7b642f8d1303906a7dd8eae35bdb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         a97dd56eafcad75d93ff58656a3cb29ea3881a2ccf6941b0531bef4216da043a
+// digest         135338c7c264cf41b0d2fda3541e9f318bda5aa5382ea7657819387a4f552ab4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         6ef78892602216cc6aabb86f0bf174a270eed81103d6a46b233102c07c842019
+// digest         96912b410f275e42e898d44f4f9f65d04428d2cd4aec5e3a0c63b7013415251b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         914470987140684ff842f26aba3b903ebdebc51ca57c404f2706afc3731c15c5
+// digest         dd66a9b2298b6b1d8cb8dd0c1e0501098e73297d6453a86f67a3a4c2f376e2ac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         ee9c9b01243b7b1896e0d7c9e66b809b07b74cefc639c87294afe3dbefd3b667
+// digest         83c224bc4dba7ba55383475967ea3d2725e7be3b2f5929a064abcfbd6d649409
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         f41b7720eebcdf37bd8626f88ae9d477f83fbe14db42e562a221934bc8ad6f79
+// digest         a6f82299a42d8e93dd679b85c50aa03f66b66c8b7d26cef79377175d7bf944ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         10e3ecea0964a6c23a0c2a6df9f7d716a9be9f03e0392fdc2f4e016a32d50ddc
+// digest         9a4e68e230df826f1a525f779cae1ba077cac3455842608c8a6ac0cffd728072
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         30b2c17243bfe18d6d74f0908cce1215427b67671a34cf5c3d2411b10242f9ba
+// digest         fab68b3d7aa6fd4668f0d75f68fea01b5576daea9d6d2800af700ef8759c8cf6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

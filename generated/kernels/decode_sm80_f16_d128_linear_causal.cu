@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         146c87495f258c7886690c7acf813ecf4f447c7f54f6811d09532deb3012361c
+// digest         c2fba3290a47b61569eb2eb5d49c8092c7abcfe9b905ad6892cf61ba2dda8f72
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         5e5b3bf11289135022eaf85c8a033fa871b180d41bc2542aceef5fdff111b7aa
+// digest         40527a0c387f8e383c4842b10bfc889d63b1dc3d190457a8e021ad51af554aa2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         23755ea59ea706187c5e441e9ee4eeb1346f9aae6d8f3e63d68dae7c004ae189
+// digest         18eac8498fdceb7234ade797decb2409e476c62bf7ccd0ee1ebd801a5a1b2339
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

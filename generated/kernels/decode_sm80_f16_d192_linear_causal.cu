@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         7a345c8a743ec70c3911932a994e18b75da7824e766130f2f2997d98544f9adb
+// digest         92aa59274426814993bf1fbbbe16a1fa32c6a675c01568051801dad238e748b2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

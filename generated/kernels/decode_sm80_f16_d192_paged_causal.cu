@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         723269c3ae70aecd0ff53bea2c76a7a2b2321c90409e08fd10af66e6f73b6e2c
+// digest         1efd223d3efac3fb350858e0ef3bf5a1327af19ba3034750aba1378f7adeb149
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

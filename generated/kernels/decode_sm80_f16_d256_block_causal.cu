@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         8f1274e5e8e7dd2266fefb0c63e079d181b1a9b4a40ab92ab4084022b98b0b89
+// digest         8e5ee6678dc40775591cf1bc4e1ea6ab9e0ee1e45cb44f7d8c110d5e02513d7f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

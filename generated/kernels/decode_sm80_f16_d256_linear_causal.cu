@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         a7181d212c414c86ef72a9903e72460a460103ca08b68aa477a9f833c4c33e9a
+// digest         aca5049e8c1b4fa113afd9cf301620258e597ce15c560fcbaf935ee5e424f785
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         a6ef153bb5836f9b0c9e9cb3cf8648475b5abfa2a7d96d999db3ba07a360486c
+// digest         f5b5a981c8b707d39f26408c563fc9aa51854f9babd4a625323ac0fccec60ea3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         4b4d4033ab9eba1ff21e88cb2de474f4e4076e9dee22f15295f4d1579d5839e9
+// digest         716334fa9a71329124678c310e3fde3246920d62f7d1ec0c74bb6e6f73b28d6e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         5e0325022fbf135dd4239a89af79d54c874a382e089f6d12ef6a9b0a3236d161
+// digest         fcc40950350441a397507b46ac68d71268ef322c8f6bbac27131f9ebd99973e4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         4996f722f929605315aab3beb0e69387606706c6d003505b6740519d5d36b3e4
+// digest         0da4cd762702b1f7f024a53e19e75d81652181886b411aa0039b65b9aa4cf6cd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         4ad64c572a09027d8f92cfc46acf431f8a4430f6ed96e6940c65aa16821e0a31
+// digest         488bb10b8eb88f1a02f6f05ac55cb46bc7b67b6cc02801fe314bd04258b65850
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         20ce0c690c440c82942e1cce9d0a5ff53a197ab285d5bbdf5b10a77a1b6b8920
+// digest         7969ffbde1813306408c346afe8d248a264acf22ccb2b650fa3167f3a2d75862
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

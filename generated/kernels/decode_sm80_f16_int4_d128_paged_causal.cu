@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         1fa28e3c503c5e758f313e1379058420f9a4841b03c1b1ff594be0949080b73c
+// digest         cc07b05301a8d121f0e47fce2c1056ffa365f7b431486d454527103e2e6cc378
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

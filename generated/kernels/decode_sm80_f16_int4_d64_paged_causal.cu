@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         f73014d4b8e382cbaafed280bf7612e462500902ad79b52b180cc0e15b88ba4d
+// digest         64d4630fbca19c6f6924a4b7f4e3b720ad49f88ae5e179360d2383c84b637995
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         ae8044142291dd0fb4b77c3c6aa45b08e4307db071938fc1a40ff158a6fe21c3
+// digest         53b5b2f700767277d0ffc898f386d29e86e40ee5890d81e44548cd5818a342e8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         3020d56892757b9b7f00da9b00b76ed81555105345d662673b35358d2b6a8ebf
+// digest         68a0f398cbaa4b953851f77f07da25f6172d07edea41816ff29f025851952667
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

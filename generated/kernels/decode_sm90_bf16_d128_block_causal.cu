@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         35b9a9600c342605c5d5f11c68f01fa4e9ff1e0374aece592e911c0c30cfc5f4
+// digest         495f89eea67b0bd4836f95598335eac2baa282d05f2ec363c455a2a8c7a6d088
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

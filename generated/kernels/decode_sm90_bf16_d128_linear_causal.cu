@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         5175e6649abd1907791324d3f5ce93701e6829d10adc6eebfe90644d4e752103
+// digest         20f6570fbc96902adc144390f87a11748c843d92106520803dde8084f232c4d9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         1621a8cd13c7f9b39bb0c30814cf8a87a43acb48bc7a54f38e6c259059061bab
+// digest         a08227274eb4c2c34d7e0023070ada21bb367eddb4da89654fea09d986995854
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

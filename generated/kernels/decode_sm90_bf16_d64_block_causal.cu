@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         08a5ed5701127a5691997a4a8621f31f66564c99004bf6a5452ea135d854fe4a
+// digest         30305914311edae6462f686a41aae41b6d59c8dcf642e0eceb0d201ee8cc2c81
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         ff30a13fa62fb300b57cef17147b6b282dd9eb1f80d8801c9d2b406990d5bb2e
+// digest         08aef9ce5bc0070dd737046a784d5b552616945c8a6952736eddfaa10979a5db
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

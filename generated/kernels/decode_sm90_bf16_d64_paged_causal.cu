@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         11871b85c775ae0d67a6ba92b639862e2a85bbbaf36ba079aa96a11ebef33731
+// digest         13b99124108c722f5e04c9f2680f716d7dc5be878efea847dc19fe3809b101cc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

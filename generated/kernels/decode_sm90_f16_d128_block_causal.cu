@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         dae15ec916df97922706ec9d5db1b7468b266fd463733dfdf380b597074758c5
+// digest         c3cffa8851b13d0b04a5816b1e147e40ccc783a80121c9d2a72c1e97cdaf62b2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         18461bfcd52bd727894383cec67875b527549b77d7c894d4d740c487f6fa50fd
+// digest         e2966561391d00f0764548c76326f0a359f39c92a55809e54ec6610939d90e77
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

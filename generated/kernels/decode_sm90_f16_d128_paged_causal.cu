@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f1feb6159c206301845cc576983bad1232990efd9753afe61510b53593a8f4cb
+// digest         17ab9e72e483f06f265b6b5db1ce5014f6999b2e2c59ccfcb5e59f9021d0f6cb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         d62eb93bb7d809082f784dcbf16f74b49e37a7dc5f8df24af6aaee9a1df9d347
+// digest         dcfd20b5faa4be26875bbde519fa0b77218e716cbfc7c6cf76bf735f24b147a7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         0042453db4eebba4bf9e35a5eb7a26933e45b2991117afb7849d03921810018c
+// digest         9ea87afeb019386089c25084ec4d9d4f69c23ac0a5bee48b7e5741f27b9d05d1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

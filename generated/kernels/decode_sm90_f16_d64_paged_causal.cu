@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         81b3cafb693e4513133c458df58c77ba97ad873162e6147d7021977472f78708
+// digest         179e291ff53442baf97a8e398f674902b1fe2de41d51e9fbea4f1f73e61c690d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

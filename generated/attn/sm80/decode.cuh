@@ -7,85 +7,13 @@
 // and the copies of the next segment are under way while one is put together.
 #pragma once
 
-#include "attn/sm80/decode_append.cuh"
-#include "attn/sm80/decode_copies.cuh"
+#include "attn/sm80/decode_loader.cuh"
 #include "attn/sm80/decode_merge.cuh"
 #include "attn/sm80/decode_output.cuh"
 #include "attn/sm80/decode_products.cuh"
 #include "attn/sm80/decode_schedule.cuh"
-#include "attn/sm80/decode_walk.cuh"
 
 namespace attn::sm80 {
-
-// The copying end of a range: runs as many stages ahead of the computing end as the ring holds, and
-// leaves it the segments that it enters.
-template <class Config>
-class StageLoader {
-  using Traits = DecodeTraits<Config>;
-  using Storage = DecodeStorage<Config>;
-
- public:
-  __device__ __forceinline__ StageLoader(Storage& storage,
-                                         const DecodeArguments<typename Config::T>& arguments,
-                                         const Start& start,
-                                         int warp,
-                                         int lane)
-      : storage_(storage),
-        walk_(arguments, start.work.units.begin, start.window, lane),
-        pieces_(arguments.params, storage.work, {storage, warp}, lane),
-        warp_(warp),
-        lane_(lane) {}
-
-  // Starts the copies of the stage that was looked up last, and looks up the next one: the first
-  // call has nothing to copy. Each call is one group of copies, also where there are none left.
-  __device__ __forceinline__ void advance(int slot, const CtaWork& work) {
-    if (stage_ < end_) {
-      pieces_.copy(storage_.ring[warp_][slot], first_token());
-      ++stage_;
-    }
-    copy_async_commit();
-    if (stage_ == end_ && !walk_.is_at_end(work)) {
-      enter_segment(work);
-    }
-    if (stage_ < end_) {
-      pieces_.look_up(first_token());
-    }
-  }
-
-  // Segments entered so far.
-  __device__ __forceinline__ int entered() const { return entered_; }
-
-  // Whether there is nothing left to copy, nor a segment to enter.
-  __device__ __forceinline__ bool is_at_end(const CtaWork& work) const {
-    return stage_ == end_ && walk_.is_at_end(work);
-  }
-
- private:
-  __device__ __forceinline__ int first_token() const {
-    return stage_ * Traits::kCtaS + warp_ * Traits::kWarpTokens;
-  }
-
-  __device__ __forceinline__ void enter_segment(const CtaWork& work) {
-    const Segment segment = walk_.next(work);
-    stage_ = segment.stages.begin;
-    end_ = segment.stages.end;
-    pieces_.enter(segment, work.tile.kv_head);
-    if (lane_ == 0) {
-      storage_.segments[warp_][entered_ % Storage::kSegments] = segment;
-    }
-    __syncwarp();  // the segment is visible to the computing end
-    ++entered_;
-  }
-
-  Storage& storage_;
-  Walk<Config> walk_;
-  PieceLoader<Config> pieces_;
-  int warp_;
-  int lane_;
-  int stage_ = 0;
-  int end_ = 0;
-  int entered_ = 0;
-};
 
 // Stages after which the centre of codes is taken off the output.
 constexpr int kSettledStages = 8;
@@ -146,13 +74,14 @@ struct SegmentRows {
   // Called by all warps.
   __device__ __forceinline__ void begin(DecodeStorage<Config>& storage,
                                         const AttentionParams<typename Config::T>& params,
+                                        const RowTile& tile,
                                         const Segment& segment,
                                         float key_scale,
                                         int warp,
                                         int lane) {
     const RowPlace* const rows = storage.rows[warp];
     stage = segment.stages.begin;
-    place_rows<Config>(storage.rows[warp], params, storage.work.tile, segment, lane);
+    place_rows<Config>(storage.rows[warp], params, tile, segment, lane);
     const auto scale = query_scale<Config>(params, rows, segment.rows, lane);
     score_unit = key_scale * scale.unit;
     if constexpr (!DecodeTraits<Config>::kQueryInRegisters) {
@@ -165,88 +94,138 @@ struct SegmentRows {
 };
 
 // The computing end of a range: takes the stages out of the ring as the loader fills it, and leaves
-// each segment as soon as it is complete. Called by all warps.
+// each segment as soon as it is complete.
 template <class Config>
-__device__ __forceinline__ void walk_along(DecodeStorage<Config>& storage,
-                                           const DecodeArguments<typename Config::T>& arguments,
-                                           StageLoader<Config>& loader,
-                                           int warp,
-                                           int lane) {
+class RangeComputer {
   using Traits = DecodeTraits<Config>;
-  const AttentionParams<typename Config::T>& params = arguments.params;
-  const CtaWork& work = storage.work;
-  const float key_scale = head_scale<Config>(params, params.k_scale, work.tile.kv_head);
-  const auto segment_of = [&](int index) -> const Segment& {
-    return storage.segments[warp][index % DecodeStorage<Config>::kSegments];
-  };
-  SegmentRows<Config> rows;
-  bool is_new = true;
-  RowState<Config> state;
-  state.clear();
-  int left = 0;  // segments
-  int slot = 0;
+  using Storage = DecodeStorage<Config>;
+
+ public:
+  __device__ __forceinline__ RangeComputer(Storage& storage,
+                                           const DecodeArguments<typename Config::T>& arguments,
+                                           const CtaWork& work,
+                                           int warp,
+                                           int lane)
+      : storage_(storage),
+        arguments_(arguments),
+        work_(work),
+        key_scale_(
+            head_scale<Config>(arguments.params, arguments.params.k_scale, work.tile.kv_head)),
+        warp_(warp),
+        lane_(lane) {}
+
+  // The whole range. One loop body fills the ring and does all that follows: a cold launch waits
+  // for its instructions as it does for its keys. Called by all warps.
+  __device__ __forceinline__ void run(StageLoader<Config>& loader) {
+    int filling = Traits::kStages + 1;  // turns until the ring is full
+    bool is_rehearsed = false;
+    int slot = -1;
 #pragma unroll 1
-  while (true) {
-    const Segment& segment = segment_of(left);
-    const Destination<Config> destination(arguments, work, segment, warp, lane);
-    if (is_new) {
-      is_new = false;
-      rows.begin(storage, params, segment, key_scale, warp, lane);
-    }
-
-    // 1. One stage.
-    copy_async_wait<Traits::kStages - 1>();
-    __syncwarp();  // the copies of all lanes have landed
-    compute_piece(state,
-                  storage.ring[warp][slot],
-                  rows.query,
-                  rows.sums,
-                  segment,
-                  storage.rows[warp],
-                  params.inv_sqrt_dh * kLog2E * rows.score_unit,
-                  rows.stage * Traits::kCtaS + warp * Traits::kWarpTokens,
-                  lane);
-    __syncwarp();  // all lanes are done with the slot
-    const bool is_complete = ++rows.stage == segment.stages.end;
-    if (is_complete) {
-      const float value_scale = head_scale<Config>(params, params.v_scale, work.tile.kv_head);
-      merge_warps(
-          state,
-          storage,
-          slot,
-          segment.rows,
-          value_scale,
-          warp,
-          lane,
-          [&](int row, const MergedRow<Config>& merged) { destination.leave(row, merged); });
-    }
-    left += is_complete ? 1 : 0;
-
-    // 2. Its slot takes another one.
-    const bool is_over = is_complete && left == loader.entered() && loader.is_at_end(work);
-    if (!is_over) {
-      if (is_complete) {
-        __syncthreads();  // all have read the rows: the slot may be filled again
+    while (true) {
+      // 1. A stage is computed, and its segment leaves with it where it was the last one.
+      bool is_complete = false;
+      bool is_over = false;
+      if (filling > 0) {
+        --filling;
+      } else {
+        compute_stage(slot);
+        is_complete = rows_.stage == segment(left_).stages.end;
+        if (is_complete) {
+          leave_segment(slot);
+          is_over = left_ == loader.entered() && loader.is_at_end(work_);
+        }
       }
-      loader.advance(slot, work);
-      slot = slot + 1 == Traits::kStages ? 0 : slot + 1;
-    }
 
-    // 3. The segment has left; where it was the last of its tile, put all of them together, while
-    // the next rows of Q are on their way.
-    if (is_complete) {
-      if (Traits::kHasSpareRegisters && !is_over) {
-        rows.begin(storage, params, segment_of(left), key_scale, warp, lane);
+      // 2. Its slot takes another one.
+      if (!is_over) {
+        if (is_complete) {
+          __syncthreads();  // all have read the rows: the slot may be filled again
+        }
+        loader.advance(slot, work_);
+        slot = slot + 1 == Traits::kStages ? 0 : slot + 1;
+        if (filling > 0 && loader.is_at_end(work_)) {
+          loader.skip(filling);
+          filling = slot = 0;
+        }
       }
-      destination.reduce();
-      if (is_over) {
-        return;
+
+      // 3. Where the segment was the last of its tile to arrive, all of them are put together.
+      // Before the first one that is a rehearsal.
+      const bool is_rehearsal = filling == 0 && !is_rehearsed;
+      if (is_complete || is_rehearsal) {
+        is_rehearsed = true;
+        reduce(is_rehearsal, is_over);
+        if (is_over) {
+          return;
+        }
       }
-      is_new = !Traits::kHasSpareRegisters;
-      state.clear();  // here, so that the accumulators need no registers before
     }
   }
-}
+
+ private:
+  __device__ __forceinline__ const Segment& segment(int index) const {
+    return storage_.segments[warp_][index % Storage::kSegments];
+  }
+
+  __device__ __forceinline__ void compute_stage(int slot) {
+    copy_async_wait<Traits::kStages - 1>();
+    __syncwarp();  // the copies of all lanes have landed
+    compute_piece(state_,
+                  storage_.ring[warp_][slot],
+                  rows_.query,
+                  rows_.sums,
+                  segment(left_),
+                  storage_.rows[warp_],
+                  arguments_.params.inv_sqrt_dh * kLog2E * rows_.score_unit,
+                  rows_.stage * Traits::kCtaS + warp_ * Traits::kWarpTokens,
+                  lane_);
+    __syncwarp();  // all lanes are done with the slot
+    ++rows_.stage;
+  }
+
+  // Called by all warps.
+  __device__ __forceinline__ void leave_segment(int slot) {
+    const auto& params = arguments_.params;
+    const Destination<Config> destination(arguments_, work_, segment(left_), warp_, lane_);
+    const float value_scale = head_scale<Config>(params, params.v_scale, work_.tile.kv_head);
+    merge_warps(state_,
+                storage_,
+                slot,
+                segment(left_).rows,
+                value_scale,
+                warp_,
+                lane_,
+                [&](int row, const MergedRow<Config>& merged) { destination.leave(row, merged); });
+    ++left_;
+  }
+
+  // The next rows of Q are on their way meanwhile, where registers allow. Called by all warps.
+  __device__ __forceinline__ void reduce(bool is_rehearsal, bool is_over) {
+    const Segment& last = segment(is_rehearsal ? 0 : left_ - 1);
+    if (Traits::kHasSpareRegisters && !is_over) {
+      begin_segment();
+    }
+    Destination<Config>(arguments_, work_, last, warp_, lane_).reduce(is_rehearsal);
+    if (!Traits::kHasSpareRegisters && !is_over) {
+      begin_segment();
+    }
+    state_.clear();  // here, so that the accumulators need no registers before
+  }
+
+  __device__ __forceinline__ void begin_segment() {
+    rows_.begin(storage_, arguments_.params, work_.tile, segment(left_), key_scale_, warp_, lane_);
+  }
+
+  Storage& storage_;
+  const DecodeArguments<typename Config::T>& arguments_;
+  const CtaWork& work_;
+  float key_scale_;
+  int warp_;
+  int lane_;
+  SegmentRows<Config> rows_;
+  RowState<Config> state_;
+  int left_ = 0;  // segments
+};
 
 // Until `wait` returns, no memory is touched.
 template <class Config, class Wait>
@@ -254,7 +233,6 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
                                        const DecodeArguments<typename Config::T>& arguments,
                                        Wait wait) {
   using Traits = DecodeTraits<Config>;
-  const AttentionParams<typename Config::T>& params = arguments.params;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
 
@@ -264,23 +242,10 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
     return;
   }
 
-  // 2. New rows of K and V go into the cache.
-  if (params.k != nullptr) {
-    Appender<Config>(params, storage.work, warp, lane)
-        .append(Walk<Config>(arguments, start.work.units.begin, start.window, lane));
-    __syncthreads();  // the copies of all warps see the rows that each has written
-  }
-
-  // 3. Fill the ring. What is in registers need not be waited for.
+  // 2. Its keys. The loop over them needs the registers of wide tiles.
   const CtaWork& work = Traits::kHasSpareRegisters ? start.work : storage.work;
-  StageLoader<Config> loader(storage, arguments, start, warp, lane);
-#pragma unroll 1
-  for (int turn = 0; turn <= Traits::kStages; ++turn) {
-    loader.advance(turn - 1, work);
-  }
-
-  // 4. Compute.
-  walk_along(storage, arguments, loader, warp, lane);
+  StageLoader<Config> loader(storage, arguments, start, work, warp, lane);
+  RangeComputer<Config>(storage, arguments, work, warp, lane).run(loader);
 }
 
 template <class Config>

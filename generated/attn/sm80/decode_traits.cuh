@@ -111,12 +111,10 @@ struct CtaWork {
   bool streamed;    // L2 need not keep K and V
 };
 
-// Consecutive sequences, one to a lane, and the units of the column before each.
-struct Window {
-  int first;  // sequence of lane 0
-  int end;    // units before the next window
-  int before;
-  int units;
+// Where the sequences that follow begin.
+struct WindowPlace {
+  int first;
+  int end;  // units of the column before them
 };
 
 // Consecutive stages of one sequence, and their place among the splits of its tile.
@@ -251,7 +249,7 @@ struct DecodeStorage : QueryRows<DecodeTraits<Config>::kQueryInRegisters,
   RowPlace rows[Traits::kWarps][Traits::kRows];
   Segment segments[Traits::kWarps][kSegments];
   CtaWork work;
-  Window window;  // that of lane 0
+  WindowPlace window;
 };
 
 }  // namespace attn::sm80

@@ -2,8 +2,9 @@
 // A decode call that brings new rows of K and V along writes them into the cache before it reads
 // the cache: what a cache writer would leave, without its launch.
 //
-// A CTA writes the new rows that it reads itself, and no others. The ranges of a column cut its
-// keys into disjoint parts, so one CTA of a column writes a row, and none waits for another. Every
+// A warp writes the new rows that it reads itself, and no others, before it copies the first of
+// their segment. The ranges of a column cut its keys into disjoint parts, and the warps of a CTA
+// their stages: so one warp of a column writes a row, and none waits for another. Every
 // new row is written, because the query that came with it sees it. Columns of one KV head (tiles of
 // query heads or of query tokens) write a row several times: the same bits from the same source, so
 // that it does not matter which of them a reader meets.
@@ -27,25 +28,18 @@ class Appender {
 
  public:
   __device__ __forceinline__
-  Appender(const AttentionParams<T>& params, const CtaWork& work, int warp, int lane)
-      : params_(params), work_(work), warp_(warp), lane_(lane) {}
+  Appender(const AttentionParams<T>& params, int kv_head, int warp, int lane)
+      : params_(params), kv_head_(kv_head), warp_(warp), lane_(lane) {}
 
-  // Writes the new rows of the segments that are still ahead. The warps take turns.
-  __device__ __forceinline__ void append(Walk<Config> walk) {
-    int turn = 0;
+  // Writes the new rows of a segment that this warp reads itself.
+  __device__ __forceinline__ void append(const Segment& segment) const {
+    const int first_new = segment.keys - segment.tokens.count;
+    const int begin = max(max(first_new, segment.seen.begin), first_key(segment.stages.begin));
+    const int end = min(segment.seen.end, first_key(segment.stages.end));
 #pragma unroll 1
-    while (!walk.is_at_end(work_)) {
-      const Segment segment = walk.next(work_);
-      const int* const ends = params_.cu_k_len + segment.sequence;
-      const int first_new = ends[1] - ends[0] - segment.tokens.count;
-      const int begin = max(max(first_new, segment.seen.begin), first_key(segment.stages.begin));
-      const int end = min(segment.seen.end, first_key(segment.stages.end));
-#pragma unroll 1
-      for (int key = begin; key < end; ++key) {
-        if (turn == warp_) {
-          write(segment.sequence, key, segment.tokens.begin + key - first_new);
-        }
-        turn = turn + 1 == Traits::kWarps ? 0 : turn + 1;
+    for (int key = begin; key < end; ++key) {
+      if (key % Traits::kCtaS / Traits::kWarpTokens == warp_) {
+        write(segment.sequence, key, segment.tokens.begin + key - first_new);
       }
     }
   }
@@ -55,7 +49,7 @@ class Appender {
 
   // New row `token` of K and of V becomes a key of a sequence.
   __device__ __forceinline__ void write(int sequence, int key, int64_t token) const {
-    const Cache cache = Cache::make(params_, sequence, work_.tile.kv_head);
+    const Cache cache = Cache::make(params_, sequence, kv_head_);
     typename Cache::Entry entry{};
     RowAddress row;
     if constexpr (Cache::kGathered) {
@@ -66,7 +60,7 @@ class Appender {
     }
     RowAddress pair{};
     if constexpr (Kv::kHasPairs) {
-      pair = Traits::Pairs::make(params_, sequence, work_.tile.kv_head).pair(params_, key, entry);
+      pair = Traits::Pairs::make(params_, sequence, kv_head_).pair(params_, key, entry);
     }
 #pragma unroll
     for (int part = 0; part < 2 * kLanes / 32; ++part) {
@@ -74,13 +68,12 @@ class Appender {
       const T* const from =
           is_key ? params_.k + token * params_.k_stride : params_.v + token * params_.v_stride;
       const float scale = inverse_scale<Kv>(
-          is_key ? params_.k_scale : params_.v_scale, params_.kv_scale_stride, work_.tile.kv_head);
+          is_key ? params_.k_scale : params_.v_scale, params_.kv_scale_stride, kv_head_);
       const int lane = lane_ % kLanes;
       Elements<T> x;
       x.vector = uint4{};
       if (lane < kPieces) {
-        x.vector =
-            reinterpret_cast<const uint4*>(from + work_.tile.kv_head * Config::kHeadDim)[lane];
+        x.vector = reinterpret_cast<const uint4*>(from + kv_head_ * Config::kHeadDim)[lane];
       }
       write_row<Kv, kLanes, kPieces>(
           x, lane, is_key ? row.k : row.v, is_key ? pair.k : pair.v, scale);
@@ -88,7 +81,7 @@ class Appender {
   }
 
   const AttentionParams<T>& params_;
-  const CtaWork& work_;
+  int kv_head_;
   int warp_;
   int lane_;
 };

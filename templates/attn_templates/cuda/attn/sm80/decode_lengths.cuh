@@ -82,6 +82,28 @@ struct SeenKeys {
   KeyRange by_all;
 };
 
+// Consecutive sequences, one to a lane: what a lane has of its own, and the units of the column
+// before it. Any lane's can be asked for, which is faster than to load and to find it again.
+struct Window {
+  int first;  // sequence of lane 0
+  int end;    // units before the next window
+  int before;
+  int units;
+  Lengths lengths;
+  SeenKeys seen;
+
+  __device__ __forceinline__ Window of_lane(int lane) const {
+    const auto theirs = [&](int own) { return __shfl_sync(kWarp, own, lane); };
+    const auto range = [&](KeyRange own) { return KeyRange{theirs(own.begin), theirs(own.end)}; };
+    return {first,
+            end,
+            theirs(before),
+            theirs(units),
+            {{theirs(lengths.tokens.begin), theirs(lengths.tokens.count)}, theirs(lengths.keys)},
+            {range(seen.by_some), range(seen.by_all)}};
+  }
+};
+
 // Limits never decrease from one query to the next, so the first and the last token of a tile bound
 // what all of its rows see and what some see.
 template <class T>
@@ -108,13 +130,10 @@ __device__ __noinline__ inline TileRange piece_of(TileRange stages, TilePlan pla
   return split_range(stages.begin, stages.end, plan, split);
 }
 
-// Units with keys that some row of the tile sees.
+// Units of a tile.
 template <class Config>
 __device__ __forceinline__ int units_of(const DecodeArguments<typename Config::T>& arguments,
-                                        const RowTile& tile,
-                                        int sequence,
-                                        const Lengths& lengths) {
-  const KeyRange seen = seen_by_tile(arguments.params, sequence, lengths, tile).by_some;
+                                        KeyRange seen) {
   const TileRange stages = tiles_of(seen, TileOf<Config>::kCtaS);
   return arguments.ranges.pieces ? count_pieces(stages, arguments.plan) : stages.end - stages.begin;
 }
@@ -140,10 +159,11 @@ __device__ __forceinline__ Window make_window(const DecodeArguments<typename Con
                                               int count,
                                               int begin,
                                               int lane) {
-  const int units = units_of<Config>(arguments, tile, first + lane, own);
+  const SeenKeys seen = seen_by_tile(arguments.params, first + lane, own, tile);
+  const int units = units_of<Config>(arguments, seen.by_some);
   const int sum = inclusive_sum(units, count, lane);
   const int end = begin + __shfl_sync(kWarp, sum, count - 1);
-  return {first, end, lane < count ? begin + sum - units : end, units};
+  return {first, end, lane < count ? begin + sum - units : end, units, own, seen};
 }
 
 // --- rows that see no key -----------------------------------------------------------------------

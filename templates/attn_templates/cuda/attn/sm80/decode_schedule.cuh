@@ -45,9 +45,10 @@ __device__ __forceinline__ Window count_one(ColumnTotals& totals,
                                             const RowTile& tile,
                                             const Lengths& own,
                                             int lane) {
-  const int units = units_of<Config>(arguments, tile, 0, own);
+  const SeenKeys seen = seen_by_tile(arguments.params, 0, own, tile);
+  const int units = units_of<Config>(arguments, seen.by_some);
   totals = {units, units > 0 ? 1 : 0, units, units};
-  return {0, units, lane == 0 ? 0 : units, units};
+  return {0, units, lane == 0 ? 0 : units, units, own, seen};
 }
 
 // Zeros, and an lse of -inf, for sequences of a window that see no key. Range r of a column sees to
@@ -178,7 +179,7 @@ __device__ __forceinline__ void plan_many(DecodeStorage<Config>& storage,
   const int end = __shfl_sync(kWarp, before, chunk);
   if (threadIdx.x == 0) {
     storage.work = work;
-    storage.window = {chunk * span - 32, end, 0, 0};
+    storage.window = {chunk * span - 32, end};
   }
 }
 
@@ -266,7 +267,10 @@ __device__ __forceinline__ Start make_plan(DecodeStorage<Config>& storage,
     prefetch<Config>(params);
     plan_many<Config>(storage, arguments);
     __syncthreads();  // the work is visible to all warps
-    return {storage.work, storage.window};
+    Window none{};    // ends where the first one begins
+    none.first = storage.window.first;
+    none.end = storage.window.end;
+    return {storage.work, none};
   }
   const bool is_one = DecodeTraits<Config>::kHasSpareRegisters && params.batch_size == 1;
   const Lengths own = load_lengths(params, is_one ? 0 : lane);
@@ -280,11 +284,13 @@ __device__ __forceinline__ Start make_plan(DecodeStorage<Config>& storage,
   totals.units = window.end;
   clear_empty<Config>(arguments, work, window, own, warp, DecodeTraits<Config>::kWarps, lane);
   cut_work(work, totals, arguments.ranges);
-  if (threadIdx.x == 0) {
-    storage.work = work;
-  }
   pretend_to_use(params, entry == kNoWord);
-  __syncthreads();  // the work is visible to all warps
+  if constexpr (!DecodeTraits<Config>::kHasSpareRegisters) {
+    if (threadIdx.x == 0) {
+      storage.work = work;
+    }
+    __syncthreads();  // the work is visible to all warps
+  }
   return {work, window};
 }
 

@@ -2,7 +2,7 @@
 // The segments of a range, one after the other, and the rows of a segment.
 #pragma once
 
-#include "attn/sm80/decode_lengths.cuh"
+#include "attn/sm80/decode_schedule.cuh"
 
 namespace attn::sm80 {
 
@@ -33,10 +33,8 @@ class Walk {
   using T = typename Config::T;
 
  public:
-  // From a unit on; the window does not lie behind its sequence.
-  __device__ __forceinline__
-  Walk(const DecodeArguments<T>& arguments, int unit, const Window& window, int lane)
-      : arguments_(arguments), window_(window), unit_(unit), lane_(lane) {}
+  __device__ __forceinline__ Walk(const DecodeArguments<T>& arguments, const Start& start, int lane)
+      : arguments_(arguments), window_(start.window), unit_(start.work.units.begin), lane_(lane) {}
 
   __device__ __forceinline__ bool is_at_end(const CtaWork& work) const {
     return unit_ >= work.units.end;
@@ -52,26 +50,22 @@ class Walk {
       window_ = make_window<Config>(arguments_, work.tile, own, first, 32, window_.end, lane_);
     }
     const int owner = 31 - __clz(__ballot_sync(kWarp, window_.before <= unit_));
-    const int sequence = window_.first + owner;
-    const Lengths lengths = load_lengths(params, sequence);  // they are in L1
-    const int before = __shfl_sync(kWarp, window_.before, owner);
-    const int units = __shfl_sync(kWarp, window_.units, owner);
-    const SeenKeys seen = seen_by_tile(params, sequence, lengths, work.tile);
-    const TileRange stages = tiles_of(seen.by_some, TileOf<Config>::kCtaS);
+    const Window own = window_.of_lane(owner);
+    const TileRange stages = tiles_of(own.seen.by_some, TileOf<Config>::kCtaS);
     Segment segment;
-    segment.sequence = sequence;
-    segment.tokens = lengths.tokens;
-    segment.keys = lengths.keys;
-    segment.rows = work.tile.tokens_of(lengths.tokens.count) * work.tile.heads;
-    segment.seen = seen.by_some;
-    segment.seen_by_all = seen.by_all;
+    segment.sequence = window_.first + owner;
+    segment.tokens = own.lengths.tokens;
+    segment.keys = own.lengths.keys;
+    segment.rows = work.tile.tokens_of(own.lengths.tokens.count) * work.tile.heads;
+    segment.seen = own.seen.by_some;
+    segment.seen_by_all = own.seen.by_all;
     if (arguments_.ranges.pieces) {
-      segment.split = unit_ - before;
-      segment.splits = units;
+      segment.split = unit_ - own.before;
+      segment.splits = own.units;
       segment.stages = piece_of(stages, arguments_.plan, segment.split);
       ++unit_;
     } else {
-      share_stages(segment, work, stages, before, units);
+      share_stages(segment, work, stages, own.before, own.units);
     }
     return segment;
   }

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parts of rows, added up by a warp.
+#pragma once
+
+#include "attn/sm80/decode_parts.cuh"
+
+namespace attn::sm80 {
+
+// Where the parts of a row lie: evenly but for the first.
+struct PartRow {
+  int first;
+  int origin;  // where the first one would lie among the others; where it is alone, `first`
+  int step;
+
+  __device__ __forceinline__ int operator[](int i) const {
+    return i == 0 ? first : origin + i * step;
+  }
+};
+
+// What a warp adds up at a time: rows that have as many parts each.
+//   M = max_j m_j        O = sum_j 2^(m_j - M) O_j        l = sum_j 2^(m_j - M) l_j
+// The order of the parts is fixed, so the same parts give the same bits. A row has kPartsOfRow
+// lanes, one for the (m, l) of each of so many parts at a time.
+template <class Config>
+class PartSums {
+  using Traits = DecodeTraits<Config>;
+  using Row = MergedRow<Config>;
+  using Vector = typename Row::Vector;
+  // Loads of 16 bytes that a lane has under way; fewer where more CTAs share the registers. A power
+  // of two of parts, so that the rounds fill up the lanes that hold their weights.
+  static constexpr int kSteps = Row::kSteps == 3 ? 4 : Row::kSteps;
+  static constexpr int kLoads = (TileOf<Config>::kCtasPerSm > 2 ? 8 : 16) / kSteps;
+
+ public:
+  // With many rows, rounds of loads would pass one after the other for each.
+  static constexpr int kTogether = Traits::kRows >= 4 * Traits::kWarps ? 4 : 1;
+  static constexpr int kAtOnce = kLoads / kTogether;
+  static constexpr int kFew =
+      Traits::kHasSpareRegisters && kAtOnce > 4 ? 4 : kAtOnce;  // parts that need fewer loads
+
+  Row rows[kTogether];
+
+  // Where only `reads_one`, any 16 bytes that exist stand for all parts.
+  template <int kLoaded>
+  __device__ __forceinline__ void add_up(const PartStore& parts,
+                                         const PartRow (&places)[kTogether],
+                                         int count,
+                                         bool reads_one,
+                                         int lane) {
+#pragma unroll
+    for (Row& row : rows) {
+      row.clear();
+    }
+    float weight = 0.0f;
+#pragma unroll 1
+    for (int next = 0; next < count; next += kLoaded) {
+      const int chunk = next / kPartsOfRow * kPartsOfRow;
+      float2 max_sum{-kInfinity, 0.0f};
+      if (next == chunk) {
+        max_sum = load_max_sum(parts, places, chunk, count, lane);
+      }
+      // Without predicates, which would put the loads one behind the other; and before the weights
+      // are known, so that both latencies pass together.
+      Vector values[kTogether][kLoaded][Row::kSteps];
+#pragma unroll
+      for (int r = 0; r < kTogether; ++r) {
+        const PartRow& row = places[r];
+        const int own = next == 0 ? row.first : row.origin + next * row.step;
+        load_part(values[r][0], parts, own, 0, reads_one, lane);
+#pragma unroll
+        for (int i = 1; i < kLoaded; ++i) {
+          const int behind = min(next + i, count - 1) * row.step;
+          load_part(values[r][i], parts, row.origin, behind, reads_one, lane);
+        }
+      }
+      if (next == chunk) {
+        const bool exists = chunk + lane % kPartsOfRow < count;
+        weight = weigh(exists ? max_sum : float2{-kInfinity, 0.0f}, lane);
+      }
+#pragma unroll
+      for (int r = 0; r < kTogether; ++r) {
+#pragma unroll
+        for (int i = 0; i < kLoaded; ++i) {
+          const float w = __shfl_sync(kWarp, weight, r * kPartsOfRow + next - chunk + i);
+#pragma unroll
+          for (int step = 0; step < Row::kSteps; ++step) {
+            rows[r].add(step, values[r][i][step], w);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kPartsOfRow = 32 / kTogether;
+  static_assert(kPartsOfRow % kAtOnce == 0 && kPartsOfRow % kFew == 0,
+                "a round of parts has its weights in one set of lanes");
+
+  // Of this lane's part among those from `chunk` on. Past the end the last one is read again.
+  __device__ __forceinline__ static float2 load_max_sum(
+      const PartStore& parts, const PartRow (&places)[kTogether], int chunk, int count, int lane) {
+    const int at = min(chunk + lane % kPartsOfRow, count - 1);
+    int own = places[0][at];
+#pragma unroll
+    for (int r = 1; r < kTogether; ++r) {
+      own = lane / kPartsOfRow == r ? places[r][at] : own;
+    }
+    return __ldcg(parts.max_sum + own);
+  }
+
+  // Takes kPartsOfRow more parts of each row into its max and sum; returns the weight of this
+  // lane's.
+  __device__ __forceinline__ float weigh(float2 max_sum, int lane) {
+    float max = max_sum.x;
+#pragma unroll
+    for (int step = kPartsOfRow / 2; step > 0; step /= 2) {
+      max = fmaxf(max, __shfl_xor_sync(kWarp, max, step));
+    }
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) {
+      const float renewed = fmaxf(rows[r].max, __shfl_sync(kWarp, max, r * kPartsOfRow));
+      rows[r].scale(exp2_approximate(rows[r].max - (renewed == -kInfinity ? 0.0f : renewed)));
+      rows[r].max = renewed;
+      if (lane / kPartsOfRow == r) {
+        max = renewed;
+      }
+    }
+    const float weight = exp2_approximate(max_sum.x - (max == -kInfinity ? 0.0f : max));
+    float sum = weight * max_sum.y;
+#pragma unroll
+    for (int step = kPartsOfRow / 2; step > 0; step /= 2) {
+      sum += __shfl_xor_sync(kWarp, sum, step);
+    }
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) {
+      rows[r].sum += __shfl_sync(kWarp, sum, r * kPartsOfRow);
+    }
+    return weight;
+  }
+
+  __device__ __forceinline__ static void load_part(Vector (&values)[Row::kSteps],
+                                                   const PartStore& parts,
+                                                   int part,
+                                                   int behind,
+                                                   bool reads_one,
+                                                   int lane) {
+    const float* const from = parts.output + static_cast<int64_t>(part) * Config::kHeadDim +
+                              static_cast<int64_t>(behind) * Config::kHeadDim;
+#pragma unroll
+    for (int step = 0; step < Row::kSteps; ++step) {
+      // A lane without vectors reads that of lane 0.
+      const int place = Row::has(step, lane) && !reads_one ? Row::place(step, lane) : 0;
+      if constexpr (Row::kVector == 4) {
+        const float4 value = __ldcg(reinterpret_cast<const float4*>(from + place));
+        values[step] = {{value.x, value.y, value.z, value.w}};
+      } else {
+        const float2 value = __ldcg(reinterpret_cast<const float2*>(from + place));
+        values[step] = {{value.x, value.y}};
+      }
+    }
+  }
+};
+
+}  // namespace attn::sm80
