@@ -12,6 +12,16 @@ import pytest
 pytestmark = pytest.mark.nvcc
 
 SOURCE = Path(__file__).with_name("refusals.cpp")
+WARNINGS = (
+    "-Wall",
+    "-Wextra",
+    "-Wpedantic",
+    "-Wshadow",
+    "-Wconversion",
+    "-Wsign-conversion",
+    "-Werror",
+)
+"""What strict engines compile the headers with that they include."""
 EXPECTED = (
     "accepted",
     "q | q is null: give a device address",
@@ -60,6 +70,6 @@ def test_every_refusal_says_what_got_what_is_allowed_and_what_to_do(
     tmp_path: Path,
 ) -> None:
     program = tmp_path / "refusals"
-    flags = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", tree, "-isystem", cuda_include)
-    run([host_compiler, *flags, SOURCE, "-o", program])
+    includes = ("-I", tree, "-isystem", cuda_include)
+    run([host_compiler, "-std=c++17", *WARNINGS, *includes, SOURCE, "-o", program])
     assert run([program]).stdout.splitlines() == list(EXPECTED)
