@@ -47,7 +47,7 @@ DECODE_RESIDENT_REGISTERS = 112
 SM90_PACKED_HEADS = 16  # a warp writes its 16 rows as whole tokens
 WARPGROUP_ROWS = 64  # query rows that a Hopper warpgroup multiplies
 WARPGROUP_WARPS = 4
-SM90_GATHER_WARPS = 3
+SM90_TABLE_BARRIERS = 4  # of the tables of row addresses, of K and of V: written and read
 SM90_BARRIER_BYTES = 8
 SM90_ITEM_BYTES = 56
 SM90_WORK_BYTES = 68  # and of each row group:
@@ -295,10 +295,9 @@ def _sm90_prefill(config: AttentionConfig) -> dict[str, Tiling]:
             tiles["t64x64k2"] = _sm90_sized(config, 64, 64, stages=4, query_slots=2, key_groups=2)
         return tiles
     if max(width, width_v) <= 128:
-        slots = 3 if linear else 2  # with the addresses of rows that are gathered, two fit
         return {
-            "": _sm90_sized(config, 128, 128, stages=2, query_slots=slots, softmax="kOptimistic"),
-            "t128x128": _sm90_sized(config, 128, 128, stages=2, query_slots=slots),
+            "": _sm90_sized(config, 128, 128, stages=2, query_slots=3, softmax="kOptimistic"),
+            "t128x128": _sm90_sized(config, 128, 128, stages=2, query_slots=3),
             "t64x128": _sm90_sized(config, 64, 128, stages=2, query_slots=2),
             "t64x64": _sm90_sized(config, 64, 64, stages=2, query_slots=2, ctas_per_sm=2),
         }
@@ -366,8 +365,7 @@ def _sm90_sized(
         pair = PAIR_BYTES if has_pairs(config.kv_dtype) else 0
         bookkeeping += code_stages * 2 * cta_s * (row + pair)
     elif config.cache is not Cache.LINEAR:
-        rows_of_warp = _round_up(-(-cta_s // SM90_GATHER_WARPS), 4)
-        bookkeeping += SM90_GATHER_WARPS * 2 * rows_of_warp * ROW_ADDRESS_BYTES
+        bookkeeping += cta_s * ROW_ADDRESS_BYTES + SM90_TABLE_BARRIERS * SM90_BARRIER_BYTES
     parts = (key_groups - 1) * cta_q * (_round_up(width_v, PANEL) + SM90_PART_COLUMNS)
     shared_bytes = (query + ring + staging) * ELEMENT_BYTES + parts * FLOAT_BYTES
     shared_bytes += _round_up(bookkeeping, SM90_ALIGNMENT)

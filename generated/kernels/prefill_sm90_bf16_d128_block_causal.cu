@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         41d2a6609878b3752d06077e6ea682137b400d97ffc44f181da41cd9b8069321
+// digest         a27c657dbb3da462474ad41ad760a4c13d79f1dcc544998f1ee60b78e7057aa6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // Tiles of K and V that shared memory holds.
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
-  static constexpr int kQuerySlots = 2;
+  static constexpr int kQuerySlots = 3;
   // Warpgroups that share the keys of the same rows.
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 201728;
+  static constexpr int kSharedBytes = 232448;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

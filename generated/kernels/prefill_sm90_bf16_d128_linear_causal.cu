@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         e00e3c17ad193163ae009c5518300bba0913ebd3df06a2dcbc5dc7d0514cf2c8
+// digest         7defdbd5cbcaffa85c9c6a4923968fd37525037ecf5a2cb4a9f2198ee8f58210
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

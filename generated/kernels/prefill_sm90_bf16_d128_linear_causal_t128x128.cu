@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         d9340c2c052a886e544aa9e2ce34c2455a5bc2710645c3faf18d8b33eb71e19d
+// digest         a207bea00220d523b45994737b774b4561b0a5a2ab1d13103bc5740e04720431
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         fab931ab7d3a3eddc8176117881846081087da30c774d5b006c4fef150904fa0
+// digest         2fcc8ea6bde5f66e1a62a5e86f0ef592b8db18684fb4f5cabc2fc1d28b9e7665
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

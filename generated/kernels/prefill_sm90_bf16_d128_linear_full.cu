@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         9011b6c4d5f5272593f0bccbeca8e210e7e14eeff704dbae084d73f20ee54a57
+// digest         6c7bac7d6819fc27a2eede7aaa5c26ca43efcc031c63aaf206647c07f7cf5735
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         5c0df068ee6a6c3b28a61b47b98dd4c6f334059e5cb5f289bb2162a94d9e951c
+// digest         9cb71127e44008325fcb6a51f96327fb332fa56cd441ff6fc5aa2805b963b0b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

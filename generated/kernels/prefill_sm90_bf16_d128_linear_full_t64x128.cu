@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         de44b16c8d427ec416d4f99920fef656d5080aab17ccc3bf679d0371113e87ef
+// digest         1c26d0e1eeaf3235b9d11e12d840fd223bbc685ea5fe356577e3eb66df8b212b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

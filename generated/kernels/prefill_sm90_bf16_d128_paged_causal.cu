@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         bd3d24ba90ac25f2ee2d11792a3ecab2cbd70bcd758963e94a2457b182f2a593
+// digest         3e2cb3006f13a6b9f2769de262a0b10278d3dd9f7cfb7ce7c8cf124c86cb6607
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // Tiles of K and V that shared memory holds.
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
-  static constexpr int kQuerySlots = 2;
+  static constexpr int kQuerySlots = 3;
   // Warpgroups that share the keys of the same rows.
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 201728;
+  static constexpr int kSharedBytes = 232448;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

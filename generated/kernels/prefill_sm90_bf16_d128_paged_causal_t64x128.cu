@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         b062a51688fe5127b0bb6bb1172dc9b7f9df7815bb0b02cc25afd3dec7b88084
+// digest         75ca9cf320c4ee3c81a199bd7133353c2fac735b5195043f1a6418b916c12465
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 168960;
+  static constexpr int kSharedBytes = 166912;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         c8836d9da1ee70765460d3874b99b2672e18e299fa8c96da817953f996d85315
+// digest         ac0b6fc9fe01ee242916b3048e24cd423f2c58321c853e2a06bb8c202bc12ff9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // Tiles of K and V that shared memory holds.
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
-  static constexpr int kQuerySlots = 2;
+  static constexpr int kQuerySlots = 3;
   // Warpgroups that share the keys of the same rows.
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 201728;
+  static constexpr int kSharedBytes = 232448;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

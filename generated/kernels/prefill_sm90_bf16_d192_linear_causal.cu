@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         5c62a8ef9d4ba421ef3bd92d871e0b67975b8ac45e95b2b753de998aa8aa792e
+// digest         75a3d99036592504f514732e67c49e2982c16324e7106f115ce7a8bf5e00c511
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c812f80162dcde003ce4ea0dea5f75b5b8106cce7dc9d40c7e3e9f016d9e857a
+// digest         c343660636a9593384abb65ec8f0971326ee5b1c137cce8a658ef12bdba711a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

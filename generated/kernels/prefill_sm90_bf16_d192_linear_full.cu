@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         b5fbd273ea81491f6e54a0e71c585c27a14abaf0945511518f01ca7f3c3ae834
+// digest         20fafe4ed707d7722e3102f79ecf9647f46c64477e43932cdf610f8451ecdea9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

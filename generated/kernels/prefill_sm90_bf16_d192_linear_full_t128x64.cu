@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         3a910fea95f6edf448b30e2f9688b1c48322f1ae0e7966d25043fc66efff63ee
+// digest         099ad8c3ceaa6b0b0d73b7c2650ae5c1c3642403fcdbcc6540ec6963fba27faf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

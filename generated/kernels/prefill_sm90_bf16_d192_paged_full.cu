@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         9f392b94f7c566b486ab5bb9684f28f3e9e6fd0d7eac38ae4397b06ed5f1e631
+// digest         9049cb206e5b475ff900e9db14c98cf543c9392b572669f5984ce646a549692c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 199680;
+  static constexpr int kSharedBytes = 198656;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

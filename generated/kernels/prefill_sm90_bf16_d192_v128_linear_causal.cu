@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         5390d5d7778f885f135f127eb60960f2361c936d8ba0a7dd6aadb428d3fcf4f2
+// digest         3a086c52a14c80adf81b78575b110a99f7eefd90e5c8095f7c0e050e7990781b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         169979788df0d35d103c01a39cc33d5a7d1801278369ea425f6064cf345d929d
+// digest         1e72c076427690692dc2afb7a93caebbb7f01292f9c976ec4ac3ff0f2311b034
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

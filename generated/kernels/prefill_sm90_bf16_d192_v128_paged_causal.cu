@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         b9cf14aa575948cb39b703d853aa29e3711965c222dfbd334a2aeae7a55251a3
+// digest         66c259df4753e736c5f0b639e7c8e5840fc5f23c7e6d4b6f53f7e3902f9d07a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 225280;
+  static constexpr int kSharedBytes = 224256;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

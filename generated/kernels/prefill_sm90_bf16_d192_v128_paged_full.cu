@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         5314de224e395e234b37ac9f8f0f348c6e2c076fd0b6e4ace76517f627e8f92d
+// digest         46630c8c3bbba880b6fb5b8efbe63e691a43c9c83ca31caf5909986e0a63401c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 225280;
+  static constexpr int kSharedBytes = 224256;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

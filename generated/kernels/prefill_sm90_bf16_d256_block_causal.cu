@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         8c56ddcc5dc3c6d38718762225179560a98810d5b9c9f9121e2f685d64efa71c
+// digest         5080b2eea8aa21b305473744375d8f2a419170e5b1eeaf9c1145ef45b274342e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 232448;
+  static constexpr int kSharedBytes = 231424;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         1f251eb05c67145a2be6ce77ec1cde6e34fae0c10938a5d4d47315260e5d6c8f
+// digest         fdbabad5b3cbf36fe1928e1b58c58c377fdcb4b8a0e163287e1c5f472f88187b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

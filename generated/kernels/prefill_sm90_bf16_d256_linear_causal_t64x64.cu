@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         aa9c8d81cddb279b8cf65c40cd8f75bae36f79dd2a639566d0841018a7887e87
+// digest         9cd5bdb94a92a573ad0ca61bf5066a352edf68841a3ddd73cfbf30d485b34284
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         d9011fc386e02bcbecaad3c83e308fdeb3535a701bae0de5cb333fd472a384b4
+// digest         34c4df97bd14ff96e146ad0322741fbd155aff234f0bb237d0463ee8ff78a13f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         e5ae7202278c104a2c4c5c82ee399f40e95bc89082936ef17416339350bb3f79
+// digest         3aabf3dcda597bd75c6b728934bd87771eef87c3e93cb8e7660c14ccc5af035c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

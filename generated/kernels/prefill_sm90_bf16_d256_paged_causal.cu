@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         775c299f13e529afbcaa2042f7987c372aadb1371815c2c24e8f908915db8d18
+// digest         33ed421acfc2b927633f5dbe4b16e1dfb64b4ff3929b544d168a1289e9a1eefd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 232448;
+  static constexpr int kSharedBytes = 231424;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

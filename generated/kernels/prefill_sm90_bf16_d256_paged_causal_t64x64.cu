@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         c47bbef4d079a5558babacb7079dda6fd4e92f31670869c0192bc81b56341030
+// digest         636463611cbf0f628894f21a7b4b64fcd4b103c22da064899dc2fb80a9bd70f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 199680;
+  static constexpr int kSharedBytes = 198656;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

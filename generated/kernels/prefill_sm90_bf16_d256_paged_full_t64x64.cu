@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         94937de4f7f79b99534bce222c945aacdf1aefa5ef440ac56f6cd557641cd202
+// digest         54ae1eb2e5d4d52b037213369dd4565ad7ba2e9ad85817a3397423ee19d3152c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 199680;
+  static constexpr int kSharedBytes = 198656;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

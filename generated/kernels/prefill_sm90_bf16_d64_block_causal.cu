@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         7227ec6e59df5eb8d63057da1a275a77d50f0142fbc6f16aee712a1d258b64df
+// digest         93ffd3da67428707b9800de4aacf5d7c28ff2dda42aa1b12a1ec02c6861ce76d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 167936;
+  static constexpr int kSharedBytes = 166912;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         c6fdb5bc1ad47bfa62013f3624ad36149245a5a50d97d8cfbaf22a22bdb5cff4
+// digest         60064e7cfcf5b31ed39e631e04c8d7161e266f9aea4437776091be7eee9394fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 167936;
+  static constexpr int kSharedBytes = 166912;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         98052269157b180aa8fa1773c1d84f7dc83827af0af525c4b05c77e9e967843d
+// digest         619a6849804c7d891fe0934e09305c492ea80a01ef9a31fbe184ca06cb98811c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         d20f4eba7973b92f4c3ae41b36f2afd03311cb1fee9e9198f813a7a0d2266fcb
+// digest         7c40770adc7789c5555849c1330d06f6723c607d440b63ef1bec9b761d3be4c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

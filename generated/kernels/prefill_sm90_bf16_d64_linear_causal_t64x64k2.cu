@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e6b9e7a4ef17d43e1bfad3bc466a997643a5733fe0639c79aa667f264c397769
+// digest         2827b276ead449bb0b918bb9edd0a2d9ee51be27195b963e8a84dc54dc6cb0f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

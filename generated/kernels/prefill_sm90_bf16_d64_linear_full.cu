@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         c73085e75a8bc017b07d5d154f7f7f6128dbbf9b5d73865287f18b351254b7eb
+// digest         2ef43c1d1a12a5e72a64e15dbae1ad5e338d5ec26182b7db56cc5036305ee933
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

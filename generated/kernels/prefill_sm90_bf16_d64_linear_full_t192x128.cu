@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         040fb29cf7fb2bb3d16f86a3a6956fcee9dd87899b1a66a3bb91cfa6b2ed73bd
+// digest         04d7e871bd0eba2dab40e50f098840309d24a19d7da2873fa51bdc3beac68905
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f2f1cfafe6a19cb75681e71055dc7b83422e95d12602f47c717fdc498bd09a57
+// digest         9d2cf2bb8294de271977bb5976d97ec76668b3e3f3bcde4fd65ecdb5655bd1f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

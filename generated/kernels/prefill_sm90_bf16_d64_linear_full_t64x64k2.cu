@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         712e4480271bbd5f9bec18cde712a89a5e825a5200a513c1d3f8e4842be5a69c
+// digest         a114ea5a3469e75f61141e20d2752810d15d426a29c289c95f5002c4902dd6f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         3d9b7860802b775a98b9903854c82b4f8d5a3e56af8f9d708b0de79b33f50edf
+// digest         fc0f0e6c958564100af911125afd354e91fb31ca3210470bd1188c417fd43405
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 167936;
+  static constexpr int kSharedBytes = 166912;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         1e33a4ff480cb04db7a7321d465c06f7a77b99cbef8e84da7db7eda3f488d8f8
+// digest         d5b89e6604d63fa90c4359afc309ef20c2620eff8b4abb515996592f94513e34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 152576;
+  static constexpr int kSharedBytes = 150528;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         69302600e3b3f6a7e8a21ba439e7984425f7a4e189be8f7af4ff53d5da3a8d03
+// digest         01977d69141cc03b5d99e882241bca6fb6807c3757c38e4f744c26c2b99e7d65
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 152576;
+  static constexpr int kSharedBytes = 150528;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

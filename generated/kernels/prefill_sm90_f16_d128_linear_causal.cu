@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         e4369e65ba67234754d045b3d9bb521dba0553fb00b5dac8c0e9ac6d4f1ec0c8
+// digest         a8897445234a013c26c974999e4d1224cf66775643ef96639514bb97877cd0db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

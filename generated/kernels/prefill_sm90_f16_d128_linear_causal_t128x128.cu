@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         20f6d8318405a60f34db07747910d0e379bd9736579ec64d0c52de8e536c2c05
+// digest         9115aef14ad1860b27dc1ae94346b86048c1e155f47fe092783ddf954abbf2bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         0a71b6daa2609f322b817e8dbbabdfd18b7933e65f321e881b6442b7a1ad8387
+// digest         b0873f58b2aa1be3f96268e02ebfb20c8d6dbd33b03cd717eb15b6c32e714967
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

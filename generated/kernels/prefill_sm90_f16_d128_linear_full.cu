@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         99938f9ea02744bd3db51f7b1c8766ebef02877728a564b4397136d4e4154754
+// digest         86db14fb27e2553451d0e17a3942a2b5f4dbe9074498047c4d9f355915086d66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         98f6a1a5f54fe63b83cb3c2e58e804c90153c3f892bfb6213f6a873c6ffd211b
+// digest         800c5ca026e41cc5d78b96cc7552e6263249b392c96985fdf03538dd1a4746fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

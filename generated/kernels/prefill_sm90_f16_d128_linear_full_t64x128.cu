@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         58ff1ae8de1a1bf47eb45ede83e2e0827a1b2e1880b133d805c43a9dbb9857dc
+// digest         98219a4f039ec7e99c0da8c7f091b5e25e82f14c423efe60cb0c7f7fb1d350d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         038e1d045c1b7bd2bba5a6e8d67d0e53e5847613a7e77e0e0c2d3cb43c783043
+// digest         47487c56600c1e6622f74647c3e4ca4e035549afb31b304df3078b1d3724539e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // Tiles of K and V that shared memory holds.
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
-  static constexpr int kQuerySlots = 2;
+  static constexpr int kQuerySlots = 3;
   // Warpgroups that share the keys of the same rows.
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 201728;
+  static constexpr int kSharedBytes = 232448;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         9f0d6226dd4f4132eff44b63f37f5ff915fa8b28c1d981a43de8f3663824d783
+// digest         92a26943b838fed36f119f8e4a92a0e0cc47777d7b90f35ab52e179987df13ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // Tiles of K and V that shared memory holds.
   static constexpr int kStages = 2;
   // Tiles of Q that shared memory holds.
-  static constexpr int kQuerySlots = 2;
+  static constexpr int kQuerySlots = 3;
   // Warpgroups that share the keys of the same rows.
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 201728;
+  static constexpr int kSharedBytes = 232448;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

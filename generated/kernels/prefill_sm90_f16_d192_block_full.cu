@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         025c50a2fcce7d6fc6d4d0d4bfef2ca26ea41eae8ae1b0c4dbc91708b8158ca0
+// digest         09adcb626d06c477b4addacd60ef116f91c2150836efc3d851e2f5ea9f5e4b8f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 199680;
+  static constexpr int kSharedBytes = 198656;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

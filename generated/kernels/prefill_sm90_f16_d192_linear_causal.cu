@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         ed293a83d1a8f104e4bc3d7d35e06e55a10184a5421767ef6f8719fdd5737a3d
+// digest         cfb9e38cdc1cc5d46f1513894489e9c553924040e506ae6ae7b9fdacdf022714
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         a3a651a634c9eca5efe52ef55ce2369f24c9be0d867ea14908ea75e80ce2b982
+// digest         827e04d1bc4ab9edf5ee362ecc1cc9374d34fd81a244a65fc06bc4bcfa5816c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         6b37cb661fcd81fa609cb786b1e9eec720c1548e12c11fe62966d8a41ae8f400
+// digest         d65eb5dbc20597b1ce75742602f325129eaf6098b114a765022e19ce3442cfff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

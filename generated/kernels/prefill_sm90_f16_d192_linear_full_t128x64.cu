@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         61f5575c031c2751e0a02ebd608f42160c59385880cec54bf1e6f92912f742e6
+// digest         d9478711cf53afd0f95e1e765dfc852cdc796e636192b506cb085ecd88e85d0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         6bc1e531847e4aad476085bba7d83bce1325ee364a4ee7bb6343f444fe95e564
+// digest         ecc4b4be4273340827e9b9198ec7ec207db28e4a4d3ac3c9d97dec4500f0d27c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 199680;
+  static constexpr int kSharedBytes = 198656;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

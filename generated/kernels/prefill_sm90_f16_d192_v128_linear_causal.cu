@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         1850bf2895ba2975a51e70653474ead9ececdb2827f2c5b92a6ba1587c11e108
+// digest         cb7ab06db061a13ff171dc2ddb6ec09137fb0fbfbe2ffe39d333ea60fb69fd20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         852bf59473b4feb83578cb1a4ddf2be28d54d313762cd03a748c321d92016a9d
+// digest         747bcb62b1dc6b40cca9e754d27f7e8aa74466637cacecec043abe2f778b1f2e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

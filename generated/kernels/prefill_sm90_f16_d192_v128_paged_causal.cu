@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         1d73551c11bfa66dee5803683aa4f7bbb5f3aaf95ba4f4caf8c66b9f0ef37f64
+// digest         21ad88343c4f186a151234b3bab11f03d3e292b5237477ab99d734aa105828a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 225280;
+  static constexpr int kSharedBytes = 224256;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         312f0beff154e3459c9cdb7b0e569c0327fedf2467fe02d00f1ca45021036f27
+// digest         9a2211e4f6f4239f787a579d212925ccf1a1cc015ca7f2771a7d7a06c61e51c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 225280;
+  static constexpr int kSharedBytes = 224256;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

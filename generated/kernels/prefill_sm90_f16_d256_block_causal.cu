@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         cd09175cec833dc1a5a9e5b8f0244c019f11fa2c1156db317523d576415ff4ab
+// digest         de1ffba4e95817d48457043d62ee04e5228e02345fa68cd413553db490fd40c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 232448;
+  static constexpr int kSharedBytes = 231424;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         b33fd9b116a0a37526be5449ae04ea9187e864ae149cb1d19169f251764384fd
+// digest         574ea3fd1d412db6dea0bf4fa792eb00947046b2739447fa3703bde5ae1708a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

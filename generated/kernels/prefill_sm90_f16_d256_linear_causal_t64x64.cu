@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         7f37d479995a05ad455a44062597c603a563cee307b8a360221c41fdb3832966
+// digest         b3a05de1dac02e6f69049ae7d3ee200e43753a625c0d695fd16577a89c5d3c59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

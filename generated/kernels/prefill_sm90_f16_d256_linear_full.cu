@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         8db5f7ea66fc62009a5dd3309b4a653210fb35b1345ec0d993ad5b7f2da897a5
+// digest         df137e5098de6c140f64e104e15e6263ac682d2e64ae05d42dfddbf18093524b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

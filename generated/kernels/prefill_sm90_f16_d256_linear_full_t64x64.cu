@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         67a664dac7463fe95a6d6a4e0a89aebb96068d537bf72f451d91d5befdd13962
+// digest         1ae0b0ff360281483cc742048fb07e55fcd7ff485ee55f1d07e8b6b7122f50d8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         970b746d2c48966ac00dd2b07a6b2b8f080b1ed54e08cc874657d49463563a81
+// digest         ff709d8a2f5dd4b0cb576da124545ea66ee51238f5f6c998d68ca93ff0c1373e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 232448;
+  static constexpr int kSharedBytes = 231424;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

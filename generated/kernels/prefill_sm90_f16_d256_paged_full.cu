@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         8e7720784980fe921ea91cdf6d7e2ff7c62e756eaeb4936c316c681913086356
+// digest         afd6c2fdd0335bccbf6dbf12c97c1089ff9e28ec9339af064690383a582bd413
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 232448;
+  static constexpr int kSharedBytes = 231424;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         66b08e7a27b1645eaa07964d3c68c218bb18802bc9cd39a008fb1141add692ba
+// digest         262c4f6fe08b7bf8f3d1f76d238591e7841deafe563431251d9a82ff492e1bc9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         0a1799831f54317422d5a805f980a04297134bf945c4eb8fb124125889ea577e
+// digest         2589f8866a0c321be688a12f0c0e53c9e969504c1b2223b6ddf50299b66b962f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         553f4ab67d99666f32061b411a27aac27ba560b89a37732439c7eddb52c81071
+// digest         fe92790ff2b979aca2fb73131df56ff25a3638b588040a3697d138f7baba83d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

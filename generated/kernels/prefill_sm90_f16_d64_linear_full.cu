@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         6c3688764912a2ee543d9c5b5af13eca593d91239e2fd8f9a956a58410304cb0
+// digest         c56de07cb644ab4433b80f8087764de853ba94adbb58923740bcad8a0de817e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         36823bb28a543b03539d48add53c8825684afe272639a6db86fe4ca558efda87
+// digest         c7b2f5614ed6b3fcca0a1a9ebcd3dccf889808edd40040c17ce831ba8bc2745a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         d52e119b18d2251163f43f182ef0adaa275e144657b67968672d0d67c2d9f5a6
+// digest         e5597bf81a16a4eedf3c6e693b5bf2309b235136993773a6e2b180f0ff8fdf98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

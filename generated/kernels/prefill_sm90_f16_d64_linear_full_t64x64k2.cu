@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         ce5230b3d48ec790844541f14c90c0a1bbde64d32e24bf01bf0e5fddbc205d78
+// digest         481293dd9ef9a538df1c36cf7ea94ce2e43070a297cb1e19b620ca69d7d799c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         0123526248a00cd49c70c3e4a5f426ac2309f6e7822522da6d25f799184bd734
+// digest         396e1aa19981e59529a0cc86cb8a3ac59419c61c87f6bb1f86880c6a853be83a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 152576;
+  static constexpr int kSharedBytes = 150528;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

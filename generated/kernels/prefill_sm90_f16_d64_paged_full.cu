@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         935051d096a9a8922127033c0017a0fe2e7a13e7a0ef8ed814483d1352e2004d
+// digest         6718a8df2f914ab052ff5a30b15688a6795c22280b6b68c7c9b26f3a69207622
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 167936;
+  static constexpr int kSharedBytes = 166912;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

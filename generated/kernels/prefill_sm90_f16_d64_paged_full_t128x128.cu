@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         c1dde1b3d4ed3dc910575420fce16c8af20b6d5c3ff32d10eec7dfc2b4bb39c1
+// digest         bd86cb469232db79f851146a82bfecb3b57eb068fe5bbca4f81132e803945304
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -42,7 +42,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 152576;
+  static constexpr int kSharedBytes = 150528;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attn/sm90/async_copies.cuh"
+#include "attn/sm90/loader_source.cuh"
 #include "attn/sm90/prefill_traits.cuh"
 
 namespace attn::sm90 {
@@ -12,7 +13,7 @@ namespace attn::sm90 {
 // block, and 8 lanes copy a row, 128 bytes at a time. Rows behind the end of the sequence keep the
 // codes that lie there: any code stands for a number.
 template <class Traits>
-class GatheredCodes {
+class GatheredCodes : public LoaderSource {
   using T = typename Traits::T;
   using Storage = SharedStorage<Traits>;
   using Cache = typename Traits::Cache;
@@ -36,8 +37,6 @@ class GatheredCodes {
   }
 
   __device__ __forceinline__ void begin_tile(int work_slot) { work_slot_ = work_slot; }
-  __device__ __forceinline__ void prepare(int) {}
-  __device__ __forceinline__ void look_ahead(int) {}
 
   __device__ __forceinline__ void load_keys(int block, int slot) {
     copy(&RowAddress::k, storage_.k[slot].panel, storage_.k_full[slot], block);

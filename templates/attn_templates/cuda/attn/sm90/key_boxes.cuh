@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attn/sm90/block_steps.cuh"
+#include "attn/sm90/loader_source.cuh"
 #include "attn/sm90/prefill_traits.cuh"
 #include "attn/sm90/tma.cuh"
 
@@ -11,7 +12,7 @@ namespace attn::sm90 {
 
 // A linear cache. By one thread.
 template <class Traits>
-class TokenBoxes {
+class TokenBoxes : public LoaderSource {
   using T = typename Traits::T;
   using Storage = SharedStorage<Traits>;
 
@@ -31,8 +32,6 @@ class TokenBoxes {
     first_token_ = work.key_token;
     kv_head_ = work.kv_head;
   }
-  __device__ __forceinline__ void prepare(int) {}
-  __device__ __forceinline__ void look_ahead(int) {}
 
   __device__ __forceinline__ void load_keys(int block, int slot) {
     load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], block);
@@ -93,7 +92,7 @@ __device__ __forceinline__ BoxPlace place_of(int64_t address) {
 // instructions as it can: from one block of keys to the one before, lanes step back through the
 // cache without a division.
 template <class Traits>
-class BlockBoxes {
+class BlockBoxes : public LoaderSource {
   using T = typename Traits::T;
   using Storage = SharedStorage<Traits>;
   using Cache = typename Traits::Cache;

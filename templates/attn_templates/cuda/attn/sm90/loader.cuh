@@ -11,15 +11,7 @@
 
 namespace attn::sm90 {
 
-// Source brings K and V: TokenBoxes, BlockBoxes, GatheredRows or GatheredCodes. All of its threads
-// run the loader; where that is more than one thread, one leads: it loads Q and hands out the
-// items. A source has
-//
-//   begin_tile    for the tile in a work slot
-//   prepare       ahead of the wait for a free slot: where K and V of a block lie
-//   load_keys     K of the block prepared last
-//   load_values   V of that block, or of the one before
-//   look_ahead    behind the last block of K: the tile after this, if it is known
+// Source is a LoaderSource: it brings K and V.
 template <class Traits, class Source>
 class Loader {
   using T = typename Traits::T;
@@ -130,13 +122,13 @@ class Loader {
   // ahead of that is.
   __device__ __forceinline__ void load_keys(int block) {
     source_.prepare(block);
-    storage_.k_empty[keys_.slot()].wait(keys_.phase() ^ 1);  // whoever reads has left the slot
+    source_.wait_for_slot(storage_.k_empty[keys_.slot()], keys_.phase() ^ 1);
     source_.load_keys(block, keys_.slot());
     keys_.advance();
   }
 
   __device__ __forceinline__ void load_values(int block) {
-    storage_.v_empty[values_.slot()].wait(values_.phase() ^ 1);  // whoever reads has left the slot
+    source_.wait_for_slot(storage_.v_empty[values_.slot()], values_.phase() ^ 1);
     source_.load_values(block, values_.slot());
     values_.advance();
   }

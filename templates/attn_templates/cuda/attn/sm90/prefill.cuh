@@ -55,10 +55,11 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
       storage.work_empty.init(loader_warps + kPairWarps + kExpanderWarps);
     } else {
       // One thread announces the bytes of all boxes, or each warp signals that its rows are there.
-      const int fillers = source == KeySource::kGathered ? loader_warps : 1;
+      const int fillers = source == KeySource::kGathered ? Traits::kCopyWarps : 1;
       init_slots(storage, storage.k_full, fillers, Traits::kRowGroups);
       storage.work_empty.init(loader_warps);
     }
+    storage.tables.init_barriers();
     storage.work_full.init(1);
     fence_barrier_init();
   }
@@ -95,6 +96,8 @@ __device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
     if (warp == 1) {
       Loader<Traits, GatheredCodes<Traits>>(storage, arguments).run();
     }
+  } else if (warp == 1) {
+    AddressWriter<Traits>(storage, arguments).run();
   } else {
     Loader<Traits, GatheredRows<Traits>>(storage, arguments).run();
   }

@@ -7,6 +7,7 @@
 #include "attn/sm90/barriers.cuh"
 #include "attn/sm90/code_slots.cuh"
 #include "attn/sm90/packed_rows.cuh"
+#include "attn/sm90/row_tables.cuh"
 #include "attn/split.cuh"
 
 namespace attn::sm90 {
@@ -163,9 +164,8 @@ struct PrefillTraits {
   // Producer warps that load boxes: one has the fewest instructions, more issue many boxes sooner.
   static constexpr int kBoxWarps = 3;
   static constexpr int kBoxesOfOneWarp = 2;
-  static constexpr int kGatherWarps = 3;  // producer warps that gather, where K and V are gathered
-  // Rows of a block of keys that one of them gathers: four at a time, 8 lanes a row.
-  static constexpr int kGatherRows = (kCtaS + 4 * kGatherWarps - 1) / (4 * kGatherWarps) * 4;
+  static constexpr int kCopyWarps = 2;  // producer warps that copy rows, where they are gathered
+  static constexpr int kCopyRows = kCtaS / kCopyWarps;  // of a block of keys, by one of them
 
   static constexpr int kProducers = Kv::kIsQuantised ? 2 : 1;  // warpgroups
   static constexpr int kThreads = (kProducers + kConsumers) * 128;
@@ -201,6 +201,7 @@ struct PrefillTraits {
                 "the output leaves through the rows of Q");
   static_assert(kOutputRoute == OutputRoute::kThroughQuery || kLatePanels > 0,
                 "the output leaves in two turns of whole panels");
+  static_assert(kCopyRows % 8 == 0, "a warp copies 8 rows at a time");
   static_assert(kCtaS % kLeastBoxRows == 0 && kCtaS <= 256,
                 "a block of keys consists of whole boxes");
 };
@@ -281,7 +282,8 @@ __device__ __forceinline__ int loader_warps(const AttentionParams<typename Trait
     case KeySource::kTokenBoxes:
       return 1;
     case KeySource::kGathered:
-      return Traits::Kv::kIsQuantised ? 1 : Traits::kGatherWarps;
+      // Of rows themselves, one looks up addresses.
+      return Traits::Kv::kIsQuantised ? 1 : 1 + Traits::kCopyWarps;
     default:
       if constexpr (Traits::Kv::kIsQuantised) {
         return 1;  // the others bring pairs
@@ -290,15 +292,6 @@ __device__ __forceinline__ int loader_warps(const AttentionParams<typename Trait
       return Traits::kCtaS <= Traits::kBoxesOfOneWarp * rows ? 1 : Traits::kBoxWarps;
   }
 }
-
-// Addresses of the rows of two blocks of keys (K runs one block ahead of V), each warp's apart.
-template <class Traits, bool kGathers = Traits::Cache::kGathered && !Traits::Kv::kIsQuantised>
-struct RowTables {};
-
-template <class Traits>
-struct RowTables<Traits, true> {
-  RowAddress rows[Traits::kGatherWarps][2][Traits::kGatherRows];
-};
 
 // Room for half of a warp's panels of the output, where they do not leave through Q.
 template <class Traits, OutputRoute kRoute = Traits::kOutputRoute>
