@@ -20,17 +20,22 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   using Traits = PrefillTraits<Config>;
   const AttentionParams<typename Config::T>& params = arguments.params;
 
-  // 1. Which rows, which keys.
+  // 1. Which rows: start the copy of Q. The lengths of queries and of keys are read together.
   const QueryTile tile = map_cta(params, arguments.plan, Traits::kCtaQ, blockIdx.x);
+  const VisibleKeys visible =
+      visible_keys(params, tile.sequence, tile.q_len, Config::kMask == Mask::kCausal);
   if (tile.rows <= 0) {
     return;
   }
-  const VisibleKeys visible =
-      visible_keys(params, tile.sequence, tile.q_len, Config::kMask == Mask::kCausal);
+  copy_queries<Config>(storage.query, params, tile);
+  copy_async_commit();
+
+  // 2. Which keys.
   const int last_query = tile.first_query + tile.rows - 1;
   const TileRange tiles = tiles_of(visible.any(tile.first_query, last_query), Traits::kCtaS);
   const int splits = split_count(tiles.begin, tiles.end, arguments.plan);
   if (tile.split >= max(splits, 1)) {
+    copy_async_wait<0>();  // no copy may arrive when the CTA has left
     return;
   }
   const int kv_head = tile.head / (params.num_heads / params.num_kv_heads);
@@ -54,10 +59,6 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   }
   __syncthreads();  // storage.work and storage.seen are visible to all warps
   const auto& work = storage.work;
-
-  // 2. Start the copy of Q.
-  copy_queries<Config>(storage.query, params, tile);
-  copy_async_commit();
 
   // 3. Walk over the keys, from the last tile to the first.
   SoftmaxOf<Config> softmax(params.inv_sqrt_dh * key_factor<Config>(params, kv_head));
