@@ -24,8 +24,7 @@ KV_BITS = {KvDtype.SAME: 16, KvDtype.INT8: 8, KvDtype.INT4: 4, KvDtype.E4M3: 8}
 SM80_SHARED_LIMIT = 99 * 1024
 SM90_SHARED_LIMIT = 227 * 1024  # of one CTA, which then has the SM to itself
 REDUCE_WARPS = 4
-WRITE_WARPS = 4
-WRITE_STEPS = 4  # rows of K and of V that a thread has in flight
+WRITE_WARPS = 8
 WRITE_PLACE_BYTES = 16  # addresses of a row of K and of V
 
 # Decode: a warp owns some units of 16 tokens of each stage, in a ring of its own.
@@ -141,10 +140,12 @@ def _sm80_prefill(config: AttentionConfig) -> dict[str, Tiling]:
 
 def _write(config: AttentionConfig) -> Tiling:
     """A row is read by as many threads as it has pieces of 16 bytes, rounded up to a power of two;
-    cta_q counts rows, each of one token and head. Shared memory holds where they go."""
+    cta_q counts rows, each of one token and head. Shared memory holds where they go. A thread has
+    one row of K and of V: many small CTAs, some of which load while others compute and store, were
+    up to 15 % faster than four rows a thread, where all of a GPU do the same at a time."""
     pieces = max(config.head_dim, config.head_dim_v) * ELEMENT_BYTES // 16
     lanes = 1 << max(pieces - 1, 0).bit_length()
-    rows = WRITE_STEPS * WRITE_WARPS * WARP_THREADS // lanes
+    rows = WRITE_WARPS * WARP_THREADS // lanes
     return Tiling(
         rows,
         cta_s=0,
