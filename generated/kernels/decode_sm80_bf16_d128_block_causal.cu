@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         a1381e44c7672d6f10b1e5a5ea304d78fae794e72ae91ef076ee811fcef2e989
+// digest         9c02332b20a1fc125ecba8f0d3eb2c388f956002d27d64c589f517733928acbe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         59e492359b3f681725d92ab1573738aeb9ad79e111afed5ba1369e450a5b9a53
+// digest         e0d4bd9296d457398a5ad212af18be503cbdc034096faf1d3d3f48d93598429f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

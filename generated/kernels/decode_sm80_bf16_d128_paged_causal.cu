@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         abc6b894876e3017038a2bc8693767a625378e2fa9d18e76e85b8ffc1916ed08
+// digest         2c03ca75a3a52dedaacc9f6ae2efcada345f765c8ee284d1e8fc584a9e22224b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         e66120fc6f18c821dcd259f3499c4b1a91599f434034e5b0d1595e466c9b692e
+// digest         e21ddffc075b6cf3ef792ca53f9bfda0c61479f6f9ed2c8d978662469cdc72ad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

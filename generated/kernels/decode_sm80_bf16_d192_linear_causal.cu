@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e62cbca825a80344b0a6b176175a83af058ebeeb48d1e5e8809f2ba052b73a9a
+// digest         37c7cdb7d571c4f39b2fd499141d360ebe5fc0c533944c77ab18f240293ecd37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

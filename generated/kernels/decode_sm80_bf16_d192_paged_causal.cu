@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         c0d54dda1a93447068c0513a0125d6b81f2421a03f443d1118f7729e9a4df216
+// digest         1371c5f4947005cb15dbc6d764eb9d32c690e509400affe55f82cc9b1e12cf6d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         12d5d6ce85fef8e982ee263606e4feb0f9359f5358a4ef280a66a2eafec0599c
+// digest         44bc012e792b41944d65ea04bc28b56979d78218471bffed94c9a519a85e8b76
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

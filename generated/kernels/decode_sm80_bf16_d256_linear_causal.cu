@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         f3dde8e1c1e12452d4f43835892369ffcf8a8b7f96c3bff1881e5939d39e7e94
+// digest         7381d3c6c19be71e45cd9274ce993ba6692fe0d4d90805b7510cb09ade3c94de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e50d21a6902aeb4ff4692917876720833c149f46505bfacf410c4b1fa3612eda
+// digest         0b98c0c65aa1bef0c035710bb43fb133cfb4c1a5ba655501723a11d703c171d0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         228fee927d5721597968192f3294e2ad5d2200a63e9b2ee55ae0843441462411
+// digest         b402ab99e78db769417e7de68681c448f2870813e13614746dc2beacd0e1e864
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         49ec34e855b0fb7ac8fea5aecaa227079c771fd34be239fbedd3d2f05d99afd3
+// digest         99d8328ebdf8bbb1f3864c3da7e269ad52771058ffd04cbf3d6839b88a6da9d3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

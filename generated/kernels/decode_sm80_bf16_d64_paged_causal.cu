@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         22157e2f44ff6f88440400e05e8236b4bf4f7b642f8d1303906a7dd8eae35bdb
+// digest         d6c8cec3fcf7e33c02fd5747e7ee1eef7537164ed5a0c8a3d064d334b40a8485
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

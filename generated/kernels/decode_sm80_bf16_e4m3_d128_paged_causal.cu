@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         135338c7c264cf41b0d2fda3541e9f318bda5aa5382ea7657819387a4f552ab4
+// digest         22d6de7967029c09a1214a4e883f381f2a9a5ac31e7da7c3691de55f5ebad174
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         96912b410f275e42e898d44f4f9f65d04428d2cd4aec5e3a0c63b7013415251b
+// digest         fe562456189bf3ccd09d8ccce47b21d6934421b2de9faad017f6770328454451
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         dd66a9b2298b6b1d8cb8dd0c1e0501098e73297d6453a86f67a3a4c2f376e2ac
+// digest         d598c70ddb04ca13800d2ae64a61afd35cdcc5ac2926c8c4dd4bce3c7ec1a551
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         83c224bc4dba7ba55383475967ea3d2725e7be3b2f5929a064abcfbd6d649409
+// digest         dc3a3d380fb36f218054bcd8589da54834e5bc4c3f5fac37565e7a8768d1065d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         a6f82299a42d8e93dd679b85c50aa03f66b66c8b7d26cef79377175d7bf944ce
+// digest         8ba62943ad65592ded17f59d305f08ada2772ac4f794dec95e9739e286194764
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         9a4e68e230df826f1a525f779cae1ba077cac3455842608c8a6ac0cffd728072
+// digest         e44776771499f65442cb49ff3a25376b2dd07cac269084dd73ad78e8bb8f01ee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         fab68b3d7aa6fd4668f0d75f68fea01b5576daea9d6d2800af700ef8759c8cf6
+// digest         b71451eca12359a5445bb0138f5ec030325ea48874a206d6cc6a870f187881f8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         c2fba3290a47b61569eb2eb5d49c8092c7abcfe9b905ad6892cf61ba2dda8f72
+// digest         4985f7b59ab16f619a1aee5eaf576d51975541f7fea222d516ea22a0047125ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

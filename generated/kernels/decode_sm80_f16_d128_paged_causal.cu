@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         40527a0c387f8e383c4842b10bfc889d63b1dc3d190457a8e021ad51af554aa2
+// digest         f7601430cfa06f5f4987f685bd82ebfce3b6cb2edbcea43136981fdec461efe0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

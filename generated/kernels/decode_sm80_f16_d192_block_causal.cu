@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         18eac8498fdceb7234ade797decb2409e476c62bf7ccd0ee1ebd801a5a1b2339
+// digest         674574294f0300bf30e8d71682e256773394d1b05d2eee0e7920b3310255d710
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         92aa59274426814993bf1fbbbe16a1fa32c6a675c01568051801dad238e748b2
+// digest         88dce2c95b0badcc2d14df555e4bef616727d876d6d3d87b75c5f17c6c47d328
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

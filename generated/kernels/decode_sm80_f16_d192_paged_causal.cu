@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         1efd223d3efac3fb350858e0ef3bf5a1327af19ba3034750aba1378f7adeb149
+// digest         3edd872b690cbcb8409f24d8f3ce46b8c635edee4857662659d0baa74c859423
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

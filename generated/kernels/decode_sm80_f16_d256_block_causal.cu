@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         8e5ee6678dc40775591cf1bc4e1ea6ab9e0ee1e45cb44f7d8c110d5e02513d7f
+// digest         af3d73b0113229bd1b0d01c37f3325e590ef9db994632d4bd24539a05df51da7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

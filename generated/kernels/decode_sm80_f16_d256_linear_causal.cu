@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         aca5049e8c1b4fa113afd9cf301620258e597ce15c560fcbaf935ee5e424f785
+// digest         5e4c3572ffe6fe578b2d2e66d50e01d18a3e649ac9ecf4763fe09d544a58d87b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         f5b5a981c8b707d39f26408c563fc9aa51854f9babd4a625323ac0fccec60ea3
+// digest         1c12957609068908afd6ae333ed533665fd44000c266729f789ee0c90fc2fc0a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         716334fa9a71329124678c310e3fde3246920d62f7d1ec0c74bb6e6f73b28d6e
+// digest         c49747cb8ffc84b2814f5aa08f5e4c7e8b6ce94e277e2eeb5c2a3c3be82c2134
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         fcc40950350441a397507b46ac68d71268ef322c8f6bbac27131f9ebd99973e4
+// digest         e9c4f54d55e50abe09b1c98210409e9a7ce53bfdd178ab0af096304b81c850a5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         0da4cd762702b1f7f024a53e19e75d81652181886b411aa0039b65b9aa4cf6cd
+// digest         47e564745f3db710e949b264978c76b7623886a00a435c1a00c7578a6b62ecd2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         488bb10b8eb88f1a02f6f05ac55cb46bc7b67b6cc02801fe314bd04258b65850
+// digest         6e82565c69d45cd5a427f888783ad91a6c79dfe29d081b0412b06ff3974d5faf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

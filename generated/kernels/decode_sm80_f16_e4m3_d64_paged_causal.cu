@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         7969ffbde1813306408c346afe8d248a264acf22ccb2b650fa3167f3a2d75862
+// digest         b24e3c8beac035f1cbea3389bb98318b3e93ca7ab4f0d861c7d963cac6678f08
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

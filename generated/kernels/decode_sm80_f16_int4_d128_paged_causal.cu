@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         cc07b05301a8d121f0e47fce2c1056ffa365f7b431486d454527103e2e6cc378
+// digest         6153f7be5efd338c72a1d790fc67a068ca66aef021aaeaffaa1490e0b3a9d104
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

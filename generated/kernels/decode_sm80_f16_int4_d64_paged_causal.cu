@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         64d4630fbca19c6f6924a4b7f4e3b720ad49f88ae5e179360d2383c84b637995
+// digest         af3b718c8950c550202c89df275ff8b20f3975da3deb551b6b2b18a3f01c599b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         53b5b2f700767277d0ffc898f386d29e86e40ee5890d81e44548cd5818a342e8
+// digest         9ab1ab0927060c398352970f0c9efb4586bb8a4db2a8ec8272b7f4406b44f771
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

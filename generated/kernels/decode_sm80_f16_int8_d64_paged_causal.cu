@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         68a0f398cbaa4b953851f77f07da25f6172d07edea41816ff29f025851952667
+// digest         45d6b75b360cdf539012810df6ca79b2a7eec4bfe2fe124df728945eaa189b16
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         495f89eea67b0bd4836f95598335eac2baa282d05f2ec363c455a2a8c7a6d088
+// digest         c1507e34a1bfd281dd126d8996440c1e7af43c40a2388e8ee4a795baf78ee631
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

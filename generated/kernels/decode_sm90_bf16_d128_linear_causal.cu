@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         20f6570fbc96902adc144390f87a11748c843d92106520803dde8084f232c4d9
+// digest         93b812f80caea1605f5092bf8524ae1b8713be2498e1b9c94f12213ec3786de1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         a08227274eb4c2c34d7e0023070ada21bb367eddb4da89654fea09d986995854
+// digest         a4ce22054f2843806c35bb8a58f9cb3a5bddfca347a75fb08dce0441ba67ffbc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

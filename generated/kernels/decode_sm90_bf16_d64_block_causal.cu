@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         30305914311edae6462f686a41aae41b6d59c8dcf642e0eceb0d201ee8cc2c81
+// digest         642cd1bc0b36c3e688a9028cc6b71da4968c8b382f9cfdcd93ec93c30f65128a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         08aef9ce5bc0070dd737046a784d5b552616945c8a6952736eddfaa10979a5db
+// digest         c63f28ab0b1afbdf69ab1ef313756a7eabda228fecee11a38982383b4fa7f796
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

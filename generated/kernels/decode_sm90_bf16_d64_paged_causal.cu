@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         13b99124108c722f5e04c9f2680f716d7dc5be878efea847dc19fe3809b101cc
+// digest         3733c94d20a5fa8c497aac1fb0e5858d47dcc975e56160c0f7432d8fcc330340
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

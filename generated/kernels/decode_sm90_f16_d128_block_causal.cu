@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         c3cffa8851b13d0b04a5816b1e147e40ccc783a80121c9d2a72c1e97cdaf62b2
+// digest         6c8e1a5900233cf182d5fdb79aa10a4969bdae8c6d1f372a2cc1751fa933e160
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

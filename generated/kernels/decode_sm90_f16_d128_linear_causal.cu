@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         e2966561391d00f0764548c76326f0a359f39c92a55809e54ec6610939d90e77
+// digest         a615a4c50547392a1920eb07ec46ee2138f9f9266dbceb2464e938fcc1a683cf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

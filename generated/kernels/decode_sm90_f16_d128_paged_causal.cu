@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         17ab9e72e483f06f265b6b5db1ce5014f6999b2e2c59ccfcb5e59f9021d0f6cb
+// digest         b62a94ef56c568e3080cb7ec2e9864efb306121d77941d25e4033299be9eb6d4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         dcfd20b5faa4be26875bbde519fa0b77218e716cbfc7c6cf76bf735f24b147a7
+// digest         6d968026fe200cd68fbccaffd142721e749aa97d07dbd3b3b05c094eb9fbfe4e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

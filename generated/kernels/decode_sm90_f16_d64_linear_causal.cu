@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         9ea87afeb019386089c25084ec4d9d4f69c23ac0a5bee48b7e5741f27b9d05d1
+// digest         8acc9c62043f18a912c6b72c1f81ad0c38fd2113ab30831cdef5acac53d25754
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         179e291ff53442baf97a8e398f674902b1fe2de41d51e9fbea4f1f73e61c690d
+// digest         85debc44676782dec982cc8b421ef8a33c291b66fbf81745d0b42730e8d9605f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

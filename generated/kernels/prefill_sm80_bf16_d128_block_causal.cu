@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         c096369401d0d2aae2a8328384494e4fe9eef3f826e94e9b5f77cf6e74e59f87
+// digest         5196cfad4a883449e1d0e50701e2101853f281b152c65705d88c7ea7ec4fd8f7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         0a8866d515b1554fad03bebdb0176112ab09999d369c436b219cbd1071a4cd2d
+// digest         53dd98653f7334de7c9914fd30f59cf41dd63a797f66cf728d07e67cefca290e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

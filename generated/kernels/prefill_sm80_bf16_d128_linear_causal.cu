@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         f66cb9626a5b68f1512b8616ce97fc81429bdb9384a9eba40496ee70f494e56a
+// digest         4899868235c03322711eafc8ce5a64ca9e59dca5dce1c1de5aa3bf7cd6c17f5a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

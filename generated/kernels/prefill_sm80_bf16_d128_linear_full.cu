@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         3e2cbffcb572bc720cd87fe8f0e19550be01e91194483ea647671687347a17c2
+// digest         a82b6faedf214de15205144ef403ae0dd811b916b692b874666d843f44ee8c54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         049edb3638615c1690212914fe51b535fe37c1914970bd905b26ad6858a185a3
+// digest         9befe0c1b95f28609802b6c94060508323fadaf664eed024cf34f6bd15f618a7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

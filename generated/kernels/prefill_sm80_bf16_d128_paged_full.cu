@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         705175e56eb217bd90abfaad9a193d3158a6e66dce5edfdeccf2c7419d07ac32
+// digest         01ef3802a328f75474c6834299e28d1cdd42a7872083846e4f033a152e9dd7dc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

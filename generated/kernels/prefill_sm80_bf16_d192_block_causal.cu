@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         4f4bc590b4aeac442bf658f6ba83bda11e97a52bd5bcb96ade9cbf9ea5413367
+// digest         88b88463954257d7982754c916008bab2614d70a06931cb45b7875e364701c10
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         170d7b8749e254805b5ffd6360a00cfe29bdd4629f907a9da4c44baac7e012c2
+// digest         f709794d2e0e2a2b780713513b0290115d4093e3d62539310938d5222b247ffa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         46f7ed2f5dee8969fae93f50f389227299190e16919ef068f5837e6d6fed769d
+// digest         bdfa8ed96214b05cb48c0007d7f5b0baebe69f8dcdd3c51f33cc2e92743bc9d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

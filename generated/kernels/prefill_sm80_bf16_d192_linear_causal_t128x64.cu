@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         6115e5d827456e7ba3ce0b81e675b308ec116a2ffd5d19333a563254e051c5ef
+// digest         3b3265995655e2d07e1105f38925d36c920deae3ac5b63df72b752672b64d53b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

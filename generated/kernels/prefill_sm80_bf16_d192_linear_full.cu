@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         012b89ea1fac4e2626dd559d3ead7417f582599ea041df847673ea22b73e4b10
+// digest         11858e183f5ff790b19bbda93d58042e96d25e8d3dec2c4e62945ec5c17a973b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

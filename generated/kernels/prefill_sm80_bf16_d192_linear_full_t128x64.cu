@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f183a8f874608c87d0cc340381244a5e115ebdf44b8bd31111d10be7aa3e54ef
+// digest         ea4ba7e2cea9dbfbc67b7624617b126224167b9dfefe60bd23a26b6d9298dc56
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         6d097c103addddb834c4215e5f6ed74b04ac2510718dce76b2b2d80fa2c9bdf5
+// digest         83859ebbd1ad0691ef42808688138fad9333c4df4f48c8d176d27f43524485d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         39d2a92e867817e84413664b7542cdad6d8cbb8424f3ba8cde7d11d3712f3eb3
+// digest         18d673cb81d99e07b588a012e830d1bdfb56e6a205633101afec6f354bae36d9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         4fcb83b1d6cc6864f272a57e6f890ff969975e691cc6b4dfa68d9af2daeafbb5
+// digest         debb92694025a71f262e2632df1ef35b4deece812502e37f57b19eb433609fde
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

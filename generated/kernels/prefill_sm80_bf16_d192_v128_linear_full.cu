@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ac5b264cc48f92bfebb816af8b390f279c9cf36e44fcace7380a994cb54894c4
+// digest         8078a6c6e970e4fdad7c063179053478daecae31f6f810a91478f51ec35efc5b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         8e4f74dda17d8ed40befa78494e08cd44c9de20dcd6433c880dd485ca818f97a
+// digest         0ea433036166a31ab4249fc2daaad39611bf49156846a7702c6afcf87e704e17
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

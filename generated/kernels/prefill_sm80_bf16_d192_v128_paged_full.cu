@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d76bb343128525c92d517a676604e4020506e0ce8b5cc3107ce0a33cc088d199
+// digest         83f90ab888241d30e0d335b4b0e8cc3f81e5d1fd84652edc602431aa5147b679
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

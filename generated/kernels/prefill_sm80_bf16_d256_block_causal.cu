@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         0a9ef45112513a5bf799aea40c93add6fdd0c942f9552f0f4e2747c2ca6ffcbb
+// digest         80ba0555ba122ff324469040b6f7cae01d4dd8b92883a0f2687083f2707fd565
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

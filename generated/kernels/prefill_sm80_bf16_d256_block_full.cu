@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         e82eaf4d8996ed15add75fa9dc6f9e066909b03ab9d11f0c3e401f7621483c02
+// digest         2fa0b81be7c4ea287042316151b247dc54f6732b401143829d8c40413c5c44de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         8c42057876d3ead8ca8a317d06b12d9216117d8c39818c0b8e4ee7e19aea28e6
+// digest         acc9d9069720302437ae93bed546486d114da86bed1616cc278276792b56b34d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         2ea7d0d1a64a02d348d8bd7f3ac053ea80bcdd5c4eb51ab668cb0617285dbe23
+// digest         00808e1526e27914aee9b02d1c1349ea814793153f1b63ffd5170b01dd3d633b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

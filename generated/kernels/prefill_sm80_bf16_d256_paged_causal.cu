@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         f10811963023aafc5e9d56575ccdee3eb9677cefe07cd188296197ca002d9bc1
+// digest         afddfb0f42c90ce22cb02c66b0723279c61f4a6ded749d89149b1aa31af081fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

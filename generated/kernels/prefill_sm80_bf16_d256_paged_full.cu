@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         2bafe20780e53c3c502d5740a7c930688e164c06ee4818cb68dcc3be619ea76b
+// digest         d7322943010456428275460ee8b55bda4404717fce62b483d8de2af6b2b78f25
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

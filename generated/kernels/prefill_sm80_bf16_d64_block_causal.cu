@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         df8be3951dd56e46045463b1c1210c40c343026b6efffca1c6fde5edf6a25f74
+// digest         1fffc577a589df793d379b10e8e89010780623c01c74b9b7aec19fc73f4fa6bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

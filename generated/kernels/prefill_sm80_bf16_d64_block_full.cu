@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         50bb7d6b17034f58f6a9e6e6d78d209ef3584ac0b0b6e2e916a8459b5c8c3078
+// digest         be4629721d91260297ea084864cfde3f9f698a5ef26283c6615ed97aaeaaa29b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

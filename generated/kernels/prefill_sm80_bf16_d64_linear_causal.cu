@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         34b97a68f67f37646c6bd136c5b9e24635f15e24ae3726d2c479c0584f9d511e
+// digest         71998baf5110485f3a5265e1e2622aea19acd2bdc5e5d630e554ac12d28d4702
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

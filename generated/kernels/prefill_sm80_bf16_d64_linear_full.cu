@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         0af124e7e1d076ca44daeb9c0d23830420e713639f091fecf31d0947401eb1ab
+// digest         654a56e806bee563c41b047832754dae8925637619ab6aa04162654651da8056
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         e556f07e90d30c3c44d7a0caffd2e447061d128f8840dd4f32c4418406222c44
+// digest         daf42f9f4b2dba477ed178c60b72af3d4ee864af7d34c51639854226249acf62
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         eb7b2dc3f35066b2bd58cb1ab899c9a6854562a9b58b3290bacccba60073ad97
+// digest         f95fafd7d478798dba28509319dbc602807d18103a16097014757014cbd69a90
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

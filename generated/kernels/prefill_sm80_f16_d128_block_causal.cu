@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         9aca1868c3192acb39246182c88a4a8fd5878fa660dd5d82c2504ed54236d0e8
+// digest         a8ec0c8293fe615d8932925f4ca2b253d87a0cb355572b3223d496888db9b46b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         626834ad021c4d802b769e4002c31e835515ddb0c0f893c56fbe6fc86e4c60ab
+// digest         0f8bd1366f88834945d60cb52c6218f8992e450ab02e6318aa18d679efa780b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

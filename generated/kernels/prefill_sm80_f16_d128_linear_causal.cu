@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7d6d1547688420fc35b7d9579c14854c557655908cd250eea45c73d677406b6f
+// digest         5f62d18f4dae8ef1eebdbbf95e0d06b2cdf5ca1405739b65bc6e5e94030e87a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

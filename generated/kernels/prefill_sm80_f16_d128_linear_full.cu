@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         31fb2194dc933c775cfbc4f95b3ff432d90fc76c56487b2bf6918526d2d2bf3e
+// digest         3b91280d3245e95721eecf15a213d6c13d74f3fb92ad1a95900e62d0c7480bae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

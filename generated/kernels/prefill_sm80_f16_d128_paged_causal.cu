@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         14b2d61c7021b1474456d2e5b30af5e603e291a059ea11c2772ca85b76da4b8e
+// digest         ff934b16fabdaea1437790196f13a67db32d6d2a5628b13227fdba182d4820df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         f210d9387c9a1d5144ee15c10816944371ae96de161a479e35644761df1a7de1
+// digest         225800bba9f5f04f3bc8d3f8b9b599c67ba2a80f64f6fe83ce4a1b74e8be36f4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         2a0557d9e8d3e3d45539db34784159dc737548a4d99ebed8a36c23abd2e08629
+// digest         649fb57873839b5e06ae89b36d00abfecc82de760e80dd6330e4648c9abbf7d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         c9f416ef773ed72a8771b498c63337b801ccede7b06124b7d6ce7abadf6f534a
+// digest         4cc6c0d9ec0031460a3e5ac5067ef37ed8f87409b488da35f69de31247e1845d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         d2d1e720fb56580cf60b985007843bfa54c82ce0928333fda916a1a46b5798d6
+// digest         565974ef9df9d4776c69d93f234983f609b8dcc24f23183dc687aaee20297451
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

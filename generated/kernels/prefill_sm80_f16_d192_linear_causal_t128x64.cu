@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c668af327cb169b60d5b22d49a8c381b3d4126c5d5fe47ace7e6b1ce1cd36fa8
+// digest         23fc4a54309e5c63f14a3dab1576173a4bb4ad03bff6baca14bb77ca4ed9becf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

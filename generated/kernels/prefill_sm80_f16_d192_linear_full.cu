@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         3d9e2d008a17efd6806dc637e6d90b63a4e7647bf36ca36f22f48632cc7ef0c4
+// digest         b5ed844c6070dedcb4882190034ef70922efed2903c0995d18ec4d7dc6362ba6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

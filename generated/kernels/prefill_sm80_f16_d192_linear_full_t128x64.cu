@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         0e63db74b66f9d50dec4d727a4f0f0eaa1f26bf9abcbd9c2fde20843c056a0f2
+// digest         7dc7d9d9910bb5c7d1ba09cecbf1b60c336b59987c4f2b4384da4b0507cc4b99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         8d62c2b2a4305b305516e6b2087341477a66d661c2a81773695d92062c92c837
+// digest         7219e60199c26c9ea69274926be99c3b8b67ca2ade6ec60bf239d647103024b5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

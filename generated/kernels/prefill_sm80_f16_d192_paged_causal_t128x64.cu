@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         2de8c0406b42de57a12bbb5a6ee0cfdb8ffd0dec043a27e4d0a67d1dc0e669ca
+// digest         e83956d8d2dc8274db77d282f1e072e1111eb4401ae801c63024d08ddee9817d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         752745a859095fa6d8aa7a08624ed43003d6d0885d78e17ca19d2018d5db5a4a
+// digest         5ce0561d39c4ce203d7707149b818328331380523bae97bd69fd328277dfc1ca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         8cc375b58a097383c724afc7e3bec7ac8b9c81fd900c91b2da8a25c610d85704
+// digest         16bf60d8ab11a980a9c02ce258787edd0d839e6de6b6201eb89cf17babe59ef3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

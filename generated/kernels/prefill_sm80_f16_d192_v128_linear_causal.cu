@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         3d44dcb090a878637b75b21360a3a226ed24d0d7535c33d51c8ac3ee63940e6a
+// digest         3012348ebdc7cc3fdf01ec9ccb1eb5194d4d54f3bf6403b1be8078c471eab509
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

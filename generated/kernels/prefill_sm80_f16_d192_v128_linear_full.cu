@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         50d678857f22b848e5740f1b7c18f6d80feb2678a03e5e967fcf57c163f217c3
+// digest         5894cb51e189ea8cd2ae1366c6182b13fbe936e81b3c0b11b7b9832a9340d017
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

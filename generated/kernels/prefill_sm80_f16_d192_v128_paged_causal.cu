@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         3a0b0d4837fd023b28a6f2281543d2b12a0466239728ed5b6c6f4f1e071280ab
+// digest         132cf77fc72272772257770dc6502d08f984868d6179288c3601c897d9765617
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

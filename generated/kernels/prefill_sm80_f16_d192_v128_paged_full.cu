@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         4cccf5e9a36794ef1a4683374657f8114b5a6a59de897e6e73fd0637fd0aa6db
+// digest         be0e2f2cae8501bd9150f5908f60461f4ce31bd6f37f5464bcb6d5b212215bd1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         e66f94e1facda607a147c11d621b2ed484e5b51f0a75b496dba6771751bf4660
+// digest         e71505ca05509ccbcf43cba09ccda0e3f51430556c14fa9518d6a9b839052be5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         c88cd8b230faf66a75f4e7ef66715628fc0753c166c18941f0ea33177a87ffd8
+// digest         dabe324be3a637d851c53231b7f7434090ecdbac111ea30c34886f1f4ffe8e48
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

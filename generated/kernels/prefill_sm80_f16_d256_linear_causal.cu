@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         98943802133f7b4f60d671f0f309b3af1c60b4be17e62eb4fdcad2b90a005c83
+// digest         79a7431f086663d3630a5bce32a058e97cd519dacbb665d3218a14bcbe6f5576
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         a3db266fc75bcc3585f9f5185b37067687dadd2210add61644c47d9ba256a44a
+// digest         e25172b66d384bea2f14a2228463626e6be09ee300b5b05981fd68d5aac89acc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

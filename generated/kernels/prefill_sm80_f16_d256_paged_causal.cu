@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         a14c2b4044b72ffb86245aa6d4c8a8f3c26794cd14938a479a272ec561f3c928
+// digest         eb1b4861767e1ca6f82796b81a4ae95aeef99825902dff23073ad71c5429049a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

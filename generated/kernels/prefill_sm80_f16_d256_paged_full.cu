@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         021748aa2961513a2ee516177ee970dba71463b80cf9cc9f37301467055460d9
+// digest         64de0499a7b4cd0106069d0eedde6d562804d145b58a06317f5dc9acceedc39b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

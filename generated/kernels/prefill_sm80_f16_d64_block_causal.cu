@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         488b09d538830b1d6d70f7fae4f41a49dab9ca17d9ade2855b7925c0bbb9bbfd
+// digest         3236a0d1fa3dcc60c42d07d812ef579803d1d0187b0db19c34a90b6c39f6f60f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         2c9b53122be0a3a94d51672c60a38aafae5ab0cb87ee7abab97d356755f46805
+// digest         072cf6fb5aadbe2850576f37da981117aa398a78e47b7f9bb0a401e6393eb10c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

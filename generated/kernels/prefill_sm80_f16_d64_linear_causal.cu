@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         324f197230e9c5e2f71d3e042fc2488c5b27c8be6dc837196177861206b75f42
+// digest         64a730d95539b723d23b8b405899831fbeb99ef89bb4f094f619bdaada0700b0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

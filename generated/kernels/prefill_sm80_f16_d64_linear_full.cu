@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         480d5e933b106b44957d2f07ba71b75f55cda56759329b9a2663210bd2db4463
+// digest         cd43e4b87b91bbecab3bc56e4085b0d1aa7bf8d413ee66ca239101aea17ced17
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

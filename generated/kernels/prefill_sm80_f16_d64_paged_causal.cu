@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         e1152aab45a25ffafc76365bd1242d67e1ac6ce0fe86fa80d2ef1213333b69d5
+// digest         d9b4752bb41699e1af7e1f0094bf3c7b3cdba28e000c6792ccd1a8adc993eab5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

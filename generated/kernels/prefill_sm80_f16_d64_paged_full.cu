@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         8c8e15af2a7a88562fcf6676cc37b94210c9b5862c3d48711c9796dc236a2108
+// digest         a0aeebd5d467ca9ded999854c41fe998b70ad361ee545272a8318a85e1e29a6e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

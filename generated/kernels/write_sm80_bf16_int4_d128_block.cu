@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         17c59910854e21068b534d5d38a755b11368022bb904370352e38cc34a4bf33e
+// digest         fbdf77834788cc4082085f84693eebbb3d24fe2f4cce1c7f9e9f1dabfdb2cd46
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,19 +26,19 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 128;
+  static constexpr int kThreads = 256;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 32;
+  static constexpr int kRows = 16;
   // Threads of a row.
   static constexpr int kLanes = 16;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 1024;
+  static constexpr int kSharedBytes = 512;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(256, 8)
     write_sm80_bf16_int4_d128_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_bf16_int4_d128_block";
     entry.address = reinterpret_cast<const void*>(&write_sm80_bf16_int4_d128_block);
-    entry.threads = 128;
+    entry.threads = 256;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         040d4a0fc91813f883e7daa27e5fff58a04ee9ff932d43dc6dae4bc9e172beb6
+// digest         ed9e55674a66b448690faea1863cf372e4a12f5595cc3905dd1235f5ee9de649
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,19 +26,19 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 128;
+  static constexpr int kThreads = 256;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 32;
+  static constexpr int kRows = 16;
   // Threads of a row.
   static constexpr int kLanes = 16;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 512;
+  static constexpr int kSharedBytes = 256;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(256, 8)
     write_sm80_f16_d128_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_f16_d128_paged";
     entry.address = reinterpret_cast<const void*>(&write_sm80_f16_d128_paged);
-    entry.threads = 128;
+    entry.threads = 256;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

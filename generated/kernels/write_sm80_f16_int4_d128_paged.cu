@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         307ce8fb708ce7b57f4a1c06b5f1c5570b61bfad104bb3ad223899506a8fdc14
+// digest         274900a9c53eb55b865243e10d2ac4da682209ac4158fc78067e01605476397d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,19 +26,19 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 128;
+  static constexpr int kThreads = 256;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 32;
+  static constexpr int kRows = 16;
   // Threads of a row.
   static constexpr int kLanes = 16;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 1024;
+  static constexpr int kSharedBytes = 512;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(256, 8)
     write_sm80_f16_int4_d128_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_f16_int4_d128_paged";
     entry.address = reinterpret_cast<const void*>(&write_sm80_f16_int4_d128_paged);
-    entry.threads = 128;
+    entry.threads = 256;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

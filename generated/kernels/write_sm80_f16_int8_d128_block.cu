@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         6ad147621c412b6d7b04957f4e649be25fc45d28e40728b0575a121a11677c41
+// digest         29247054180f9c0b89333f6426fe7b9732ee9d314ae3c361b05b8f8ac2ea48fe
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,19 +26,19 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 128;
+  static constexpr int kThreads = 256;
   // Rows of a CTA, each of one token and KV head.
-  static constexpr int kRows = 32;
+  static constexpr int kRows = 16;
   // Threads of a row.
   static constexpr int kLanes = 16;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 1024;
+  static constexpr int kSharedBytes = 512;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 8)
+extern "C" __global__ void __launch_bounds__(256, 8)
     write_sm80_f16_int8_d128_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_f16_int8_d128_block";
     entry.address = reinterpret_cast<const void*>(&write_sm80_f16_int8_d128_block);
-    entry.threads = 128;
+    entry.threads = 256;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

@@ -56,35 +56,109 @@ __device__ __forceinline__ void store_16(uint32_t shared, uint4 words) {
 
 // --- tiles --------------------------------------------------------------------------------------
 
-// Expands the codes of a tile; each thread makes 16 bytes of T at a time. `pairs`: of the rows.
+// Which pieces of a tile a thread expands: eight codes each, 16 bytes of T. Those of a step lie in
+// neighbouring rows, and from step to step a piece moves on by a multiple of eight rows, so that it
+// keeps its swizzle.
+template <class Traits>
+struct ExpandShare {
+  static constexpr int kChunks = Traits::kHeadDim / 8;
+  // Threads of a row: such that few or none of them are without a piece, and no fewer than cover
+  // the rows of a tile once.
+  static constexpr int kFewestLanes =
+      Traits::kThreads / Traits::kCtaS > 4 ? Traits::kThreads / Traits::kCtaS : 4;
+  static constexpr int kLanes = kChunks % 16 == 0                      ? 16
+                                : kChunks % 8 == 0 || kFewestLanes > 4 ? 8
+                                                                       : 4;
+  static constexpr int kRows = Traits::kThreads / kLanes;  // of a step
+  static constexpr int kSteps = Traits::kCtaS / kRows;
+  static constexpr int kColumns = (kChunks + kLanes - 1) / kLanes;  // pieces of a row, at most
+  static_assert(kLanes >= kFewestLanes && Traits::kCtaS % kRows == 0, "every step has whole rows");
+  static_assert(kRows % 8 == 0, "a piece keeps its swizzle from step to step");
+
+  int row;
+  int chunk;
+
+  // Of the calling thread. Opaque: addresses are recomputed for each tile, not kept.
+  __device__ __forceinline__ static ExpandShare own() {
+    const int thread = static_cast<int>(opaque(threadIdx.x));
+    return {thread / kLanes, thread % kLanes};
+  }
+
+  __device__ __forceinline__ int chunk_of(int column) const { return column * kLanes + chunk; }
+
+  __device__ __forceinline__ bool has(int column) const {
+    return kChunks % kLanes == 0 || chunk_of(column) < kChunks;
+  }
+};
+
+// A thread's pieces of a tile of codes, in registers: all are read before the first is expanded.
+template <class Traits>
+class CodePieces {
+  using T = typename Traits::T;
+  using Tkv = typename Traits::Tkv;
+  using Share = ExpandShare<Traits>;
+
+ public:
+  // `pairs`: of the rows.
+  template <class CodeTile>
+  __device__ __forceinline__ void load(const CodeTile& codes,
+                                       const uint32_t* pairs,
+                                       const Share& share) {
+#pragma unroll
+    for (int column = 0; column < Share::kColumns; ++column) {
+      const int chunk = share.chunk_of(column);
+      const uint32_t from = shared_address(&codes) +
+                            CodeTile::chunk_offset(share.row, chunk / kPerChunk) +
+                            chunk % kPerChunk * kWords * 4;
+#pragma unroll
+      for (int step = 0; step < Share::kSteps; ++step) {
+        if (share.has(column)) {
+          load_words(words_[column][step], from + step * Share::kRows * CodeTile::kPitchBytes);
+        }
+      }
+    }
+    if constexpr (Traits::Kv::kHasPairs) {
+#pragma unroll
+      for (int step = 0; step < Share::kSteps; ++step) {
+        pairs_[step] = pairs[share.row + step * Share::kRows];
+      }
+    }
+  }
+
+  template <class Tile>
+  __device__ __forceinline__ void store(Tile& tile, const Share& share) const {
+#pragma unroll
+    for (int column = 0; column < Share::kColumns; ++column) {
+      const uint32_t to =
+          shared_address(&tile) + Tile::chunk_offset(share.row, share.chunk_of(column));
+#pragma unroll
+      for (int step = 0; step < Share::kSteps; ++step) {
+        if (share.has(column)) {
+          const auto scale = PairScale<T, Tkv>::of(Traits::Kv::kHasPairs ? pairs_[step] : 0);
+          store_16(to + step * Share::kRows * Tile::kPitchBytes,
+                   expand_eight<T, Tkv>(words_[column][step], scale));
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kWords = Traits::Kv::kBits / 4;  // of 8 codes
+  static constexpr int kPerChunk = 4 / kWords;          // such groups in 16 bytes of codes
+
+  uint32_t words_[Share::kColumns][Share::kSteps][kWords];
+  uint32_t pairs_[Share::kSteps];
+};
+
+// `pairs`: of the rows.
 template <class Traits, class CodeTile, class Tile>
 __device__ __forceinline__ void expand_tile(Tile& tile,
                                             const CodeTile& codes,
                                             const uint32_t* pairs) {
-  using T = typename Traits::T;
-  using Tkv = typename Traits::Tkv;
-  constexpr int kChunks = Traits::kHeadDim / 8;
-  constexpr int kWords = Traits::Kv::kBits / 4;  // of 8 codes
-  constexpr int kPerChunk = 4 / kWords;          // such groups in 16 bytes of codes
-  constexpr int kPieces = Traits::kCtaS * kChunks;
-  const uint32_t from = shared_address(&codes);
-  const uint32_t to = shared_address(&tile);
-  const int thread = opaque(threadIdx.x);
-#pragma unroll 4
-  for (int first = 0; first < kPieces; first += Traits::kThreads) {
-    const int piece = first + thread;
-    if (kPieces % Traits::kThreads != 0 && piece >= kPieces) {
-      break;
-    }
-    const int row = piece / kChunks;
-    const int chunk = piece % kChunks;
-    uint32_t words[kWords];
-    load_words(
-        words,
-        from + CodeTile::chunk_offset(row, chunk / kPerChunk) + chunk % kPerChunk * kWords * 4);
-    const auto scale = PairScale<T, Tkv>::of(Traits::Kv::kHasPairs ? pairs[row] : 0);
-    store_16(to + Tile::chunk_offset(row, chunk), expand_eight<T, Tkv>(words, scale));
-  }
+  const auto share = ExpandShare<Traits>::own();
+  CodePieces<Traits> pieces;
+  pieces.load(codes, pairs, share);
+  pieces.store(tile, share);
 }
 
 // The tiles of K and V that the products read.

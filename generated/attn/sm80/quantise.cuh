@@ -103,21 +103,32 @@ __device__ __forceinline__ uint32_t integer_code(float x, float zero, float inve
 
 // --- e4m3 ---------------------------------------------------------------------------------------
 
-// The size of the e4m3 nearest to x, ties to even, in the low byte. What is above 448 becomes 448,
-// NaN stays NaN.
-__device__ __forceinline__ uint32_t e4m3_code(float x) {
+// The lesser of two; NaN where one is.
+__device__ __forceinline__ float min_or_nan(float a, float b) {
+  float least;
+  asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(least) : "f"(a), "f"(b));
+  return least;
+}
+
+// The size of the e4m3 nearest to x, ties to even, in the bits 20 to 26; those below are of no
+// meaning, those above are 0. What is above 448 becomes 448, NaN stays NaN.
+//
+// Times 2^(7 - 127) a float has the exponent of the e4m3 in its own place, and is denormal where
+// the e4m3 is: its bits are then rounded to 20 fewer, and a carry moves into the exponent. What is
+// denormal loses bits there first, the last of which are 2^-20 of the e4m3's.
+__device__ __forceinline__ uint32_t e4m3_size(float x) {
   constexpr float kLargest = 448.0f;
-  constexpr float kLeastNormal = 0.015625f;   // 2^-6
-  constexpr float kDenormalMagic = 16384.0f;  // its last bit is 2^-9, that of a denormal e4m3
-  constexpr uint32_t kNan = 0x7f;
-  const float size = fminf(fabsf(x), kLargest);
-  // Normal numbers: round the 23 bits of the mantissa to 3, a carry moves into the exponent, which
-  // counts from 7 instead of 127.
-  const uint32_t bits = __float_as_uint(size);
-  const uint32_t normal = (bits + ((bits >> 20) & 1) + (0x7ffffu - (120u << 23))) >> 20;
-  const uint32_t denormal = __float_as_uint(size + kDenormalMagic);
-  const uint32_t code = size < kLeastNormal ? denormal : normal;
-  return x != x ? kNan : code;
+  constexpr float kScale = 7.52316385e-37f;  // 2^-120
+  constexpr uint32_t kNan = 0x7fu << 20;
+  const uint32_t bits = __float_as_uint(min_or_nan(fabsf(x), kLargest) * kScale);
+  return min(bits + ((bits >> 20) & 1) + 0x7ffffu, kNan);
+}
+
+// The bytes of four sizes: the upper halves of two in one word have theirs in bits 4 to 10.
+__device__ __forceinline__ uint32_t e4m3_bytes(const uint32_t (&sizes)[4]) {
+  const uint32_t even = permute_bytes<0x7632>(sizes[0], sizes[2]) >> 4;
+  const uint32_t odd = permute_bytes<0x7632>(sizes[1], sizes[3]) << 4;
+  return (even & 0x007f007f) | (odd & 0x7f007f00);
 }
 
 // --- eight codes --------------------------------------------------------------------------------
@@ -151,14 +162,13 @@ __device__ __forceinline__ Codes<8> e4m3_codes(const Elements<T>& x, float inver
   Codes<8> result;
 #pragma unroll
   for (int word = 0; word < 2; ++word) {
-    uint32_t codes[4];
+    uint32_t sizes[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      codes[i] = e4m3_code(to_float(x.values[4 * word + i]) * inverse);
+      sizes[i] = e4m3_size(to_float(x.values[4 * word + i]) * inverse);
     }
     const uint32_t signs = permute_bytes<0x7531>(x.words[2 * word], x.words[2 * word + 1]);
-    result.words[word] =
-        and_or(signs, 0x80808080, low_bytes(codes[0], codes[1], codes[2], codes[3]));
+    result.words[word] = and_or(signs, 0x80808080, e4m3_bytes(sizes));
   }
   return result;
 }

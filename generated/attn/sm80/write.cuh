@@ -26,12 +26,10 @@ struct WriteTraits {
   static constexpr int kRows = TileOf<Config>::kRows;
   // Threads of a row of K and of V; the last ones idle where that is not a power of two.
   static constexpr int kLanes = TileOf<Config>::kLanes;
-  static constexpr int kRowsAtATime = kThreads / kLanes;
-  static constexpr int kSteps = kRows / kRowsAtATime;
 
   static_assert(kPieces <= kLanes && kPiecesV <= kLanes, "a thread has one piece of a row");
   static_assert(32 % kLanes == 0, "a row is in one warp, which finds its extremes by shuffles");
-  static_assert(kRows % kRowsAtATime == 0, "every step takes the same number of rows");
+  static_assert(kRows * kLanes == kThreads, "a thread has one row");
 };
 
 // Where the rows of K and V of a token and head go, and their pairs; null: they are not written.
@@ -55,19 +53,15 @@ struct WriteRow {
   int token;
   int head;
 
-  __device__ __forceinline__ static WriteRow of(int64_t row, int heads) {
-    const int64_t token = row / heads;
-    return {static_cast<int>(token), static_cast<int>(row - token * heads)};
-  }
-
-  // `rows` further, given as whole tokens and rest.
-  __device__ __forceinline__ void advance(int tokens, int rest, int heads) {
-    token += tokens;
-    head += rest;
-    if (head >= heads) {
-      head -= heads;
-      ++token;
-    }
+  // Row `row` of those of this CTA, of which it has kRows. With the CTA's number a heads + b, its
+  // rows begin at token a kRows and b kRows heads further: no product leaves 32 bits.
+  template <int kRows>
+  __device__ __forceinline__ static WriteRow of(int row, int heads) {
+    const unsigned divisor = heads;
+    const unsigned whole = blockIdx.x / divisor;
+    const unsigned rest = (blockIdx.x - whole * divisor) * kRows + row;
+    const unsigned tokens = rest / divisor;
+    return {static_cast<int>(whole * kRows + tokens), static_cast<int>(rest - tokens * divisor)};
   }
 };
 
@@ -153,13 +147,6 @@ __device__ __forceinline__ void place_row(WriteStorage<Config>& storage,
   }
 }
 
-// The pieces of a thread of a row of K and of the row of V beside it.
-template <class T>
-struct Pieces {
-  Elements<T> k;
-  Elements<T> v;
-};
-
 __device__ __forceinline__ uint4 load_once(const void* from) {
   return __ldcs(static_cast<const uint4*>(from));
 }
@@ -171,55 +158,43 @@ __device__ __forceinline__ void write(WriteStorage<Config>& storage,
   using Kv = typename Traits::Kv;
   using T = typename Config::T;
 
-  // 1. The rows of this CTA are on their way.
+  // 1. The rows of this CTA are on their way: a thread has a piece of K and one of V.
   const int heads = params.num_kv_heads;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Traits::kRows;
-  const int own_row = static_cast<int>(threadIdx.x) / Traits::kLanes;
+  const int place = static_cast<int>(threadIdx.x) / Traits::kLanes;
   const int lane = static_cast<int>(threadIdx.x) % Traits::kLanes;
-  const int step_tokens = Traits::kRowsAtATime / heads;
-  const int step_rest = Traits::kRowsAtATime - step_tokens * heads;
-  const WriteRow first = WriteRow::of(first_row + own_row, heads);
-  WriteRow row = first;
-  Pieces<T> pieces[Traits::kSteps];
-#pragma unroll
-  for (int step = 0; step < Traits::kSteps; ++step) {
-    pieces[step].k.vector = pieces[step].v.vector = uint4{};
-    if (row.token < params.token_num) {
-      const int64_t token = row.token;
-      if (lane < Traits::kPieces) {
-        pieces[step].k.vector =
-            load_once(params.k + token * params.k_stride + row.head * Config::kHeadDim + lane * 8);
-      }
-      if (lane < Traits::kPiecesV) {
-        pieces[step].v.vector =
-            load_once(params.v + token * params.v_stride + row.head * Config::kHeadDimV + lane * 8);
-      }
+  const WriteRow row = WriteRow::of<Traits::kRows>(place, heads);
+  Elements<T> k;
+  Elements<T> v;
+  k.vector = v.vector = uint4{};
+  if (row.token < params.token_num) {
+    const int64_t token = row.token;
+    if (lane < Traits::kPieces) {
+      k.vector =
+          load_once(params.k + token * params.k_stride + row.head * Config::kHeadDim + lane * 8);
     }
-    row.advance(step_tokens, step_rest, heads);
+    if (lane < Traits::kPiecesV) {
+      v.vector =
+          load_once(params.v + token * params.v_stride + row.head * Config::kHeadDimV + lane * 8);
+    }
   }
 
-  // 2. Meanwhile: where they go.
-  for (int place = threadIdx.x; place < Traits::kRows; place += Traits::kThreads) {
-    place_row<Config>(storage, params, WriteRow::of(first_row + place, heads), place);
+  // 2. Meanwhile, the first threads find where they go.
+  if (threadIdx.x < Traits::kRows) {
+    place_row<Config>(
+        storage, params, WriteRow::of<Traits::kRows>(threadIdx.x, heads), threadIdx.x);
   }
   __syncthreads();  // the places are visible to all warps
 
   // 3. Write.
-  row = first;
-#pragma unroll
-  for (int step = 0; step < Traits::kSteps; ++step) {
-    const int place = step * Traits::kRowsAtATime + own_row;
-    const RowAddress rows = storage.rows[place];
-    RowAddress pairs{};
-    if constexpr (Traits::Kv::kHasPairs) {
-      pairs = storage.pairs[place];
-    }
-    const float k_scale = inverse_scale<Kv>(params.k_scale, params.kv_scale_stride, row.head);
-    const float v_scale = inverse_scale<Kv>(params.v_scale, params.kv_scale_stride, row.head);
-    write_row<Kv, Traits::kLanes, Traits::kPieces>(pieces[step].k, lane, rows.k, pairs.k, k_scale);
-    write_row<Kv, Traits::kLanes, Traits::kPiecesV>(pieces[step].v, lane, rows.v, pairs.v, v_scale);
-    row.advance(step_tokens, step_rest, heads);
+  const RowAddress rows = storage.rows[place];
+  RowAddress pairs{};
+  if constexpr (Traits::Kv::kHasPairs) {
+    pairs = storage.pairs[place];
   }
+  const float k_scale = inverse_scale<Kv>(params.k_scale, params.kv_scale_stride, row.head);
+  const float v_scale = inverse_scale<Kv>(params.v_scale, params.kv_scale_stride, row.head);
+  write_row<Kv, Traits::kLanes, Traits::kPieces>(k, lane, rows.k, pairs.k, k_scale);
+  write_row<Kv, Traits::kLanes, Traits::kPiecesV>(v, lane, rows.v, pairs.v, v_scale);
 }
 
 }  // namespace attn::sm80
