@@ -9,7 +9,11 @@ from pathlib import Path
 import click
 
 from attn_codegen.cli_bench_decode import decode
-from attn_codegen.cli_bench_options import plot_option, words
+from attn_codegen.cli_bench_options import (
+    dtype_option,
+    plot_option,
+    words,
+)
 from attn_codegen.cli_bench_prefill import prefill
 from attn_codegen.cli_bench_write import write
 from attn_codegen.config import Arch, AttentionConfig, Dtype
@@ -89,7 +93,7 @@ def compile_units(
 
 
 @bench.command()
-@click.option("--dtype", type=words(Dtype), default="bf16", show_default=True)
+@dtype_option
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
 @json_option
 def overhead(dtype: str, arch: str | None, as_json: bool) -> None:

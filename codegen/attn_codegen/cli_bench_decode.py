@@ -10,10 +10,13 @@ from typing import Any
 import click
 
 from attn_codegen.cli_bench_options import (
+    block_len_option,
+    dtype_option,
     kv_option,
     model_heads,
     peers_help,
     plot_option,
+    rounds_option,
     save_option,
     words,
 )
@@ -23,15 +26,23 @@ from attn_codegen.options import json_option
 
 
 @click.command()
-@click.option("--dtype", type=words(Dtype), default="bf16", show_default=True)
-@click.option("--head-dim", type=int, help="[default: 128]")
+@dtype_option
+@click.option("--head-dim", type=int, help="Width of a head.  [default: 128]")
 @click.option("--heads", type=click.IntRange(min=1), help="Query heads.  [default: 32]")
-@click.option("--kv-heads", type=click.IntRange(min=1), help="[default: 8]")
+@click.option("--kv-heads", type=click.IntRange(min=1), help="KV heads.  [default: 8]")
 @click.option("--group", type=click.IntRange(min=1), help="Query heads per KV head.")
 @click.option("--model", metavar="NAME", help="The heads of a public model, such as llama3-8b.")
-@click.option("--batch", "batches", metavar="B,B,...", help="[default: 1,8,32,64,128]")
-@click.option("--context", "contexts", metavar="S,S,...", help="[default: 1k,4k,16k]")
-@click.option("--queries", type=click.IntRange(1, 8), default=1, show_default=True)
+@click.option("--batch", "batches", metavar="B,B,...", help="Sequences.  [default: 1,8,32,64,128]")
+@click.option(
+    "--context", "contexts", metavar="S,S,...", help="Keys of each.  [default: 1k,4k,16k]"
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="Query tokens of each sequence.",
+)
 @click.option("--ragged", is_flag=True, help="Lengths drawn uniformly from 1 to --context.")
 @click.option(
     "--layout",
@@ -41,11 +52,11 @@ from attn_codegen.options import json_option
     help="How the pools lie.",
 )
 @click.option("--scattered", is_flag=True, help="Take blocks from all over the pool.")
-@click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
+@block_len_option
 @kv_option("same")
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
 @click.option("--peers", help=peers_help % "cudnn,flash,fa3,flashinfer")
-@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
+@rounds_option
 @save_option
 @plot_option
 @json_option

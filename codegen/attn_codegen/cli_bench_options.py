@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from attn_codegen.config import KvDtype, axis_value
+from attn_codegen.config import Cache, Dtype, KvDtype, axis_value
 from attn_codegen.errors import SelectionError
 
 
@@ -42,6 +42,17 @@ plot_option = click.option(
 )
 
 
+def cache_option(usual: Cache) -> Callable[[Any], Any]:
+    """--cache, with what is taken when it is left out."""
+    return click.option(
+        "--cache",
+        type=words(Cache),
+        default=usual.value,
+        show_default=True,
+        help="How keys and values lie in memory.",
+    )
+
+
 def kinds_of_codes(_: click.Context, __: click.Parameter, text: str) -> tuple[KvDtype, ...]:
     """The types of a list with commas, each once."""
     chosen = (axis_value(KvDtype, "kv_dtype", word.strip()) for word in text.split(","))
@@ -61,6 +72,27 @@ def kv_option(usual: str) -> Callable[[Any], Any]:
     )
 
 
+dtype_option = click.option(
+    "--dtype",
+    type=words(Dtype),
+    default="bf16",
+    show_default=True,
+    help="Elements of q, and of a cache that is not quantised.",
+)
+block_len_option = click.option(
+    "--block-len",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Tokens of a block.",
+)
+rounds_option = click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=7,
+    show_default=True,
+    help="Shuffled rounds, whose medians count.",
+)
 peers_help = "%s or none, with commas.  [default: those installed]"
 
 

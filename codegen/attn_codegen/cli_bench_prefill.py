@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attn_codegen.cli_bench_options import (
+    block_len_option,
+    cache_option,
+    dtype_option,
     kv_option,
     model_heads,
     peers_help,
     plot_option,
+    rounds_option,
     save_option,
     words,
 )
@@ -38,7 +42,7 @@ _LEAVES_UNUSED = {
 
 
 @click.command()
-@click.option("--dtype", type=words(Dtype), default="bf16", show_default=True)
+@dtype_option
 @click.option(
     "--head-dim", "head_dims", type=int, multiple=True, help="Repeat for more.  [default: 128]"
 )
@@ -49,16 +53,24 @@ _LEAVES_UNUSED = {
     multiple=True,
     help="Repeat for more.  [default: both]",
 )
-@click.option("--cache", type=words(Cache), default="linear", show_default=True)
-@click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
+@cache_option(Cache.LINEAR)
+@block_len_option
 @kv_option("same")
-@click.option("--heads", type=click.IntRange(min=1), help="[default: 2048 / head_dim]")
-@click.option("--kv-heads", type=click.IntRange(min=1), help="[default: as --heads]")
+@click.option(
+    "--heads", type=click.IntRange(min=1), help="Query heads.  [default: 2048 / head_dim]"
+)
+@click.option("--kv-heads", type=click.IntRange(min=1), help="KV heads.  [default: as --heads]")
 @click.option("--model", metavar="NAME", help="The heads of a public model, such as llama3-8b.")
 @click.option("--grid", type=click.Choice(["fa3"]), help="fa3: head dims 64, 128 and 256.")
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
 @click.option("--lengths", metavar="S,S,...", help="Sequence lengths.  [default: 512 to 16k]")
-@click.option("--tokens", type=click.IntRange(min=1), default=16_384, show_default=True)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=16_384,
+    show_default=True,
+    help="Tokens of a batch.",
+)
 @click.option("--batch", type=click.IntRange(min=1), help="Sequences; in place of --tokens.")
 @click.option("--varlen", is_flag=True, help="Lengths drawn at random around those of --lengths.")
 @click.option("--chunk", "chunks", metavar="Q:K", multiple=True, help="Q queries over K keys.")
@@ -66,7 +78,7 @@ _LEAVES_UNUSED = {
     "--shapes", metavar="FILE|SHAPE", multiple=True, help="BxHxKVxQxKxD, or a file with one a line."
 )
 @click.option("--peers", help=peers_help % "cudnn,flash,fa3,flashinfer,linear")
-@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
+@rounds_option
 @click.option("--idle", is_flag=True, help="Let the card cool down before each sample.")
 @save_option
 @plot_option

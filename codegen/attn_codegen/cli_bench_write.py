@@ -8,13 +8,20 @@ from pathlib import Path
 
 import click
 
-from attn_codegen.cli_bench_options import kv_option, save_option, words
+from attn_codegen.cli_bench_options import (
+    block_len_option,
+    cache_option,
+    dtype_option,
+    kv_option,
+    rounds_option,
+    save_option,
+)
 from attn_codegen.config import Cache, Dtype, KvDtype
 from attn_codegen.options import json_option
 
 
 @click.command()
-@click.option("--dtype", type=words(Dtype), default="bf16", show_default=True)
+@dtype_option
 @click.option(
     "--head-dim",
     "head_dims",
@@ -23,12 +30,20 @@ from attn_codegen.options import json_option
     default=(64, 128),
     help="Repeat for more.  [default: 64 and 128]",
 )
-@click.option("--kv-heads", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--tokens", type=click.IntRange(min=1), default=16_384, show_default=True)
-@click.option("--cache", type=words(Cache), default="paged", show_default=True)
-@click.option("--block-len", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--kv-heads", type=click.IntRange(min=1), default=8, show_default=True, help="KV heads."
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=16_384,
+    show_default=True,
+    help="Tokens of a batch.",
+)
+@cache_option(Cache.PAGED)
+@block_len_option
 @kv_option("same,int8,int4,e4m3")
-@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
+@rounds_option
 @save_option
 @json_option
 def write(

@@ -33,7 +33,13 @@ from attn_codegen.prose import counted
     help="The file to write.",
 )
 @tuning_option
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Shuffled rounds, whose medians count.",
+)
 def tune(
     names: tuple[str, ...],
     preset: str | None,

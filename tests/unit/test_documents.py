@@ -13,6 +13,7 @@ import click
 import pytest
 
 import attn_runtime
+from attn_codegen import presets
 from attn_codegen.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,26 @@ def test_a_command_of_the_documents_is_one(
 def test_the_documents_have_commands_and_snippets_at_all() -> None:
     assert len(commands()) > 20
     assert len(snippets()) > 4
+
+
+def options_of(command: click.Command) -> list[click.Option]:
+    """Those of a command and of the commands below it."""
+    own = [param for param in command.params if isinstance(param, click.Option)]
+    if isinstance(command, click.Group):
+        own += [option for below in command.commands.values() for option in options_of(below)]
+    return own
+
+
+def test_every_option_says_what_it_is_for() -> None:
+    silent = [
+        o.opts[0] for o in options_of(main) if not (o.help or "").split("[default")[0].strip()
+    ]
+    assert silent == []
+
+
+def test_the_readme_counts_the_default_preset() -> None:
+    count = len(presets.preset("default"))
+    assert f"{count} units of the default preset" in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("snippet", snippets(), ids=lambda text: text.split("\n")[0])
