@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         a27c657dbb3da462474ad41ad760a4c13d79f1dcc544998f1ee60b78e7057aa6
+// digest         84f73c901b9f7c4dc259164b3a5da7b6451fd27dfe0f4bc7189c4c1c9f747a43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         d6da8ed6fef5892bd618b4361c321048facc9431227c05dd3e8e4602a88720de
+// digest         d13672c0678e1aefc9aaa43bd73c77c9c5700a7e99aa210f60116a57dced9203
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         7defdbd5cbcaffa85c9c6a4923968fd37525037ecf5a2cb4a9f2198ee8f58210
+// digest         8436827d60c25d7628e1cc03193ace0ac5610acd776d55e65e91801fcf85a6f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

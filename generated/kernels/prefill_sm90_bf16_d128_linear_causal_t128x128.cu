@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         a207bea00220d523b45994737b774b4561b0a5a2ab1d13103bc5740e04720431
+// digest         0b5193de541ea33052a570aca196cc66a10b32eba10ea83112f8b897a95b15be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         2fcc8ea6bde5f66e1a62a5e86f0ef592b8db18684fb4f5cabc2fc1d28b9e7665
+// digest         3685591a241fb50495d8e6509c1fd8cd323b43125a1248ff43dd872268a2c8a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         6c7bac7d6819fc27a2eede7aaa5c26ca43efcc031c63aaf206647c07f7cf5735
+// digest         64d9b97f00c60082d0a6c480beca88f67a95792215827d82469bb3750bf1a7cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         9cb71127e44008325fcb6a51f96327fb332fa56cd441ff6fc5aa2805b963b0b6
+// digest         bcc56fb7ac063c26e094c23c353da5ceb0ef8eeaaa9a298dcf47e84446adce87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         1c26d0e1eeaf3235b9d11e12d840fd223bbc685ea5fe356577e3eb66df8b212b
+// digest         c1311ee3af285836d15d3288866316692f0cf3e070e6dc38a376b438f44d3066
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         3e2cb3006f13a6b9f2769de262a0b10278d3dd9f7cfb7ce7c8cf124c86cb6607
+// digest         0d336106c2b0d2acea184d8d6f822e7d620ac14080679b954b6ffb543980d533
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         6345f952d9517f1513c012853b9e399911dee8d02bc93c54d4bfe822921125a3
+// digest         4d539234bd2ba59b4399f369b64e3e30ab8cc2adb889231b15d6e1efe8f64b60
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         75ca9cf320c4ee3c81a199bd7133353c2fac735b5195043f1a6418b916c12465
+// digest         d276e58ac4f29831469737bfad0790d348a6139c6d1853ed9aa26255f43c6b0a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         cdbbbdabdc02028a9fe9c12694b46d564f5fe01a11449143485ce0ee895dcc39
+// digest         0e281c26d8f2ce37044d7c793a780d83de1c73f035534891e492dfbed9845b81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

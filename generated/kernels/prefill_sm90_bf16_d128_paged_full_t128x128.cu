@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         ac0b6fc9fe01ee242916b3048e24cd423f2c58321c853e2a06bb8c202bc12ff9
+// digest         8876db072e502549c49090d423df571156336d2c1d9ff54aa3a086461614c241
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

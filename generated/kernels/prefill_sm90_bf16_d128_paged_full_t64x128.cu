@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         c9d9bae2dd04c931e13586abbbbcb011e0b8931a11c12eb838b5655bc2dfaa73
+// digest         3fbc1e9fd25f0efb4b519960bda7b39df1fe14d6c1c6808ba952a376a00de219
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

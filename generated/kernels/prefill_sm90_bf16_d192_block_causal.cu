@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         c9a96f29976d847f62ea513dd38e98777c5aaefef9ea1e052161694ec55ef5de
+// digest         f37729c4df9984b84fc66278edc6af92f0640a9a7758be404b9dc5278d5bb032
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         c23af14f25e990c5409527673d5127328d9e82e71d7d147bd7f388d9d94ad445
+// digest         8dc8148b6d7c00b3abb400e48e972b72931b1f865d47e64a64e2ca435a58acef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         75a3d99036592504f514732e67c49e2982c16324e7106f115ce7a8bf5e00c511
+// digest         47d294040b97c2baad0d17c0f908faa9d3795f7bd542a025d30167c0518ddc30
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

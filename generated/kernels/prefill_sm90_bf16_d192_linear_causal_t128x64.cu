@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c343660636a9593384abb65ec8f0971326ee5b1c137cce8a658ef12bdba711a7
+// digest         c245e8bd85d90d3a11ca803c1fb635a8ddef8f9b3cf6b6417fef459c817314bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         20fafe4ed707d7722e3102f79ecf9647f46c64477e43932cdf610f8451ecdea9
+// digest         3230d109fb6ad7bd6f519b46573ccea5f5db2a8c608896f994cf49085dbf33b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

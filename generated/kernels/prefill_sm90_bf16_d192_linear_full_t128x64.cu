@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         099ad8c3ceaa6b0b0d73b7c2650ae5c1c3642403fcdbcc6540ec6963fba27faf
+// digest         cbfc30f26579cde5bd32096fbb28ba42f7ab30d570a0410973fd5d2f826afcfd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         da7e9bc55087a411b1e61a464874e20cf3b3b2d65763515748d51c1f9a850353
+// digest         6f33f6d50abeff202b7296aa588751762311bfcb5255d69e44f12b5f242638a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         9049cb206e5b475ff900e9db14c98cf543c9392b572669f5984ce646a549692c
+// digest         35bb6ad231cdd480b2f5e0e6ce3a9636d417fa1058ba46e7441999aaf32b2cf0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         3a086c52a14c80adf81b78575b110a99f7eefd90e5c8095f7c0e050e7990781b
+// digest         cbc13ffd7aea478af5e7d50c64719960c19cc2396328a73e494391175529f415
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         1e72c076427690692dc2afb7a93caebbb7f01292f9c976ec4ac3ff0f2311b034
+// digest         73fb0aab1601dd9170b8f536deb149192076196beb814cf4f5ab0a0d3ca2af72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

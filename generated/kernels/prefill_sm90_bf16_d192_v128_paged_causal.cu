@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         66c259df4753e736c5f0b639e7c8e5840fc5f23c7e6d4b6f53f7e3902f9d07a7
+// digest         4d3c38ff495dab9521c49440b410e70d4bae0367438920500024fc8b830be2c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         46630c8c3bbba880b6fb5b8efbe63e691a43c9c83ca31caf5909986e0a63401c
+// digest         f45c1a0c0c3d3f96a4d385008acde4026d17de9ca533bba4b5f950afa58cd219
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         5080b2eea8aa21b305473744375d8f2a419170e5b1eeaf9c1145ef45b274342e
+// digest         3e3b6b01b6fbea81abe01a1b20aa96482e9681c5aec05835aa3ab0c4e1c3528d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

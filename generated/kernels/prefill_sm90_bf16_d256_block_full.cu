@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         92204ebf7456828a3cf0c4738f17db344b43c7083d6f0cab1105ae4f91bb539f
+// digest         e8f4741e4b5aa56cd7fff87eb556916fb3987c1d89d68377277fa9a72ab7dd94
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

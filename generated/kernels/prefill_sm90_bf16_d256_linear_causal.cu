@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         fdbabad5b3cbf36fe1928e1b58c58c377fdcb4b8a0e163287e1c5f472f88187b
+// digest         f46263d0efdf864d593b028ea6b9acd925367d03c0d6d42d8e45f87edc2c3294
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         9cd5bdb94a92a573ad0ca61bf5066a352edf68841a3ddd73cfbf30d485b34284
+// digest         491475841aa2145b92c3f9703ae3f7f434b10cabf7a0f4cb812c2b5c5d48b8b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

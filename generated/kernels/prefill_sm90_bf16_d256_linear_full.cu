@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         34c4df97bd14ff96e146ad0322741fbd155aff234f0bb237d0463ee8ff78a13f
+// digest         8406c53bf1f982e8646db519dd88a622be36d84a924f98998f6177ddc2a18264
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         3aabf3dcda597bd75c6b728934bd87771eef87c3e93cb8e7660c14ccc5af035c
+// digest         bb4c6a580b52933b68a6192b32d68b3a3a6331a93c9b4b2ed0dd047936fed317
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

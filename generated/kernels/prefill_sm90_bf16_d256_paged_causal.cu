@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         33ed421acfc2b927633f5dbe4b16e1dfb64b4ff3929b544d168a1289e9a1eefd
+// digest         97aa8e38813fdedac4090efa3afb456a629275d7417095904822830af9dac230
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         636463611cbf0f628894f21a7b4b64fcd4b103c22da064899dc2fb80a9bd70f9
+// digest         b8c515510aaf49087670794eebe1ea419a5ad997765b1ef4edfae2a581811598
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

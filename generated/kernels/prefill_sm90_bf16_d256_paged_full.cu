@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         5b6aa188e16789f0e92728fdafea4e9d4806afe90255435ec6621be8c12b2c6f
+// digest         a472b880455378a8cea6a22ea1632a84b5b8912ae1dc589f9194d1cee5842b3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

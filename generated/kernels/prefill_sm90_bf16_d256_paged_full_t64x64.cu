@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         54ae1eb2e5d4d52b037213369dd4565ad7ba2e9ad85817a3397423ee19d3152c
+// digest         fc123ccf39d640d655c583d834bab50ed3c5424c1ec50032b1b2a12186332b4d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

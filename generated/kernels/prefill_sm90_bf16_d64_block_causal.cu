@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         93ffd3da67428707b9800de4aacf5d7c28ff2dda42aa1b12a1ec02c6861ce76d
+// digest         2e034028051bb6170b502909d8fc4dd7b4ce93d19614b23b98ca9c4df14bf10b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

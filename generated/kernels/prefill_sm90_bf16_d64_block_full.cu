@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         60064e7cfcf5b31ed39e631e04c8d7161e266f9aea4437776091be7eee9394fb
+// digest         3c47f9d8d3b6b9d1fa94552b80b26501b61306b243b3359f491c16ed82ef8e59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

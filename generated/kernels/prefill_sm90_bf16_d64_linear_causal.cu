@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         619a6849804c7d891fe0934e09305c492ea80a01ef9a31fbe184ca06cb98811c
+// digest         3ba644caf716e40496518e7c5f54d301e3812e05ee24121734c07a62e2376a6d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

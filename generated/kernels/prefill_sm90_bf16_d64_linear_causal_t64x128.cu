@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         7c40770adc7789c5555849c1330d06f6723c607d440b63ef1bec9b761d3be4c0
+// digest         ba1bca2e7c48e9653e88c34c46e87dffb143410d83d91c0869a8917ecaa925c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

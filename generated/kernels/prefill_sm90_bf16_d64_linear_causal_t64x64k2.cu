@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         2827b276ead449bb0b918bb9edd0a2d9ee51be27195b963e8a84dc54dc6cb0f6
+// digest         49d581f2fbd9fb33b849d78de768cc9530375b24bd327a35ba38f35516139ff8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         2ef43c1d1a12a5e72a64e15dbae1ad5e338d5ec26182b7db56cc5036305ee933
+// digest         8c4e9194dfae8fe9bd5a585df3372008ba40f9272219b1302e0a1b7e06794b79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

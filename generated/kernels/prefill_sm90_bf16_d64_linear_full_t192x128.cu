@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         04d7e871bd0eba2dab40e50f098840309d24a19d7da2873fa51bdc3beac68905
+// digest         7de9dadb53373882a053c772068a40f7e7034d1a547a49ecc7b52073844006da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

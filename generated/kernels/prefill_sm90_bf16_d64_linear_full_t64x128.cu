@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         9d2cf2bb8294de271977bb5976d97ec76668b3e3f3bcde4fd65ecdb5655bd1f4
+// digest         052993b76ff0688e4c2777e5d50dfde6d3af171c20c8683a7e3691a497868d2e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         a114ea5a3469e75f61141e20d2752810d15d426a29c289c95f5002c4902dd6f5
+// digest         2700139c04e7f287c4fa797758e00bd244b2bf1cecd7e30548e078fc7e12de37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         fc0f0e6c958564100af911125afd354e91fb31ca3210470bd1188c417fd43405
+// digest         3a15b459c73572a6c3ca4f7a60af90d1d884bdfd506f2dd4342098e226c878e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

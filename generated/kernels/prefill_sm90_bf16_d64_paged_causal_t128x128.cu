@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         d5b89e6604d63fa90c4359afc309ef20c2620eff8b4abb515996592f94513e34
+// digest         6f0946d765eb974d1aeb3525e2ba556c4a505184f467441763f7221bda604906
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

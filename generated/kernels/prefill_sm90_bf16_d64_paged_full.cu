@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         50099600167b6b3f40412c1112da567097fa881cb17c965150b290ca38d1f6e1
+// digest         946ee53c34344afd7a3dcf01b2eed46dd1b4791499ebb7336b07c4077fded475
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         01977d69141cc03b5d99e882241bca6fb6807c3757c38e4f744c26c2b99e7d65
+// digest         b8800351a47eea6d7420210d1cd4dfd9cde1497e9bf31eb69fe504a40b049929
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

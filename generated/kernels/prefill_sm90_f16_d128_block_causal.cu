@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         c3c0281318473611bb60c663b0cbd198963f781b766cca0088a027c4a0a295aa
+// digest         ef8bbdd6d8452541d43d2169d1d1b2b884679c27705aeb6fb5d80d98f7ab25df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         9abae85ede70189773614bb22e5794b789547bb929f728ae4faba7200b0c7367
+// digest         bc26eb404c9ec3d5792f91114094af68e4f762634a318703f289bdd91aa35886
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         a8897445234a013c26c974999e4d1224cf66775643ef96639514bb97877cd0db
+// digest         2fd8c10f4a6afa4c5bb7d8b57c0de4c4b711f0ed28fd6abb8ceb75ebfc656d3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         9115aef14ad1860b27dc1ae94346b86048c1e155f47fe092783ddf954abbf2bc
+// digest         9c8bbc288f556b2ba9af03654741d25476b29d39dca1e0daf9c60f731521cb9b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

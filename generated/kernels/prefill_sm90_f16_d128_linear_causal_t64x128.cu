@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         b0873f58b2aa1be3f96268e02ebfb20c8d6dbd33b03cd717eb15b6c32e714967
+// digest         39f05cf40d5f8ddd21248ec02490c79bfd5e069475de4643598d58f880f95137
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         86db14fb27e2553451d0e17a3942a2b5f4dbe9074498047c4d9f355915086d66
+// digest         0dfb1decd066eb3b3aba9ece13d28a045c4f8427680b889a7064b734890d4be9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         800c5ca026e41cc5d78b96cc7552e6263249b392c96985fdf03538dd1a4746fd
+// digest         2d2fc9ca1e6c234029df64ae3319c16d687053abe14501e2f50eff1003b8029f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         98219a4f039ec7e99c0da8c7f091b5e25e82f14c423efe60cb0c7f7fb1d350d7
+// digest         83ffe09f7af376d46be12d2fd4d018d54e4bb173d6512dac12570d1f3c1829f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

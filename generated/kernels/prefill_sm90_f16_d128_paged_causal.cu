@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         47487c56600c1e6622f74647c3e4ca4e035549afb31b304df3078b1d3724539e
+// digest         1c9c9838d04e02380972f1f5030cb5f8b491e52be4cedfa08848032a32b07dea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

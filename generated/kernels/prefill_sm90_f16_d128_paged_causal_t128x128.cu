@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         92a26943b838fed36f119f8e4a92a0e0cc47777d7b90f35ab52e179987df13ac
+// digest         769a487b1a351c8cf97531c9fe124fe4f8de43f2d8c732b0210f87b1283b1ada
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         859811de11d6ffd6e50fbc523c04fd1fe1932fb589f4b52ad64b0add675094bb
+// digest         3d149a536d901af341b8b2b2488870ab912e4757efaa9e1c83f4b27bea853749
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         08288d9d19dcf4cdba4226d39677bcd39bb32c303ac6fe0ab4f55f735548c9e5
+// digest         6930936329f2eb00e2c4af08ed980f1ceab4e6930dfb92d387171fdc7266501e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

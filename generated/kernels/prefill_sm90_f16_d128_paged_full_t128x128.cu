@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         903bb1397d75881ffd17b405bf13013d7e28f0dd9ec484cc211956addfe9c767
+// digest         117e8b98c263cf6f2ecd6f9d87f30021c0b2c6c00d3d6818a51a543a893c1607
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         9f78f4d4bb179351e555107f827713d462dbb5b829268922b8229319bc52757d
+// digest         20351f62409c4b3f13e871f307c4cfd95a22a9f2d8a818a8134d755faaad6f51
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

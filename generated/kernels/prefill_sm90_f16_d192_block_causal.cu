@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         4725297aee3485b9ca5b778805b6159ef88dce708205d973ff468a21af199249
+// digest         9dae5b4100bc17a1e8797539581198a0b6948035649fbf92137fc6c857d0b50a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         09adcb626d06c477b4addacd60ef116f91c2150836efc3d851e2f5ea9f5e4b8f
+// digest         fa1eb6405e54b3378df95a8a7aa9ea05215f1b5a029872b04def67cddaaaaa82
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

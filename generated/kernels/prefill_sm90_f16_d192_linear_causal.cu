@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         cfb9e38cdc1cc5d46f1513894489e9c553924040e506ae6ae7b9fdacdf022714
+// digest         2576512caa1f61a49c890fa3b47305928d48011d1729a700a26666f29f3a756e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         827e04d1bc4ab9edf5ee362ecc1cc9374d34fd81a244a65fc06bc4bcfa5816c7
+// digest         6d65bbd3687910cfee85fcab327b185b069a46edb43e080ab0e2cec863190067
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

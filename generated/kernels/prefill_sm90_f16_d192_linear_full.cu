@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         d65eb5dbc20597b1ce75742602f325129eaf6098b114a765022e19ce3442cfff
+// digest         57d47bc2390c854b56e2df37e7bb92cded7f333210bccda801f55f0b81bb8690
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

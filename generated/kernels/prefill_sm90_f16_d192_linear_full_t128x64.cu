@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         d9478711cf53afd0f95e1e765dfc852cdc796e636192b506cb085ecd88e85d0e
+// digest         5631e5f935cac1161da9e3d6727c964fee867170dee443e78682b25394e93b40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

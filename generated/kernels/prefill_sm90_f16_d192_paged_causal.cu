@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         ecc4b4be4273340827e9b9198ec7ec207db28e4a4d3ac3c9d97dec4500f0d27c
+// digest         de2068c37329654342b043560410790f7b55f57f0d3e96846a867bb058965dc6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

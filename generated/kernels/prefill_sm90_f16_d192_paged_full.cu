@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         44ea7fd6406b753b283d11ab96be6d851ff9862b683cdef6015f9e17e2a1b564
+// digest         5bd1bb0d8a9f104e3c1e809b19000eb6243050328568438078bda83ebecffceb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

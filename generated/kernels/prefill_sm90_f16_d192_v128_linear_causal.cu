@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         cb7ab06db061a13ff171dc2ddb6ec09137fb0fbfbe2ffe39d333ea60fb69fd20
+// digest         13b0b48890fcccc552ddda756631295c8362c536305b843140aeec72f7660380
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         747bcb62b1dc6b40cca9e754d27f7e8aa74466637cacecec043abe2f778b1f2e
+// digest         23df89e7f5b4f63cd78c615b3c6c26c5a39a29d3c52c6c57dfc97f31882b8b30
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         21ad88343c4f186a151234b3bab11f03d3e292b5237477ab99d734aa105828a8
+// digest         fcdff83ff401130d2476a0a92e0c6868324978ca1cce9899631d75380a415b34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         9a2211e4f6f4239f787a579d212925ccf1a1cc015ca7f2771a7d7a06c61e51c9
+// digest         c0a50ce17a596c8c3dd068d7b88774685548468f4688bc5b4bca3701efc2d805
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         de1ffba4e95817d48457043d62ee04e5228e02345fa68cd413553db490fd40c3
+// digest         842cabacb35a108e478756a2d60da54897f42069734c8280969085f0dce92987
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         2bfcd963cfcf4a8656feac3cb9f3e0b298969f402f748e71aac04c615fff35e6
+// digest         74f8d406dc7d4c966a83632ce6fd316a1406252534cb9a5e4a75ce455ad2ece4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         574ea3fd1d412db6dea0bf4fa792eb00947046b2739447fa3703bde5ae1708a7
+// digest         688826550f70cbad6b1f55bce55c96837fc274b5eeee568b8ce8b438eb7ce222
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

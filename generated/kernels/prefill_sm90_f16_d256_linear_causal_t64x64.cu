@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         b3a05de1dac02e6f69049ae7d3ee200e43753a625c0d695fd16577a89c5d3c59
+// digest         20f2ef5efb3e10bbf6fbe6b416017491d8e60ca5106eeebe1805e0ce3ca3aae7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

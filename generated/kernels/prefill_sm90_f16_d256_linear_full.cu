@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         df137e5098de6c140f64e104e15e6263ac682d2e64ae05d42dfddbf18093524b
+// digest         7aaecab536b03aa3cd08c0f3c22364cdf175e8d9bb02bdf7724ecdc93e3af05b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

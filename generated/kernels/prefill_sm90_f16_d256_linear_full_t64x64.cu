@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         1ae0b0ff360281483cc742048fb07e55fcd7ff485ee55f1d07e8b6b7122f50d8
+// digest         cd5c664e4172d98b44191b2961bbe189162fa4c11ccb2884009bc28eb80e8a41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

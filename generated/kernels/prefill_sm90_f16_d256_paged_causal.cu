@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         ff709d8a2f5dd4b0cb576da124545ea66ee51238f5f6c998d68ca93ff0c1373e
+// digest         46d7e633ea680c4d0a8f759d57f53036dafde58eb4b46f8eebbfbbba96b8b9c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         9724a03ec8445509313d535030e175b4906686ca0dfda458647d4afe2737fc89
+// digest         b180530067ce248fdbe16b2ef2e7f843293ea8d3d6002a6b656e05e311ac6173
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         afd6c2fdd0335bccbf6dbf12c97c1089ff9e28ec9339af064690383a582bd413
+// digest         1369a8014400086e7980e155ab5b6b941a2b888812b3cfa3875588d3a029002b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         02fde548daf95853447886fdbba917a8c570f67597e8c6d1b0a9d04d6d057c85
+// digest         2f09e6047b91e2b9e94fda88763f271c30ab32953d5598c84b8e47b94bbc8157
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         1c317357369255ce403ff4b7a1b6c5e8071414a3d11027687e62b31b76008a7e
+// digest         48d15de261e2578539c310d9740a325f26280df754d6ff498ed7d5dcc78eb9eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

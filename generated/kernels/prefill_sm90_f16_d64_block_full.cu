@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         e2f6d259b5ee54f0d50b9b36025b685e82387dba1ffd6f0e9e97b22f63f8e314
+// digest         7d86e000ebd97d92f3d0a8789ddc09e3a11296a81780db4cf8b74a9402d45be6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

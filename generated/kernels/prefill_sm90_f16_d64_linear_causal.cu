@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         262c4f6fe08b7bf8f3d1f76d238591e7841deafe563431251d9a82ff492e1bc9
+// digest         63e8d7fe1110de21d9a81931107ffb1ddcdd1f17b89fe2323a6abd5ccbd2cada
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         2589f8866a0c321be688a12f0c0e53c9e969504c1b2223b6ddf50299b66b962f
+// digest         02b01b3b386bc452c8f062417285b5d994d9ce8043ebeebd5690e1e353f9484f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

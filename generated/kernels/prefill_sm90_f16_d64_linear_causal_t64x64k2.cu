@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         fe92790ff2b979aca2fb73131df56ff25a3638b588040a3697d138f7baba83d7
+// digest         ac7049498f02cfeacc829296dc88b870444fac3e906b75d477cb2fb9fc2aaaac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

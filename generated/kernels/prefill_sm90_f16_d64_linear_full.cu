@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         c56de07cb644ab4433b80f8087764de853ba94adbb58923740bcad8a0de817e9
+// digest         41678ece6b95c8ebc09cdb4f3842b635c9144735aff0eb24975f07b03731d241
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

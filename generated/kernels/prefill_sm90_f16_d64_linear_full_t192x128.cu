@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         c7b2f5614ed6b3fcca0a1a9ebcd3dccf889808edd40040c17ce831ba8bc2745a
+// digest         21d26e3547a24b97172fee9bef6ba97d835d284b0d6ad03ce732589965421c42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         e5597bf81a16a4eedf3c6e693b5bf2309b235136993773a6e2b180f0ff8fdf98
+// digest         83b1985103b54f77ca94adbef3eef1ea01f82988700efa3e798cd3a02284b493
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         481293dd9ef9a538df1c36cf7ea94ce2e43070a297cb1e19b620ca69d7d799c8
+// digest         5d30718096508a5dbb300d5217886ca85cf647c66f6034a4fff1127741a05485
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         894da0a081ef6ae909e512bac1c9f002488614568556771ee26830082b23a1e6
+// digest         3bf83d7d5e687dd2415aac37cff5011c2ab51029bb084e380083526c271da587
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         396e1aa19981e59529a0cc86cb8a3ac59419c61c87f6bb1f86880c6a853be83a
+// digest         3b2ee2c06d8db2fc10764c8e6ecb0b842bc3babf0ff1c815f64190964377cbcb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         6718a8df2f914ab052ff5a30b15688a6795c22280b6b68c7c9b26f3a69207622
+// digest         8abcd69de00c520f99fbe4db32e5fc58bbad23a4d6c1561ce315a9b601369325
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

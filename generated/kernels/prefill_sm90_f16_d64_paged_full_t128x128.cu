@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         bd86cb469232db79f851146a82bfecb3b57eb068fe5bbca4f81132e803945304
+// digest         ede1011712f041c73fd88e00744c98ea1e5cf7130794b411a8f1845867f36d4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
