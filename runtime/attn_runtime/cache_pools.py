@@ -75,6 +75,10 @@ class KVCache:
         self._blocks: dict[Any, list[int]] = {}
         self._lengths: dict[Any, int] = {}
 
+    def __repr__(self) -> str:
+        free, cache = len(self._free), self.writer.config
+        return f"<KVCache {cache.name}, {free} of {self.block_count} blocks free>"
+
     def length(self, sequence: Any) -> int:
         """Tokens of a sequence that is in the cache; 0 for others."""
         return self._lengths.get(sequence, 0)
