@@ -80,7 +80,7 @@ def error_bound(
     is less than 2^-14 of a step. A row whose scale is below 2^-126 is read as its minimum.
 
     e4m3: half of the last place, which is 2^-4 of the value and at least 2^-10, times s; beyond
-    448 s what is clipped; and one rounding each of 1 / s and of the product.
+    448 s what is clipped; and one rounding each of 1 / s, of the product and of a denormal.
     """
     x = from_bits(rows, dtype)
     if kept.pairs is None:
@@ -124,9 +124,13 @@ def e4m3_values() -> Floats:
 
 
 def e4m3_codes(x: Singles) -> Bytes:
-    """The nearest e4m3 of each float32, ties to even, saturated; NaN stays NaN, with its sign."""
+    """The nearest e4m3 of each float32, ties to even, saturated; NaN stays NaN, with its sign.
+
+    The kernel lets float32 denormals round what is below 2^-6: to a multiple of 2^-29, first.
+    """
     sizes = e4m3_values()[:E4M3_NAN]  # ascending, and even codes have an even mantissa
-    size = np.minimum(np.abs(x.astype(np.float64)), E4M3_MAX)
+    size = np.minimum(np.abs(x), np.float32(E4M3_MAX)) * np.float32(2.0**-120)
+    size = size.astype(np.float64) * 2.0**120
     middles = (sizes[1:] + sizes[:-1]) / 2
     code = np.searchsorted(middles, size, side="left")  # a tie goes down
     is_tie = (code < len(middles)) & (size == middles[np.minimum(code, len(middles) - 1)])

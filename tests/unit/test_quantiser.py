@@ -100,3 +100,8 @@ def test_e4m3_rounds_ties_to_even_and_saturates() -> None:
     values = np.float32([17, 19, 464, 465, 1e30, np.inf, 2.0**-10, 3 * 2.0**-10, -(2.0**-10)])
     read = e4m3_values()[e4m3_codes(values)]
     assert read.tolist() == [16, 20, 448, 448, 448, 448, 0, 2.0**-8, -0.0]
+
+
+def test_denormal_e4m3_see_multiples_of_2_to_the_minus_29() -> None:
+    values = np.float32([2.0**-10 + 2.0**-33, 2.0**-10 + 2.0**-29])
+    assert e4m3_codes(values).tolist() == [0, 1]
