@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         5e975ed5e70f6f3dda497e628fa2a9dd7f82a07f2c78d019480af52a1dab765d
+// digest         9c02332b20a1fc125ecba8f0d3eb2c388f956002d27d64c589f517733928acbe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         e8e8d6d6761af33dd514567da646b0d2cc9b7c0d03a6bddfdc4d542f34583df5
+// digest         e0d4bd9296d457398a5ad212af18be503cbdc034096faf1d3d3f48d93598429f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         7aedfed0042e652a7c461439181f20fb0ae49ce72d425dfa01b04d0e0d43bde5
+// digest         2c03ca75a3a52dedaacc9f6ae2efcada345f765c8ee284d1e8fc584a9e22224b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

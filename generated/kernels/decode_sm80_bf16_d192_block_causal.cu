@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         865ae5bd3350c16e5a27eceec04447c921eaefd1943880526e600dabe9d9fd67
+// digest         e21ddffc075b6cf3ef792ca53f9bfda0c61479f6f9ed2c8d978662469cdc72ad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

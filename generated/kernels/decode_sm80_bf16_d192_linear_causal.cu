@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         c0acb79012509ac861ff4481d10acf6190067813a289db2a10a717393ac97fed
+// digest         37c7cdb7d571c4f39b2fd499141d360ebe5fc0c533944c77ab18f240293ecd37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         0af0ebdbc90263e2512aa1d100b3a8e166ad8bf11f9673b873e8eed6bdb391da
+// digest         1371c5f4947005cb15dbc6d764eb9d32c690e509400affe55f82cc9b1e12cf6d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         cbc8460ed57ea8b938b008591283dcec2c85ebbbda81e8145323855757f9a5d4
+// digest         44bc012e792b41944d65ea04bc28b56979d78218471bffed94c9a519a85e8b76
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         3302dbd6769fe27590314b11eced3c9aa951a81130e96c95cb142e0ece5017c1
+// digest         7381d3c6c19be71e45cd9274ce993ba6692fe0d4d90805b7510cb09ade3c94de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

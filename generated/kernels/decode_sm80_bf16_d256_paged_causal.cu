@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         648c1a2ab855352d98ef898ee7a5fcccb3633f4423059dfec0d9da19857c7ca7
+// digest         0b98c0c65aa1bef0c035710bb43fb133cfb4c1a5ba655501723a11d703c171d0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         33da56a8c090fe5334928bb503e024351c0e19d35ae8a831514e8ccbb16e5de2
+// digest         b402ab99e78db769417e7de68681c448f2870813e13614746dc2beacd0e1e864
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         8f4e374152ad6b8c3211d769261ac4aec3e50ca9bcfc91e42204e1ef3bf25dab
+// digest         99d8328ebdf8bbb1f3864c3da7e269ad52771058ffd04cbf3d6839b88a6da9d3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

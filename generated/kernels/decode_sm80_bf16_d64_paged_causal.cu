@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         56b0ff9a5eaeb541fae264894a903cbe87e97c91bf9e133ea1845e52d32f3923
+// digest         d6c8cec3fcf7e33c02fd5747e7ee1eef7537164ed5a0c8a3d064d334b40a8485
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

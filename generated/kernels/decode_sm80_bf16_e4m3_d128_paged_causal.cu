@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         b90e70873f49142ae192f0a2c506e413f2532fba3beee77dbe84658337236a86
+// digest         22d6de7967029c09a1214a4e883f381f2a9a5ac31e7da7c3691de55f5ebad174
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d501460cf7d41ae854c965a61e0751b8aa58cba824c6b8d1de675de244a5cb98
+// digest         fe562456189bf3ccd09d8ccce47b21d6934421b2de9faad017f6770328454451
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

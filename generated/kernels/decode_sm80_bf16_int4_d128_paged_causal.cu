@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         017718c5cfba370561ac55ac49531dadc7a311241a9104c99e9f3ee73d3e8254
+// digest         d598c70ddb04ca13800d2ae64a61afd35cdcc5ac2926c8c4dd4bce3c7ec1a551
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         288eb873545e659df566630fa23a996c035f47571129a6c7737e603727638133
+// digest         dc3a3d380fb36f218054bcd8589da54834e5bc4c3f5fac37565e7a8768d1065d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         537aea0a875e2e0f7de29940a880519ca4213c821d69d14aaa8cf2cfc01dbb4b
+// digest         8ba62943ad65592ded17f59d305f08ada2772ac4f794dec95e9739e286194764
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         4a8abdf637ca8a9aa7063ca603de561e2825b06889ec5598ca30790b755c896c
+// digest         e44776771499f65442cb49ff3a25376b2dd07cac269084dd73ad78e8bb8f01ee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         fe5150a338601c55c89a05f1d4c5e02bf26738035a6a9b21c50a6a156fb3d1a0
+// digest         b71451eca12359a5445bb0138f5ec030325ea48874a206d6cc6a870f187881f8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7df25b134affaacd5c5ce20058e8e7bb0295168e5b797972e815c45d92b837d8
+// digest         4985f7b59ab16f619a1aee5eaf576d51975541f7fea222d516ea22a0047125ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

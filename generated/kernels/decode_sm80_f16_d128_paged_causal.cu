@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         ef3211e5553f68c478eeae5f2f447139943baa3036f224fae84b4b07e509d5e1
+// digest         f7601430cfa06f5f4987f685bd82ebfce3b6cb2edbcea43136981fdec461efe0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         a12e9197705ae6d3cc3c2b10cd9333863f8f2e299cb4b0061a35a051d2553610
+// digest         674574294f0300bf30e8d71682e256773394d1b05d2eee0e7920b3310255d710
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

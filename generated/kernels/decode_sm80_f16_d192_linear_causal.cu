@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         8c98bedd3e62ff58c1cf4c3f06ef2ff1b6a56d3edf8a511d66cbeac92255b9ad
+// digest         88dce2c95b0badcc2d14df555e4bef616727d876d6d3d87b75c5f17c6c47d328
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         382a72e13e4b79a1b5024830f0c8696affd9ef119c5ee6dc128ecfbd80af5ba9
+// digest         3edd872b690cbcb8409f24d8f3ce46b8c635edee4857662659d0baa74c859423
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

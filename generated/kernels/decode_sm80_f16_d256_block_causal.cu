@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         39fafa9254071272c0f1f050d6fcad40dd5fe66daf9d96eec249f605f5f19045
+// digest         af3d73b0113229bd1b0d01c37f3325e590ef9db994632d4bd24539a05df51da7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         9cc589bddfe3b55c7a11542291653b8345c0a200ccc46c0b8c627084368d634b
+// digest         5e4c3572ffe6fe578b2d2e66d50e01d18a3e649ac9ecf4763fe09d544a58d87b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

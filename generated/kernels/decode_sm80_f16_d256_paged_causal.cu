@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         77a731d01c024992864f27a3f847b1f64d146f587f21c2aca5cd27919bd28b5c
+// digest         1c12957609068908afd6ae333ed533665fd44000c266729f789ee0c90fc2fc0a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

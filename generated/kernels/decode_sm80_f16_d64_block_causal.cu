@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         13244a14ae178cda09cdf8f738f4ccd23a798b71da77f637dae1a29ee245742f
+// digest         c49747cb8ffc84b2814f5aa08f5e4c7e8b6ce94e277e2eeb5c2a3c3be82c2134
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         c0f06d2632bae9b6c852bffba24fbcc9a52556d100638dc54478e28c832a8688
+// digest         e9c4f54d55e50abe09b1c98210409e9a7ce53bfdd178ab0af096304b81c850a5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         c5539526828e65035444b720fa119910e39e60dad083bbcfa8c14f95e71a9f5d
+// digest         47e564745f3db710e949b264978c76b7623886a00a435c1a00c7578a6b62ecd2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

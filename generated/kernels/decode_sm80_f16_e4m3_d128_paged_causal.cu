@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         aa3203d046e3c4b81249b57fdff7a1c2e3af7e2ea2186893de2b1cf2fee94427
+// digest         6e82565c69d45cd5a427f888783ad91a6c79dfe29d081b0412b06ff3974d5faf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

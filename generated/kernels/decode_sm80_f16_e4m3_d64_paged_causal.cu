@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         90d0ad0178bbbdf8385191d844d01106c5c890af03e6deb094517e5fd0398561
+// digest         b24e3c8beac035f1cbea3389bb98318b3e93ca7ab4f0d861c7d963cac6678f08
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         0f435f79379be7f14c83eabeb906a674f9e0073275d60e91bfbf9d989e5517d9
+// digest         6153f7be5efd338c72a1d790fc67a068ca66aef021aaeaffaa1490e0b3a9d104
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

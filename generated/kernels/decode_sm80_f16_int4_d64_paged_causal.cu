@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         1169cd9b575c4fd91e93ad7de3741e1d8ccfd695f6f63fc3e4266df4a11b51fe
+// digest         af3b718c8950c550202c89df275ff8b20f3975da3deb551b6b2b18a3f01c599b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         1d479c4ad672adc045c20f95f766abf612aae0448c539961f7d58a1e58e24ade
+// digest         9ab1ab0927060c398352970f0c9efb4586bb8a4db2a8ec8272b7f4406b44f771
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         671b7e23483cd13a8257454997a02df532ea15617b9840f2feaeaf3ccee9cbdc
+// digest         45d6b75b360cdf539012810df6ca79b2a7eec4bfe2fe124df728945eaa189b16
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         b3d6b3dddfc6aa752a903345908d33dddeeb32f545be0035112b2cdca26e7460
+// digest         c1507e34a1bfd281dd126d8996440c1e7af43c40a2388e8ee4a795baf78ee631
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         19d930a637e43e495f215b8c2f22475f72cb99d0b91aeee6f05df907a5db8f6b
+// digest         93b812f80caea1605f5092bf8524ae1b8713be2498e1b9c94f12213ec3786de1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         55a8079621218b42c640cfe38f973502a3e04d7ba6bb61aacbc9c1a56b20c47d
+// digest         a4ce22054f2843806c35bb8a58f9cb3a5bddfca347a75fb08dce0441ba67ffbc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         9771e1958365ee9ab5585257d298e6ccc096001d7c9d2d0f55a53afe58888d7b
+// digest         642cd1bc0b36c3e688a9028cc6b71da4968c8b382f9cfdcd93ec93c30f65128a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

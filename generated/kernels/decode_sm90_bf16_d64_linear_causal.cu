@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         9c529c4c67a548dab5e4106db952a260426e450460842d265bd093121cfe3c26
+// digest         c63f28ab0b1afbdf69ab1ef313756a7eabda228fecee11a38982383b4fa7f796
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

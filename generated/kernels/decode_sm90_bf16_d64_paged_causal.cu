@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         cae858dcc0cacb89ec5e5d5162f62af6d04a5f38c64d4241172ffc7962345630
+// digest         3733c94d20a5fa8c497aac1fb0e5858d47dcc975e56160c0f7432d8fcc330340
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         ee24488ac3a35bb9e2d36d245b7ddb0093f7ed021acabdfad8d10eb82f0d1a88
+// digest         6c8e1a5900233cf182d5fdb79aa10a4969bdae8c6d1f372a2cc1751fa933e160
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         12c28996b7093deaca158aa207766a07a289f491266e7a9dc55a07901e6525b1
+// digest         a615a4c50547392a1920eb07ec46ee2138f9f9266dbceb2464e938fcc1a683cf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         8106fa6e81b8e3408622e5a3368319077d8f839bc3d78784740f4556c89b404c
+// digest         b62a94ef56c568e3080cb7ec2e9864efb306121d77941d25e4033299be9eb6d4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

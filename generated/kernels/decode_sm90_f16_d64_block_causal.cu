@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         e8d9006acc6a70918374e7cb5fdb9a811f16cd068423cb3979fb953da81f5d87
+// digest         6d968026fe200cd68fbccaffd142721e749aa97d07dbd3b3b05c094eb9fbfe4e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

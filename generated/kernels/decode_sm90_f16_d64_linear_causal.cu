@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         4420c27b27f51120bf50345010245cfd21cec628cae6b8627b8d503dd597373d
+// digest         8acc9c62043f18a912c6b72c1f81ad0c38fd2113ab30831cdef5acac53d25754
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         cac3231dc9697d8d70e36f50c3ea104ad0783f119fa401d3c13b664b06562b92
+// digest         85debc44676782dec982cc8b421ef8a33c291b66fbf81745d0b42730e8d9605f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         8fef94e7a5acbedbd56c13a2c0f4735efe946f0ebc8b60998cf13665b1f64e54
+// digest         acc9d9069720302437ae93bed546486d114da86bed1616cc278276792b56b34d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         66833f564f8be45b4009afb506e842f70c89cc192b820f1dc1c6320cb8b8d01a
+// digest         00808e1526e27914aee9b02d1c1349ea814793153f1b63ffd5170b01dd3d633b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         86934e382a59f331ea0340230351d4bbe8f85d8a595dd76f882503672403f92a
+// digest         79a7431f086663d3630a5bce32a058e97cd519dacbb665d3218a14bcbe6f5576
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         d759300c5f737579eaac06d528b90b963fc428f8fa2f1bda606de15e32566b44
+// digest         e25172b66d384bea2f14a2228463626e6be09ee300b5b05981fd68d5aac89acc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

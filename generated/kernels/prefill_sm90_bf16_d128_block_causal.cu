@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         84f73c901b9f7c4dc259164b3a5da7b6451fd27dfe0f4bc7189c4c1c9f747a43
+// digest         82195cde6869b9e88921e6352631a1ea8b9c3130951c42e2a1e64e065753ad7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         d13672c0678e1aefc9aaa43bd73c77c9c5700a7e99aa210f60116a57dced9203
+// digest         05bed0b94120987c06f3b9cef61ddcc9e5ea92951817666d19c6a1673795281f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         8436827d60c25d7628e1cc03193ace0ac5610acd776d55e65e91801fcf85a6f7
+// digest         250da80035836bbcb63a18cc09dfd55149e72ca3d00b0608a42f6eb71c02ace0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

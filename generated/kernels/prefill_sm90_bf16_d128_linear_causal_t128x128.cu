@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         0b5193de541ea33052a570aca196cc66a10b32eba10ea83112f8b897a95b15be
+// digest         4242abc5fd103df65fb0f2b261b60dcd209debbc883ac1ba6589b71f7d9f95a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

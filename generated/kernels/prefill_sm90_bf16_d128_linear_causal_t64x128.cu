@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         3685591a241fb50495d8e6509c1fd8cd323b43125a1248ff43dd872268a2c8a2
+// digest         b03c305d2b933aae3f06411244a256e198cf80b218c828789e59b5afbf49f06e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         64d9b97f00c60082d0a6c480beca88f67a95792215827d82469bb3750bf1a7cf
+// digest         db2e57b2bd090b2a41eb776c1d93e2e87ac105f06d3402f001f9bb1646c385ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         bcc56fb7ac063c26e094c23c353da5ceb0ef8eeaaa9a298dcf47e84446adce87
+// digest         d3a3d7f3cb8dfcf45b4d0c34736b39632d60e8971210f650aa119e83d23473e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

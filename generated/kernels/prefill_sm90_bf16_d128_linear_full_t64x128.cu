@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         c1311ee3af285836d15d3288866316692f0cf3e070e6dc38a376b438f44d3066
+// digest         62e78740f44741d68364bbae7544f8c633cc560f0db77f668c11c3049670ff7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         0d336106c2b0d2acea184d8d6f822e7d620ac14080679b954b6ffb543980d533
+// digest         3c31617ad5a98a43475381c6435a37b6c86e7ce54133dc40d26f110db92c4e16
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

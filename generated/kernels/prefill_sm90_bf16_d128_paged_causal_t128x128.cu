@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         4d539234bd2ba59b4399f369b64e3e30ab8cc2adb889231b15d6e1efe8f64b60
+// digest         7bddb82957276fcf1e1b9aef35a08c16bfee763d4b86a69a65bfa97ae4818944
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         d276e58ac4f29831469737bfad0790d348a6139c6d1853ed9aa26255f43c6b0a
+// digest         86a6bec78827f31443229b051bdd8405f01cf26708842301b4b087a9428390db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         0e281c26d8f2ce37044d7c793a780d83de1c73f035534891e492dfbed9845b81
+// digest         7bb6d74f473eefc4564578a31328c6a1b7f728cf39b860620e394b739a699991
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         8876db072e502549c49090d423df571156336d2c1d9ff54aa3a086461614c241
+// digest         599a29a9015c09a59e1e21cf295175f528cbc21fd2a476631140693a7ed57157
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

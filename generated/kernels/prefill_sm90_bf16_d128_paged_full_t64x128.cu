@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         3fbc1e9fd25f0efb4b519960bda7b39df1fe14d6c1c6808ba952a376a00de219
+// digest         4ad126fe4728ab5ed72bd7fdc1b0869db2556955802412e5067a3ce5ca3fc520
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

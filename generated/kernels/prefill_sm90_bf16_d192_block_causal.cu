@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         f37729c4df9984b84fc66278edc6af92f0640a9a7758be404b9dc5278d5bb032
+// digest         65d3a2183072b6bc0926a27acd86b05b800fa9f1274c28f7b92603c6787cd3ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

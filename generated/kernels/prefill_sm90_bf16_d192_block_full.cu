@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         8dc8148b6d7c00b3abb400e48e972b72931b1f865d47e64a64e2ca435a58acef
+// digest         58859070fea612e9d77c311f17e7b40abf1d90e8cd5e167c003c28e7d882a988
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

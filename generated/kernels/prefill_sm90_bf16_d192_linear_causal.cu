@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         47d294040b97c2baad0d17c0f908faa9d3795f7bd542a025d30167c0518ddc30
+// digest         89c0a5cfb1b69339eed8992ee79ae4fd42332545351d24450ea9c561364fd109
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

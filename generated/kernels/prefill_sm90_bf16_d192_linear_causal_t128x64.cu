@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c245e8bd85d90d3a11ca803c1fb635a8ddef8f9b3cf6b6417fef459c817314bb
+// digest         45419a296b7c0bbcb302d66296355b28b33381057b415c1b70bffe10c3c91a27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         3230d109fb6ad7bd6f519b46573ccea5f5db2a8c608896f994cf49085dbf33b0
+// digest         1c28f6ba90931648eb469253f4a58d3d354953b28b6a5d009b889f626524eb97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         cbfc30f26579cde5bd32096fbb28ba42f7ab30d570a0410973fd5d2f826afcfd
+// digest         1672a7b7658218ace9f2d5c45b9b6d01d3bbbfc6ea5505b3ecaec20f98389b0f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         6f33f6d50abeff202b7296aa588751762311bfcb5255d69e44f12b5f242638a6
+// digest         67dbe1d476a42b7ab9a64c5bc3d0b93f6c52f9180fb9f69cc00fa18952dc95f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         35bb6ad231cdd480b2f5e0e6ce3a9636d417fa1058ba46e7441999aaf32b2cf0
+// digest         c09d8b90e0a85dadf3ec4afe9a0bdbadae456cfc9dc8e0d97cd954e39f116564
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

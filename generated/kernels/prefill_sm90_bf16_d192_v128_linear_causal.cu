@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         cbc13ffd7aea478af5e7d50c64719960c19cc2396328a73e494391175529f415
+// digest         98848ecefc19b93e8d1bc651c50198d0738a72797f34906d99db7bac0ddeea0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

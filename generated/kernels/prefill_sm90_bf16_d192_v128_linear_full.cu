@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         73fb0aab1601dd9170b8f536deb149192076196beb814cf4f5ab0a0d3ca2af72
+// digest         bc9e81906516c1dd1097faccdf48bfc9748607f9c19f9e6e6bba215ca78532f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

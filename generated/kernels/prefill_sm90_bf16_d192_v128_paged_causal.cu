@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         4d3c38ff495dab9521c49440b410e70d4bae0367438920500024fc8b830be2c8
+// digest         00479df49c95169a025409f7c11c5e96cc986717177a3a7b85e0083662dbbd0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

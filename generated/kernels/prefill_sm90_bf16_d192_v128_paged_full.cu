@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         f45c1a0c0c3d3f96a4d385008acde4026d17de9ca533bba4b5f950afa58cd219
+// digest         4900c5d768c626cb318d5f9592c8f60abaddb0582fc0a7f02e2605bd8e002dc7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         3e3b6b01b6fbea81abe01a1b20aa96482e9681c5aec05835aa3ab0c4e1c3528d
+// digest         4978328348da6b03d56de441da9f75add0faa4ef323dca9aa80fe2dff375ebbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

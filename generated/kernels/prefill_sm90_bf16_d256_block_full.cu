@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         e8f4741e4b5aa56cd7fff87eb556916fb3987c1d89d68377277fa9a72ab7dd94
+// digest         7e6912a7ec155b9f6b03d5fcc555e1e990247485763da58a2fdb767a8858c3aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

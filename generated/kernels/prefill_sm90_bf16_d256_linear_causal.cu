@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         f46263d0efdf864d593b028ea6b9acd925367d03c0d6d42d8e45f87edc2c3294
+// digest         49750287dee2b15f94d63111d1e4e627e8007f4b683d85dc8d66b39bc5f52e87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         491475841aa2145b92c3f9703ae3f7f434b10cabf7a0f4cb812c2b5c5d48b8b7
+// digest         8ddebd2640cb748255b4b1b55f9e196c86bfc229493cd8bb09cdb385d130853e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         8406c53bf1f982e8646db519dd88a622be36d84a924f98998f6177ddc2a18264
+// digest         09d5b5a706ec0d8ff4ea974c603fc5096343444ab60bd7ccf38c2e8a906d09a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

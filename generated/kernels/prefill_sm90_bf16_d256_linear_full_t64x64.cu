@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         bb4c6a580b52933b68a6192b32d68b3a3a6331a93c9b4b2ed0dd047936fed317
+// digest         8e5e5f1332345ed9f67edeec48381c10a9dcdcde35a47d5e1a533f52becac022
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

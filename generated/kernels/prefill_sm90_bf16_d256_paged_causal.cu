@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         97aa8e38813fdedac4090efa3afb456a629275d7417095904822830af9dac230
+// digest         26c30ae83f95bdc642582deb7a8096a546c17c6f97ad0c0e8988524641d75c70
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         b8c515510aaf49087670794eebe1ea419a5ad997765b1ef4edfae2a581811598
+// digest         dd1c927a1c4115e06a70625b2985a3dde13671794b36e3eb048d209659a22119
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

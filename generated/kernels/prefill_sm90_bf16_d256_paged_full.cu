@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         a472b880455378a8cea6a22ea1632a84b5b8912ae1dc589f9194d1cee5842b3c
+// digest         64b7a555258c9a56be3364c70499173fc4f2549d00835edb5cd4582570e8f029
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         fc123ccf39d640d655c583d834bab50ed3c5424c1ec50032b1b2a12186332b4d
+// digest         777f42a7acf59e4119c151b7089490c07e5d3906919f22d01b261b46c3f241b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

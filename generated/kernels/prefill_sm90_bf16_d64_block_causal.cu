@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         2e034028051bb6170b502909d8fc4dd7b4ce93d19614b23b98ca9c4df14bf10b
+// digest         a5551f7afe6d3db0499e146e295c49276f8029b9567d804ed9c8a3bcb1ec8336
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         3c47f9d8d3b6b9d1fa94552b80b26501b61306b243b3359f491c16ed82ef8e59
+// digest         de0c1a31f824783f89718c52e8455398eb0b2d1c4b8b7ae8c24b69299dedec01
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

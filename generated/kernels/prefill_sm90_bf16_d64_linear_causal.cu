@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         3ba644caf716e40496518e7c5f54d301e3812e05ee24121734c07a62e2376a6d
+// digest         5d7c7a4adee39e07af6dc50037a33e2e9e9f768a583773c1c9cf8a7509cc940a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ba1bca2e7c48e9653e88c34c46e87dffb143410d83d91c0869a8917ecaa925c3
+// digest         58a629e9fa097531a68fee845c8bb0c10b43288c22eee10708447a514011097b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

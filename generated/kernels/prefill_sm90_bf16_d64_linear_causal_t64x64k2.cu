@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         49d581f2fbd9fb33b849d78de768cc9530375b24bd327a35ba38f35516139ff8
+// digest         af93f51c913efe0b7a6255bb5d4ff3f3ad633f4ee56265597590ad43fb0d6c41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

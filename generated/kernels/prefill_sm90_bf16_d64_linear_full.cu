@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         8c4e9194dfae8fe9bd5a585df3372008ba40f9272219b1302e0a1b7e06794b79
+// digest         95d493e265fa11438faa0df7bcce8c749519ab2f23ca3d2329084cd672f42383
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

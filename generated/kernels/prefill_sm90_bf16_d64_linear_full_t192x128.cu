@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         7de9dadb53373882a053c772068a40f7e7034d1a547a49ecc7b52073844006da
+// digest         ddd58b4c58b88ab403c46582574e16e93c85344d70e56c4bccebe83dc8f8bc05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         052993b76ff0688e4c2777e5d50dfde6d3af171c20c8683a7e3691a497868d2e
+// digest         783c0ae191398fc4a0e263f8dcc35a55aca68e942c5607345dd3b9897e1c4efe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

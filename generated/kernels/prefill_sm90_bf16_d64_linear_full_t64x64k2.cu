@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         2700139c04e7f287c4fa797758e00bd244b2bf1cecd7e30548e078fc7e12de37
+// digest         6d1df923b7b9b6305785ad35c9250d9444cb12cbc92737a8197fd3d36cab680f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

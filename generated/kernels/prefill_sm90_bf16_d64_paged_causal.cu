@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         3a15b459c73572a6c3ca4f7a60af90d1d884bdfd506f2dd4342098e226c878e6
+// digest         7257c22f5193747c1e15ca24c3532709b37c6905e2cafade7b8526b327a80fa7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         6f0946d765eb974d1aeb3525e2ba556c4a505184f467441763f7221bda604906
+// digest         0b557a8b0f462c71951cffc07e591fdc57489cdd29e6052604cf450f4ec30ca0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         946ee53c34344afd7a3dcf01b2eed46dd1b4791499ebb7336b07c4077fded475
+// digest         8bfd7027d460e1c62cb865cc53565d5d5fe43dc8205111bb5ff6d27cfd2b6501
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

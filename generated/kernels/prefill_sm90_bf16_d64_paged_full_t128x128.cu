@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         b8800351a47eea6d7420210d1cd4dfd9cde1497e9bf31eb69fe504a40b049929
+// digest         04f6dad4f40235b6c5cbcae7431c3e6533c21fdb6125a2d0e92750493218d31f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         ef8bbdd6d8452541d43d2169d1d1b2b884679c27705aeb6fb5d80d98f7ab25df
+// digest         3e1af660a10fffcd8555d354ba7a399ad54e998acc80afb1e8e5633d81961104
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         bc26eb404c9ec3d5792f91114094af68e4f762634a318703f289bdd91aa35886
+// digest         51815358958371e799cf37633f31f7726eb8e0c118f99bae47cd77daf8df9072
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

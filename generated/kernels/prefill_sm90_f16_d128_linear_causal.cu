@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         2fd8c10f4a6afa4c5bb7d8b57c0de4c4b711f0ed28fd6abb8ceb75ebfc656d3b
+// digest         8fcd28cfcc6c6ed2fa9f9e7b272a49c3cd6836ab2e6079990abe20029bed7428
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         9c8bbc288f556b2ba9af03654741d25476b29d39dca1e0daf9c60f731521cb9b
+// digest         10c9c4b2da1d08cffc59219906c0f6a8b53f182b2254e5b57e8866d72c483359
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

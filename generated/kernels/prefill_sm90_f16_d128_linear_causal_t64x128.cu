@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         39f05cf40d5f8ddd21248ec02490c79bfd5e069475de4643598d58f880f95137
+// digest         11248ab73e09a19d94cfbdeb0a8702aa70006274733e02aa9877a9faee164d08
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

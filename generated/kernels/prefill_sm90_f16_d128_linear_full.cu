@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         0dfb1decd066eb3b3aba9ece13d28a045c4f8427680b889a7064b734890d4be9
+// digest         f0fb1acf7d045e8efc269a69f815fb4019f85830aaf0c9276d6c1e014288f4cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

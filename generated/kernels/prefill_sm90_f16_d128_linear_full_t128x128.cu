@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         2d2fc9ca1e6c234029df64ae3319c16d687053abe14501e2f50eff1003b8029f
+// digest         5398f8c4c77231f8c7f24e1a8ed233c701ab7a3fcf20bba2b843d193edcc1f9f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

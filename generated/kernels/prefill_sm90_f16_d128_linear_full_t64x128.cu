@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         83ffe09f7af376d46be12d2fd4d018d54e4bb173d6512dac12570d1f3c1829f5
+// digest         b99bd1dcac87ad992f2448ca0ad2fddef29f3d2449d6044818caaf406bde3745
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

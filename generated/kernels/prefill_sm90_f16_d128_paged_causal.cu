@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         1c9c9838d04e02380972f1f5030cb5f8b491e52be4cedfa08848032a32b07dea
+// digest         6d36a908afdcaec417be4a7ae043bbf185fae0f07f5ebc8ac55c40ac55fc3e32
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         769a487b1a351c8cf97531c9fe124fe4f8de43f2d8c732b0210f87b1283b1ada
+// digest         375f3716636ff8e1ea869096e5241ca0ee2ebce29b518f34430811e1c6663f4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

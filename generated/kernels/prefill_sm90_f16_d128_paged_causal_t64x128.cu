@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         3d149a536d901af341b8b2b2488870ab912e4757efaa9e1c83f4b27bea853749
+// digest         9f5cec195d9122f39620b3f371a37ac16cd906d296cf4ecab2b669b4262259b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

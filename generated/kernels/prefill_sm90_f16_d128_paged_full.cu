@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         6930936329f2eb00e2c4af08ed980f1ceab4e6930dfb92d387171fdc7266501e
+// digest         1b412cbab206f23b14fe6a543f1f63de68ac22e212b77a5d4a6af637e6524d00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

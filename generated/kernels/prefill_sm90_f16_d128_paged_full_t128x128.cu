@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         117e8b98c263cf6f2ecd6f9d87f30021c0b2c6c00d3d6818a51a543a893c1607
+// digest         f0db565409b9717c9c4ca17d5334f2ad3b004415def4ce7d14cc1682efe2d72d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         20351f62409c4b3f13e871f307c4cfd95a22a9f2d8a818a8134d755faaad6f51
+// digest         2779934e5201a570fe3e3db86088f4336622bba27f8aa940e85f5f724e983286
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

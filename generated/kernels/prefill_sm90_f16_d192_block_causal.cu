@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         9dae5b4100bc17a1e8797539581198a0b6948035649fbf92137fc6c857d0b50a
+// digest         552e3eb23c24cfc2003c4905a912c9b21dc67418cc1d0d3e2ad1d5556680f4f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         fa1eb6405e54b3378df95a8a7aa9ea05215f1b5a029872b04def67cddaaaaa82
+// digest         be257b322bb5d41b83cb45bc063de0bd62bc59a515628e6b155ab332e2960f44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         2576512caa1f61a49c890fa3b47305928d48011d1729a700a26666f29f3a756e
+// digest         c8a15e698c48ec00c56dd34bd27918da527f8d0911fe65ef2f27bb252feea0fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         6d65bbd3687910cfee85fcab327b185b069a46edb43e080ab0e2cec863190067
+// digest         e7bcd51abd70f23c78d839406a84c19a0c5f18c6639f22bd8f23c40536926a0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         57d47bc2390c854b56e2df37e7bb92cded7f333210bccda801f55f0b81bb8690
+// digest         e1045c89919aef50149d9bf077ca5da135c57c277d681c05f84269eeab1f78bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         5631e5f935cac1161da9e3d6727c964fee867170dee443e78682b25394e93b40
+// digest         193562fee6f3feb92d916cf8b00ca20ac943a12ae01f38ac4498b8a28f5f9305
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         de2068c37329654342b043560410790f7b55f57f0d3e96846a867bb058965dc6
+// digest         8537fd265ff0e173cae1f091ba07f54fb668f0dc02b4f3af70ea7d26081c3be0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

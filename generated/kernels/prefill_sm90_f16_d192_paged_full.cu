@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         5bd1bb0d8a9f104e3c1e809b19000eb6243050328568438078bda83ebecffceb
+// digest         1939a32a691b7070199d20291f397aee2b99bc79018a7e8995299449f1b90469
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

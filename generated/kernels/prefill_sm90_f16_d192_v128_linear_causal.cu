@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         13b0b48890fcccc552ddda756631295c8362c536305b843140aeec72f7660380
+// digest         b158c54b53613344bfdf052b952c082745181ff6f242cfaa6ab3c5cb9c8fbe27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

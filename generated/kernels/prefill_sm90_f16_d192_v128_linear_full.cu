@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         23df89e7f5b4f63cd78c615b3c6c26c5a39a29d3c52c6c57dfc97f31882b8b30
+// digest         cbe89f1d90f7de9946ed4d813d1000e65258be3633cad849957a94d18a4ca8bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

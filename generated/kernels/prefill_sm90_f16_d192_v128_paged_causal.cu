@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         fcdff83ff401130d2476a0a92e0c6868324978ca1cce9899631d75380a415b34
+// digest         345d66235ab8182827641cb2a41714e7afd2e6775cf767d7709f627f14e8b593
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

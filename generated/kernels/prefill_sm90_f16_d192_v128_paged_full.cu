@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         c0a50ce17a596c8c3dd068d7b88774685548468f4688bc5b4bca3701efc2d805
+// digest         ed1baeba6d1417ab1f7fcb592ff924f804e6a09cb15ed1aae5afe8b2b50eef6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

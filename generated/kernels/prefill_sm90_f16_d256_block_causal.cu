@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         842cabacb35a108e478756a2d60da54897f42069734c8280969085f0dce92987
+// digest         61413139aecca707ff518f7bfde190e95e38adb8958371c69bd2a6d73fc9bc81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         74f8d406dc7d4c966a83632ce6fd316a1406252534cb9a5e4a75ce455ad2ece4
+// digest         2672f5c8b2ee783ef979a3f950f97ac2096fcef3d5b1ea1add149d427d977d21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         688826550f70cbad6b1f55bce55c96837fc274b5eeee568b8ce8b438eb7ce222
+// digest         a78286874cfdc712e27444e8353f02ed4778440060f8a34a55b6e30ae2446519
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

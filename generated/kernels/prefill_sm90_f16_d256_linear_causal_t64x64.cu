@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         20f2ef5efb3e10bbf6fbe6b416017491d8e60ca5106eeebe1805e0ce3ca3aae7
+// digest         15eccb74f65b43d8f8045b5c42055ef011a56d0429501374ad685e9ee7b12680
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         7aaecab536b03aa3cd08c0f3c22364cdf175e8d9bb02bdf7724ecdc93e3af05b
+// digest         434725f29c5add708c244298f26677aaa8f527360030fed8b7e03f251a9d2c56
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         cd5c664e4172d98b44191b2961bbe189162fa4c11ccb2884009bc28eb80e8a41
+// digest         dfe7bfaf6ac0303c6f4e2071adfbb751ea07e91f3152b000391c3347e6f30c8f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

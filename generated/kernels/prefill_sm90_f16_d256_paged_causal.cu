@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         46d7e633ea680c4d0a8f759d57f53036dafde58eb4b46f8eebbfbbba96b8b9c2
+// digest         2d299ff742debd640eecddd0905f666f38b2c75d76900d1318871650a4303e5d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

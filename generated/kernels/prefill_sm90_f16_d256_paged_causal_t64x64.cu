@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         b180530067ce248fdbe16b2ef2e7f843293ea8d3d6002a6b656e05e311ac6173
+// digest         c01275f3801e0463f4962797e43293d588583ce58bafe6a0050ed09ca7593d76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         1369a8014400086e7980e155ab5b6b941a2b888812b3cfa3875588d3a029002b
+// digest         b718944117f4b21146b1e6fed1a135bf2fb65de88753cd382a47c2b4273b8d77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

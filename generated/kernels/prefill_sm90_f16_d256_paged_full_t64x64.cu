@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         2f09e6047b91e2b9e94fda88763f271c30ab32953d5598c84b8e47b94bbc8157
+// digest         7f368822b3010cfb10fb131087521e94893ce0021e83af39c80b002f03b98e3a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         48d15de261e2578539c310d9740a325f26280df754d6ff498ed7d5dcc78eb9eb
+// digest         ee3b89f6b11ebac7ae08c61764018213422123168c92d9a87a179d0d8844e118
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         7d86e000ebd97d92f3d0a8789ddc09e3a11296a81780db4cf8b74a9402d45be6
+// digest         809fa4120e9c0dfb1c89c02fd8342d61c38122bc288043a3cbdb5e89a687cd24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         63e8d7fe1110de21d9a81931107ffb1ddcdd1f17b89fe2323a6abd5ccbd2cada
+// digest         4af463d0e0238cc89b46ed80b8611478bdede063a65d36063a592ce608d2d6bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         02b01b3b386bc452c8f062417285b5d994d9ce8043ebeebd5690e1e353f9484f
+// digest         502eb7191b70649d5ed884b3d0cda02cdfb0921cc9dddbe336b52f449230a3b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

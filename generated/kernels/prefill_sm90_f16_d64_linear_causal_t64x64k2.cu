@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         ac7049498f02cfeacc829296dc88b870444fac3e906b75d477cb2fb9fc2aaaac
+// digest         e4a27c53696f40938f9416a3a6a326cc3c90d7ababfc4618c5b81c48ed0904d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         41678ece6b95c8ebc09cdb4f3842b635c9144735aff0eb24975f07b03731d241
+// digest         97d87bde8632955684b3799b2199af4e7a4a0a7ac746104a5a316bad7988b42a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

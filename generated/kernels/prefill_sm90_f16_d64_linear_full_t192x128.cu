@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         21d26e3547a24b97172fee9bef6ba97d835d284b0d6ad03ce732589965421c42
+// digest         3d1bbf2bec7bc20e73ef519ecbb4dfcc63a599290c905b8e07f7a788458a5e1b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         83b1985103b54f77ca94adbef3eef1ea01f82988700efa3e798cd3a02284b493
+// digest         311aaaafce48647a44a519dc3026dd26687768a9134749cb0844285a1a03d048
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         5d30718096508a5dbb300d5217886ca85cf647c66f6034a4fff1127741a05485
+// digest         231ad8e1bf59300449fd287f6d715055c2ebd45892532ccdf32460f04c1d6fc3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

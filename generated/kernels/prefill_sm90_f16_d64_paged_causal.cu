@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         3bf83d7d5e687dd2415aac37cff5011c2ab51029bb084e380083526c271da587
+// digest         7ae2e2969a4ffb2a3d00f9e51bb5f6755aacad379df832235be3e26d0548c1a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

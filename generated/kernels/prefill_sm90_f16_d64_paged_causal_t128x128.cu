@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         3b2ee2c06d8db2fc10764c8e6ecb0b842bc3babf0ff1c815f64190964377cbcb
+// digest         54881b933199c10fb0a13d2c9bed07ab78dce937dad31345197be8bd351209fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         8abcd69de00c520f99fbe4db32e5fc58bbad23a4d6c1561ce315a9b601369325
+// digest         9cf0124f70bd4865cfd7d16c015d183904df88dd1146a33872b50431fb3ae9ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

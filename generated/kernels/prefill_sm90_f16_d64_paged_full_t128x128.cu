@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         ede1011712f041c73fd88e00744c98ea1e5cf7130794b411a8f1845867f36d4f
+// digest         24c0153d60c0c0f4cb44e481aee8c4f6097855ea4fda327225098506bce06f26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -32,8 +32,8 @@ __device__ __forceinline__ uint32_t load_shared_4(uint32_t shared) {
 }
 
 // From the slots that the loader fills with codes to those of the consumers, in the order in which
-// the loader brings them. The consumers need the registers and the instruction cache: so a lane
-// reads no more than kAhead pieces ahead, and K and V go through the same instructions.
+// the loader brings them. The consumers need the registers: so a lane reads no more than kAhead
+// pieces ahead.
 //
 // A piece is 16 or 32 codes, and becomes 2 or 4 chunks of 16 bytes within a panel. The warps take
 // groups of 8 or 16 rows in turn, panel after panel:
@@ -63,24 +63,24 @@ class CodeExpander {
   static_assert(Traits::kCtaS % kGroupRows == 0, "a block of keys is whole groups of rows");
 
   static constexpr int kPieces = kTurns * kPanels;  // of a lane
-  static constexpr int kAhead = 2;
+  static constexpr int kAhead = kPieces < 2 ? kPieces : 2;
 
   struct Piece {
     uint4 codes;
     uint32_t pair = 0;  // of the row, with its first piece
   };
 
-  // Where the codes of a block lie, and where its elements go.
-  struct Block {
-    uint32_t codes;     // shared address of the panels
-    uint32_t pairs;     // of the pairs, if there are any
-    uint32_t elements;  // of the panels
-    Barrier& codes_full;
-    Barrier& codes_empty;
-    Barrier& elements_full;
-    Barrier& elements_empty;
-    uint32_t codes_phase;
-    uint32_t elements_phase;
+  // A slot of the loader, and one of the consumers.
+  struct Codes {
+    const void* panels;
+    const uint32_t* pairs;
+    Barrier& empty;
+  };
+  struct Elements {
+    void* panels;
+    Barrier& full;
+    Barrier& empty;
+    uint32_t phase;
   };
 
  public:
@@ -107,93 +107,97 @@ class CodeExpander {
       if (thread_.lane() == 0) {
         storage_.work_empty.arrive();
       }
-      // V runs one block behind K: K, K V, K V, .. V.
-      const int last = 2 * (end - first) - 1;
 #pragma unroll 1
-      for (int i = 0; i <= last; ++i) {
-        expand(next_block(i == 0 || (i % 2 == 1 && i < last)));
+      for (int block = end; block >= first; --block) {  // V runs one block behind K
+        if (block > first) {
+          expand_keys();
+        }
+        if (block < end) {
+          expand_values();
+        }
       }
       phase ^= 1;
     }
   }
 
  private:
-  __device__ __forceinline__ Block next_block(bool is_keys) {
-    const int from = is_keys ? keys_.slot : values_.slot;
-    const int to = is_keys ? key_elements_.slot : value_elements_.slot;
-    const Block block{
-        is_keys ? shared_address(&storage_.k[from]) : shared_address(&storage_.v[from]),
-        is_keys ? shared_address(storage_.pairs.keys_of(from))
-                : shared_address(storage_.pairs.values_of(from)),
-        is_keys ? shared_address(&storage_.elements.k[to])
-                : shared_address(&storage_.elements.v[to]),
-        (is_keys ? storage_.k_full : storage_.v_full)[from],
-        (is_keys ? storage_.k_empty : storage_.v_empty)[from],
-        (is_keys ? storage_.expanded.k_full : storage_.expanded.v_full)[to],
-        (is_keys ? storage_.expanded.k_empty : storage_.expanded.v_empty)[to],
-        is_keys ? keys_.phase : values_.phase,
-        is_keys ? key_elements_.phase : value_elements_.phase};
-    if (is_keys) {
-      keys_.advance();
-      key_elements_.advance();
-    } else {
-      values_.advance();
-      value_elements_.advance();
-    }
-    return block;
+  __device__ __forceinline__ void expand_keys() {
+    const int from = keys_.slot;
+    const int to = key_elements_.slot;
+    storage_.k_full[from].wait(keys_.phase);  // codes and pairs have landed
+    expand({storage_.k[from].panel, storage_.pairs.keys_of(from), storage_.k_empty[from]},
+           {storage_.elements.k[to].panel,
+            storage_.expanded.k_full[to],
+            storage_.expanded.k_empty[to],
+            key_elements_.phase});
+    keys_.advance();
+    key_elements_.advance();
   }
 
-  __device__ __forceinline__ void expand(const Block& block) const {
-    block.codes_full.wait(block.codes_phase);  // codes and pairs have landed
+  __device__ __forceinline__ void expand_values() {
+    const int from = values_.slot;
+    const int to = value_elements_.slot;
+    storage_.v_full[from].wait(values_.phase);  // codes and pairs have landed
+    expand({storage_.v[from].panel, storage_.pairs.values_of(from), storage_.v_empty[from]},
+           {storage_.elements.v[to].panel,
+            storage_.expanded.v_full[to],
+            storage_.expanded.v_empty[to],
+            value_elements_.phase});
+    values_.advance();
+    value_elements_.advance();
+  }
+
+  __device__ __forceinline__ void expand(const Codes& from, const Elements& to) const {
     Piece pieces[kAhead];
 #pragma unroll
-    for (int piece = 0; piece < kAhead && piece < kPieces; ++piece) {
-      pieces[piece] = read(block, piece);
+    for (int piece = 0; piece < kAhead; ++piece) {
+      pieces[piece] = read(from, piece);
     }
-    block.elements_empty.wait(block.elements_phase ^ 1);  // all consumers have left it
+    to.empty.wait(to.phase ^ 1);  // all consumers have left it
     Scale scale;
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       const Piece now = pieces[piece % kAhead];
       if (piece + kAhead < kPieces) {
-        pieces[piece % kAhead] = read(block, piece + kAhead);
-      }
-      if (piece + kAhead == kPieces) {
-        __syncwarp();  // all lanes have read
-        if (thread_.lane() == 0) {
-          block.codes_empty.arrive();
-        }
+        pieces[piece % kAhead] = read(from, piece + kAhead);
       }
       if (piece % kPanels == 0) {
         scale = Scale::of(now.pair);
       }
-      write(block, piece, now.codes, scale);
+      write(to, piece, now.codes, scale);
+    }
+    // Not before all that was read is in registers: a read may wait behind those of wgmma for
+    // longer than TMA takes to bring the next codes.
+    __syncwarp();  // all lanes have stored what they have read
+    if (thread_.lane() == 0) {
+      from.empty.arrive();
     }
     fence_async_proxy();
     __syncwarp();  // all lanes have written and fenced
     if (thread_.lane() == 0) {
-      block.elements_full.arrive();
+      to.full.arrive();
     }
   }
 
-  __device__ __forceinline__ Piece read(const Block& block, int index) const {
+  __device__ __forceinline__ Piece read(const Codes& from, int index) const {
     const int turn = index / kPanels;
     const int panel = index % kPanels;
     // A warp without rows in this turn reads the first of the block, for nothing.
     const int rows = takes_part(turn) ? turn * kTurnRows : -kGroupRows * thread_.warp();
     Piece piece;
     if (Kv::kHasPairs && panel == 0) {
-      piece.pair = load_shared_4(block.pairs + (row_ + rows) * 4);
+      piece.pair = load_shared_4(shared_address(from.pairs) + (row_ + rows) * 4);
     }
     // The swizzle of this lane's place, apart from what is the same for all lanes.
     const int byte = panel * kPanelCodeBytes;
-    piece.codes = load_shared_16((source_ ^ byte % 128) +
-                                 (block.codes + rows * 128 + byte / 128 * Traits::kKeyPanelBytes));
+    piece.codes =
+        load_shared_16((source_ ^ byte % 128) + (shared_address(from.panels) + rows * 128 +
+                                                 byte / 128 * Traits::kKeyPanelBytes));
     return piece;
   }
 
   // Writes what the codes of a piece stand for.
-  __device__ __forceinline__ void write(const Block& block,
+  __device__ __forceinline__ void write(const Elements& to,
                                         int index,
                                         const uint4& codes,
                                         const Scale& scale) const {
@@ -204,7 +208,7 @@ class CodeExpander {
     if (takes_part(turn) && exists(panel)) {
 #pragma unroll
       for (int chunk = 0; chunk < kChunks; ++chunk) {
-        store_shared((target_ ^ chunk << 4) + (block.elements + offset),
+        store_shared((target_ ^ chunk << 4) + (shared_address(to.panels) + offset),
                      sm80::expand_eight<T, Tkv>(words + chunk * kWords, scale));
       }
     }

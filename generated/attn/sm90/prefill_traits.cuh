@@ -56,7 +56,7 @@ struct RegisterBudget<1, 1> {  // 255 for every thread: there is nothing to move
 template <>
 struct RegisterBudget<1, 2> {  // of 2 * 128
   static constexpr int kProducer = 40;
-  static constexpr int kConsumer = 216;
+  static constexpr int kConsumer = 208;
 };
 
 template <>
@@ -87,6 +87,13 @@ struct CodeRegisterBudget<2, 1> {  // of 4 * 128
   static constexpr int kProducer = 40;
   static constexpr int kExpander = 40;
   static constexpr int kConsumer = 216;
+};
+
+template <>
+struct CodeRegisterBudget<3, 1> {  // of 5 * 96
+  static constexpr int kProducer = 40;
+  static constexpr int kExpander = 56;
+  static constexpr int kConsumer = 128;
 };
 
 template <bool kIsQuantised, int kConsumers, int kCtasPerSm>
@@ -166,6 +173,7 @@ struct PrefillTraits {
   static constexpr int kBoxesOfOneWarp = 2;
   static constexpr int kCopyWarps = 2;  // producer warps that copy rows, where they are gathered
   static constexpr int kCopyRows = kCtaS / kCopyWarps;  // of a block of keys, by one of them
+  static constexpr int kPairWarps = 2;  // producer warps that bring pairs, of quantised caches
 
   static constexpr int kProducers = Kv::kIsQuantised ? 2 : 1;  // warpgroups
   static constexpr int kThreads = (kProducers + kConsumers) * 128;

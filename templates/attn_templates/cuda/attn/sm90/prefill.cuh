@@ -44,12 +44,11 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
       }
     }
     if constexpr (Traits::Kv::kIsQuantised) {
-      constexpr int kPairWarps = Traits::Kv::kHasPairs ? 2 : 0;  // one for K, one for V
+      constexpr int kPairWarps = Traits::Kv::kHasPairs ? Traits::kPairWarps : 0;
       constexpr int kExpanderWarps = 4;
       // One thread announces the bytes of all boxes, or each signals that its copies are complete;
       // so does each thread that brings pairs.
-      const int fillers =
-          (source == KeySource::kGathered ? 32 : 1) + (Traits::Kv::kHasPairs ? 32 : 0);
+      const int fillers = (source == KeySource::kGathered ? 32 : 1) + kPairWarps * 32;
       init_slots(storage, storage.k_full, fillers, kExpanderWarps);
       init_slots(storage.expanded, storage.expanded.k_full, kExpanderWarps, Traits::kRowGroups);
       storage.work_empty.init(loader_warps + kPairWarps + kExpanderWarps);
@@ -76,11 +75,11 @@ __device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
   constexpr CacheType kCache = Traits::Config::kCache;
   if constexpr (Traits::Kv::kHasPairs) {
     if (warp == 2) {
-      PairLoader<Traits, KeyPart::kKeys>(storage, arguments.params).run();
+      PairLoader<Traits>(storage, arguments.params, 0).run();
       return;
     }
     if (warp == 3) {
-      PairLoader<Traits, KeyPart::kValues>(storage, arguments.params).run();
+      PairLoader<Traits>(storage, arguments.params, 1).run();
       return;
     }
   }
