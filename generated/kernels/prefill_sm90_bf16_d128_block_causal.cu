@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         82195cde6869b9e88921e6352631a1ea8b9c3130951c42e2a1e64e065753ad7a
+// digest         8a83d2f008e4ed9079c671c01a23c952547890811dc09a24b94f7d0cd2afa983
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

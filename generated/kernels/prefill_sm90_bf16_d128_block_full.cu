@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         05bed0b94120987c06f3b9cef61ddcc9e5ea92951817666d19c6a1673795281f
+// digest         14af465c3dff1d8e68f75692a01195468b3a4881ff19868ddd0bc4ccbd6d9514
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

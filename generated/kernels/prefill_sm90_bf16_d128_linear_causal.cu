@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         250da80035836bbcb63a18cc09dfd55149e72ca3d00b0608a42f6eb71c02ace0
+// digest         21bd270fab0268ecb8f6b4577d6c2403e05c23fea0920476573bdd94b87efc43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         4242abc5fd103df65fb0f2b261b60dcd209debbc883ac1ba6589b71f7d9f95a8
+// digest         55a356dd56812e114a514f17d4f38625155c77f77fb27b1297e96fe8f834116c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

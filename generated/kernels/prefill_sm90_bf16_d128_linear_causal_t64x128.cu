@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         b03c305d2b933aae3f06411244a256e198cf80b218c828789e59b5afbf49f06e
+// digest         6c4a0b421948db372bf86479ad94be5d811aa1541ea275b5282c94752f155773
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         db2e57b2bd090b2a41eb776c1d93e2e87ac105f06d3402f001f9bb1646c385ca
+// digest         53e6984d5feb19254f3b292ee385620cc22612400ba094e5d55b1ac47edd1b8f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         d3a3d7f3cb8dfcf45b4d0c34736b39632d60e8971210f650aa119e83d23473e9
+// digest         956af7cb87307c236a063a2cc9ae1994aa9e69b802c4069e7a42cf5818b98e34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         62e78740f44741d68364bbae7544f8c633cc560f0db77f668c11c3049670ff7a
+// digest         e15fcb93d522bd6df66028765f93eb4351a57c102070f66b53f83f249541da8b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

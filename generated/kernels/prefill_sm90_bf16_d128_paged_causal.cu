@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         3c31617ad5a98a43475381c6435a37b6c86e7ce54133dc40d26f110db92c4e16
+// digest         712482ff1f95bd60075464d0a168214062225ea0cbbf4c7ab2b45b691e208e8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

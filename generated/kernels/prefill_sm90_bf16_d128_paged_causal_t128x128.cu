@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         7bddb82957276fcf1e1b9aef35a08c16bfee763d4b86a69a65bfa97ae4818944
+// digest         7fcbe5221090914f957342aff7631f17026ade1f7e2853c28a469c066f2d1314
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         86a6bec78827f31443229b051bdd8405f01cf26708842301b4b087a9428390db
+// digest         5f272bbdb63bd0f0ebc0ae5c661a8a62eb701b6fd42e66b03830d872384e36fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

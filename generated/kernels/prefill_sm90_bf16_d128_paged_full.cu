@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         7bb6d74f473eefc4564578a31328c6a1b7f728cf39b860620e394b739a699991
+// digest         8c218fb7b9179cced5ada37fccf512b3f5f543e56a61c62dd8b83ecad3b7a55f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         599a29a9015c09a59e1e21cf295175f528cbc21fd2a476631140693a7ed57157
+// digest         c2fe65dacc760088d8129fdf353a378984738357b1bd4870da6d64182b8f0a76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

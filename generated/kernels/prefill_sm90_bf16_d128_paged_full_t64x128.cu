@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         4ad126fe4728ab5ed72bd7fdc1b0869db2556955802412e5067a3ce5ca3fc520
+// digest         c508fa3ac601b9320105d5016d67874702d7d7997b4dc1a5fa91f8523082428e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

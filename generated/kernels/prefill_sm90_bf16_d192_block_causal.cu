@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         65d3a2183072b6bc0926a27acd86b05b800fa9f1274c28f7b92603c6787cd3ec
+// digest         bfec30ed99d7de75d73bfbc842f76f18c5d78ab0f83e1f51d075b9f8539b1434
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

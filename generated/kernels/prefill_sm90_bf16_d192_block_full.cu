@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         58859070fea612e9d77c311f17e7b40abf1d90e8cd5e167c003c28e7d882a988
+// digest         eff61116c9887b4d077251dbc889271a043d7244340795c98059eb44fc164a1a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         89c0a5cfb1b69339eed8992ee79ae4fd42332545351d24450ea9c561364fd109
+// digest         e1956f2b14e6743f221e9ec71a8cb9ae8fe8c9c0d184d0de79393bbb90248b3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

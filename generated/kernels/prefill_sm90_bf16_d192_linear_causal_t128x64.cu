@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         45419a296b7c0bbcb302d66296355b28b33381057b415c1b70bffe10c3c91a27
+// digest         6c9e84643fa9874fc3e55016c20b19e88a954540e80d13541392b114fb0913fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         1c28f6ba90931648eb469253f4a58d3d354953b28b6a5d009b889f626524eb97
+// digest         ca7fb5aa63f3cfa048cbed488d6d8ff10dc887d329d7e340e84767fe99a6cc80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

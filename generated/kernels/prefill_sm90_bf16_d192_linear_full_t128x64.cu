@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         1672a7b7658218ace9f2d5c45b9b6d01d3bbbfc6ea5505b3ecaec20f98389b0f
+// digest         6205eeb1a14f8bea33ec1c621c3f763b0f77ffdda1c189b7924651e9405a5068
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         67dbe1d476a42b7ab9a64c5bc3d0b93f6c52f9180fb9f69cc00fa18952dc95f3
+// digest         5fe0e41d39565dc1d46ad2c6393d960309b47efc22b631061873b071f58247bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         c09d8b90e0a85dadf3ec4afe9a0bdbadae456cfc9dc8e0d97cd954e39f116564
+// digest         d298360fb468a7c635818080b7908990e090ed0b023bc57b5ebeb304d6894218
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

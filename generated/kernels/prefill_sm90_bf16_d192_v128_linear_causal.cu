@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         98848ecefc19b93e8d1bc651c50198d0738a72797f34906d99db7bac0ddeea0e
+// digest         304002fbca5b2987c5f4a41ef794b07e2f42dbdf08efea56aac100dd0b8c2915
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         bc9e81906516c1dd1097faccdf48bfc9748607f9c19f9e6e6bba215ca78532f9
+// digest         66d71baf553d223cf0cca94b23f278036334ec6f06c8e09486211f277038a0b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

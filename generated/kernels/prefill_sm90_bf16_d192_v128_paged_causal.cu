@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         00479df49c95169a025409f7c11c5e96cc986717177a3a7b85e0083662dbbd0b
+// digest         8f68526a2df383b36ad185f156ca254138be7420b418ef32e112dc60bcb85e5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

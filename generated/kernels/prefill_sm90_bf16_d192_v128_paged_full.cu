@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         4900c5d768c626cb318d5f9592c8f60abaddb0582fc0a7f02e2605bd8e002dc7
+// digest         543ba81cb6d70aa7d275687f287af7414df02648c6ad5f99c84413b8e294ddff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

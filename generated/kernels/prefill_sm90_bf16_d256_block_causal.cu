@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         4978328348da6b03d56de441da9f75add0faa4ef323dca9aa80fe2dff375ebbf
+// digest         6c24624614be1a07ab3693d9edb9f597035074d2d5af70b2f26d58768ff08aa2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         7e6912a7ec155b9f6b03d5fcc555e1e990247485763da58a2fdb767a8858c3aa
+// digest         3183ac679eb521ea8015289eb15027f653004a2639000725114e6c4fbbefddae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         49750287dee2b15f94d63111d1e4e627e8007f4b683d85dc8d66b39bc5f52e87
+// digest         2fc7b5e4ab84275125e007727a43c6dc1e595d575bc1249afe46ecab7151a350
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         8ddebd2640cb748255b4b1b55f9e196c86bfc229493cd8bb09cdb385d130853e
+// digest         af671370f89890e0c2a10789e656b9fbf492f86295fabf8f3c1d2265f48555ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         09d5b5a706ec0d8ff4ea974c603fc5096343444ab60bd7ccf38c2e8a906d09a7
+// digest         6e65af9a9e4a84af8e617d05f2bbaa77bce2fa7c6bfe498185fe7b647e01770b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

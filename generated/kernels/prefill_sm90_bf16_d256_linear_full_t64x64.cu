@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8e5e5f1332345ed9f67edeec48381c10a9dcdcde35a47d5e1a533f52becac022
+// digest         8a7fb7b1911531f762940559cffa4e236cc7d8ea65197bbd4a080ce7032a781c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         26c30ae83f95bdc642582deb7a8096a546c17c6f97ad0c0e8988524641d75c70
+// digest         5e107aea0cdfa0eeae5305a043169f4a42c217c2da16c6ce80f7307f9a05de00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         dd1c927a1c4115e06a70625b2985a3dde13671794b36e3eb048d209659a22119
+// digest         04da91022f79176e444db90072ee51559dc2853804cdde7571c4a3797fa02c3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

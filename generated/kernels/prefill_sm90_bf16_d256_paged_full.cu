@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         64b7a555258c9a56be3364c70499173fc4f2549d00835edb5cd4582570e8f029
+// digest         ab51369b711a90059466fbaa156181c33494dcbc44c60e8ca7777b50269fa6fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         777f42a7acf59e4119c151b7089490c07e5d3906919f22d01b261b46c3f241b7
+// digest         53d082d21e17b0327fbc7773c979fcf6b9d817569465f87fbe4cfc08ae0f0a36
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         a5551f7afe6d3db0499e146e295c49276f8029b9567d804ed9c8a3bcb1ec8336
+// digest         e790dfdf2446f4574e2ef112e7b46e100feb2743c5414dc2ea5372e0888f7e45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         de0c1a31f824783f89718c52e8455398eb0b2d1c4b8b7ae8c24b69299dedec01
+// digest         33210bf990e09c01477714b735f20036de25f02110e51d634de6b17d4ca69d30
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         5d7c7a4adee39e07af6dc50037a33e2e9e9f768a583773c1c9cf8a7509cc940a
+// digest         f7aa65313207d1a30a740159bd7619238f3d8f83e0fc7ca0e44575e6370f8fcb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         58a629e9fa097531a68fee845c8bb0c10b43288c22eee10708447a514011097b
+// digest         01074230d9484e8d2ce6649973fe55d47f7f9079c34ab9e6a02850ca82b43d29
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

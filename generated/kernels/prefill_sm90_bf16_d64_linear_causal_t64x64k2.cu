@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         af93f51c913efe0b7a6255bb5d4ff3f3ad633f4ee56265597590ad43fb0d6c41
+// digest         05aa04d853fd2e5fe50c30193216959652e222ba95919138139bfa418fc75cca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

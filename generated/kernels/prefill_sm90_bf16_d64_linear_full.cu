@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         95d493e265fa11438faa0df7bcce8c749519ab2f23ca3d2329084cd672f42383
+// digest         ab76c99ab22372b52913dbe42e8a5e58782688da3178fe79cd895fbc27d0f3a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         ddd58b4c58b88ab403c46582574e16e93c85344d70e56c4bccebe83dc8f8bc05
+// digest         73b9eecf966ec1119d23dfa4d140339193073803d993937dca89943a8a395989
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

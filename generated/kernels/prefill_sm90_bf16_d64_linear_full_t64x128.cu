@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         783c0ae191398fc4a0e263f8dcc35a55aca68e942c5607345dd3b9897e1c4efe
+// digest         3afef6e2be7582f403502deedb242ab680d6ec408c64ea89d9cd55d900fb0f00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

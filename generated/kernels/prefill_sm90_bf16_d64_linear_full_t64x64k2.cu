@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         6d1df923b7b9b6305785ad35c9250d9444cb12cbc92737a8197fd3d36cab680f
+// digest         df3b7ccb808f40b6b5f81299922e069b5e4d4b2b76ea049982a2ef2232352c1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         7257c22f5193747c1e15ca24c3532709b37c6905e2cafade7b8526b327a80fa7
+// digest         410bd245bf8708a08cb71a677fa7182da02e9266cf947e3f09f8a9b436b4476f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

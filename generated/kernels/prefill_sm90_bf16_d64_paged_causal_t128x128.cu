@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         0b557a8b0f462c71951cffc07e591fdc57489cdd29e6052604cf450f4ec30ca0
+// digest         4cadd825eb2b9e9dd532082894bf6db03e29a3de37668be281604ac67b03a3cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         8bfd7027d460e1c62cb865cc53565d5d5fe43dc8205111bb5ff6d27cfd2b6501
+// digest         90b45e26060c4a098488d0fb633570f592c0e821fe989d841b20449e7e4902bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

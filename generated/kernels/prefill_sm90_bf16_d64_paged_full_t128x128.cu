@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         04f6dad4f40235b6c5cbcae7431c3e6533c21fdb6125a2d0e92750493218d31f
+// digest         3b14fd042190ec2aaa5d60ccebc8d475dce7ecf3ba29a4dbb2f878adea45f8ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         3e1af660a10fffcd8555d354ba7a399ad54e998acc80afb1e8e5633d81961104
+// digest         15ed5b589dceff85ca6625d974767ecba5b2d6a29bd6ff679d39ec0fa1bb512f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         51815358958371e799cf37633f31f7726eb8e0c118f99bae47cd77daf8df9072
+// digest         3f0e7604b9b0817fcba8f1ced3a567a00209239dcb17abd01585b36bfad373b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         8fcd28cfcc6c6ed2fa9f9e7b272a49c3cd6836ab2e6079990abe20029bed7428
+// digest         2debc5f3886f678759a6cca978945db5e95c2d2c05dfee5a250177429f495c5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         10c9c4b2da1d08cffc59219906c0f6a8b53f182b2254e5b57e8866d72c483359
+// digest         71895cdf8fdeb0b8dd4aa928aafb88610642c370c2b1d4099be0908cbcdd45b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

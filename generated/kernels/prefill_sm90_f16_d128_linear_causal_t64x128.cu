@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         11248ab73e09a19d94cfbdeb0a8702aa70006274733e02aa9877a9faee164d08
+// digest         0f14bbbcea83a89d5298165c4d4b2cce6383ea2bd763a72c3b79380361ddac20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         f0fb1acf7d045e8efc269a69f815fb4019f85830aaf0c9276d6c1e014288f4cf
+// digest         8c805205bd6b4c713771e275247909ba0c2898fe0cee1b7cb2e66df55255b4f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

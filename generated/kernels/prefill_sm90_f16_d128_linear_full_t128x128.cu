@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         5398f8c4c77231f8c7f24e1a8ed233c701ab7a3fcf20bba2b843d193edcc1f9f
+// digest         14393163b1120541c3f9f7d2a86ef995953eadee9f596ba2c3603fe125f4ea7c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         b99bd1dcac87ad992f2448ca0ad2fddef29f3d2449d6044818caaf406bde3745
+// digest         4f4bc37c4cdcab91d330f4ee8cd6ea4f3baf72ade937e8b2d532c036897888fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         6d36a908afdcaec417be4a7ae043bbf185fae0f07f5ebc8ac55c40ac55fc3e32
+// digest         d8f3963cde22b5655a925989c4b4e3726f2132b34b1dd5b6fa9028940d6a3f68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

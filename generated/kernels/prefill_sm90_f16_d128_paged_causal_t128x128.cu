@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         375f3716636ff8e1ea869096e5241ca0ee2ebce29b518f34430811e1c6663f4a
+// digest         80bf1fbbbe15d24cb0f0e9a72199c48929254d5fa15b9855ada46fbfd60edbda
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         9f5cec195d9122f39620b3f371a37ac16cd906d296cf4ecab2b669b4262259b2
+// digest         590cff3811bf500bb198a677af4f5107522892d3d1bda75876c2eb903604fbaf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

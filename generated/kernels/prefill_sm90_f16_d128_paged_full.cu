@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         1b412cbab206f23b14fe6a543f1f63de68ac22e212b77a5d4a6af637e6524d00
+// digest         9ef2f6bf3f4d33f32bc1252a10fb34194e7cc3bc0733a1284827969c4a7573ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

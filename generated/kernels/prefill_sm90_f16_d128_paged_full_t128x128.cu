@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         f0db565409b9717c9c4ca17d5334f2ad3b004415def4ce7d14cc1682efe2d72d
+// digest         1636874534f1db4b883c5bc06e2ae64c3cae88135776dcfb3b519a4b409f635c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         2779934e5201a570fe3e3db86088f4336622bba27f8aa940e85f5f724e983286
+// digest         9122a1bfbe478e1751cf27d3cd7db568c74800058e82c31a8aa06c6d10c53d1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         552e3eb23c24cfc2003c4905a912c9b21dc67418cc1d0d3e2ad1d5556680f4f8
+// digest         1af14e7295d55c196cb5c1ffe92efb046fd737c0e7df6af154cce350a60d4c00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         be257b322bb5d41b83cb45bc063de0bd62bc59a515628e6b155ab332e2960f44
+// digest         770695f1f7ecfc83c992ee1d52c3ad2a9cdbc0c30aabce27af8b11fcb72dc3ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

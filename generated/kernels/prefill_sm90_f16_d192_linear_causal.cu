@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         c8a15e698c48ec00c56dd34bd27918da527f8d0911fe65ef2f27bb252feea0fd
+// digest         cc7a08b33d3aa13af40bdf86c0ac5c525828008c3d7016cb35f517dbda4681bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         e7bcd51abd70f23c78d839406a84c19a0c5f18c6639f22bd8f23c40536926a0e
+// digest         0ae3b49bf14ac41cf9fb336c299cce2af5386518954b5936d2fd970cbab9141a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

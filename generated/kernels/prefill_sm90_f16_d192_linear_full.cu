@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         e1045c89919aef50149d9bf077ca5da135c57c277d681c05f84269eeab1f78bb
+// digest         bf2df487e3cb7ebce0e8addf912f78a4fbf30d70cdb4c20498332b1377c1d38e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

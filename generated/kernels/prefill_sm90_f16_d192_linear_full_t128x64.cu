@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         193562fee6f3feb92d916cf8b00ca20ac943a12ae01f38ac4498b8a28f5f9305
+// digest         dd02b789792ff3557597d40b04a2fa9df18abab05d7cf2489f1ebbc885fd486c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         8537fd265ff0e173cae1f091ba07f54fb668f0dc02b4f3af70ea7d26081c3be0
+// digest         a86f8fc2947810b22aa94f803902729fd669b2bf81c46dd98ddd0e0e52645370
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         1939a32a691b7070199d20291f397aee2b99bc79018a7e8995299449f1b90469
+// digest         916a03cd4bd36f1bab1a23f27b877a772f450550006ed7b0cd92aec6ac9325f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

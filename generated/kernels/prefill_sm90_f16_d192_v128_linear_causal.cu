@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         b158c54b53613344bfdf052b952c082745181ff6f242cfaa6ab3c5cb9c8fbe27
+// digest         fb78d29a926f93d07489604026234b3561ee035cdd3bac45f4fbf54b5f625c42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         cbe89f1d90f7de9946ed4d813d1000e65258be3633cad849957a94d18a4ca8bb
+// digest         ab0dd3e46a43346b6336bae3c8344be6cc50356a6a55ee0d586687a49ca3b95d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

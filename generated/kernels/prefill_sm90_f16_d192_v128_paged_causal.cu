@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         345d66235ab8182827641cb2a41714e7afd2e6775cf767d7709f627f14e8b593
+// digest         895039f8ee1a2ea9d0aea5421a7424e69ef4b2b490aafe894d21c5df4ac1246d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

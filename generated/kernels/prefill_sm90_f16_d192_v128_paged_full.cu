@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         ed1baeba6d1417ab1f7fcb592ff924f804e6a09cb15ed1aae5afe8b2b50eef6c
+// digest         0d33e3078a1893b03f6e2a51d514122dbd587f9519829f47a2a6f5f2760a514a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

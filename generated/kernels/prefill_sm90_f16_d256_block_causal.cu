@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         61413139aecca707ff518f7bfde190e95e38adb8958371c69bd2a6d73fc9bc81
+// digest         30eeb533f7e753e374ce9c17220d3346a51a2994533a9a8cafa43dd7815d0a42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         2672f5c8b2ee783ef979a3f950f97ac2096fcef3d5b1ea1add149d427d977d21
+// digest         8078643f1837fe2a09c7d7d8c13ad40cad6b324d3f9da62b2634dfba348d31d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         a78286874cfdc712e27444e8353f02ed4778440060f8a34a55b6e30ae2446519
+// digest         b04938e528288cb40990425163371321cfaf99c7c686593816d6d861ef280ce0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         15eccb74f65b43d8f8045b5c42055ef011a56d0429501374ad685e9ee7b12680
+// digest         333e33af581d2b85ac65685318792b26b4788cf15c7cabceb8f7058427b0c559
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         434725f29c5add708c244298f26677aaa8f527360030fed8b7e03f251a9d2c56
+// digest         3900b90acde5d0b4bf803b26c4d20f6479ebe26f66d216181a71b9cfb3ad3c24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

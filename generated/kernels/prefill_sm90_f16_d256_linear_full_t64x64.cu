@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         dfe7bfaf6ac0303c6f4e2071adfbb751ea07e91f3152b000391c3347e6f30c8f
+// digest         c5c87ee30bc9a528e7524f0b8d01d54f70232dbd9dec82bbb2b2741713f9f6df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         2d299ff742debd640eecddd0905f666f38b2c75d76900d1318871650a4303e5d
+// digest         44f159710f001cc2441eec9abbd009bd353a3215dbed0ad37676afafe889a199
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

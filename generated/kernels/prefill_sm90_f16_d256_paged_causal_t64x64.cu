@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         c01275f3801e0463f4962797e43293d588583ce58bafe6a0050ed09ca7593d76
+// digest         37c6f0b21582f140c4ca65028e8ddd5a6a596c4f49793ba2908f8e20af22aa57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         b718944117f4b21146b1e6fed1a135bf2fb65de88753cd382a47c2b4273b8d77
+// digest         3f216bc04347c73589edbe821ff7d0bbf239cbd1e85f7b15ba1d392c13f6e549
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         7f368822b3010cfb10fb131087521e94893ce0021e83af39c80b002f03b98e3a
+// digest         ee9adffbe1e5fe208e934ab29cf512c357d3c2b67680d00a8611188568cdd846
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         ee3b89f6b11ebac7ae08c61764018213422123168c92d9a87a179d0d8844e118
+// digest         aaf0715e8d17057ca4aa2f2976c4720538a4735581913ad2940b7499dc0c32ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         809fa4120e9c0dfb1c89c02fd8342d61c38122bc288043a3cbdb5e89a687cd24
+// digest         54d8b9ac9112b3f94b526c27c4df6e2d0d43bb56cf227f46a9ba63fbd947e3e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

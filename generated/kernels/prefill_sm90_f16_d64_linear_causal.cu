@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         4af463d0e0238cc89b46ed80b8611478bdede063a65d36063a592ce608d2d6bc
+// digest         a4ba6739932989e3130761f6d104889b7363f0c730997e9362490aa3852c9571
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

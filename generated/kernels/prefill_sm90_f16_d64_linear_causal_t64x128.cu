@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         502eb7191b70649d5ed884b3d0cda02cdfb0921cc9dddbe336b52f449230a3b5
+// digest         4e7b39e65b301ffe75d236e78c8f0fcc336d5dd64f4f445083b955be27b47d93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e4a27c53696f40938f9416a3a6a326cc3c90d7ababfc4618c5b81c48ed0904d6
+// digest         801a703e5465e1d2603d2cf4ad0ff74d3b9a9c333eb4843242eac179c327a46d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

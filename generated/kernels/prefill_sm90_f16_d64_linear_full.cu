@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         97d87bde8632955684b3799b2199af4e7a4a0a7ac746104a5a316bad7988b42a
+// digest         5d415bb27578a0e2aae7fbb0b4e001092c5c1047bb4a44cea31e0d06586b416e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         3d1bbf2bec7bc20e73ef519ecbb4dfcc63a599290c905b8e07f7a788458a5e1b
+// digest         4e91675aa81adcc95e63ae26dd7df274c39b86b94f17558365e92512ec778471
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         311aaaafce48647a44a519dc3026dd26687768a9134749cb0844285a1a03d048
+// digest         9e8da9bcc85f350dbd88b45819e74d8cae904e4160edc9bdc64acbef8d12841e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         231ad8e1bf59300449fd287f6d715055c2ebd45892532ccdf32460f04c1d6fc3
+// digest         176e919546d5e207ff336bb1ce6aba0af0e0399c0d8ddc3036c0d106559aedac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7ae2e2969a4ffb2a3d00f9e51bb5f6755aacad379df832235be3e26d0548c1a1
+// digest         9e7b71752f3072fa867a4f57e0b7cbff3b42506d2a4d19543071726da88a1d0a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         54881b933199c10fb0a13d2c9bed07ab78dce937dad31345197be8bd351209fb
+// digest         f908488a8d46d7b599facc3d98aece9dfdec0b4f21c7a3de2b44b8799f3a9327
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

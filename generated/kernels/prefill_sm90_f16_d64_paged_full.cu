@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         9cf0124f70bd4865cfd7d16c015d183904df88dd1146a33872b50431fb3ae9ee
+// digest         061930438038f0dd56b8bf32f2af240b45a67c3003376f589f8b5aa91dfe0042
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

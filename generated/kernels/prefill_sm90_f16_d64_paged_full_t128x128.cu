@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         24c0153d60c0c0f4cb44e481aee8c4f6097855ea4fda327225098506bce06f26
+// digest         2bb3150cc184192f3b3ac5a1ade78005cd58392192cff13d905f706ca0dde0ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

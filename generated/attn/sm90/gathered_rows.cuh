@@ -99,10 +99,7 @@ class GatheredRows : public LoaderSource {
       copy_batches<kColumns, kPartial>(table.row, panels, existing);
     }
     commit_copies();
-    __syncwarp();  // the whole warp has read the table
-    if (lane() == 0) {
-      table.read.arrive();
-    }
+    table.read.arrive();
     unsignalled_ = shared_address(&full);
   }
 

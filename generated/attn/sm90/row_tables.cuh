@@ -6,7 +6,8 @@
 
 namespace attn::sm90 {
 
-// Where the rows of a block of K or V lie. Written by one warp, read by those that copy.
+// Where the rows of a block of K or V lie. Written by one warp, read by those that copy; every lane
+// arrives for what it has written or read itself.
 template <class Traits>
 struct RowTable {
   const char* row[Traits::kCtaS];
@@ -14,8 +15,8 @@ struct RowTable {
   Barrier read;
 
   __device__ __forceinline__ void init_barriers() {
-    written.init(1);
-    read.init(Traits::kCopyWarps);
+    written.init(32);
+    read.init(32 * Traits::kCopyWarps);
   }
 };
 

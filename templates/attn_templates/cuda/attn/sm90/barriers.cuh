@@ -158,11 +158,7 @@ __device__ __forceinline__ int warp_uniform(int value) {
 // ahead of a loop at the price of a register throughout.
 template <class Value>
 __device__ __forceinline__ Value recomputed(Value value) {
-  if constexpr (sizeof(Value) == 8) {
-    asm volatile("" : "+l"(value));
-  } else {
-    asm volatile("" : "+r"(value));
-  }
+  asm volatile("" : "+r"(value));
   return value;
 }
 
