@@ -358,7 +358,7 @@ def _sm90_sized(
     ring = stages * cta_s * (width + width_v)
     staging = cta_q * _round_up(width_v // 2, PANEL) if query_slots == 1 else 0
     row_groups = cta_q // WARPGROUP_ROWS
-    barriers = 2 * query_slots * row_groups + 4 * (stages + code_stages) + 2
+    barriers = 2 * query_slots * row_groups + 4 * (stages + code_stages) + 4
     bookkeeping = barriers * SM90_BARRIER_BYTES
     bookkeeping += 2 * (SM90_WORK_BYTES + row_groups * SM90_SEEN_BYTES)
     bookkeeping += max(query_slots, 2) * row_groups * SM90_ITEM_BYTES
