@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         8a83d2f008e4ed9079c671c01a23c952547890811dc09a24b94f7d0cd2afa983
+// digest         03a43f390f312160d175c0140497a764a8b23b369b713e699e1180c72a3f86a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

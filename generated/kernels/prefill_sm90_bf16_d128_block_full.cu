@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         14af465c3dff1d8e68f75692a01195468b3a4881ff19868ddd0bc4ccbd6d9514
+// digest         9bacf453c664c74524e547c88bd84697f88e6aa04a9015c8bde0b67da5bf193e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

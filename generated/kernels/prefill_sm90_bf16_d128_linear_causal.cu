@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         21bd270fab0268ecb8f6b4577d6c2403e05c23fea0920476573bdd94b87efc43
+// digest         acb14e2842ce22758c16d9848e5b1c395162af92aa2b869473ad346a8b95d650
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

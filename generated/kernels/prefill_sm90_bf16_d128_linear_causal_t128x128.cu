@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         55a356dd56812e114a514f17d4f38625155c77f77fb27b1297e96fe8f834116c
+// digest         b0f3d205409314eda3d9b30f0ec0ab78af62c031b6618f1653348f89ebd5411b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         6c4a0b421948db372bf86479ad94be5d811aa1541ea275b5282c94752f155773
+// digest         aef351860b83be331033e20f00f4e42792192c7385c7dfde992150cea3303947
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

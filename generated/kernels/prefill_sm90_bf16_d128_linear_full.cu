@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         53e6984d5feb19254f3b292ee385620cc22612400ba094e5d55b1ac47edd1b8f
+// digest         0579798b6e1190384a95bb4bead6b39f7fd5fc59d0612d51a230d582bb3c4fd9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         956af7cb87307c236a063a2cc9ae1994aa9e69b802c4069e7a42cf5818b98e34
+// digest         e97dfd2ba0dc3143fd5089781b80d9ee9a9028be00bbb5e5125053393c9153fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

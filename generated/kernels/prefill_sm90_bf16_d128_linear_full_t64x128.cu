@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         e15fcb93d522bd6df66028765f93eb4351a57c102070f66b53f83f249541da8b
+// digest         6208add6649c6a410cf9a745b8d71cc9eb6049fbb4b88e47550a53a56a358a34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         712482ff1f95bd60075464d0a168214062225ea0cbbf4c7ab2b45b691e208e8a
+// digest         34ba3855964ce906544ea83be8350753d6161c7a3105f0ef8f0eac3cdd23bbf1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

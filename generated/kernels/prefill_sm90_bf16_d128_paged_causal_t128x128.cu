@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         7fcbe5221090914f957342aff7631f17026ade1f7e2853c28a469c066f2d1314
+// digest         d2a7b99b96f94b47a10c5eccd965d7d054fa498f8ebc6549f306e79f713fe6d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         5f272bbdb63bd0f0ebc0ae5c661a8a62eb701b6fd42e66b03830d872384e36fb
+// digest         9bdf1d8d8d9c6340f64dd072daf8a36e7e5ef14b32133507e7c2814c78070f1b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         8c218fb7b9179cced5ada37fccf512b3f5f543e56a61c62dd8b83ecad3b7a55f
+// digest         4eeb58c624094d094835417559c0203116a41dcd6460d9bc784558d8280010e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

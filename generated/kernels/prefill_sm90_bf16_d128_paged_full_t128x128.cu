@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         c2fe65dacc760088d8129fdf353a378984738357b1bd4870da6d64182b8f0a76
+// digest         d553e5770bf198ddce3713b691b478595446489bf50bf6721e1a2628f8f38e09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

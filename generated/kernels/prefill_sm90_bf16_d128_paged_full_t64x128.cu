@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         c508fa3ac601b9320105d5016d67874702d7d7997b4dc1a5fa91f8523082428e
+// digest         4dd1feb39c64a91e9c255b1f0c3d8bb7a2bf297d19dfb9c61912be668456185c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         bfec30ed99d7de75d73bfbc842f76f18c5d78ab0f83e1f51d075b9f8539b1434
+// digest         01015d5ea4e9c59ef36185bc996acfa16d8571ce6de4df9eb5ba1b6cdd2616f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         eff61116c9887b4d077251dbc889271a043d7244340795c98059eb44fc164a1a
+// digest         233a61e8af9393bc672f055b151750eb9349da162db2cd21be425ba2e9b1a159
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

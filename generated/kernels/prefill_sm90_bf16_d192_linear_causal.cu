@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         e1956f2b14e6743f221e9ec71a8cb9ae8fe8c9c0d184d0de79393bbb90248b3b
+// digest         79fe32445ba574f275d37c3e48af46bb413bf9734b9b8c1efc060dc67dcc3540
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

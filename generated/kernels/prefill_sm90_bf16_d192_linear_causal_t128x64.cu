@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         6c9e84643fa9874fc3e55016c20b19e88a954540e80d13541392b114fb0913fd
+// digest         abba686aae8c7f44e1f82ead38cb7b8b90b9bad848d79249169c74ff57616c39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

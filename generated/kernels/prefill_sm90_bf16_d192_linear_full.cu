@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         ca7fb5aa63f3cfa048cbed488d6d8ff10dc887d329d7e340e84767fe99a6cc80
+// digest         0e9e8976151ce82ce05e1fae06a28bc557d48c58aa73a91b0b8efd284b163c2e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         6205eeb1a14f8bea33ec1c621c3f763b0f77ffdda1c189b7924651e9405a5068
+// digest         26fed3c546545630f3379580d02b4dbdcc170a04bd1b7a934bdbcf158256f0f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         5fe0e41d39565dc1d46ad2c6393d960309b47efc22b631061873b071f58247bc
+// digest         4f2dbe352cd5e1b42caab8f0be29426df4e67dd4c78a323563d98db880e897a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

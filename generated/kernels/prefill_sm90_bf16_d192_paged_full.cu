@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         d298360fb468a7c635818080b7908990e090ed0b023bc57b5ebeb304d6894218
+// digest         8df2f6a8b7b4dbc5de409fbe7240980e740376dc18bee0eab2843dc87bff3995
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

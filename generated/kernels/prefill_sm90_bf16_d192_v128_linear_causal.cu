@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         304002fbca5b2987c5f4a41ef794b07e2f42dbdf08efea56aac100dd0b8c2915
+// digest         42e8617f538c3f88dee34a1a040e832efc1a970780fb63df0ab01b58047bc0c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

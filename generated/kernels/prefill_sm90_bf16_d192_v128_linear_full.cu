@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         66d71baf553d223cf0cca94b23f278036334ec6f06c8e09486211f277038a0b1
+// digest         a424a2abfbcc7c071470fbf93e5b5774bca11322ff4f3967549d26dc627e2e3d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

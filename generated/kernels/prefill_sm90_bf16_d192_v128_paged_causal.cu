@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         8f68526a2df383b36ad185f156ca254138be7420b418ef32e112dc60bcb85e5b
+// digest         1e9672d904a9db983808fcd855af1a6d6404820a3b55a7a026f16966a4c7180c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         543ba81cb6d70aa7d275687f287af7414df02648c6ad5f99c84413b8e294ddff
+// digest         35060046c3298a7003d4ba8ebd30d8d6717c4d5e1a62e0fe4d01ba8f5dec7999
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         6c24624614be1a07ab3693d9edb9f597035074d2d5af70b2f26d58768ff08aa2
+// digest         cb179ffffe91c03268b7666d233523123f38ac9e528fcf3b7bf2827cab15a335
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

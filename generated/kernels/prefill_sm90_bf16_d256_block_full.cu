@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         3183ac679eb521ea8015289eb15027f653004a2639000725114e6c4fbbefddae
+// digest         f57a173701e1905e46744db587156028be4516ca3d9bf12bfc7861d9b4bde919
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         2fc7b5e4ab84275125e007727a43c6dc1e595d575bc1249afe46ecab7151a350
+// digest         6d0d589140f1776af6cf83e86859c5f48c1873fb2a90fa7bf50c11b94a4b05aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         af671370f89890e0c2a10789e656b9fbf492f86295fabf8f3c1d2265f48555ab
+// digest         fd1792c3c1dd15bebac14f89d4d39ad2f1000ec15e9bd02df0aa470ce42824ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

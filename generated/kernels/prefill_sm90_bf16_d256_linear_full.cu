@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         6e65af9a9e4a84af8e617d05f2bbaa77bce2fa7c6bfe498185fe7b647e01770b
+// digest         3fc54727e14620603d58ab312915706133aa483a19d2468e5d4b1684f59b0356
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

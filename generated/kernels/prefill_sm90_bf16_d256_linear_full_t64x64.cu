@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8a7fb7b1911531f762940559cffa4e236cc7d8ea65197bbd4a080ce7032a781c
+// digest         25a0fe6c57949479d22a98a3e26454c248a37ca3ac247b9db49a7b07d0f7ef93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

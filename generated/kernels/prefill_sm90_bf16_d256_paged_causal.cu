@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         5e107aea0cdfa0eeae5305a043169f4a42c217c2da16c6ce80f7307f9a05de00
+// digest         c8cd080b6e24d69f0aa3d1f9fc86e79d8871a4412819805d8b679d674387dea5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         04da91022f79176e444db90072ee51559dc2853804cdde7571c4a3797fa02c3c
+// digest         c857b48372277f3c48ffbc46684840596773bb9e4f18871812041b7384fc1642
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         ab51369b711a90059466fbaa156181c33494dcbc44c60e8ca7777b50269fa6fa
+// digest         c778c8972d770e572a5f17fe58ddab46c24c47dcfbfbc9083d407ce9c6f0d542
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

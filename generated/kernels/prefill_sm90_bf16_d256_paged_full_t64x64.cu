@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         53d082d21e17b0327fbc7773c979fcf6b9d817569465f87fbe4cfc08ae0f0a36
+// digest         00a9f2df0167f0d190f04efc2136061b391b657ed4833a1a797580a0d9c7ea80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         e790dfdf2446f4574e2ef112e7b46e100feb2743c5414dc2ea5372e0888f7e45
+// digest         3973d8b9948d940f6c2c67e9d9ce776b7715b505e2109e80b4ef74b55379ad46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

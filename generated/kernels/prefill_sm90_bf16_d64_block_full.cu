@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         33210bf990e09c01477714b735f20036de25f02110e51d634de6b17d4ca69d30
+// digest         769ea5edb860567fec0f0f6da9d17d5902185aed57923a42967c95ce71db2b26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

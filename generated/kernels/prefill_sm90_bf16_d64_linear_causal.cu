@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         f7aa65313207d1a30a740159bd7619238f3d8f83e0fc7ca0e44575e6370f8fcb
+// digest         007aa46ac38efae35bc467fe50781a9c44942461e1fc6e955032872d38a4c338
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

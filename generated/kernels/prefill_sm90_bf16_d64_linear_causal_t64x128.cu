@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         01074230d9484e8d2ce6649973fe55d47f7f9079c34ab9e6a02850ca82b43d29
+// digest         38efe2c1e2dc36ef9c1030f87a43208a84c824dd742f6018263b959c6649010c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         05aa04d853fd2e5fe50c30193216959652e222ba95919138139bfa418fc75cca
+// digest         0c946269a8fe0450ecbcc08fce7ade3b32d1e63ec4fd1140bbcc111588fe549d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

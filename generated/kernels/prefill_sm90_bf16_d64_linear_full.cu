@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         ab76c99ab22372b52913dbe42e8a5e58782688da3178fe79cd895fbc27d0f3a3
+// digest         61b6033574279b7c9ca333ef9c1573d23c7f40355159a04ed1e67fd9a4fb3123
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

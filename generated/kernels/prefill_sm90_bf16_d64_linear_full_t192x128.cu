@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         73b9eecf966ec1119d23dfa4d140339193073803d993937dca89943a8a395989
+// digest         d7cbaf1d7eb29849e24a20dbd995a43bbc238b982b57f18854cf1e7c17dcbae2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

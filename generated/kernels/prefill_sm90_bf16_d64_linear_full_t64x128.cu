@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         3afef6e2be7582f403502deedb242ab680d6ec408c64ea89d9cd55d900fb0f00
+// digest         bc69e0c811a36e21bae332a70e8032ca4817ab4eb5b86ef065e9ba5e87a97064
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         df3b7ccb808f40b6b5f81299922e069b5e4d4b2b76ea049982a2ef2232352c1c
+// digest         19a61a5716862cb8f247685e47b5c3cb3e597e9bcc7fb69b1264fc7a21ccfbdc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         410bd245bf8708a08cb71a677fa7182da02e9266cf947e3f09f8a9b436b4476f
+// digest         a5cf2333cb2f9319246113ba3666ff0ff7d6ebc0f2d5f4e57e656d6d324b8f59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

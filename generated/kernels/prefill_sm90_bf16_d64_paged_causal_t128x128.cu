@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         4cadd825eb2b9e9dd532082894bf6db03e29a3de37668be281604ac67b03a3cb
+// digest         5f256224444852fb002ae79358b6f7f7dd5c785b2130f842febe329c4f5c42cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

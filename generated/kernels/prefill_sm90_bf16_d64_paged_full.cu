@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         90b45e26060c4a098488d0fb633570f592c0e821fe989d841b20449e7e4902bb
+// digest         7eafb9939f4756a91f2bf1c8aaf2427620f0383151642a26fee292c7d8760955
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

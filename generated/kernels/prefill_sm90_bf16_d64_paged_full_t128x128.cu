@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         3b14fd042190ec2aaa5d60ccebc8d475dce7ecf3ba29a4dbb2f878adea45f8ba
+// digest         191dec8cdd859429b15578f8aa6455473566fe450b7ea081e34c1a0c591aa91a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

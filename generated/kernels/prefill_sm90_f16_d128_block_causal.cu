@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         15ed5b589dceff85ca6625d974767ecba5b2d6a29bd6ff679d39ec0fa1bb512f
+// digest         c4646b2bada26261c6b02e1e5ef55eb8557ce8ad8ef096ff38805be331818422
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

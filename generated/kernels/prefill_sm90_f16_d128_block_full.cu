@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         3f0e7604b9b0817fcba8f1ced3a567a00209239dcb17abd01585b36bfad373b5
+// digest         90cbfdb920c81c93f851cdcb2bb346bd4cc957df78710cd9a00c0e671c949c6f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         2debc5f3886f678759a6cca978945db5e95c2d2c05dfee5a250177429f495c5e
+// digest         ea5c9efb2b8f18e633a561d975b17da897ecbc6fc8f6c52e807254f9dfadcc75
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         71895cdf8fdeb0b8dd4aa928aafb88610642c370c2b1d4099be0908cbcdd45b2
+// digest         8db2521e57aa72b633b3e04fca202a880cc8d7c8d3bfd0c7e0e670d02f0b3710
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         0f14bbbcea83a89d5298165c4d4b2cce6383ea2bd763a72c3b79380361ddac20
+// digest         68c89542f39b74248ab949470f4f5b3589e7aa3985efb9016fbd9d9001e6edc8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

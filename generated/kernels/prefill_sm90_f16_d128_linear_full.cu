@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         8c805205bd6b4c713771e275247909ba0c2898fe0cee1b7cb2e66df55255b4f9
+// digest         275f9210ec0bde715886a5f1c57b4b5a120ed029cce6226d61a7c7d2692f7bb5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

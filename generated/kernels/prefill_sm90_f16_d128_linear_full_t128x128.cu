@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         14393163b1120541c3f9f7d2a86ef995953eadee9f596ba2c3603fe125f4ea7c
+// digest         65bcf7db56aa35c1590b39da658cd4237552f72812e28d2ffe68702052cd549e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         4f4bc37c4cdcab91d330f4ee8cd6ea4f3baf72ade937e8b2d532c036897888fa
+// digest         ac71437370dcaaba6e732a80dd776408b0cdeb89ebb95117cebabbd55d41ad8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

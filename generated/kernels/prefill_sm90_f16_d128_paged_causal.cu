@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         d8f3963cde22b5655a925989c4b4e3726f2132b34b1dd5b6fa9028940d6a3f68
+// digest         6c8d37fab9f6c66f67703fa187289d8cd6fec0ca2f8280bddde1091dd53db0a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         80bf1fbbbe15d24cb0f0e9a72199c48929254d5fa15b9855ada46fbfd60edbda
+// digest         ffcb6de7c6706f33d134fb72175e866444eb8a0ee3646e557ce2257df537932c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

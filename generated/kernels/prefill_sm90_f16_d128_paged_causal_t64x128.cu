@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         590cff3811bf500bb198a677af4f5107522892d3d1bda75876c2eb903604fbaf
+// digest         6fcbe4220e4af39bee87e5d7f459c622777e7465f2d133a0e15c3bbe290907d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         9ef2f6bf3f4d33f32bc1252a10fb34194e7cc3bc0733a1284827969c4a7573ca
+// digest         4f45ec2aa92f1695801b58217761125f7bed3332aa6516547a7071acacc38fcd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         1636874534f1db4b883c5bc06e2ae64c3cae88135776dcfb3b519a4b409f635c
+// digest         acd871fd51fe074dc87d45859b04b0e7d344292da082fb53c2e747db988f8d7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         9122a1bfbe478e1751cf27d3cd7db568c74800058e82c31a8aa06c6d10c53d1c
+// digest         c33b4af4bb6c425095b3e0fc8938e505a3f4f142cd1aa6825850d03a29ad3a0d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

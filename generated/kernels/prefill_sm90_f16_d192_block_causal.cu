@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         1af14e7295d55c196cb5c1ffe92efb046fd737c0e7df6af154cce350a60d4c00
+// digest         36ae808f4a761bd0c3d048db4d31394d9b2cdc2623dd9b605ad92e1b92497008
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         770695f1f7ecfc83c992ee1d52c3ad2a9cdbc0c30aabce27af8b11fcb72dc3ac
+// digest         c23fc8211de7fa187ac7eade3b5fb813dc9e1514d0d2b087fe1eea6886495f43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         cc7a08b33d3aa13af40bdf86c0ac5c525828008c3d7016cb35f517dbda4681bb
+// digest         0ed7063f66da77dd8fc67e91761e503e940f8d166d070b597213e4552f6e34df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

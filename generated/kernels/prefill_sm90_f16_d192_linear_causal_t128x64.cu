@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         0ae3b49bf14ac41cf9fb336c299cce2af5386518954b5936d2fd970cbab9141a
+// digest         797190020985b2ed9232ab7373900ae255765d05d170fb4615519df4068ae281
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

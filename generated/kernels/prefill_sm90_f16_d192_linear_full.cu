@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         bf2df487e3cb7ebce0e8addf912f78a4fbf30d70cdb4c20498332b1377c1d38e
+// digest         9565ba18feff14d026f60ce5a00b69728beb165ecabd6d36a07e74d81582a2a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

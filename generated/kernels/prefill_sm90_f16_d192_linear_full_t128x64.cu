@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         dd02b789792ff3557597d40b04a2fa9df18abab05d7cf2489f1ebbc885fd486c
+// digest         e251b82ae302674e1f2f7b453dc904b3eb9475067b595860ee92dd313395003d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

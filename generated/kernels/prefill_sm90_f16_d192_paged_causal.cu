@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         a86f8fc2947810b22aa94f803902729fd669b2bf81c46dd98ddd0e0e52645370
+// digest         ae2107cc7ae24b9372136304419ce4366b816542d298ab4b5178a9720b86da44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         916a03cd4bd36f1bab1a23f27b877a772f450550006ed7b0cd92aec6ac9325f1
+// digest         67f26409de8eafe21d98261bb37ebea2d39f877fefbe1b47285abae5d3ef1465
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         fb78d29a926f93d07489604026234b3561ee035cdd3bac45f4fbf54b5f625c42
+// digest         371c9e629d5614456ba4e31dc220151bc71f426824c6b8d03feb0b105c4d6263
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

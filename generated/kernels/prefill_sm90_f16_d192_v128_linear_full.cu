@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         ab0dd3e46a43346b6336bae3c8344be6cc50356a6a55ee0d586687a49ca3b95d
+// digest         d3a7932056d5b86fa30a55ddb262eb6762c79f36541b4fb692c7635972c763be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

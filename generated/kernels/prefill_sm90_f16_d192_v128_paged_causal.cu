@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         895039f8ee1a2ea9d0aea5421a7424e69ef4b2b490aafe894d21c5df4ac1246d
+// digest         f12dfee5838030685297bdd8106e1d4fd29f0f351823ab03c7ce0395df7ea30f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

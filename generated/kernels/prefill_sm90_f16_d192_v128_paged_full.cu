@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         0d33e3078a1893b03f6e2a51d514122dbd587f9519829f47a2a6f5f2760a514a
+// digest         be20f06f9db3a2de777b1e0a033a5bd611781cb3453ee9359a4494479d080653
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

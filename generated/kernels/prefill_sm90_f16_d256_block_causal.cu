@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         30eeb533f7e753e374ce9c17220d3346a51a2994533a9a8cafa43dd7815d0a42
+// digest         cbed3914ca94087818b369c88248da50d2507927867593f5f2310460f55ee5e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

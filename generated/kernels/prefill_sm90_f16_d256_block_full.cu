@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         8078643f1837fe2a09c7d7d8c13ad40cad6b324d3f9da62b2634dfba348d31d7
+// digest         90ac297a3d05c4483a5e75a69d7f496e31f51581d0399f2078e9e369a3381ba6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         b04938e528288cb40990425163371321cfaf99c7c686593816d6d861ef280ce0
+// digest         f8763cf478d438ad583289c5ce5aef5a655e19e11058e05313462f3971c233da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

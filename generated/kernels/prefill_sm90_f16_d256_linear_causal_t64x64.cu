@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         333e33af581d2b85ac65685318792b26b4788cf15c7cabceb8f7058427b0c559
+// digest         7e4a9e5c84b13cc6d1c2f5e238fc1872e672eabb8c1c6661631bc09208cefc74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         3900b90acde5d0b4bf803b26c4d20f6479ebe26f66d216181a71b9cfb3ad3c24
+// digest         d451d5ee23b9d716152d15bd947af67e5c145379a910ee9e26f5cab188ea4f9a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

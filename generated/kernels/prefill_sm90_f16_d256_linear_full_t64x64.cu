@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         c5c87ee30bc9a528e7524f0b8d01d54f70232dbd9dec82bbb2b2741713f9f6df
+// digest         54f5cdfc0ffc51a6f4e5e232e59fc722e73ff23e23a64ef2be50bfb77a81385e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

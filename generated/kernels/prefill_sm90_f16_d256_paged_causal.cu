@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         44f159710f001cc2441eec9abbd009bd353a3215dbed0ad37676afafe889a199
+// digest         9fa838936d65a8f414326822763a78e64d6bdfeb232a8a4f407e1d93057a75b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         37c6f0b21582f140c4ca65028e8ddd5a6a596c4f49793ba2908f8e20af22aa57
+// digest         ccb07477a73f6335e835f3bd38342b24d196aed9bbb72e984fe52cf1ad8a91b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         3f216bc04347c73589edbe821ff7d0bbf239cbd1e85f7b15ba1d392c13f6e549
+// digest         c210224385f6e61c56aa3ce4c8da7ef4bf538579330555297db3b152a7b2d16b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

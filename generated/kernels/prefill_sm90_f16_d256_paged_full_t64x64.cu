@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         ee9adffbe1e5fe208e934ab29cf512c357d3c2b67680d00a8611188568cdd846
+// digest         cecbee4324452f0dc37da034086402f607f20660fa75c6af2a9abc86645a912f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

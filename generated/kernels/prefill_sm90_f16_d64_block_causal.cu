@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         aaf0715e8d17057ca4aa2f2976c4720538a4735581913ad2940b7499dc0c32ce
+// digest         11e7a625d19ad665824135065fded4ca983ef26abac36d1959519c364e72c14e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

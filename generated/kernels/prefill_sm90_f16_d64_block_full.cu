@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         54d8b9ac9112b3f94b526c27c4df6e2d0d43bb56cf227f46a9ba63fbd947e3e9
+// digest         2f567fdfdbe38322ffd1a26d40955b65e4c607a83148d263c96d643d6b479a7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

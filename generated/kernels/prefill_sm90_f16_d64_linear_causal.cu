@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         a4ba6739932989e3130761f6d104889b7363f0c730997e9362490aa3852c9571
+// digest         1f538ca8a81be1d861bf058c5222840aa679f10263df6f10483312ce8cd4b79e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

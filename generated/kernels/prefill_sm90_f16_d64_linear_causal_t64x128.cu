@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         4e7b39e65b301ffe75d236e78c8f0fcc336d5dd64f4f445083b955be27b47d93
+// digest         c3ee3f4ae64e7e367622aa548ba020bc5e13ae484e3710a9cb00df35d5fa18b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         801a703e5465e1d2603d2cf4ad0ff74d3b9a9c333eb4843242eac179c327a46d
+// digest         02f44421e1eaccc9c14a20cba0648473f09067dce2779091f68e32bd3e9ba956
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         5d415bb27578a0e2aae7fbb0b4e001092c5c1047bb4a44cea31e0d06586b416e
+// digest         35671d8715fbbd4a14b8431c6a0ab11c54d8ddfe2b0df36244860f8cad8745f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         4e91675aa81adcc95e63ae26dd7df274c39b86b94f17558365e92512ec778471
+// digest         b59587e9ad3f07c9970a10c140da49791bc6abfafd8605b951089763387b6bf9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

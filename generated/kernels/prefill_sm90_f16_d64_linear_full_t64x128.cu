@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         9e8da9bcc85f350dbd88b45819e74d8cae904e4160edc9bdc64acbef8d12841e
+// digest         18d85aab6141cce5562d3d5575aa5696ad731e89b6d7407014790d97036bb4b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

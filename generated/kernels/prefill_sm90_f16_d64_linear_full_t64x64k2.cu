@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         176e919546d5e207ff336bb1ce6aba0af0e0399c0d8ddc3036c0d106559aedac
+// digest         59b5e4a26cab62dafa5e930dfeba99f1da01a980bafee074a47d4fbfad0604fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         9e7b71752f3072fa867a4f57e0b7cbff3b42506d2a4d19543071726da88a1d0a
+// digest         9c449cd72b31b169256a5f110b3d0012d2de6165731be01abbe2912d4bd2e2da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         f908488a8d46d7b599facc3d98aece9dfdec0b4f21c7a3de2b44b8799f3a9327
+// digest         87101bf4f64390d74dde79eedfc19aeecc29cd8b4928b1b52c6d9f1d23745d52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

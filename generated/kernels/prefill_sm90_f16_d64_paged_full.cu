@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         061930438038f0dd56b8bf32f2af240b45a67c3003376f589f8b5aa91dfe0042
+// digest         dbde68cb72fd9abd5890bdd7a6097bcbcd0e448c3e2c074facc0430883d64b10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         2bb3150cc184192f3b3ac5a1ade78005cd58392192cff13d905f706ca0dde0ac
+// digest         8ab44110c1877910b9219bd747f19833b9b0b9d8c2cd46a215ee32dfd5cdc81f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -59,7 +59,10 @@ class Loader {
     if (Traits::kQuerySlots == 1 && source_.leads()) {
       prefetch_queries(item);
     }
-    load_queries(work);
+    load_queries(work_slot);
+    if constexpr (Traits::kSeenApart) {
+      seen_phase_ ^= work_slot;  // both slots have been used as often
+    }
 #pragma unroll 1
     for (; block > item.first_block; --block) {
       if (block - 1 == item.first_block + kRequestAhead) {
@@ -81,15 +84,13 @@ class Loader {
 
   // Each row group has its own barriers for Q, and its own copy of the item, so that none waits for
   // another.
-  __device__ __forceinline__ void load_queries(const Work<Traits::kRowGroups>& work) {
+  __device__ __forceinline__ void load_queries(int work_slot) {
+    const auto& work = storage_.work[work_slot];
 #pragma unroll 1
     for (int group = 0; group < Traits::kRowGroups; ++group) {
       Barrier& full = storage_.q_full[queries_.slot()][group];
       wait_query_slot(group);
       if (source_.leads()) {
-        storage_.items[item_slot()][group] = work.item;
-        storage_.items[item_slot()][group].seen = work.seen[group];
-        full.arrive_and_expect(Traits::kQueryBytes);
 #pragma unroll
         for (int panel = 0; panel < Traits::kPanels; ++panel) {
           load_box(&storage_.q[queries_.slot()][group].panel[panel],
@@ -98,6 +99,12 @@ class Loader {
                    query_box(work.item, group, panel),
                    CacheHint::kEvictFirst);
         }
+        if constexpr (Traits::kSeenApart) {
+          storage_.work_seen[work_slot].wait(seen_phase_);  // what the rows see is visible
+        }
+        storage_.items[item_slot()][group] = work.item;
+        storage_.items[item_slot()][group].seen = work.seen[group];
+        full.arrive_and_expect(Traits::kQueryBytes);  // of boxes that are on their way
       }
     }
     queries_.advance();
@@ -160,6 +167,7 @@ class Loader {
   Storage& storage_;
   const Arguments<T>& arguments_;
   Source source_;
+  uint32_t seen_phase_ = 0;  // of work_seen of the tile's slot
   PackedRingPosition<Traits::kQuerySlots> queries_;
   PackedRingPosition<Traits::kLoadedStages> keys_;
   PackedRingPosition<Traits::kLoadedStages> values_;

@@ -60,6 +60,8 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
     }
     storage.tables.init_barriers();
     storage.work_full.init(1);
+    storage.work_seen[0].init(1);
+    storage.work_seen[1].init(1);
     fence_barrier_init();
   }
   __syncthreads();  // no thread meets a barrier that is not set up

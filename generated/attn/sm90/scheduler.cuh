@@ -50,9 +50,29 @@ class Assignment {
   // The tile's split has keys.
   __device__ __forceinline__ bool has_keys() const { return mine_.begin < mine_.end; }
 
-  // Writes it down. By a whole warp: one lane for each row group finds what its rows see, and one
-  // lane writes everything, so that its arrival at the barrier of the work covers every byte.
+  // Writes it down, but for what its rows see. By one thread.
   __device__ __forceinline__ void write(Work<Traits::kRowGroups>& work) const {
+    const bool leaves_partial =
+        params_.cp_size > 1 || split_count(whole_.begin, whole_.end, plan_) > 1;
+    work.item.first_block = mine_.begin;
+    work.item.end_block = end_block();
+    work.item.end_key = mine_.end * Traits::kCtaS;
+    work.item.first_query = tile_.first_query;
+    work.item.q_len = tile_.q_len;
+    work.item.k_len = visible_.k_len;
+    work.item.origin = visible_.origin;
+    work.item.chunk = visible_.shards.chunk;
+    work.item.head = tile_.head;
+    work.item.first_token = tile_.first_token;
+    work.item.split = leaves_partial ? tile_.split : kWholeRow;
+    work.sequence = tile_.sequence;
+    work.key_token = tile_.key_token;
+    work.kv_head = kv_head();
+  }
+
+  // What its rows see. By a whole warp: one lane for each row group finds it, and one lane writes
+  // everything, so that its arrival at a barrier covers every byte.
+  __device__ __forceinline__ void write_seen(Work<Traits::kRowGroups>& work) const {
     const int lane = threadIdx.x % 32;
     const SeenBlocks own = seen_blocks(min(lane, Traits::kRowGroups - 1));
     SeenBlocks seen[Traits::kRowGroups];
@@ -65,22 +85,6 @@ class Assignment {
       for (int group = 0; group < Traits::kRowGroups; ++group) {
         work.seen[group] = seen[group];
       }
-      const bool leaves_partial =
-          params_.cp_size > 1 || split_count(whole_.begin, whole_.end, plan_) > 1;
-      work.item.first_block = mine_.begin;
-      work.item.end_block = end_block();
-      work.item.end_key = mine_.end * Traits::kCtaS;
-      work.item.first_query = tile_.first_query;
-      work.item.q_len = tile_.q_len;
-      work.item.k_len = visible_.k_len;
-      work.item.origin = visible_.origin;
-      work.item.chunk = visible_.shards.chunk;
-      work.item.head = tile_.head;
-      work.item.first_token = tile_.first_token;
-      work.item.split = leaves_partial ? tile_.split : kWholeRow;
-      work.sequence = tile_.sequence;
-      work.key_token = Traits::Cache::kGathered ? 0 : first_linear_row(params_, tile_.sequence);
-      work.kv_head = kv_head();
     }
   }
 
@@ -138,9 +142,24 @@ __device__ __forceinline__ void schedule_tiles(SharedStorage<Traits>& storage,
     if (tile.rows > 0) {
       const Assignment<Traits> assignment(arguments, tile);
       if (assignment.has_keys()) {
-        assignment.write(storage.work[phase]);
-        if (elect_one()) {
-          storage.work_full.arrive();
+        Work<Traits::kRowGroups>& work = storage.work[phase];
+        if constexpr (Traits::kSeenApart) {
+          if (elect_one()) {
+            assignment.write(work);
+            storage.work_full.arrive();
+          }
+          // The loader asks for K and Q meanwhile. It waits for what the rows see of a slot before
+          // it asks for the work that takes the slot next: one phase is never run past.
+          assignment.write_seen(work);
+          if (elect_one()) {
+            storage.work_seen[phase].arrive();
+          }
+        } else {
+          assignment.write_seen(work);
+          if (elect_one()) {
+            assignment.write(work);
+            storage.work_full.arrive();
+          }
         }
         storage.work_empty.wait(
             phase);  // the loader asks for the next, and has left the other slot

@@ -17,9 +17,10 @@ __device__ __forceinline__ int quotient(int value, int divisor) {
   return value < divisor ? 0 : static_cast<unsigned>(value) / static_cast<unsigned>(divisor);
 }
 
-// A tile, and all keys of its sequence, those of other ranks too.
+// A tile and the keys of its sequence.
 struct PlacedTile : QueryTile {
-  int sequence_keys;
+  int sequence_keys;  // those of other ranks too
+  int key_token;      // kTokenBoxes: row of K and V that holds key 0
 };
 
 // A column is one pack of heads of one sequence (where the tiles of a sequence are found by search:
@@ -77,6 +78,7 @@ class TileOrder {
     const int k_end = params_.cu_k_len[tile.sequence + 1];
     tile.q_len = q_end - q_begin;
     tile.sequence_keys = k_end - k_begin;
+    tile.key_token = Traits::Cache::kGathered ? 0 : first_linear_row(params_, tile.sequence);
     const int tiles = tiles_of_queries(tile.q_len);
     tile.first_query = (tiles - 1 - from_last) * plan_.cta_q;
     tile.first_token = q_begin + tile.first_query;

@@ -175,8 +175,9 @@ struct PrefillTraits {
   static constexpr int kCopyRows = kCtaS / kCopyWarps;  // of a block of keys, by one of them
   static constexpr int kPairWarps = 2;  // producer warps that bring pairs, of quantised caches
 
-  // One thread loads K and V: it begins before it is known what the rows of the tile see.
-  static constexpr bool kSeenApart = Config::kCache == CacheType::kLinear;
+  // Where one thread alone loads, it has the registers to begin before it is known what the rows of
+  // the tile see.
+  static constexpr bool kSeenApart = Config::kCache == CacheType::kLinear && !Kv::kIsQuantised;
 
   static constexpr int kProducers = Kv::kIsQuantised ? 2 : 1;  // warpgroups
   static constexpr int kThreads = (kProducers + kConsumers) * 128;
@@ -372,8 +373,8 @@ struct SharedStorage : OutputStaging<Traits>, KeyParts<Traits>, ElementSlots<Tra
 
   // From the scheduler to the loader: the tile that is being loaded, and the next.
   Work<kRowGroups> work[2];
-  Barrier work_full;     // with all but what the rows see
-  Barrier work_seen[2];  // with that too, of each
+  Barrier work_full;     // kSeenApart: but for what its rows see,
+  Barrier work_seen[2];  // which has a barrier for each
   Barrier work_empty;
 
   // Each row group's current and next items, written by the loader before it fills q_full: one per

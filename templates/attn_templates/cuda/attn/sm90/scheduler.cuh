@@ -148,7 +148,9 @@ __device__ __forceinline__ void schedule_tiles(SharedStorage<Traits>& storage,
             assignment.write(work);
             storage.work_full.arrive();
           }
-          assignment.write_seen(work);  // while the loader asks for K and Q
+          // The loader asks for K and Q meanwhile. It waits for what the rows see of a slot before
+          // it asks for the work that takes the slot next: one phase is never run past.
+          assignment.write_seen(work);
           if (elect_one()) {
             storage.work_seen[phase].arrive();
           }
