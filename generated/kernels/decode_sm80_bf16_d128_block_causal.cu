@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         9c02332b20a1fc125ecba8f0d3eb2c388f956002d27d64c589f517733928acbe
+// digest         2c992b94ef059fd09294d7b24ddbf303480cbd9b884b5c1c4b2c79a884978a0c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

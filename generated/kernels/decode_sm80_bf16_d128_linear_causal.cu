@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         e0d4bd9296d457398a5ad212af18be503cbdc034096faf1d3d3f48d93598429f
+// digest         cd15caa7e79ee48bd553c59503ea3658d4f607bf8de1bfc689669a583b84f24b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         2c03ca75a3a52dedaacc9f6ae2efcada345f765c8ee284d1e8fc584a9e22224b
+// digest         e689a4ea9ff1dc63c2f60fd54e3f89ac7c4f8daa62b61aadfe282f5b041a5664
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

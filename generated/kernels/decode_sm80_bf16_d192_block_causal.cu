@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         e21ddffc075b6cf3ef792ca53f9bfda0c61479f6f9ed2c8d978662469cdc72ad
+// digest         d7a51f543422cd854fc664039a6e8fd31dd50096129357173cbd83311014d40a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

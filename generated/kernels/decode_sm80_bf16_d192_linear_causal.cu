@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         37c7cdb7d571c4f39b2fd499141d360ebe5fc0c533944c77ab18f240293ecd37
+// digest         b3b37507222c543071c6a198f9b999ba8b88376c01ce8547a6210398f24c5fa1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

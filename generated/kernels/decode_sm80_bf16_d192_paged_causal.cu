@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         1371c5f4947005cb15dbc6d764eb9d32c690e509400affe55f82cc9b1e12cf6d
+// digest         8705b4ebfb1a7fdd4a47540617b13d1f34077e04df0fd492b938c4cf21d63aca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         44bc012e792b41944d65ea04bc28b56979d78218471bffed94c9a519a85e8b76
+// digest         17f285e8deaef8bdaaecc62db83f6343e611b3048cdbb51a6002aa7fef362abb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

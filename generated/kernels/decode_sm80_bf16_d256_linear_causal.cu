@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         7381d3c6c19be71e45cd9274ce993ba6692fe0d4d90805b7510cb09ade3c94de
+// digest         78b78b925f5bb6fc0727f9a14cffda22a98de497019cd01c48b7b5b0dfbc1ef6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         0b98c0c65aa1bef0c035710bb43fb133cfb4c1a5ba655501723a11d703c171d0
+// digest         46eb8124a83860cb2aed930279615b10f8bcd28db320c968c45dcf8b621a75b7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

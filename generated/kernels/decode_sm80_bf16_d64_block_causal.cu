@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         b402ab99e78db769417e7de68681c448f2870813e13614746dc2beacd0e1e864
+// digest         bee9e334a3cb5fb28ec1b2275524c87e418869f286035d212b7bfc6a9b070778
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

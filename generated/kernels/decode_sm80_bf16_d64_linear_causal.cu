@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         99d8328ebdf8bbb1f3864c3da7e269ad52771058ffd04cbf3d6839b88a6da9d3
+// digest         e129d15a25a5ded1fab10da7809786de4526c85a34edcdbd22b7b56693c87ab3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

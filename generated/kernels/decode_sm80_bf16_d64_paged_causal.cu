@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         d6c8cec3fcf7e33c02fd5747e7ee1eef7537164ed5a0c8a3d064d334b40a8485
+// digest         6b40c990959599640a98933e531feb62618d61605d50f0658a013ec55544bfa8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         22d6de7967029c09a1214a4e883f381f2a9a5ac31e7da7c3691de55f5ebad174
+// digest         bd8c93b266c51600b10c99c65d4da15b3295fba81023c97162b2ebcddf8a676b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         fe562456189bf3ccd09d8ccce47b21d6934421b2de9faad017f6770328454451
+// digest         18149787090a50311ca5fd7c591c4c32fd27981450fc839b80b345d6af582427
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

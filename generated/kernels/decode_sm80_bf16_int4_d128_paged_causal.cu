@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         d598c70ddb04ca13800d2ae64a61afd35cdcc5ac2926c8c4dd4bce3c7ec1a551
+// digest         6e5df17ad83e962cc2690c9dd73a8c5f129557cf1c4553bb95150715e170e634
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         dc3a3d380fb36f218054bcd8589da54834e5bc4c3f5fac37565e7a8768d1065d
+// digest         34e245fc1df64b95c741e9258d94043e83ddc23e48ca458ccffef7a17c69fba6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

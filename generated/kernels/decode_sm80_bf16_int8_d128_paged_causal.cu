@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         8ba62943ad65592ded17f59d305f08ada2772ac4f794dec95e9739e286194764
+// digest         5eae5ded982ff8e508b40ba43afe70267d2bf6f574ccb50fbf5e8ae4e2e217ff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

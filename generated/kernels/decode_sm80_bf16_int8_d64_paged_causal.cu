@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         e44776771499f65442cb49ff3a25376b2dd07cac269084dd73ad78e8bb8f01ee
+// digest         0e087421f4d69b49984970126dc478cb2ab311a27c2df835043b8f0388498703
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         b71451eca12359a5445bb0138f5ec030325ea48874a206d6cc6a870f187881f8
+// digest         34a7650fc8cd12177748702ae5e9eaaf5585831985a06557b42cfb51aff6c93f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         4985f7b59ab16f619a1aee5eaf576d51975541f7fea222d516ea22a0047125ec
+// digest         0fdc09b68dd10d81b87b1ea651d0ada8818897adccc0691dd868f026d570e4c7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         f7601430cfa06f5f4987f685bd82ebfce3b6cb2edbcea43136981fdec461efe0
+// digest         b71b882010060df6836f6746835d4789e8c49b9ed5b4f6379f30182fa486b1b3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         674574294f0300bf30e8d71682e256773394d1b05d2eee0e7920b3310255d710
+// digest         3d42cb382fbef942fa6a6780b899b2b0a8aea37abfbddbd2038e93c778a3bddf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         88dce2c95b0badcc2d14df555e4bef616727d876d6d3d87b75c5f17c6c47d328
+// digest         46ea6303b82cb275fda4f4cab82c33cf7b7babe037b306f7cc52dc1110f94460
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         3edd872b690cbcb8409f24d8f3ce46b8c635edee4857662659d0baa74c859423
+// digest         84788beeac1b461e51fdda0540e0bc865fb2ab951df134d2d0169ce538b70604
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         af3d73b0113229bd1b0d01c37f3325e590ef9db994632d4bd24539a05df51da7
+// digest         0cabdb44a79e4a907be82d1ac9369069f5f680a0bdcae9bd970e0783500dd111
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

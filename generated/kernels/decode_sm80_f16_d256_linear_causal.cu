@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         5e4c3572ffe6fe578b2d2e66d50e01d18a3e649ac9ecf4763fe09d544a58d87b
+// digest         cca00c029628b357eab30bff840413062b1f50b411bbc2c491997a4c8917c2d7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

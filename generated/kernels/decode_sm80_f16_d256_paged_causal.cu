@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         1c12957609068908afd6ae333ed533665fd44000c266729f789ee0c90fc2fc0a
+// digest         9d5834255523d43950f43185e9ef08a0d42253db7982bc73b21edd2b1a6673af
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         c49747cb8ffc84b2814f5aa08f5e4c7e8b6ce94e277e2eeb5c2a3c3be82c2134
+// digest         5266d75982fb03dbccded4a7f5bb12ded4c45b549673bee8bfc63ddd4340fd21
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

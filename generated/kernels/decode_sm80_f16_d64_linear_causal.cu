@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         e9c4f54d55e50abe09b1c98210409e9a7ce53bfdd178ab0af096304b81c850a5
+// digest         ea3c581b61a26889006ee231307b556008696b9a9cb7744350e9169bbd4b84be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

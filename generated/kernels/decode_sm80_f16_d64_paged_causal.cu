@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         47e564745f3db710e949b264978c76b7623886a00a435c1a00c7578a6b62ecd2
+// digest         014f1acbc285589203126861c76701e67a53b2435b8897a70437e07860f1d459
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         6e82565c69d45cd5a427f888783ad91a6c79dfe29d081b0412b06ff3974d5faf
+// digest         ab68b121efa52188e5c6ce47a14b26904218257cced88c18afd1231769010796
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

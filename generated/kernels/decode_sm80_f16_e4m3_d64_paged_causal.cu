@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b24e3c8beac035f1cbea3389bb98318b3e93ca7ab4f0d861c7d963cac6678f08
+// digest         f9fcb8aef7305c5308a12084f7f9ff835d3fe71187622120291c6bcab3c6efd9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         6153f7be5efd338c72a1d790fc67a068ca66aef021aaeaffaa1490e0b3a9d104
+// digest         ccc9c72dcd2f70f005ed28a1147363d2d66e5de5223cac6169674c68a3dc259d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         af3b718c8950c550202c89df275ff8b20f3975da3deb551b6b2b18a3f01c599b
+// digest         c351e432022b4098aafa16d0db956ca36f134324b1581d7ebb4ea2f323f2a573
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         9ab1ab0927060c398352970f0c9efb4586bb8a4db2a8ec8272b7f4406b44f771
+// digest         310c9a89f32169eb84b5419351e2fce99219a0d865a5549d0379e71e2c41235c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         45d6b75b360cdf539012810df6ca79b2a7eec4bfe2fe124df728945eaa189b16
+// digest         38e0939a4182632aa214d916c826bb0433814943b281c51dfac3ebb3804b5ea6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

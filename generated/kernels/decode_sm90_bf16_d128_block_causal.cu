@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c1507e34a1bfd281dd126d8996440c1e7af43c40a2388e8ee4a795baf78ee631
+// digest         5ea95267d406ef4518cde1db4446c666dde2485dd10dbf8a851e4abad0a76d4f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         93b812f80caea1605f5092bf8524ae1b8713be2498e1b9c94f12213ec3786de1
+// digest         6ff73c54c8cdac5d494eac5daa12428c4b9923401e267d67433f91f174db15eb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         a4ce22054f2843806c35bb8a58f9cb3a5bddfca347a75fb08dce0441ba67ffbc
+// digest         e66fe6b52a8ee95259692075dd50aeb667fdf65a4d0d5822b0ec5ade0956ff7b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

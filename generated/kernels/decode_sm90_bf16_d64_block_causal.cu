@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         642cd1bc0b36c3e688a9028cc6b71da4968c8b382f9cfdcd93ec93c30f65128a
+// digest         88b679ec644633114b008ebcbf1049fd1db95d39650ac1a6bf98dfa16de832a3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         c63f28ab0b1afbdf69ab1ef313756a7eabda228fecee11a38982383b4fa7f796
+// digest         239ff306c71c61929914c9326ec0f3ee3a9428b6f4661d5aeb43b3881a00c143
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

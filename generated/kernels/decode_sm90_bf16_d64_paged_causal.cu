@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         3733c94d20a5fa8c497aac1fb0e5858d47dcc975e56160c0f7432d8fcc330340
+// digest         89ce48d1020c2dcd32b09a0641b6afaccbf4c624748b77cfa5dfc5863dc52b7b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

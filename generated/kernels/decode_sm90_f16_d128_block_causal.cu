@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         6c8e1a5900233cf182d5fdb79aa10a4969bdae8c6d1f372a2cc1751fa933e160
+// digest         7d1aa33a0cb504bced727d3b394fd8e1c2e6648d26f0c1648afbffb2d308ee07
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

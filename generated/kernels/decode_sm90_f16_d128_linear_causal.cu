@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         a615a4c50547392a1920eb07ec46ee2138f9f9266dbceb2464e938fcc1a683cf
+// digest         af401dc6ceb7faeb29df1e986ebdf3f884b18d022fa04f3f9e2e5860afe36f27
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         b62a94ef56c568e3080cb7ec2e9864efb306121d77941d25e4033299be9eb6d4
+// digest         97543817dd780c5fcd46aee49275d20b6f271863839fc1fa27ac4d057c920b4c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         6d968026fe200cd68fbccaffd142721e749aa97d07dbd3b3b05c094eb9fbfe4e
+// digest         dfe08596c2a75fa556a2ac91181d485141c4c2dc499842a1ea56312059403056
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         8acc9c62043f18a912c6b72c1f81ad0c38fd2113ab30831cdef5acac53d25754
+// digest         c8d1618a2375b0cb098968d63dee994263ad8d657ba363ee114ed8f72e4a0c0b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         85debc44676782dec982cc8b421ef8a33c291b66fbf81745d0b42730e8d9605f
+// digest         1a3e5ba35049a32693e5b131969c33397dc5e534c4f745b26e53fe8eba694d88
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -118,7 +118,7 @@ class RangeComputer {
   // for its instructions as it does for its keys. Called by all warps.
   __device__ __forceinline__ void run(StageLoader<Config>& loader) {
     int filling = Traits::kStages + 1;  // turns until the ring is full
-    bool is_rehearsed = false;
+    bool has_begun = false;
     int slot = -1;
 #pragma unroll 1
     while (true) {
@@ -149,12 +149,11 @@ class RangeComputer {
         }
       }
 
-      // 3. Where the segment was the last of its tile to arrive, all of them are put together.
-      // Before the first one that is a rehearsal.
-      const bool is_rehearsal = filling == 0 && !is_rehearsed;
-      if (is_complete || is_rehearsal) {
-        is_rehearsed = true;
-        reduce(is_rehearsal, is_over);
+      // 3. The next segment begins; where the last one was the last of its tile to arrive, all of
+      // them are put together.
+      if (is_complete || (filling == 0 && !has_begun)) {
+        has_begun = true;
+        change_segments(is_complete, is_over);
         if (is_over) {
           return;
         }
@@ -199,13 +198,15 @@ class RangeComputer {
     ++left_;
   }
 
-  // The next rows of Q are on their way meanwhile, where registers allow. Called by all warps.
-  __device__ __forceinline__ void reduce(bool is_rehearsal, bool is_over) {
-    const Segment& last = segment(is_rehearsal ? 0 : left_ - 1);
+  // The next rows of Q are on their way while parts are added up, where registers allow. Called by
+  // all warps.
+  __device__ __forceinline__ void change_segments(bool is_complete, bool is_over) {
     if (Traits::kHasSpareRegisters && !is_over) {
       begin_segment();
     }
-    Destination<Config>(arguments_, work_, last, warp_, lane_).reduce(is_rehearsal);
+    if (is_complete) {
+      Destination<Config>(arguments_, work_, segment(left_ - 1), warp_, lane_).reduce();
+    }
     if (!Traits::kHasSpareRegisters && !is_over) {
       begin_segment();
     }

@@ -55,11 +55,7 @@ class Destination {
 
   // Adds all splits of this warp's rows up, where it is the last to arrive. Warps do so
   // independently: each has rows and counters of its own.
-  //
-  // A rehearsal goes through the same motions, and leaves nothing. What only the last warp runs
-  // would be in no cache of instructions when the launch waits for it, and to fetch it takes longer
-  // than to run it; while the first keys are on their way, the fetching costs nothing.
-  __device__ __forceinline__ void reduce(bool is_rehearsal) const {
+  __device__ __forceinline__ void reduce() const {
     if (segment_.splits <= 1 || arguments_.ranges.pieces != 0) {
       return;
     }
@@ -75,18 +71,15 @@ class Destination {
       count = min(kGroupParts, count - skipped);
     }
 #pragma unroll 1
-    while (is_rehearsal || is_last(counter, count)) {
+    while (is_last(counter, count)) {
       const bool has_few = Sums::kAtOnce > Sums::kFew && count <= Sums::kFew;
-      const PartRange parts{begin, is_rehearsal ? 1 : count, stride};
+      const PartRange parts{begin, count, stride};
 #pragma unroll 1
       for (int row = warp_; row < segment_.rows; row += Sums::kTogether * Traits::kWarps) {
         if (has_few) {
-          add_parts<Sums::kFew>(parts, row, is_group, is_rehearsal);
+          add_parts<Sums::kFew>(parts, row, is_group);
         } else {
-          add_parts<Sums::kAtOnce>(parts, row, is_group, is_rehearsal);
-        }
-        if (is_rehearsal) {
-          return;
+          add_parts<Sums::kAtOnce>(parts, row, is_group);
         }
       }
       if (!is_group) {
@@ -112,27 +105,23 @@ class Destination {
   }
 
   // What is added up of a row: a group of its parts, or all.
-  __device__ __forceinline__ void pass_on(
-      int row, const Row& sum, int begin, bool is_group, bool is_rehearsal) const {
-    if (is_group && !is_rehearsal) {
+  __device__ __forceinline__ void pass_on(int row, const Row& sum, int begin, bool is_group) const {
+    if (is_group) {
       store_part(sum, split_parts(params()), part(begin, row), lane_);
     } else {
-      finish(row, sum, is_rehearsal);
+      finish(row, sum);
     }
   }
 
   // A row whose keys on this rank have all been added up.
-  __device__ __forceinline__ void finish(int row,
-                                         const Row& merged,
-                                         bool is_rehearsal = false) const {
-    if (params().cp_size > 1 && !is_rehearsal) {
+  __device__ __forceinline__ void finish(int row, const Row& merged) const {
+    if (params().cp_size > 1) {
       const int64_t index =
           static_cast<int64_t>(token_of(row)) * params().num_heads + work_.tile.head(row);
       store_columns(merged, rank_parts(params()), index, lane_);
     } else {
-      auto target = RowTarget<typename Config::T>::of(
+      const auto target = RowTarget<typename Config::T>::of(
           params(), token_of(row), work_.tile.head(row), Config::kHeadDim);
-      target.is_wanted = !is_rehearsal;
       store_row<Config>(merged, target, lane_);
     }
   }
@@ -175,22 +164,18 @@ class Destination {
   template <int kAtOnce>
   __device__ __forceinline__ void add_parts(const PartRange& range,
                                             int first,
-                                            bool is_group,
-                                            bool is_rehearsal) const {
-    PartRow places[Sums::kTogether];
-#pragma unroll
-    for (int r = 0; r < Sums::kTogether; ++r) {
+                                            bool is_group) const {
+    const auto place = [&](int r) {
       const int row = first + r * Traits::kWarps;
-      places[r] = is_rehearsal ? PartRow{} : parts_of(range, row < segment_.rows ? row : first);
-    }
-    const PartStore parts = is_rehearsal ? any_part(params()) : split_parts(params());
+      return parts_of(range, row < segment_.rows ? row : first);
+    };
     Sums sums;
-    sums.template add_up<kAtOnce>(parts, places, range.count, is_rehearsal, lane_);
+    sums.template add_up<kAtOnce>(split_parts(params()), place, range.count, lane_);
 #pragma unroll
     for (int r = 0; r < Sums::kTogether; ++r) {
       const int row = first + r * Traits::kWarps;
       if (row < segment_.rows) {
-        pass_on(row, sums.rows[r], range.begin, is_group, is_rehearsal);
+        pass_on(row, sums.rows[r], range.begin, is_group);
       }
     }
   }

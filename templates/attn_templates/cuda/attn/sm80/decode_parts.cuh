@@ -13,7 +13,6 @@ struct RowTarget {
   T* out;
   float* lse;  // null: not wanted
   float sink;  // log2 units; -inf: none
-  bool is_wanted = true;
 
   __device__ __forceinline__ static RowTarget of(const AttentionParams<T>& params,
                                                  int token,
@@ -45,14 +44,14 @@ __device__ __noinline__ void store_row(MergedRow<Config> row,
   const float inverse = row.sum > 0.0f ? 1.0f / row.sum : 0.0f;
 #pragma unroll
   for (int step = 0; step < Row::kSteps; ++step) {
-    if (Row::has(step, lane) && target.is_wanted) {
+    if (Row::has(step, lane)) {
 #pragma unroll
       for (int x = 0; x < Row::kVector; ++x) {
         target.out[Row::column(step, x, lane)] = round_to(row.output[step].x[x] * inverse, T{});
       }
     }
   }
-  if (target.lse != nullptr && target.is_wanted && lane == 0) {
+  if (target.lse != nullptr && lane == 0) {
     *target.lse = row.sum > 0.0f ? (row.max + __log2f(row.sum)) * kLn2 : -kInfinity;
   }
 }
@@ -67,13 +66,6 @@ struct PartStore {
 template <class T>
 __device__ __forceinline__ PartStore split_parts(const AttentionParams<T>& params) {
   return {params.partial_O, reinterpret_cast<float2*>(params.partial_ML)};
-}
-
-// For a rehearsal: 16 bytes that exist.
-template <class T>
-__device__ __forceinline__ PartStore any_part(const AttentionParams<T>& params) {
-  T* const any = const_cast<T*>(params.q);
-  return {reinterpret_cast<float*>(any), reinterpret_cast<float2*>(any)};
 }
 
 // That of this rank, which the ranks merge: [token_num, num_heads].

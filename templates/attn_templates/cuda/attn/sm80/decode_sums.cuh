@@ -40,16 +40,13 @@ class PartSums {
 
   Row rows[kTogether];
 
-  // Where only `reads_one`, any 16 bytes that exist stand for all parts.
-  template <int kLoaded>
-  __device__ __forceinline__ void add_up(const PartStore& parts,
-                                         const PartRow (&places)[kTogether],
-                                         int count,
-                                         bool reads_one,
-                                         int lane) {
+  template <int kLoaded, class Place>
+  __device__ __forceinline__ void add_up(const PartStore& parts, Place place, int count, int lane) {
+    PartRow places[kTogether];
 #pragma unroll
-    for (Row& row : rows) {
-      row.clear();
+    for (int r = 0; r < kTogether; ++r) {
+      places[r] = place(r);
+      rows[r].clear();
     }
     float weight = 0.0f;
 #pragma unroll 1
@@ -66,11 +63,11 @@ class PartSums {
       for (int r = 0; r < kTogether; ++r) {
         const PartRow& row = places[r];
         const int own = next == 0 ? row.first : row.origin + next * row.step;
-        load_part(values[r][0], parts, own, 0, reads_one, lane);
+        load_part(values[r][0], parts, own, 0, lane);
 #pragma unroll
         for (int i = 1; i < kLoaded; ++i) {
           const int behind = min(next + i, count - 1) * row.step;
-          load_part(values[r][i], parts, row.origin, behind, reads_one, lane);
+          load_part(values[r][i], parts, row.origin, behind, lane);
         }
       }
       if (next == chunk) {
@@ -103,7 +100,8 @@ class PartSums {
     int own = places[0][at];
 #pragma unroll
     for (int r = 1; r < kTogether; ++r) {
-      own = lane / kPartsOfRow == r ? places[r][at] : own;
+      const int theirs = places[r][at];  // of any lane: else a place is looked up in local memory
+      own = lane / kPartsOfRow == r ? theirs : own;
     }
     return __ldcg(parts.max_sum + own);
   }
@@ -138,18 +136,14 @@ class PartSums {
     return weight;
   }
 
-  __device__ __forceinline__ static void load_part(Vector (&values)[Row::kSteps],
-                                                   const PartStore& parts,
-                                                   int part,
-                                                   int behind,
-                                                   bool reads_one,
-                                                   int lane) {
+  __device__ __forceinline__ static void load_part(
+      Vector (&values)[Row::kSteps], const PartStore& parts, int part, int behind, int lane) {
     const float* const from = parts.output + static_cast<int64_t>(part) * Config::kHeadDim +
                               static_cast<int64_t>(behind) * Config::kHeadDim;
 #pragma unroll
     for (int step = 0; step < Row::kSteps; ++step) {
       // A lane without vectors reads that of lane 0.
-      const int place = Row::has(step, lane) && !reads_one ? Row::place(step, lane) : 0;
+      const int place = Row::has(step, lane) ? Row::place(step, lane) : 0;
       if constexpr (Row::kVector == 4) {
         const float4 value = __ldcg(reinterpret_cast<const float4*>(from + place));
         values[step] = {{value.x, value.y, value.z, value.w}};
