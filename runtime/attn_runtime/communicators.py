@@ -151,20 +151,16 @@ class TorchCommunicator:
 
     def rotate(self, send: int, receive: int, count: int, stream: int) -> None:
         """See Communicator."""
-        distributed = self._torch.distributed
         after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
-        operations = [
-            distributed.P2POp(
-                call, self._tensor(Span(at, count, "u8")), group=self._group, group_peer=peer
-            )
-            for call, at, peer in (
-                (distributed.isend, send, after),
-                (distributed.irecv, receive, before),
-            )
-        ]
+        own, coming = (self._tensor(Span(at, count, "u8")) for at in (send, receive))
+        sent, received = (
+            [count if rank == peer else 0 for rank in range(self.size)] for peer in (after, before)
+        )
+        # Not batch_isend_irecv, which runs on a stream of torch's own, of low priority.
         with self._on(stream):
-            for work in distributed.batch_isend_irecv(operations):
-                work.wait()  # the stream waits, the host does not
+            self._torch.distributed.all_to_all_single(
+                coming, own, received, sent, group=self._group
+            )
 
     def abort(self) -> None:
         """See Communicator."""

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from attn_runtime import driver
+
+PAUSE_MEMSETS: Final = 8
+"""One takes about a microsecond, and an exchange of NCCL some to begin."""
 
 
 class Event:
@@ -44,6 +48,21 @@ class Event:
             return False
         driver.call("cuEventQuery", status)
         return True
+
+
+class Pause:
+    """Some microseconds of a stream, in which what another one was given at the same time begins. A
+    kernel that fills the machine would go first, since it waits for no other stream, and leave no
+    multiprocessor until it ends. Made in the current context, until the process ends."""
+
+    def __init__(self) -> None:
+        self._word = int(driver.call("cuMemAlloc", driver.bindings().cuMemAlloc(4)))
+
+    def put_into(self, stream: int) -> None:
+        """The stream writes a word, some times; also where it is captured."""
+        memset = driver.bindings().cuMemsetD32Async
+        for _ in range(PAUSE_MEMSETS):
+            driver.call("cuMemsetD32Async", memset(self._word, 0, 1, stream))
 
 
 def thread_entry() -> Callable[[], None]:

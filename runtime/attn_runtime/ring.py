@@ -20,7 +20,7 @@ from attn_runtime.attention import Attention
 from attn_runtime.checks import need_int
 from attn_runtime.context_parallel import ContextParallel, Sharding
 from attn_runtime.errors import ArgumentError
-from attn_runtime.events import Event, is_capturing
+from attn_runtime.events import Event, Pause, is_capturing
 from attn_runtime.problem import CpForm
 from attn_runtime.ranks import Ranks
 from attn_runtime.ring_layout import RingLayout
@@ -106,6 +106,7 @@ class RingAttention:
             self._sources.append(
                 Attention(cache="linear", split=split, context_parallel=parts, **attention)
             )
+        self._pause: Pause | None = None
         self._batches: dict[tuple[int, ...], _Batch] = {}  # the last used one last
         self._captured: dict[tuple[int, ...], _Batch] = {}  # graphs know their addresses
 
@@ -156,7 +157,9 @@ class RingAttention:
 
     def _steps(self, batch: _Batch, stream: int) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
         """The buffer of each step, once `stream` may read it. The exchange of a step is enqueued
-        in front of its kernel: behind it, it would find no multiprocessor free."""
+        in front of its kernel, and begins before it: behind, it would find no multiprocessor
+        free. Only the first one needs a head start; the GPU is given the others while a kernel
+        runs."""
         size = self.group.ranks.size
         side = self.group.side_stream() if size > 1 else stream
         computed = [_recorded(stream)]  # K and V lie in the first buffer
@@ -167,7 +170,10 @@ class RingAttention:
                 computed[max(0, step - 1)].hold(side)
                 own, coming = (batch.keys[at % _BUFFERS][0] for at in (step, step + 1))
                 bytes_ = own.numel() * own.element_size()
+                ready = _recorded(side)
                 self.group.rotate(own.data_ptr(), coming.data_ptr(), bytes_, side)
+                if step == 0:
+                    self._hold_back(stream, ready)
                 arrived.append(_recorded(side))
             if step > 0:
                 arrived[step - 1].hold(stream)
@@ -175,6 +181,13 @@ class RingAttention:
             computed.append(_recorded(stream))
         if arrived:
             arrived[-1].hold(stream)  # the next call fills the buffers again
+
+    def _hold_back(self, stream: int, ready: Event) -> None:
+        """Lets an exchange begin that may since `ready`: some microseconds behind that."""
+        if self._pause is None:
+            self._pause = Pause()
+        ready.hold(stream)
+        self._pause.put_into(stream)
 
     def _workspace(self, q: Any, batch: _Batch) -> Any:
         torch: Any = sys.modules["torch"]
