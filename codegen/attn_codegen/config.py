@@ -48,6 +48,11 @@ class KvDtype(StrEnum):
     INT4 = "int4"
     E4M3 = "e4m3"
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each row of a cache has a (scale, zero) pair."""
+        return self in (KvDtype.INT8, KvDtype.INT4)
+
 
 class Cache(StrEnum):
     """How keys and values lie in memory."""

@@ -58,6 +58,7 @@ _UNIT_TEMPLATES: Final = {
 
 _HEADER_SUFFIXES: Final = (".h", ".cuh")
 _HOST_SUFFIX: Final = ".cpp"
+_LICENCE: Final = "LICENSE"
 
 
 def render(
@@ -74,6 +75,7 @@ def render(
     that C++ cannot take, RenderError when the templates do not fit.
     """
     texts = headers(namespace) | dict(_host_sources(namespace))
+    texts |= templates.verbatim("attn", _LICENCE)  # for those who take the folder alone
     entries, lines = [], []
     for config in sorted(set(configs), key=lambda config: config.name):
         entry, text = _unit(config, namespace, tuning)

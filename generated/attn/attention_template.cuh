@@ -31,24 +31,11 @@ inline DeviceLimits device_limits(const KernelInfo& info) {
   return device;
 }
 
-inline KernelLimits kernel_limits(const KernelInfo& info) {
-  KernelLimits kernel;
-  kernel.cta_q = info.cta_q;
-  kernel.cta_s = info.cta_s;
-  kernel.ctas_per_sm = info.ctas_per_sm;
-  kernel.threads = info.threads;
-  kernel.shared_bytes = info.shared_bytes;
-  kernel.packed_heads = info.packed_heads;
-  kernel.tile_ns = info.tile_ns;
-  kernel.step_ns = info.step_ns;
-  return kernel;
-}
-
 template <class Kernel>
 Plan plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
   return plan(problem_of<typename Kernel::Config>(params),
               device_limits(info),
-              kernel_limits(info),
+              limits_of(info, info.ctas_per_sm),
               split_policy(params.max_split_k, params.split_cnt, params.split_size));
 }
 

@@ -16,7 +16,7 @@ template <class Kernel>
 Plan decode_plan_of(const typename Kernel::ParamType& params, const KernelInfo& info) {
   return plan_decode(problem_of<typename Kernel::Config>(params),
                      device_limits(info),
-                     kernel_limits(info),
+                     limits_of(info, info.ctas_per_sm),
                      split_policy(params.max_split_k, params.split_cnt, params.split_size));
 }
 

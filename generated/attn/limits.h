@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "attn/kernel_info.h"
+
 namespace attn {
 
 struct DeviceLimits {
@@ -26,5 +28,19 @@ struct KernelLimits {
 
   int packed_heads = 1;  // most query heads of a group that share a tile, a power of two
 };
+
+// ctas_per_sm: the occupancy of a kernel that is loaded, or what it was compiled for.
+inline KernelLimits limits_of(const KernelInfo& info, int ctas_per_sm) {
+  KernelLimits kernel;
+  kernel.cta_q = info.cta_q;
+  kernel.cta_s = info.cta_s;
+  kernel.ctas_per_sm = ctas_per_sm;
+  kernel.threads = info.threads;
+  kernel.shared_bytes = info.shared_bytes;
+  kernel.packed_heads = info.packed_heads;
+  kernel.tile_ns = info.tile_ns;
+  kernel.step_ns = info.step_ns;
+  return kernel;
+}
 
 }  // namespace attn

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         2c992b94ef059fd09294d7b24ddbf303480cbd9b884b5c1c4b2c79a884978a0c
+// digest         3e276c62d54c6d23ee8bce28db9b7c34c19bed1a01479b3dca220a2db18bd0a3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         cd15caa7e79ee48bd553c59503ea3658d4f607bf8de1bfc689669a583b84f24b
+// digest         180bed4c6b6177242e9efe4f8d13c06ffe39eb9d94bac614289baa8ede37eab9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         e689a4ea9ff1dc63c2f60fd54e3f89ac7c4f8daa62b61aadfe282f5b041a5664
+// digest         de9ee670ce4564de33436a4fd238b1feb03f4b55b03a2f0d20cb88684c62733d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d7a51f543422cd854fc664039a6e8fd31dd50096129357173cbd83311014d40a
+// digest         1ae284d72fddfdc64866e46b4e50b80f60a3c546b6091775628d9f48590f597a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

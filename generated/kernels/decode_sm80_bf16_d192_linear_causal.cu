@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         b3b37507222c543071c6a198f9b999ba8b88376c01ce8547a6210398f24c5fa1
+// digest         26a707d48c2c03d83bc5f147e50468530b6233330999c91c3bed33c0add0c78c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         8705b4ebfb1a7fdd4a47540617b13d1f34077e04df0fd492b938c4cf21d63aca
+// digest         78175608a6db6bc38decf85238c26d64927fb9e567143ab0d3147ea9b09b4d88
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         17f285e8deaef8bdaaecc62db83f6343e611b3048cdbb51a6002aa7fef362abb
+// digest         bdd8ac18d769445186b2cda48916e266d9dcfb0a26d6ac7217bf8dc9b2829e8b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

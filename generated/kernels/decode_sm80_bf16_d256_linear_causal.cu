@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         78b78b925f5bb6fc0727f9a14cffda22a98de497019cd01c48b7b5b0dfbc1ef6
+// digest         126cb15f41fc8c6ad1a9394937d6907676730032d7a3c3c656befde898c93703
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

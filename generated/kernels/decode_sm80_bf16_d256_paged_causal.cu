@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         46eb8124a83860cb2aed930279615b10f8bcd28db320c968c45dcf8b621a75b7
+// digest         3df0abb0998dfd50b90a7195d6af7ea480f27b8d6391e269cd36bb25b74b953b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         bee9e334a3cb5fb28ec1b2275524c87e418869f286035d212b7bfc6a9b070778
+// digest         a1015468596c7f2c91de83b9522454bca600552644198380e5aefea0e422bb37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

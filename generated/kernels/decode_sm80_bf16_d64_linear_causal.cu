@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         e129d15a25a5ded1fab10da7809786de4526c85a34edcdbd22b7b56693c87ab3
+// digest         63d614dce4c086d3982530d9b9dcaf1d50f5e4283469eb96f26a4751fac92012
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

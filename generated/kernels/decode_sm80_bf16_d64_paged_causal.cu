@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         6b40c990959599640a98933e531feb62618d61605d50f0658a013ec55544bfa8
+// digest         207e0037e44dadb4995c0b8d9e61979eebf3b6347bc51302403b4b0535a18f0e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

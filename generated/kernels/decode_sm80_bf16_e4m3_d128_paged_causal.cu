@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         bd8c93b266c51600b10c99c65d4da15b3295fba81023c97162b2ebcddf8a676b
+// digest         b381281783a5b11bad391d28d8e8f54d07967d88d9cfcda5b811f054bcec2388
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

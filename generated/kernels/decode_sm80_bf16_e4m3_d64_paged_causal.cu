@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         18149787090a50311ca5fd7c591c4c32fd27981450fc839b80b345d6af582427
+// digest         4ba15d44e504aedfc9800c114d61783e259b8bd473a1dbb0cfae833aae911c53
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

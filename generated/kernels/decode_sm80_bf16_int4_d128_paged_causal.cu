@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         6e5df17ad83e962cc2690c9dd73a8c5f129557cf1c4553bb95150715e170e634
+// digest         a62f29b2c9b11c268ce898384aea5265a1a237b50b98eec53f5792e4bf38ac0b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         34e245fc1df64b95c741e9258d94043e83ddc23e48ca458ccffef7a17c69fba6
+// digest         a9ba676a69d0ada63a92b18bb6a2dba286c991721ff5687f0114e380943eb283
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         5eae5ded982ff8e508b40ba43afe70267d2bf6f574ccb50fbf5e8ae4e2e217ff
+// digest         743437fa12fccfa2a2772bf0800483c7658ecc5074cfc521759942ed2ac659de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

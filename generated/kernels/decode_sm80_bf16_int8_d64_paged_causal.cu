@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         0e087421f4d69b49984970126dc478cb2ab311a27c2df835043b8f0388498703
+// digest         0092f0e86543af830c8c4d73a4e3c3ad59f312577df787bcc7cf0b423f0e57dd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

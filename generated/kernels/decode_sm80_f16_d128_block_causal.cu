@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         34a7650fc8cd12177748702ae5e9eaaf5585831985a06557b42cfb51aff6c93f
+// digest         144487666137701095b5f3572bab57489e1bf65d774fac7917d003cab451de71
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

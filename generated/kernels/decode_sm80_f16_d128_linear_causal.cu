@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         0fdc09b68dd10d81b87b1ea651d0ada8818897adccc0691dd868f026d570e4c7
+// digest         c1821e68712aecc246bcd9f7b1d5c9f5a6cc7dc8f94b727b766b82fdf6505bbf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

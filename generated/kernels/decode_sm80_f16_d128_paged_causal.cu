@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         b71b882010060df6836f6746835d4789e8c49b9ed5b4f6379f30182fa486b1b3
+// digest         157a182fbb957115a5d4a92eb54d0d8968cbf64a541bce10e7bbd0f6cfb0b9df
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         3d42cb382fbef942fa6a6780b899b2b0a8aea37abfbddbd2038e93c778a3bddf
+// digest         8aa1621c826fe908ccb5b7af2411d9163d568667d834ef12725fd533eecf3b32
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

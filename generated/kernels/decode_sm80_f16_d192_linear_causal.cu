@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         46ea6303b82cb275fda4f4cab82c33cf7b7babe037b306f7cc52dc1110f94460
+// digest         56451691b47b712fbd908ee33ffa81b6ad4100d4bf97b47b68afea29d0d21796
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

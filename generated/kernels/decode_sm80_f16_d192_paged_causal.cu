@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         84788beeac1b461e51fdda0540e0bc865fb2ab951df134d2d0169ce538b70604
+// digest         9ab590b1424a555e2380f86d247d539fcdee860c8e01674b60584c4d64ec963d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         0cabdb44a79e4a907be82d1ac9369069f5f680a0bdcae9bd970e0783500dd111
+// digest         fbff4b58a65665eea674fc4360b650000cdaccc224a758a560a749037aa36a4f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         cca00c029628b357eab30bff840413062b1f50b411bbc2c491997a4c8917c2d7
+// digest         89edc3c07e7fa249c5618be1c444e408b49e0c06f08923e0547906070dd1129b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

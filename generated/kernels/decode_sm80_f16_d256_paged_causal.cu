@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         9d5834255523d43950f43185e9ef08a0d42253db7982bc73b21edd2b1a6673af
+// digest         e6fad8b9acaffa93cba84e83a7de0d37e900e9063e1585d12bbdbe55071585de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         5266d75982fb03dbccded4a7f5bb12ded4c45b549673bee8bfc63ddd4340fd21
+// digest         b9db30d9edf35f76a99ea8da0637d9e3238d94bd88443c8b584154b1059f7b60
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

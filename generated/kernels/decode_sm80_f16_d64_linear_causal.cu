@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         ea3c581b61a26889006ee231307b556008696b9a9cb7744350e9169bbd4b84be
+// digest         f852ab4927c14e334df8348050e1de0668cb036f301de2765a544549377d06e8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         014f1acbc285589203126861c76701e67a53b2435b8897a70437e07860f1d459
+// digest         2264d5c7cbc7f72ba0e8a88e5433db4d70d88470a858bf70c632990a43c74231
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

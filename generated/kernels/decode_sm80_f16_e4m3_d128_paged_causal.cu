@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ab68b121efa52188e5c6ce47a14b26904218257cced88c18afd1231769010796
+// digest         b4208558a8e2290a773ae095c009a4d2de89cbb793d8b96b55be71da57606709
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         f9fcb8aef7305c5308a12084f7f9ff835d3fe71187622120291c6bcab3c6efd9
+// digest         d81af3065732cb94170603338ee3ae8591ceaa92fba87c8643564d533a7709da
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         ccc9c72dcd2f70f005ed28a1147363d2d66e5de5223cac6169674c68a3dc259d
+// digest         8139236935d3d2904dc1149a09fd16f0e911ad96a0abebeb468a610682a913f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         c351e432022b4098aafa16d0db956ca36f134324b1581d7ebb4ea2f323f2a573
+// digest         d217531674bce483a44bc7cae2bd9e13f61da030a2f698a30578c5b1f5bfc68f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         310c9a89f32169eb84b5419351e2fce99219a0d865a5549d0379e71e2c41235c
+// digest         2de67f73ca8eb4b41c2b7e1cd53ec71bb987abb5322f1f1181f8f6eff7afa2f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         38e0939a4182632aa214d916c826bb0433814943b281c51dfac3ebb3804b5ea6
+// digest         d002d1089a572a619f4ee147de76d1d4cdbbc5b43e74a41d5d88535132ad1962
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

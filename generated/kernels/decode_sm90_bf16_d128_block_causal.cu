@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         5ea95267d406ef4518cde1db4446c666dde2485dd10dbf8a851e4abad0a76d4f
+// digest         a4a7e88a1d5c43ab7eb594815bede935a550189bb739be16f4bca03b10adcea5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

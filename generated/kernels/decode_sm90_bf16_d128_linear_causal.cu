@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         6ff73c54c8cdac5d494eac5daa12428c4b9923401e267d67433f91f174db15eb
+// digest         3ebc09a71b42c6d59ef971b2577ba10ca61579fd86f29b66e90dae1a51fbcc73
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

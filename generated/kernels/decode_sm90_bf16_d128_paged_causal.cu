@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         e66fe6b52a8ee95259692075dd50aeb667fdf65a4d0d5822b0ec5ade0956ff7b
+// digest         679fc9442bd5e27ba4ecc8b9a4f9a50d4162a5568ab455483737d840370635fd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         88b679ec644633114b008ebcbf1049fd1db95d39650ac1a6bf98dfa16de832a3
+// digest         be7eff2398203a3ecac239f4a3a21eda96c0dce31475b1bb24c33e3ba73a4514
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         239ff306c71c61929914c9326ec0f3ee3a9428b6f4661d5aeb43b3881a00c143
+// digest         f5ac880afffbaf19a581ee40940ce1db943eac68808075f45d4575b76753eff7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         89ce48d1020c2dcd32b09a0641b6afaccbf4c624748b77cfa5dfc5863dc52b7b
+// digest         ad5edc2d5ffdd98e82bc483fd16ef242bbe69ee4f5014fa5fbba39ba524fd465
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         7d1aa33a0cb504bced727d3b394fd8e1c2e6648d26f0c1648afbffb2d308ee07
+// digest         5d7098146c5009e85318e4898f1203f3ebfda529d409e803bb709bdc92db8cc1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         af401dc6ceb7faeb29df1e986ebdf3f884b18d022fa04f3f9e2e5860afe36f27
+// digest         6b3e3e806fb864db46d2e368c416bf67a50aba3d11e8d79c60b49f55e4988d39
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

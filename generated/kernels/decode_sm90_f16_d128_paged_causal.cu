@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         97543817dd780c5fcd46aee49275d20b6f271863839fc1fa27ac4d057c920b4c
+// digest         93ce4040cf9ea77cf2ddecff1219f3d25b9da87fceac60b33097db0e6a97e041
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         dfe08596c2a75fa556a2ac91181d485141c4c2dc499842a1ea56312059403056
+// digest         2cce8e2cc7855622ae653770af2742c2f6c85fc2e6b885c1825963879f58c797
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

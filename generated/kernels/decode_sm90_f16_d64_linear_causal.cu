@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         c8d1618a2375b0cb098968d63dee994263ad8d657ba363ee114ed8f72e4a0c0b
+// digest         17cac162fe5d50071153ce49cda590850619694bde61cec85e180c9a3146986b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         1a3e5ba35049a32693e5b131969c33397dc5e534c4f745b26e53fe8eba694d88
+// digest         907ed4ef82cfc40b5ba299aaedb7288c8c7fc9465715ee1a0494f49098d4fdbd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         5196cfad4a883449e1d0e50701e2101853f281b152c65705d88c7ea7ec4fd8f7
+// digest         840a6744a9cdff9f2647263c975bda5299b3ebbf2d58dd8e34e19bb5e029a627
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         53dd98653f7334de7c9914fd30f59cf41dd63a797f66cf728d07e67cefca290e
+// digest         75f581977565f8afc9976ddb75f28a0a090e52605f7b78ba22dd605bba8c12f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         4899868235c03322711eafc8ce5a64ca9e59dca5dce1c1de5aa3bf7cd6c17f5a
+// digest         aaa2af346ab6416d55da92815f0c6dd3b134cf7d2d7ea5f8bc845633894331ef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         a82b6faedf214de15205144ef403ae0dd811b916b692b874666d843f44ee8c54
+// digest         34490a474d3e7389e053c640a41495396d5a02eca62fe144ec302cd427a99ef3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         9befe0c1b95f28609802b6c94060508323fadaf664eed024cf34f6bd15f618a7
+// digest         3e6200744b3ba9220af10d34c9f442cf3c7ab81054fd777af427c0a2fe906f5f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

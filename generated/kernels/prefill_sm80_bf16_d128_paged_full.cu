@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         01ef3802a328f75474c6834299e28d1cdd42a7872083846e4f033a152e9dd7dc
+// digest         256e3bd6b35d4c0204045448af3595ad7e0a7aee768a73ed02f225bbe48edb01
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         88b88463954257d7982754c916008bab2614d70a06931cb45b7875e364701c10
+// digest         f6735af0e2af7d4684c3cd79cd59f41f3c277df9775c06972821eddf56648793
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         f709794d2e0e2a2b780713513b0290115d4093e3d62539310938d5222b247ffa
+// digest         b0f6d09a9d1e30ffff4285efc61ddcf9e1acfff68c689e654c2a2d1631fd8303
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         bdfa8ed96214b05cb48c0007d7f5b0baebe69f8dcdd3c51f33cc2e92743bc9d4
+// digest         bd19bd4d5aab313d93c7228be7150e5f7a7592d03663aaf8c761116677028f26
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

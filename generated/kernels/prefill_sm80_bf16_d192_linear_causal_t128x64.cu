@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         3b3265995655e2d07e1105f38925d36c920deae3ac5b63df72b752672b64d53b
+// digest         dd30cce5182530918ff07260ec1f43c982c1edf833e94377966d728b92d23cd5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         11858e183f5ff790b19bbda93d58042e96d25e8d3dec2c4e62945ec5c17a973b
+// digest         b0340195543b148862a54d47b39cf9d8792c1ab45e62bf49ad315833ce8de9fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         ea4ba7e2cea9dbfbc67b7624617b126224167b9dfefe60bd23a26b6d9298dc56
+// digest         b595d27d090684522259d6e4c5d6191be86e1727fa3c62fa101fb7a49729d3e0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

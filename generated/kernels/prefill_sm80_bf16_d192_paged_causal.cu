@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         83859ebbd1ad0691ef42808688138fad9333c4df4f48c8d176d27f43524485d7
+// digest         ea9608ae3ba2b3b4c8285d32bc66e89c5e5fa16e4c7c35ebdbfae1686a85422a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         8a1f1d6ea265a5d63b54b8b7ed90108d7c7e8da38517a7b56ab5cb0dbab5d594
+// digest         73833aae2a025968e71a6bceb817e39e7f3abb72e81910225fbf715748394f52
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         18d673cb81d99e07b588a012e830d1bdfb56e6a205633101afec6f354bae36d9
+// digest         3b821cb2b4a8f97af0ac4e20a1aff62a35cf91da3cd6d4ccaeb1dc9bca532289
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

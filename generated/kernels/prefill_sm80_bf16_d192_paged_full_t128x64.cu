@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         debb92694025a71f262e2632df1ef35b4deece812502e37f57b19eb433609fde
+// digest         c0ecb593b06739ae629abbaa46bc4e36c1b4fefebac3c742d2667f62262b1507
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         333851196d03f01c84c8d9f31f9045445ef6db199746113e5e7247648f5c3c69
+// digest         4c275a2c47973de918525f71f281923a044a6eec33acf50b90392e10c7027ad6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         8078a6c6e970e4fdad7c063179053478daecae31f6f810a91478f51ec35efc5b
+// digest         aae65fd7924042945fc199c501dc691ed3563a4cb76b65f8284851e64d94633a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

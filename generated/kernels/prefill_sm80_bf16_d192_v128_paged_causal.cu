@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         0ea433036166a31ab4249fc2daaad39611bf49156846a7702c6afcf87e704e17
+// digest         5cab976109884b85fef2318166da2f6eb9fc6308762697f039e3eee281736b98
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         83f90ab888241d30e0d335b4b0e8cc3f81e5d1fd84652edc602431aa5147b679
+// digest         305f367b21c33ce045f3f5f3325e177066906bc1337b3079d21a11a3a3672c55
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         80ba0555ba122ff324469040b6f7cae01d4dd8b92883a0f2687083f2707fd565
+// digest         0e0633fa9e9d2fa8321c579db3af3f068725f92fa2ea438f3c95599f149b2667
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

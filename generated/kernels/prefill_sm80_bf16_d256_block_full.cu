@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         2fa0b81be7c4ea287042316151b247dc54f6732b401143829d8c40413c5c44de
+// digest         fdbec11632a9b5b36b8c1ff49a20f60ca4d0932472fd908fb3df3850f547dc9c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

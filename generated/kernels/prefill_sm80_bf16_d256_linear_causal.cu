@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         9fd0fc1129d3b793ba68577de5175d42e15c1ba60e641e9fa1ab48a0ce1c2f7d
+// digest         4e4f812b64684a88999eda84d33c210ce58b25906052627a7ef70e9c0832f376
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

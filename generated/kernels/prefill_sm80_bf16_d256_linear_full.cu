@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         30e18d6fa43c22e484d9d23a68b3e9c70f09fffe42450d39cda641507018c5df
+// digest         d96ad30f798f9328f5c08fd00a3f9109a6e748489c08bb84c3368a13823fd1cb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

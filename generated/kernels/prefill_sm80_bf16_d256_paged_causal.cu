@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         afddfb0f42c90ce22cb02c66b0723279c61f4a6ded749d89149b1aa31af081fa
+// digest         171ca7329c9b669b028d38fd69f7c5d109118a11541d5f484ea1a1d1b03d2df7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         d7322943010456428275460ee8b55bda4404717fce62b483d8de2af6b2b78f25
+// digest         11ad33b685cfb968b83cdda283c9f6128b28311c391f696651f6cafea684af59
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

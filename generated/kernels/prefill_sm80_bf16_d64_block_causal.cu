@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         1fffc577a589df793d379b10e8e89010780623c01c74b9b7aec19fc73f4fa6bf
+// digest         2930d71c32329b72804dd9802af727e2bd114c68aeb962d595536b900a2bcfe2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         be4629721d91260297ea084864cfde3f9f698a5ef26283c6615ed97aaeaaa29b
+// digest         6a917f6cb8cda47826456a4099026d37297059f691e1da6d3bdca1a5518d7200
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         71998baf5110485f3a5265e1e2622aea19acd2bdc5e5d630e554ac12d28d4702
+// digest         88843f53ea5d07d6f2faa4de4768013e235dbac11d5f1661f1cea812a0e06fd2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         654a56e806bee563c41b047832754dae8925637619ab6aa04162654651da8056
+// digest         e748148a52d460af0ee950622a48d48c429ab704db797bb78fb5d42a8de7bcde
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

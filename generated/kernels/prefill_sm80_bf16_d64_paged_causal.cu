@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         daf42f9f4b2dba477ed178c60b72af3d4ee864af7d34c51639854226249acf62
+// digest         880b2f2a92525ddbec9015107b0a22d832524e742eaa1760e7edc6327af86ac9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

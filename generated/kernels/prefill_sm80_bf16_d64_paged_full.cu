@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         f95fafd7d478798dba28509319dbc602807d18103a16097014757014cbd69a90
+// digest         2cc13ab56d20f68744328cc45f460b6f482903a12bb57db3f5edcf36fe0892bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

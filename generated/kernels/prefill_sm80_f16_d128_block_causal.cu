@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         a8ec0c8293fe615d8932925f4ca2b253d87a0cb355572b3223d496888db9b46b
+// digest         5a32ffa1a05994dbc89101e6e9a90867eb847981fa4f3913859d5dd2b7000827
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

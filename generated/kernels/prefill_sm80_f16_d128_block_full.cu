@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         0f8bd1366f88834945d60cb52c6218f8992e450ab02e6318aa18d679efa780b2
+// digest         e4b2c2f121c100f84b97dc729c594a24a65e6d86a4e28d8eec96913e65888d96
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         5f62d18f4dae8ef1eebdbbf95e0d06b2cdf5ca1405739b65bc6e5e94030e87a6
+// digest         262d455f1e24fa2e8469891312c70d7e61e451b8f22d2b285aeb038b29d73548
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         3b91280d3245e95721eecf15a213d6c13d74f3fb92ad1a95900e62d0c7480bae
+// digest         7bc704450373aa9c57d537c5312fdaa3c6f283f9929e4180de77c795a118b3e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         ff934b16fabdaea1437790196f13a67db32d6d2a5628b13227fdba182d4820df
+// digest         9e171549e1473ddaefef1b2dc5f96f121473ec0d329187ce25e7af3cbd8aaac0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

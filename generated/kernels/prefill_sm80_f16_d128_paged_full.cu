@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         225800bba9f5f04f3bc8d3f8b9b599c67ba2a80f64f6fe83ce4a1b74e8be36f4
+// digest         bb8dd285ccdb2e987d28aa88b515f0c425799485e1e31b8da919eb0677fe20b8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         649fb57873839b5e06ae89b36d00abfecc82de760e80dd6330e4648c9abbf7d0
+// digest         0b2917c2a74a3dbcb2c0f50ccc3f6c29e82dd6f53b255205728bd9da3e59a348
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         4cc6c0d9ec0031460a3e5ac5067ef37ed8f87409b488da35f69de31247e1845d
+// digest         9b923998a37ff976f3fb36acbad9ef5a6384105db6ed55f0095c499f7af899dc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         565974ef9df9d4776c69d93f234983f609b8dcc24f23183dc687aaee20297451
+// digest         4d1709605f5fb1e1039f63b871d310d6c5f610a14e6081a5cbf5cc869b76ab62
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         23fc4a54309e5c63f14a3dab1576173a4bb4ad03bff6baca14bb77ca4ed9becf
+// digest         55cf5cab9077c53b704fe6f74b5fb069410686f17ac0bc7f78a3f0e579dc99c3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

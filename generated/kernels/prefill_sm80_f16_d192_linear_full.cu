@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         b5ed844c6070dedcb4882190034ef70922efed2903c0995d18ec4d7dc6362ba6
+// digest         ee8aee6a8e007070bffc678a6886dbe095d2f8bd701ad50423b8b8f82e22e815
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

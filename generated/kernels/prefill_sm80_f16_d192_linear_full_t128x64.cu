@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         7dc7d9d9910bb5c7d1ba09cecbf1b60c336b59987c4f2b4384da4b0507cc4b99
+// digest         937494e6cb2e5a7588175641c4fbeb30debc875d05f773a9def6e884d5263d68
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

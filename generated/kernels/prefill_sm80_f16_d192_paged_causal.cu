@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         7219e60199c26c9ea69274926be99c3b8b67ca2ade6ec60bf239d647103024b5
+// digest         99c2fc4ce7b6a6cd6a7622e4c4865766d4e784a5767b46d0ced489b2a02db6f7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

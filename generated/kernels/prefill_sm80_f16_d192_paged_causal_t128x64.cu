@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         e83956d8d2dc8274db77d282f1e072e1111eb4401ae801c63024d08ddee9817d
+// digest         8d6f41dc7737003508d567099a366b96446b4b9232f6b9d9e716c6068799ce2c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

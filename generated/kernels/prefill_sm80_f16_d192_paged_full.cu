@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         5ce0561d39c4ce203d7707149b818328331380523bae97bd69fd328277dfc1ca
+// digest         3a884be686e10778edbfa9cd54df8cda8c93e05de7387e78c30b15dcff98b77f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         16bf60d8ab11a980a9c02ce258787edd0d839e6de6b6201eb89cf17babe59ef3
+// digest         323ee34606b76eb2d186ac31534fb0cfe84d13f9a262d917430b01b2528ec68f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

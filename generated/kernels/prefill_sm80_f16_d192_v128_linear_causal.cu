@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         3012348ebdc7cc3fdf01ec9ccb1eb5194d4d54f3bf6403b1be8078c471eab509
+// digest         5e0eea2f0d14619a967989b785b68f8ef5a5e2eb26b30712dbb4efd4729c4b20
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         5894cb51e189ea8cd2ae1366c6182b13fbe936e81b3c0b11b7b9832a9340d017
+// digest         365dc54a17622d7e33119e73ef593f5b85f05bafaed0bc05996977ec65561a10
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

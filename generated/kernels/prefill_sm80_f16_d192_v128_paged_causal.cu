@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         132cf77fc72272772257770dc6502d08f984868d6179288c3601c897d9765617
+// digest         3d87b1a0a189af90f20118d969fbb47c805c65ba9a9f6ded82ff5e95dcc6a575
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         be0e2f2cae8501bd9150f5908f60461f4ce31bd6f37f5464bcb6d5b212215bd1
+// digest         6962d6db0a8663a864475e135cec5ed5b14515f34863041bf086ad58e9e1d484
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

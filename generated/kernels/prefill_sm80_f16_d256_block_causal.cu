@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         e71505ca05509ccbcf43cba09ccda0e3f51430556c14fa9518d6a9b839052be5
+// digest         6c3765527ce7b0c3fa2c90911a700d0edaac5a5101b855ef5af7e81471a13f7a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

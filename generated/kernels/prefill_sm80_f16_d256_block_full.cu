@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         dabe324be3a637d851c53231b7f7434090ecdbac111ea30c34886f1f4ffe8e48
+// digest         3a8e88fd2ec466d7ba10a1692f75c7f095599be32b7d08fa569967be5b28a493
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

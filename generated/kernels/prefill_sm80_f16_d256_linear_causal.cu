@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c11219c7e2cdbc807e61784e2fea9fdec847c91aaf93e03d72772f9ef593f749
+// digest         bf32e0719a4b505ad5193677d699aee304df1423cfb88bedf7c7aa425398c225
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         b87d82d365cbc8002cb378346d83a1cf07f85d8be75b859bb37f2d2bbdac54a4
+// digest         1997038642cd8ce7159daba8cc6dec976d18f984d2016d5f572e056208cb9e71
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

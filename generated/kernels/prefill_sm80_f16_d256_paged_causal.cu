@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         eb1b4861767e1ca6f82796b81a4ae95aeef99825902dff23073ad71c5429049a
+// digest         fe58903701741c3ee607fe7aadc2c39787aab7eea80fb9fc37c6e879d5a1a4ec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         64de0499a7b4cd0106069d0eedde6d562804d145b58a06317f5dc9acceedc39b
+// digest         d6328f1303799f530e84bb0a7113743371a1cc953f427f62b2339d1b6e34d7fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         3236a0d1fa3dcc60c42d07d812ef579803d1d0187b0db19c34a90b6c39f6f60f
+// digest         c94aea1cbd9e1e6d2e0ffec627145c7836458aed7bf46ea646f3976671f39f5f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         072cf6fb5aadbe2850576f37da981117aa398a78e47b7f9bb0a401e6393eb10c
+// digest         8d97c0c1b657b43c9a3534b5537e4992903f6be911ba70fd5b0572622434557f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         64a730d95539b723d23b8b405899831fbeb99ef89bb4f094f619bdaada0700b0
+// digest         680383396241717c6d928143e20fe2c3dad35eadd4894c2538991b0df35e21ed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         cd43e4b87b91bbecab3bc56e4085b0d1aa7bf8d413ee66ca239101aea17ced17
+// digest         cd4ed9ca9390471db436b8a135fe4469aaa594d40e883c473a75e00bb84e6342
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         d9b4752bb41699e1af7e1f0094bf3c7b3cdba28e000c6792ccd1a8adc993eab5
+// digest         1369842d09b306773e094218ed0f01250fef9a02617336c42559bf428599c529
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         a0aeebd5d467ca9ded999854c41fe998b70ad361ee545272a8318a85e1e29a6e
+// digest         2389c1ad7dd33cc666e65cfa18f0e41a4e6849eb4caeb40604b347f70733bc59
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

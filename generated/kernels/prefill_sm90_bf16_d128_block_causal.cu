@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         03a43f390f312160d175c0140497a764a8b23b369b713e699e1180c72a3f86a1
+// digest         421980eec0560aa00c462340ecc98a54d2442ad4d3e7ed3f93b9fe6185001369
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         9bacf453c664c74524e547c88bd84697f88e6aa04a9015c8bde0b67da5bf193e
+// digest         24b757780664044fc8b3bb31d8b6ee192d410e26562382ecfb88c3e524c49165
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

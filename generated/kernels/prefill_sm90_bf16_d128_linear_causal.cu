@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         acb14e2842ce22758c16d9848e5b1c395162af92aa2b869473ad346a8b95d650
+// digest         3d9c0f95f419ff47254fd242ce7be4224656aa1e62f890882c141067eb674c82
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

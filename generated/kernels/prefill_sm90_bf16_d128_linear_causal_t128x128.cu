@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         b0f3d205409314eda3d9b30f0ec0ab78af62c031b6618f1653348f89ebd5411b
+// digest         571aa2559490fa3546cd5599f61bd412f7a8c4853b838cf3ce3b0283e72a6a6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         aef351860b83be331033e20f00f4e42792192c7385c7dfde992150cea3303947
+// digest         9ca841211c88a1181daee5b11a19eafa692a7f129a4125d7c4d8bb30ecac06a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

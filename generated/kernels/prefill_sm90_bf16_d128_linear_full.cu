@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         0579798b6e1190384a95bb4bead6b39f7fd5fc59d0612d51a230d582bb3c4fd9
+// digest         f053af010439861a7ccd70498fed8c07fd2f3971536d1fbc7f43345b0652302e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         e97dfd2ba0dc3143fd5089781b80d9ee9a9028be00bbb5e5125053393c9153fc
+// digest         2b74ee99b6ec51682c7e96af022df02fdb5bcc54672c81400f9be1a4ae85a697
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         6208add6649c6a410cf9a745b8d71cc9eb6049fbb4b88e47550a53a56a358a34
+// digest         24b97705e11a77777d9fdf239c8bee3e78df217a4616f4e374864e47b8ebac10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

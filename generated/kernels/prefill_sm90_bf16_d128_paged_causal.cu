@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         34ba3855964ce906544ea83be8350753d6161c7a3105f0ef8f0eac3cdd23bbf1
+// digest         b20600fa1651ed93afa51117c378c7d3e3652e2e275f0fff16bd4955bb60c9ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         d2a7b99b96f94b47a10c5eccd965d7d054fa498f8ebc6549f306e79f713fe6d3
+// digest         374e5291c9b4b863733c3698a84721b284d9c02d64d733fb04394df1bc2e41ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         9bdf1d8d8d9c6340f64dd072daf8a36e7e5ef14b32133507e7c2814c78070f1b
+// digest         5935c6f18ea460cb71ac469bb61a5fd0150763235d9fa5e65b36445b70daa5e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         4eeb58c624094d094835417559c0203116a41dcd6460d9bc784558d8280010e8
+// digest         66b2fe6e83208c8992ad8ce58f8b631b8afa9e5c2786d1900279f15793479e4b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

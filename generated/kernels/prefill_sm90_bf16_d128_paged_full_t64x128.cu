@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         4dd1feb39c64a91e9c255b1f0c3d8bb7a2bf297d19dfb9c61912be668456185c
+// digest         15b115ad31751f2884ea59755a8faad78ca4ea977b70b172a485c252d546ea03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

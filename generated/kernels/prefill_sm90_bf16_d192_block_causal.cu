@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         01015d5ea4e9c59ef36185bc996acfa16d8571ce6de4df9eb5ba1b6cdd2616f9
+// digest         eb5b878c78549a1ce9fd47a56d1121cccb7170d7ada36724224203194abf0f49
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         233a61e8af9393bc672f055b151750eb9349da162db2cd21be425ba2e9b1a159
+// digest         adaba052095022bfa02805df8047acaf2402f8aeb43e57e0866f2cc99d1821c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

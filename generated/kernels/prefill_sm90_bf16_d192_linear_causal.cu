@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         79fe32445ba574f275d37c3e48af46bb413bf9734b9b8c1efc060dc67dcc3540
+// digest         7d76d2c05729e894e93d95079c323c0c2345b484c421c1e011a77ac2e0a6a756
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         abba686aae8c7f44e1f82ead38cb7b8b90b9bad848d79249169c74ff57616c39
+// digest         68aa4294722009ced3169027897ca1c053dd28852c20d84a2b4b99aaa8d73341
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         0e9e8976151ce82ce05e1fae06a28bc557d48c58aa73a91b0b8efd284b163c2e
+// digest         db7f1224cf909b0cbe29382d7acbbd5bb7114d6223555ab944e0b719df26a4fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         26fed3c546545630f3379580d02b4dbdcc170a04bd1b7a934bdbcf158256f0f2
+// digest         592eb7e8066402c92f7fb74e82e6fa19782696a971de98133d32102886f8c949
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         4f2dbe352cd5e1b42caab8f0be29426df4e67dd4c78a323563d98db880e897a9
+// digest         200d8d9d5bf340c501292e0c85ef362837185daad10c3b7bb7d17fa004c17f32
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         8df2f6a8b7b4dbc5de409fbe7240980e740376dc18bee0eab2843dc87bff3995
+// digest         311f7d9d8662e04870b6daa3575f30c964ee3125b67b149ec29f72e632b72f16
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         42e8617f538c3f88dee34a1a040e832efc1a970780fb63df0ab01b58047bc0c2
+// digest         bffb1e0a5da248ad44f52a2621dd4c1e9c8b1c04fa10c5c19c1000d7630c8f03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

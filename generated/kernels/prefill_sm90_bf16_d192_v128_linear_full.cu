@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         a424a2abfbcc7c071470fbf93e5b5774bca11322ff4f3967549d26dc627e2e3d
+// digest         6dd16c8eec7fba93b8cd0349e4cd37f6f1c3dd3bfabeca9eb35929b115b9a3fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         1e9672d904a9db983808fcd855af1a6d6404820a3b55a7a026f16966a4c7180c
+// digest         e03fc25ecb9d9a4771485c29e04983168f4591942c41a4c023989594de595487
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         35060046c3298a7003d4ba8ebd30d8d6717c4d5e1a62e0fe4d01ba8f5dec7999
+// digest         76fe197cda8234cb4bd2bb2f87c98f2150147721228a3b6ec4299f63889b29d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

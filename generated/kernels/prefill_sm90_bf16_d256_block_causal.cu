@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         cb179ffffe91c03268b7666d233523123f38ac9e528fcf3b7bf2827cab15a335
+// digest         8f634e87c43e54ff862f87cc93da21962cbcbff2dd355f44249c0231f3758323
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

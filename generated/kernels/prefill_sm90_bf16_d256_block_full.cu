@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         f57a173701e1905e46744db587156028be4516ca3d9bf12bfc7861d9b4bde919
+// digest         7f3a839a6b8e51e80ed8b05c04b2d92cf3460176c4e01af21edb5c2e5152789c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         6d0d589140f1776af6cf83e86859c5f48c1873fb2a90fa7bf50c11b94a4b05aa
+// digest         db5a1e620abdb81f200a12b7f9c766b624f893f302cac58f8618ae4c37257e58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         fd1792c3c1dd15bebac14f89d4d39ad2f1000ec15e9bd02df0aa470ce42824ba
+// digest         7f6942b9f1b919f5a9735a5360be95f33bbf8147b402ac4f05f50092efcdb5bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         3fc54727e14620603d58ab312915706133aa483a19d2468e5d4b1684f59b0356
+// digest         f33f09d468aed77408b7f5305fbeaf504f80cd1598c18a784f760b693b4c1d6f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

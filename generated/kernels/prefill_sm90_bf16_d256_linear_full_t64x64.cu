@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         25a0fe6c57949479d22a98a3e26454c248a37ca3ac247b9db49a7b07d0f7ef93
+// digest         08e3e866dded1f76b6e507d85b90af4acc033af3c924bb5a582ef290ad35ab6d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

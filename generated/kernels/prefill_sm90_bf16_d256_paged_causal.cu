@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         c8cd080b6e24d69f0aa3d1f9fc86e79d8871a4412819805d8b679d674387dea5
+// digest         5d1e86eaf67ecbdfc500c71b5759c4e083c837defae14a1a58acf3ec147d3ba0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

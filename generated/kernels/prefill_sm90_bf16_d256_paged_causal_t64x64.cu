@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         c857b48372277f3c48ffbc46684840596773bb9e4f18871812041b7384fc1642
+// digest         87aeac77cb2cbb5b9add47b0a87f3444950865d76048c4c8b6013943f197f0f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

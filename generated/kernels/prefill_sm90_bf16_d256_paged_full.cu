@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         c778c8972d770e572a5f17fe58ddab46c24c47dcfbfbc9083d407ce9c6f0d542
+// digest         58d509d00c4fc810bfb8b935ce0fb85d7615a52304a4d79bfea667fbe1305c38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         00a9f2df0167f0d190f04efc2136061b391b657ed4833a1a797580a0d9c7ea80
+// digest         eda0ce8d06b38649db8e76ad193071b6c2c435dd5a9a023bc0ed7624d298debf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

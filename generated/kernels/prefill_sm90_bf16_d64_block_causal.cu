@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         3973d8b9948d940f6c2c67e9d9ce776b7715b505e2109e80b4ef74b55379ad46
+// digest         16404585b06720f037e03fd28cfdd434508cc8b1b8f6ba1c902134516eb82dc7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         769ea5edb860567fec0f0f6da9d17d5902185aed57923a42967c95ce71db2b26
+// digest         6a581c7c6734c9d614a9eae81512a9e9e7aa230a747f029342020483edd02e0d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

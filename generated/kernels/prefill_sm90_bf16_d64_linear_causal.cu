@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         007aa46ac38efae35bc467fe50781a9c44942461e1fc6e955032872d38a4c338
+// digest         b9547d4218567fae55aaa1b6220806d184459e9b4c3038d0770af5fda8e71b21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         38efe2c1e2dc36ef9c1030f87a43208a84c824dd742f6018263b959c6649010c
+// digest         5e6cacc5cfd4b71ffa9f457ae7e210ef83d76226c954ce9afc3d16d814886f0d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         0c946269a8fe0450ecbcc08fce7ade3b32d1e63ec4fd1140bbcc111588fe549d
+// digest         552a2126c406e46d1897b9168a0f1ae67fd7440e28c304de4de6a92460d023f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

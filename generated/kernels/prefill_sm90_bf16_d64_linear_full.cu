@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         61b6033574279b7c9ca333ef9c1573d23c7f40355159a04ed1e67fd9a4fb3123
+// digest         1b5081c702e43be79b8a81f8cba816a9da853352360387485c85670290c16e3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

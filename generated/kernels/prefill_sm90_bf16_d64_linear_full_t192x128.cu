@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         d7cbaf1d7eb29849e24a20dbd995a43bbc238b982b57f18854cf1e7c17dcbae2
+// digest         6b260173eef9c6d0d9370fe092cb8726e7ee6dab6780ab910c2b062f226b0a3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

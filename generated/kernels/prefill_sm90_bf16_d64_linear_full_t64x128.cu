@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         bc69e0c811a36e21bae332a70e8032ca4817ab4eb5b86ef065e9ba5e87a97064
+// digest         0a67f75857f7da5dffb70b77ffd46b1e4d3abe79056cabe79e0f435a1d2c55d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

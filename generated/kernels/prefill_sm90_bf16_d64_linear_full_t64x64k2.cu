@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         19a61a5716862cb8f247685e47b5c3cb3e597e9bcc7fb69b1264fc7a21ccfbdc
+// digest         4270e14e04c7d707e9a34b448d7e796f1f25ce45f65e380c5d07596b470eb8b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         a5cf2333cb2f9319246113ba3666ff0ff7d6ebc0f2d5f4e57e656d6d324b8f59
+// digest         4c3637df70c08895d13397c3438528c35eb4811487e552e73a6f49045ea24c6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

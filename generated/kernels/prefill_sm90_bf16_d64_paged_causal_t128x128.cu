@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         5f256224444852fb002ae79358b6f7f7dd5c785b2130f842febe329c4f5c42cb
+// digest         54358eb9ed60bdd561490d32899a1f603eb792712ba1b2d89309999675902f80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         7eafb9939f4756a91f2bf1c8aaf2427620f0383151642a26fee292c7d8760955
+// digest         fd59eff7f814520660d38d4d755b4600772508e13f55cd92d1e04983d9e32d88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         191dec8cdd859429b15578f8aa6455473566fe450b7ea081e34c1a0c591aa91a
+// digest         c8893be91ea56b39061fd57a9faf006da7406cc4d20de9ebd63b0b650ba56392
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

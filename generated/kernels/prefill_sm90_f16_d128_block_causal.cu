@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         c4646b2bada26261c6b02e1e5ef55eb8557ce8ad8ef096ff38805be331818422
+// digest         a03652976967ff06b71941b7e04a8586dc7054683a2eb8e76b4e1d07d73b6a66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

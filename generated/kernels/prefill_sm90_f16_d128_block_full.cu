@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         90cbfdb920c81c93f851cdcb2bb346bd4cc957df78710cd9a00c0e671c949c6f
+// digest         9e2c32a28cbfc334951aa9cceff304bed213878a01500890e2f4d1321cf8f1ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         ea5c9efb2b8f18e633a561d975b17da897ecbc6fc8f6c52e807254f9dfadcc75
+// digest         85de1c76353142f57ee0e3efda4983cc610aab37a7811569d5023d3f820cb27c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

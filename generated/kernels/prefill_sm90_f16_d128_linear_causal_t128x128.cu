@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         8db2521e57aa72b633b3e04fca202a880cc8d7c8d3bfd0c7e0e670d02f0b3710
+// digest         c9489152bcb73fb84a4f7a29d1ed7f1a9ea35b68b65d761c78588bd51c2c73e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

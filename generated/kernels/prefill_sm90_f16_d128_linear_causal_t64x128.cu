@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         68c89542f39b74248ab949470f4f5b3589e7aa3985efb9016fbd9d9001e6edc8
+// digest         97583ee84ce35c9af78adeba86748c5a93ebc0ccbd8b067c56da4231596b1e9d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

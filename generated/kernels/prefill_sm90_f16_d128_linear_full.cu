@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         275f9210ec0bde715886a5f1c57b4b5a120ed029cce6226d61a7c7d2692f7bb5
+// digest         4b2976af90b2f44d5eaa031a38c379434c8d4fe23985235c2e27cf37228dfc8f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

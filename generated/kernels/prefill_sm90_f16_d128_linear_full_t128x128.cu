@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         65bcf7db56aa35c1590b39da658cd4237552f72812e28d2ffe68702052cd549e
+// digest         5c55300e86a11c95a89716df2410e46077115da8b8bb17dd4b4a43dc8f335779
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

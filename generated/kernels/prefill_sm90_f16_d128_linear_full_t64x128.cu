@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         ac71437370dcaaba6e732a80dd776408b0cdeb89ebb95117cebabbd55d41ad8e
+// digest         635eaad9f2c0b4e2b53c2965b8304100bf1a52f417a4ac5c491f533e82225d40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

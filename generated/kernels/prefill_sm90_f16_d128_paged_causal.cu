@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         6c8d37fab9f6c66f67703fa187289d8cd6fec0ca2f8280bddde1091dd53db0a9
+// digest         4368d99e8c771d29aa2ee8e892dcf50f09ba4da762dc991b306927295a20e8ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         ffcb6de7c6706f33d134fb72175e866444eb8a0ee3646e557ce2257df537932c
+// digest         4e4993de37adb990aaba0c40f10ee3eeee9715b519bd4e8bd9737ea9caf9ac30
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         6fcbe4220e4af39bee87e5d7f459c622777e7465f2d133a0e15c3bbe290907d7
+// digest         4a56effdffc76097e416f048d24dfc45b76fc7660455e206eec4edcf4bfa227c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         4f45ec2aa92f1695801b58217761125f7bed3332aa6516547a7071acacc38fcd
+// digest         7b03e238032a5dac5a178819e5e8358d5fb1a918672d748a35d8990f5f12cf68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

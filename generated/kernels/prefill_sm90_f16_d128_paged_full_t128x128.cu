@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         acd871fd51fe074dc87d45859b04b0e7d344292da082fb53c2e747db988f8d7f
+// digest         53b6baca46c19d50fea803e60273e8a3ed9daa652f1cd75294e2548358bcf5bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

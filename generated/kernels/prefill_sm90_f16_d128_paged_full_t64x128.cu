@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         c33b4af4bb6c425095b3e0fc8938e505a3f4f142cd1aa6825850d03a29ad3a0d
+// digest         67222d12caa116074d04a4d43d534b0b2817fbd2c782dcec1c02f1d0c1714738
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

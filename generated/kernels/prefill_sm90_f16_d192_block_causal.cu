@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         36ae808f4a761bd0c3d048db4d31394d9b2cdc2623dd9b605ad92e1b92497008
+// digest         f5bd2085e718c90e5dccb01b5a69f70f74c8bd61f7bf988a91836628fc8b7240
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         c23fc8211de7fa187ac7eade3b5fb813dc9e1514d0d2b087fe1eea6886495f43
+// digest         695c90de9dd92de6eda1bf4bf0826d4a30a95750573cd6811d00512a9f66c07a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

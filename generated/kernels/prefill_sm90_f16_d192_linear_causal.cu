@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         0ed7063f66da77dd8fc67e91761e503e940f8d166d070b597213e4552f6e34df
+// digest         6eb97ea6597af8dcd215047b25618a3e05edea5973cdd6b7333034d5c8be064c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

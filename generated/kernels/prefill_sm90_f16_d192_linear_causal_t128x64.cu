@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         797190020985b2ed9232ab7373900ae255765d05d170fb4615519df4068ae281
+// digest         154831b21380306e2c66c30a955b27c93d807ddb7365f33cac73577af4b62d29
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         9565ba18feff14d026f60ce5a00b69728beb165ecabd6d36a07e74d81582a2a6
+// digest         ac5dfe4523f3c0243af8d5092bf6bf345400d44056aea72f25897e4dd83b1de0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         e251b82ae302674e1f2f7b453dc904b3eb9475067b595860ee92dd313395003d
+// digest         a1346695be7002d5d3b7f8729d7c14bcc6b4ef91d182bff2113ac89f3f692e98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         ae2107cc7ae24b9372136304419ce4366b816542d298ab4b5178a9720b86da44
+// digest         a214d1a397bfb830d4f2fea59fb58988160398000b0f15abd8777368b0358dbd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         67f26409de8eafe21d98261bb37ebea2d39f877fefbe1b47285abae5d3ef1465
+// digest         64c0d1688acc23a277344cd8cbb3c60ccccd4ad20a15eb23041887af86bdbc39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         371c9e629d5614456ba4e31dc220151bc71f426824c6b8d03feb0b105c4d6263
+// digest         ceb5d257dddf09b8590b73fba6f212c1cf2a30622da98ae4dd4ed56e1110dd41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         d3a7932056d5b86fa30a55ddb262eb6762c79f36541b4fb692c7635972c763be
+// digest         6ee1bd19255a2a0231aff38337aebeae46b62b2b195793742f7b0b8121dee163
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

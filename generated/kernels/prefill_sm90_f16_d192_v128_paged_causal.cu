@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         f12dfee5838030685297bdd8106e1d4fd29f0f351823ab03c7ce0395df7ea30f
+// digest         4dacc242f45f4ebaf80619ad0064f22f5332d48dd7932075c5eff6f88456a296
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

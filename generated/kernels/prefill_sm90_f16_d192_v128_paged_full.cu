@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         be20f06f9db3a2de777b1e0a033a5bd611781cb3453ee9359a4494479d080653
+// digest         9c6afa28012a4550607bf505518536da8abff6288fa7b85f425201736bcf81d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

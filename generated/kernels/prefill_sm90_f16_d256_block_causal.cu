@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         cbed3914ca94087818b369c88248da50d2507927867593f5f2310460f55ee5e6
+// digest         2cecef89789fe758491685fbc749575ae0b0ddea0473585b111c079329946325
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

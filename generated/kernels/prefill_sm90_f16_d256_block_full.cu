@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         90ac297a3d05c4483a5e75a69d7f496e31f51581d0399f2078e9e369a3381ba6
+// digest         adc09241b2002a82727bc87b592f23375762cd77fea86035ebabd0e9454bf754
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

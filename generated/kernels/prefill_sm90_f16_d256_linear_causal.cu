@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         f8763cf478d438ad583289c5ce5aef5a655e19e11058e05313462f3971c233da
+// digest         f2e3a3ea1d4d9b6760acbd5fa9b84248cfa17318efa74dac29f11b4962c725fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

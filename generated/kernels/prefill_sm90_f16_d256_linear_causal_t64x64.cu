@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         7e4a9e5c84b13cc6d1c2f5e238fc1872e672eabb8c1c6661631bc09208cefc74
+// digest         6113e85dda00135f4b2872d777063f35d4cf1763f7e8156b3aa00931b0ed47a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

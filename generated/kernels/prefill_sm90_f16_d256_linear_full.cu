@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         d451d5ee23b9d716152d15bd947af67e5c145379a910ee9e26f5cab188ea4f9a
+// digest         596f34f26558afd87d3ac1cfd2e12f3ec73398fa3bbb56cfa7631a867d55e21e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

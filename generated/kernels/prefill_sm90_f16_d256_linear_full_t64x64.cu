@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         54f5cdfc0ffc51a6f4e5e232e59fc722e73ff23e23a64ef2be50bfb77a81385e
+// digest         79f8f64f352dbcec0a546f9be3a3cfa2e926efb354b83f66515ee902d1a163e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

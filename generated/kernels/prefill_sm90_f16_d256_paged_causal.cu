@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         9fa838936d65a8f414326822763a78e64d6bdfeb232a8a4f407e1d93057a75b2
+// digest         5e7d7f3ff849ece8d27efed514e179b797f9c601e1292e7ed149d4f1d94f3c5c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

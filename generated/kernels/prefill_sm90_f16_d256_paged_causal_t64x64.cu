@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         ccb07477a73f6335e835f3bd38342b24d196aed9bbb72e984fe52cf1ad8a91b8
+// digest         efab326ac5ef9c1995333ef0fbc479a8090b2785eaf41856fac1462d515f3820
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         c210224385f6e61c56aa3ce4c8da7ef4bf538579330555297db3b152a7b2d16b
+// digest         3dd0197ea30817a2324048acf7f638838a70ca8122ac46ac128156c662f87e88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         cecbee4324452f0dc37da034086402f607f20660fa75c6af2a9abc86645a912f
+// digest         74b949705319239be77476f96b4a52a8c020de800d1a019822d57f34abfabaf5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

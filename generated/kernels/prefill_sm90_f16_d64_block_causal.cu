@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         11e7a625d19ad665824135065fded4ca983ef26abac36d1959519c364e72c14e
+// digest         9abbcdedaba6cc3c4ecdaf3cf404348f5502e7fd6f6fc943600ebdf5951abb96
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         2f567fdfdbe38322ffd1a26d40955b65e4c607a83148d263c96d643d6b479a7d
+// digest         53f99a53985eca1081c8b20e2780b1e242509da1e1fad1fda44e3ef82cf68370
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         1f538ca8a81be1d861bf058c5222840aa679f10263df6f10483312ce8cd4b79e
+// digest         63ff60753b755bdeca21778b09415a55c61c575b5b8ae212c881121aa3bfa33c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

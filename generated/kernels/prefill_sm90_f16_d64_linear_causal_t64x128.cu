@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         c3ee3f4ae64e7e367622aa548ba020bc5e13ae484e3710a9cb00df35d5fa18b1
+// digest         9e2f275a64d678871316d5633c44e25cf9c42e35d4650dd78035f4cad3662fdd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

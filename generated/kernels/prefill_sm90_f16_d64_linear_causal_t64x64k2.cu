@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         02f44421e1eaccc9c14a20cba0648473f09067dce2779091f68e32bd3e9ba956
+// digest         e64770755a7c5548694dce297738c9ca18af56d5b6e207cd17881992c47fa5c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         35671d8715fbbd4a14b8431c6a0ab11c54d8ddfe2b0df36244860f8cad8745f0
+// digest         a87ee20b09e22a3c2f548fe46f0be984555b98409e5484469bbbb42395566069
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         b59587e9ad3f07c9970a10c140da49791bc6abfafd8605b951089763387b6bf9
+// digest         27d27ace3d32f4850c5bc98a159be438dfb43ed1f9a885e5715011e2a9a134d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

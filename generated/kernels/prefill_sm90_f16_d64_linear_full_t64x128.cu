@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         18d85aab6141cce5562d3d5575aa5696ad731e89b6d7407014790d97036bb4b1
+// digest         9b59312011f102b46600e89ece9a3e0631801a4f2efc91349d7a61621f0fb746
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         59b5e4a26cab62dafa5e930dfeba99f1da01a980bafee074a47d4fbfad0604fc
+// digest         c93645ecf0fba940a0e4ff035fd1ff708361154cf303c8dbba6365d4ee92b407
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         9c449cd72b31b169256a5f110b3d0012d2de6165731be01abbe2912d4bd2e2da
+// digest         26744373a1e3fc7199af36b8c1eb44246d58175d44d540e7b780e7a013b7e27a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

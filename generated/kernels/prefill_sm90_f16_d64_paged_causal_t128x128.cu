@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         87101bf4f64390d74dde79eedfc19aeecc29cd8b4928b1b52c6d9f1d23745d52
+// digest         f46e65446a31bb606670c0f635d15829cf00bb0949f217cc75214e736a53b39f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

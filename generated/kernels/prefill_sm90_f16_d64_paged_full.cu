@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         dbde68cb72fd9abd5890bdd7a6097bcbcd0e448c3e2c074facc0430883d64b10
+// digest         54637f79baea994851ffa57a4789c07eef374e358c61ec82154962f06c15ffbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

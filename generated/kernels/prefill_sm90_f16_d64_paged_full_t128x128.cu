@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         8ab44110c1877910b9219bd747f19833b9b0b9d8c2cd46a215ee32dfd5cdc81f
+// digest         534cf9ec2ad0a6e1424a750744cf3a754cbc0502b8e36abe91c02c8bffe2f122
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         aea9d9715d78199ee987e02cef81236ced8214cdc8d1b3d53fc7c4bcb0806619
+// digest         0d3fad7069ae73fc73b24699d67a8c1d4dba38c71a63d4d15d67fe23db76f677
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

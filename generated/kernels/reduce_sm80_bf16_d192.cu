@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         b62b089790d9264f6d8dafce7df7758ca46036d843e686f221ad44daa96457d6
+// digest         e6b325460f23e6def2e304ff40412fbef408bb1838bc9f1e6dc5cb5622c2dc77
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         b21a455760f824a7ec18ca9c167694e003e8ee1f403be10081e316dd4d2e9142
+// digest         79a7cb9a3badd6dc981f0260c61d2bf1460908a958985f1cd7ef01d6170dce77
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

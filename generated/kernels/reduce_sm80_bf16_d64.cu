@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         c7340f1be13e3c4cf959cbf8c206e04b1269a3c3eb96694e5848664de8c8d46a
+// digest         d9267a3781385eda6e0400390b2a1def54be1948af1efadadde42c165a425dc0
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         116b737e538380959738ed6348078dc26618ef165eb85ae945b0e1d9327c5089
+// digest         0cfbea83ab23858578857496df768b3af26822bbdcd687e5d9d18af7622a2645
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

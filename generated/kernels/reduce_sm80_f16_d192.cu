@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         d9388b4296526bd7ad341869a796ea7faf66e65f9f786f3d5d75baba167e1690
+// digest         bee1579cb1d4f94bbbc39d0488276aadf321c774c606b7d1da947af46081a6f9
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         1def659aa2bf915b3c1b551a30ab491705a25a6ca3f3b8baeda2d19d90d3b4be
+// digest         175afa01050e0d83fa0ca1b41bdc55839c3642307d3f101a92962790c9fc62cd
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

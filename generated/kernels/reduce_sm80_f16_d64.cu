@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         c8d236a7d87daef0710264a8787d57d5c95e8e21aae6fbb20b01a71edbcd1a1c
+// digest         99da3f3ff4b8f943ecab362359eda094dbc5d01cc2ece5f6f40631cb57e19504
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         e2ff95a42e2ce740e956939bd38835ebd46c36337d3e75b77cca48f7a808b43d
+// digest         ae79d62e1546669c1a924f06fd11db6961aed4d24f20155b150fd37902789f8b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         03a16b7fba76f94670cd9c65543fe596dda1566bf59297fc1e38b218dc4a8573
+// digest         e284c84b5dc4ea91dd0e8f54e222d758f5dd57bb65865a086ff983ac907636d8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         22bc414272c0afd23999934bc90f4e8ca3c8b58d267a3ae5bb3b8c0a5d625d36
+// digest         20770c01538c4d9d3e1e5c5adeec9f7ee74a263beb95fc8ece4c787b0d385e90
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         984b870511c4e2ca9f4d7f1d537d5e2400850f72034a0177b7e029c73146d53e
+// digest         9d049c82640cb02328337727a30438910b12ce949ea39efef4b352306c5b2a4d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         39228e5cf3270b8c614e61416a1cad2079b174a6758a7a98f78bc2fe2efd193a
+// digest         f9b4ce1568690ee855019fcf3f66f760c244b6b6abd460a1ba75c7cfe0b99682
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         4a8909596fc88ce2730b77810452122e4822dc02544dd3fcb9d645f3b8e998e8
+// digest         2db4ac10d13d318aa1e5093ccb20c0707948cbde85ca702b5f49e8985627e2ef
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         ea51dd54a3d741e3abcec5636690dff184003f129d5746351a003cdb19e4c925
+// digest         7cc4d6939f04d5e04f56aaae6a4a20831addfd38f0e02bf3cb4e2ec9f562dfe6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

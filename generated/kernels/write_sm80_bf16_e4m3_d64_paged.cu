@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         53e41ebf1117ab76ecc8132fa7cd94d53921f5b74e52462c50aa47eb81b69c5b
+// digest         56f34421b7d477ae8bc479a49d26d18c32b461359b8910bc587b49213204bdca
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

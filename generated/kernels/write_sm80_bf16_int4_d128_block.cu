@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         fbdf77834788cc4082085f84693eebbb3d24fe2f4cce1c7f9e9f1dabfdb2cd46
+// digest         b9497fb002db3980fa91c8687a7670d5b4e51aef3ea3ca057f1171e212d320dd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         98c6504b9d289cac4c27e767bd8b5f1d5445ce995ce8efc8b91483657351b02f
+// digest         772d33cc2426e16aedb1cb9b4b5933cda5fc5ab449c52ddc865e57ecb3a53f1f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         c587446c45cfa06ba4c9daefbd1fa627effa3f0396d04a5576a9c6ca6ba71bdf
+// digest         dea23f470e0061737f68ef1b8ac4ec3f67e8b2659200c67712a8d49bdffbce11
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         8ca53933022bb0c8827f3ca959be80106dec1eb2659b807cee2faf6038181eca
+// digest         731ba18d5462af43e93293c33d229f4dcb149d14ecbc7dcaffcef0c2881e3998
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         c662d480dc27f869d57fd772255b82f88fffe85455a19b49188313d586cc48a1
+// digest         15e71865ab918f1e6cef456dc81806b272ff9452f3d4c979ff48cc5b64bc9490
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         cf2bda10d42404b1a5f3d7b223b6ce69e8f38998433389e2ee39dba9b467dd50
+// digest         dd5aa8e87ecdefb5915bbd082c9a7adf201cf46a44a5562ae7ec6c1e0826cf4b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

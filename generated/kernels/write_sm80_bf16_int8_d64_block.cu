@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         8b727aa7c4425a348d82dd2dfe8666ebeb2e16e73a2d90cd3616f6eac446f15f
+// digest         df31a8b0c73cf91e0071d0a411431c561e3f04db6281d4f9ffc6dbe54ed93092
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

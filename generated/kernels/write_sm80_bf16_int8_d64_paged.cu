@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         30cc40f3b573d64e30797e4c611ed9b5f4fa3b3a8fa64da87595a522e8509e5e
+// digest         13eac3beac633cee2ee313aecb425312c9e5f5626b0c6f2527cb55e2d0b916e5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

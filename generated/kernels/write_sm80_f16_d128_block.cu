@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         4e27157bb6f3ec5adb13f9e0f4e44270f3f2aba5e9be7aefe84941f6980e4e92
+// digest         2737c6a501f535da1303b43155e19b2369cb5438b61c733ed2ce7a5d0ef0c6e4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         ed9e55674a66b448690faea1863cf372e4a12f5595cc3905dd1235f5ee9de649
+// digest         06cfe783ecde3f31e5eeeabaf451bcea069b395608dbec541b5432f5a2608fdc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

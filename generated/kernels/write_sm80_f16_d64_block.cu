@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         2e82b65a00500c920ad67a9c47c26e1dd7eb4586c968ff601b857f85197fdbf9
+// digest         952c20fc61edcb05967b7ffaf4eecac180e8c9fbf98acf231cf58e0d7df59f39
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         53ace041446e3fc283a74a6b0fe124e1ba01b8e87cf26ed4bfbbcfad0473f416
+// digest         3e1ff5643174a302b8923b3868e5ec14b07433782ea4bb29d753a93d4bea7783
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

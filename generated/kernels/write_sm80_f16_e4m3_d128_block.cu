@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         2b1477d3067e61f96645c1083440ff7b495e30ea1ba33a10a3b9c37f8dffaede
+// digest         c5e8b1a13b6cf7c3dea673666cf102071869fbd2864d1bbb10f10e55063a48b0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

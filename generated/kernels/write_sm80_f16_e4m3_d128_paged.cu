@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         f88be5eea0149c4c010df3a51b3a1495f6b97c0ca9f2aa06aa3e2bc479903378
+// digest         2cb2cac340ff4f24d2b8ecb88b081bd16bc9357fda8087e4d17f865d99b081c6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

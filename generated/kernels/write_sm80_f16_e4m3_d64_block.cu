@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         16c92cd3c0e89df7229d68a87216d4a80eeef5acf1a0ca47f5fab23914fe386f
+// digest         e14b4459b09edde570daabea66b16ad1cc6386a1b026c650486f82781a7345da
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

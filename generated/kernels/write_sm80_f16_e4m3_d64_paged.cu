@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         9ed612e6df9f5a4d365d0407335c8a8aec5d6cb905f40cebf734efea58dda390
+// digest         8c211c235dfc34f7e2e4396a85d5ffe0d185b59d406fcdf078c1494bb1df03b4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         9a154a1fac4d6f14490b0853e71f331324e4bccacb8bc3fd033130e7c5dd9106
+// digest         ced94b4a7b2d3f1bf3e7903ecdb3e6a44d0d61085881bb423ae797d848af5920
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

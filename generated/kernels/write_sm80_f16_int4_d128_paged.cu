@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         274900a9c53eb55b865243e10d2ac4da682209ac4158fc78067e01605476397d
+// digest         e37f48420734e0c3f336754a3dbf0b13f342c9f58efb088fcdaba91b99f15463
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

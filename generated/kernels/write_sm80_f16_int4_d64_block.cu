@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         f3cfa0a3837cbe98d86206442e20f8b03c391a544562d6d9210cc29be12334d8
+// digest         602f7df1b5755be623f31cbb71be00e3811a1641b8e017855107b68c220dd656
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         176685fc1bc40b4dc75408acfaa9cbebd3670f2ce903843f419ceddf9b04cc2d
+// digest         ddb01fe8343782eaa374c0d6d161b4098f3910bcce7f31b236b0ba3e99156300
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         29247054180f9c0b89333f6426fe7b9732ee9d314ae3c361b05b8f8ac2ea48fe
+// digest         ab247be97da477f7cb37131161157d9322262cef4376a9b7605227bcd0af2f7f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         190932e63e86686c06730e0fcd0ec42787fbe5f6f9dacf283560dbef72c8191d
+// digest         8fc061f7e8d2dfc6ff8d6b6c51d38f15e06af06a5f5fc1f5374e71b707a7f113
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

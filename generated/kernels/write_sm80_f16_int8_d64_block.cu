@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         975e6cc735cad78a6a76adecda8cd741681b934feae481bdce339da1f9130b70
+// digest         a6a49adbb2e990fb9242a11cf74d3e7a182033581cf3715cd43ecaf9a3a0911d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

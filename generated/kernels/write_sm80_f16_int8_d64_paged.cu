@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         f7cffb7a0bed357e234737c3b69d1d3da431f519d3e2480f7a0416d34c7cc511
+// digest         a8819630e1c161eb6a3e3c4707bc0d63edaef9996b67a2dd2e8778da9817d8d1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -96,6 +96,10 @@ class Attention:
         self.device: Final = device_ordinal(device)
         self._memories: Final = CallMemories[Prepared]()
 
+    def __repr__(self) -> str:
+        heads, kv_heads = self.settings.num_heads, self.settings.num_kv_heads
+        return f"<Attention {self.config.name}, {heads} heads, {kv_heads} KV heads>"
+
     @property
     def config(self) -> AttentionConfig:
         """The configuration, in the least kernel family that has it."""

@@ -19,7 +19,7 @@ from attn_runtime.array_view import NUMPY_NAMES, TORCH_NAMES
 from attn_runtime.cache_writer import CacheWriter
 from attn_runtime.checks import need_int
 from attn_runtime.errors import ArgumentError
-from attn_runtime.kv_cache import has_pairs, row_extent
+from attn_runtime.kv_cache import row_extent
 from attn_runtime.settings import device_ordinal
 
 
@@ -64,7 +64,7 @@ class KVCache:
         shape = (self.block_count, heads, self.block_len)
         row = (*shape, row_extent(config, config.head_dim))
         arrays: dict[str, Any] = {name: self._memory.pool(row, element) for name in ("k", "v")}
-        if has_pairs(config):
+        if config.kv_dtype.has_pairs:
             for name in ("k_pairs", "v_pairs"):
                 arrays[name] = self._memory.pool((*shape, 2), config.dtype.value)
         for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
@@ -74,6 +74,10 @@ class KVCache:
         self._free = list(range(self.block_count))[::-1]
         self._blocks: dict[Any, list[int]] = {}
         self._lengths: dict[Any, int] = {}
+
+    def __repr__(self) -> str:
+        free, cache = len(self._free), self.writer.config
+        return f"<KVCache {cache.name}, {free} of {self.block_count} blocks free>"
 
     def length(self, sequence: Any) -> int:
         """Tokens of a sequence that is in the cache; 0 for others."""

@@ -95,14 +95,9 @@ def arguments_of(config: AttentionConfig) -> tuple[str, ...]:
     """The arguments that describe the cache of a configuration."""
     assert config.cache is not None
     names: tuple[str, ...] = _ARGUMENTS[config.cache]
-    if has_pairs(config) and config.cache is not Cache.BLOCK:
+    if config.kv_dtype.has_pairs and config.cache is not Cache.BLOCK:
         names += _PAIRS
     return names + _SCALES if config.kv_dtype is KvDtype.E4M3 else names
-
-
-def has_pairs(config: AttentionConfig) -> bool:
-    """Whether each row of the cache has a (scale, zero) pair."""
-    return config.kv_dtype in (KvDtype.INT8, KvDtype.INT4)
 
 
 def row_extent(config: AttentionConfig, head_dim: int) -> int:
@@ -240,7 +235,7 @@ def _pair_strides(
 ) -> Values:
     """The (scale, zero) pairs of K and of V: arrays like k, whose rows are two elements of T."""
     values: Values = {}
-    if not has_pairs(call.config):
+    if not call.config.kv_dtype.has_pairs:
         return values
     for name in _PAIRS:
         view = given(call.views, name)

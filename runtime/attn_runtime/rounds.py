@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from attn_codegen.config import AttentionConfig, Cache, Mode
 from attn_runtime.events import Event
-from attn_runtime.kv_cache import Values, bytes_of, has_pairs
+from attn_runtime.kv_cache import Values, bytes_of
 from attn_runtime.launch import ARRAYS, Exchange, Launch
 from attn_runtime.plan import Plan, Problem
 from attn_runtime.problem import CpForm
@@ -47,7 +47,11 @@ def round_count(settings: Settings, problem: Problem) -> int:
     """
     ranks, config = settings.ranks, settings.config
     is_empty = 0 in (problem.token_num, problem.batch_size, problem.max_q_len)
-    if not ranks.exchanges or is_empty or (config.cache is Cache.BLOCK and has_pairs(config)):
+    if (
+        not ranks.exchanges
+        or is_empty
+        or (config.cache is Cache.BLOCK and config.kv_dtype.has_pairs)
+    ):
         return 1
     most = ranks.rounds
     if most is None:
@@ -154,7 +158,7 @@ def _steps(config: AttentionConfig, plan: Plan, values: Values, rounds: int) -> 
         owner = f"{config.cache}_iter_params"
         for name in ("k", "v"):
             steps[name] = bytes_of(config, kv_heads * int(values[f"{owner}.{name}_head_stride"]))
-            if has_pairs(config):
+            if config.kv_dtype.has_pairs:
                 pairs = int(values[f"{owner}.{name}_pair_head_stride"])
                 steps[f"{name}_pairs"] = 2 * kv_heads * pairs
     return [*steps.values()]

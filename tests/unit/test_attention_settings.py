@@ -36,6 +36,11 @@ def test_what_is_left_out_has_the_usual_meaning() -> None:
     assert attention.config.name == "prefill_sm80_bf16_d64_paged_causal"
 
 
+def test_an_attention_prints_as_its_kernel_and_its_heads() -> None:
+    attention = Attention(num_heads=8, num_kv_heads=2, head_dim=64, mode="decode")
+    assert repr(attention) == "<Attention decode_sm80_bf16_d64_paged_causal, 8 heads, 2 KV heads>"
+
+
 def test_a_refused_combination_says_why_and_what_works() -> None:
     with pytest.raises(ConfigError) as error:
         built(head_dim=100)

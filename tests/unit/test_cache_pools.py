@@ -112,6 +112,12 @@ def test_an_append_that_the_writer_refuses_leaves_lengths_as_they_were(
     assert cache.length("a") == 5
 
 
+def test_a_cache_prints_as_its_layout_and_what_is_free(calls: list[dict[str, Any]]) -> None:
+    cache = cache_of()
+    cache.append(["a"], None, None, [5])
+    assert repr(cache) == "<KVCache write_sm80_bf16_int8_d64_paged, 8 of 10 blocks free>"
+
+
 def test_appending_to_nothing_is_a_batch_of_nothing(calls: list[dict[str, Any]]) -> None:
     call = cache_of().append([], None, None, [])
     assert call["cu_q_len"].tolist() == [0]

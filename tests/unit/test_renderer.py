@@ -186,6 +186,12 @@ def test_headers_are_the_template_files_byte_for_byte() -> None:
         assert texts[path.relative_to(folder).as_posix()].encode() == path.read_bytes()
 
 
+def test_the_licence_goes_along_with_every_folder() -> None:
+    for namespace in ("attn", "vendor_x"):
+        texts = renderer.render([PAGED], namespace=namespace)
+        assert texts["attn/LICENSE"] == (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
 def test_another_namespace_leaves_no_trace_of_the_default_one() -> None:
     texts = renderer.render([PAGED, AttentionConfig.of(mode="reduce")], namespace="vendor_x")
     for path, text in texts.items():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.config import Dtype, KvDtype
-from attn_codegen.tiling import KV_BITS, PAIR_BYTES, has_pairs
+from attn_codegen.tiling import KV_BITS, PAIR_BYTES
 
 if TYPE_CHECKING:
     from attn_runtime.bench.device import Bench
@@ -27,14 +27,14 @@ def code_bytes(kv_dtype: KvDtype, head_dim: int) -> int:
 
 def row_bytes(kv_dtype: KvDtype, head_dim: int) -> int:
     """The same with its pair."""
-    return code_bytes(kv_dtype, head_dim) + (PAIR_BYTES if has_pairs(kv_dtype) else 0)
+    return code_bytes(kv_dtype, head_dim) + (PAIR_BYTES if kv_dtype.has_pairs else 0)
 
 
 def scales_of(bench: Bench, dims: Sequence[int], dtype: Dtype, kv_dtype: KvDtype) -> dict[str, Any]:
     """The arguments of Attention beside codes [*dims, row]: pairs [*dims, 2], or a scale."""
     if kv_dtype is KvDtype.SAME:
         return {}
-    if not has_pairs(kv_dtype):
+    if not kv_dtype.has_pairs:
         scale = bench.to_device(np.array([SCALE[kv_dtype]], np.float32))
         return {"k_scale": scale, "v_scale": scale}
     pairs = pairs_of(kv_dtype, dtype, int(np.prod(dims))).reshape(*dims, 2)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.config import Arch, Cache, Dtype, KvDtype, Mask, Mode
-from attn_codegen.tiling import has_pairs
 from attn_runtime.attention import Attention
 from attn_runtime.bench import codes
 from attn_runtime.bench.decode_shapes import DecodeCell
@@ -73,7 +72,7 @@ class Pool:
         self._dims, self._order = dims, order
         k, v = _parts(self.array, dims, order)
         self.arguments: dict[str, Any] = {"k": k, "v": v}
-        if has_pairs(setup.kv_dtype):
+        if setup.kv_dtype.has_pairs:
             array = bench.to_device(
                 codes.pairs_of(setup.kv_dtype, setup.dtype, math.prod(dims[:-1]))
             )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.config import Arch, Cache, Dtype, KvDtype
-from attn_codegen.tiling import PAIR_BYTES, has_pairs
+from attn_codegen.tiling import PAIR_BYTES
 from attn_runtime.bench import codes
 from attn_runtime.bench.device import Bench
 from attn_runtime.bench.oracle import from_bits
@@ -88,7 +88,7 @@ class _Arrays:
         return key, value
 
     def pairs(self, sequence: int) -> tuple[Any, Any]:
-        if not has_pairs(self._kv_dtype):
+        if not self._kv_dtype.has_pairs:
             return None, None
         key, value = (
             from_bits(self._of(self.arguments[name], sequence)) for name in ("k_pairs", "v_pairs")
@@ -165,7 +165,7 @@ class BlockStore:
             "block_len": setup.block_len,
             "layer_offset": _LAYER_OFFSET,
         }
-        if not has_pairs(setup.kv_dtype):
+        if not setup.kv_dtype.has_pairs:
             self.arguments |= codes.scales_of(bench, (), setup.dtype, setup.kv_dtype)
 
     def _filled(self, bench: Bench) -> Any:
@@ -173,7 +173,7 @@ class BlockStore:
         setup = self._setup
         rows = int(np.prod(self._dims[:-1]))
         end = _LAYER_OFFSET + int(np.prod(self._dims))
-        if not has_pairs(setup.kv_dtype):
+        if not setup.kv_dtype.has_pairs:
             return bench.bytes((self._blocks.count, end), setup.dtype)
         pairs = codes.pairs_of(setup.kv_dtype, setup.dtype, rows).view(np.uint8)
         pool = bench.bytes((self._blocks.count, end + pairs.size)).get()
@@ -191,7 +191,7 @@ class BlockStore:
         return key, value
 
     def pairs(self, sequence: int) -> tuple[Any, Any]:
-        if not has_pairs(self._setup.kv_dtype):
+        if not self._setup.kv_dtype.has_pairs:
             return None, None
         behind, dims = _LAYER_OFFSET + int(np.prod(self._dims)), (*self._dims[:-1], PAIR_BYTES)
         key, value = (

@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 
 from attn_codegen.config import Cache, KvDtype, Mask
-from attn_codegen.tiling import has_pairs
 from attn_runtime import driver
 from attn_runtime.bench import codes, machine, write_report
 from attn_runtime.bench.decode_shapes import STREAM_BYTES
@@ -212,7 +211,7 @@ def check(writer: WriterCall) -> None:
 def limit(rows: Any, pairs: Any, kv_dtype: KvDtype) -> Any:
     """How far a value read may be from the one written, [..., head_dim]: half a step of the row,
     and a little for float32; e4m3 keeps four significant bits, down to steps of 2^-9 scale."""
-    if has_pairs(kv_dtype):
+    if kv_dtype.has_pairs:
         return pairs[..., :1] * (0.5 + 2.0**-14)
     if kv_dtype is KvDtype.E4M3:
         least = codes.SCALE[kv_dtype] * 2.0**-10

@@ -18,23 +18,11 @@ const typename Kernel::ParamType& params_of(const void* params) {
   return *static_cast<const typename Kernel::ParamType*>(params);
 }
 
-KernelLimits limits_of(const KernelInfo& info) {
-  KernelLimits limits;
-  limits.cta_q = info.cta_q;
-  limits.cta_s = info.cta_s;
-  limits.ctas_per_sm = info.min_ctas_per_sm;
-  limits.threads = info.threads;
-  limits.shared_bytes = info.shared_bytes;
-  limits.packed_heads = info.packed_heads;
-  limits.tile_ns = info.tile_ns;
-  limits.step_ns = info.step_ns;
-  return limits;
-}
-
 template <class Config>
 std::int64_t rank_of(const void* any, int max_split_k, const DeviceLimits& device) {
   const auto& params = params_of<typename Config::Kernel>(any);
-  const KernelLimits kernel = limits_of(describeAttention<typename Config::Kernel>());
+  const KernelInfo info = describeAttention<typename Config::Kernel>();
+  const KernelLimits kernel = limits_of(info, info.min_ctas_per_sm);
   const SplitPolicy policy = split_policy(max_split_k, params.split_cnt, params.split_size);
   const Problem problem = problem_of<Config>(params);
   return Config::kMode == Mode::kDecode ? rank_decode(problem, device, kernel, policy)
