@@ -24,7 +24,8 @@ from attn_codegen.config import (
 from attn_codegen.errors import RenderError
 from attn_codegen.manifest import FILE_NAME, KernelEntry, Manifest, TileEntry, sha256
 from attn_codegen.namespace import DEFAULT_NAMESPACE, checked, moved, symbol_of
-from attn_codegen.tiling import Tiling, tiling
+from attn_codegen.tile import Tiling
+from attn_codegen.tiling import tiling
 from attn_codegen.tuning import TileCost, Tuning, shipped
 
 PARAMS_PATH: Final = "attn/params.h"

@@ -11,7 +11,8 @@ from typing import Any, Final
 from attn_codegen.config import Arch, AttentionConfig, Mode, reduction_of
 from attn_codegen.prose import counted
 from attn_codegen.rules import ATTENTION_MODES, Verdict
-from attn_codegen.tiling import SM80_SHARED_LIMIT, SM90_SHARED_LIMIT, Tiling, tilings
+from attn_codegen.tile import SM80_SHARED_LIMIT, SM90_SHARED_LIMIT, Tiling
+from attn_codegen.tiling import tilings
 from attn_codegen.writer import Changes
 
 REGISTERS_PER_SM: Final = 65536

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, KvDtype
 from attn_codegen.errors import CodegenError, TuningError
-from attn_codegen.tiling import PANEL, Tiling, tilings
+from attn_codegen.tile import PANEL, Tiling
+from attn_codegen.tiling import tilings
 
 SCHEMA: Final = 1
 FILE_NAME: Final = "tuning.json"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from attn_codegen.tiling import WARP_THREADS
+from attn_codegen.tile import WARP_THREADS
 from attn_runtime.choose import UNFIT
 from attn_runtime.plan import Plan, RangePlan
 from attn_runtime.problem import (

@@ -11,7 +11,8 @@ from typing import Final
 from attn_codegen import params, struct_layout
 from attn_codegen.config import Arch, AttentionConfig
 from attn_codegen.rules import is_valid
-from attn_codegen.tiling import Tiling, tiling
+from attn_codegen.tile import Tiling
+from attn_codegen.tiling import tiling
 from attn_codegen.tuning import Tuning, shipped
 from attn_runtime.compiler import Build
 from attn_runtime.driver import Context, Device

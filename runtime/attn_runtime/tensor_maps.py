@@ -11,7 +11,7 @@ from math import gcd
 from typing import Final
 
 from attn_codegen.config import AttentionConfig, Cache, Mask
-from attn_codegen.tiling import KV_BITS, Tiling
+from attn_codegen.tile import KV_BITS, Tiling
 from attn_runtime.kv_cache import Values
 from attn_runtime.plan import Plan
 

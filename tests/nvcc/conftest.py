@@ -17,7 +17,8 @@ import pytest
 
 from attn_codegen import presets, renderer
 from attn_codegen.config import Arch, AttentionConfig, KvDtype, Mode
-from attn_codegen.tiling import Tiling, tiling
+from attn_codegen.tile import Tiling
+from attn_codegen.tiling import tiling
 from attn_runtime.compiler import Build, compile_unit, own_target, unit_of
 from attn_runtime.errors import CompileError
 from attn_runtime.toolchain import Toolchain, find_nvcc

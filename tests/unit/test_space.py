@@ -22,7 +22,8 @@ from attn_codegen.config import (
     reduction_of,
 )
 from attn_codegen.errors import ConfigError
-from attn_codegen.tiling import SM80_SHARED_LIMIT, SM90_SHARED_LIMIT, tilings
+from attn_codegen.tile import SM80_SHARED_LIMIT, SM90_SHARED_LIMIT
+from attn_codegen.tiling import tilings
 
 widths = st.one_of(
     st.integers(-8, 320), st.sampled_from(range(16, 257, 16)), st.sampled_from([64, 128])

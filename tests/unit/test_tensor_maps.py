@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from attn_codegen.config import Arch, AttentionConfig, Cache, KvDtype
-from attn_codegen.tiling import KV_BITS, tiling
+from attn_codegen.tile import KV_BITS
+from attn_codegen.tiling import tiling
 from attn_runtime.kernel import nominal_limits
 from attn_runtime.plan import plan
 from attn_runtime.problem import DeviceLimits, Problem, SplitPolicy

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.config import Dtype, KvDtype
-from attn_codegen.tiling import KV_BITS, PAIR_BYTES
+from attn_codegen.tile import KV_BITS, PAIR_BYTES
 
 if TYPE_CHECKING:
     from attn_runtime.bench.device import Bench

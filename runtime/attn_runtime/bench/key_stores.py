@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.config import Arch, Cache, Dtype, KvDtype
-from attn_codegen.tiling import PAIR_BYTES
+from attn_codegen.tile import PAIR_BYTES
 from attn_runtime.bench import codes
 from attn_runtime.bench.device import Bench
 from attn_runtime.bench.oracle import from_bits

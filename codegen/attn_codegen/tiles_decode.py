@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiles of decode kernels, and their shared memory."""
+
+from __future__ import annotations
+
+from attn_codegen.config import AttentionConfig, Cache, KvDtype
+from attn_codegen.tile import (
+    ELEMENT_BYTES,
+    KV_BITS,
+    PAIR_BYTES,
+    ROW_BYTES,
+    Tiling,
+    padded,
+    round_up,
+)
+
+# Decode: a warp owns some units of 16 tokens of each stage, in a ring of its own.
+DECODE_UNIT_TOKENS = 16
+DECODE_RING_BYTES = 96 * 1024  # in flight on an SM twice: more than its share of the latency
+DECODE_SPARE_BYTES = 5 * 1024  # of four CTAs: what an SM has beyond twice that ring
+DECODE_CODE_PIECE_BYTES = 4096  # of a warp and stage, at least
+DECODE_CHUNKS = 32  # of sequences, whose keys are counted by different warps
+DECODE_COUNT_BYTES = 16  # what a warp has counted: tiles, most and fewest units, query tokens
+DECODE_SEGMENT_BYTES = 52
+DECODE_WORK_BYTES = 80
+DECODE_ROW_BYTES = 16
+DECODE_SOURCE_BYTES = {Cache.LINEAR: 48, Cache.BLOCK: 48, Cache.PAGED: 64}
+DECODE_PAIR_SOURCE_BYTES = 16
+DECODE_ROWS = (8, 16, 32)
+# Float accumulators and Q of a thread; more than this and Q stays in shared memory.
+DECODE_RESIDENT_REGISTERS = 112
+
+
+def decode_tiles(config: AttentionConfig) -> dict[str, Tiling]:
+    """Rows of q on the narrow side of the products, keys on the wide one.
+
+    The default holds 8 rows and a ring of 96 KiB, which leaves room for two CTAs on an SM of 227
+    KiB and fits devices with 99. Wide groups take 16 or 32 rows, so that K and V are read once; a
+    call with few sequences takes one CTA per SM, whose ring holds twice the stages: fewer splits
+    then keep as many bytes in flight. Rows of 256 leave a stage to two warps.
+    """
+    if config.kv_dtype is not KvDtype.SAME:
+        return _decode_codes(config)
+    width = padded(config.head_dim)
+    warps = 4 if width <= 192 else 2
+    stages = DECODE_RING_BYTES // (warps * _decode_unit_bytes(config))
+    tiles = {"": _decode_sized(config, rows=8, warps=warps, stages=stages, ctas_per_sm=2)}
+    keys = warps * DECODE_UNIT_TOKENS
+    for rows in DECODE_ROWS[1:]:
+        if rows * width <= 16 * 256:
+            tiles[f"t{rows}x{keys}"] = _decode_sized(
+                config, rows=rows, warps=warps, stages=stages, ctas_per_sm=2
+            )
+    if warps == 4:
+        tiles[f"t8x{keys}s{2 * stages}"] = _decode_sized(
+            config, rows=8, warps=warps, stages=2 * stages, ctas_per_sm=1
+        )
+    return tiles
+
+
+def _decode_codes(config: AttentionConfig) -> dict[str, Tiling]:
+    """Tiles of quantised caches. The same bytes take more arithmetic, which four CTAs of an SM
+    hide better than two of twice the ring (int4: by a quarter); more rows, or wider ones, leave
+    registers for two. A call of few sequences gained nothing from one CTA with a deeper ring.
+    """
+    width = padded(config.head_dim)
+    warps = 4 if width <= 192 else 2
+    unit = _decode_unit_bytes(config)
+    units = 2 if unit < DECODE_CODE_PIECE_BYTES or 8 * width * 4 > unit else 1
+    piece = warps * units * unit
+
+    def tile(rows: int, ctas: int) -> Tiling:
+        ring = DECODE_RING_BYTES * 2 // ctas + (DECODE_SPARE_BYTES if ctas > 2 else 0)
+        return _decode_sized(
+            config, rows=rows, warps=warps, stages=ring // piece, ctas_per_sm=ctas, units=units
+        )
+
+    keys = warps * units * DECODE_UNIT_TOKENS
+    tiles = {"": tile(8, 4 if width <= 128 else 2)}
+    widest = 192 if config.kv_dtype is KvDtype.INT4 else 256  # for which registers suffice
+    for rows in DECODE_ROWS[1:]:
+        if width <= widest and rows * width <= 16 * 256:
+            tiles[f"t{rows}x{keys}"] = tile(rows, 2)
+    return tiles
+
+
+def _decode_unit_bytes(config: AttentionConfig) -> int:
+    """K and V rows of 16 tokens, and their (scale, zero) pairs. Narrow rows of codes share a line
+    of shared memory (sm80::PackedTile)."""
+    row = config.head_dim * KV_BITS[config.kv_dtype] // 8
+    if config.kv_dtype is KvDtype.SAME or ROW_BYTES % row:
+        row = round_up(row, ROW_BYTES)
+    pairs = 2 * DECODE_UNIT_TOKENS * PAIR_BYTES if config.kv_dtype.has_pairs else 0
+    return 2 * DECODE_UNIT_TOKENS * row + pairs
+
+
+def _decode_sized(
+    config: AttentionConfig, *, rows: int, warps: int, stages: int, ctas_per_sm: int, units: int = 1
+) -> Tiling:
+    """Adds the shared memory of sm80::DecodeStorage: the rings, Q where registers do not hold it,
+    (max, sum) of each warp and row, what the warps count, and what the CTA works on."""
+    width = padded(config.head_dim)
+    resident = rows * (config.head_dim + config.head_dim // 2) // 32 <= DECODE_RESIDENT_REGISTERS
+    query = 0 if resident else rows * width * ELEMENT_BYTES
+    counts = warps * rows * 8 + DECODE_CHUNKS * 4 + warps * DECODE_COUNT_BYTES
+    work = warps * (stages + 2) * DECODE_SEGMENT_BYTES + DECODE_WORK_BYTES
+    source = DECODE_SOURCE_BYTES[config.cache or Cache.PAGED]
+    source += DECODE_PAIR_SOURCE_BYTES if config.kv_dtype.has_pairs else 0
+    in_registers = rows == DECODE_ROWS[0] and ctas_per_sm <= 2
+    sources = 0 if in_registers else round_up(warps * source, 128)
+    work += warps * rows * DECODE_ROW_BYTES + sources
+    ring = warps * stages * units * _decode_unit_bytes(config)
+    return Tiling(
+        cta_q=rows,
+        cta_s=warps * units * DECODE_UNIT_TOKENS,
+        warps=warps,
+        stages=stages,
+        ctas_per_sm=ctas_per_sm,
+        shared_bytes=round_up(ring + query + counts + work, 128),
+    )
