@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         ae79d62e1546669c1a924f06fd11db6961aed4d24f20155b150fd37902789f8b
+// digest         4d2ced3d653b78625ef102978cc034ccf11e23114f2fe3402a3a09a67a979156
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         e284c84b5dc4ea91dd0e8f54e222d758f5dd57bb65865a086ff983ac907636d8
+// digest         2cf63e9a9f82e0428e96c73837a2e4453b0f0767be7ffa3b3c2d01fc1c0c761b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

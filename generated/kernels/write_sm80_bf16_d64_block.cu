@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         20770c01538c4d9d3e1e5c5adeec9f7ee74a263beb95fc8ece4c787b0d385e90
+// digest         1fe5df5f3152af156d7a168a131a2941844e74b0decbf6a1c033d78b7b65b8ce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         9d049c82640cb02328337727a30438910b12ce949ea39efef4b352306c5b2a4d
+// digest         0ec85413930175c6a3f3ceac20df306cf6a8ff131360b9c0fcc4506ea1cdefa2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         f9b4ce1568690ee855019fcf3f66f760c244b6b6abd460a1ba75c7cfe0b99682
+// digest         460a3f1943261e47edb1bd64d70c7958ee07b6b4210014d4bc8529a6e4fb0529
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

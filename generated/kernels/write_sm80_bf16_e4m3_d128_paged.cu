@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         2db4ac10d13d318aa1e5093ccb20c0707948cbde85ca702b5f49e8985627e2ef
+// digest         56d5fd33a3c6b2657776f4a589bd64ffbc249d7b8acbf1ca52767843884048bb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         7cc4d6939f04d5e04f56aaae6a4a20831addfd38f0e02bf3cb4e2ec9f562dfe6
+// digest         329c93c50ed191a3bc017d78088dc1cd9f69fe14388fcb2ce350da390b4615d6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         56f34421b7d477ae8bc479a49d26d18c32b461359b8910bc587b49213204bdca
+// digest         8fca3b1f50a7beb513f3c170a805ff0c4738434ec2ccce3f168424f2367d8230
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

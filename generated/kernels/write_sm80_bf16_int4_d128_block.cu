@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         b9497fb002db3980fa91c8687a7670d5b4e51aef3ea3ca057f1171e212d320dd
+// digest         b311c9b59568d69100072f533fd3b9f5c08c4f7128eebed459c5ce8bb3ce5489
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         772d33cc2426e16aedb1cb9b4b5933cda5fc5ab449c52ddc865e57ecb3a53f1f
+// digest         32562ff824c7982476e8c929864147715101aac1f90dcb9b952f0b6a02763039
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

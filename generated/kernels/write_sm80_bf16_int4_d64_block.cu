@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         dea23f470e0061737f68ef1b8ac4ec3f67e8b2659200c67712a8d49bdffbce11
+// digest         c9b08c1c510918abcdbcedfb7a39f60cb2dff25efc8afdb18045cde9f3ee9ebf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         731ba18d5462af43e93293c33d229f4dcb149d14ecbc7dcaffcef0c2881e3998
+// digest         d46e79137bfe6a5c571dfc7eb4282d7eb3436416716637d5b0f89d5877c904b8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         15e71865ab918f1e6cef456dc81806b272ff9452f3d4c979ff48cc5b64bc9490
+// digest         8601b72277311db3a2bcca1eb08a6ffdf7714e34723c684421a53cd38ae21ea8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         dd5aa8e87ecdefb5915bbd082c9a7adf201cf46a44a5562ae7ec6c1e0826cf4b
+// digest         db48e04b9a495a1929a8d3b27bad1449183097fa180eae4826fefa8c7f3c8d4d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         df31a8b0c73cf91e0071d0a411431c561e3f04db6281d4f9ffc6dbe54ed93092
+// digest         eb6efc899f3680c488173b44d0375431b907d4102e2d8be2daf20b77fd7de5fb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

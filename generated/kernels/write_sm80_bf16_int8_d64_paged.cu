@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         13eac3beac633cee2ee313aecb425312c9e5f5626b0c6f2527cb55e2d0b916e5
+// digest         ce215b4155b776ce7b1c0b6b4b0f2aa407a83892a7fd5f44476c8855de32a546
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         2737c6a501f535da1303b43155e19b2369cb5438b61c733ed2ce7a5d0ef0c6e4
+// digest         c0747b25a5520901b52d528c55049a93c15185b9cac63bdd4d18162abc8d00a3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         06cfe783ecde3f31e5eeeabaf451bcea069b395608dbec541b5432f5a2608fdc
+// digest         ed05184fe6b28642cf075b5ddab7cfc4fdf87179e4a78177ab9c147fd207e5fb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

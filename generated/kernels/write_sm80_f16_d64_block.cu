@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         952c20fc61edcb05967b7ffaf4eecac180e8c9fbf98acf231cf58e0d7df59f39
+// digest         3b87aa6deaef4c80ce67ac5bc793662a9f12103f14dd0bc3aee913e41e64f5ca
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

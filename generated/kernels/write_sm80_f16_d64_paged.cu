@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         3e1ff5643174a302b8923b3868e5ec14b07433782ea4bb29d753a93d4bea7783
+// digest         ea9ce163373690afae854f23fd6a35ab001ec9c55cfd0c467b308823b6044409
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         c5e8b1a13b6cf7c3dea673666cf102071869fbd2864d1bbb10f10e55063a48b0
+// digest         cdfd2562f31c31367579e5a4c7521a5550fc75b0cd2e507b0c1350093452d2a0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

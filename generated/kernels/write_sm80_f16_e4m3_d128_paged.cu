@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         2cb2cac340ff4f24d2b8ecb88b081bd16bc9357fda8087e4d17f865d99b081c6
+// digest         7dd15dc0a86138d0a2a4f5f88a729bba2d80524733f3294ffd2f99b15df11a56
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

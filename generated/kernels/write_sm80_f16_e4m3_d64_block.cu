@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         e14b4459b09edde570daabea66b16ad1cc6386a1b026c650486f82781a7345da
+// digest         1143513a0782f480a668c8a2796496ea6a02531003ac0d07428b75285f3652ae
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

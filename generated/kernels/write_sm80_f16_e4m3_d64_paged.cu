@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         8c211c235dfc34f7e2e4396a85d5ffe0d185b59d406fcdf078c1494bb1df03b4
+// digest         0bd34ef9bac3e59371d08ffa829e181c2f1b2ab3ba2c30bc5601c193de09c814
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

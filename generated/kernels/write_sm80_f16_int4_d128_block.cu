@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         ced94b4a7b2d3f1bf3e7903ecdb3e6a44d0d61085881bb423ae797d848af5920
+// digest         dcc87a4b727f14328deb78aa61c04539bd87cdc5f80cc3d429033d79d232cca8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

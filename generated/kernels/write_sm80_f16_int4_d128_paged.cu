@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         e37f48420734e0c3f336754a3dbf0b13f342c9f58efb088fcdaba91b99f15463
+// digest         94fa5084380bc39e66f88f352f269bcb77cef9c0b63dccb9438b140c9338dd16
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

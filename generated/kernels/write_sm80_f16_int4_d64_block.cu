@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         602f7df1b5755be623f31cbb71be00e3811a1641b8e017855107b68c220dd656
+// digest         9576c0a5c79f6957c14fce61be2c59cbadf3c5ad484c493664eaabbe9f8351a1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

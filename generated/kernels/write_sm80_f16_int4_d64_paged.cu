@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         ddb01fe8343782eaa374c0d6d161b4098f3910bcce7f31b236b0ba3e99156300
+// digest         c3e6f98bcb3fff3ab8c7151a5edb73157de171b9f8b0d63512b36093dd24fdab
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         ab247be97da477f7cb37131161157d9322262cef4376a9b7605227bcd0af2f7f
+// digest         a4da3331760a2531a6395fa334654f249b9d2ab75594f40119e2ec65ec266385
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

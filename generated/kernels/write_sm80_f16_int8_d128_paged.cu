@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         8fc061f7e8d2dfc6ff8d6b6c51d38f15e06af06a5f5fc1f5374e71b707a7f113
+// digest         e3dfdab78e3936b48b6a889f14a7fe28f50fca8404c8caab645799fa4293a7e6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

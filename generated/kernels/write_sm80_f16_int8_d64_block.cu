@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         a6a49adbb2e990fb9242a11cf74d3e7a182033581cf3715cd43ecaf9a3a0911d
+// digest         d8ef778517e85f47f84bdce967874a98056de7d9bcf125ed2faaaa34ef6de2c3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

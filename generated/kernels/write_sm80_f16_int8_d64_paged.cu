@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         a8819630e1c161eb6a3e3c4707bc0d63edaef9996b67a2dd2e8778da9817d8d1
+// digest         942553653ddbdc1b2ee44834a84ca457a8fcf0e51b8753695c2808ce3e68a926
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

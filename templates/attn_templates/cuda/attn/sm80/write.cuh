@@ -73,7 +73,6 @@ struct WriteSequence {
   int k_begin;
   int k_end;
 
-  // All four ends are read at once: one latency.
   template <class T>
   __device__ __forceinline__ static WriteSequence load(const AttentionParams<T>& params,
                                                        int sequence) {
