@@ -190,6 +190,7 @@ def test_an_interrupted_emit_says_so_and_cleans_up(out: Path) -> None:
     """SIGINT at the first rename, as from a keyboard."""
     code = (
         "import os, signal\nfrom attn_codegen.cli import main\nreal = os.replace\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
         "def replace(*a):\n    os.kill(os.getpid(), signal.SIGINT)\n    return real(*a)\n"
         "os.replace = replace\nmain(prog_name='attn-codegen')\n"
     )
