@@ -56,7 +56,7 @@ from attn_codegen.options import json_option
 @kv_option("same")
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
 @click.option("--peers", help=peers_help % "cudnn,flash,fa3,flashinfer")
-@rounds_option
+@rounds_option()
 @save_option
 @plot_option
 @json_option

@@ -86,13 +86,26 @@ block_len_option = click.option(
     show_default=True,
     help="Tokens of a block.",
 )
-rounds_option = click.option(
-    "--rounds",
+tokens_option = click.option(
+    "--tokens",
     type=click.IntRange(min=1),
-    default=7,
+    default=16_384,
     show_default=True,
-    help="Shuffled rounds, whose medians count.",
+    help="Tokens of a batch.",
 )
+
+
+def rounds_option(usual: int = 7) -> Callable[[Any], Any]:
+    """--rounds, with what is taken when it is left out."""
+    return click.option(
+        "--rounds",
+        type=click.IntRange(min=1),
+        default=usual,
+        show_default=True,
+        help="Shuffled rounds, whose medians count.",
+    )
+
+
 peers_help = "%s or none, with commas.  [default: those installed]"
 
 

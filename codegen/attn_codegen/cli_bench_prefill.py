@@ -19,6 +19,7 @@ from attn_codegen.cli_bench_options import (
     plot_option,
     rounds_option,
     save_option,
+    tokens_option,
     words,
 )
 from attn_codegen.config import Arch, Cache, Dtype, KvDtype, Mask
@@ -64,13 +65,7 @@ _LEAVES_UNUSED = {
 @click.option("--grid", type=click.Choice(["fa3"]), help="fa3: head dims 64, 128 and 256.")
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
 @click.option("--lengths", metavar="S,S,...", help="Sequence lengths.  [default: 512 to 16k]")
-@click.option(
-    "--tokens",
-    type=click.IntRange(min=1),
-    default=16_384,
-    show_default=True,
-    help="Tokens of a batch.",
-)
+@tokens_option
 @click.option("--batch", type=click.IntRange(min=1), help="Sequences; in place of --tokens.")
 @click.option("--varlen", is_flag=True, help="Lengths drawn at random around those of --lengths.")
 @click.option("--chunk", "chunks", metavar="Q:K", multiple=True, help="Q queries over K keys.")
@@ -78,7 +73,7 @@ _LEAVES_UNUSED = {
     "--shapes", metavar="FILE|SHAPE", multiple=True, help="BxHxKVxQxKxD, or a file with one a line."
 )
 @click.option("--peers", help=peers_help % "cudnn,flash,fa3,flashinfer,linear")
-@rounds_option
+@rounds_option()
 @click.option("--idle", is_flag=True, help="Let the card cool down before each sample.")
 @save_option
 @plot_option

@@ -15,6 +15,7 @@ from attn_codegen.cli_bench_options import (
     kv_option,
     rounds_option,
     save_option,
+    tokens_option,
 )
 from attn_codegen.config import Cache, Dtype, KvDtype
 from attn_codegen.options import json_option
@@ -33,17 +34,11 @@ from attn_codegen.options import json_option
 @click.option(
     "--kv-heads", type=click.IntRange(min=1), default=8, show_default=True, help="KV heads."
 )
-@click.option(
-    "--tokens",
-    type=click.IntRange(min=1),
-    default=16_384,
-    show_default=True,
-    help="Tokens of a batch.",
-)
+@tokens_option
 @cache_option(Cache.PAGED)
 @block_len_option
 @kv_option("same,int8,int4,e4m3")
-@rounds_option
+@rounds_option()
 @save_option
 @json_option
 def write(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from attn_codegen.cli_bench_options import output_file
+from attn_codegen.cli_bench_options import output_file, rounds_option
 from attn_codegen.options import (
     Axes,
     axis_options,
@@ -33,13 +33,7 @@ from attn_codegen.prose import counted
     help="The file to write.",
 )
 @tuning_option
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Shuffled rounds, whose medians count.",
-)
+@rounds_option(5)
 def tune(
     names: tuple[str, ...],
     preset: str | None,
