@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         840a6744a9cdff9f2647263c975bda5299b3ebbf2d58dd8e34e19bb5e029a627
+// digest         b2694a0e0605fe323c5b10866a81c5c805f20b3aa828c9c4db94f97f1cac22d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

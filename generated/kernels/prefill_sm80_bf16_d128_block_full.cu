@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         75f581977565f8afc9976ddb75f28a0a090e52605f7b78ba22dd605bba8c12f0
+// digest         97f80bd3a83bad5b05c411908db2df5fc6fa7416d84da6cb3d3b539a85bc51c3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

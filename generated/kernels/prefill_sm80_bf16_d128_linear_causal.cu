@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         aaa2af346ab6416d55da92815f0c6dd3b134cf7d2d7ea5f8bc845633894331ef
+// digest         7ea28541e2006bcb1eab542dce96c4557ebe7d003d98cc029abe774589fca51a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

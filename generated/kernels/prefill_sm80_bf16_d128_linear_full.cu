@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         34490a474d3e7389e053c640a41495396d5a02eca62fe144ec302cd427a99ef3
+// digest         4d4897543a990c72a84853a4460fc48ff39d7e25ec463d6d4107be40217aee39
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         3e6200744b3ba9220af10d34c9f442cf3c7ab81054fd777af427c0a2fe906f5f
+// digest         4197c24762623e44f4c9601074279926126bad737b4caa3c1ecfedd05c4443f5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         256e3bd6b35d4c0204045448af3595ad7e0a7aee768a73ed02f225bbe48edb01
+// digest         1ca3c44cc4c78552ef58e419214d836953a0617c7cf5bd23421b1809319d6454
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

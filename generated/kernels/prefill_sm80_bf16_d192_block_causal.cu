@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         f6735af0e2af7d4684c3cd79cd59f41f3c277df9775c06972821eddf56648793
+// digest         df20d671fbd669d7a76ca17105968137bbfc2718364b035a66d3c63eafcb0c9e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

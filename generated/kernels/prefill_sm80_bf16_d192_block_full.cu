@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         b0f6d09a9d1e30ffff4285efc61ddcf9e1acfff68c689e654c2a2d1631fd8303
+// digest         21442abe52a9f446a04fdf3ee6200677a87316efd9b161e9dc8e5899f81415c0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

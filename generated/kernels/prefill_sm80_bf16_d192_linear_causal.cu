@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         bd19bd4d5aab313d93c7228be7150e5f7a7592d03663aaf8c761116677028f26
+// digest         b556bf07879e186ef2bf1df99f4b8b821a93aec6875ba0c70aff7f99aa3829c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

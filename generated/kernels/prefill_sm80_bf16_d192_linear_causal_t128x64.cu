@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         dd30cce5182530918ff07260ec1f43c982c1edf833e94377966d728b92d23cd5
+// digest         5d9f85a207ab7ff71623684988f73096317d670f3fb9d78dce5bf7814e0a7727
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

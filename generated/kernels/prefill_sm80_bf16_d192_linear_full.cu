@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         b0340195543b148862a54d47b39cf9d8792c1ab45e62bf49ad315833ce8de9fc
+// digest         8b77d4585db31a54c797cb69181c99133faa9271ff47fe0cf2716f9c549d89fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b595d27d090684522259d6e4c5d6191be86e1727fa3c62fa101fb7a49729d3e0
+// digest         30364ebc63b0802f44a6db3d7694329b4c44748fdf66a251a15e37758cd9bcc4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

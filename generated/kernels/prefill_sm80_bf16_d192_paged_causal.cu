@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         ea9608ae3ba2b3b4c8285d32bc66e89c5e5fa16e4c7c35ebdbfae1686a85422a
+// digest         89662117e05c6e219a3e6e0530c86e94a030adac03376c55a132265150570e98
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

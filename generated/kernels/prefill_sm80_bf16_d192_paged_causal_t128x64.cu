@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         73833aae2a025968e71a6bceb817e39e7f3abb72e81910225fbf715748394f52
+// digest         c359aabd31bf15b659a87b5acb4e3ca7c1caf4f62dc5e15b84463b889e0969f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

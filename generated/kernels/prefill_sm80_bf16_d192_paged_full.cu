@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         3b821cb2b4a8f97af0ac4e20a1aff62a35cf91da3cd6d4ccaeb1dc9bca532289
+// digest         a5c175076ca3e907da9a3e036213132cf80bb8be6b553a3cb0107264d46c1373
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

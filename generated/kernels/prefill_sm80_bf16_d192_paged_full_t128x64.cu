@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         c0ecb593b06739ae629abbaa46bc4e36c1b4fefebac3c742d2667f62262b1507
+// digest         797200644fb2e09087ce9552ca22c574a6606cb251b6c2a91b12eb069354d8be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         4c275a2c47973de918525f71f281923a044a6eec33acf50b90392e10c7027ad6
+// digest         0ac5664eb4b888a62e8511712aeff658f58c60aaddd8045a821b014d4b2885f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         aae65fd7924042945fc199c501dc691ed3563a4cb76b65f8284851e64d94633a
+// digest         1fcc158d49683d8704bce2786967b384bdb35d6c2b2ee457151bb93f270070f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         5cab976109884b85fef2318166da2f6eb9fc6308762697f039e3eee281736b98
+// digest         5c3b6671fbb116ec2ed9473fb40a7153ac8dddb4db83f1019d83efc57de6651e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         305f367b21c33ce045f3f5f3325e177066906bc1337b3079d21a11a3a3672c55
+// digest         39874e152bd8f79f2f832234ad63a14dfe0154a639128b643b118e365b88e6b3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         0e0633fa9e9d2fa8321c579db3af3f068725f92fa2ea438f3c95599f149b2667
+// digest         a7c4bc328ff704a04df661268e35b11e2e17efb72c4593bd5e7ed259220b439f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

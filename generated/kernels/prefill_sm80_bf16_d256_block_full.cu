@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         fdbec11632a9b5b36b8c1ff49a20f60ca4d0932472fd908fb3df3850f547dc9c
+// digest         6b11a331e86f50c014418a01ef0347546f390f94b27ca9c6ff34c124612ea525
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         4e4f812b64684a88999eda84d33c210ce58b25906052627a7ef70e9c0832f376
+// digest         640f9d63bcf45a39f1badf43b887cd4a3b288d4ad123a2e6a88dc5c503044fa7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

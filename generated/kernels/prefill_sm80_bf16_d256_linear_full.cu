@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         d96ad30f798f9328f5c08fd00a3f9109a6e748489c08bb84c3368a13823fd1cb
+// digest         2cb507b4908a4c000910c2c378e47a2b65480495e69e91f05733fcb45624b282
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         171ca7329c9b669b028d38fd69f7c5d109118a11541d5f484ea1a1d1b03d2df7
+// digest         3b3ee340dfc597f5c11c42f3b849db59d1010af3de68ed031150548906c13aef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         11ad33b685cfb968b83cdda283c9f6128b28311c391f696651f6cafea684af59
+// digest         265a520c0d15875879cc4fe655dd12d3d17459a70b71c0267707300338d4e320
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         2930d71c32329b72804dd9802af727e2bd114c68aeb962d595536b900a2bcfe2
+// digest         b9916d4d3cd5c4b6942a5b1bc59f8d16e3d5b32552b591f6ba7b8b0e57c0f6ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         6a917f6cb8cda47826456a4099026d37297059f691e1da6d3bdca1a5518d7200
+// digest         ebd4237e56d90c1ee56bb58c0a3d0ba419fe773c029280c76c9f944af50ac27c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         88843f53ea5d07d6f2faa4de4768013e235dbac11d5f1661f1cea812a0e06fd2
+// digest         9f366cdf7154e1c06981af50a098ec745c3d88cee74bc0be31ac7015319cbacc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

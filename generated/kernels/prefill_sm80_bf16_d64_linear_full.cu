@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         e748148a52d460af0ee950622a48d48c429ab704db797bb78fb5d42a8de7bcde
+// digest         85e5bb08916cf5ff07093ea317fb8c6ad9bda3bd0add4596d49f8544a6e8006a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         880b2f2a92525ddbec9015107b0a22d832524e742eaa1760e7edc6327af86ac9
+// digest         9e70044ebdb18c4e1f441ff9108e83f960acb75acccff7e78a03b7b4924f30fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

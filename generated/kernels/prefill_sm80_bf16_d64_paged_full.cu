@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         2cc13ab56d20f68744328cc45f460b6f482903a12bb57db3f5edcf36fe0892bf
+// digest         395e7c9acbac8cf98256ed6866eeff06785f3845b4ce5a43e1d2b976a97313a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         5a32ffa1a05994dbc89101e6e9a90867eb847981fa4f3913859d5dd2b7000827
+// digest         516a9504a3c1053169ae5346ccf89ae9d1304bd414cb9dfd14656c5c49440bbc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

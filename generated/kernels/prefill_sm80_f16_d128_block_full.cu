@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         e4b2c2f121c100f84b97dc729c594a24a65e6d86a4e28d8eec96913e65888d96
+// digest         8c32a8051b7f20573556bfbc8c56e4266a57511fcb99a05c760e6759375e1405
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

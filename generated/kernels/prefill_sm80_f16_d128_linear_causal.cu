@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         262d455f1e24fa2e8469891312c70d7e61e451b8f22d2b285aeb038b29d73548
+// digest         0ad4d259ddd0f5bd864d3eb87033ccacfe664ad4dd87e58bd60b989e464cddea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

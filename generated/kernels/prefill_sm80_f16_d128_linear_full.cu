@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         7bc704450373aa9c57d537c5312fdaa3c6f283f9929e4180de77c795a118b3e4
+// digest         6679a00f4dc5f592c58a69c1026f13434e1e63bbd83b7c59a1cd7658ae4393a1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

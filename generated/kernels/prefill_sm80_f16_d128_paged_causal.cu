@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         9e171549e1473ddaefef1b2dc5f96f121473ec0d329187ce25e7af3cbd8aaac0
+// digest         704d0bd0312419969bb14a6f56b1c7f74af8f40e8ecf06ef3a618f58f4c349cb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

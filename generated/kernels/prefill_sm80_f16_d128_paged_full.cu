@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         bb8dd285ccdb2e987d28aa88b515f0c425799485e1e31b8da919eb0677fe20b8
+// digest         7d33fe2bf16cb1a981f89148bc6724bc35660288c20d545dd7ed30d2f3f0e873
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         0b2917c2a74a3dbcb2c0f50ccc3f6c29e82dd6f53b255205728bd9da3e59a348
+// digest         9245ffa15d1e76761e231530104d7c0152603634d34e769ba3bc1411d6029e3c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         9b923998a37ff976f3fb36acbad9ef5a6384105db6ed55f0095c499f7af899dc
+// digest         de192a37e6159aa2dc9200500c6a0353041b8f03da35a0cd6141913b900ba711
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         4d1709605f5fb1e1039f63b871d310d6c5f610a14e6081a5cbf5cc869b76ab62
+// digest         e751e2518c39374be19dd9773e97f74cbe4c3722604bea2088782a71bb55da96
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         55cf5cab9077c53b704fe6f74b5fb069410686f17ac0bc7f78a3f0e579dc99c3
+// digest         bf7cb261c8a6ea0270c73c00f2ab971da56a1fe2fe201b6fd7b9bdee634ffc1b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

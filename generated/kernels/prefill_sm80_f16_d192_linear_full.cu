@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         ee8aee6a8e007070bffc678a6886dbe095d2f8bd701ad50423b8b8f82e22e815
+// digest         ddadde9588c17018708f769abaf480d497f1c8f41cbc4b2cf7f2323ce6f8c508
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         937494e6cb2e5a7588175641c4fbeb30debc875d05f773a9def6e884d5263d68
+// digest         cd6ba1ea2232a7624f4c2957c98c219b1d592a8c77662ba158e09e213bcdb386
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         99c2fc4ce7b6a6cd6a7622e4c4865766d4e784a5767b46d0ced489b2a02db6f7
+// digest         7b75e19c244da3ce4ed1bf425fea44d53c87d65d3087d585c9620951c883b3bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         8d6f41dc7737003508d567099a366b96446b4b9232f6b9d9e716c6068799ce2c
+// digest         e9dc8a525b2b77a070ab3eb4489556715c90e58484953c8ea55b6b7547accb9f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         3a884be686e10778edbfa9cd54df8cda8c93e05de7387e78c30b15dcff98b77f
+// digest         4405fb9a82b5edad2d6444564fa551c1aef48dbe951ed0523b1a1d9970909b52
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         323ee34606b76eb2d186ac31534fb0cfe84d13f9a262d917430b01b2528ec68f
+// digest         de454debbdd49ce130e010b37547e49efb5a2b8ef47c0cce532c291fb42bfd07
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

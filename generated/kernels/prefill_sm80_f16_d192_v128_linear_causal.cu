@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         5e0eea2f0d14619a967989b785b68f8ef5a5e2eb26b30712dbb4efd4729c4b20
+// digest         708ee761dfd93f2e3b0c823c29a6c1bc87ba4ae3f3605c5dc65d17848ec707e1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         365dc54a17622d7e33119e73ef593f5b85f05bafaed0bc05996977ec65561a10
+// digest         f2c424e997b24aa5dba5485ff1cef0b6d3eb1bafa6ef4202d4ddf32d70ea1818
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         3d87b1a0a189af90f20118d969fbb47c805c65ba9a9f6ded82ff5e95dcc6a575
+// digest         c73549b2136bfc90986fadaa03b708cc20a7ec16af6680620674b6176b52b501
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

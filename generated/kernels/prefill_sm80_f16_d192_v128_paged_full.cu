@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         6962d6db0a8663a864475e135cec5ed5b14515f34863041bf086ad58e9e1d484
+// digest         7fa7bd768c8faec631072873441f3d638f584b7b2a23a5478a9d56052cdbbbf8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         6c3765527ce7b0c3fa2c90911a700d0edaac5a5101b855ef5af7e81471a13f7a
+// digest         841ed81fb046b7cd8aedbcf5c9b3fb7343e7db4bf2e93256f66d8d960d26e61a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         3a8e88fd2ec466d7ba10a1692f75c7f095599be32b7d08fa569967be5b28a493
+// digest         e02d2772eea4f165cc3d99a9c59e38879e919af0d2bc08312ebc058abfaca5bd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

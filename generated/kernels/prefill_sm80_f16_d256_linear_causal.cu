@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         bf32e0719a4b505ad5193677d699aee304df1423cfb88bedf7c7aa425398c225
+// digest         8dcf254c3932084e35ff92f9399fbc95530b0248e4685d3cf91ea4a974fb02b8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

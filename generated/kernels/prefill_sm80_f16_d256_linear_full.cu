@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         1997038642cd8ce7159daba8cc6dec976d18f984d2016d5f572e056208cb9e71
+// digest         04b84c5ba4eca28c502dc37c21081234ad04ecb7cf5f078552e9f4ec19441dfb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         fe58903701741c3ee607fe7aadc2c39787aab7eea80fb9fc37c6e879d5a1a4ec
+// digest         431238dc19fdd255e662aef7e591caeca23dc77c4156d0062d0885b6b1eb8d39
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

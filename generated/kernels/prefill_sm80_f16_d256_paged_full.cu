@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         d6328f1303799f530e84bb0a7113743371a1cc953f427f62b2339d1b6e34d7fa
+// digest         e1086e87217350b262fb68d8b6783d96e9063c9b6a508fbbd122cfb256a028ed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

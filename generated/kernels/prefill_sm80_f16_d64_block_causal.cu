@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         c94aea1cbd9e1e6d2e0ffec627145c7836458aed7bf46ea646f3976671f39f5f
+// digest         5e1cc56ab9cec20c8948d5f4528402ee2a8f79c217e4a9aaf6f783758fb13c0f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

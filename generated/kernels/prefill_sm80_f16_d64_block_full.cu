@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         8d97c0c1b657b43c9a3534b5537e4992903f6be911ba70fd5b0572622434557f
+// digest         d678f74ab502a0815876fcd06f54a02166ea1390fdf037dbd97ff1287fc84186
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

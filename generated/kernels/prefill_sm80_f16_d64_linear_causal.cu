@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         680383396241717c6d928143e20fe2c3dad35eadd4894c2538991b0df35e21ed
+// digest         199a26560281a4c5dc60f9d496b5c75a7af1014d9e95db160acdd1936e403678
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

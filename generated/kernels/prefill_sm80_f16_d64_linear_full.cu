@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         cd4ed9ca9390471db436b8a135fe4469aaa594d40e883c473a75e00bb84e6342
+// digest         6a7424987497dc1d5baf4e68e11b0341121fb3875f2ded8decbe77d6870426f3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

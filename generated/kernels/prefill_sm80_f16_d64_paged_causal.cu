@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         1369842d09b306773e094218ed0f01250fef9a02617336c42559bf428599c529
+// digest         ceec2d4e6ecc76d79f4cccc9f412b4799153902ffb651aa7f3d81ae522227735
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         2389c1ad7dd33cc666e65cfa18f0e41a4e6849eb4caeb40604b347f70733bc59
+// digest         a5f4f5e6e89b927d42b1906dfeec55090826f47fa6232532ac1a8c29734d72a4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         421980eec0560aa00c462340ecc98a54d2442ad4d3e7ed3f93b9fe6185001369
+// digest         73a0159e820f991dd92f6a05eaacb92f309d73e87195c923b12e36a4bc796d05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         24b757780664044fc8b3bb31d8b6ee192d410e26562382ecfb88c3e524c49165
+// digest         658b28d34907adc1693594dc57ef2e0e3d7901f2a070deec8d69bfe59d7ffc21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

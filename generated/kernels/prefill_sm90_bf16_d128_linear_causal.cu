@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         3d9c0f95f419ff47254fd242ce7be4224656aa1e62f890882c141067eb674c82
+// digest         3015fde9181b6f0880ec2497b93f2e3f800f2c43320c4f3b97628ce94c9f2da8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

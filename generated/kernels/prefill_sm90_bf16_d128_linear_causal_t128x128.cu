@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         571aa2559490fa3546cd5599f61bd412f7a8c4853b838cf3ce3b0283e72a6a6c
+// digest         ea71726ece7a6d02f04f6245cbd5ed998afab34dcc93e5563880ead194ca39b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         9ca841211c88a1181daee5b11a19eafa692a7f129a4125d7c4d8bb30ecac06a3
+// digest         0d35e4b6af2a9bd2a5ad3da3e155beee15bb01a55ba63d1a0a9e33c10c253f77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         f053af010439861a7ccd70498fed8c07fd2f3971536d1fbc7f43345b0652302e
+// digest         728f35afc7f3d5939c84112fccbc34925178d224a414800ee776668163796fe1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

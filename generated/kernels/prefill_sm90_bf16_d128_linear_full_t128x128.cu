@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         2b74ee99b6ec51682c7e96af022df02fdb5bcc54672c81400f9be1a4ae85a697
+// digest         03ee81b7531481825c3d68463651b36732c9cab1e2b62fcabf5f28f85ff236bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         24b97705e11a77777d9fdf239c8bee3e78df217a4616f4e374864e47b8ebac10
+// digest         c2e37de5de6b3455d5cf1aa6325e47a272492a3bacd8fc3893c096f36dd7dd9b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

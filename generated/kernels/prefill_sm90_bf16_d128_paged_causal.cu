@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         b20600fa1651ed93afa51117c378c7d3e3652e2e275f0fff16bd4955bb60c9ea
+// digest         f1957d3db19af28152e63759b97a4fdbdd714bc46559a369dad703baf41eca52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         374e5291c9b4b863733c3698a84721b284d9c02d64d733fb04394df1bc2e41ed
+// digest         ca3eecb37ad1489bf75347e6390051e6db71e1acad6bd6aa01f0981d2d21d18e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

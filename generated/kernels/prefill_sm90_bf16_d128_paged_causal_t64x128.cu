@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         5935c6f18ea460cb71ac469bb61a5fd0150763235d9fa5e65b36445b70daa5e5
+// digest         6942a6efd16e6ae7ba38f70ed48ba0c1d36b63667e3824f169507361ee4a6c52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         66b2fe6e83208c8992ad8ce58f8b631b8afa9e5c2786d1900279f15793479e4b
+// digest         fc70aa8c03e835153fb8ca95938520e058a4cab8ee59b41866c72f7edbb85fa9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         d6c31a5a9f80f3b539e3027e8f7aca7df04f6ecfc5d4d8d98daf3aa5c63a1606
+// digest         a7060715eaeca826bd6c829845c9978555ca42e7390c9cbc824fb84d5c737ee9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

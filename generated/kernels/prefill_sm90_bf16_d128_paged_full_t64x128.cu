@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         15b115ad31751f2884ea59755a8faad78ca4ea977b70b172a485c252d546ea03
+// digest         69546c2974382445587ea7383a391abf6c4bb0447412a62e5b10bc475f94766a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         eb5b878c78549a1ce9fd47a56d1121cccb7170d7ada36724224203194abf0f49
+// digest         4f604d4bf0c15c8d86b7859c9b234a5b0798244d99b1fce74ce811311616229a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         adaba052095022bfa02805df8047acaf2402f8aeb43e57e0866f2cc99d1821c4
+// digest         57a41f594c4f239e2a909b2dfe78bb0cee6f8c3e72f072e3e191464e4ab09b4c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

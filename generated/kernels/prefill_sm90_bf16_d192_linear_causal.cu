@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         7d76d2c05729e894e93d95079c323c0c2345b484c421c1e011a77ac2e0a6a756
+// digest         5e159adb542f173efa340d4ed2bcc794855d02175fb2a1be677def37933201a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         68aa4294722009ced3169027897ca1c053dd28852c20d84a2b4b99aaa8d73341
+// digest         17de2296bba28e46954a560b1263d364b1a83f2ace3d701ad8c85c9929340dd9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         db7f1224cf909b0cbe29382d7acbbd5bb7114d6223555ab944e0b719df26a4fc
+// digest         02d6f8e8cd1c426abce456e4d7b193a2a87398d9f4f64fa1242ee53bf85d2bf7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

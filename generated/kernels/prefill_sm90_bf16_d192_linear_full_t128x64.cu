@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         592eb7e8066402c92f7fb74e82e6fa19782696a971de98133d32102886f8c949
+// digest         4b001bdd671592f2d8386ec70545e02d36f8c201758419e9a98a0aff64828bdf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

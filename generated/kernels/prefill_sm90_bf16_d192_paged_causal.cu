@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         200d8d9d5bf340c501292e0c85ef362837185daad10c3b7bb7d17fa004c17f32
+// digest         901d635117e112b736099e8bc31024d4dc34050f368b38eefb8fc51db309b454
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

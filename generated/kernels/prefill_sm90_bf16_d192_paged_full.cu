@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         311f7d9d8662e04870b6daa3575f30c964ee3125b67b149ec29f72e632b72f16
+// digest         9eebcee91f5d5bb60bd9569e8a94e96deff5b61da4e09c5b66a213b1342a5132
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         bffb1e0a5da248ad44f52a2621dd4c1e9c8b1c04fa10c5c19c1000d7630c8f03
+// digest         8a37955fd9b0af58a96f7c5e1cfbd522aa3775aa5b26eba1b54d5d855eb41933
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         6dd16c8eec7fba93b8cd0349e4cd37f6f1c3dd3bfabeca9eb35929b115b9a3fb
+// digest         fb1797bc9306d268b10aada658779248bfbf1a8b26f2781e5a43503dc1a5945d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

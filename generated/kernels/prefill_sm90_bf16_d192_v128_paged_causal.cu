@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         e03fc25ecb9d9a4771485c29e04983168f4591942c41a4c023989594de595487
+// digest         73ae5eb3333d9620b460836b093b45ea7303f00cf837179ccac38134478c8f09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

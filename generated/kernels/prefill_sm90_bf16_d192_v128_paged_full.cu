@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         76fe197cda8234cb4bd2bb2f87c98f2150147721228a3b6ec4299f63889b29d5
+// digest         13dda3f5eb64b928b44b57c76e6302195fd78a7adc7a49f15678c3b67615a0da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

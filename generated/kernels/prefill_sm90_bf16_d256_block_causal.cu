@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         8f634e87c43e54ff862f87cc93da21962cbcbff2dd355f44249c0231f3758323
+// digest         588b5ec7cefea0358611326dad77aef661deb4a3a9154f3707da07f73d4dcfdb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         7f3a839a6b8e51e80ed8b05c04b2d92cf3460176c4e01af21edb5c2e5152789c
+// digest         92ea59dac3bd6cd2b0715e311d07a95d9ac7956058f0e58932ea07773bbac1c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

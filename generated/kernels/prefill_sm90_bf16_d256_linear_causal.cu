@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         db5a1e620abdb81f200a12b7f9c766b624f893f302cac58f8618ae4c37257e58
+// digest         c80b25bc2b1a2c0b070faad003bb91c2a98c2719863069bffb45174f4f9dca4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         7f6942b9f1b919f5a9735a5360be95f33bbf8147b402ac4f05f50092efcdb5bc
+// digest         7b2810817650ae71613a2e69f48b5ec87e7d8a2906183e8615bf59d0171b6276
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         f33f09d468aed77408b7f5305fbeaf504f80cd1598c18a784f760b693b4c1d6f
+// digest         04e14db393dd4699dae17a4d4c582f958ec6316345a4af3649aefaafe3c90ede
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

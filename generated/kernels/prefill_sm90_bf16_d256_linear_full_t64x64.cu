@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         08e3e866dded1f76b6e507d85b90af4acc033af3c924bb5a582ef290ad35ab6d
+// digest         dd158ae080e133a3830042234285ed776e0d9456e1fd27f893921128edc9a558
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         5d1e86eaf67ecbdfc500c71b5759c4e083c837defae14a1a58acf3ec147d3ba0
+// digest         7eb56aa29d97927b20dde0e9b9e44ae48a8c661d5b4127aa86b43824ab722d93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

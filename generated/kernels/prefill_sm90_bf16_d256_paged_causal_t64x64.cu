@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         87aeac77cb2cbb5b9add47b0a87f3444950865d76048c4c8b6013943f197f0f4
+// digest         edc3af4a974a612bf182d8a44f50d056e9853a4ef37a7ea74b9a672716be7bd0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

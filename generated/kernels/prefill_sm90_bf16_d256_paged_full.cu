@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         58d509d00c4fc810bfb8b935ce0fb85d7615a52304a4d79bfea667fbe1305c38
+// digest         14a378e7a9273dcf591329e64ed6b15719cf6bd9a4585ed04a3fe60f48ab7060
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

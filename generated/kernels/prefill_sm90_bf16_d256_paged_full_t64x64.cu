@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         eda0ce8d06b38649db8e76ad193071b6c2c435dd5a9a023bc0ed7624d298debf
+// digest         b699d10830e210aa14b85abf336b370ce4303c6eac04e6678bd59807dad32872
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         16404585b06720f037e03fd28cfdd434508cc8b1b8f6ba1c902134516eb82dc7
+// digest         84d2e27831a7fe81f37f23ef4a3eecb80316f8858b8dec595011b7ef1293c900
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         6a581c7c6734c9d614a9eae81512a9e9e7aa230a747f029342020483edd02e0d
+// digest         475341c6e5b567ce2331ec9e76c53eba8b33bf66adc14e43769cbd4b6e4cd1b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

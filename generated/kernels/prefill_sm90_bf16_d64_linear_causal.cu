@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         b9547d4218567fae55aaa1b6220806d184459e9b4c3038d0770af5fda8e71b21
+// digest         0d29bccb42bf337ebada249aed1fdd8158a232348dccce5ce34a0c421f2ff0a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

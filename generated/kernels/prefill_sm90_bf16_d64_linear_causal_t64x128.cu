@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         5e6cacc5cfd4b71ffa9f457ae7e210ef83d76226c954ce9afc3d16d814886f0d
+// digest         2677e77a9847c965840d020ce7e77fc3a11310d9ca2a99f54833ac2c3857fac2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         552a2126c406e46d1897b9168a0f1ae67fd7440e28c304de4de6a92460d023f5
+// digest         f233965208793ed5d449c9c62f7c4e8497a7779c12def5d51f66cefc82053c9a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         1b5081c702e43be79b8a81f8cba816a9da853352360387485c85670290c16e3b
+// digest         d1cc165d62780b64a0316f7460860cb14c8a81fb72cf6da0e2da6e09a12fba3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

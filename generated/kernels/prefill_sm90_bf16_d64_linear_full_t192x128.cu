@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         6b260173eef9c6d0d9370fe092cb8726e7ee6dab6780ab910c2b062f226b0a3c
+// digest         53cdc182193a5997dd6848848c8294e2391dfa00240c7df6f7916cfdf295cef9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

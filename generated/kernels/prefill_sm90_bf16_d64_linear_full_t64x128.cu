@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         0a67f75857f7da5dffb70b77ffd46b1e4d3abe79056cabe79e0f435a1d2c55d7
+// digest         43a5243288a2332f5d483da8ecbdce574f9029d557ce3706d9cf36cd91d5dabd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

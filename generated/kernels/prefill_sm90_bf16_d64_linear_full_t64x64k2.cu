@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         4270e14e04c7d707e9a34b448d7e796f1f25ce45f65e380c5d07596b470eb8b4
+// digest         5586446e53b34bb1a4f6096bb2bd4cc92eac126777f13ea5777bbe4849a03f39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

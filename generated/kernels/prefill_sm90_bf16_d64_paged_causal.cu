@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         4c3637df70c08895d13397c3438528c35eb4811487e552e73a6f49045ea24c6c
+// digest         062865d9b691fc607322b478454ab576abadb56891b03cb22390ba31e0f97e26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

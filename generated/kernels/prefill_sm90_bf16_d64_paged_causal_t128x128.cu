@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         54358eb9ed60bdd561490d32899a1f603eb792712ba1b2d89309999675902f80
+// digest         d12652bbe717266626371f0a33926af5c35c999783b9e0293efe1e603ae44fa0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

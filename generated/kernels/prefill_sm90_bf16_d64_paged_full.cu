@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         fd59eff7f814520660d38d4d755b4600772508e13f55cd92d1e04983d9e32d88
+// digest         c85bb766b744a47a4205e3508edde33f42fa211211e524e8a529fea01c371740
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         c8893be91ea56b39061fd57a9faf006da7406cc4d20de9ebd63b0b650ba56392
+// digest         1281331bf212a12089cdc6b62d1a1c8e6e6b887c2ba15aae96c58e37babc6c96
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

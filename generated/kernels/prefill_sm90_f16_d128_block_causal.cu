@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         a03652976967ff06b71941b7e04a8586dc7054683a2eb8e76b4e1d07d73b6a66
+// digest         dff28ddd8e7cdb407aa567157860e43f585d08f7c7f123a8de0356b5997f6594
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         9e2c32a28cbfc334951aa9cceff304bed213878a01500890e2f4d1321cf8f1ea
+// digest         63591390e6cbe54157ac0a0ad8efd17291f0403f478fb1fa21d6fd2b8d8c2915
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

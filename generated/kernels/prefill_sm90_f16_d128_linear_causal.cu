@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         85de1c76353142f57ee0e3efda4983cc610aab37a7811569d5023d3f820cb27c
+// digest         c146e9f2eb093cbf071094b92c5505e809dc3475578c0e55f3bcac8f6db02b36
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

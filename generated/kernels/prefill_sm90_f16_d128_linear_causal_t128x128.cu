@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         c9489152bcb73fb84a4f7a29d1ed7f1a9ea35b68b65d761c78588bd51c2c73e4
+// digest         d3f23b2703d3ae4a38ba4dba1c08e3b18743bcfbdc220f57002492a79d2fd9d8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

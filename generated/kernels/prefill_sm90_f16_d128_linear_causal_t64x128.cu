@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         97583ee84ce35c9af78adeba86748c5a93ebc0ccbd8b067c56da4231596b1e9d
+// digest         208ea924802b23f32aa85904ad04f9ae770565fa70dbcef9d17ff2f86bd53ebe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         4b2976af90b2f44d5eaa031a38c379434c8d4fe23985235c2e27cf37228dfc8f
+// digest         d844da2550a48ac019d9d4fd179003aec7655c2a9bea6527ebef13598a7aedd8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         5c55300e86a11c95a89716df2410e46077115da8b8bb17dd4b4a43dc8f335779
+// digest         04040c0e31d1273303c077282b3116391737432758de94da9cc863d784b08861
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

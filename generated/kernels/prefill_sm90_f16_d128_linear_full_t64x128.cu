@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         635eaad9f2c0b4e2b53c2965b8304100bf1a52f417a4ac5c491f533e82225d40
+// digest         2ec29b60e197a39968376974d79a723f1651739b2e79cec0d6412ee1c4860fc8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

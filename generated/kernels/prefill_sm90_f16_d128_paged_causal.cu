@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         4368d99e8c771d29aa2ee8e892dcf50f09ba4da762dc991b306927295a20e8ed
+// digest         d042e98baf23510b656d5299627c17d7477379f6de3349b618ee3a362ef4f1d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

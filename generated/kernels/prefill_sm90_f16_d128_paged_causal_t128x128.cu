@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         4e4993de37adb990aaba0c40f10ee3eeee9715b519bd4e8bd9737ea9caf9ac30
+// digest         32c83195bd8ec4e585e186e74a72aeac10fecadd18b676e16f596f382c996d76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         4a56effdffc76097e416f048d24dfc45b76fc7660455e206eec4edcf4bfa227c
+// digest         f8a403406e67446d289bf7886aea07e6ec030c9f6ed4fe2410af514f34a57854
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         7b03e238032a5dac5a178819e5e8358d5fb1a918672d748a35d8990f5f12cf68
+// digest         f1120af5a13be040e24f0deb2de6338bb367c668aee5ad565e0b76b875a16f1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

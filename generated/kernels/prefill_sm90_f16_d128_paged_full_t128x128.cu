@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         53b6baca46c19d50fea803e60273e8a3ed9daa652f1cd75294e2548358bcf5bf
+// digest         5621446753300dab14da89dca18545d71b91713d14c880d0ae266e7143007fa2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         67222d12caa116074d04a4d43d534b0b2817fbd2c782dcec1c02f1d0c1714738
+// digest         66ddc554fdce09380fdacb128f1f3bb69ddbf6f336bd0562854a3b6407621b8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

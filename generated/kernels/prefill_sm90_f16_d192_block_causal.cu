@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         f5bd2085e718c90e5dccb01b5a69f70f74c8bd61f7bf988a91836628fc8b7240
+// digest         19d5f67d8c707976fca32c5694cb2218a35b9ab979c54c8ec429604b2be0e116
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

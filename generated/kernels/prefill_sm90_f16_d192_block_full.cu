@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         695c90de9dd92de6eda1bf4bf0826d4a30a95750573cd6811d00512a9f66c07a
+// digest         9f9dc1eef3d036828454294c6581051f092b8e7170ae684f46357c4188bf30ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         6eb97ea6597af8dcd215047b25618a3e05edea5973cdd6b7333034d5c8be064c
+// digest         f668476c14b0d6c5eddb309c00db138716f076446e7bc5ba07bb121e7414e753
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

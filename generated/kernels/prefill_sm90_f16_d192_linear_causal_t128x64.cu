@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         154831b21380306e2c66c30a955b27c93d807ddb7365f33cac73577af4b62d29
+// digest         dc906e8ee99760405fd16fb95b8e28c33a7ab042fb77375cf1c831360c1d3f81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         ac5dfe4523f3c0243af8d5092bf6bf345400d44056aea72f25897e4dd83b1de0
+// digest         f6aae5c59b722fee4367155e4de8febd63fbf9bd67810ed2801a9e94f2558426
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         a1346695be7002d5d3b7f8729d7c14bcc6b4ef91d182bff2113ac89f3f692e98
+// digest         d9f860d24f5d5f42399955cd6bec3f3eab44cd2472b62156d567c50da8b9d28d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

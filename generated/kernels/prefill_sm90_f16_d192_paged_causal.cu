@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         a214d1a397bfb830d4f2fea59fb58988160398000b0f15abd8777368b0358dbd
+// digest         b192809b665afb6045308ae3ff479572ff1cbffdb7101a2adcf29c1a116bfa8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         64c0d1688acc23a277344cd8cbb3c60ccccd4ad20a15eb23041887af86bdbc39
+// digest         248da198b9da9e62848299d87f5735ac071e8134199e4b87c169de881707ec27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

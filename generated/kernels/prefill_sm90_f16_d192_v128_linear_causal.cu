@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         ceb5d257dddf09b8590b73fba6f212c1cf2a30622da98ae4dd4ed56e1110dd41
+// digest         874d923b9e3a1720b81f91105b9fa9530d4cc78d614af943fb2139eea73419e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         6ee1bd19255a2a0231aff38337aebeae46b62b2b195793742f7b0b8121dee163
+// digest         61ea63ef63613f7b649817024dfade8c612dc480d875bc9b0bc9ac6edefd87ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

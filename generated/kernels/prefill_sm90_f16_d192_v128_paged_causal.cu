@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         4dacc242f45f4ebaf80619ad0064f22f5332d48dd7932075c5eff6f88456a296
+// digest         8fe34e41a422005f21742f10aeee6dd6c217f8acea95aef0a43faddda756d554
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

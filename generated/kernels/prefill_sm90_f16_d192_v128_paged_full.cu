@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         9c6afa28012a4550607bf505518536da8abff6288fa7b85f425201736bcf81d3
+// digest         f8f287ec8852edbc1ac1ffa28e5358eb13e9a350b8da0781ee3203ec9340a6c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

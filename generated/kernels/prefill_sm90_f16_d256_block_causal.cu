@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         2cecef89789fe758491685fbc749575ae0b0ddea0473585b111c079329946325
+// digest         d677af35378c672cf68e08963d7108aef181811987ac3a018c4083bc398fc4d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         adc09241b2002a82727bc87b592f23375762cd77fea86035ebabd0e9454bf754
+// digest         9b33f89cdd7b2eb09ad32f21318c2f9a210543ed95b383cb357aa87424f960f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         f2e3a3ea1d4d9b6760acbd5fa9b84248cfa17318efa74dac29f11b4962c725fa
+// digest         da925705f051f2653c67055d6ac2fe93304fb5db24fe34d51f099ece82e8746a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         6113e85dda00135f4b2872d777063f35d4cf1763f7e8156b3aa00931b0ed47a1
+// digest         9d5cad357d80453f1a6016b5ed82d19709be8361611699c0f39f3f845189aeae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         596f34f26558afd87d3ac1cfd2e12f3ec73398fa3bbb56cfa7631a867d55e21e
+// digest         600863cbac89368f83c105e9dca3089a6b993900a1627ebd175601c7d1b131f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         79f8f64f352dbcec0a546f9be3a3cfa2e926efb354b83f66515ee902d1a163e3
+// digest         f1645f06597dc4f8a8a0212fd9d76420d8a059b572c0c5a7f17f92c6b29c3daf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         5e7d7f3ff849ece8d27efed514e179b797f9c601e1292e7ed149d4f1d94f3c5c
+// digest         3bfb2258d223a84ae66957c7bc8f8921f310dabfd386ea72b468aef3227410b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

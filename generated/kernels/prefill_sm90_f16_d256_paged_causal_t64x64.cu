@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         efab326ac5ef9c1995333ef0fbc479a8090b2785eaf41856fac1462d515f3820
+// digest         bc8865c36e8388e7288231ad53a8ed408e1a69815791800ebe9d18c4b7535944
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         3dd0197ea30817a2324048acf7f638838a70ca8122ac46ac128156c662f87e88
+// digest         20dc1d4c7893631634c595890ea58a1fe8e4a2ccd7057b0496a917d955c96be0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         74b949705319239be77476f96b4a52a8c020de800d1a019822d57f34abfabaf5
+// digest         77c8de0b687f6f14256109c67af5b695700e3253a0da04bdd117df11a049d45a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         9abbcdedaba6cc3c4ecdaf3cf404348f5502e7fd6f6fc943600ebdf5951abb96
+// digest         1452875bacfbfb161c3f9afc2539c4fcb76ec95434f48c7d11f8995c48166081
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         53f99a53985eca1081c8b20e2780b1e242509da1e1fad1fda44e3ef82cf68370
+// digest         8fe5c5091c9d7e356c15203357115bc7775849484036c80859c7f601960f5ad6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         63ff60753b755bdeca21778b09415a55c61c575b5b8ae212c881121aa3bfa33c
+// digest         bd4bc5580ba4bfb1d780575c40ec2bc80b4e2d42ed8ada64b2c1699a9e42e539
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         9e2f275a64d678871316d5633c44e25cf9c42e35d4650dd78035f4cad3662fdd
+// digest         4fd1d99a1f024c0697065086b660c23d92f41830d89e5d2268c1121a6353011f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

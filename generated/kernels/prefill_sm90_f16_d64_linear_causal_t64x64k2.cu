@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e64770755a7c5548694dce297738c9ca18af56d5b6e207cd17881992c47fa5c5
+// digest         49bc221ccfd65cc0fda87e5fe4e139cd0a726f2b33c0cba0caaae6e88ddd747f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

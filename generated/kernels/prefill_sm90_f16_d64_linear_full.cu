@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         a87ee20b09e22a3c2f548fe46f0be984555b98409e5484469bbbb42395566069
+// digest         e6f578f55a70ab358df3b1a44439cca1527052d74e720fd33dd1f81544b6a2c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

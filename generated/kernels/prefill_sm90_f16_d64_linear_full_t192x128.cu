@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         27d27ace3d32f4850c5bc98a159be438dfb43ed1f9a885e5715011e2a9a134d0
+// digest         bcf7141765a99ab611d974bffa018ace543082419ad3a4f36e7c8005e84d68d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         9b59312011f102b46600e89ece9a3e0631801a4f2efc91349d7a61621f0fb746
+// digest         9dc7ac2339959ee65d638e4aca5801a76ef055b1c9652d6ee28540b03ff75b4c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

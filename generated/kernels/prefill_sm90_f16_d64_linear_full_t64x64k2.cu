@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         c93645ecf0fba940a0e4ff035fd1ff708361154cf303c8dbba6365d4ee92b407
+// digest         4586fff5ab9fec4327673166be06722bce07ea4be33a4a5992e818c26bdd892c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

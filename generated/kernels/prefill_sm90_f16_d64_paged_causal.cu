@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         26744373a1e3fc7199af36b8c1eb44246d58175d44d540e7b780e7a013b7e27a
+// digest         955673d62d6825da1c9f1dc283e51348a1a1c055a774f4d2d5e7342255fd1264
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         f46e65446a31bb606670c0f635d15829cf00bb0949f217cc75214e736a53b39f
+// digest         dca1f2b6ea487ccb09d8c0ed93efa5ef28eb50a390af1450be2d52e1b6016f1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         54637f79baea994851ffa57a4789c07eef374e358c61ec82154962f06c15ffbf
+// digest         d33198f9841f99d8f64bae0491eafdc61a542556ee0512c3f0873fd1efc4ef40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         534cf9ec2ad0a6e1424a750744cf3a754cbc0502b8e36abe91c02c8bffe2f122
+// digest         3b140dd8fe26cfb682a763384776a4c46ba7f7c20e1fe0f7bc6f462897d0ab51
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

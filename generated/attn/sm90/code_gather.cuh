@@ -5,7 +5,7 @@
 
 #include "attn/sm90/async_copies.cuh"
 #include "attn/sm90/loader_source.cuh"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/shared_storage.cuh"
 
 namespace attn::sm90 {
 

@@ -5,7 +5,8 @@
 
 #include "attn/sm90/mask.cuh"
 #include "attn/sm90/output.cuh"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/packed_rows.cuh"
+#include "attn/sm90/work.cuh"
 
 namespace attn::sm90 {
 

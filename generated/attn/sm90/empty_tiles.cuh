@@ -5,7 +5,7 @@
 
 #include "attn/cta_map.cuh"
 #include "attn/sm90/arguments.h"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/packed_rows.cuh"
 #include "attn/sm90/softmax.cuh"
 
 namespace attn::sm90 {

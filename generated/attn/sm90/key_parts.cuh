@@ -3,8 +3,8 @@
 // what they have in shared memory, and the first adds it to its own.
 #pragma once
 
-#include "attn/sm90/prefill_traits.cuh"
 #include "attn/sm90/products.cuh"
+#include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/softmax.cuh"
 
 namespace attn::sm90 {

@@ -21,4 +21,9 @@ struct PackedRows {
   __device__ __forceinline__ int rows(int tokens) const { return tokens * heads; }
 };
 
+template <class T>
+__device__ __forceinline__ PackedRows packed_rows(const TmaArguments<T>& arguments) {
+  return {arguments.plan.packed_heads};
+}
+
 }  // namespace attn::sm90

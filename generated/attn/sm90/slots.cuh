@@ -2,7 +2,8 @@
 // Shared memory as a consumer sees it: slots that the loader fills, and that are handed back.
 #pragma once
 
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/key_source.cuh"
+#include "attn/sm90/shared_storage.cuh"
 
 namespace attn::sm90 {
 

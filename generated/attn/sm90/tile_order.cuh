@@ -4,7 +4,7 @@
 
 #include "attn/cta_map.cuh"
 #include "attn/sm90/dependent_launch.cuh"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/packed_rows.cuh"
 
 namespace attn::sm90 {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the codes of a row to 16-bit elements in their order, for those who store them as rows.
-// Every element is exact. (dequantise.cuh has the order that is cheapest for fragments.)
+// Every element is exact. (decode_halves.cuh has the order that is cheapest for fragments.)
 #pragma once
 
 #include "attn/sm80/dequantise.cuh"
@@ -12,7 +12,6 @@ namespace attn::sm80 {
 // A word of a row has 2 n codes, n = kPairs. expand() makes n pairs of elements of them: pair p has
 // element 2 p in its low half and element 2 p + 1 in its high half.
 //
-//   x = element * scale + zero         Int8, Int4: the element is the code
 //   x = element * scale + zero                Int8, Int4: the element is the code
 //   x = -element * scale + zero               where kIsNegated: it is minus the code
 //   x = element * kE4m3Factor<T> * scale      E4m3 (attn/sm80/dequantise.cuh)

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attn/sm80/ordered_codes.cuh"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/shared_storage.cuh"
 
 namespace attn::sm90 {
 

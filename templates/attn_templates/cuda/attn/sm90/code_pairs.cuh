@@ -6,7 +6,8 @@
 #include "attn/sm90/async_copies.cuh"
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/dependent_launch.cuh"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/key_source.cuh"
+#include "attn/sm90/shared_storage.cuh"
 
 namespace attn::sm90 {
 

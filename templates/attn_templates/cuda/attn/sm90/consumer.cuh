@@ -17,10 +17,11 @@
 #include "attn/sm90/key_parts.cuh"
 #include "attn/sm90/output.cuh"
 #include "attn/sm90/output_route.cuh"
-#include "attn/sm90/prefill_traits.cuh"
 #include "attn/sm90/products.cuh"
+#include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/slots.cuh"
 #include "attn/sm90/softmax.cuh"
+#include "attn/sm90/work.cuh"
 
 namespace attn::sm90 {
 

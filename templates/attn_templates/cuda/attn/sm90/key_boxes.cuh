@@ -4,8 +4,9 @@
 #pragma once
 
 #include "attn/sm90/block_steps.cuh"
+#include "attn/sm90/key_source.cuh"
 #include "attn/sm90/loader_source.cuh"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/tma.cuh"
 
 namespace attn::sm90 {

@@ -6,7 +6,8 @@
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/gathered_rows.cuh"
 #include "attn/sm90/key_boxes.cuh"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/packed_rows.cuh"
+#include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/tma.cuh"
 
 namespace attn::sm90 {

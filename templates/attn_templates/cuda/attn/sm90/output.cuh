@@ -2,9 +2,10 @@
 // From the accumulators of a warp to global memory: 16 rows, by TMA where all of them exist.
 #pragma once
 
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/packed_rows.cuh"
 #include "attn/sm90/softmax.cuh"
 #include "attn/sm90/tma.cuh"
+#include "attn/sm90/work.cuh"
 
 namespace attn::sm90 {
 

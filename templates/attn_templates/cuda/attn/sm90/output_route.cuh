@@ -10,6 +10,7 @@
 
 #include "attn/sm90/output.cuh"
 #include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/shared_storage.cuh"
 
 namespace attn::sm90 {
 

@@ -8,6 +8,7 @@
 #include "attn/sm90/code_pairs.cuh"
 #include "attn/sm90/consumer.cuh"
 #include "attn/sm90/dependent_launch.cuh"
+#include "attn/sm90/key_source.cuh"
 #include "attn/sm90/loader.cuh"
 #include "attn/sm90/scheduler.cuh"
 
@@ -108,7 +109,7 @@ template <class Config>
 __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& storage,
                                         const Arguments<typename Config::T>& arguments) {
   using Traits = PrefillTraits<Config>;
-  using Registers = typename Traits::Registers;
+  constexpr RegisterBudget kRegisters = Traits::kRegisters;
   const int warpgroup = warp_uniform(threadIdx.x / 128);
   const int warp = warp_uniform(threadIdx.x / 32);
   const KeySource source = key_source<Traits>(arguments.params);
@@ -119,7 +120,7 @@ __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& st
   // The roles share nothing from here on: registers move from the producers to the consumers.
   // Consumers touch memory only for items that they are given: it is the producers who wait.
   if (warpgroup == 0) {
-    release_registers<Registers::kProducer>();
+    release_registers<kRegisters.producer>();
     if (warp == 0) {
       schedule_tiles<Traits>(storage, arguments);
     } else {
@@ -127,11 +128,11 @@ __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& st
     }
   } else if (warpgroup < Traits::kProducers) {
     if constexpr (Traits::Kv::kIsQuantised) {
-      release_registers<Registers::kExpander>();
+      release_registers<kRegisters.expander>();
       CodeExpander<Traits>(storage).run();
     }
   } else {
-    acquire_registers<Registers::kConsumer>();
+    acquire_registers<kRegisters.consumer>();
     Consumer<Traits>(storage, arguments, warpgroup - Traits::kProducers).run();
   }
 }

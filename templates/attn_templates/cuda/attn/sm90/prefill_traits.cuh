@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The shapes of a prefill kernel, derived from its configuration and tile, and its shared memory.
+// The shapes of a prefill kernel, derived from its configuration and tile.
 #pragma once
 
 #include "attn/cache_iterator.cuh"
 #include "attn/config.h"
-#include "attn/sm90/barriers.cuh"
-#include "attn/sm90/code_slots.cuh"
-#include "attn/sm90/packed_rows.cuh"
-#include "attn/sm90/row_tables.cuh"
-#include "attn/split.cuh"
+#include "attn/sm90/register_budget.cuh"
 
 namespace attn::sm90 {
 
@@ -24,101 +20,15 @@ enum class OutputRoute : int {
   kThroughStaging,  // through 16 rows per warp of half the panels, in two turns (Q has one slot)
 };
 
-// How K and V come to shared memory.
-//
-//   cache          block_len          way
-//   linear                            kTokenBoxes
-//   paged, block   a multiple of 16   kBlockBoxes
-//   paged, block   any other          kGathered
-//
-// Boxes could start at multiples of 8 rows, where the swizzle pattern starts over; but so many
-// small ones take longer than the gather.
-enum class KeySource : int {
-  kTokenBoxes,  // TMA: a box is the rows of a block of keys
-  kBlockBoxes,  // TMA: a box is rows of one block of the cache, box_rows() of them
-  kGathered,    // one 16-byte copy after another, to a row's address
-};
-
-// Registers of a thread, for one producer warpgroup and kConsumers consumer warpgroups of 64 query
-// rows each. After the producers have given theirs back, the sum over the warpgroups must not
-// exceed what the CTA was launched with (65,536 / threads of an SM, rounded down to a multiple of
-// 8, for each warpgroup), or the consumers wait forever. Eight registers less for two consumers of
-// 128 columns are 4 % (measured).
-template <int kConsumers, int kCtasPerSm>
-struct RegisterBudget;
-
-template <>
-struct RegisterBudget<1, 1> {  // 255 for every thread: there is nothing to move
-  static constexpr int kProducer = 0;
-  static constexpr int kConsumer = 0;
-};
-
-template <>
-struct RegisterBudget<1, 2> {  // of 2 * 128
-  static constexpr int kProducer = 40;
-  static constexpr int kConsumer = 208;
-};
-
-template <>
-struct RegisterBudget<2, 1> {  // of 3 * 168
-  static constexpr int kProducer = 40;
-  static constexpr int kConsumer = 232;
-};
-
-template <>
-struct RegisterBudget<3, 1> {  // of 4 * 128
-  static constexpr int kProducer = 32;
-  static constexpr int kConsumer = 160;
-};
-
-template <>
-struct RegisterBudget<4, 1> {  // of 5 * 96
-  static constexpr int kProducer = 32;
-  static constexpr int kConsumer = 112;
-};
-
-// The same over a quantised cache, with a second producer warpgroup, which turns codes into
-// elements.
-template <int kConsumers, int kCtasPerSm>
-struct CodeRegisterBudget;
-
-template <>
-struct CodeRegisterBudget<2, 1> {  // of 4 * 128
-  static constexpr int kProducer = 40;
-  static constexpr int kExpander = 40;
-  static constexpr int kConsumer = 216;
-};
-
-template <>
-struct CodeRegisterBudget<3, 1> {  // of 5 * 96
-  static constexpr int kProducer = 40;
-  static constexpr int kExpander = 56;
-  static constexpr int kConsumer = 128;
-};
-
-template <bool kIsQuantised, int kConsumers, int kCtasPerSm>
-struct RegistersOf : RegisterBudget<kConsumers, kCtasPerSm> {
-  using Budget = RegisterBudget<kConsumers, kCtasPerSm>;
-  static constexpr int kSum = Budget::kProducer + kConsumers * Budget::kConsumer;
-};
-
-template <int kConsumers, int kCtasPerSm>
-struct RegistersOf<true, kConsumers, kCtasPerSm> : CodeRegisterBudget<kConsumers, kCtasPerSm> {
-  using Budget = CodeRegisterBudget<kConsumers, kCtasPerSm>;
-  static constexpr int kSum =
-      Budget::kProducer + Budget::kExpander + kConsumers * Budget::kConsumer;
-};
-
-// Blocks of K, and of V, that the loader has in flight.
+// Blocks of K, and of V, that the loader has in flight: over a quantised cache, of codes.
 template <class Tile, bool kIsQuantised>
-struct LoadedStages {
-  static constexpr int kCount = Tile::kStages;
-};
-
-template <class Tile>
-struct LoadedStages<Tile, true> {
-  static constexpr int kCount = Tile::kCodeStages;
-};
+constexpr int loaded_stages() {
+  if constexpr (kIsQuantised) {
+    return Tile::kCodeStages;
+  } else {
+    return Tile::kStages;
+  }
+}
 
 template <class Config_>
 struct PrefillTraits {
@@ -185,8 +95,9 @@ struct PrefillTraits {
   // What the CTA is launched with, and what its warpgroups hold once they have traded.
   static constexpr int kWarpgroups = kProducers + kConsumers;
   static constexpr int kLaunchRegisters = 65536 / (kWarpgroups * 128 * Tile::kCtasPerSm) / 8 * 8;
-  using Registers = RegistersOf<Kv::kIsQuantised, kConsumers, Tile::kCtasPerSm>;
-  static_assert(Registers::kSum <= kLaunchRegisters * kWarpgroups,
+  static constexpr RegisterBudget kRegisters =
+      register_budget(Kv::kIsQuantised, kConsumers, Tile::kCtasPerSm);
+  static_assert(kRegisters.sum(kConsumers) <= kLaunchRegisters * kWarpgroups,
                 "the producers give back as many registers as the consumers take");
 
   // A product of 256 columns needs more registers than a thread of so many is launched with.
@@ -194,7 +105,7 @@ struct PrefillTraits {
 
   // What the loader brings: K and V themselves, or blocks of their codes, in panels of as many
   // bytes.
-  static constexpr int kLoadedStages = LoadedStages<Tile, Kv::kIsQuantised>::kCount;
+  static constexpr int kLoadedStages = loaded_stages<Tile, Kv::kIsQuantised>();
   static constexpr int kCodePanels = (Kv::template kRowBytes<kHeadDim> + 127) / 128;
   static constexpr int kLoadedPanels = Kv::kIsQuantised ? kCodePanels : kPanels;
   static constexpr int kLoadedPanelsV = Kv::kIsQuantised ? kCodePanels : kPanelsV;
@@ -216,171 +127,6 @@ struct PrefillTraits {
   static_assert(kCopyRows % 8 == 0, "a warp copies 8 rows at a time");
   static_assert(kCtaS % kLeastBoxRows == 0 && kCtaS <= 256,
                 "a block of keys consists of whole boxes");
-};
-
-// Blocks of keys as the 64 rows of a row group see them.
-struct SeenBlocks {
-  int last;            // of which some row sees something; the first of the item, where none does
-  TileRange unmasked;  // of which every row sees every key
-};
-
-// What a consumer warpgroup computes between two outputs: its 64 rows of a query tile against a
-// range of key blocks.
-struct WorkItem {
-  int first_block;  // key blocks [first_block, end_block); none: the consumer may leave
-  int end_block;    // a multiple of kKeyGroups further
-  int end_key;      // keys from here on are none of the item's, where blocks of them are loaded
-  int first_query;  // of the tile, within its sequence
-  int q_len;
-  int k_len;        // keys of the sequence on this rank
-  int origin;       // position of the sequence's query 0
-  int chunk;        // keys of a chunk, where the ranks of a group share the sequence
-  int head;         // the first, where the tile has several
-  int first_token;  // row of q and out that holds first_query
-  int split;        // kWholeRow, or the slot of the workspace that takes the result
-  SeenBlocks seen;  // by the consumer's rows
-};
-
-constexpr int kWholeRow = -1;
-
-// A tile as the loader takes it.
-template <int kRowGroups>
-struct Work {
-  WorkItem item;  // end_block 0: there are no more
-  SeenBlocks seen[kRowGroups];
-  int sequence;
-  int kv_head;
-  int key_token;  // kTokenBoxes: row of K and V that holds key 0 of the sequence
-};
-
-// Rows of one block of a paged cache that one TMA box takes: as many as divide both the cache's
-// blocks and the kernel's, because a box must not leave either.
-__device__ __forceinline__ int box_rows(int block_len, int cta_s) {
-  int divisor = cta_s;
-  for (int rest = block_len; rest != 0;) {
-    const int next = divisor % rest;
-    divisor = rest;
-    rest = next;
-  }
-  return divisor;
-}
-
-template <class T>
-__device__ __forceinline__ PackedRows packed_rows(const TmaArguments<T>& arguments) {
-  return {arguments.plan.packed_heads};
-}
-
-// Of the cache, where it consists of blocks.
-template <class Traits>
-__device__ __forceinline__ int block_len_of(const AttentionParams<typename Traits::T>& params) {
-  return Traits::Config::kCache == CacheType::kBlock ? params.block_iter_params.block_len
-                                                     : params.paged_iter_params.block_len;
-}
-
-template <class Traits>
-__device__ __forceinline__ KeySource key_source(const AttentionParams<typename Traits::T>& params) {
-  if constexpr (Traits::Config::kCache == CacheType::kLinear) {
-    return KeySource::kTokenBoxes;
-  } else {
-    return block_len_of<Traits>(params) % Traits::kLeastBoxRows == 0 ? KeySource::kBlockBoxes
-                                                                     : KeySource::kGathered;
-  }
-}
-
-// Producer warps that load K and V.
-template <class Traits>
-__device__ __forceinline__ int loader_warps(const AttentionParams<typename Traits::T>& params) {
-  switch (key_source<Traits>(params)) {
-    case KeySource::kTokenBoxes:
-      return 1;
-    case KeySource::kGathered:
-      // Of rows themselves, one looks up addresses.
-      return Traits::Kv::kIsQuantised ? 1 : 1 + Traits::kCopyWarps;
-    default:
-      if constexpr (Traits::Kv::kIsQuantised) {
-        return 1;  // the others bring pairs
-      }
-      const int rows = box_rows(block_len_of<Traits>(params), Traits::kCtaS);
-      return Traits::kCtaS <= Traits::kBoxesOfOneWarp * rows ? 1 : Traits::kBoxWarps;
-  }
-}
-
-// Room for half of a warp's panels of the output, where they do not leave through Q.
-template <class Traits, OutputRoute kRoute = Traits::kOutputRoute>
-struct OutputStaging {};
-
-template <class Traits>
-struct OutputStaging<Traits, OutputRoute::kThroughStaging> {
-  using Panel = typename Traits::T[Traits::kWarpRows * Traits::kPanelColumns];
-
-  struct alignas(1024) WarpRows {
-    Panel panel[Traits::kEarlyPanels];
-  };
-
-  WarpRows staging[Traits::kRowGroups * 4];
-};
-
-// What the consumers of a row group beyond the first leave for the first: an output that is not
-// divided yet, and references and sums of the rows; each thread for the same thread of the first.
-template <class Traits, int kParts = Traits::kConsumers - Traits::kRowGroups>
-struct KeyParts {
-  struct Part {
-    float4 output[Traits::kOutputColumns / 8][128];
-    float4 rows[128];
-  };
-
-  Part parts[kParts];
-};
-
-template <class Traits>
-struct KeyParts<Traits, 0> {};
-
-// Everything in the shared memory of a CTA. Panels start at multiples of 1024 bytes, as their
-// swizzle needs.
-template <class Traits>
-struct SharedStorage : OutputStaging<Traits>, KeyParts<Traits>, ElementSlots<Traits> {
-  using T = typename Traits::T;
-  static constexpr int kRowGroups = Traits::kRowGroups;
-  using QueryPanel = T[Traits::kConsumerRows * Traits::kPanelColumns];
-  using KeyPanel = T[Traits::kCtaS * Traits::kPanelColumns];
-
-  struct alignas(1024) Queries {
-    QueryPanel panel[Traits::kPanels];
-  };
-  struct alignas(1024) Keys {
-    KeyPanel panel[Traits::kLoadedPanels];
-  };
-  struct alignas(1024) Values {
-    KeyPanel panel[Traits::kLoadedPanelsV];
-  };
-
-  Queries q[Traits::kQuerySlots][kRowGroups];
-  // What the loader brings. Over a quantised cache these are codes, which become `elements`.
-  Keys k[Traits::kLoadedStages];
-  Values v[Traits::kLoadedStages];
-
-  RowTables<Traits> tables;
-  PairSlots<Traits> pairs;
-  ElementBarriers<Traits> expanded;
-
-  // full: filled by the loader. empty: handed back by those who read.
-  Barrier q_full[Traits::kQuerySlots][kRowGroups];
-  Barrier q_empty[Traits::kQuerySlots][kRowGroups];
-  Barrier k_full[Traits::kLoadedStages];
-  Barrier k_empty[Traits::kLoadedStages];
-  Barrier v_full[Traits::kLoadedStages];
-  Barrier v_empty[Traits::kLoadedStages];
-
-  // From the scheduler to the loader: the tile that is being loaded, and the next.
-  Work<kRowGroups> work[2];
-  Barrier work_full;     // kSeenApart: but for what its rows see,
-  Barrier work_seen[2];  // which has a barrier for each
-  Barrier work_empty;
-
-  // Each row group's current and next items, written by the loader before it fills q_full: one per
-  // slot of Q. Of one slot, two are enough: the item after the next is written when the Q of the
-  // next has been handed back.
-  WorkItem items[Traits::kQuerySlots > 1 ? Traits::kQuerySlots : 2][kRowGroups];
 };
 
 }  // namespace attn::sm90

@@ -2,7 +2,6 @@
 // The two products of a consumer warpgroup, and whose turn it is to issue them.
 #pragma once
 
-#include "attn/sm90/prefill_traits.cuh"
 #include "attn/sm90/wgmma.cuh"
 
 namespace attn::sm90 {

@@ -4,7 +4,8 @@
 
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/dependent_launch.cuh"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/key_source.cuh"
+#include "attn/sm90/shared_storage.cuh"
 
 namespace attn::sm90 {
 

@@ -6,7 +6,8 @@
 #include "attn/key_range.cuh"
 #include "attn/sm90/empty_tiles.cuh"
 #include "attn/sm90/mask.cuh"
-#include "attn/sm90/prefill_traits.cuh"
+#include "attn/sm90/packed_rows.cuh"
+#include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/tile_order.cuh"
 
 namespace attn::sm90 {

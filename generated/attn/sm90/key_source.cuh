@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// How K and V come to shared memory, and in what portions.
+#pragma once
+
+#include "attn/params.h"
+#include "attn/types.h"
+
+namespace attn::sm90 {
+
+// How K and V come to shared memory.
+//
+//   cache          block_len          way
+//   linear                            kTokenBoxes
+//   paged, block   a multiple of 16   kBlockBoxes
+//   paged, block   any other          kGathered
+//
+// Boxes could start at multiples of 8 rows, where the swizzle pattern starts over; but so many
+// small ones take longer than the gather.
+enum class KeySource : int {
+  kTokenBoxes,  // TMA: a box is the rows of a block of keys
+  kBlockBoxes,  // TMA: a box is rows of one block of the cache, box_rows() of them
+  kGathered,    // one 16-byte copy after another, to a row's address
+};
+
+// Rows of one block of a paged cache that one TMA box takes: as many as divide both the cache's
+// blocks and the kernel's, because a box must not leave either.
+__device__ __forceinline__ int box_rows(int block_len, int cta_s) {
+  int divisor = cta_s;
+  for (int rest = block_len; rest != 0;) {
+    const int next = divisor % rest;
+    divisor = rest;
+    rest = next;
+  }
+  return divisor;
+}
+
+// Of the cache, where it consists of blocks.
+template <class Traits>
+__device__ __forceinline__ int block_len_of(const AttentionParams<typename Traits::T>& params) {
+  return Traits::Config::kCache == CacheType::kBlock ? params.block_iter_params.block_len
+                                                     : params.paged_iter_params.block_len;
+}
+
+template <class Traits>
+__device__ __forceinline__ KeySource key_source(const AttentionParams<typename Traits::T>& params) {
+  if constexpr (Traits::Config::kCache == CacheType::kLinear) {
+    return KeySource::kTokenBoxes;
+  } else {
+    return block_len_of<Traits>(params) % Traits::kLeastBoxRows == 0 ? KeySource::kBlockBoxes
+                                                                     : KeySource::kGathered;
+  }
+}
+
+// Producer warps that load K and V.
+template <class Traits>
+__device__ __forceinline__ int loader_warps(const AttentionParams<typename Traits::T>& params) {
+  switch (key_source<Traits>(params)) {
+    case KeySource::kTokenBoxes:
+      return 1;
+    case KeySource::kGathered:
+      // Of rows themselves, one looks up addresses.
+      return Traits::Kv::kIsQuantised ? 1 : 1 + Traits::kCopyWarps;
+    default:
+      if constexpr (Traits::Kv::kIsQuantised) {
+        return 1;  // the others bring pairs
+      }
+      const int rows = box_rows(block_len_of<Traits>(params), Traits::kCtaS);
+      return Traits::kCtaS <= Traits::kBoxesOfOneWarp * rows ? 1 : Traits::kBoxWarps;
+  }
+}
+
+}  // namespace attn::sm90

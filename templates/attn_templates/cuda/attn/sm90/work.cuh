@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the scheduler gives the loader to do, and the loader the consumers.
+//
+// A block of keys is kCtaS consecutive keys of a sequence, block n from key n kCtaS on: what is
+// loaded, and multiplied, at a time. (A block of a cache is block_len tokens, wherever they lie.)
+#pragma once
+
+#include "attn/split.cuh"
+
+namespace attn::sm90 {
+
+// Blocks of keys as the 64 rows of a row group see them.
+struct SeenBlocks {
+  int last;            // of which some row sees something; the first of the item, where none does
+  TileRange unmasked;  // of which every row sees every key
+};
+
+// What a consumer warpgroup computes between two outputs: its 64 rows of a query tile against a
+// range of key blocks.
+struct WorkItem {
+  int first_block;  // key blocks [first_block, end_block); none: the consumer may leave
+  int end_block;    // first_block and a multiple of kKeyGroups
+  int end_key;      // its keys end here, though blocks behind may be loaded (kKeyGroups)
+  int first_query;  // of the tile, within its sequence
+  int q_len;
+  int k_len;        // keys of the sequence on this rank
+  int origin;       // position of the sequence's query 0
+  int chunk;        // keys of a chunk, where the ranks of a group share the sequence
+  int head;         // the first, where the tile has several
+  int first_token;  // row of q and out that holds first_query
+  int split;        // kWholeRow, or the slot of the workspace that takes the result
+  SeenBlocks seen;  // by the consumer's rows
+};
+
+constexpr int kWholeRow = -1;
+
+// A tile as the loader takes it.
+template <int kRowGroups>
+struct Work {
+  WorkItem item;  // end_block 0: there are no more
+  SeenBlocks seen[kRowGroups];
+  int sequence;
+  int kv_head;
+  int key_token;  // kTokenBoxes: row of K and V that holds key 0 of the sequence
+};
+
+}  // namespace attn::sm90
