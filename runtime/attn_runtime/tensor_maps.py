@@ -141,8 +141,10 @@ def _block_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[
     return tuple(RowsMap(name, dims, strides, rows, address=ADDRESS_BASE) for name in ("k", "v"))
 
 
-def section_of(config: AttentionConfig, values: Values, plan: Plan) -> int:
-    """Heads, or packs of heads, that are scheduled together.
+def persistent_section_of(config: AttentionConfig, values: Values, plan: Plan) -> int:
+    """Heads, or packs of heads, that are scheduled together, in place of the plan's section.
+
+    Persistent CTAs end together by themselves, so a section need not fill the device.
 
     Under a causal mask the longest tiles of a section come first, and K and V are read again for
     each row of tiles: a section is as many heads as have their K and V in 8 MiB, so that L2 keeps

@@ -17,7 +17,7 @@ from attn_runtime.launch import ARRAYS, Launch, PlannedCall
 from attn_runtime.map_encoder import TENSOR_MAP_BYTES, RowsLayout
 from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
-from attn_runtime.tensor_maps import RowsMap, maps_of, section_of
+from attn_runtime.tensor_maps import RowsMap, maps_of, persistent_section_of
 
 _OFFSETS: Final = {name: offset for name, _, offset in struct_layout.leaves("TmaArguments")}
 _KEPT_MAPS: Final = 64
@@ -99,7 +99,7 @@ class TmaLaunch(Launch):
         packed = bytearray(struct_layout.size_of("TmaArguments"))
         common = super()._packed(plan, values)
         packed[: len(common)] = common
-        section = section_of(self._config, values, plan)
+        section = persistent_section_of(self._config, values, plan)
         group = int(values["num_heads"]) // int(values["num_kv_heads"])
         struct.pack_into("<i", packed, _OFFSETS["plan.section"], section)
         struct.pack_into("<i", packed, _OFFSETS["group_packs"], group // plan.packed_heads)

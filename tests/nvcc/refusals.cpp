@@ -6,6 +6,7 @@
 
 #include "attn/attention.h"
 #include "attn/check.h"
+#include "attn/write_check.h"
 
 namespace {
 
@@ -16,6 +17,7 @@ using Paged = attn::AttentionConfig<Sm80, half, 128, CacheType::kPaged>;
 using Block = attn::AttentionConfig<Sm80, half, 128, CacheType::kBlock>;
 using Linear = attn::AttentionConfig<Sm80, half, 128, CacheType::kLinear>;
 using Decode = attn::DecodingConfig<Sm80, half, 128, CacheType::kPaged>;
+using Write = attn::WriteConfig<Sm80, half, 128, CacheType::kPaged>;
 using Narrow =
     attn::AttentionConfig<Sm80, half, 192, CacheType::kPaged, attn::Mask::kCausal, half, 128>;
 
@@ -102,6 +104,12 @@ int main() {
     p.cp_size = 2;
     p.cp_form = attn::CpForm::kPartOnly;
   });
+  Params written = example();
+  written.k = written.v = at<half>(256);
+  written.max_k_len = 0;  // which writers do not read
+  tell([&] { attn::detail::check_write<Write>(written); });
+  written.paged_iter_params.block_table = nullptr;
+  tell([&] { attn::detail::check_write<Write>(written); });
   attn::Plan plan;
   plan.split_cnt = 3;
   plan.workspace_bytes = 1000;

@@ -54,6 +54,8 @@ EXPECTED = (
     "as are their queries: leave it null, or k and v",
     "cp_size | cp_size is 2 with new rows of K and V: let a cache writer write those of each rank, "
     "and leave k and v null",
+    "accepted",
+    "paged_iter_params.block_table | paged_iter_params.block_table is null: give a device address",
     "workspace | workspace is null: this call is split, or its keys are spread over ranks; give "
     "1000 bytes",
     "workspace | workspace has 10 bytes: this call is split 3 ways and needs 1000 "
