@@ -1,108 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// Host side of the kernels that read by TMA: the tensor maps of a call, and its scheduling.
+// What the kernels that read by TMA take beside a call and its plan: tensor maps, and how their
+// tiles are scheduled. attn_runtime/tensor_maps.py is the twin.
 #pragma once
 
-#include <cuda.h>
 #include <cuda_bf16.h>
-#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <numeric>
 #include <string>
 #include <type_traits>
 
 #include "attn/config.h"
+#include "attn/cost.h"
 #include "attn/error.h"
 #include "attn/kv_type.h"
 #include "attn/params.h"
+#include "attn/tensor_map.h"
 
 namespace attn::detail {
 
-static_assert(sizeof(TensorMap) == sizeof(CUtensorMap), "a tensor map of the driver");
+constexpr int kLeastBoxRows = 16;  // of a cache of blocks: smaller boxes take too long
 
-// The driver's encoder, without linking the driver.
-inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
-  static const auto encoder = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion(
-        "cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
-    if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) {
-      throw Error(
-          Status::kNoDevice,
-          "",
-          "the driver has no cuTensorMapEncodeTiled: update it to one for CUDA 12 or later");
-    }
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  return encoder;
-}
-
-// 16-bit elements of an argument, innermost dimension first: columns, heads, rows and, for a pool,
-// blocks. Strides in elements; that of the columns is 1.
-struct MappedRows {
-  const char* field;  // named by errors
-  const void* data;
-  int rank;  // 3, or 4 for a pool
-  std::int64_t extents[4];
-  std::int64_t strides[3];  // of heads, rows, blocks
-};
-
-constexpr unsigned kPanelColumns = 64;  // 128 bytes: the span of the swizzle
-constexpr int kLeastBoxRows = 16;       // of a cache of blocks: smaller boxes take too long
-
-// A map of boxes of 64 columns and `box_rows` rows, of `box_heads` heads side by side.
-inline TensorMap encode_rows(const MappedRows& rows,
-                             bool is_bf16,
-                             unsigned box_rows,
-                             unsigned box_heads = 1) {
-  cuuint64_t extents[4];
-  cuuint64_t strides[3];  // bytes
-  for (int i = 0; i < rows.rank; ++i) {
-    extents[i] = static_cast<cuuint64_t>(std::max<std::int64_t>(rows.extents[i], 1));
-  }
-  for (int i = 0; i + 1 < rows.rank; ++i) {
-    // The stride of a dimension of one element is not used, but must be a legal one.
-    const std::int64_t stride = extents[i + 1] > 1 ? rows.strides[i] : rows.extents[0];
-    strides[i] = static_cast<cuuint64_t>(stride) * 2;
-  }
-  const cuuint32_t box[4] = {kPanelColumns, box_heads, box_rows, 1};
-  const cuuint32_t steps[4] = {1, 1, 1, 1};
-  CUtensorMap map;
-  const CUresult result = tensor_map_encoder()(
-      &map,
-      is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-      static_cast<cuuint32_t>(rows.rank),
-      const_cast<void*>(rows.data),
-      extents,
-      strides,
-      box,
-      steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    throw Error(Status::kInvalidArgument,
-                rows.field,
-                std::string(rows.field) + " cannot be read by TMA (cuTensorMapEncodeTiled: error " +
-                    std::to_string(static_cast<int>(result)) +
-                    "): rows must be aligned to 16 bytes and strides must be positive multiples "
-                    "of 16 bytes below 2^40");
-  }
-  TensorMap encoded;
-  std::memcpy(&encoded, &map, sizeof(encoded));
-  return encoded;
-}
-
-// Heads, or packs of heads, that are scheduled together. Under a causal mask the longest tiles of a
-// section come first, and K and V are read again for each row of tiles: a section is as many heads
-// as have their K and V in 8 MiB, so that L2 keeps them, and at least 16, so that few CTAs share a
-// head; without a mask, the heads of one group.
+// Heads, or packs of heads, that are scheduled together: in place of the plan's section, which is
+// for kernels of one CTA per tile (attn/tiles.h). Persistent CTAs take another tile when they are
+// done, and end together by themselves (sm90/tile_order.cuh): a section need not fill the device.
+// Under a causal mask the longest tiles of a section come first, and K and V are read again for
+// each row of tiles: a section is as many heads as have their K and V in 8 MiB, so that L2 keeps
+// them, and at least 16, so that few CTAs share a head; without a mask, the heads of one group.
 template <class T>
-int section_of(const AttentionParams<T>& params, const TilePlan& plan) {
+int persistent_section_of(const AttentionParams<T>& params, const TilePlan& plan) {
   constexpr std::int64_t kSectionBytes = 8 << 20;
   const std::int64_t columns = static_cast<std::int64_t>(params.num_heads) *
                                (plan.tiles_per_sequence > 0 ? params.batch_size : 1);
@@ -199,9 +126,9 @@ void encode_keys(TmaArguments<typename Config::T>& arguments,
                   box_rows);
 }
 
-// Blocks lie at any address, so one map covers all memory: whole rows that begin
-// every 16 bytes (dimension 1) from every 16 GiB (dimension 3); the kernel takes an address apart
-// into the two. It begins at address 128, since no map may begin at 0.
+// Blocks lie at any address, so one map covers all memory: whole rows that begin every 16 bytes
+// (dimension 1) from every 16 GiB (dimension 3); the kernel takes an address apart into the two
+// (sm90/key_boxes.cuh). It begins at address 128, since no map may begin at 0.
 template <class Config>
 void encode_keys(TmaArguments<typename Config::T>& arguments,
                  const BlockIteratorParams& block,
@@ -268,7 +195,7 @@ void complete(TmaArguments<typename Config::T>& arguments) {
         "counters is null: kernels of this family take their tiles from a counter; give one "
         "int of device memory per stream, zeroed once (it resets itself)");
   }
-  arguments.plan.section = section_of(params, arguments.plan);
+  arguments.plan.section = persistent_section_of(params, arguments.plan);
   arguments.group_packs = params.num_heads / params.num_kv_heads / arguments.plan.packed_heads;
   encode_maps<Config>(arguments);
 }

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         3e276c62d54c6d23ee8bce28db9b7c34c19bed1a01479b3dca220a2db18bd0a3
+// digest         316af152ad87635d130b6ae8aeaf07b3c7ceb55710cb5a2e00a4e06b3a9694b6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         180bed4c6b6177242e9efe4f8d13c06ffe39eb9d94bac614289baa8ede37eab9
+// digest         c8ac8040583118f8ee769577a6ed0b28475ce110ed59651a371f2a3a772b99bb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         de9ee670ce4564de33436a4fd238b1feb03f4b55b03a2f0d20cb88684c62733d
+// digest         4e2b5c7ce2e2692a949bd64fe1d66e02d760216de9abc39efabb3987e4b1ce47
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         1ae284d72fddfdc64866e46b4e50b80f60a3c546b6091775628d9f48590f597a
+// digest         d41d1b33a7af6177025b7709c1e610a4b46bab42f74e05330576225fe92b3416
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

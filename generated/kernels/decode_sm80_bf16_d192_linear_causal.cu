@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         26a707d48c2c03d83bc5f147e50468530b6233330999c91c3bed33c0add0c78c
+// digest         4797078a102b51615f3e226887a9afa31eda78a6dc3717c5ff0ff5ae2e6cdb60
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

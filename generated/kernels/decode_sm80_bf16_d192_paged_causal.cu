@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         78175608a6db6bc38decf85238c26d64927fb9e567143ab0d3147ea9b09b4d88
+// digest         6f7c119fa7aa2720c0041fd38e6c0c4baae3d4fd70a98a3f231b90e2acdf279f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         bdd8ac18d769445186b2cda48916e266d9dcfb0a26d6ac7217bf8dc9b2829e8b
+// digest         60694f225dba394ad554e950689ffc82315a0bfb94a446887a21d8aa82cfa9cd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         126cb15f41fc8c6ad1a9394937d6907676730032d7a3c3c656befde898c93703
+// digest         6288c727197e7c5a56c6d25fefc57a9feb881583d7513b627b092933af1b4a17
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         3df0abb0998dfd50b90a7195d6af7ea480f27b8d6391e269cd36bb25b74b953b
+// digest         7cb8350cdcc52885ac11c4a5c778750a589d30a320707f711ba366dbfe24af01
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         a1015468596c7f2c91de83b9522454bca600552644198380e5aefea0e422bb37
+// digest         53630ae94410e3891d43c9cb771f3a3bd39b87efdc79d4e26691d727bd734947
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

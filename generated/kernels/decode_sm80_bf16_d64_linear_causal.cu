@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         63d614dce4c086d3982530d9b9dcaf1d50f5e4283469eb96f26a4751fac92012
+// digest         274b1e4962aab78daef8e50664fc37cb2f8b629909f950d2e7105a6bf3c86f92
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         207e0037e44dadb4995c0b8d9e61979eebf3b6347bc51302403b4b0535a18f0e
+// digest         d1e5ecda5ce6001fb977b2f61595a0a02f5735eae13bae7e4f40ff2f0d6da5e0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         b381281783a5b11bad391d28d8e8f54d07967d88d9cfcda5b811f054bcec2388
+// digest         3bfb179d3803fb0c6ced666591c8ef488b74e264ee4049b4a2ce16729f46b15c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

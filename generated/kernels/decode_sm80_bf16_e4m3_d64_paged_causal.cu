@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         4ba15d44e504aedfc9800c114d61783e259b8bd473a1dbb0cfae833aae911c53
+// digest         c0ba1d8b92df588e6ae8ccb68d185a998e11e461ff5ea93051765cf97df0110c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         a62f29b2c9b11c268ce898384aea5265a1a237b50b98eec53f5792e4bf38ac0b
+// digest         bc8afa20c341b0374c387dac7af3d481cccd5395cfe017e4690c38a4378f9db4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

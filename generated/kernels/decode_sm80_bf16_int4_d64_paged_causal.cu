@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         a9ba676a69d0ada63a92b18bb6a2dba286c991721ff5687f0114e380943eb283
+// digest         e5ccdddc55022e64d99816a9ce3ce79ac0d459f9ab903aa1de48b3be3161ba54
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

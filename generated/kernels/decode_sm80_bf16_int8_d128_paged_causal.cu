@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         743437fa12fccfa2a2772bf0800483c7658ecc5074cfc521759942ed2ac659de
+// digest         fd610384010ece7a8d8c366f88ee32a6a5b528c38424d3e1a509640106108811
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         0092f0e86543af830c8c4d73a4e3c3ad59f312577df787bcc7cf0b423f0e57dd
+// digest         b515447eaf0ba6246aa1f2df2373b984f4b163a4f1d1a688c76997286450656c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         144487666137701095b5f3572bab57489e1bf65d774fac7917d003cab451de71
+// digest         bd787941beaee14a8e7ee79565c9135011289a3b173d72db85669fc10089babf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

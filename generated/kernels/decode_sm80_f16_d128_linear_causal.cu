@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         c1821e68712aecc246bcd9f7b1d5c9f5a6cc7dc8f94b727b766b82fdf6505bbf
+// digest         6c2f60fd308cfc41deaef361cc6f70ac8478fdfd1928fc21b4709f32196b9cd6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

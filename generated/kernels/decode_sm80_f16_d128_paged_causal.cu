@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         157a182fbb957115a5d4a92eb54d0d8968cbf64a541bce10e7bbd0f6cfb0b9df
+// digest         7c83f78bef14538ba2817cba34650fea4b1d93a07f2abce4102aa9ef3e7a7e0c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

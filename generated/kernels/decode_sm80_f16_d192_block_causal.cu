@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         8aa1621c826fe908ccb5b7af2411d9163d568667d834ef12725fd533eecf3b32
+// digest         64634629b89e3cd5c31eb01cd500350e028c8a19baeec550ea269880f4243c38
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         56451691b47b712fbd908ee33ffa81b6ad4100d4bf97b47b68afea29d0d21796
+// digest         ddc6858d2e89c1aec5f5294767a76b8130ad1b74b0621a6bff04ae3f2f6b2ae0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

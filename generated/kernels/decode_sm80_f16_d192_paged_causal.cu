@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         9ab590b1424a555e2380f86d247d539fcdee860c8e01674b60584c4d64ec963d
+// digest         9480c601ca60769ba33cb29933ca678d5f379e1a500f73eaf597d45a4f90c95e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

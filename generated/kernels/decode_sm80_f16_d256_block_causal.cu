@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         fbff4b58a65665eea674fc4360b650000cdaccc224a758a560a749037aa36a4f
+// digest         588b304b55603c7e138faeb64262e50b34253dc2cb7898b3a94320bc9ea57322
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

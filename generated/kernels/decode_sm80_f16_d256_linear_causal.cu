@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         89edc3c07e7fa249c5618be1c444e408b49e0c06f08923e0547906070dd1129b
+// digest         0300f2d8ed84fca725483d97e7f11d2df5274531594f6be7025b3f4843969152
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

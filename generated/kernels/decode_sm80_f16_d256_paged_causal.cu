@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         e6fad8b9acaffa93cba84e83a7de0d37e900e9063e1585d12bbdbe55071585de
+// digest         e8e7e97f1d0d4df8ff23562c4e807f274e7c6b66730a35e993f0fcec40960261
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

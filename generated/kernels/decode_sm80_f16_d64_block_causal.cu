@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         b9db30d9edf35f76a99ea8da0637d9e3238d94bd88443c8b584154b1059f7b60
+// digest         ac9e67665a5f03b75c3e1bee64bd0ceaec47d2492dbb2e96644428952c527019
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         f852ab4927c14e334df8348050e1de0668cb036f301de2765a544549377d06e8
+// digest         dc9f688af191be61cf6c97ccc66fdc6dfea25286aa26135cf19c2f7eeb2294be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

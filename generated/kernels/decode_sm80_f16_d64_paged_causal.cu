@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         2264d5c7cbc7f72ba0e8a88e5433db4d70d88470a858bf70c632990a43c74231
+// digest         035717cd98a85bbc68e9d57e5b53c5050fc003cbdff9b97a2b87ebd07ea4d3c7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

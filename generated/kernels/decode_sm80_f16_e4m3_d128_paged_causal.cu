@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         b4208558a8e2290a773ae095c009a4d2de89cbb793d8b96b55be71da57606709
+// digest         d3faa53176ab9bfeb8c0f2473a3d3fcb2a88676b5b7257236be31da98bc3ebe6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d81af3065732cb94170603338ee3ae8591ceaa92fba87c8643564d533a7709da
+// digest         d96b2c50452c88799f9496e56d2be6e55b0521c3c93196fcf5b0f3335a465f2f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         8139236935d3d2904dc1149a09fd16f0e911ad96a0abebeb468a610682a913f1
+// digest         f6acefd304769825ce7ef0883d5edf7405edebe1ca50276165a8ead95fff7715
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         d217531674bce483a44bc7cae2bd9e13f61da030a2f698a30578c5b1f5bfc68f
+// digest         fe2eb425521df456e37efb7ff2582e855770e265f78dfd2773497f0393515e30
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

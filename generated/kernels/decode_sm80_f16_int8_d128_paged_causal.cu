@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         2de67f73ca8eb4b41c2b7e1cd53ec71bb987abb5322f1f1181f8f6eff7afa2f7
+// digest         71078cf5e8aed0b19261b582da8170b76ac71a3ffc1b73c5077b5c180e0b1871
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

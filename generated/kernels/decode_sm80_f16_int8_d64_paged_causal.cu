@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         d002d1089a572a619f4ee147de76d1d4cdbbc5b43e74a41d5d88535132ad1962
+// digest         0a42ba024143e23c16a95ff43d80f0bd7fda011e0ce08b336b2aef9b5c27c012
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

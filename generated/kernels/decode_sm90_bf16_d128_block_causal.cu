@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         a4a7e88a1d5c43ab7eb594815bede935a550189bb739be16f4bca03b10adcea5
+// digest         6f76c925f9aef979568d5ffdc6d4bd7b7abdf6272f42e042f980c492fe76a4ad
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         3ebc09a71b42c6d59ef971b2577ba10ca61579fd86f29b66e90dae1a51fbcc73
+// digest         d00fb9d61bdbebe99ab31ab8ff25af238be50c3d8bd5dae3f88b7b720567fea2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         679fc9442bd5e27ba4ecc8b9a4f9a50d4162a5568ab455483737d840370635fd
+// digest         3d6d6c3dc444e86331467288f1356579952c9570d7d1572d649557c0d615d4cd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         be7eff2398203a3ecac239f4a3a21eda96c0dce31475b1bb24c33e3ba73a4514
+// digest         43d91d43e960feed56b34236037b4e7274d5f976755cd0ea43a5930bffc1af7d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

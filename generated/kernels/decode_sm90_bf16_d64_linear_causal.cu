@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         f5ac880afffbaf19a581ee40940ce1db943eac68808075f45d4575b76753eff7
+// digest         6cc57d80b4d9d551e9406a3739ac3b57a38211f96df051e3023206ecef2c7e8f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

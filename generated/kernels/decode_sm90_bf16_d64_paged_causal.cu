@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         ad5edc2d5ffdd98e82bc483fd16ef242bbe69ee4f5014fa5fbba39ba524fd465
+// digest         acfc16639e02d534fc3cfd203f36343fc84580e1bcd196784cfbc8c038e21f4a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         5d7098146c5009e85318e4898f1203f3ebfda529d409e803bb709bdc92db8cc1
+// digest         a3b6d576ad7b45512ae1aca45f9dadb99e719f20bf521d46c9f00431af154a35
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

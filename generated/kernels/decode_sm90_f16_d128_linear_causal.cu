@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         6b3e3e806fb864db46d2e368c416bf67a50aba3d11e8d79c60b49f55e4988d39
+// digest         3ebc85b96e7d65ee583152ae9e1f60ca090563282c0678325a8f7231f2e0a10a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         93ce4040cf9ea77cf2ddecff1219f3d25b9da87fceac60b33097db0e6a97e041
+// digest         7f292f82a4f270ef61729584950745a211fbf0f31b56b2009713fe4b222b4c43
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         2cce8e2cc7855622ae653770af2742c2f6c85fc2e6b885c1825963879f58c797
+// digest         a67735d6b2be64ca86ccab7e7885f26cf11039a98e45c2ff0f9c707330b70471
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         17cac162fe5d50071153ce49cda590850619694bde61cec85e180c9a3146986b
+// digest         a03313f5c8baf95670d8a42a54b9fb27f225768d557170299ca73a1b8c3bb949
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         907ed4ef82cfc40b5ba299aaedb7288c8c7fc9465715ee1a0494f49098d4fdbd
+// digest         d74625b277de950d3bdaada7d966de7f9afaa4da2bacdc009d7add335c21c6bd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

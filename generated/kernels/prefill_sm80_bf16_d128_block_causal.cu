@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         b2694a0e0605fe323c5b10866a81c5c805f20b3aa828c9c4db94f97f1cac22d4
+// digest         7560073c77135601da0cede06f34d67674947c86b824da4fe8ab35076c5edc1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         97f80bd3a83bad5b05c411908db2df5fc6fa7416d84da6cb3d3b539a85bc51c3
+// digest         4a9b60d00b0a655db866985fa9a24c412b3667199593de8eee136a163b83af9f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         7ea28541e2006bcb1eab542dce96c4557ebe7d003d98cc029abe774589fca51a
+// digest         f76fddc6f81325f4b85ff147ea51b08b301df2b50081e58ce8eb9aa78881207d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         4d4897543a990c72a84853a4460fc48ff39d7e25ec463d6d4107be40217aee39
+// digest         1f8a0d286efad7cef0bd0b9f4711fea8c0f13a7d0cad3442a83d27a83a3669bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         4197c24762623e44f4c9601074279926126bad737b4caa3c1ecfedd05c4443f5
+// digest         2cea65211c287a80b9acbf0aa92717c7b2bdaed7641fbf6594bdf45222fc12d3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         1ca3c44cc4c78552ef58e419214d836953a0617c7cf5bd23421b1809319d6454
+// digest         74a5be8f9e1d22a7ef9b7bac41bb640d8593bc565becba83d94ecdb5abd6e054
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         df20d671fbd669d7a76ca17105968137bbfc2718364b035a66d3c63eafcb0c9e
+// digest         20c775258e18bbe685b2ed26b7ba03c3d3fd19d347fe0c613b4feee7a3c4219a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         21442abe52a9f446a04fdf3ee6200677a87316efd9b161e9dc8e5899f81415c0
+// digest         08013a4184e38d38766afd5ec73d2ec2122deadaac82f0b5363162efb9e6ee63
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

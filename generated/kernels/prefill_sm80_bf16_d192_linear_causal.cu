@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         b556bf07879e186ef2bf1df99f4b8b821a93aec6875ba0c70aff7f99aa3829c1
+// digest         15749a866709b72b68417eeba40b211cc0f238b8ecda7c6d37645c993a26744c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

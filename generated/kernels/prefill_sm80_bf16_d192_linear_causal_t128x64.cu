@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         5d9f85a207ab7ff71623684988f73096317d670f3fb9d78dce5bf7814e0a7727
+// digest         fef839b0d3a4e0497f852ab5c2bca7ce1d17f7b5c8ef0857fb3451d866638dcc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

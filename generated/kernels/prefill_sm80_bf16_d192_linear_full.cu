@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         8b77d4585db31a54c797cb69181c99133faa9271ff47fe0cf2716f9c549d89fa
+// digest         9cafce5225568da4c1d96db49b1a38ef0ca5feef7510e9828832da48744d822d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         30364ebc63b0802f44a6db3d7694329b4c44748fdf66a251a15e37758cd9bcc4
+// digest         b755997b9e613239bb6d7906b93ebfb9c7d44e581d2bbb25966f1bf22bcb41cd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

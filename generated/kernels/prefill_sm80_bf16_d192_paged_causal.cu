@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         89662117e05c6e219a3e6e0530c86e94a030adac03376c55a132265150570e98
+// digest         f8e72ef253da27f36ae68fd0f1c96c6d9aa20c76fc0cd8b8417221bf3c8eecfd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         c359aabd31bf15b659a87b5acb4e3ca7c1caf4f62dc5e15b84463b889e0969f6
+// digest         c609508a62d4320f963df25a5c02a661d988501edee118f503d373642e022330
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         a5c175076ca3e907da9a3e036213132cf80bb8be6b553a3cb0107264d46c1373
+// digest         6c9ff6e13156d1d5718882c51261fee33ee09f379f640a2faa9d21254e061dec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         797200644fb2e09087ce9552ca22c574a6606cb251b6c2a91b12eb069354d8be
+// digest         0c4d457142b0deb4b68ff560212150e2ab208faa49abf3d6a5ba2da10f7d4f13
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         0ac5664eb4b888a62e8511712aeff658f58c60aaddd8045a821b014d4b2885f0
+// digest         a5b11121f18cd26e50191eb4d22004d628f092d293a4852e3456e58dea64efc0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         1fcc158d49683d8704bce2786967b384bdb35d6c2b2ee457151bb93f270070f1
+// digest         1e14c6976809702e08acea37df32e2f48068d14de0b3bb8b2bc437cae35a03e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         5c3b6671fbb116ec2ed9473fb40a7153ac8dddb4db83f1019d83efc57de6651e
+// digest         f4d23926f4b27c9c86116431cb5d461cb36a1c42606a7cc80b5fce7afee1b50e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

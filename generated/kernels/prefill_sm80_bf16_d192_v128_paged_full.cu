@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         39874e152bd8f79f2f832234ad63a14dfe0154a639128b643b118e365b88e6b3
+// digest         8fa1656d9e2d0b9ef990613e6ef8e155cbbe1907632cd59a77b30826b73411cb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         a7c4bc328ff704a04df661268e35b11e2e17efb72c4593bd5e7ed259220b439f
+// digest         45e9a908a6a4cf66d9195a6bc11f8e905bd4de57573c22b94cd02b64be8e319d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         6b11a331e86f50c014418a01ef0347546f390f94b27ca9c6ff34c124612ea525
+// digest         73e63cd284a8c5a50fb8c866cd85a8cc8d56eb5b2b545befd7f6a635a7f282c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

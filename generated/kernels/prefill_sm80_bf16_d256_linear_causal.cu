@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         640f9d63bcf45a39f1badf43b887cd4a3b288d4ad123a2e6a88dc5c503044fa7
+// digest         83424d9ac63cedca86236d103ee658512b68e786835ffa590ffbdf32d4d4c960
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         2cb507b4908a4c000910c2c378e47a2b65480495e69e91f05733fcb45624b282
+// digest         18cd061343c0495c8e1a1d53c17e7ec481e07719657552d1017bfbc8e73ba402
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         3b3ee340dfc597f5c11c42f3b849db59d1010af3de68ed031150548906c13aef
+// digest         d8483b4540b398bbbed10755121d758623212176e4a65870564bb585a841ca22
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

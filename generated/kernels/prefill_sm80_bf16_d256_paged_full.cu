@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         265a520c0d15875879cc4fe655dd12d3d17459a70b71c0267707300338d4e320
+// digest         731cb280cef4660dbfdd419a04bf5d2441381f6d302e1f291f42dd1aeb08b2eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

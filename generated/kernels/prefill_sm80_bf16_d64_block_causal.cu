@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         b9916d4d3cd5c4b6942a5b1bc59f8d16e3d5b32552b591f6ba7b8b0e57c0f6ea
+// digest         47d2008f6a7607d8358db24daaf460e3d744bb9e0541e3d05c6ec423549d189e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

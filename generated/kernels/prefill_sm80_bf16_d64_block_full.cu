@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         ebd4237e56d90c1ee56bb58c0a3d0ba419fe773c029280c76c9f944af50ac27c
+// digest         b4f4ecc1c7544fd6b04430f2cdb091c0868879a208b234893d6fccf9a1080a63
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

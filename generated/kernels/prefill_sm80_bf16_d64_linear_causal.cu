@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         9f366cdf7154e1c06981af50a098ec745c3d88cee74bc0be31ac7015319cbacc
+// digest         da647c9de8a90cdec55559e3df5140663e949f4258579b797f8e7728a7c2479c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         85e5bb08916cf5ff07093ea317fb8c6ad9bda3bd0add4596d49f8544a6e8006a
+// digest         19e7b4269bba90e0c2b8d49986cf3d34bbc98100d2fad6654ad008d23bd86d1b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

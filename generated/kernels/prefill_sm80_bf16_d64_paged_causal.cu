@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         9e70044ebdb18c4e1f441ff9108e83f960acb75acccff7e78a03b7b4924f30fe
+// digest         74c592300a69bc7085bf39be6024f25380420f114f0e8c1f437962d206f0f1ed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

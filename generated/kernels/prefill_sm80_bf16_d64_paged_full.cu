@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         395e7c9acbac8cf98256ed6866eeff06785f3845b4ce5a43e1d2b976a97313a2
+// digest         2f8f25fae175a1fdc35798f38ade2c659a5432ba3c05f03f80eb9d99b9a9c06e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         516a9504a3c1053169ae5346ccf89ae9d1304bd414cb9dfd14656c5c49440bbc
+// digest         203dee9cc2aec281333aefd02ae18bd576d06aeb45734b77835e9b81640193b7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

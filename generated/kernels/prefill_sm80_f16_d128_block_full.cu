@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         8c32a8051b7f20573556bfbc8c56e4266a57511fcb99a05c760e6759375e1405
+// digest         36e594eec4f9338f06dba24ab33ff3d7a048792ebe5b15ed65e65d2ee44cad2c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

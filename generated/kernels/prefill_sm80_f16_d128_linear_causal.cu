@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         0ad4d259ddd0f5bd864d3eb87033ccacfe664ad4dd87e58bd60b989e464cddea
+// digest         7b22fdb2ecc81ff0c8825be5a5d07742bba3b52800714edd2d32f481f0b2992b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         6679a00f4dc5f592c58a69c1026f13434e1e63bbd83b7c59a1cd7658ae4393a1
+// digest         e470883032458787861fcf914a36b133d19974fb0669c574241b8d6daf2e6f32
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

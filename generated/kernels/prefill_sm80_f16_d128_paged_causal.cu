@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         704d0bd0312419969bb14a6f56b1c7f74af8f40e8ecf06ef3a618f58f4c349cb
+// digest         67fd6017ac5984b70c576455c3da9f35472426bc8aaf163b6723c0ed0aeb895d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

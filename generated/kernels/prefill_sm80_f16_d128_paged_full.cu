@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         7d33fe2bf16cb1a981f89148bc6724bc35660288c20d545dd7ed30d2f3f0e873
+// digest         7d35780170785e3822ed3e8a8e299e6300ca68e39c04eb0fdfd2e84d872c1a7f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

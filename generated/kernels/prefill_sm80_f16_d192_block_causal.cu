@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         9245ffa15d1e76761e231530104d7c0152603634d34e769ba3bc1411d6029e3c
+// digest         99c255c888519883d719e95af268ea61cf4be7d346a7f4305a79cd66c43205a7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

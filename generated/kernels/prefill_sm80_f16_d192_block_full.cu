@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         de192a37e6159aa2dc9200500c6a0353041b8f03da35a0cd6141913b900ba711
+// digest         64e58d4b79ddf0b2afa335e8fd236ccaae9ba941f550d9ac98b4eadee5c98532
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         e751e2518c39374be19dd9773e97f74cbe4c3722604bea2088782a71bb55da96
+// digest         b4ab5951f5ea55a597af70f9b1fc3e8a27a67d916b693a7053e80f92a1711e68
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

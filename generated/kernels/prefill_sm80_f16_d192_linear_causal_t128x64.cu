@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         bf7cb261c8a6ea0270c73c00f2ab971da56a1fe2fe201b6fd7b9bdee634ffc1b
+// digest         cf6d5ef017b3c71ef9a57ec0c1fbbd65f654732a0c4e260eb22a4d20c92d3d75
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

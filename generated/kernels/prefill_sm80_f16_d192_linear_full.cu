@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         ddadde9588c17018708f769abaf480d497f1c8f41cbc4b2cf7f2323ce6f8c508
+// digest         1e1f631bac956c3c273f9f822ac06fb0cc641de8e8c8ebc896e694d94ade6106
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         cd6ba1ea2232a7624f4c2957c98c219b1d592a8c77662ba158e09e213bcdb386
+// digest         56862cbbdff32fc4446fb8dfd40545669d2dbd98cfcc4e78334e424a2f32f32a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         7b75e19c244da3ce4ed1bf425fea44d53c87d65d3087d585c9620951c883b3bf
+// digest         61e4eae43eef775d466fdb55c3bf0c4e89df9fcedeb45e332d10975875bd79a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         e9dc8a525b2b77a070ab3eb4489556715c90e58484953c8ea55b6b7547accb9f
+// digest         ab22d28da8ff9a3ad7bb95ae3df0849d9cd6d4dfeaf89955b77317fbdb8aeecb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         4405fb9a82b5edad2d6444564fa551c1aef48dbe951ed0523b1a1d9970909b52
+// digest         27384504c1df2d61d05f66b33b5daa693c118d42728f4a0732dba9f343e8f264
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

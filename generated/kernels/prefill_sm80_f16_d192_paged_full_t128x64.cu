@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         de454debbdd49ce130e010b37547e49efb5a2b8ef47c0cce532c291fb42bfd07
+// digest         e6deb215ee1a4863eae7d61316b04f958ff4f7b626594d464aa3a01cfe298cdd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         708ee761dfd93f2e3b0c823c29a6c1bc87ba4ae3f3605c5dc65d17848ec707e1
+// digest         b6697d7bd5db7a8806c4589f7077d12c33b56aae63cf4e913cd9cb950ea79a9d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         f2c424e997b24aa5dba5485ff1cef0b6d3eb1bafa6ef4202d4ddf32d70ea1818
+// digest         4507b16023e33a221f9eb3e098638b3267baad98fbaa2d55f98743d446b3a699
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         c73549b2136bfc90986fadaa03b708cc20a7ec16af6680620674b6176b52b501
+// digest         1199e2d998a253dbe38d95358232d84c171fbb34953bda597b6a12c4ea14f428
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

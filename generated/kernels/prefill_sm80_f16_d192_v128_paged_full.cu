@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         7fa7bd768c8faec631072873441f3d638f584b7b2a23a5478a9d56052cdbbbf8
+// digest         e54cc983683fb340a85b52a12b4d17205c81a446da8d6b883feeaaf6ffdafc74
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

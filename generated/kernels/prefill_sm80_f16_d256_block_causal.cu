@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         841ed81fb046b7cd8aedbcf5c9b3fb7343e7db4bf2e93256f66d8d960d26e61a
+// digest         6d5448f295fae716378945afa45d21a42468115126e5a010071e139cccbf008e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

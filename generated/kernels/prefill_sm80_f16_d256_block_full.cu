@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         e02d2772eea4f165cc3d99a9c59e38879e919af0d2bc08312ebc058abfaca5bd
+// digest         f978fd2c818ddc5d142750be8093cad677500f54bf061f87070f80df4aec8b3a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

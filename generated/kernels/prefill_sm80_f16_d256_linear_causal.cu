@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         8dcf254c3932084e35ff92f9399fbc95530b0248e4685d3cf91ea4a974fb02b8
+// digest         3396537fd82e1f28b3f09aa2ab8875228a7f3a7472648b2fcd71252652f322e1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

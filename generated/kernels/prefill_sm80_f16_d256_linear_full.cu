@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         04b84c5ba4eca28c502dc37c21081234ad04ecb7cf5f078552e9f4ec19441dfb
+// digest         e54e71f23c2d071665d4aefb0862b0408d5e4cb2fa52a30bd8ff15c1abbbe23b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

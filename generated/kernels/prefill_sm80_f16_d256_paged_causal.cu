@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         431238dc19fdd255e662aef7e591caeca23dc77c4156d0062d0885b6b1eb8d39
+// digest         d1e955ec3b607e42725cb55035af53581f44a265d77d48153869088ee5994d51
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         e1086e87217350b262fb68d8b6783d96e9063c9b6a508fbbd122cfb256a028ed
+// digest         6ebe90c61d70804e725124e6fb118bbf6e1ac4b717474cf0766942ce4faea73a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

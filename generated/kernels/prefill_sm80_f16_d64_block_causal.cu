@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         5e1cc56ab9cec20c8948d5f4528402ee2a8f79c217e4a9aaf6f783758fb13c0f
+// digest         3fb39881e6929df44a76249eaa5adef97eb6501d196bc8ed88189bfba78a0767
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

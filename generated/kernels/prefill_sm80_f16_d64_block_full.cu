@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         d678f74ab502a0815876fcd06f54a02166ea1390fdf037dbd97ff1287fc84186
+// digest         fb409e4526b1cb6661e18a80a32fb3b5ffa599d93ece865d65b7c70cc34fc0bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

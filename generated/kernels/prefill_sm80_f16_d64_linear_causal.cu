@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         199a26560281a4c5dc60f9d496b5c75a7af1014d9e95db160acdd1936e403678
+// digest         283818690070a19154c5da63cc29b7059b285e9f91ef0d920c627e816cb45c11
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

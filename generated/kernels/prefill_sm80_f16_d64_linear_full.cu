@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         6a7424987497dc1d5baf4e68e11b0341121fb3875f2ded8decbe77d6870426f3
+// digest         7a26ae68a4b2f77e4116f74405dccdc76d3af2c8cee93a7fc5ce7c758da954ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ceec2d4e6ecc76d79f4cccc9f412b4799153902ffb651aa7f3d81ae522227735
+// digest         e63403840cc22a5a1b62542d0602f9b4be12f0dc0e991654b2d5091d07dee1b4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         a5f4f5e6e89b927d42b1906dfeec55090826f47fa6232532ac1a8c29734d72a4
+// digest         0411141313712850c5bdc409471dba08afb4ce32716ec58e7435b165377cee15
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

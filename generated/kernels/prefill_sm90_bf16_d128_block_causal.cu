@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         73a0159e820f991dd92f6a05eaacb92f309d73e87195c923b12e36a4bc796d05
+// digest         0619d665b804cf38e3e0476e514fce7274ba46549a95ef23a72d883c4e1fa3ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         658b28d34907adc1693594dc57ef2e0e3d7901f2a070deec8d69bfe59d7ffc21
+// digest         1c9909b6e0605c58ce62938127ba7a23c72b089343f811de627050be59ff46f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

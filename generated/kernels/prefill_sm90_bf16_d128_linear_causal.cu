@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         3015fde9181b6f0880ec2497b93f2e3f800f2c43320c4f3b97628ce94c9f2da8
+// digest         2b9ac3d8e80516950a55749f18ea7c035578cf1b5faac39899940e5af60fb649
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

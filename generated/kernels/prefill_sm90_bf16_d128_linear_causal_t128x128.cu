@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         ea71726ece7a6d02f04f6245cbd5ed998afab34dcc93e5563880ead194ca39b4
+// digest         7dd94558b6b10ffcc7adbf72498cea8ea1c80889c51528d4c21a2ec7f72cd6fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         0d35e4b6af2a9bd2a5ad3da3e155beee15bb01a55ba63d1a0a9e33c10c253f77
+// digest         d28b63f32e6cd5e27b1b2e4de466fa289e186f048d01b57d0be8b7cb5f854e95
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         728f35afc7f3d5939c84112fccbc34925178d224a414800ee776668163796fe1
+// digest         74f0e3543cf7dcd2950295bc7e3f69a07a91f8cee79bf8310b5c2ad92e76c99f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

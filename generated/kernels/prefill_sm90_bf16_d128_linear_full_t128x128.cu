@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         03ee81b7531481825c3d68463651b36732c9cab1e2b62fcabf5f28f85ff236bb
+// digest         909e9d271c9fa636d45c17f6aec3ce47537a2e6793805babb5d37752793c179f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         c2e37de5de6b3455d5cf1aa6325e47a272492a3bacd8fc3893c096f36dd7dd9b
+// digest         dae970aa45bc7aa3ae88b86d7e23fcb3b05f66a58d6921399b4808ffc7766ccd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f1957d3db19af28152e63759b97a4fdbdd714bc46559a369dad703baf41eca52
+// digest         5ae661ef8add7277bd9155dd48fc85573acaccd6b32d025829be41392b1bbee8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         ca3eecb37ad1489bf75347e6390051e6db71e1acad6bd6aa01f0981d2d21d18e
+// digest         5f427c79cf944cca8d9a91a108a394cd613a41ebdcadf6ce4a75cb67971678f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         6942a6efd16e6ae7ba38f70ed48ba0c1d36b63667e3824f169507361ee4a6c52
+// digest         192d0d1a2520b6b85e64ea4a7cdaa125038afad27ee51862e2b572172541c22f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

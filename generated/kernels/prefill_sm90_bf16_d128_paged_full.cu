@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         fc70aa8c03e835153fb8ca95938520e058a4cab8ee59b41866c72f7edbb85fa9
+// digest         a575f3f5b18057f2c2f8fbbe3a4801dbc0360dae1fb172783b6ee4a716ad11b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

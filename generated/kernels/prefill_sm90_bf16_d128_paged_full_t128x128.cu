@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         a7060715eaeca826bd6c829845c9978555ca42e7390c9cbc824fb84d5c737ee9
+// digest         40f909550f11e38007b9f42a259fe5ff1dbccf5b9d5309e510b95d1f9916c742
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

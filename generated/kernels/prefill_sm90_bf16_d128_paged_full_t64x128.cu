@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         69546c2974382445587ea7383a391abf6c4bb0447412a62e5b10bc475f94766a
+// digest         a22639cdfc3dba34e0bd8dd932a4aa9bdcf2e7b8c0c72913fcfcb65a66d50f05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         4f604d4bf0c15c8d86b7859c9b234a5b0798244d99b1fce74ce811311616229a
+// digest         2c6756b2abaea5a9b498fe9ad3d056bce902a4c80f0ac9f0ae1def688f86791e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

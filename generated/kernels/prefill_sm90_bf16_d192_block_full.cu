@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         57a41f594c4f239e2a909b2dfe78bb0cee6f8c3e72f072e3e191464e4ab09b4c
+// digest         9ca80258a202a919f91c1e89f3ed686059e2732badedb55bd73793283a751937
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

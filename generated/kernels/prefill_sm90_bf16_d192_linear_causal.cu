@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         5e159adb542f173efa340d4ed2bcc794855d02175fb2a1be677def37933201a7
+// digest         0b3784f02eb96ca7ea064aea40bf4fff30956abf0a82aea6fedf05279144c191
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         17de2296bba28e46954a560b1263d364b1a83f2ace3d701ad8c85c9929340dd9
+// digest         6d2fd21481fc1d48ec8dea0d65e3469e53d216c7fb1bbe14221291234522bf10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

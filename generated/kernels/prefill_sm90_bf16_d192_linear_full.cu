@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         02d6f8e8cd1c426abce456e4d7b193a2a87398d9f4f64fa1242ee53bf85d2bf7
+// digest         33f2190c0575907ea954a848fdbafffe6d378f8f1a8e2219c5ef32c78d8c9138
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

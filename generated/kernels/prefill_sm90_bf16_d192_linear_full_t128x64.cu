@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         4b001bdd671592f2d8386ec70545e02d36f8c201758419e9a98a0aff64828bdf
+// digest         d3e852f72a582440d0bfd69d704e91f1827ef36b2f321965dabdfa136d474204
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         901d635117e112b736099e8bc31024d4dc34050f368b38eefb8fc51db309b454
+// digest         c9f33e9198d22aa6c241c6b512b222c9373dc5edf693731e7208db6a248e27d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         9eebcee91f5d5bb60bd9569e8a94e96deff5b61da4e09c5b66a213b1342a5132
+// digest         ea4f2f78277f5e166ca9ed7d0599eb36a655adae8f6b5efb1a1337110cac8d12
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         8a37955fd9b0af58a96f7c5e1cfbd522aa3775aa5b26eba1b54d5d855eb41933
+// digest         21b826c5cc02513e1ebc635010e9b6749e09c53d33615cee7d5336ee9993d74b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         fb1797bc9306d268b10aada658779248bfbf1a8b26f2781e5a43503dc1a5945d
+// digest         2a60a723e8bf8de609171468be15b196bb9d2bbf096bd7129cae4a42fafa19c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         73ae5eb3333d9620b460836b093b45ea7303f00cf837179ccac38134478c8f09
+// digest         3f78f1c8686ec3aebdcf1872e338d2058183458ee6f2fd720794616a6397e556
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         13dda3f5eb64b928b44b57c76e6302195fd78a7adc7a49f15678c3b67615a0da
+// digest         6f72674ba17e8921a3fb4390e28864d263ac937faa57c027952de09c8ad8defc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

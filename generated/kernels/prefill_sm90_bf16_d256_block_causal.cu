@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         588b5ec7cefea0358611326dad77aef661deb4a3a9154f3707da07f73d4dcfdb
+// digest         f1eb2b400ebc08ac6afc233167365cc0f6fc609962f62c9d68f571570c7ba9a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

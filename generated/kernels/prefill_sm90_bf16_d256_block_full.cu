@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         92ea59dac3bd6cd2b0715e311d07a95d9ac7956058f0e58932ea07773bbac1c2
+// digest         92a32c33bc7eb43c143488927a04eeb17fadb340f2228d897de712cdc00bd121
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         c80b25bc2b1a2c0b070faad003bb91c2a98c2719863069bffb45174f4f9dca4f
+// digest         8ba46caca5a51f0299090a19723fb065ff211fbdd6231d5572c2c84a3bfebab3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         7b2810817650ae71613a2e69f48b5ec87e7d8a2906183e8615bf59d0171b6276
+// digest         2d88064bfe39d4482fa68cb764d05e50781741a68b4856cfea76b4d6f865602a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

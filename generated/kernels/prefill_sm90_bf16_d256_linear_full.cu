@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         04e14db393dd4699dae17a4d4c582f958ec6316345a4af3649aefaafe3c90ede
+// digest         0528b8ffed3b5278a2f67ac4005eb1b11cfab9888b376e84ad6435cc1c090bad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

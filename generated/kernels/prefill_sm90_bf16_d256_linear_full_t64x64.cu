@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         dd158ae080e133a3830042234285ed776e0d9456e1fd27f893921128edc9a558
+// digest         ea4eaa9d30a652cbab76bbe6a278c1a064767ce32e93fc978f1e62f594a97fb5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

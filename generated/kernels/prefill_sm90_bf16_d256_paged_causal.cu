@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         7eb56aa29d97927b20dde0e9b9e44ae48a8c661d5b4127aa86b43824ab722d93
+// digest         45ea5f5ef86949d3f5f38058ba321569f7a613ca7cc119d5c55f01b074685b53
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         edc3af4a974a612bf182d8a44f50d056e9853a4ef37a7ea74b9a672716be7bd0
+// digest         5746463d275410bc9bd007f781079ccc3b9d51f9b92716d28c7d9400615d4881
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

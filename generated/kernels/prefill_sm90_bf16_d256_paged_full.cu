@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         14a378e7a9273dcf591329e64ed6b15719cf6bd9a4585ed04a3fe60f48ab7060
+// digest         2105f3904fe1461295f032ec8dfbd21496eada0a8be0e759810f9ec1249400a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         b699d10830e210aa14b85abf336b370ce4303c6eac04e6678bd59807dad32872
+// digest         318b2832079fbd06b02c857c93f7c2e803058a879afc8120baca7ec7286bd80e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

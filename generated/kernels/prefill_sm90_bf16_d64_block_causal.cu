@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         84d2e27831a7fe81f37f23ef4a3eecb80316f8858b8dec595011b7ef1293c900
+// digest         af1a47d459a78d02df097b99854f0e763513b821d95f648f665b5aa4d1186609
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         475341c6e5b567ce2331ec9e76c53eba8b33bf66adc14e43769cbd4b6e4cd1b6
+// digest         2bc959bcc26cedab84cf26a693c8ddabf627b00f161359ed403734fa42679cce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         0d29bccb42bf337ebada249aed1fdd8158a232348dccce5ce34a0c421f2ff0a6
+// digest         d928373254d307ceccc41ff7e9cb87d5bb80e6c771318546b7a3c2bf2768b692
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         2677e77a9847c965840d020ce7e77fc3a11310d9ca2a99f54833ac2c3857fac2
+// digest         0fd926fd4c422935e72081e3deaa8875cb183cc5bdf7d493e3b1061a4ca19d2e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

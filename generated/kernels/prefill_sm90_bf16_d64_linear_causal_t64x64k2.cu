@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         f233965208793ed5d449c9c62f7c4e8497a7779c12def5d51f66cefc82053c9a
+// digest         ec4ec39f7e61e48cbf10e4e1177bbce93f933d1e601c89eda72538c333533380
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

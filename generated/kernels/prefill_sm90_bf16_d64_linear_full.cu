@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         d1cc165d62780b64a0316f7460860cb14c8a81fb72cf6da0e2da6e09a12fba3b
+// digest         58ccd32695344abcb7f37e7073fb236fa67e9322886d67d2ecae4d06cb3eddb2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         53cdc182193a5997dd6848848c8294e2391dfa00240c7df6f7916cfdf295cef9
+// digest         12f7be190f78acf1784d2eba71160d871ace3b86112a3bc41b7f1d210c89124b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         43a5243288a2332f5d483da8ecbdce574f9029d557ce3706d9cf36cd91d5dabd
+// digest         394ec8a01c25e7c97c2e951f702ae953bcc9abf716d8f4ef2f039ccae3d6501a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

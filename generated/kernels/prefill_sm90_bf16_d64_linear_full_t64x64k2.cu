@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         5586446e53b34bb1a4f6096bb2bd4cc92eac126777f13ea5777bbe4849a03f39
+// digest         2a44bd54b32f6f8d75cc979501b105d9c8f9aedaca8e591d8329ad45f1bd059c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         062865d9b691fc607322b478454ab576abadb56891b03cb22390ba31e0f97e26
+// digest         29a75569d98b158f5dabb269e30da67086d48ab92e68c3a84a8c2e95e35e2eec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

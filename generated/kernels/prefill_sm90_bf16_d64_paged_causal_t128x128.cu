@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         d12652bbe717266626371f0a33926af5c35c999783b9e0293efe1e603ae44fa0
+// digest         66c0903568af5a4c34f40151c8f44583ec991c8a9262ee7fc9854189d841f439
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

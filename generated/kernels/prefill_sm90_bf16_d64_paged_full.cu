@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         c85bb766b744a47a4205e3508edde33f42fa211211e524e8a529fea01c371740
+// digest         e6b11b84d7017e0520c835a3b25a7309fe12d3b92143d35b1e0e401d124ec567
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

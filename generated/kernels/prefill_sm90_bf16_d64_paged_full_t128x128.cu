@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         1281331bf212a12089cdc6b62d1a1c8e6e6b887c2ba15aae96c58e37babc6c96
+// digest         408949e104f38c24ae2860f50283fb01ef68aa3e0dd157a2905b635bf075183f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

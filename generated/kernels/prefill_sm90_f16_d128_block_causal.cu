@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         dff28ddd8e7cdb407aa567157860e43f585d08f7c7f123a8de0356b5997f6594
+// digest         dcdef73977283f325336b9769ca65284938467ae9d23436fe43eb449a7354d50
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         63591390e6cbe54157ac0a0ad8efd17291f0403f478fb1fa21d6fd2b8d8c2915
+// digest         4d3d05b1e4cc346b34e32a982b3c7e93ebfd529535b8da4fc893406f9bd7bc41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         c146e9f2eb093cbf071094b92c5505e809dc3475578c0e55f3bcac8f6db02b36
+// digest         be7386650183749f3fca5ef0dec62cdc427db9c4b8de64bfb0912bc017cbf217
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         d3f23b2703d3ae4a38ba4dba1c08e3b18743bcfbdc220f57002492a79d2fd9d8
+// digest         25145380e1cbb577c55045ec43dc2217278a620863488dfef88091a222724ee0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         208ea924802b23f32aa85904ad04f9ae770565fa70dbcef9d17ff2f86bd53ebe
+// digest         6770922ceda33340b7b84967e174c20ee47a4b177f7d100278c3fa0f6fce711b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

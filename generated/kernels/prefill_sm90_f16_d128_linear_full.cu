@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         d844da2550a48ac019d9d4fd179003aec7655c2a9bea6527ebef13598a7aedd8
+// digest         fa6b2d102e9ce3950229b9c759e29ec76b41a3b766abc0e7604ab5dc70dc51c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         04040c0e31d1273303c077282b3116391737432758de94da9cc863d784b08861
+// digest         d8819ed17440a150244836cd125ebc2e1419d79c8759eacf7aae06060d74bf02
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         2ec29b60e197a39968376974d79a723f1651739b2e79cec0d6412ee1c4860fc8
+// digest         c3d9e1e09308f1868448372d8be8b6c279554ccf77b73df84994d530fd35fd9b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

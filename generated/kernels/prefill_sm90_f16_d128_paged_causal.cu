@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         d042e98baf23510b656d5299627c17d7477379f6de3349b618ee3a362ef4f1d1
+// digest         6f7ffc5604958d125063af7e2f80e1d438dfee0d4a599a42d66cc28abacb481e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         32c83195bd8ec4e585e186e74a72aeac10fecadd18b676e16f596f382c996d76
+// digest         0813100328b52ee5407956fdfc305097838ea6ce55d15e2edb0b3cea173fe624
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f8a403406e67446d289bf7886aea07e6ec030c9f6ed4fe2410af514f34a57854
+// digest         dde24f0f25b14981f312360ad61b0bdf3f525fad96185aa5469a5c7f84670003
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

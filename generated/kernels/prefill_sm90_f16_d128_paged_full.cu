@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         f1120af5a13be040e24f0deb2de6338bb367c668aee5ad565e0b76b875a16f1f
+// digest         7bd1e308bc8e9d4f1cc9270f98cbd48acf9cb6446ef534653e40d3b9d920ed5f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

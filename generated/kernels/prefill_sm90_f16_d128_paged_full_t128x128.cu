@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         5621446753300dab14da89dca18545d71b91713d14c880d0ae266e7143007fa2
+// digest         ce4461103b3cec18bf8ce1721e357cea1d8d2ac4ded81fd576bd2fb685493322
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         66ddc554fdce09380fdacb128f1f3bb69ddbf6f336bd0562854a3b6407621b8a
+// digest         629110a2da07c7ee6b75425fd9239eb21deaaef0d48fd6002fd3b18255b57c66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         19d5f67d8c707976fca32c5694cb2218a35b9ab979c54c8ec429604b2be0e116
+// digest         032ab87f1124c9c0bb7201d93612bb4d748e1af487397855762942430326948e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

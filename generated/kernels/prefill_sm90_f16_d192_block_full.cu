@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         9f9dc1eef3d036828454294c6581051f092b8e7170ae684f46357c4188bf30ee
+// digest         877132481ee2db866d1d305639a88f1ef09c0196f9642972de5b5dc44380f77a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

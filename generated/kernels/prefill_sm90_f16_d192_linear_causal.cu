@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         f668476c14b0d6c5eddb309c00db138716f076446e7bc5ba07bb121e7414e753
+// digest         7e73749415e9d42debff40e7b3f770901ab4dabf7c8e4ce7280b51977c15a8d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

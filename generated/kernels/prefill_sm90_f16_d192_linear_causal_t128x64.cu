@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         dc906e8ee99760405fd16fb95b8e28c33a7ab042fb77375cf1c831360c1d3f81
+// digest         056d18574da1ccaeed7d29e5ac11e6a2fd49d0721881767302dbd7c18e721855
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         f6aae5c59b722fee4367155e4de8febd63fbf9bd67810ed2801a9e94f2558426
+// digest         7f5ad20d40130310d37e890a8f5fa12862473b4c3b201c10f8ab8f1a4e8292d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

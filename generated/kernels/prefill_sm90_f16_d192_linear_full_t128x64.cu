@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         d9f860d24f5d5f42399955cd6bec3f3eab44cd2472b62156d567c50da8b9d28d
+// digest         b73fdf7da88ae04c49ae2c7039c1a323ee8e4a2221954c4c6f92e2fdadcb2c23
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         b192809b665afb6045308ae3ff479572ff1cbffdb7101a2adcf29c1a116bfa8c
+// digest         15565497e6089d6c724df7ac0c0c190b462d0c3f5cc73956f2ad35ffa7901c2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         248da198b9da9e62848299d87f5735ac071e8134199e4b87c169de881707ec27
+// digest         4b4f2759f8632a34398e84c7cbfd2b102fd526abc9f6b0dbab7175ddb3672a76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

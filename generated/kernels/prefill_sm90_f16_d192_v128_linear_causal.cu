@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         874d923b9e3a1720b81f91105b9fa9530d4cc78d614af943fb2139eea73419e8
+// digest         18228ab5aa8d0849cfc0e5e4894831df9a6986663ae1e6633d20efbfc2639b38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         61ea63ef63613f7b649817024dfade8c612dc480d875bc9b0bc9ac6edefd87ca
+// digest         d999bfa32ff64a7c48057890f844e450b95cd1a9f5891d9817df5a49503ad271
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

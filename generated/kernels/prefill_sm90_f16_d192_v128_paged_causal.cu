@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         8fe34e41a422005f21742f10aeee6dd6c217f8acea95aef0a43faddda756d554
+// digest         c8dd47734488e9167c0d58a921906ba27c9202710773db7c1f6f19db0b1da1ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

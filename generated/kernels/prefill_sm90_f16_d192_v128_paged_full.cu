@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         f8f287ec8852edbc1ac1ffa28e5358eb13e9a350b8da0781ee3203ec9340a6c6
+// digest         8db410c2b895f1eb6c1bbd9d1ce650a8e030c5e3cb61d90a5251539d4c5655af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         d677af35378c672cf68e08963d7108aef181811987ac3a018c4083bc398fc4d6
+// digest         d8811d2787d759972ff676d13b9c15df9438bb1d1fcc3d650ba1739118738f7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

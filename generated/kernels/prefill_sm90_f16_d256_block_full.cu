@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         9b33f89cdd7b2eb09ad32f21318c2f9a210543ed95b383cb357aa87424f960f8
+// digest         492a0c42c93faa070b4eaefd0fe8f47909e1a0538e48f4705c7629a2f62d1f17
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

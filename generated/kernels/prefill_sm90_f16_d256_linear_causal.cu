@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         da925705f051f2653c67055d6ac2fe93304fb5db24fe34d51f099ece82e8746a
+// digest         674b25fea9562662234be9cf7f905265ec5b2e4807b56053a1b5cd5988129133
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         9d5cad357d80453f1a6016b5ed82d19709be8361611699c0f39f3f845189aeae
+// digest         7b9f35096853498242c6a954cd4f92fbfdf6d67eee03997d7dcb187b4fe4b2bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         600863cbac89368f83c105e9dca3089a6b993900a1627ebd175601c7d1b131f9
+// digest         3b0156204eac3de29e29ead6e8791e5798816af8b63fba6098e3d2c5645bd14d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         f1645f06597dc4f8a8a0212fd9d76420d8a059b572c0c5a7f17f92c6b29c3daf
+// digest         f32f232c62b19ebce8ffa78efc400ec2361f64b8c0b5263c55ca0d5bb10dc8b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

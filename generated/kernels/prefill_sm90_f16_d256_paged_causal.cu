@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         3bfb2258d223a84ae66957c7bc8f8921f310dabfd386ea72b468aef3227410b0
+// digest         554347e17a1e4a4a0030e328f1bce00484f53c6674379ac30a99eeb6340c86ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

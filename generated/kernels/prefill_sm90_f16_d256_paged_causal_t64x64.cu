@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         bc8865c36e8388e7288231ad53a8ed408e1a69815791800ebe9d18c4b7535944
+// digest         90437a5b8e1de1cee16e2c116f75cbfc031d747ccf2b6e51f0663dde7a4b9c46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         20dc1d4c7893631634c595890ea58a1fe8e4a2ccd7057b0496a917d955c96be0
+// digest         f41c6b70cb48433105ef220d779d3da76d6acc07d16b1746d4eff21ceaa4c326
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

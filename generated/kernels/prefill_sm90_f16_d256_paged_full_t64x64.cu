@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         77c8de0b687f6f14256109c67af5b695700e3253a0da04bdd117df11a049d45a
+// digest         f91b46f4aa0f02ab45e2891b9cb357a100df8444e6a4743c5140256123af6846
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

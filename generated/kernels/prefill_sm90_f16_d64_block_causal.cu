@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         1452875bacfbfb161c3f9afc2539c4fcb76ec95434f48c7d11f8995c48166081
+// digest         517e21f0ad04167f26d9c444054854c50d165989f80a88e640441e9435e3419f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         8fe5c5091c9d7e356c15203357115bc7775849484036c80859c7f601960f5ad6
+// digest         b11656e7159b4325aacb594e16d20ae1c863b2ffb434d242bfbee25f323891f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

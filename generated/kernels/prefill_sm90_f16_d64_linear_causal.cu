@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         bd4bc5580ba4bfb1d780575c40ec2bc80b4e2d42ed8ada64b2c1699a9e42e539
+// digest         049aae113425ba1c273c0f40b7f16c8e2eb4b64192f4b8fed665521dc064cda7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

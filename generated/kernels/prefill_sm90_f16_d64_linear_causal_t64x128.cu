@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         4fd1d99a1f024c0697065086b660c23d92f41830d89e5d2268c1121a6353011f
+// digest         f11ce2c318865b0029f9892fc819a5119d2fbdea14c9456374089dbcb71f7c1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

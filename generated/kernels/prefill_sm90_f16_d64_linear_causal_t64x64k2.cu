@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         49bc221ccfd65cc0fda87e5fe4e139cd0a726f2b33c0cba0caaae6e88ddd747f
+// digest         159b0538ea230d34601cc49dd45ca5730d19569f6c8bcaf4a93c86b340bb4d66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         e6f578f55a70ab358df3b1a44439cca1527052d74e720fd33dd1f81544b6a2c8
+// digest         c3d0a050eba6b84cbd91d007a9056e728c8ff5af26102d19f1869ba0e015da9d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

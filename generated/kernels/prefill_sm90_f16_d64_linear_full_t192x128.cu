@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         bcf7141765a99ab611d974bffa018ace543082419ad3a4f36e7c8005e84d68d5
+// digest         f0288c0dd405fc66113a73bc1d8215f8a598201096be565280c0cd36b8c74488
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

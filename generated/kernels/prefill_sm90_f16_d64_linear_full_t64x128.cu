@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         9dc7ac2339959ee65d638e4aca5801a76ef055b1c9652d6ee28540b03ff75b4c
+// digest         4b3911049708327981337d81da0f4e8208406ff379f2e9d7ae9d5c2960089962
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         4586fff5ab9fec4327673166be06722bce07ea4be33a4a5992e818c26bdd892c
+// digest         728f4be4cd4b5723d510a2865abfa135b4742f2bcd21bd8925aa71fe2b756943
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         955673d62d6825da1c9f1dc283e51348a1a1c055a774f4d2d5e7342255fd1264
+// digest         a52860c0bcf103e98559a83a8c237fb2442c8286f1d756eb20e2a72429b52e3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         dca1f2b6ea487ccb09d8c0ed93efa5ef28eb50a390af1450be2d52e1b6016f1d
+// digest         97a23ee48469130a2e6f47969fbc2a8ce7e4065c4161a94587944bfabd44a953
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

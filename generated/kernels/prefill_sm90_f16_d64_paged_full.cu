@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         d33198f9841f99d8f64bae0491eafdc61a542556ee0512c3f0873fd1efc4ef40
+// digest         603f5dcbc0c82e2affcdaf8ce1a09d0242a4150683902ea28fa59ee6408c1bf1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

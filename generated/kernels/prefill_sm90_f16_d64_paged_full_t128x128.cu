@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         3b140dd8fe26cfb682a763384776a4c46ba7f7c20e1fe0f7bc6f462897d0ab51
+// digest         0e3f02fd8927aff725fa013da26f726546e9dbf3c6da8ea70ffd7ab0b581ae8f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

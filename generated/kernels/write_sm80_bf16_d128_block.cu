@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         4d2ced3d653b78625ef102978cc034ccf11e23114f2fe3402a3a09a67a979156
+// digest         cafbea7da4c5bb26cffc14b215dede8d232073954e5196cb2d8c685c353c3f8c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         2cf63e9a9f82e0428e96c73837a2e4453b0f0767be7ffa3b3c2d01fc1c0c761b
+// digest         84803fe70210c9dcb5501f13a052123b990d8a4d9bc6927314eb5fae7aaef2ce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         1fe5df5f3152af156d7a168a131a2941844e74b0decbf6a1c033d78b7b65b8ce
+// digest         898baf9c6b76cff9108e3f23b14bedeaa8166a648ff1c99c1f3758f23bc7eac8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

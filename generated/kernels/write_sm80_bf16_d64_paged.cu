@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         0ec85413930175c6a3f3ceac20df306cf6a8ff131360b9c0fcc4506ea1cdefa2
+// digest         0c26ee35114b53e531eff9fc6cddd1e18838baf15c311d2c0486a63e6472a27f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

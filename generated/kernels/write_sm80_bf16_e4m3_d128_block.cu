@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         460a3f1943261e47edb1bd64d70c7958ee07b6b4210014d4bc8529a6e4fb0529
+// digest         36e3747ed4365322692972dddefab392cd5a3ee4e1e5f98c09a25e0902dee5c3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         56d5fd33a3c6b2657776f4a589bd64ffbc249d7b8acbf1ca52767843884048bb
+// digest         529febc37fe638e90586b5521314d61a57775990df2747054679bd7ea5ef6ec4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

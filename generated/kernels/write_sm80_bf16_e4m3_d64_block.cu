@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         329c93c50ed191a3bc017d78088dc1cd9f69fe14388fcb2ce350da390b4615d6
+// digest         211df46351eba66472418fc4dc681ad9e326554ed67e985800252ea6dcca9295
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

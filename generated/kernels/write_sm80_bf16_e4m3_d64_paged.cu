@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         8fca3b1f50a7beb513f3c170a805ff0c4738434ec2ccce3f168424f2367d8230
+// digest         cae8d8c124fdc5c6a1b08b8e4d174cc90e48b31c0f35a93b83c228f81314f1ce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

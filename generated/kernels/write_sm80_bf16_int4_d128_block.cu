@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         b311c9b59568d69100072f533fd3b9f5c08c4f7128eebed459c5ce8bb3ce5489
+// digest         71d46109a31aa852a4085c6c12fd79adc6661ba92289dc613834b880b85efefd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

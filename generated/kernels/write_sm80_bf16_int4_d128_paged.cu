@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         32562ff824c7982476e8c929864147715101aac1f90dcb9b952f0b6a02763039
+// digest         7eb2e8b6b2d35685f2549aa0a57ca1479b6001b489685b68a0a7a2cfae50e5be
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

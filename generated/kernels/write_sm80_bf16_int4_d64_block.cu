@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         c9b08c1c510918abcdbcedfb7a39f60cb2dff25efc8afdb18045cde9f3ee9ebf
+// digest         d3cac21cd625fa717c8fc40ea183d151265e8b5c3762ea41c0bebee7084247fa
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         d46e79137bfe6a5c571dfc7eb4282d7eb3436416716637d5b0f89d5877c904b8
+// digest         061cf87d80400b367c6d74c5ce4777cf6ca579ee5caef02ceec6053611f95cd1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         8601b72277311db3a2bcca1eb08a6ffdf7714e34723c684421a53cd38ae21ea8
+// digest         21a7428c0d0a1898c2aae75cd75860018a32e96694645c280284774378e31e8c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         db48e04b9a495a1929a8d3b27bad1449183097fa180eae4826fefa8c7f3c8d4d
+// digest         3fb625a6a450daa91bf9013078f3bc7e154d755ecc5bf9d609558dcc67c5b41d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         eb6efc899f3680c488173b44d0375431b907d4102e2d8be2daf20b77fd7de5fb
+// digest         aa59457b6da26b56c64ffbc719ade05ce27832d73eac1dc3264273837d8ad6a0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         ce215b4155b776ce7b1c0b6b4b0f2aa407a83892a7fd5f44476c8855de32a546
+// digest         2205bd50e31d592a34191da72f28daa757c23bed879cde30bd14695be2190393
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         c0747b25a5520901b52d528c55049a93c15185b9cac63bdd4d18162abc8d00a3
+// digest         abed4f29e6121041ac3ab274d41a712a56c42e03aaf581bc361f522dc634024d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         ed05184fe6b28642cf075b5ddab7cfc4fdf87179e4a78177ab9c147fd207e5fb
+// digest         d05c8e2dfb4345a25a2ca05c923add83555cc432aef3050cb2f00e8eab628a62
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         3b87aa6deaef4c80ce67ac5bc793662a9f12103f14dd0bc3aee913e41e64f5ca
+// digest         5deb943f77a6e8506bd9a18d9555bcc9229f464d152db29ad7ddd8758e451e90
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         ea9ce163373690afae854f23fd6a35ab001ec9c55cfd0c467b308823b6044409
+// digest         196fe0daf33586ba39ff80a25859636be639f38b34bde18d2c0ffa2b4745c9f7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         cdfd2562f31c31367579e5a4c7521a5550fc75b0cd2e507b0c1350093452d2a0
+// digest         f24e6213db768e23152596aa9260c57d4d87ef8a5de565c4926fb4bd5f7ff0b5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         7dd15dc0a86138d0a2a4f5f88a729bba2d80524733f3294ffd2f99b15df11a56
+// digest         b2b4328eb7f824a781adc8cd54c8c6be595c75ddb13ced6fe75398c04d91aece
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         1143513a0782f480a668c8a2796496ea6a02531003ac0d07428b75285f3652ae
+// digest         15668d1bd0075a901865a923574ce8b1f0ddf8a9a455b596377babc39ba48551
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

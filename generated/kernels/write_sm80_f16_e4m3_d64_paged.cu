@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         0bd34ef9bac3e59371d08ffa829e181c2f1b2ab3ba2c30bc5601c193de09c814
+// digest         93f6e6ec71c9a6c0d9b664e957ce8eafaa1d6018fee9de8e757e77463f586a4b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

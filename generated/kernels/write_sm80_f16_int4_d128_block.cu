@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         dcc87a4b727f14328deb78aa61c04539bd87cdc5f80cc3d429033d79d232cca8
+// digest         49bd062a77ab8a4fddd8c187e1ad09dcd2624f6b9d46335ed72903734e5aa142
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

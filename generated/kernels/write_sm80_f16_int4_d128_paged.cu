@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         94fa5084380bc39e66f88f352f269bcb77cef9c0b63dccb9438b140c9338dd16
+// digest         5055801f8579c8f8cc249b5985af66ba37e19871cbfc63ca059247a29ec7fbcf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

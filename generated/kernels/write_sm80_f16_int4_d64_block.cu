@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         9576c0a5c79f6957c14fce61be2c59cbadf3c5ad484c493664eaabbe9f8351a1
+// digest         6ecd923c7029266cda5c38693bb9f0e95cc67225ca642d42d3d49c7c8c7ac1d0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

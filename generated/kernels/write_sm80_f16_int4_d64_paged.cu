@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         c3e6f98bcb3fff3ab8c7151a5edb73157de171b9f8b0d63512b36093dd24fdab
+// digest         5f40a5c998f6ad5b17cc59a16bcbbef5c4eef8768c165a951925f5225cbb2489
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         a4da3331760a2531a6395fa334654f249b9d2ab75594f40119e2ec65ec266385
+// digest         219701d3bf53eb1bb3a4933534bb7f65ec47b7d77d04b34debf17c8ab9bce565
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         e3dfdab78e3936b48b6a889f14a7fe28f50fca8404c8caab645799fa4293a7e6
+// digest         4edada5b4ee409336e90cbd4f33b2f68eb14d640634b039db94e2d5bc052b7a3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

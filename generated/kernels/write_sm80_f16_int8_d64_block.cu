@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         d8ef778517e85f47f84bdce967874a98056de7d9bcf125ed2faaaa34ef6de2c3
+// digest         395c1294b65580540ad9bf41a7652df6373172f28ea56aa663c054a56a46aaec
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

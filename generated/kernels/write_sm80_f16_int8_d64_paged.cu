@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         942553653ddbdc1b2ee44834a84ca457a8fcf0e51b8753695c2808ce3e68a926
+// digest         947da19fa95da6937ad55fb3996dee8b238c372edb268551d50ce6a71f97182a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

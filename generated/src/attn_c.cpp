@@ -52,13 +52,11 @@ attn_status_t guarded(Call&& call) noexcept {
   }
 }
 
-[[noreturn]] void refuse(const char* field, const std::string& message) {
-  throw Error(Status::kInvalidArgument, field, std::string(field) + " " + message);
-}
+using detail::refuse_field;
 
 void need_argument(const char* name, const void* pointer) {
   if (pointer == nullptr) {
-    refuse(name, "is null: give an address");
+    refuse_field(name, "is null: give an address");
   }
 }
 
@@ -66,10 +64,10 @@ template <class Struct>
 void need_struct(const char* name, const Struct* given) {
   need_argument(name, given);
   if (given->struct_size != sizeof(Struct)) {
-    refuse("struct_size",
-           "of " + std::string(name) + " is " + std::to_string(given->struct_size) +
-               ": this library knows the struct by " + std::to_string(sizeof(Struct)) +
-               " bytes; set it to the sizeof of this library's attn/attn_c.h");
+    refuse_field("struct_size",
+                 "of " + std::string(name) + " is " + std::to_string(given->struct_size) +
+                     ": this library knows the struct by " + std::to_string(sizeof(Struct)) +
+                     " bytes; set it to the sizeof of this library's attn/attn_c.h");
   }
 }
 
@@ -95,8 +93,9 @@ AttentionParams<T> converted(const attn_params_t& from) {
 
 Mode mode_of(const attn_params_t& params) {
   if (params.mode < ATTN_PREFILL || params.mode > ATTN_WRITE) {
-    refuse("mode",
-           "is " + std::to_string(params.mode) + ": use ATTN_PREFILL, ATTN_DECODE or ATTN_WRITE");
+    refuse_field(
+        "mode",
+        "is " + std::to_string(params.mode) + ": use ATTN_PREFILL, ATTN_DECODE or ATTN_WRITE");
   }
   return static_cast<Mode>(params.mode);
 }
@@ -105,9 +104,9 @@ Mode mode_of(const attn_params_t& params) {
 void need_mode(const attn_params_t* params, attn_mode_t mode, const char* name) {
   need_struct("params", params);
   if (params->mode != mode) {
-    refuse("mode",
-           "is " + std::to_string(params->mode) + ": set it to " + std::to_string(mode) + " (" +
-               name + ") for this function");
+    refuse_field("mode",
+                 "is " + std::to_string(params->mode) + ": set it to " + std::to_string(mode) +
+                     " (" + name + ") for this function");
   }
 }
 
@@ -121,16 +120,16 @@ void with_params(const attn_params_t* params, Call&& call) {
     case ATTN_BF16:
       return call(converted<__nv_bfloat16>(*params));
     default:
-      refuse("dtype", "is " + std::to_string(params->dtype) + ": use ATTN_F16 or ATTN_BF16");
+      refuse_field("dtype", "is " + std::to_string(params->dtype) + ": use ATTN_F16 or ATTN_BF16");
   }
 }
 
 const detail::KernelRow& row_at(int kernel) {
   const detail::KernelTable table = detail::kernel_table();
   if (kernel < 0 || kernel >= table.count) {
-    refuse("kernel",
-           "is " + std::to_string(kernel) + ": " + std::to_string(table.count) +
-               " kernels are linked, counted from 0");
+    refuse_field("kernel",
+                 "is " + std::to_string(kernel) + ": " + std::to_string(table.count) +
+                     " kernels are linked, counted from 0");
   }
   return table.rows[kernel];
 }

@@ -6,65 +6,12 @@
 #include <cuda_fp16.h>
 
 #include "attn/arithmetic.cuh"
+#include "attn/async_copies.cuh"
 #include "attn/types.h"
 
 namespace attn::sm80 {
 
-// --- asynchronous copies, global to shared ------------------------------------------------------
-
-__device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(shared), "l"(global)
-               : "memory");
-}
-
-// Writes zeros where `valid` is false, and does not read the source then.
-__device__ __forceinline__ void copy_async_16_or_zero(uint32_t shared,
-                                                      const void* global,
-                                                      bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
-               "l"(global),
-               "r"(valid ? 16 : 0)
-               : "memory");
-}
-
-// Writes zeros where `valid` is false, and does not read the source then.
-__device__ __forceinline__ void copy_async_4_or_zero(uint32_t shared,
-                                                     const void* global,
-                                                     bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared),
-               "l"(global),
-               "r"(valid ? 4 : 0)
-               : "memory");
-}
-
-// Closes the group of copies that this thread has issued since the last commit.
-__device__ __forceinline__ void copy_async_commit() {
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-}
-
-// Waits until at most kPending of this thread's groups are still in flight.
-template <int kPending>
-__device__ __forceinline__ void copy_async_wait() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-}
-
-// The value, but the compiler cannot tell: what is computed from it is computed where it stands,
-// instead of being hoisted out of a loop and kept in registers.
-__device__ __forceinline__ unsigned opaque(unsigned value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
-__device__ __forceinline__ const char* opaque(const char* address) {
-  asm("" : "+l"(address));
-  return address;
-}
-
 // --- fragments: four 8x8 matrices of 16-bit elements --------------------------------------------
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 // Lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&fragment)[4], uint32_t shared) {

@@ -3,13 +3,10 @@
 // proxy fences.
 #pragma once
 
+#include "attn/async_copies.cuh"
 #include "attn/types.h"
 
 namespace attn::sm90 {
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 // --- mbarriers ----------------------------------------------------------------------------------
 
@@ -73,6 +70,14 @@ struct Barrier {
   }
 };
 
+// Arrives at the barrier when all copies that the calling thread has issued (attn/async_copies.cuh)
+// are complete.
+__device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
+  asm volatile(
+      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(&barrier.word))
+      : "memory");
+}
+
 // Makes the initialisation of mbarriers visible to TMA; a CTA barrier then makes it visible to the
 // other threads.
 __device__ __forceinline__ void fence_barrier_init() {
@@ -131,59 +136,6 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
 // another proxy).
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
-}
-
-// --- warps and registers ------------------------------------------------------------------------
-
-// True in one lane of a converged warp.
-__device__ __forceinline__ bool elect_one() {
-  uint32_t elected;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "elect.sync _|p, 0xffffffff;\n"
-      "selp.b32 %0, 1, 0, p;\n"
-      "}\n"
-      : "=r"(elected));
-  return elected != 0;
-}
-
-// The same value in every lane, told to the compiler: branches and addresses made of it stay
-// uniform.
-__device__ __forceinline__ int warp_uniform(int value) {
-  return __shfl_sync(0xffffffffu, value, 0);
-}
-
-// The same value, as if it were new: what is made of it is computed where it is used, instead of
-// ahead of a loop at the price of a register throughout.
-template <class Value>
-__device__ __forceinline__ Value recomputed(Value value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
-// A thread within its warpgroup. What is made of its number is recomputed: it is needed rarely.
-struct WarpgroupThread {
-  uint32_t index;
-
-  __device__ __forceinline__ int warp() const { return recomputed(index) / 32u; }
-  __device__ __forceinline__ int lane() const { return recomputed(index) % 32u; }
-};
-
-// Hands registers back to the CTA's pool; by all warps of a warpgroup. 0: keeps what it has.
-template <int kRegisters>
-__device__ __forceinline__ void release_registers() {
-  if constexpr (kRegisters > 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
-  }
-}
-
-// Takes registers from the pool, and waits until it has them. 0: keeps what it has.
-template <int kRegisters>
-__device__ __forceinline__ void acquire_registers() {
-  if constexpr (kRegisters > 0) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
-  }
 }
 
 }  // namespace attn::sm90

@@ -4,6 +4,7 @@
 
 #include "attn/sm80/ordered_codes.cuh"
 #include "attn/sm90/shared_storage.cuh"
+#include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
 

@@ -2,12 +2,13 @@
 // The (scale, zero) pairs of a block of keys, 4 bytes for each row, by asynchronous copies.
 #pragma once
 
+#include "attn/async_copies.cuh"
 #include "attn/pair_iterator.cuh"
-#include "attn/sm90/async_copies.cuh"
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/key_source.cuh"
 #include "attn/sm90/shared_storage.cuh"
+#include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
 
@@ -134,7 +135,7 @@ class PairLoader {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (is_row(i)) {
-        copy_word_async(place + row(i) * 4, addresses.row[i], row(i) < count);
+        copy_async_4_or_zero(place + row(i) * 4, addresses.row[i], row(i) < count);
       }
     }
   }

@@ -12,6 +12,7 @@
 // softmax of one meets the products of another.
 #pragma once
 
+#include "attn/recomputed.cuh"
 #include "attn/sm80/dequantise.cuh"
 #include "attn/sm90/consumer_rows.cuh"
 #include "attn/sm90/key_parts.cuh"
@@ -21,6 +22,7 @@
 #include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/slots.cuh"
 #include "attn/sm90/softmax.cuh"
+#include "attn/sm90/warps.cuh"
 #include "attn/sm90/work.cuh"
 
 namespace attn::sm90 {

@@ -6,6 +6,7 @@
 #include "attn/sm90/mask.cuh"
 #include "attn/sm90/output.cuh"
 #include "attn/sm90/packed_rows.cuh"
+#include "attn/sm90/warps.cuh"
 #include "attn/sm90/work.cuh"
 
 namespace attn::sm90 {

@@ -3,6 +3,7 @@
 // what they have in shared memory, and the first adds it to its own.
 #pragma once
 
+#include "attn/recomputed.cuh"
 #include "attn/sm90/products.cuh"
 #include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/softmax.cuh"

@@ -11,6 +11,7 @@
 #include "attn/sm90/output.cuh"
 #include "attn/sm90/prefill_traits.cuh"
 #include "attn/sm90/shared_storage.cuh"
+#include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
 

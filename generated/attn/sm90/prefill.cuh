@@ -11,6 +11,7 @@
 #include "attn/sm90/key_source.cuh"
 #include "attn/sm90/loader.cuh"
 #include "attn/sm90/scheduler.cuh"
+#include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
 

@@ -2,10 +2,12 @@
 // Where the rows of K and V lie, looked up ahead of the warps that copy them.
 #pragma once
 
+#include "attn/recomputed.cuh"
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/key_source.cuh"
 #include "attn/sm90/shared_storage.cuh"
+#include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
 

@@ -9,6 +9,7 @@
 #include "attn/sm90/packed_rows.cuh"
 #include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/tile_order.cuh"
+#include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
 

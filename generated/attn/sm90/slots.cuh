@@ -2,6 +2,7 @@
 // Shared memory as a consumer sees it: slots that the loader fills, and that are handed back.
 #pragma once
 
+#include "attn/recomputed.cuh"
 #include "attn/sm90/key_source.cuh"
 #include "attn/sm90/shared_storage.cuh"
 

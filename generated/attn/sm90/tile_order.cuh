@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attn/cta_map.cuh"
+#include "attn/recomputed.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/packed_rows.cuh"
 

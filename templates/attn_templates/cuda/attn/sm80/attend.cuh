@@ -5,6 +5,7 @@
 // the reference is put right before.
 #pragma once
 
+#include "attn/recomputed.cuh"
 #include "attn/sm80/mask.cuh"
 #include "attn/sm80/prefill_traits.cuh"
 #include "attn/sm80/products.cuh"
@@ -77,7 +78,7 @@ class WarpRows {
     }
     softmax_.add(sum);
     meanwhile();
-    add_values(p, tile, 0, opaque(threadIdx.x) % 32);
+    add_values(p, tile, 0, recomputed(threadIdx.x) % 32);
   }
 
   // 16 keys at a time. Each product with V stands behind the exponentials of the step after it, and
@@ -88,7 +89,7 @@ class WarpRows {
     take_scores(scores, tile);
     meanwhile();
 
-    const int lane = opaque(threadIdx.x) % 32;
+    const int lane = recomputed(threadIdx.x) % 32;
     Probabilities p[2];  // of a step, and of the one before
 #pragma unroll
     for (int step = 0; step <= Traits::kKeyFragments; ++step) {
@@ -127,12 +128,12 @@ class WarpRows {
     RowValues sum;
     softmax_.template exponentials<T>(p, sum, scores, 0);
     softmax_.add(sum);
-    add_values(p, tile, 0, opaque(threadIdx.x) % 32);
+    add_values(p, tile, 0, recomputed(threadIdx.x) % 32);
   }
 
   // S, -inf where a query does not see a key.
   __device__ __forceinline__ void take_scores(Scores& scores, SeenTile tile) const {
-    const int lane = opaque(threadIdx.x) % 32;  // fragment addresses are recomputed, not kept
+    const int lane = recomputed(threadIdx.x) % 32;  // fragment addresses are recomputed, not kept
     multiply_query_key<Config>(scores, query_, storage_, slot_of(tile), tile.warp, lane);
     if (!tile.is_covered) {
       mask_scores<Config>(scores, storage_.work, tile.index * Traits::kCtaS, tile.warp, lane);

@@ -4,6 +4,7 @@
 
 #include "attn/cta_map.cuh"
 #include "attn/pair_iterator.cuh"
+#include "attn/recomputed.cuh"
 #include "attn/sm80/ordered_codes.cuh"
 #include "attn/sm80/shared_tile.cuh"
 
@@ -78,9 +79,9 @@ struct ExpandShare {
   int row;
   int chunk;
 
-  // Of the calling thread. Opaque: addresses are recomputed for each tile, not kept.
+  // Of the calling thread. Addresses are recomputed for each tile, not kept.
   __device__ __forceinline__ static ExpandShare own() {
-    const int thread = static_cast<int>(opaque(threadIdx.x));
+    const int thread = static_cast<int>(recomputed(threadIdx.x));
     return {thread / kLanes, thread % kLanes};
   }
 

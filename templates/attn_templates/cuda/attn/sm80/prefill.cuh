@@ -5,6 +5,7 @@
 
 #include "attn/cta_map.cuh"
 #include "attn/key_range.cuh"
+#include "attn/recomputed.cuh"
 #include "attn/sm80/attend.cuh"
 #include "attn/sm80/output.cuh"
 #include "attn/sm80/prefill_traits.cuh"
@@ -73,7 +74,7 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   copy_async_wait<0>();
   __syncthreads();  // without keys, Q may still be on its way into the rows that take the output
   const int warp = threadIdx.x / 32;
-  const int lane = opaque(threadIdx.x) % 32;
+  const int lane = recomputed(threadIdx.x) % 32;
   if (work.splits > 1 || params.cp_size > 1) {
     store_partial<Config>(output, softmax, params, work.tile, warp, lane);
   } else {

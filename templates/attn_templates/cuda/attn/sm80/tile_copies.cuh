@@ -2,6 +2,7 @@
 // The copies of rows of Q, K and V from global memory into shared tiles.
 #pragma once
 
+#include "attn/recomputed.cuh"
 #include "attn/sm80/prefill_traits.cuh"
 
 namespace attn::sm80 {
@@ -111,9 +112,9 @@ class TileStream {
   static_assert(kRows <= 8 && (kRows & (kRows - 1)) == 0,
                 "a share begins at a multiple of its rows, and has a thread for each");
 
-  // Opaque: dozens of addresses would otherwise live across the loop over keys.
+  // Recomputed: dozens of addresses would otherwise live across the loop over keys.
   struct Share {
-    unsigned thread = opaque(threadIdx.x);
+    unsigned thread = recomputed(threadIdx.x);
     int first = thread / 8 * kRows;  // row of the tile
     int chunk = thread % 8;
   };
@@ -159,8 +160,8 @@ class TileStream {
     } else {
       row = storage_.work.cache.row(params_, key);
     }
-    // Opaque: what is added to them for each row would otherwise be multiplied into them.
-    return {opaque(row.k + share.chunk * 16), opaque(row.v + share.chunk * 16)};
+    // Recomputed: what is added to them for each row would otherwise be multiplied into them.
+    return {recomputed(row.k + share.chunk * 16), recomputed(row.v + share.chunk * 16)};
   }
 
   // Where a thread's share goes.

@@ -3,7 +3,8 @@
 // TMA does for a box, with the same swizzle.
 #pragma once
 
-#include "attn/sm90/async_copies.cuh"
+#include "attn/async_copies.cuh"
+#include "attn/recomputed.cuh"
 #include "attn/sm90/loader_source.cuh"
 #include "attn/sm90/shared_storage.cuh"
 
@@ -72,7 +73,7 @@ class GatheredCodes : public LoaderSource {
         for (int panel = 0; panel < kPanels; ++panel) {
           const int byte = panel * 128 + chunk * 16;
           if (row < rows && byte < kRowBytes) {
-            copy_async(target + panel * static_cast<int>(sizeof(Panel)), source + byte, 16);
+            copy_async_16(target + panel * static_cast<int>(sizeof(Panel)), source + byte);
           }
         }
       }

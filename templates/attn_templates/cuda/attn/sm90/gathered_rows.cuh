@@ -3,10 +3,12 @@
 // does for a box, with the same swizzle.
 #pragma once
 
-#include "attn/sm90/async_copies.cuh"
+#include "attn/async_copies.cuh"
+#include "attn/recomputed.cuh"
 #include "attn/sm90/loader_source.cuh"
 #include "attn/sm90/row_addresses.cuh"
 #include "attn/sm90/shared_storage.cuh"
+#include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
 
@@ -99,7 +101,7 @@ class GatheredRows : public LoaderSource {
     } else {
       copy_batches<kColumns, kPartial>(table.row, panels, existing);
     }
-    commit_copies();
+    copy_async_commit();
     table.read.arrive();
     unsignalled_ = shared_address(&full);
   }
@@ -132,8 +134,7 @@ class GatheredRows : public LoaderSource {
           signal();
         }
         if (exists || kRows == Rows::kZeroFilled) {
-          copy_row<kColumns, Panel, kPanels>(
-              near + row * 128, far + row * 128, source[j], exists ? 16 : 0);
+          copy_row<kColumns, Panel, kPanels>(near + row * 128, far + row * 128, source[j], exists);
         }
       }
     }
@@ -144,14 +145,15 @@ class GatheredRows : public LoaderSource {
   __device__ __forceinline__ void copy_row(uint32_t near,
                                            uint32_t far,
                                            const char* source,
-                                           int bytes) {
+                                           bool exists) {
 #pragma unroll
     for (int half = 0; half < 2 * kPanels; ++half) {
       constexpr int kHalf = Traits::kPanelColumns / 2;
       if ((half + 1) * kHalf <= kColumns || half * kHalf + chunk() * 8 < kColumns) {
-        copy_async((half % 2 == 0 ? near : far) + half / 2 * static_cast<int>(sizeof(Panel)),
-                   source + half * kHalf * sizeof(T),
-                   bytes);
+        copy_async_16_or_zero(
+            (half % 2 == 0 ? near : far) + half / 2 * static_cast<int>(sizeof(Panel)),
+            source + half * kHalf * sizeof(T),
+            exists);
       }
     }
   }
@@ -163,7 +165,7 @@ class GatheredRows : public LoaderSource {
     if (unsignalled_ == 0) {
       return;
     }
-    wait_copies<0>();
+    copy_async_wait<0>();
     fence_async_proxy();
     __syncwarp();  // the whole warp has fenced
     if (lane() == 0) {

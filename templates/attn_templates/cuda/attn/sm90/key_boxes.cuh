@@ -3,11 +3,13 @@
 // of one that consists of blocks.
 #pragma once
 
+#include "attn/recomputed.cuh"
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/key_source.cuh"
 #include "attn/sm90/loader_source.cuh"
 #include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/tma.cuh"
+#include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
 
