@@ -25,7 +25,10 @@ class Mode(StrEnum):
 
 
 class Arch(StrEnum):
-    """The kernel family (not the device: sm80 kernels serve every later GPU too)."""
+    """The kernel family (not the device: sm80 kernels serve every later GPU too).
+
+    The words for Volta and Turing are reserved: rules.py refuses them, with the reason.
+    """
 
     SM70 = "sm70"
     SM75 = "sm75"

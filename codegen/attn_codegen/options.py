@@ -33,7 +33,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _HELP: Final = {
     "mode": "What the kernel does.",
-    "arch": "Kernel family.",
+    "arch": "Kernel family: sm80 for any GPU from 8.0 on, sm90 for Hopper; sm70 and sm75 are "
+    "reserved, no kernels exist of them.",
     "dtype": "Element type of q and of the output.",
     "kv_dtype": "Element type of the KV cache.",
     "head_dim": "Width of a row of q and K.",

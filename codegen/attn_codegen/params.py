@@ -130,7 +130,7 @@ PARAMS = Struct(
         Field("const int*", "cu_q_len", "[batch_size + 1] on the device; a sequence may be empty", "nullptr"),
         Field("const int*", "cu_k_len", "[batch_size + 1] on the device; lengths of whole sequences on every rank", "nullptr"),
         Field("const bool*", "finished", "[batch_size] or null; rows of a finished sequence are left alone", "nullptr"),
-        Field("const float*", "k_scale", "e4m3: code * k_scale is the element of K; null: 1", "nullptr"),
+        Field("const float*", "k_scale", "e4m3: code * k_scale, above 0, is the element of K; null: 1", "nullptr"),
         Field("const float*", "v_scale", "e4m3: the same of V", "nullptr"),
         Field("int", "kv_scale_stride", "0: one k_scale and one v_scale; 1: [num_kv_heads] of each"),
         Field("const T*", "k", "write, decode: new token t, head h at k + t * k_stride + h * size_per_head; null: none", "nullptr"),

@@ -184,7 +184,7 @@ typedef struct attn_params_t {
   const int* cu_k_len;
   /* [batch_size] or null; rows of a finished sequence are left alone */
   const bool* finished;
-  /* e4m3: code * k_scale is the element of K; null: 1 */
+  /* e4m3: code * k_scale, above 0, is the element of K; null: 1 */
   const float* k_scale;
   /* e4m3: the same of V */
   const float* v_scale;

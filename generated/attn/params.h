@@ -122,7 +122,7 @@ struct AttentionParams {
   const int* cu_k_len = nullptr;
   // [batch_size] or null; rows of a finished sequence are left alone
   const bool* finished = nullptr;
-  // e4m3: code * k_scale is the element of K; null: 1
+  // e4m3: code * k_scale, above 0, is the element of K; null: 1
   const float* k_scale = nullptr;
   // e4m3: the same of V
   const float* v_scale = nullptr;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         316af152ad87635d130b6ae8aeaf07b3c7ceb55710cb5a2e00a4e06b3a9694b6
+// digest         04ce09131afe713f0f24b91f16018313ca686e6b90ad2b7e69173142cd66e5cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         c8ac8040583118f8ee769577a6ed0b28475ce110ed59651a371f2a3a772b99bb
+// digest         bfb4921d3d74b3202e7738d5d70bfb26cb7ae468c0c80dcc59faa77d2c85a264
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         4e2b5c7ce2e2692a949bd64fe1d66e02d760216de9abc39efabb3987e4b1ce47
+// digest         21a2f9db9a9222568dc523d4f502783648742cc1522a6c1b87e5ad9b736c9174
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

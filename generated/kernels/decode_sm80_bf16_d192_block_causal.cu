@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d41d1b33a7af6177025b7709c1e610a4b46bab42f74e05330576225fe92b3416
+// digest         5344752cc9bce7a05ee967e464daecd1f9d06e7f898c9f6a8788a384dd48eeac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

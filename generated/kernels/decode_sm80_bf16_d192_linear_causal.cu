@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         4797078a102b51615f3e226887a9afa31eda78a6dc3717c5ff0ff5ae2e6cdb60
+// digest         311678264c9c364ba0c5a73e578a7679c38c49d68ce45456670d1227ab633e7e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

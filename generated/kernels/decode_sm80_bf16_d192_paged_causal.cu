@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         6f7c119fa7aa2720c0041fd38e6c0c4baae3d4fd70a98a3f231b90e2acdf279f
+// digest         5ff4c7f99a25958d765e217c4d990f2f7fa68da6614021743a1e43dcb91debca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         60694f225dba394ad554e950689ffc82315a0bfb94a446887a21d8aa82cfa9cd
+// digest         198d245b15d1b4e51eb1f462561321670826323c984f8f166ae074237d97bcc4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

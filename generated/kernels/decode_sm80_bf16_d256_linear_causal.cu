@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         6288c727197e7c5a56c6d25fefc57a9feb881583d7513b627b092933af1b4a17
+// digest         abcf5d41b5dd6eb09dd1d7503090323d05fa9bf06f2372f6cea0a9eacc820a3e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

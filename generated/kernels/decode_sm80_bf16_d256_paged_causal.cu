@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         7cb8350cdcc52885ac11c4a5c778750a589d30a320707f711ba366dbfe24af01
+// digest         d9f71ddc0e02335768e6e6cf52fee936f4f2e2c8de6ff3c45ba1cb33050d2d59
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         53630ae94410e3891d43c9cb771f3a3bd39b87efdc79d4e26691d727bd734947
+// digest         ab90fcd8116a351f55813bde944a7f39eb4933371866b971b1a7418891b17cd5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

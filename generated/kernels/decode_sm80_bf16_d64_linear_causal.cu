@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         274b1e4962aab78daef8e50664fc37cb2f8b629909f950d2e7105a6bf3c86f92
+// digest         af02e9ef02cf056a79471c9ceba82107067516b86230f47d5673f6901c2a439f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

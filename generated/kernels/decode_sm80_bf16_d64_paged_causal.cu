@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         d1e5ecda5ce6001fb977b2f61595a0a02f5735eae13bae7e4f40ff2f0d6da5e0
+// digest         d5a531ee6b982bb226e33341f369d85169c201ef3ce9c39f596f99b09c85f351
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         3bfb179d3803fb0c6ced666591c8ef488b74e264ee4049b4a2ce16729f46b15c
+// digest         5ded583d79afb6f643ef3fec9da30b8811eed11d075502f20bafa09808d5106e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         c0ba1d8b92df588e6ae8ccb68d185a998e11e461ff5ea93051765cf97df0110c
+// digest         1e29f40d5a0a8a850d88f7eaa56f3bb9f6b6227298727cae0b6c82cff56fd4cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         bc8afa20c341b0374c387dac7af3d481cccd5395cfe017e4690c38a4378f9db4
+// digest         1c3e0302bd34c9855e1eddc2d9d61f641fb282817e2cf35ca3bc6bd539bfdfde
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

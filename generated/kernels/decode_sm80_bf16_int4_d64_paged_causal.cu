@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         e5ccdddc55022e64d99816a9ce3ce79ac0d459f9ab903aa1de48b3be3161ba54
+// digest         ce2ebfb61a06099b84bb1780908343020ed2a8a8a0fd2c0cf21c3da66f01b24a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         fd610384010ece7a8d8c366f88ee32a6a5b528c38424d3e1a509640106108811
+// digest         011e7387a8252232bff6d0b791453bbcad62d00afe88b72ca8c90816e140cde5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         b515447eaf0ba6246aa1f2df2373b984f4b163a4f1d1a688c76997286450656c
+// digest         1eed5805c80fd888c89b7be35ae7f4992dbdc20c0ef08482d2c43fde8b36e961
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

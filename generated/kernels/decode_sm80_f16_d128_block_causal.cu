@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         bd787941beaee14a8e7ee79565c9135011289a3b173d72db85669fc10089babf
+// digest         bfed3e7ff71cb9867faf5f34d605ffc8542c3a838636362dd3604233220fbb47
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

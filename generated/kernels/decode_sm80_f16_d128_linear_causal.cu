@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         6c2f60fd308cfc41deaef361cc6f70ac8478fdfd1928fc21b4709f32196b9cd6
+// digest         1a23eadb0467cd7a00040b7e52c48bad6a3364dcf8f1e80a85d34e3a9c4e99b9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         7c83f78bef14538ba2817cba34650fea4b1d93a07f2abce4102aa9ef3e7a7e0c
+// digest         de90e4ae929dac034890dc70bd334582c6b7738740157ba37c4919bd3d17a547
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         64634629b89e3cd5c31eb01cd500350e028c8a19baeec550ea269880f4243c38
+// digest         cf9c207f04cf1fd204faf0e7f82ee164d895922b6fe5ab7e91beb4ffb3ea82b1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

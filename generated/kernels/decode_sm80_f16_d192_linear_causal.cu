@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ddc6858d2e89c1aec5f5294767a76b8130ad1b74b0621a6bff04ae3f2f6b2ae0
+// digest         b94af23668ad2432de4e72d515345a1c96cab319fd5b61b3bffe4b15c8f86182
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

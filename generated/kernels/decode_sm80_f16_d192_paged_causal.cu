@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         9480c601ca60769ba33cb29933ca678d5f379e1a500f73eaf597d45a4f90c95e
+// digest         7da8a0b86490f94c965a33b7264fcdc68058667be9e48390ea0e977480fb4d29
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         588b304b55603c7e138faeb64262e50b34253dc2cb7898b3a94320bc9ea57322
+// digest         682d1ef864a04a75a5895e34d506a95ea98e36d975e381eb9c1878f6e37ed0d7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

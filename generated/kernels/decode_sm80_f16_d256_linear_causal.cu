@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         0300f2d8ed84fca725483d97e7f11d2df5274531594f6be7025b3f4843969152
+// digest         eb553d1050c49b2524aca335ebf39dd4e6e2094e325ada6afdb65aa94c9dbfc7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         e8e7e97f1d0d4df8ff23562c4e807f274e7c6b66730a35e993f0fcec40960261
+// digest         32b4ffe3b10b83e3c8ad0abfecf1ef99de746280f6d204813f7a3a3fc4297e6d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         ac9e67665a5f03b75c3e1bee64bd0ceaec47d2492dbb2e96644428952c527019
+// digest         2a0a2cba7819c6bda1a0244f4b69ca13095b9cb3603b802d1c1ed94325ebc9af
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         dc9f688af191be61cf6c97ccc66fdc6dfea25286aa26135cf19c2f7eeb2294be
+// digest         b0216f0a6b475ee34951e0ee4f7b7bf3cfaae297292692158b5804172d740d10
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

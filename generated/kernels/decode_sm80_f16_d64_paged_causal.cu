@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         035717cd98a85bbc68e9d57e5b53c5050fc003cbdff9b97a2b87ebd07ea4d3c7
+// digest         6eb3db707e8928055d5494090c38c3b1fc69cc5ea015f1a727b64d98532d3f08
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

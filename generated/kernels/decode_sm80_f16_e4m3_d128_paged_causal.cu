@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         d3faa53176ab9bfeb8c0f2473a3d3fcb2a88676b5b7257236be31da98bc3ebe6
+// digest         9ecce1ce49daca0f03fb1a4ed54514305ad013868ec530db997f79575c112ce6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

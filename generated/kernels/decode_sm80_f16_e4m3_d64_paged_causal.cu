@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d96b2c50452c88799f9496e56d2be6e55b0521c3c93196fcf5b0f3335a465f2f
+// digest         7836766fe89d67949349d599a50aecd6db5be6be9632a49a1536ba07baa7a154
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

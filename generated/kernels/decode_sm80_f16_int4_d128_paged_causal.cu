@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         f6acefd304769825ce7ef0883d5edf7405edebe1ca50276165a8ead95fff7715
+// digest         7dee2f75aae0ed2e2e323087ee2a416392901161cbd0d9cc9f975dca0885f459
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

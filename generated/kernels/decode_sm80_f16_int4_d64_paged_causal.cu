@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         fe2eb425521df456e37efb7ff2582e855770e265f78dfd2773497f0393515e30
+// digest         e2572efdf1619777397e93be7aec5edf97c7ebf2dab7fbba6d9315f9f0dbb62b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

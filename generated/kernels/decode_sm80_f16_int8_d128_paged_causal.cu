@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         71078cf5e8aed0b19261b582da8170b76ac71a3ffc1b73c5077b5c180e0b1871
+// digest         a66a7675b0925eaaf213f5c1a4327d9d4c40d9c52e4b5778efd2d15dbbcc3e64
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

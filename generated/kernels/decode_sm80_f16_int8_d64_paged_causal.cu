@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         0a42ba024143e23c16a95ff43d80f0bd7fda011e0ce08b336b2aef9b5c27c012
+// digest         dfdab4d60574b63bf3347b890f85cc7bbacd88cd6158a4ff663187f30ea27c31
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

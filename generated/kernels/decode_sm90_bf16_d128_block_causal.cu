@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         6f76c925f9aef979568d5ffdc6d4bd7b7abdf6272f42e042f980c492fe76a4ad
+// digest         48aad652d25f9943987c53d9eb9f89c8ccc874a495555874d383d26eefaf098e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

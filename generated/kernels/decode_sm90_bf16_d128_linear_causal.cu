@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         d00fb9d61bdbebe99ab31ab8ff25af238be50c3d8bd5dae3f88b7b720567fea2
+// digest         dd68d8d62885944d4ef965654bf67d08a07f52298ca4f894dcb10ca10f0d2e06
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

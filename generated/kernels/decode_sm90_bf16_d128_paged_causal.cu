@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         3d6d6c3dc444e86331467288f1356579952c9570d7d1572d649557c0d615d4cd
+// digest         094d74d99118f297e410a7c5c2d4648e2f90dcd702834e3850d842e5802e886a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         43d91d43e960feed56b34236037b4e7274d5f976755cd0ea43a5930bffc1af7d
+// digest         658a3d3134e6f28d41b2bbd60feed54e7f70da71f35ec3009fb9c1fb2dde1a38
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

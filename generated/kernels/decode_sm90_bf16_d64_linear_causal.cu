@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         6cc57d80b4d9d551e9406a3739ac3b57a38211f96df051e3023206ecef2c7e8f
+// digest         9484b080a1901b74207ceffacb10476eb2a2420139363327c154979789987498
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

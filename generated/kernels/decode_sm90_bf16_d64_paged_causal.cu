@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         acfc16639e02d534fc3cfd203f36343fc84580e1bcd196784cfbc8c038e21f4a
+// digest         fc23f79e04967c0ce312f4aa2d2efc2c4bdb5e8be78fe1892342d1a22cedfffd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         a3b6d576ad7b45512ae1aca45f9dadb99e719f20bf521d46c9f00431af154a35
+// digest         b29d07b40f380e75c88f5632bbd644de1d7e98bedd0eae085957d9ebf66b5efa
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

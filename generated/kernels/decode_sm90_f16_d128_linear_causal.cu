@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         3ebc85b96e7d65ee583152ae9e1f60ca090563282c0678325a8f7231f2e0a10a
+// digest         91c7d94ad7c4f04d4cc14b7892e3d360ce45349c06c21c66c04b6165283f819a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         7f292f82a4f270ef61729584950745a211fbf0f31b56b2009713fe4b222b4c43
+// digest         f1710061a410d4b3ff65f855fff7ebececbadf11f62525a69be69ec1435f1835
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

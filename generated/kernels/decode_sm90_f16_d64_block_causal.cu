@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         a67735d6b2be64ca86ccab7e7885f26cf11039a98e45c2ff0f9c707330b70471
+// digest         63d386b9cdf0808220db071d5317dc67b4498c8d1e82a0afbe2128e89554127c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

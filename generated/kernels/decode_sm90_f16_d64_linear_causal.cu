@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         a03313f5c8baf95670d8a42a54b9fb27f225768d557170299ca73a1b8c3bb949
+// digest         20f9f6683ae83cfce239d7d18930e349df8b905809dc4b8518d07c40dfbc44b5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

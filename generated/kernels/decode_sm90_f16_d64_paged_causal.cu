@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         d74625b277de950d3bdaada7d966de7f9afaa4da2bacdc009d7add335c21c6bd
+// digest         6466c9507a0248a160d1b8a64c9e5f6264d29fda73381de950962d167aa610b4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         7560073c77135601da0cede06f34d67674947c86b824da4fe8ab35076c5edc1f
+// digest         daaea3725ab77a450f1a44bef2a9a61750a134615018f32a59b4ec0c862ec382
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         4a9b60d00b0a655db866985fa9a24c412b3667199593de8eee136a163b83af9f
+// digest         382647adc7021dc04c587c7f97fbb559804f0e0015cebb591d72963c2abf4b7d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

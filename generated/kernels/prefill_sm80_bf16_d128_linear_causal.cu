@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         f76fddc6f81325f4b85ff147ea51b08b301df2b50081e58ce8eb9aa78881207d
+// digest         8219ff5a9e7c99bf7d01a674e3bdd0c11cff20bdc9fff09b82f6bbbc5834a608
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         1f8a0d286efad7cef0bd0b9f4711fea8c0f13a7d0cad3442a83d27a83a3669bf
+// digest         b498d87ee9b7046a1d72348c1b310bd3a6108a4f1a733609b8651f60ec18932a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         2cea65211c287a80b9acbf0aa92717c7b2bdaed7641fbf6594bdf45222fc12d3
+// digest         f5aab41e767cba7a25a99576ae0d371c82373676f79b229fe9c4063bd4cd2a54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         74a5be8f9e1d22a7ef9b7bac41bb640d8593bc565becba83d94ecdb5abd6e054
+// digest         ade5dd2327ce5d416c197b3a7be0fa6c60d421ca2af2494db9885fb829b3d6d8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         20c775258e18bbe685b2ed26b7ba03c3d3fd19d347fe0c613b4feee7a3c4219a
+// digest         dc9aa48fbadda37d96decc6726f655d11b9906c9975816cee63d1ba3a8cf0eef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

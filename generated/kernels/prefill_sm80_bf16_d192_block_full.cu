@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         08013a4184e38d38766afd5ec73d2ec2122deadaac82f0b5363162efb9e6ee63
+// digest         63b5b8c30c8ce88b2d28d61e4cefba3aac710271d2a4877b6d199e305b798c6a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

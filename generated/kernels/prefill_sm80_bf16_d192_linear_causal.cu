@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         15749a866709b72b68417eeba40b211cc0f238b8ecda7c6d37645c993a26744c
+// digest         0cb6bec173f763d9123ceebfdb41549bcc30c7e4e255dd1c7d613acb05c19ee7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

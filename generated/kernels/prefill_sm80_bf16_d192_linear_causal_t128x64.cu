@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         fef839b0d3a4e0497f852ab5c2bca7ce1d17f7b5c8ef0857fb3451d866638dcc
+// digest         41459ec63c55bd440ac846550bff7f2f6d582762aa4c115f435253e7ed2fd097
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         9cafce5225568da4c1d96db49b1a38ef0ca5feef7510e9828832da48744d822d
+// digest         3b290d81cf7e2832d928e4af26004123dd309c2d00ea826456aae5aa04f77a1a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

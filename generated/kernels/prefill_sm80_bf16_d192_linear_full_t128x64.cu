@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b755997b9e613239bb6d7906b93ebfb9c7d44e581d2bbb25966f1bf22bcb41cd
+// digest         f5287054ce6e1585c773d0efd75983afa227fc3e6bf68ccccdb754485a850e47
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

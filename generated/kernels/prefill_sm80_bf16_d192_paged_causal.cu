@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         f8e72ef253da27f36ae68fd0f1c96c6d9aa20c76fc0cd8b8417221bf3c8eecfd
+// digest         4406d5099aae158c90783d2757a922348548dc92c9ea72ea12d3db19962cb0fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

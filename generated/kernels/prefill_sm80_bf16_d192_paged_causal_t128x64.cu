@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         c609508a62d4320f963df25a5c02a661d988501edee118f503d373642e022330
+// digest         6b98a413e553a72c100826c61b756e9ea03a0406d4ca9ba279414827199943c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

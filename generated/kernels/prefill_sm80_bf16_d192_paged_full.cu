@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         6c9ff6e13156d1d5718882c51261fee33ee09f379f640a2faa9d21254e061dec
+// digest         110f4c6d3e25cb92662a7836d9c66a58b7215b7e1a6fc9f1abaec5b76441f8e6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

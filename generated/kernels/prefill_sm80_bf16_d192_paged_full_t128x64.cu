@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         0c4d457142b0deb4b68ff560212150e2ab208faa49abf3d6a5ba2da10f7d4f13
+// digest         2eb11acbaebce8cece8715c0eed5ffa2de250ff6e0071e498aa36d0fb8a9a3aa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         a5b11121f18cd26e50191eb4d22004d628f092d293a4852e3456e58dea64efc0
+// digest         89736ab5449533281e27159690f0375c1263f0d8ae751fe7b3a697ce77523cb5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         1e14c6976809702e08acea37df32e2f48068d14de0b3bb8b2bc437cae35a03e8
+// digest         9f14362a8a6b82b76f128ef6cdf466a6aecdfefd4cb3d07b647579e5e6eada66
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         f4d23926f4b27c9c86116431cb5d461cb36a1c42606a7cc80b5fce7afee1b50e
+// digest         282812a244a5966f641933a4aaa29d46c708e71a11d8c74ae6c43cdb0bffc4eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

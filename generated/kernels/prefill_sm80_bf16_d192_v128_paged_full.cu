@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         8fa1656d9e2d0b9ef990613e6ef8e155cbbe1907632cd59a77b30826b73411cb
+// digest         d0129d3408ea0d9b588ba042d3bf41ddab1c90d75bba59fe21c5b2fa18aec62f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

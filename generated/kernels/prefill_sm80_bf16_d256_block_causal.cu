@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         45e9a908a6a4cf66d9195a6bc11f8e905bd4de57573c22b94cd02b64be8e319d
+// digest         79b115c99e8838ddcfb6d94eab23afc6ddc9e216e9cef79f65a9e499a3ed7728
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         73e63cd284a8c5a50fb8c866cd85a8cc8d56eb5b2b545befd7f6a635a7f282c8
+// digest         841b12bd068dd8d28fe052a83190a228497d524bda0f167406ee6380d87d82f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         83424d9ac63cedca86236d103ee658512b68e786835ffa590ffbdf32d4d4c960
+// digest         83c19a724d4585b581e1ff3c06c2c623c4989b418d7c3778997d92fd6640dfab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

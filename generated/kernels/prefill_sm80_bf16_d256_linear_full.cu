@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         18cd061343c0495c8e1a1d53c17e7ec481e07719657552d1017bfbc8e73ba402
+// digest         5c7a9809655240d30799c3e270cee07b86436a39416b2f0ff79b5451a62429b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         d8483b4540b398bbbed10755121d758623212176e4a65870564bb585a841ca22
+// digest         026ee7bba7989544f5f96d4c471a3b1fa557a3da88679b598179feefd473b3d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         731cb280cef4660dbfdd419a04bf5d2441381f6d302e1f291f42dd1aeb08b2eb
+// digest         ffd528c37c12b10c8cb807a5b18e8aef492947a8995116fc5cf2c9cd696645e0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         47d2008f6a7607d8358db24daaf460e3d744bb9e0541e3d05c6ec423549d189e
+// digest         9fdd714d22c1ef67ed99d40e2eaaec3c075c150bbb43f68108d082ff52401597
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         b4f4ecc1c7544fd6b04430f2cdb091c0868879a208b234893d6fccf9a1080a63
+// digest         1f470e5829258b5650c51758e548ecca009f8a076093a17e92b9cc598a370dce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

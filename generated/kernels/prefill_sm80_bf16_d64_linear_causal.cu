@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         da647c9de8a90cdec55559e3df5140663e949f4258579b797f8e7728a7c2479c
+// digest         70cc7d254c3cf71c3b7fc04c53c0ae086ec9bad69c12d0d11634630112599ebd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         19e7b4269bba90e0c2b8d49986cf3d34bbc98100d2fad6654ad008d23bd86d1b
+// digest         ef74eeb8d532711f5f33e00900f6db3558e956ddeadf4e04a23726a0bff23ddc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         74c592300a69bc7085bf39be6024f25380420f114f0e8c1f437962d206f0f1ed
+// digest         30d3028dae4dbc211d369e4967038077e144400ea40d16255ce85d4683e17cbc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

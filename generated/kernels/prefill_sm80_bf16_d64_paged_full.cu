@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         2f8f25fae175a1fdc35798f38ade2c659a5432ba3c05f03f80eb9d99b9a9c06e
+// digest         1945c48b3069746e87b7cd8483c21730534041cc3029c80fbad1d57c1fddb62d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

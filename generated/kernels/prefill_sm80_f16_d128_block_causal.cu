@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         203dee9cc2aec281333aefd02ae18bd576d06aeb45734b77835e9b81640193b7
+// digest         aca35e6876ba2d5eff1a04efe115efe8bccf3634262f4d56694cbc0f7087ebd3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

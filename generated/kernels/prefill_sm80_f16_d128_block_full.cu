@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         36e594eec4f9338f06dba24ab33ff3d7a048792ebe5b15ed65e65d2ee44cad2c
+// digest         a219fc306eb645aca5249bfb3dcf19af34088cac119ac89d04b7d4ca2c948ebf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

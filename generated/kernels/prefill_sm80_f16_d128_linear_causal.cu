@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7b22fdb2ecc81ff0c8825be5a5d07742bba3b52800714edd2d32f481f0b2992b
+// digest         21b73165cccd730bbd5333c59e51a414968eea599906071ac26549eb0d5fef57
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         e470883032458787861fcf914a36b133d19974fb0669c574241b8d6daf2e6f32
+// digest         98d406aa748d92286539efce4afe0c9134432032edefe1f76946b9c69609f05b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

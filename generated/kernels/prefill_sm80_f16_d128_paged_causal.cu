@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         67fd6017ac5984b70c576455c3da9f35472426bc8aaf163b6723c0ed0aeb895d
+// digest         5d31c418b2be15bfb5139aa822cb5e5895e25aba36b40407321be905a4331c25
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         7d35780170785e3822ed3e8a8e299e6300ca68e39c04eb0fdfd2e84d872c1a7f
+// digest         a9908318f519b7efeac44735e866e7da9504d2d123c6b54134331341533ed764
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

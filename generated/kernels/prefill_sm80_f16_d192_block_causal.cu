@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         99c255c888519883d719e95af268ea61cf4be7d346a7f4305a79cd66c43205a7
+// digest         c57fcfca591079971e59ec345ae7c7ec498fcda005572cde456b84a01937d66c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

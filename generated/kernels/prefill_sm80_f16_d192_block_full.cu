@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         64e58d4b79ddf0b2afa335e8fd236ccaae9ba941f550d9ac98b4eadee5c98532
+// digest         fcc1ad22b02558119087e092573c413d4180f0ba54714ebe017a101c7a76bc09
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

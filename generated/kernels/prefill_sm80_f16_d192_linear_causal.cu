@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         b4ab5951f5ea55a597af70f9b1fc3e8a27a67d916b693a7053e80f92a1711e68
+// digest         5dea22b8d7af95cd525baf9ffaade8eeec5bab815a67dea6820f7ea6896e7c89
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         cf6d5ef017b3c71ef9a57ec0c1fbbd65f654732a0c4e260eb22a4d20c92d3d75
+// digest         1c132f355128a25c8fbdb4c910f269305c10adc568363d898fa20b4d2533f9a7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         1e1f631bac956c3c273f9f822ac06fb0cc641de8e8c8ebc896e694d94ade6106
+// digest         353254790d3c141992c3d51e66c42f438c1ec65560d59d06a24ca6c13d16e834
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

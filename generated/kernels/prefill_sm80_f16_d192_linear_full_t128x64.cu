@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         56862cbbdff32fc4446fb8dfd40545669d2dbd98cfcc4e78334e424a2f32f32a
+// digest         48aa0c338d01d237d5e5909820793e71b3d359e0fb2885a7b81295e23c50b105
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         61e4eae43eef775d466fdb55c3bf0c4e89df9fcedeb45e332d10975875bd79a9
+// digest         bee8e4401bfe7b455bc0993a5b2e0a2b50f07879d81989ea45c7c2890d4d36c3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

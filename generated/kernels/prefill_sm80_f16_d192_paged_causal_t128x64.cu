@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         ab22d28da8ff9a3ad7bb95ae3df0849d9cd6d4dfeaf89955b77317fbdb8aeecb
+// digest         980c512927ada19d73b4b25f839ca6791a9f793828a9e51363880094123cb8c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

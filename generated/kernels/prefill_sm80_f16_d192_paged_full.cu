@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         27384504c1df2d61d05f66b33b5daa693c118d42728f4a0732dba9f343e8f264
+// digest         6da9ee9237ed46bd0981dd5a73c991749d8f9435b845e85bd48ae54d43ea7414
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         e6deb215ee1a4863eae7d61316b04f958ff4f7b626594d464aa3a01cfe298cdd
+// digest         0ce41959d901be289898e33ab36cc6db62c2e05bb7161aeb6289025770d71cec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

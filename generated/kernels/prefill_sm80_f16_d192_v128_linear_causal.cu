@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         b6697d7bd5db7a8806c4589f7077d12c33b56aae63cf4e913cd9cb950ea79a9d
+// digest         7cf8c1cb0f810deac963221c302b3e06bd6837d13aaee9843b6eb8b3bce23961
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

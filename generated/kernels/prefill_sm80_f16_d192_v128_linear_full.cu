@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         4507b16023e33a221f9eb3e098638b3267baad98fbaa2d55f98743d446b3a699
+// digest         4df3b3b0472761a0b93aeb88128697de43667951458256f7e21415f1e8b75e1d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         1199e2d998a253dbe38d95358232d84c171fbb34953bda597b6a12c4ea14f428
+// digest         f07a200c50f15fde423fe50780435b5ca5732f5617c3d791d98d259c3fd8954a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

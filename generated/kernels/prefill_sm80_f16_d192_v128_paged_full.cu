@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         e54cc983683fb340a85b52a12b4d17205c81a446da8d6b883feeaaf6ffdafc74
+// digest         0fbd473c9aa50661b89a7f0dc445409f431f612d3cc42982e3269d49a4497c49
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

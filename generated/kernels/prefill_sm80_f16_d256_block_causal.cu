@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         6d5448f295fae716378945afa45d21a42468115126e5a010071e139cccbf008e
+// digest         37c0ffbe92f9f13ce685f048f04f6a825d91771ad4dfdc1191390256b54b241c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         f978fd2c818ddc5d142750be8093cad677500f54bf061f87070f80df4aec8b3a
+// digest         ff39969d7ae1156b156d6d19c146dddc854a77a94bb1dde0fbf8fcb04cae48ca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

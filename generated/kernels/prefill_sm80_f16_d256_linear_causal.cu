@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         3396537fd82e1f28b3f09aa2ab8875228a7f3a7472648b2fcd71252652f322e1
+// digest         bcca062b5909ac979d521b4cc74450154c230eff9034a90619adc5734df5923c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

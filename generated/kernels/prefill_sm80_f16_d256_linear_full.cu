@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         e54e71f23c2d071665d4aefb0862b0408d5e4cb2fa52a30bd8ff15c1abbbe23b
+// digest         2fbc918e8f1165c54899df683e9c4c216c675e22a4657fc5b31d7da45faec247
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         d1e955ec3b607e42725cb55035af53581f44a265d77d48153869088ee5994d51
+// digest         1572fecd7d7c20fa1c2e9983233b7f38248105adedf53fda6a4dd43310248a82
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

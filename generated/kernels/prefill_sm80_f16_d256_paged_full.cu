@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         6ebe90c61d70804e725124e6fb118bbf6e1ac4b717474cf0766942ce4faea73a
+// digest         0f40ccf59b6061b1902553def4f6c41131f39e9b2791add4ac0e4e263444b337
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

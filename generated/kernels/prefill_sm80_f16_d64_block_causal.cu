@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         3fb39881e6929df44a76249eaa5adef97eb6501d196bc8ed88189bfba78a0767
+// digest         59c1863a74f7bed520aecfe825222b747fc5f958d7eff5e4c06ff76eeff8944e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

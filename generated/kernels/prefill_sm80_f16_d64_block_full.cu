@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         fb409e4526b1cb6661e18a80a32fb3b5ffa599d93ece865d65b7c70cc34fc0bb
+// digest         f9c0823ff52526b3b1029cf9fe9ba68b86c5b779126cc92852da1af3979e7acd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         283818690070a19154c5da63cc29b7059b285e9f91ef0d920c627e816cb45c11
+// digest         934a2c8ce750ac076f8aee8b293e4ceeb84be97f4c668816e674ca7119bd2b6b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

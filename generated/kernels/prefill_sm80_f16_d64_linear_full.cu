@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         7a26ae68a4b2f77e4116f74405dccdc76d3af2c8cee93a7fc5ce7c758da954ae
+// digest         d8d6fcc737401537e8254efbe7719441248e65605e2bd41d3e76dd5a56761b89
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

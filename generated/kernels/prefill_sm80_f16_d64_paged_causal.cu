@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         e63403840cc22a5a1b62542d0602f9b4be12f0dc0e991654b2d5091d07dee1b4
+// digest         081cf64a5dd6107e413882dd0ce75e1603b6f1b7e9f50e2f9fdb1ee5c58f298a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

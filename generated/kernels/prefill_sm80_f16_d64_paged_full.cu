@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         0411141313712850c5bdc409471dba08afb4ce32716ec58e7435b165377cee15
+// digest         274766761b5ed7ff1390c3f68a452828a8a87409ac078a4b201ca9e1d6886096
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

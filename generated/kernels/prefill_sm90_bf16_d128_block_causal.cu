@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         0619d665b804cf38e3e0476e514fce7274ba46549a95ef23a72d883c4e1fa3ec
+// digest         e651ee041f495dae1cfa54ad583e3a3013db7b06e251d5869f8d39d3355649ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         1c9909b6e0605c58ce62938127ba7a23c72b089343f811de627050be59ff46f7
+// digest         6ffe5df0aa51714ee4ea1081fc9d2d4e6e4697f17090afa9290f3686e37d6e41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         2b9ac3d8e80516950a55749f18ea7c035578cf1b5faac39899940e5af60fb649
+// digest         77a046c4918699adaa1a649b2520c10ccd032402c4a5901e7956b578ccc7636c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7dd94558b6b10ffcc7adbf72498cea8ea1c80889c51528d4c21a2ec7f72cd6fb
+// digest         598c78f11d7ccb17b38cdde0362c397ba29c7cae87b99a51c495921f949ea37d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

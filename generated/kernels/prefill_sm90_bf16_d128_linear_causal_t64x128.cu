@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         d28b63f32e6cd5e27b1b2e4de466fa289e186f048d01b57d0be8b7cb5f854e95
+// digest         af94f7d6a9f67c42ec077087a7c9ca5ea007db66ef6d4add936e5b9590a7315e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

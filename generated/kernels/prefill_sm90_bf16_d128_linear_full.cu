@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         74f0e3543cf7dcd2950295bc7e3f69a07a91f8cee79bf8310b5c2ad92e76c99f
+// digest         4a2877b2ef8e1e4d76d7738d5a7d4baecc5732f531c7c7726e2ef67765e252c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         909e9d271c9fa636d45c17f6aec3ce47537a2e6793805babb5d37752793c179f
+// digest         09d243f23b2f061c7a3f084f4962d073d29d961b897d6ec784e4a399bad1dc6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         dae970aa45bc7aa3ae88b86d7e23fcb3b05f66a58d6921399b4808ffc7766ccd
+// digest         aea1fab2025aa8ebc6e336fc9292e75d5fc00ccbf0d9e7866b98b24f6ab2607d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         5ae661ef8add7277bd9155dd48fc85573acaccd6b32d025829be41392b1bbee8
+// digest         e3866de6df2008dfac5d4f1e939ecfb1e6c4917b7cb3e9ff5d73299631212f06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

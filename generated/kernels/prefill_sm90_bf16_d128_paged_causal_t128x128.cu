@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         5f427c79cf944cca8d9a91a108a394cd613a41ebdcadf6ce4a75cb67971678f2
+// digest         134346a514e96fe672c7918dcdc3952440000154f413eae3f0dd035db265674e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         192d0d1a2520b6b85e64ea4a7cdaa125038afad27ee51862e2b572172541c22f
+// digest         12179d4698605131c8d6cb4a76ac570a5b63e2ad352a0ba4e1d0c98913ca4b09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

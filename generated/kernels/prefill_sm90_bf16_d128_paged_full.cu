@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         a575f3f5b18057f2c2f8fbbe3a4801dbc0360dae1fb172783b6ee4a716ad11b8
+// digest         1e869c162a72a9521bf16009db9586b2b36e04c68e1fd24c05e06ad95e749394
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         40f909550f11e38007b9f42a259fe5ff1dbccf5b9d5309e510b95d1f9916c742
+// digest         ebaf8bb0858bf0e0cd76c2eaf51b14650a36b3390f7cb1eaebc8342b6242a76c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

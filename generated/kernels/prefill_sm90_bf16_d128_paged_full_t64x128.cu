@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         a22639cdfc3dba34e0bd8dd932a4aa9bdcf2e7b8c0c72913fcfcb65a66d50f05
+// digest         952bf25e78f766a5f2a25782e886edefb463cbdafdfaed0ba43ced5bdbc6d758
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

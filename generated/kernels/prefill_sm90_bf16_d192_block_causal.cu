@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         2c6756b2abaea5a9b498fe9ad3d056bce902a4c80f0ac9f0ae1def688f86791e
+// digest         416796d329053ddd5e566129ec7b451a399b6fcae22e3a68ef3e375b5dae1b54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

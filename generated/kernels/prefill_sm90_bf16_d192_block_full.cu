@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         9ca80258a202a919f91c1e89f3ed686059e2732badedb55bd73793283a751937
+// digest         da88459c4db2e9621d52924cc6f058014804d8d5e55a0d9c231bdf3b7ced1c72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         0b3784f02eb96ca7ea064aea40bf4fff30956abf0a82aea6fedf05279144c191
+// digest         1b7b1f96dcf7f47a8309b9e6bfdd1403c81e30fdb5524e9b3a31995db6c3d152
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

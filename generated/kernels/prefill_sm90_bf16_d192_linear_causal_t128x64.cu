@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         6d2fd21481fc1d48ec8dea0d65e3469e53d216c7fb1bbe14221291234522bf10
+// digest         31c4aceaaaadd6287b5c12e4380f26048411f13897c4adce65e231f16a2e3913
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

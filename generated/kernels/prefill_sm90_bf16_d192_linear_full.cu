@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         33f2190c0575907ea954a848fdbafffe6d378f8f1a8e2219c5ef32c78d8c9138
+// digest         7be94f471974f7878cf3a97dda5214ecb356519f84bf5bf845f5c5ddaac5f48b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

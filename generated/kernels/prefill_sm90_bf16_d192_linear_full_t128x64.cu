@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         d3e852f72a582440d0bfd69d704e91f1827ef36b2f321965dabdfa136d474204
+// digest         c15fac9a83dabf7486a424c51482e8b77ed4444348fcbd0e9554422aa6083f07
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         c9f33e9198d22aa6c241c6b512b222c9373dc5edf693731e7208db6a248e27d0
+// digest         e4d9adc45a45244c67caab61dc9e01eb54e22c8ba72c0b93527d9220ea999fee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

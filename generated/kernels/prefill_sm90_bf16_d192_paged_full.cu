@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         ea4f2f78277f5e166ca9ed7d0599eb36a655adae8f6b5efb1a1337110cac8d12
+// digest         a5c69a48a71b1b2004a44a1212e8a7413c8b60fcef0a7cb3f983d2a92c3e5269
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         21b826c5cc02513e1ebc635010e9b6749e09c53d33615cee7d5336ee9993d74b
+// digest         ee4478f9f3ec5d236fc1c5ede126642a3dfba06f14715320c7e8aea1c5beb338
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         2a60a723e8bf8de609171468be15b196bb9d2bbf096bd7129cae4a42fafa19c3
+// digest         e0994cd73a5e4785efd4311a0599e397fa63d6ad9fe0989508a631c5a140da23
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

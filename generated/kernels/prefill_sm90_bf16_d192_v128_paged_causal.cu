@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         3f78f1c8686ec3aebdcf1872e338d2058183458ee6f2fd720794616a6397e556
+// digest         7518622c28e6a8da79e66e96b470889eff4d1078dd22282d5fd91d6dd3096500
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         6f72674ba17e8921a3fb4390e28864d263ac937faa57c027952de09c8ad8defc
+// digest         759936fce1cd0e3ea3225a774ab3f89b52489670ac909f79ada5b7f91cafbf2f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         f1eb2b400ebc08ac6afc233167365cc0f6fc609962f62c9d68f571570c7ba9a3
+// digest         46f21a6bd5a79cfa5b2e7e8adf99c98e84557ba616a14d966aa5c6dbef8216b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

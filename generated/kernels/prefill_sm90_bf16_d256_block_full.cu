@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         92a32c33bc7eb43c143488927a04eeb17fadb340f2228d897de712cdc00bd121
+// digest         bf9b0ab17f1cbff8b93bd3c91342133c0cc238161d4dc2dcbd176c9ae2e042fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

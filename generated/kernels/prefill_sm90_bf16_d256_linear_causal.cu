@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         8ba46caca5a51f0299090a19723fb065ff211fbdd6231d5572c2c84a3bfebab3
+// digest         7e51c285eec1201e1fda040a299b3b3ac3f6d58fc486105de2231b5ec66cf6c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

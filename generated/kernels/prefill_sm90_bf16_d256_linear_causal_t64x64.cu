@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         2d88064bfe39d4482fa68cb764d05e50781741a68b4856cfea76b4d6f865602a
+// digest         e885b27330d02935d1889288008989ccb05006981d0053c02aed30c5434bf03e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

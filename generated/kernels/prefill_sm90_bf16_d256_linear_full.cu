@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         0528b8ffed3b5278a2f67ac4005eb1b11cfab9888b376e84ad6435cc1c090bad
+// digest         9f62d7167daba3fab84589093ae695b6207591b4152c4acd9b17e49527a1714a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

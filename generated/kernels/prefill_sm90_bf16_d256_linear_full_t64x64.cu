@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         ea4eaa9d30a652cbab76bbe6a278c1a064767ce32e93fc978f1e62f594a97fb5
+// digest         03ee34b49de9e73dd58b1ec75294a4ffeace5b8207fcf1929451a4aad7b7a0c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

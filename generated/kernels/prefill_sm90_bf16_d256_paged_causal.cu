@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         45ea5f5ef86949d3f5f38058ba321569f7a613ca7cc119d5c55f01b074685b53
+// digest         9546aff1ceb2ca18b99c3e5939bf5b272e8604702b5cb78ef44b67d1420cbdcd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

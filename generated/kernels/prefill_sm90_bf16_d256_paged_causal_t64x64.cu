@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         5746463d275410bc9bd007f781079ccc3b9d51f9b92716d28c7d9400615d4881
+// digest         1d9a012da73d7df7112231d69df1d3813e3c8b2b6f02b616109d098b436fad11
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         2105f3904fe1461295f032ec8dfbd21496eada0a8be0e759810f9ec1249400a7
+// digest         69543dec509d7f04bf2e088370183fa4fc3e714c6daea44121523005c817e5c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

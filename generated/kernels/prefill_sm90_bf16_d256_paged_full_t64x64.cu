@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         318b2832079fbd06b02c857c93f7c2e803058a879afc8120baca7ec7286bd80e
+// digest         af2257a8e27f31a7939c95819fcbd9f25f47929f3782d3d4b9ee43871ad7ca71
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

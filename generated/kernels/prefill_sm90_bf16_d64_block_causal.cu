@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         af1a47d459a78d02df097b99854f0e763513b821d95f648f665b5aa4d1186609
+// digest         dc1dbbf56c29b7ad069c4b908d45897dc41c88c29f53e5ce40c1a2bd35aac92e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

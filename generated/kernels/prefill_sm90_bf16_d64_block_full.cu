@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         2bc959bcc26cedab84cf26a693c8ddabf627b00f161359ed403734fa42679cce
+// digest         1ec3ed1b62ab1af8e4830dfc06575dc141d191d6366846055bd90128cc30f2f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

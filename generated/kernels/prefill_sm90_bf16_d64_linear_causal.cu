@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         d928373254d307ceccc41ff7e9cb87d5bb80e6c771318546b7a3c2bf2768b692
+// digest         da057db1252e7afcc1a7cd5f6600cd1a1c9ae351ee86698172442b99f897b446
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

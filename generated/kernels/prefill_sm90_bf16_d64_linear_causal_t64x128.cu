@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         0fd926fd4c422935e72081e3deaa8875cb183cc5bdf7d493e3b1061a4ca19d2e
+// digest         8bcf8cbb7bd32d371cff2aaf0264d1a6abecb58f3718ebbb307cd9c120af3538
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         ec4ec39f7e61e48cbf10e4e1177bbce93f933d1e601c89eda72538c333533380
+// digest         5f9e107ed36b9752a625b37b1775edc316ddc2baf020dfc7acd7a5e90e0fd431
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         58ccd32695344abcb7f37e7073fb236fa67e9322886d67d2ecae4d06cb3eddb2
+// digest         97db3830a47d9b3901a136dd0054685591ab1a640f433225d45545f3707fb9b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         12f7be190f78acf1784d2eba71160d871ace3b86112a3bc41b7f1d210c89124b
+// digest         6f9621bc720a772902ff96e5648dfb4d9c588da7c38904b6aac4d5000edcb25d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

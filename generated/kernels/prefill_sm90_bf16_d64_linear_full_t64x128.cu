@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         394ec8a01c25e7c97c2e951f702ae953bcc9abf716d8f4ef2f039ccae3d6501a
+// digest         f47b5add972b31f8379a80b1bc8dd05cb0050f4f840b743eebe54f6237d523a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         2a44bd54b32f6f8d75cc979501b105d9c8f9aedaca8e591d8329ad45f1bd059c
+// digest         6f83d450419598974c87603c9d49f7eb7f09e875c50c55f033037a57f548ae03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         29a75569d98b158f5dabb269e30da67086d48ab92e68c3a84a8c2e95e35e2eec
+// digest         17a92e3d114a607a1309f740757297f34f7ac22211be9dabef205eca9741ea39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         66c0903568af5a4c34f40151c8f44583ec991c8a9262ee7fc9854189d841f439
+// digest         ad158e97b5218a0188719758e0b7056a0047c0c9caf9491ec5e6103a1914e37e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

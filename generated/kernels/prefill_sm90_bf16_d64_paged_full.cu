@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         e6b11b84d7017e0520c835a3b25a7309fe12d3b92143d35b1e0e401d124ec567
+// digest         64071ff7ed87546746897ebada50914e4b4bda5d3d34b13b7c2735fccffb936b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

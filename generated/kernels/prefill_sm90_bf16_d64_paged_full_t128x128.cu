@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         408949e104f38c24ae2860f50283fb01ef68aa3e0dd157a2905b635bf075183f
+// digest         a4c4bcd35e88d89be9d493afd914b48e5cdad475ed6f0358d9060eb21ce032a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         dcdef73977283f325336b9769ca65284938467ae9d23436fe43eb449a7354d50
+// digest         7ea333aa74ae63627310dca77bc6366d399e43bb2a501c681247993057f10b8b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

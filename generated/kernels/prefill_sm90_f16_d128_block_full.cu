@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         4d3d05b1e4cc346b34e32a982b3c7e93ebfd529535b8da4fc893406f9bd7bc41
+// digest         29d784f8ad51f777fc4d5f5e5005fcf7f793cba4e35cdb734bbe5cffd8ad2b85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

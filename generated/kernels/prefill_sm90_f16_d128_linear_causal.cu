@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         be7386650183749f3fca5ef0dec62cdc427db9c4b8de64bfb0912bc017cbf217
+// digest         7cf80a19eb0bebc62b51b055be6f162da454b74215698653a758812764000b5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

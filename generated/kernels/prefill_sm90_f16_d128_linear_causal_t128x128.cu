@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         25145380e1cbb577c55045ec43dc2217278a620863488dfef88091a222724ee0
+// digest         e11e9ab420e1c963264b1972d1fc5ce4596534cc49bb9029db765d813f520e27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         6770922ceda33340b7b84967e174c20ee47a4b177f7d100278c3fa0f6fce711b
+// digest         34f428494c3d5c8ca20f8b770a0429b9f080432ea930ba495c1bcdab9a74714a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         fa6b2d102e9ce3950229b9c759e29ec76b41a3b766abc0e7604ab5dc70dc51c4
+// digest         dc722d24c85c83a812e9d400d2f0c5d4c0226a2d1180be9f88726fe6ebe3c9dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         d8819ed17440a150244836cd125ebc2e1419d79c8759eacf7aae06060d74bf02
+// digest         292f63fc9bebc2a26123bae731112ce3c4f803c63cde6d8f9164b496dad6f4d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

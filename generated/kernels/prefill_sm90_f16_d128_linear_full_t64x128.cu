@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         c3d9e1e09308f1868448372d8be8b6c279554ccf77b73df84994d530fd35fd9b
+// digest         2c3e3853ef098c9a120af85b2a2dfa00542680de28b7feb7b570a31ca590d763
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

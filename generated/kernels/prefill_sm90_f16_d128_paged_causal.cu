@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         6f7ffc5604958d125063af7e2f80e1d438dfee0d4a599a42d66cc28abacb481e
+// digest         f7d84d9c7cbeed6455de3b36bbf6defe3eddd870e66d9809aca6f0a1d221fa63
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

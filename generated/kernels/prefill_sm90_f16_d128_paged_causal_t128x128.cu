@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         0813100328b52ee5407956fdfc305097838ea6ce55d15e2edb0b3cea173fe624
+// digest         89081f21f6034427fb484d1bc76db6c8097b01333ffa01785f948e3377984223
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         dde24f0f25b14981f312360ad61b0bdf3f525fad96185aa5469a5c7f84670003
+// digest         6762d5ee6a6abb2d081f5f3b8044b595cb47ac0b188a8e8f048454baba0ed23c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         7bd1e308bc8e9d4f1cc9270f98cbd48acf9cb6446ef534653e40d3b9d920ed5f
+// digest         6ff4a0aa98aad8042f49d08aefb69119a9f4e175b67dce40c25208a6cfaf4aff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         ce4461103b3cec18bf8ce1721e357cea1d8d2ac4ded81fd576bd2fb685493322
+// digest         cbba40a379c725fcf296ef88bbcba1c6af508d064f1d4332ddaecd459a7cd9ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

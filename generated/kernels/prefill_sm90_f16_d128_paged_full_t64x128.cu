@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         629110a2da07c7ee6b75425fd9239eb21deaaef0d48fd6002fd3b18255b57c66
+// digest         7eb193209d960ccb9966dc72a7e94a5e755e9042d6a673beb0352792ddabe2ad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

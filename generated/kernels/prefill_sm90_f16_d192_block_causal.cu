@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         032ab87f1124c9c0bb7201d93612bb4d748e1af487397855762942430326948e
+// digest         165fe86e5b102c1b9122486674ea834fa4748401182e151bbbfbd30ab09721c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         877132481ee2db866d1d305639a88f1ef09c0196f9642972de5b5dc44380f77a
+// digest         24ebea381a5d3371da8920869b9259a5f08f7c50a58f4f0110d0e8e8859294af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         7e73749415e9d42debff40e7b3f770901ab4dabf7c8e4ce7280b51977c15a8d5
+// digest         b06302eb99eff7e44094b8ea819f07141b3e5ffc1f3ec67bd85d3748f59839db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

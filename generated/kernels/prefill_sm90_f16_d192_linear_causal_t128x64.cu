@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         056d18574da1ccaeed7d29e5ac11e6a2fd49d0721881767302dbd7c18e721855
+// digest         5a7334112263e08556aa0a49312dc20531e181ee29f945c3ef85c3590d8d7126
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

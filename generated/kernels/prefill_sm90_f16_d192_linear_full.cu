@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         7f5ad20d40130310d37e890a8f5fa12862473b4c3b201c10f8ab8f1a4e8292d2
+// digest         4fbc723354eb3f0a26881bd3471f7c0bdd6b41d55895edc17e5d897f758f9315
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b73fdf7da88ae04c49ae2c7039c1a323ee8e4a2221954c4c6f92e2fdadcb2c23
+// digest         f38309c9be516436222e45e09091abd2a786f44182d41d7e08eddfc3f4a50532
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

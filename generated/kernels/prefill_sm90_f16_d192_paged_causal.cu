@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         15565497e6089d6c724df7ac0c0c190b462d0c3f5cc73956f2ad35ffa7901c2a
+// digest         084457800f5a9a6e4d3eade84b0c56aef5e4e4bce8ab94f3e2d64cfacde787cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

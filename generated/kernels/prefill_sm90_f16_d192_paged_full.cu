@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         4b4f2759f8632a34398e84c7cbfd2b102fd526abc9f6b0dbab7175ddb3672a76
+// digest         ecd5d943b991c2c365af28a0638c2b890f3a51669fd2ebba43bbf5b604ca2c10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         18228ab5aa8d0849cfc0e5e4894831df9a6986663ae1e6633d20efbfc2639b38
+// digest         88221e0aa048bff5fe7c76604640db80abd9db13bdd548a120c0a6ba80af5890
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         d999bfa32ff64a7c48057890f844e450b95cd1a9f5891d9817df5a49503ad271
+// digest         57559e3feba8ae315840d83b1a6f05d945363a02d69bf3ec377c65e7171bec4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

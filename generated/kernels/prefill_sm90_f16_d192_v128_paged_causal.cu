@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         c8dd47734488e9167c0d58a921906ba27c9202710773db7c1f6f19db0b1da1ec
+// digest         a00865b619ad86ea9d48dd37de8e067846aafb460cda413bc1a6a867e93a880d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         8db410c2b895f1eb6c1bbd9d1ce650a8e030c5e3cb61d90a5251539d4c5655af
+// digest         de6c465b0eaa7939d60d069e9da14e4bd16f5824c4c17da305504879d74b4cb1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

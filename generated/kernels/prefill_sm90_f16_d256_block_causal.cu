@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         d8811d2787d759972ff676d13b9c15df9438bb1d1fcc3d650ba1739118738f7b
+// digest         502adbe96cba35696c635cfacb58828b3a2db2e26a08c7c63150e7dec3b2dae2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         492a0c42c93faa070b4eaefd0fe8f47909e1a0538e48f4705c7629a2f62d1f17
+// digest         8bee88ca0570e1be9692e2e9e451aca2c997463e945ed6112d0248ec5ad28fe3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

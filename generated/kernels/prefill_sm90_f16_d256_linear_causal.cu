@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         674b25fea9562662234be9cf7f905265ec5b2e4807b56053a1b5cd5988129133
+// digest         3127271f1cee02adc5070cbb35ee8c2c0472ef20edf4ac034e6450f0eae09635
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         7b9f35096853498242c6a954cd4f92fbfdf6d67eee03997d7dcb187b4fe4b2bd
+// digest         e3edbf10e987a721dbd565d14e46e0cc2a5251b85ea6e73d969e179ee3303bad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

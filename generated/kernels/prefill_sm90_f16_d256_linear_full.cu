@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         3b0156204eac3de29e29ead6e8791e5798816af8b63fba6098e3d2c5645bd14d
+// digest         e432212e06fab619b9fe96c3f75bd05d0cd92b5350e325733c9143b93ec9d7b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

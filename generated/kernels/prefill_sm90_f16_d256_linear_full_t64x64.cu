@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         f32f232c62b19ebce8ffa78efc400ec2361f64b8c0b5263c55ca0d5bb10dc8b3
+// digest         358f303487eae3c0de8f88f5976e3ee8434dfa3ff4b8ee3756bae479498571e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

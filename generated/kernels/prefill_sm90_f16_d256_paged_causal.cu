@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         554347e17a1e4a4a0030e328f1bce00484f53c6674379ac30a99eeb6340c86ca
+// digest         54a5cd2a3ea2063fba4ffd740014433816e17bc0dbdf321efe52894acf51d679
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

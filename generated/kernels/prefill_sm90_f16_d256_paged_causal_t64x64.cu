@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         90437a5b8e1de1cee16e2c116f75cbfc031d747ccf2b6e51f0663dde7a4b9c46
+// digest         9519761e57871610846bcb20997084bbff1477714d6a7beb51a0743c1eb6b531
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

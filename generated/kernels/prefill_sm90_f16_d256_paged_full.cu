@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         f41c6b70cb48433105ef220d779d3da76d6acc07d16b1746d4eff21ceaa4c326
+// digest         df6935678397dfb3316e0089751152354ee444f56345dc9a88a9d2268826bcc1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

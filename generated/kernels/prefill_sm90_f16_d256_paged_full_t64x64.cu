@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         f91b46f4aa0f02ab45e2891b9cb357a100df8444e6a4743c5140256123af6846
+// digest         690e875481c9323e852cc2108400389bfa9be6d496c7521245fa92a469ed1afc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         517e21f0ad04167f26d9c444054854c50d165989f80a88e640441e9435e3419f
+// digest         af15f1422627115bc42303b52e541a01450251b3d75f8268fb4a7741f1135428
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

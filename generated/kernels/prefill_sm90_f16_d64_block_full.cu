@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         b11656e7159b4325aacb594e16d20ae1c863b2ffb434d242bfbee25f323891f4
+// digest         665fc37b534787cce1daf509bd2b6aedf3cdd07f432f2fb4e7793c4f9b9ae170
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         049aae113425ba1c273c0f40b7f16c8e2eb4b64192f4b8fed665521dc064cda7
+// digest         5ebac01976babc92b1d2fcbf8dc4d1dea88df0d7204541233081baa508a3b7b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

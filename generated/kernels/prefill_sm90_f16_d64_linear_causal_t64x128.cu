@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         f11ce2c318865b0029f9892fc819a5119d2fbdea14c9456374089dbcb71f7c1c
+// digest         53dbf3bcfe094dfda4f5256a9f976a51c3e51f8a477b295bb1f5d608006bcdc5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         159b0538ea230d34601cc49dd45ca5730d19569f6c8bcaf4a93c86b340bb4d66
+// digest         7b19a08aeda0de4efc2cbe01b9b08b23cf9946e9298db33cc92c83b40db2174d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

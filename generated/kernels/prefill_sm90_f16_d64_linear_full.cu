@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         c3d0a050eba6b84cbd91d007a9056e728c8ff5af26102d19f1869ba0e015da9d
+// digest         df763cb870b12be8e4b6b413853d35f7253401d5c445f11503101189fecebbff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         f0288c0dd405fc66113a73bc1d8215f8a598201096be565280c0cd36b8c74488
+// digest         b4d910ad379f6e96c77e2acb0de92085fd7df46959279b19caf2d548162cd874
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         4b3911049708327981337d81da0f4e8208406ff379f2e9d7ae9d5c2960089962
+// digest         1365d3328c412105f378c4ed1d2c7459543cf260ce8716465509f6d97474e31b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

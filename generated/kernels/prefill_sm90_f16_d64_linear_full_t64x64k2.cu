@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         728f4be4cd4b5723d510a2865abfa135b4742f2bcd21bd8925aa71fe2b756943
+// digest         1aaecfce887cddc2b3fb07c88111eeca93f5baf2748a582daae38480fc2f300f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         a52860c0bcf103e98559a83a8c237fb2442c8286f1d756eb20e2a72429b52e3c
+// digest         b19498d8e37cecc40a55ca0456072bf6c43ec87d8b03ca5460039dabce214480
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         97a23ee48469130a2e6f47969fbc2a8ce7e4065c4161a94587944bfabd44a953
+// digest         0a4f7fcd791513c98034f4294ff15ce95df2cab7b943215d2a0c90c6061cd7e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

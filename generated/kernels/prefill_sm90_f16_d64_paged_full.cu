@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         603f5dcbc0c82e2affcdaf8ce1a09d0242a4150683902ea28fa59ee6408c1bf1
+// digest         ba4a9cfa2af779407d701cc0179d3eb4e47b26e6998b080dc27f2d9f38a28dc0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

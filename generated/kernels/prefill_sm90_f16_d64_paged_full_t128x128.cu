@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         0e3f02fd8927aff725fa013da26f726546e9dbf3c6da8ea70ffd7ab0b581ae8f
+// digest         7c73a3a9ac6d6e022dddfee166b5ef2ca787b3b7cf107f9000a71a8af01cb079
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         0d3fad7069ae73fc73b24699d67a8c1d4dba38c71a63d4d15d67fe23db76f677
+// digest         76b63245beecc57c9cf0eaa01801ebb167ded0149e4ecd6a7a6858dfdb793cfb
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         e6b325460f23e6def2e304ff40412fbef408bb1838bc9f1e6dc5cb5622c2dc77
+// digest         2a3060c61b935894b4aad3eae3377a9dbd8938d7f85deb3a531bae3d2c6de34a
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         79a7cb9a3badd6dc981f0260c61d2bf1460908a958985f1cd7ef01d6170dce77
+// digest         5c1224808b684573a57d5e3214fd670f27e2300e1c0631d3b83be0f174fb2dfa
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

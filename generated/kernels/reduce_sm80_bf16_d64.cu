@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         d9267a3781385eda6e0400390b2a1def54be1948af1efadadde42c165a425dc0
+// digest         a8b02b8febff4f5fd047c26655bc11fd3eca16d240e388b52866d614af19e902
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

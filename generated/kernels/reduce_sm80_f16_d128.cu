@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         0cfbea83ab23858578857496df768b3af26822bbdcd687e5d9d18af7622a2645
+// digest         380d29e451a72f504e341ff99fcfaf225457531c5124a68a4eb80283f88ca33b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         bee1579cb1d4f94bbbc39d0488276aadf321c774c606b7d1da947af46081a6f9
+// digest         a93cf2c803311375a5ad0d6f8921c8857edbb77c9b16f3410bd95506fd332855
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

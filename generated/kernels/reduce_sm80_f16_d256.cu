@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         175afa01050e0d83fa0ca1b41bdc55839c3642307d3f101a92962790c9fc62cd
+// digest         98162820a5e1dfee1cc98c269c9de806a15d07b11e25aec17125086addde506a
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         99da3f3ff4b8f943ecab362359eda094dbc5d01cc2ece5f6f40631cb57e19504
+// digest         cb8c51e8d87311ca44953e64f5a47bda0085f7d9f23a7c73f04a36b98b413b98
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

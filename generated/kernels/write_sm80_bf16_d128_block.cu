@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         cafbea7da4c5bb26cffc14b215dede8d232073954e5196cb2d8c685c353c3f8c
+// digest         6617bab7193339d58a7ae072b739a46384081f16acec4975ea4d17d0f9f91442
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

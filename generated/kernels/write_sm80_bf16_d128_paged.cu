@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         84803fe70210c9dcb5501f13a052123b990d8a4d9bc6927314eb5fae7aaef2ce
+// digest         ce2991c1c845501a40663a4c3ffc3c3f92213d2607cb721609ce15247418be3d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         898baf9c6b76cff9108e3f23b14bedeaa8166a648ff1c99c1f3758f23bc7eac8
+// digest         78a8d7ec9cb1a78600080130ba565c88d59e5026e5c1f99cb82b9eee25b2c8a5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         0c26ee35114b53e531eff9fc6cddd1e18838baf15c311d2c0486a63e6472a27f
+// digest         8abda3a0cb0dce2d22811c1c44f62e378a34805db8bf1e9c5e25f32730945914
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

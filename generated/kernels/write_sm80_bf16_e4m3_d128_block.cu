@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         36e3747ed4365322692972dddefab392cd5a3ee4e1e5f98c09a25e0902dee5c3
+// digest         49beac6a1483c69a865d1cd0caeeacdd7833e2af5aacc36b33433fa6a584585b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         529febc37fe638e90586b5521314d61a57775990df2747054679bd7ea5ef6ec4
+// digest         ba1a2eca1c26c8f8a8f014b40c9e7c0b21a8d9a4090ca55fc5a4541a9f99fe9d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         211df46351eba66472418fc4dc681ad9e326554ed67e985800252ea6dcca9295
+// digest         3fa9dcf0dd2cfa3e4fcd1c90e08faec2706be112b3130ae5c17e648e92bb7d84
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         cae8d8c124fdc5c6a1b08b8e4d174cc90e48b31c0f35a93b83c228f81314f1ce
+// digest         433dfb298a27dbc379ba858402809f2038725725d3b4735e77808d087e190f21
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

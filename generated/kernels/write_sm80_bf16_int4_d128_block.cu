@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         71d46109a31aa852a4085c6c12fd79adc6661ba92289dc613834b880b85efefd
+// digest         b1dedca5a4ad6e717f3222a6bc22dd9d1847c98910b5d4ad65949b61ab142782
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

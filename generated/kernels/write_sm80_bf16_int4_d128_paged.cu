@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         7eb2e8b6b2d35685f2549aa0a57ca1479b6001b489685b68a0a7a2cfae50e5be
+// digest         4a568bd96a2557714fa76e947cfb0b735c3dc51b3ca719d07156afd466c0a2ae
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

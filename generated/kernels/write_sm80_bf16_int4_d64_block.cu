@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         d3cac21cd625fa717c8fc40ea183d151265e8b5c3762ea41c0bebee7084247fa
+// digest         55f9c248e52bd0912d81581b0859b8f248f7ea76f508668c56007ca77bd46aa1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         061cf87d80400b367c6d74c5ce4777cf6ca579ee5caef02ceec6053611f95cd1
+// digest         32634906d27daadea29c3c606e4977081901526f07d3f7f663263d5094b0e728
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         21a7428c0d0a1898c2aae75cd75860018a32e96694645c280284774378e31e8c
+// digest         4335997f6af106a16f5d2ebd4a6ac8aa51d634e58ea842dc2a8db665850746bd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

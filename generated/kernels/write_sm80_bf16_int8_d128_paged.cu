@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         3fb625a6a450daa91bf9013078f3bc7e154d755ecc5bf9d609558dcc67c5b41d
+// digest         949f5ab3bc4e2505a0650cf48367149966c5c3983f1f18e154f36a4ad97b4c57
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

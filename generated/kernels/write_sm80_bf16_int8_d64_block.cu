@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         aa59457b6da26b56c64ffbc719ade05ce27832d73eac1dc3264273837d8ad6a0
+// digest         917ac5958821492319d649990693ef9c82fe4e987a2c82467707435aa75d8cea
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         2205bd50e31d592a34191da72f28daa757c23bed879cde30bd14695be2190393
+// digest         606efcf0291001a1955d539e707dbcc1a11c3a24a25e3382abdcc501f9e57ec9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         abed4f29e6121041ac3ab274d41a712a56c42e03aaf581bc361f522dc634024d
+// digest         b4ad2cfb5fb90a674c0ca2b1da276bddffa65f668a7a2206ebcfc5b04de8eb8f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

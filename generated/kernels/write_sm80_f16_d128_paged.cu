@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         d05c8e2dfb4345a25a2ca05c923add83555cc432aef3050cb2f00e8eab628a62
+// digest         191d94f73cede41d1a9c28c86e7da0eefbd155065e15a039af13f65659508cd1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         5deb943f77a6e8506bd9a18d9555bcc9229f464d152db29ad7ddd8758e451e90
+// digest         e23b65402f81e37e9b7fa4617bd1d727fce55af30ca129fc1bef425fe17593c8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

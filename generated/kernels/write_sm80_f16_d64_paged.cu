@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         196fe0daf33586ba39ff80a25859636be639f38b34bde18d2c0ffa2b4745c9f7
+// digest         3f0e74bd306765031fef89a30c1dc4985b6ec3f4ded5645d77eb865abd70b3dd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         f24e6213db768e23152596aa9260c57d4d87ef8a5de565c4926fb4bd5f7ff0b5
+// digest         3df7ccd8d9dc24644935872fccd630f30b1542593611f9e1b0d00676159b9895
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

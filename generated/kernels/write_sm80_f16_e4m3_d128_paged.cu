@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         b2b4328eb7f824a781adc8cd54c8c6be595c75ddb13ced6fe75398c04d91aece
+// digest         28f97188b692918adaf9e1de94988fd7fa1d30764f079fbf21c770f0dc0c7f8a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

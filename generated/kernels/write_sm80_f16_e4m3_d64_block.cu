@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         15668d1bd0075a901865a923574ce8b1f0ddf8a9a455b596377babc39ba48551
+// digest         317f9f5f829c06413c4376e335b005ea37b1bb793b958b873efb5e5e7c95f2f9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         93f6e6ec71c9a6c0d9b664e957ce8eafaa1d6018fee9de8e757e77463f586a4b
+// digest         3fc59946633defddea487428b0fd130e1b6745969129e63bd3495b899da49cbe
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

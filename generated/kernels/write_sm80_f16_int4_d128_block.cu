@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         49bd062a77ab8a4fddd8c187e1ad09dcd2624f6b9d46335ed72903734e5aa142
+// digest         e2eb0c558160b1e9eeca1994dd629e59d04aa9789a4c1bc8a439e3116f96533f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

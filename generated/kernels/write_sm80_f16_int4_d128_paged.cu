@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         5055801f8579c8f8cc249b5985af66ba37e19871cbfc63ca059247a29ec7fbcf
+// digest         1a96f417b1f114de056f09e7fd76098268bc3a90f67abff5803e1be62f38fcc4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

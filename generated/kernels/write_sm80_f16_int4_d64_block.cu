@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         6ecd923c7029266cda5c38693bb9f0e95cc67225ca642d42d3d49c7c8c7ac1d0
+// digest         71e5fa7dc8c9b2e7336d816a5d04ea117b688e2be06ae8cf6270a1aeed377809
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         5f40a5c998f6ad5b17cc59a16bcbbef5c4eef8768c165a951925f5225cbb2489
+// digest         53c93400d2ac6db70e66d9f98beb00f1e9d689afbfaf09ebe5e41caf3ddee5b2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

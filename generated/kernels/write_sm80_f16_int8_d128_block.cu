@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         219701d3bf53eb1bb3a4933534bb7f65ec47b7d77d04b34debf17c8ab9bce565
+// digest         5eb9a90ed6a4e2aeee8b98baabf155fd63f5c1cbf0daf24ee768f2803a60f84c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         4edada5b4ee409336e90cbd4f33b2f68eb14d640634b039db94e2d5bc052b7a3
+// digest         1418689cf20f573ddd8fd0f898942e4f0938cb3937b498c0e14392ba8e10b57d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

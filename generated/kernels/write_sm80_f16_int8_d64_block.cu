@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         395c1294b65580540ad9bf41a7652df6373172f28ea56aa663c054a56a46aaec
+// digest         c61cae82403ce5f9350ae385b05926e027ccb8eb22fae20252f8e8db7002c19d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         947da19fa95da6937ad55fb3996dee8b238c372edb268551d50ce6a71f97182a
+// digest         fdc8be86a681321da9cf15517db59604df07846642487d6ad1aed4d62116dd06
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

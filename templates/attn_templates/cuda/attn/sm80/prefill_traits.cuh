@@ -66,6 +66,7 @@ struct PrefillTraits {
   static_assert(kCtaQ % (kWarps * 16) == 0, "every warp owns whole fragments of rows");
   static_assert(kCtaS % 16 == 0, "a tile of keys is whole fragments");
   static_assert(kStages >= 2, "one tile is computed while the next is copied");
+  static_assert(!Kv::kIsQuantised || kStages == 2, "there is one tile of codes to copy ahead into");
 
   // The output leaves through the rows of Q, so they are as wide as the wider of the two.
   using QueryTileStorage = SharedTile<T, kCtaQ, (kHeadDim > kHeadDimV ? kHeadDim : kHeadDimV)>;
