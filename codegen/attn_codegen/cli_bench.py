@@ -12,12 +12,14 @@ from attn_codegen.cli_bench_decode import decode
 from attn_codegen.cli_bench_options import (
     dtype_option,
     plot_option,
+    rounds_option,
+    save_option,
     words,
 )
 from attn_codegen.cli_bench_prefill import prefill
 from attn_codegen.cli_bench_write import write
 from attn_codegen.config import Arch, AttentionConfig, Dtype
-from attn_codegen.options import json_option, preset_option, select
+from attn_codegen.options import DONE, FAILED, json_option, preset_option, select
 
 
 @click.group()
@@ -31,6 +33,7 @@ def bench() -> None:
       attn-codegen bench write --kv same,int8
       attn-codegen bench compile --jobs 2
       attn-codegen bench overhead
+      attn-codegen bench all --out speed
     """
 
 
@@ -95,8 +98,9 @@ def compile_units(
 @bench.command()
 @dtype_option
 @click.option("--arch", type=words(Arch), help="Kernel family.  [default: the fastest]")
+@save_option
 @json_option
-def overhead(dtype: str, arch: str | None, as_json: bool) -> None:
+def overhead(dtype: str, arch: str | None, save: Path | None, as_json: bool) -> None:
     """Host microseconds of a call that was made before, beside torch's SDPA, and of invokeAttention
     in C++ where nvcc finds a host compiler.
 
@@ -105,8 +109,58 @@ def overhead(dtype: str, arch: str | None, as_json: bool) -> None:
       attn-codegen bench overhead
     """
     from attn_runtime.bench import overhead as command
+    from attn_runtime.bench import results as files
 
     echo = click.echo if not as_json else lambda _: None
-    costs = command.run(Dtype(dtype), Arch(arch) if arch else None, echo)
+    results = command.run(Dtype(dtype), Arch(arch) if arch else None, echo)
     if as_json:
-        click.echo(json.dumps(costs.to_json(), indent=2))
+        click.echo(json.dumps(results.to_json(), indent=2))
+    if save is not None:
+        files.save(results, save)
+
+
+@bench.command("all")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="speed",
+    show_default=True,
+    help="Folder of the page, the pictures and the JSON.",
+)
+@click.option("--only", metavar="NAME,NAME,...", help="Some of the commands; see --list.")
+@rounds_option(3)
+@click.option("--list", "is_listed", is_flag=True, help="Print the commands; run nothing.")
+@click.option("--no-run", is_flag=True, help="Write the page from the results that are there.")
+@click.pass_context
+def bench_all(
+    ctx: click.Context,
+    /,
+    out: Path,
+    only: str | None,
+    rounds: int,
+    is_listed: bool,
+    no_run: bool,
+) -> None:
+    """Run every command behind the project's published figures, and write one page of tables.
+
+    Each command has a process of its own, and its results stay in the folder as JSON. The page,
+    speed.md, has the tables of all results in the folder: --only measures some of them again. A
+    command that fails does not keep the others from running; the exit status is then 1.
+
+    \b
+    Examples:
+      attn-codegen bench all
+      attn-codegen bench all --only decode,decode-codes --rounds 7
+      attn-codegen bench all --list
+    """
+    from attn_runtime.bench import suite
+
+    steps = suite.choose(only)
+    if is_listed:
+        click.echo("\n".join(f"{step.name:20} {suite.line_of(step, rounds)}" for step in steps))
+        return
+    failed = [] if no_run else suite.run(steps, out, rounds, click.echo)
+    suite.write_page(out, click.echo)
+    for step in failed:
+        click.echo(f"attn-codegen: error: {suite.line_of(step, rounds)} failed", err=True)
+    ctx.exit(FAILED if failed else DONE)

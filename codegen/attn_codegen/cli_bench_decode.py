@@ -83,7 +83,8 @@ def decode(
     Cold: one launch behind 256 MB of writes. Stream: launches back to back over copies of the cache
     that no L2 holds. Both are CUDA graphs, medians over shuffled rounds. The bandwidth is measured
     in the same run: in order, and in pieces of 32 KB in random order, of which the share is. Every
-    cell is checked against float64 first. Several types of --kv have a table each.
+    cell is checked against float64 first. Quantised caches (--kv) are compared with the one that is
+    not, where that is among them.
 
     \b
     Examples:
@@ -105,11 +106,10 @@ def decode(
     if plot is not None:
         require_matplotlib(plot)
     own = _heads(heads)
-    if len(kv_dtypes) > 1 and (as_json or save is not None or plot is not None):
-        raise SelectionError("--json, --save and --plot keep one table: give one type to --kv")
-    chosen = tuple(known.choose(peers, NAMES))
-    for kv_dtype in kv_dtypes:
-        cells = decode_shapes.decode_cells(
+    cells = [
+        cell
+        for kv_dtype in kv_dtypes
+        for cell in decode_shapes.decode_cells(
             _numbers("batch", batches, decode_shapes.BATCHES),
             _numbers("context", contexts, decode_shapes.CONTEXTS),
             own,
@@ -117,19 +117,18 @@ def decode(
             is_ragged=ragged,
             kv_dtype=kv_dtype,
         )
-        family = Arch(arch) if arch else None
-        setup = DecodeSetup(
-            Dtype(dtype), own, Layout(layout), block_len, family, scattered, kv_dtype
-        )
-        schedule = Schedule(rounds=rounds, warm_ms=60.0)
-        request = command.Request(tuple(cells), setup, chosen, schedule)
-        results = command.run(request, click.echo if not as_json else lambda _: None)
-        if as_json:
-            click.echo(json.dumps(results.to_json(), indent=2))
-        if save is not None:
-            files.save(results, save)
-        if plot is not None:
-            draw(results, plot)
+    ]
+    family = Arch(arch) if arch else None
+    setup = DecodeSetup(Dtype(dtype), own, Layout(layout), block_len, family, scattered)
+    chosen, schedule = tuple(known.choose(peers, NAMES)), Schedule(rounds=rounds, warm_ms=60.0)
+    request = command.Request(tuple(cells), setup, chosen, schedule)
+    results = command.run(request, click.echo if not as_json else lambda _: None)
+    if as_json:
+        click.echo(json.dumps(results.to_json(), indent=2))
+    if save is not None:
+        files.save(results, save)
+    if plot is not None:
+        draw(results, plot)
 
 
 def _numbers(what: str, text: str | None, usual: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compiler that is none, and headers of the kernels, compiled for the host: what tests ask their
-C++ side by."""
+"""A compiler that is none, a machine without a GPU, and headers of the kernels, compiled for the
+host: what tests ask their C++ side by."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from attn_codegen.renderer import headers
-from attn_runtime import toolchain
+from attn_runtime import driver, toolchain
+from attn_runtime.errors import DriverError
 from fake_nvcc import FakeNvcc, make_fake_nvcc
 
 FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-D__device__=", "-D__forceinline__=inline")
@@ -28,6 +29,16 @@ def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvcc:
     monkeypatch.setenv("ATTN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(toolchain, "_known", {})
     return fake
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU."""
+
+    def refuse() -> int:
+        raise DriverError("no NVIDIA GPU can be used: install the driver")
+
+    monkeypatch.setattr(driver, "current_device", refuse)
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,10 @@ from attn_runtime.bench import compile as compiling
 from attn_runtime.bench import machine, oracle, peers, prefill
 from attn_runtime.bench.errors import BenchError, Unavailable
 from attn_runtime.bench.shapes import Shape
-from attn_runtime.errors import DriverError
 from attn_runtime.process import run_and_weigh
 from commands import run
 
-COMMANDS = ("prefill", "write", "compile", "overhead", "show")
+COMMANDS = ("prefill", "write", "compile", "overhead", "show", "all")
 
 
 class Clock:
@@ -91,14 +90,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Shape, Any]]:
     monkeypatch.setattr(machine, "facts_of", lambda _: {"device": "A GPU", "date": "2026-01-31"})
     monkeypatch.setattr(Timed, "asked", [])
     return Timed.asked
-
-
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> int:
-        raise DriverError("no NVIDIA GPU can be used: install the driver")
-
-    monkeypatch.setattr(driver, "current_device", refuse)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -140,7 +140,7 @@ RESULTS = DecodeResults(
 
 
 def test_a_decode_report_says_what_bounds_it_and_every_cell() -> None:
-    assert decode_report.results_text(RESULTS).splitlines() == [
+    assert results.text(RESULTS).splitlines() == [
         "A GPU, 2026-01-31",
         "driver 580.1",
         "decode, bf16",
@@ -152,11 +152,11 @@ def test_a_decode_report_says_what_bounds_it_and_every_cell() -> None:
         "1 x 1k              4     10.0        5.0  0.84   18 %          2.00            1.60",
         "64 x 16k         4295    950.0      940.0  4.57  100 %             -               -",
         "",
-        "x flash, cold: geometric mean 2.00 of 1 cells, lowest 2.00 (1 x 1k)",
-        "x flash, stream: geometric mean 1.60 of 1 cells, lowest 1.60 (1 x 1k)",
+        "x flash, cold: geometric mean 2.00 of 1 cell, lowest 2.00 (1 x 1k)",
+        "x flash, stream: geometric mean 1.60 of 1 cell, lowest 1.60 (1 x 1k)",
         "flash: no room",
     ]
-    markdown = decode_report.results_text(RESULTS, markdown=True).splitlines()
+    markdown = results.text(RESULTS, markdown=True).splitlines()
     assert "| 1 x 1k | 4 | 10.0 | 5.0 | 0.84 | 18 % | 2.00 | 1.60 |" in markdown
 
 
@@ -165,7 +165,7 @@ def test_saved_decode_results_are_shown_again(tmp_path: Path) -> None:
     results.save(RESULTS, file)
     assert results.load(file) == RESULTS
     done = run("bench", "show", str(file))
-    assert done.out == decode_report.results_text(RESULTS) + "\n"
+    assert done.out == results.text(RESULTS) + "\n"
     with pytest.raises(BenchError, match="holds no decode results"):
         DecodeResults.from_json(json.loads(file.read_text()) | {"schema": "another"})
 
@@ -286,6 +286,25 @@ def test_decode_prints_each_cell_and_saves_what_it_prints(tmp_path: Path) -> Non
     again = run("bench", "show", str(file)).out
     assert {" ".join(line.split()) for line in lines if "%" in line} <= {
         " ".join(line.split()) for line in again.splitlines()
+    }
+
+
+@pytest.mark.usefixtures("clock")
+def test_codes_are_compared_with_the_plain_cache_and_saved_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "codes.json"
+    args = ("--kv", "int8,same", "--batch", "8", "--context", "4k", "--peers", "none")
+    done = run("bench", "decode", *args, "--save", str(file))
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    plain, codes_of = (line for line in lines if line.startswith("8 x 4k"))
+    #              8 x 4k          MB    cold    stream  TB/s   share of 4.5      x same
+    assert plain.split()[3:] == ["134", "36.6", "33.6", "4.00", "89", "%", "-", "-"]
+    assert codes_of.split()[3:] == ["int8", "69", "20.3", "17.3", "4.00", "89", "%", "1.80", "1.94"]
+    assert "x same, int8, stream: geometric mean 1.94 of 1 cell, lowest 1.94 (8 x 4k)" in lines
+    assert " on same, int8, 32/8 heads" in done.out
+    again = run("bench", "show", str(file)).out.splitlines()
+    assert {" ".join(line.split()) for line in again} >= {
+        " ".join(line.split()) for line in lines if "%" in line or "x same" in line
     }
 
 

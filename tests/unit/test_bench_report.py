@@ -8,7 +8,8 @@ import json
 import pytest
 
 from attn_runtime.bench.errors import BenchError
-from attn_runtime.bench.report import Cell, Results, results_text, summary
+from attn_runtime.bench.report import Cell, Results, summary
+from attn_runtime.bench.results import text
 
 FACTS = {"date": "2026-01-31", "device": "A GPU", "driver": "580.1", "nvcc": "13.0"}
 
@@ -29,7 +30,7 @@ RESULTS = Results("prefill, bf16", ("cudnn",), FACTS, {"before": "SM 1980 MHz"},
 
 
 def test_a_report_says_what_on_what_and_every_cell() -> None:
-    assert results_text(RESULTS).splitlines() == [
+    assert text(RESULTS).splitlines() == [
         "A GPU, 2026-01-31",
         "driver 580.1, nvcc 13.0",
         "prefill, bf16",
@@ -47,7 +48,7 @@ def test_a_report_says_what_on_what_and_every_cell() -> None:
 
 
 def test_markdown_has_the_same_figures() -> None:
-    lines = results_text(RESULTS, markdown=True).splitlines()
+    lines = text(RESULTS, markdown=True).splitlines()
     assert "| 64 full | TFLOP/s | 450 | 600 |" in lines
     assert "|  | x cudnn | 0.80 | - |" in lines
     assert lines[lines.index("|  |  | 512 | 16k |") + 1] == "| --- | --- | --- | --- |"

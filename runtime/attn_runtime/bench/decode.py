@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Final
 
-from attn_codegen.config import KvDtype
+from attn_codegen.config import Dtype, KvDtype
 from attn_runtime import driver
 from attn_runtime.bench import decode_peers, decode_report, machine, oracle
 from attn_runtime.bench.bandwidth import Bandwidth, measure_bandwidth
@@ -22,22 +22,22 @@ from attn_runtime.bench.decode_peers import Capture
 from attn_runtime.bench.decode_pool import DecodeCall, DecodeSetup, Pool, blocks_of
 from attn_runtime.bench.decode_report import DecodeFigures, DecodeResults
 from attn_runtime.bench.decode_shapes import DecodeCell
-from attn_runtime.bench.device import FLUSH_BYTES, PIECE_BYTES, Bench
+from attn_runtime.bench.device import FLUSH_BYTES, Bench
 from attn_runtime.bench.errors import Unavailable
 from attn_runtime.bench.graph import Graph
 from attn_runtime.bench.prefill import free_torch_memory
-from attn_runtime.bench.report import OURS, header
+from attn_runtime.bench.report import OURS, SAME, header, label_of
 from attn_runtime.bench.timing import Call, Schedule, measure
 
 _COLD_SAMPLES: Final = 15
 _EMPTY_LAUNCHES: Final = 50
-_MOST_READ: Final = 2 << 30
-"""Bytes that the bandwidth is measured over."""
+_READ_BYTES: Final = 2 << 30
+"""That the bandwidth is measured over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to time, and how."""
+    """What to time, and how: every cell on a cache of each of `kv_dtypes`, in their order."""
 
     cells: tuple[DecodeCell, ...]
     setup: DecodeSetup
@@ -45,10 +45,24 @@ class Request:
     schedule: Schedule
 
     @property
+    def kv_dtypes(self) -> tuple[KvDtype, ...]:
+        """Of the cells; the cache that is not quantised comes first, so that codes can be compared
+        with it as soon as they are timed."""
+        kinds = dict.fromkeys(cell.kv_dtype for cell in self.cells)
+        return tuple(sorted(kinds, key=lambda kind: kind is not KvDtype.SAME))
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """What ours is compared with, in the order of the table."""
+        is_beside_codes = len(self.kv_dtypes) > 1 and KvDtype.SAME in self.kv_dtypes
+        return (SAME, *self.peers) if is_beside_codes else self.peers
+
+    @property
     def title(self) -> str:
         """One line that says what the figures are."""
         setup, heads = self.setup, self.setup.heads
-        cache = "" if setup.kv_dtype is KvDtype.SAME else f" on {setup.kv_dtype}"
+        kinds = self.kv_dtypes
+        cache = "" if kinds == (KvDtype.SAME,) else f" on {', '.join(kinds)}"
         queries = max(self.cells[0].shape.q_lens)
         scattered = ", scattered" if setup.is_scattered else ""
         return (
@@ -60,12 +74,23 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Stand:
-    """What all cells share."""
+    """What all cells of one kind of cache share."""
 
     bench: Bench
+    setup: DecodeSetup
     pool: Pool
     flushed: Any
     request: Request
+
+    @classmethod
+    def of(cls, bench: Bench, flushed: Any, request: Request, kind: KvDtype) -> _Stand:
+        setup = replace(request.setup, kv_dtype=kind)
+        blocks = max(
+            cell.rotation * blocks_of(cell.shape, setup.block_len)
+            for cell in request.cells
+            if cell.kv_dtype is kind
+        )
+        return cls(bench, setup, Pool(bench, setup, blocks), flushed, request)
 
 
 def run(request: Request, echo: Callable[[str], None]) -> DecodeResults:
@@ -79,35 +104,27 @@ def run(request: Request, echo: Callable[[str], None]) -> DecodeResults:
         bench = Bench(context)
         facts = machine.facts_of(context.device)
         clocks = {"before": machine.clocks(context.device.ordinal)}
-        step = request.setup.block_len
-        blocks = max(cell.rotation * blocks_of(cell.shape, step) for cell in request.cells)
-        stand = _Stand(
-            bench,
-            Pool(bench, request.setup, blocks),
-            bench.empty((FLUSH_BYTES,), "uint8"),
-            request,
-        )
-        bandwidth, floors = _bandwidth(stand), _floors(stand)
+        flushed = bench.empty((FLUSH_BYTES,), "uint8")
+        bandwidth, floors = _bandwidth(bench), _floors(bench, flushed)
         lines = [*header(request.title, facts), f"clocks before: {clocks['before']}"]
         lines.append(decode_report.ceilings(bandwidth.sequential, bandwidth.pieces, floors))
         for line in [*lines, ""]:
             echo(line)
-        cells = _cells(stand, bandwidth.pieces, echo)
+        cells = _cells(bench, flushed, request, bandwidth.pieces, echo)
         clocks["after"] = machine.clocks(context.device.ordinal)
-        for line in ["", *decode_report.closing(cells, request.peers)]:
+        for line in ["", *decode_report.closing(cells, request.contenders)]:
             echo(line)
     measured = (bandwidth.sequential, bandwidth.pieces, floors)
-    return DecodeResults(request.title, request.peers, facts, clocks, *measured, tuple(cells))
+    return DecodeResults(request.title, request.contenders, facts, clocks, *measured, tuple(cells))
 
 
-def _bandwidth(stand: _Stand) -> Bandwidth:
-    size = min(stand.pool.array.nbytes, _MOST_READ) // PIECE_BYTES * PIECE_BYTES
-    return measure_bandwidth(stand.bench, stand.pool.array[: size // 2])
+def _bandwidth(bench: Bench) -> Bandwidth:
+    return measure_bandwidth(bench, bench.normal((_READ_BYTES // 2,), Dtype.BF16))
 
 
-def _floors(stand: _Stand) -> dict[str, float]:
+def _floors(bench: Bench, flushed: Any) -> dict[str, float]:
     """Microseconds of a kernel that does nothing worth mentioning."""
-    bench, small = stand.bench, stand.bench.empty((8,), "uint16")
+    small = bench.empty((8,), "uint16")
 
     def enqueue(count: int) -> Callable[[int], None]:
         def launches(stream: int) -> None:
@@ -118,36 +135,57 @@ def _floors(stand: _Stand) -> dict[str, float]:
 
     one, many = Graph(enqueue(1)), Graph(enqueue(_EMPTY_LAUNCHES))
     return {
-        "cold": 1e3 * median(bench.cold_milliseconds(one, stand.flushed) for _ in range(9)),
+        "cold": 1e3 * median(bench.cold_milliseconds(one, flushed) for _ in range(9)),
         "stream": 1e3 * bench.milliseconds(many, 20, 10e-6) / _EMPTY_LAUNCHES,
     }
 
 
-def _cells(stand: _Stand, pieces: float, echo: Callable[[str], None]) -> list[DecodeFigures]:
+def _cells(
+    bench: Bench, flushed: Any, request: Request, pieces: float, echo: Callable[[str], None]
+) -> list[DecodeFigures]:
     """Every cell, shown as soon as it is known, below a heading as wide as any figure."""
-    peers = stand.request.peers
+    peers = request.contenders
     columns = decode_report.heading(peers)
-    widest = ["9" * 16, "99999", "99999.9", "99999.9", "9.99", "100 %", *["99.99"] * 2 * len(peers)]
+    labels = [label_of(cell.shape.row, cell.kv_dtype.value) for cell in request.cells]
+    widest = [max(labels, key=len), "99999", "99999.9", "99999.9", "9.99", "100 %"]
+    widest += ["99.99"] * 2 * len(peers)
     echo(decode_report.aligned(columns, columns, [widest]))
+    plain: dict[str, DecodeFigures] = {}
     found = []
-    for cell in stand.request.cells:
-        figures = _time_cell(stand, cell)
-        words = decode_report.row(figures, pieces, peers)
-        echo(decode_report.aligned(words, columns, [widest]))
-        found.append(figures)
+    for kind in request.kv_dtypes:
+        stand = _Stand.of(bench, flushed, request, kind)
+        for cell in request.cells:
+            if cell.kv_dtype is kind:
+                figures = _beside_plain(_time_cell(stand, cell), plain)
+                words = decode_report.row(figures, pieces, peers)
+                echo(decode_report.aligned(words, columns, [widest]))
+                found.append(figures)
     return found
+
+
+def _beside_plain(figures: DecodeFigures, plain: dict[str, DecodeFigures]) -> DecodeFigures:
+    """Codes with the times of the plain cache beside them; a plain cell is kept in `plain`."""
+    if figures.kv_dtype == SAME:
+        plain[figures.name] = figures
+    elif same := plain.get(figures.name):
+        cold, stream = (
+            figures.cold | {SAME: same.cold[OURS]},
+            figures.stream | {SAME: same.stream[OURS]},
+        )
+        return replace(figures, cold=cold, stream=stream)
+    return figures
 
 
 def _time_cell(stand: _Stand, cell: DecodeCell) -> DecodeFigures:
     """Check ours, then time it beside every peer that runs the cell."""
     request = stand.request
-    call = DecodeCall(stand.bench, cell, request.setup, stand.pool)
+    call = DecodeCall(stand.bench, cell, stand.setup, stand.pool)
     oracle.spot_check(call)
     contenders: dict[str, Capture] = {OURS: decode_peers.capture_ours(call)}
     missing: dict[str, str] = {}
     for name in request.peers:
         try:
-            contenders[name] = decode_peers.build(name, cell, request.setup)
+            contenders[name] = decode_peers.build(name, cell, stand.setup)
         except Unavailable as error:
             missing[name] = str(error)
     rng = random.Random(cell.shape.key_num)
@@ -155,7 +193,8 @@ def _time_cell(stand: _Stand, cell: DecodeCell) -> DecodeFigures:
     cold = _cold_times(stand, {name: one([0]) for name, one in contenders.items()}, rng)
     del contenders
     free_torch_memory()
-    return DecodeFigures(cell.shape.row, cell.kv_bytes, cold, stream, missing)
+    kind = cell.kv_dtype.value
+    return DecodeFigures(cell.shape.row, cell.kv_bytes, cold, stream, missing, kind)
 
 
 def _stream_times(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from attn_codegen.prose import counted
 from attn_runtime.bench.errors import BenchError
-from attn_runtime.bench.report import OURS, header, unique
+from attn_runtime.bench.report import OURS, SAME, label_of, unique
 from attn_runtime.bench.shapes import geometric_mean
 
 SCHEMA: Final = "attn-codegen bench decode 1"
@@ -16,13 +17,20 @@ SCHEMA: Final = "attn-codegen bench decode 1"
 
 @dataclass(frozen=True, slots=True)
 class DecodeFigures:
-    """One cell: microseconds of a launch by contender, cold and in a stream of launches."""
+    """One cell: microseconds of a launch by contender, cold and in a stream of launches. Of codes,
+    the cache that is not quantised is a contender, too."""
 
     name: str
     kv_bytes: int
     cold: dict[str, float]
     stream: dict[str, float]
     missing: dict[str, str] = field(default_factory=dict)
+    kv_dtype: str = SAME
+
+    @property
+    def label(self) -> str:
+        """Of its line in the table."""
+        return label_of(self.name, self.kv_dtype)
 
     def share(self, bandwidth: float, contender: str = OURS) -> float:
         """Of the bandwidth, in a stream of launches."""
@@ -65,7 +73,7 @@ def heading(peers: Sequence[str]) -> list[str]:
 def row(cell: DecodeFigures, pieces: float, peers: Sequence[str]) -> list[str]:
     """Of one cell; the share is that of reading 32 KB pieces in random order."""
     cold, stream = cell.cold[OURS], cell.stream[OURS]
-    words = [cell.name, f"{cell.kv_bytes / 1e6:.0f}", f"{cold:.1f}", f"{stream:.1f}"]
+    words = [cell.label, f"{cell.kv_bytes / 1e6:.0f}", f"{cold:.1f}", f"{stream:.1f}"]
     words += [f"{cell.kv_bytes / stream / 1e6:.2f}", f"{100 * cell.share(pieces):.0f} %"]
     for peer in peers:
         for own, times in ((cold, cell.cold), (stream, cell.stream)):
@@ -73,18 +81,17 @@ def row(cell: DecodeFigures, pieces: float, peers: Sequence[str]) -> list[str]:
     return words
 
 
-def results_text(results: DecodeResults, *, markdown: bool = False) -> str:
-    """A whole report."""
+def body(results: DecodeResults, *, markdown: bool = False) -> list[str]:
+    """What stands below the header of a report."""
     columns = heading(results.peers)
     rows = [row(cell, results.pieces, results.peers) for cell in results.cells]
     if markdown:
         table = [f"| {' | '.join(words)} |" for words in (columns, ["---"] * len(columns), *rows)]
     else:
         table = [aligned(words, columns, rows) for words in (columns, *rows)]
-    lines = [*header(results.title, results.facts)]
-    lines += [f"clocks {when}: {state}" for when, state in results.clocks.items()]
+    lines = [f"clocks {when}: {state}" for when, state in results.clocks.items()]
     lines += [ceilings(results.sequential, results.pieces, results.floors), "", *table, ""]
-    return "\n".join([*lines, *closing(results.cells, results.peers)])
+    return [*lines, *closing(results.cells, results.peers)]
 
 
 def aligned(words: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -110,14 +117,19 @@ def closing(cells: Sequence[DecodeFigures], peers: Sequence[str]) -> list[str]:
     """The mean and the lowest of the ratios to each peer, and why others are missing."""
     lines = []
     for peer in peers:
-        for when in ("cold", "stream"):
-            times = [(getattr(cell, when), cell.name) for cell in cells]
-            ratios = [(one[peer] / one[OURS], name) for one, name in times if peer in one]
-            if ratios:
-                mean, (lowest, name) = geometric_mean([ratio for ratio, _ in ratios]), min(ratios)
-                lines.append(
-                    f"x {peer}, {when}: geometric mean {mean:.2f} of {len(ratios)} cells, "
-                    f"lowest {lowest:.2f} ({name})"
-                )
+        for kind in unique(cell.kv_dtype for cell in cells if peer in cell.stream):
+            own = [cell for cell in cells if cell.kv_dtype == kind and peer in cell.stream]
+            name = peer if kind == SAME else f"{peer}, {kind}"
+            lines += [_summary(name, peer, when, own) for when in ("cold", "stream")]
     missing = [f"{peer}: {why}" for cell in cells for peer, why in cell.missing.items()]
     return [*lines, *unique(missing)]
+
+
+def _summary(name: str, peer: str, when: str, cells: Sequence[DecodeFigures]) -> str:
+    times = [(getattr(cell, when), cell.name) for cell in cells]
+    ratios = [(one[peer] / one[OURS], cell) for one, cell in times]
+    mean, (lowest, cell) = geometric_mean([ratio for ratio, _ in ratios]), min(ratios)
+    return (
+        f"x {name}, {when}: geometric mean {mean:.2f} of {counted(len(ratios), 'cell')}, "
+        f"lowest {lowest:.2f} ({cell})"
+    )

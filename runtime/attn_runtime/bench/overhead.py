@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -26,9 +25,10 @@ from attn_codegen.presets import with_reductions
 from attn_codegen.renderer import kernel_entry, render
 from attn_runtime import driver
 from attn_runtime.attention import Attention
-from attn_runtime.bench import machine
+from attn_runtime.bench import machine, overhead_report, report
 from attn_runtime.bench.device import Bench
 from attn_runtime.bench.errors import Unavailable
+from attn_runtime.bench.overhead_report import OverheadResults
 from attn_runtime.bench.peers import torch_ints, torch_normal
 from attn_runtime.bench.timing import Call
 from attn_runtime.compiler import flags, own_target, unit_of
@@ -37,6 +37,7 @@ from attn_runtime.files import write_tree
 from attn_runtime.kernel import on_device
 from attn_runtime.toolchain import find_nvcc
 
+_TITLE: Final = "host microseconds of a repeated call, one sequence of one token"
 HEADS: Final = 16
 HEAD_DIM: Final = 128
 _CALLS: Final = 200
@@ -48,24 +49,7 @@ _FOLDER: Final = Path(__file__).parent
 _PROGRAMS: Final = {Arch.SM80: "overhead_sm80.cu", Arch.SM90: "overhead_sm90.cu"}
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Host microseconds of one call by what is called, and what could not be measured."""
-
-    facts: dict[str, str]
-    microseconds: dict[str, float]
-    missing: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as data."""
-        return {
-            "facts": self.facts,
-            "microseconds": self.microseconds,
-            "missing": self.missing,
-        }
-
-
-def run(dtype: Dtype, arch: Arch | None, echo: Callable[[str], None]) -> Costs:
+def run(dtype: Dtype, arch: Arch | None, echo: Callable[[str], None]) -> OverheadResults:
     """Measure on the current device; `echo` gets each line of the report as it becomes known.
     Raises DriverError without a GPU."""
     context = driver.context_of_device(driver.current_device())
@@ -73,7 +57,7 @@ def run(dtype: Dtype, arch: Arch | None, echo: Callable[[str], None]) -> Costs:
     with context:
         bench = Bench(context)
         facts = machine.facts_of(context.device)
-        for line in _heading(facts):
+        for line in (*report.header(_TITLE, facts), ""):
             echo(line)
         calls = {
             "Attention, PyCUDA arrays": _pycuda_call(bench, dtype, arch),
@@ -84,7 +68,7 @@ def run(dtype: Dtype, arch: Arch | None, echo: Callable[[str], None]) -> Costs:
         else:
             calls |= {name: make(dtype, arch) for name, make in _torch_calls().items()}
         known = host_microseconds(calls, bench)
-        for line in _lines(known):
+        for line in overhead_report.figures(known):
             echo(line)
         config = AttentionConfig.of(
             dtype=Dtype.BF16, arch=arch or Arch.SM80, cache=Cache.LINEAR, mask=Mask.CAUSAL
@@ -94,9 +78,9 @@ def run(dtype: Dtype, arch: Arch | None, echo: Callable[[str], None]) -> Costs:
             of_cpp = cpp_microseconds(chosen, context.device.target)
         except Unavailable as error:
             of_cpp, missing["invokeAttention, C++"] = {}, str(error)
-        for line in (*_lines(of_cpp), *(f"     -  {name}: {why}" for name, why in missing.items())):
+        for line in (*overhead_report.figures(of_cpp), *overhead_report.reasons(missing)):
             echo(line)
-    return Costs(facts, known | of_cpp, missing)
+    return OverheadResults(_TITLE, facts, known | of_cpp, missing)
 
 
 def host_microseconds(calls: Mapping[str, Call], bench: Bench) -> dict[str, float]:
@@ -204,15 +188,3 @@ def _build_program(folder: Path, config: AttentionConfig, target: str) -> Path:
     if done.returncode != 0:
         raise Unavailable(f"nvcc cannot build it: {(done.stderr or done.stdout).strip()[-300:]}")
     return program
-
-
-def _heading(facts: dict[str, str]) -> list[str]:
-    versions = [f"{name} {value}" for name, value in facts.items() if name != "device"]
-    return [
-        f"{facts['device']}, {', '.join(versions)}",
-        "host microseconds of a repeated call, one sequence of one token:",
-    ]
-
-
-def _lines(microseconds: dict[str, float]) -> list[str]:
-    return [f"{value:6.1f}  {name}" for name, value in microseconds.items()]

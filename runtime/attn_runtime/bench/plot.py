@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from attn_runtime.bench.decode_report import DecodeResults
 from attn_runtime.bench.errors import BenchError
-from attn_runtime.bench.report import OURS, Results, unique
-from attn_runtime.bench.write_report import WriteResults
+from attn_runtime.bench.report import OURS, SAME, Results, label_of, unique
+from attn_runtime.bench.results import AnyResults
 
 INSTALL: Final = "pip install 'attn-codegen[bench]'"
 _COLOURS: Final = {OURS: "#0b6e4f", "cudnn": "#c05a1c", "flash": "#3a66b0", "fa3": "#7b4aa0"}
@@ -30,10 +30,12 @@ def require_matplotlib(path: Path) -> None:
         )
 
 
-def plot(results: Results | DecodeResults | WriteResults, path: Path) -> None:
+def plot(results: AnyResults, path: Path) -> None:
     """Write the picture; its format is that of the path's suffix. Raises BenchError."""
-    if isinstance(results, WriteResults):
-        raise BenchError("results of bench write have no picture: leave --plot out")
+    if not isinstance(results, Results | DecodeResults):
+        raise BenchError(
+            "only results of bench prefill and decode have a picture: leave --plot out"
+        )
     require_matplotlib(path)
     figure = _prefill(results) if isinstance(results, Results) else _decode(results)
     device = results.facts.get("device", "")
@@ -64,18 +66,8 @@ def _decode(results: DecodeResults) -> Any:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, when in zip(panels, ("stream", "cold"), strict=True):
-        for name in (OURS, *results.peers):
-            known = [(cell.kv_bytes, getattr(cell, when)) for cell in results.cells]
-            points = sorted(
-                (size / 1e6, 100 * size / (times[name] * 1e-6) / results.pieces)
-                for size, times in known
-                if name in times
-            )
-            if points:
-                sizes, shares = zip(*points, strict=True)
-                panel.plot(
-                    sizes, shares, "o-", label=name, color=_COLOURS.get(name), lw=1.6, ms=3.5
-                )
+        for kind in unique(cell.kv_dtype for cell in results.cells):
+            _draw_shares(panel, results, when, kind)
         panel.set_xscale("log")
         panel.set_title(when, fontsize=9)
         panel.set_xlabel("MB of K and V", fontsize=8)
@@ -85,6 +77,23 @@ def _decode(results: DecodeResults) -> Any:
         panel.legend(fontsize=7, loc="lower right")
     panels[0].set_ylabel("% of the read bandwidth", fontsize=8)
     return figure
+
+
+def _draw_shares(panel: Any, results: DecodeResults, when: str, kind: str) -> None:
+    """Of everybody who reads one kind of cache."""
+    known = [(c.kv_bytes, getattr(c, when)) for c in results.cells if c.kv_dtype == kind]
+    for name in (OURS, *(peer for peer in results.peers if peer != SAME)):
+        points = sorted(
+            (size / 1e6, 100 * size / (times[name] * 1e-6) / results.pieces)
+            for size, times in known
+            if name in times
+        )
+        if points:
+            sizes, shares = zip(*points, strict=True)
+            colour = _COLOURS.get(name) if kind == SAME else None
+            panel.plot(
+                sizes, shares, "o-", label=label_of(name, kind), color=colour, lw=1.6, ms=3.5
+            )
 
 
 def _draw_row(panel: Any, results: Results, row: str) -> None:

@@ -170,20 +170,17 @@ def header(title: str, facts: dict[str, str]) -> list[str]:
     return [f"{facts['device']}, {facts['date']}", ", ".join(versions), title]
 
 
-def results_text(results: Results, *, markdown: bool = False) -> str:
-    """A whole report."""
+def body(results: Results, *, markdown: bool = False) -> list[str]:
+    """What stands below the header of a report."""
     table = markdown_table if markdown else text_table
     columns = unique(cell.column for cell in results.cells)
-    return "\n".join(
-        [
-            *header(results.title, results.facts),
-            *(f"clocks {when}: {state}" for when, state in results.clocks.items()),
-            "",
-            *table(columns, lines_of(results.cells, results.peers, columns)),
-            "",
-            *closing(results.cells, results.peers),
-        ]
-    )
+    return [
+        *(f"clocks {when}: {state}" for when, state in results.clocks.items()),
+        "",
+        *table(columns, lines_of(results.cells, results.peers, columns)),
+        "",
+        *closing(results.cells, results.peers),
+    ]
 
 
 def closing(cells: Sequence[Cell], peers: Sequence[str]) -> list[str]:

@@ -7,20 +7,22 @@ import json
 from pathlib import Path
 from typing import Final
 
-from attn_runtime.bench import decode_report, report, write_report
+from attn_runtime.bench import decode_report, overhead_report, report, write_report
 from attn_runtime.bench.decode_report import DecodeResults
 from attn_runtime.bench.errors import BenchError
+from attn_runtime.bench.overhead_report import OverheadResults
 from attn_runtime.bench.report import Results
 from attn_runtime.bench.write_report import WriteResults
 from attn_runtime.files import replace_text
 
-AnyResults = Results | DecodeResults | WriteResults
-_KINDS: Final[dict[str, type[Results] | type[DecodeResults] | type[WriteResults]]] = {
+AnyResults = Results | DecodeResults | WriteResults | OverheadResults
+_KINDS: Final[dict[str, type[AnyResults]]] = {
     report.SCHEMA: Results,
     decode_report.SCHEMA: DecodeResults,
     write_report.SCHEMA: WriteResults,
+    overhead_report.SCHEMA: OverheadResults,
 }
-_NEXT: Final = "use a file that attn-codegen bench prefill, decode or write --save wrote"
+_NEXT: Final = "use a file that attn-codegen bench prefill, decode, write or overhead --save wrote"
 
 
 def save(results: AnyResults, path: Path) -> None:
@@ -48,8 +50,18 @@ def load(path: Path) -> AnyResults:
 
 def text(results: AnyResults, *, markdown: bool = False) -> str:
     """The whole report."""
-    if isinstance(results, Results):
-        return report.results_text(results, markdown=markdown)
-    if isinstance(results, WriteResults):
-        return write_report.results_text(results, markdown=markdown)
-    return decode_report.results_text(results, markdown=markdown)
+    lines = report.header(results.title, results.facts)
+    return "\n".join([*lines, *body(results, markdown=markdown)])
+
+
+def body(results: AnyResults, *, markdown: bool = False) -> list[str]:
+    """The report below what was measured, and on what."""
+    match results:
+        case Results():
+            return report.body(results, markdown=markdown)
+        case DecodeResults():
+            return decode_report.body(results, markdown=markdown)
+        case WriteResults():
+            return write_report.body(results, markdown=markdown)
+        case OverheadResults():
+            return overhead_report.body(results, markdown=markdown)

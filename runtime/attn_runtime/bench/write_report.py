@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from attn_runtime.bench.decode_report import aligned
 from attn_runtime.bench.errors import BenchError
-from attn_runtime.bench.report import header
 
 SCHEMA: Final = "attn-codegen bench write 1"
 HEADING: Final = ("head_dim, cache", "MB", "us", "TB/s", "of a copy")
@@ -74,16 +73,15 @@ def line(words: Sequence[str]) -> str:
     return aligned(words, HEADING, [("256 int8", "99999", "99999.9", "9.99", "100 %")])
 
 
-def results_text(results: WriteResults, *, markdown: bool = False) -> str:
-    """A whole report."""
+def body(results: WriteResults, *, markdown: bool = False) -> list[str]:
+    """What stands below the header of a report."""
     rows = [row(cell) for cell in results.cells]
     if markdown:
         table = [f"| {' | '.join(words)} |" for words in (HEADING, ("---",) * len(HEADING), *rows)]
     else:
         table = [line(words) for words in (HEADING, *rows)]
-    lines = header(results.title, results.facts)
-    lines += [f"clocks {when}: {state}" for when, state in results.clocks.items()]
-    return "\n".join([*lines, *closing(results.cells), "", *table])
+    clocks = [f"clocks {when}: {state}" for when, state in results.clocks.items()]
+    return [*clocks, *closing(results.cells), "", *table]
 
 
 def closing(cells: Sequence[WriteFigures]) -> list[str]:
