@@ -81,6 +81,7 @@ class Library:
         self._function("last_error").restype = ctypes.c_char_p
         self._function("last_error_field").restype = ctypes.c_char_p
         self._function("status_string").restype = ctypes.c_char_p
+        self._function("version").restype = ctypes.c_char_p
         for name in ("prefill", "decode"):
             self._function(name).argtypes = (
                 ctypes.POINTER(Params),
@@ -135,6 +136,10 @@ class Library:
     def prefill(self, given: Params, workspace: int | None = None, size: int = 0) -> int:
         """attn_prefill."""
         return self._call("prefill", ctypes.byref(given), workspace, size)
+
+    def version(self) -> str:
+        """attn_version."""
+        return str(self._function("version")().decode())
 
     def status_string(self, status: int) -> str:
         """attn_status_string."""

@@ -219,7 +219,12 @@ def _headers(namespace: str) -> tuple[tuple[str, str], ...]:
         tool_version=__version__,
         **struct_layout.template_context(),
     )
-    c_header = _render("attn_c.h.j2", structs=product.c_structs(), tool_version=__version__)
+    c_header = _render(
+        "attn_c.h.j2",
+        structs=product.c_structs(),
+        tool_version=__version__,
+        version=__version__.split("."),
+    )
     texts[C_HEADER_PATH] = moved(c_header, namespace)
     return tuple(sorted(texts.items()))
 

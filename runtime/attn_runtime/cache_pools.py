@@ -2,7 +2,7 @@
 """A paged KV cache of one layer, for those who have none: pools, block tables, and the writer.
 
 A convenience, not a manager: it allocates all blocks at the start, hands them out in order, and
-takes them back when a sequence ends. It never moves or evicts a block.
+takes them back when no sequence has them any more. It never moves or evicts a block.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ class KVCache:
     Rows of a block lie head by head, and so do the (scale, zero) pairs: narrow rows of neighbouring
     heads then share no memory transaction. `k_scale` and `v_scale` are those of an e4m3 cache.
     `arguments(sequences)` are what Attention and CacheWriter take to find the cache.
+
+    block_count blocks of block_len tokens; dtype is that of new rows, kv_dtype what the cache keeps
+    of them; k_scale and v_scale float32 on the device, one or [num_kv_heads]; device an ordinal or
+    what torch calls one. Raises ConfigError for a cache that no writer serves, ArgumentError for a
+    number out of range, and what the library raises that allocates.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class KVCache:
                 arrays[name] = scale
         self.pools: Final = arrays
         self._free = list(range(self.block_count))[::-1]
+        self._users = [0] * self.block_count
         self._blocks: dict[Any, list[int]] = {}
         self._lengths: dict[Any, int] = {}
 
@@ -126,10 +132,63 @@ class KVCache:
         table = [block for row in rows for block in (*row, *[0] * (width - len(row)))]
         return self.pools | {"block_table": self._memory.ints(table, (len(rows), width))}
 
+    def share_prefix(self, parent: Any, child: Any, tokens: int | None = None) -> int:
+        """Begin a sequence with the whole blocks of another's first tokens (all that it has, where
+        left out), which neither writes again. Returns how many tokens the new one then has: append
+        the rest.
+
+        Raises ArgumentError for a child that is in the cache, and for more tokens than there are.
+        """
+        length = self.length(parent)
+        shared = need_int("tokens", length if tokens is None else tokens) // self.block_len
+        if child in self._lengths:
+            raise ArgumentError(
+                "child",
+                f"{child!r} is in the cache, with {counted(self.length(child), 'token')}: release "
+                "it, or begin a sequence of another name",
+            )
+        if tokens is not None and tokens > length:
+            raise ArgumentError(
+                "tokens",
+                f"tokens is {tokens}, and {parent!r} has {length} in the cache: share fewer",
+            )
+        own = self._blocks.get(parent, [])[:shared]
+        for block in own:
+            self._users[block] += 1
+        self._blocks[child], self._lengths[child] = own, shared * self.block_len
+        return shared * self.block_len
+
+    def truncate(self, sequence: Any, length: int) -> None:
+        """Forget all but the first tokens of a sequence, such as those that a speculation got
+        wrong. Raises ArgumentError for more tokens than it has, and where a block that other
+        sequences share would be written again."""
+        if need_int("length", length) > self.length(sequence):
+            raise ArgumentError(
+                "length",
+                f"length is {length}, and {sequence!r} has {self.length(sequence)} tokens in the "
+                "cache: give that or less",
+            )
+        own, kept = self._blocks.get(sequence, []), -(-length // self.block_len)
+        if length % self.block_len and self._users[own[kept - 1]] > 1:
+            raise ArgumentError(
+                "length",
+                f"length is {length}, inside a block of {self.block_len} tokens that {sequence!r} "
+                f"shares: give a multiple of {self.block_len}, or release who shares it",
+            )
+        if sequence in self._lengths:
+            self._give_back(own[kept:])
+            self._blocks[sequence], self._lengths[sequence] = own[:kept], length
+
     def release(self, sequence: Any) -> None:
-        """Forget a sequence; its blocks may be handed out again."""
-        self._free += self._blocks.pop(sequence, [])[::-1]
+        """Forget a sequence; blocks that no other shares may be handed out again."""
+        self._give_back(self._blocks.pop(sequence, []))
         self._lengths.pop(sequence, None)
+
+    def _give_back(self, blocks: list[int]) -> None:
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if self._users[block] == 0:
+                self._free.append(block)
 
     def _reserve(self, sequences: Sequence[Any], q_lens: Sequence[int]) -> None:
         """Blocks for more tokens of some sequences, all or none."""
@@ -148,7 +207,9 @@ class KVCache:
             )
         for sequence, count in wanted.items():
             own = self._blocks.setdefault(sequence, [])
-            own += [self._free.pop() for _ in range(count)]
+            for _ in range(count):
+                own.append(self._free.pop())
+                self._users[own[-1]] = 1
 
 
 def _check_sequences(sequences: Sequence[Any], q_lens: Sequence[int]) -> None:

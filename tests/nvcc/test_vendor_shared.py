@@ -17,6 +17,7 @@ import vendored
 from vendored import DECODE, DOCUMENTED, HERE, PAGED, WRITE, documented_call, writing_call
 
 import c_abi
+from attn_codegen import __version__
 from attn_codegen.config import AttentionConfig
 from attn_codegen.tiling import tiling
 from c_abi import Info, Library, Params
@@ -40,6 +41,7 @@ C_FUNCTIONS = {
     "attn_write",
     "attn_prefill",
     "attn_status_string",
+    "attn_version",
     "attn_last_error",
     "attn_last_error_field",
 }
@@ -257,6 +259,10 @@ def test_null_structs_and_wild_numbers_are_refused(library: Library) -> None:
     assert library.kernel_info(0, c_abi.ANY_DEVICE, short) == c_abi.INVALID_ARGUMENT
     assert library.last_error_field() == "struct_size"
     assert str(ctypes.sizeof(Info)) in library.last_error()
+
+
+def test_the_library_is_of_the_version_that_wrote_it(library: Library) -> None:
+    assert library.version() == __version__
 
 
 def test_every_status_has_words(library: Library) -> None:

@@ -88,6 +88,61 @@ def test_a_full_cache_refuses_before_it_writes_and_serves_again_after_a_release(
     assert cache.length("a") == 0
 
 
+def test_a_shared_prefix_is_the_same_blocks_and_new_tokens_go_elsewhere(
+    calls: list[dict[str, Any]],
+) -> None:
+    cache = cache_of()
+    cache.append(["a"], None, None, [10])
+    assert cache.share_prefix("a", "b") == 8, "two whole blocks of 4 tokens"
+    assert cache.share_prefix("a", "c", tokens=7) == 4
+    call = cache.append(["a", "b", "c"], None, None, [1, 3, 1])
+    assert call["cu_k_len"].tolist() == [0, 11, 22, 27]
+    a, b, c = call["block_table"].tolist()
+    assert a[:2] == b[:2] and c[0] == a[0]
+    assert len({a[2], b[2], c[1]} - set(a[:2])) == 3
+
+
+def test_shared_blocks_are_free_when_nobody_has_them(calls: list[dict[str, Any]]) -> None:
+    cache = cache_of(blocks=2)
+    cache.append(["a"], None, None, [8])
+    cache.share_prefix("a", "b")
+    cache.release("a")
+    with pytest.raises(ArgumentError, match="0 of 2 are free"):
+        cache.append(["c"], None, None, [1])
+    cache.release("b")
+    cache.append(["c"], None, None, [8])
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), [(10, 3), (8, 2), (1, 1), (0, 0)])
+def test_a_truncated_sequence_keeps_its_first_tokens_and_no_other_block(
+    calls: list[dict[str, Any]], tokens: int, blocks: int
+) -> None:
+    cache = cache_of()
+    cache.append(["a"], None, None, [11])
+    before = cache.arguments(["a"])["block_table"].tolist()
+    cache.truncate("a", tokens)
+    assert cache.length("a") == tokens
+    assert f"{10 - blocks} of 10 blocks free" in repr(cache)
+    if blocks:
+        assert cache.arguments(["a"])["block_table"].tolist() == [before[0][:blocks]]
+
+
+def test_nothing_is_cut_or_shared_that_is_not_there(calls: list[dict[str, Any]]) -> None:
+    cache = cache_of()
+    cache.append(["a"], None, None, [8])
+    with pytest.raises(ArgumentError, match="length is 9, and 'a' has 8 tokens in the cache"):
+        cache.truncate("a", 9)
+    with pytest.raises(ArgumentError, match="tokens is 9, and 'a' has 8 in the cache"):
+        cache.share_prefix("a", "b", tokens=9)
+    with pytest.raises(ArgumentError, match="'a' is in the cache, with 8 tokens"):
+        cache.share_prefix("b", "a")
+    cache.share_prefix("a", "b")
+    with pytest.raises(ArgumentError, match="inside a block of 4 tokens that 'a' shares"):
+        cache.truncate("a", 6)
+    cache.truncate("a", 4)
+    assert (cache.length("a"), cache.length("b")) == (4, 8)
+
+
 def test_a_sequence_given_twice_is_refused(calls: list[dict[str, Any]]) -> None:
     with pytest.raises(ArgumentError, match=r"\['a', 'a'\] names one twice: give each once"):
         cache_of().append(["a", "a"], None, None, [1, 1])

@@ -15,6 +15,7 @@ import pytest
 import attn_runtime
 from attn_codegen import presets
 from attn_codegen.cli import main
+from attn_codegen.params import STRUCTS_BY_NAME
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -90,6 +91,16 @@ def test_every_option_says_what_it_is_for() -> None:
 def test_the_readme_counts_the_default_preset() -> None:
     count = len(presets.preset("default"))
     assert f"{count} units of the default preset" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_every_parameter_of_a_call_has_its_place_in_the_table() -> None:
+    text = (ROOT / "docs" / "cpp.md").read_text(encoding="utf-8")
+    section = text.split("## AttentionParams")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(
+        field.name for field in STRUCTS_BY_NAME["AttentionParams"].fields
+    )
 
 
 @pytest.mark.parametrize("snippet", snippets(), ids=lambda text: text.split("\n")[0])
