@@ -65,6 +65,14 @@ typedef enum attn_cp_form_t {
   ATTN_CP_PART_ONLY = 2 /* its part: nothing is gathered */
 } attn_cp_form_t;
 
+/* Of the attn-codegen that wrote this header. Versions follow Semantic Versioning: before 1.0, a
+ * new minor version may change the structs. */
+enum {
+  ATTN_VERSION_MAJOR = 0,
+  ATTN_VERSION_MINOR = 1,
+  ATTN_VERSION_PATCH = 0,
+};
+
 /* In place of a device: none in particular. */
 enum { ATTN_ANY_DEVICE = -1 };
 
@@ -355,6 +363,9 @@ attn_status_t attn_decode(const attn_params_t* params, void* workspace, size_t w
  * k_len - n + i, where k_len (cu_k_len) counts them too; of cp_size ranks, each writes those that
  * it has. params->mode is ATTN_WRITE. */
 attn_status_t attn_write(const attn_params_t* params);
+
+/* "MAJOR.MINOR.PATCH" of the library. */
+const char* attn_version(void);
 
 /* A few words. */
 const char* attn_status_string(attn_status_t status);

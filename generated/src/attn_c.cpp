@@ -266,6 +266,13 @@ attn_status_t attn_write(const attn_params_t* params) {
   });
 }
 
+const char* attn_version() {
+  static const std::string version = std::to_string(ATTN_VERSION_MAJOR) + '.' +
+                                     std::to_string(ATTN_VERSION_MINOR) + '.' +
+                                     std::to_string(ATTN_VERSION_PATCH);
+  return version.c_str();
+}
+
 const char* attn_status_string(attn_status_t status) {
   switch (status) {
     case ATTN_SUCCESS:

@@ -32,6 +32,10 @@ _OUT, _LSE, _WORKSPACE = (ARRAYS.index(name) for name in ("out", "lse", "workspa
 class Attention:
     """softmax(scale q k^T) v over a batch of sequences of any lengths.
 
+    num_heads query heads of head_dim elements share num_kv_heads KV heads (as many, where left
+    out), whose values have head_dim_v. dtype, f16 or bf16, is that of q and of the output. cache is
+    where K and V lie: linear, block or paged; mask is causal (query i of n sees key j of m iff
+    j <= i + m - n) or full. Words may be given as enums of attn_codegen.config, too.
     window_size 0 is none; w: a query at position p sees the keys above p - w (and, with mask full,
     below p + w). softmax_scale is 1 / sqrt(head_dim) unless given. split says how the keys of a
     row are cut: "heuristic", "off" or a SplitPolicy. `device` is the GPU that `prepare` and `plan`

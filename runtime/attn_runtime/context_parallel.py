@@ -132,17 +132,19 @@ class ContextParallel:
         ranks, length = self.ranks, need_int("length", length)
         return shards_of(ranks.sharding, ranks.size, ranks.rank, ranks.chunk, length)
 
-    # --- what a launch asks for -----------------------------------------------------------------
+    # --- what Attention and RingAttention ask for -----------------------------------------------
 
     def gather(self, first: int, floats: int, stream: int) -> None:
-        """See launch.Exchange."""
+        """Bring the parts of all ranks together, `floats` of each from address `first` on. Calls of
+        Attention ask for it."""
         ranks = self.ranks
         what = f"all-gather of {4 * floats} bytes from each of {ranks.size} ranks"
         with self._watched(what, stream):
             self.communicator.all_gather(first, floats, stream)
 
     def finish(self, out: int, elements: int, dtype: str, stream: int) -> None:
-        """See launch.Exchange."""
+        """What `output` has follow the merge: add up the ranks' shares at address `out`. Calls of
+        Attention ask for it."""
         if self.output is Output.REDUCED:
             with self._watched(f"all-reduce of {elements} elements of {dtype}", stream):
                 self.communicator.all_reduce(out, elements, dtype, stream)

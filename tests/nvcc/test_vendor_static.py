@@ -145,12 +145,14 @@ def test_host_code_compiles_without_a_warning(
 ) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}: not on PATH")
-    strict = [f"-std={standard}", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-c"]
+    strict = [f"-std={standard}", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion"]
+    strict += ["-Wno-sign-conversion", "-Wshadow"]
     folder = vendored.folder(root)
-    sources = [*(folder / "src").iterdir(), *(HERE / "vendor").glob("*.cpp"), EXAMPLE / "main.cpp"]
+    examples = [EXAMPLE / "main.cpp", EXAMPLE.with_name("cpp_decode") / "main.cpp"]
+    sources = [*(folder / "src").iterdir(), *(HERE / "vendor").glob("*.cpp"), *examples]
     for source in sources:
         includes = ["-I", folder, "-isystem", cuda_include]
-        run([compiler, *strict, *includes, source, "-o", tmp_path / "object.o"])
+        run([compiler, *strict, "-Werror", "-c", *includes, source, "-o", tmp_path / "object.o"])
 
 
 @pytest.mark.parametrize(
