@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         04ce09131afe713f0f24b91f16018313ca686e6b90ad2b7e69173142cd66e5cb
+// digest         2bd9cf7466b5bde2f6168e9864f3a8be8a692b092a97a2b27b71b06696301fa7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

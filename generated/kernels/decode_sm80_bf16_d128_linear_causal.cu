@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         bfb4921d3d74b3202e7738d5d70bfb26cb7ae468c0c80dcc59faa77d2c85a264
+// digest         0a355ac6a804d83484cf10b87657873789b272b95350e15b1292641436ea86ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

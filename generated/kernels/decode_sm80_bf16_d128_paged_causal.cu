@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         21a2f9db9a9222568dc523d4f502783648742cc1522a6c1b87e5ad9b736c9174
+// digest         5172a0524819f21bb4d16c31efbfdf677b7222075f4d066d3c18157a0f702428
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

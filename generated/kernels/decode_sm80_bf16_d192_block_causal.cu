@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         5344752cc9bce7a05ee967e464daecd1f9d06e7f898c9f6a8788a384dd48eeac
+// digest         8e36ceeca5e4b2b2561c976dc37f12d3184f6c6b8c1d5de8be21a53bafab054a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         311678264c9c364ba0c5a73e578a7679c38c49d68ce45456670d1227ab633e7e
+// digest         8384cb9b1d23fdb5ac4615401b455b2671a6f4e02c077da666d5a9fd25eed663
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         5ff4c7f99a25958d765e217c4d990f2f7fa68da6614021743a1e43dcb91debca
+// digest         71f099d4f2f39ea55a7815e0b7a84eeee831670fc0dd41796984e42bc502143f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

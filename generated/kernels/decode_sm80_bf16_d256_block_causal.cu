@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         198d245b15d1b4e51eb1f462561321670826323c984f8f166ae074237d97bcc4
+// digest         80df9231e109b133c965c4039ea85006f45ae891f9c48c96c290e7ca560c64c0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

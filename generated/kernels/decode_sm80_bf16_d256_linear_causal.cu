@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         abcf5d41b5dd6eb09dd1d7503090323d05fa9bf06f2372f6cea0a9eacc820a3e
+// digest         48721f44ac4873fc19040452b30ba217b6c9a5f8fb7a5e995649def0bfefed11
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         d9f71ddc0e02335768e6e6cf52fee936f4f2e2c8de6ff3c45ba1cb33050d2d59
+// digest         8ec13169c7e9c6e6f971eb9cdc60b0766f4b9f83e90b2cd3639b611ec047cc3d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

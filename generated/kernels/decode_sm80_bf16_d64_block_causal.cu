@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         ab90fcd8116a351f55813bde944a7f39eb4933371866b971b1a7418891b17cd5
+// digest         66af762c0be4a74cf1e07f0fd4f501ccd756d517764c011a6a1120b656239d90
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

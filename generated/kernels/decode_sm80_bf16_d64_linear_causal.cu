@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         af02e9ef02cf056a79471c9ceba82107067516b86230f47d5673f6901c2a439f
+// digest         f60a4168bce8ccee5870ba145cb40362405c6138820953d0b87eff6071ce79c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         d5a531ee6b982bb226e33341f369d85169c201ef3ce9c39f596f99b09c85f351
+// digest         25a6f6ce01266426e982d51fb14e3862c49d33d2f522bbbe43eb547f0b69469c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         5ded583d79afb6f643ef3fec9da30b8811eed11d075502f20bafa09808d5106e
+// digest         4450b08e7aea5e84578144635230b818114452a4a5906b8f315ae3cb3b57babe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

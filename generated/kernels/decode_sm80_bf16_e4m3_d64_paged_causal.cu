@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         1e29f40d5a0a8a850d88f7eaa56f3bb9f6b6227298727cae0b6c82cff56fd4cb
+// digest         f908b2c9c4885a857c75c2e3564eaddfa4e4d4fe30211cb8ec660fa925a78075
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

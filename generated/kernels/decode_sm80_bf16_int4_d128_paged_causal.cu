@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         1c3e0302bd34c9855e1eddc2d9d61f641fb282817e2cf35ca3bc6bd539bfdfde
+// digest         e9662bab234af471bf10f230a910169c1ca12d527d18bd2a40dce2d4e042ae6e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

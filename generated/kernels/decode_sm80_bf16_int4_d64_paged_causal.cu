@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         ce2ebfb61a06099b84bb1780908343020ed2a8a8a0fd2c0cf21c3da66f01b24a
+// digest         b0750a14b25843c8fd9047c7f8d1af93ca70d0a9e8973daeb82dee3c68dd1b03
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         011e7387a8252232bff6d0b791453bbcad62d00afe88b72ca8c90816e140cde5
+// digest         3294117025d33caf84020caaaa7f8964c37359097da4233117ea47c3404f07c7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         1eed5805c80fd888c89b7be35ae7f4992dbdc20c0ef08482d2c43fde8b36e961
+// digest         79a9541d281bc7247f0b4af9f93c3ef9412258f298f2e53700c9a071be40c2fa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

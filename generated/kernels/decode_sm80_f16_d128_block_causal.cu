@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         bfed3e7ff71cb9867faf5f34d605ffc8542c3a838636362dd3604233220fbb47
+// digest         9d14b9b8a808831eb439d5111a829720ceca36b52159621d72bf19cf7a7220c5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         1a23eadb0467cd7a00040b7e52c48bad6a3364dcf8f1e80a85d34e3a9c4e99b9
+// digest         18166b3a0eed615fa6cb909ed4d7da2baca54049f377a56d0da40fccd943af6c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         de90e4ae929dac034890dc70bd334582c6b7738740157ba37c4919bd3d17a547
+// digest         b0067db6fec977383b02743d25ac6c76d5ae018d688da27fba8355baef8ddf46
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

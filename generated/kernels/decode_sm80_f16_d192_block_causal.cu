@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         cf9c207f04cf1fd204faf0e7f82ee164d895922b6fe5ab7e91beb4ffb3ea82b1
+// digest         99e5ed8689f8a451acddd3e4687e2b25ee1b6b2fa7f81fcd2a1b7dd4b5c72488
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         b94af23668ad2432de4e72d515345a1c96cab319fd5b61b3bffe4b15c8f86182
+// digest         50db9f92f1b8277cf835afc0b479444eac5f3a4c2d860a3d8299abce78791f47
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         7da8a0b86490f94c965a33b7264fcdc68058667be9e48390ea0e977480fb4d29
+// digest         d626ca1644f652be93b1479a849ef57bdd8937b4fd741eaa700eba499720d98a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         682d1ef864a04a75a5895e34d506a95ea98e36d975e381eb9c1878f6e37ed0d7
+// digest         564e9b0c91f6ce45301e7e1bab98649505c837db8403ec9206c5141e29fce784
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

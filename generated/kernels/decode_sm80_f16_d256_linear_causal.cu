@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         eb553d1050c49b2524aca335ebf39dd4e6e2094e325ada6afdb65aa94c9dbfc7
+// digest         9d1a93dbe698329df4132150764c92568c69f7dd81974878e47553317c522fb4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         32b4ffe3b10b83e3c8ad0abfecf1ef99de746280f6d204813f7a3a3fc4297e6d
+// digest         d41ea7e7d002bcf3d06705cc8afd7bc9f48a9efc97fd91fc86074ea828a8ba47
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         2a0a2cba7819c6bda1a0244f4b69ca13095b9cb3603b802d1c1ed94325ebc9af
+// digest         4040b2af6d868237ba7dd4bf79b53baf045dd082d8fd6b6b9e8c1c163d190ed4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         b0216f0a6b475ee34951e0ee4f7b7bf3cfaae297292692158b5804172d740d10
+// digest         534010f849056a9e2e52a6f509463836ae11cc48c785c793c241c1841d5c91b9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         6eb3db707e8928055d5494090c38c3b1fc69cc5ea015f1a727b64d98532d3f08
+// digest         a9bcfc784198c645bdf1733e98b2afffcb31b79fb8a138e4d88e3be873188692
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

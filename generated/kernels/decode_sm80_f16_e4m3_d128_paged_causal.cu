@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         9ecce1ce49daca0f03fb1a4ed54514305ad013868ec530db997f79575c112ce6
+// digest         5b674806642fb812aeab0359f081d6f19af14396d93bb1fc07676cab3ebfdb87
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

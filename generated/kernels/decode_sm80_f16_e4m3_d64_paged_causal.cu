@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         7836766fe89d67949349d599a50aecd6db5be6be9632a49a1536ba07baa7a154
+// digest         fa2a7db81ef5d6fc1b02e9a7c290942631c17c9506ada36158b141b187c83ec5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         7dee2f75aae0ed2e2e323087ee2a416392901161cbd0d9cc9f975dca0885f459
+// digest         4005d72dd541e659b957f342f5a81eefe94fde9ce0d7af352669ec1b228cbbb1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

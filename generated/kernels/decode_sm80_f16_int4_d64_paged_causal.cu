@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         e2572efdf1619777397e93be7aec5edf97c7ebf2dab7fbba6d9315f9f0dbb62b
+// digest         ab170c06d8fdce94b9cc1dccd0f0a8835398f0444509f3474ffa6f26a0c423d3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         a66a7675b0925eaaf213f5c1a4327d9d4c40d9c52e4b5778efd2d15dbbcc3e64
+// digest         f960b5c7189f808b76bc2c8fc1e68f37c473d620c5152790c7c254cd92de6d69
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         dfdab4d60574b63bf3347b890f85cc7bbacd88cd6158a4ff663187f30ea27c31
+// digest         1bed1b6a60d2dbe6c35c934269d9bba587eb9c778fc651577e12c4af87df28aa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         48aad652d25f9943987c53d9eb9f89c8ccc874a495555874d383d26eefaf098e
+// digest         a598270e008134d89fcbe19bf55c8726e55ec8a31a7858cc6290c69975fde19e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         dd68d8d62885944d4ef965654bf67d08a07f52298ca4f894dcb10ca10f0d2e06
+// digest         4e3e385d675a5c16c015127fa134f285368d9568744e98fb0539a925d720e126
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

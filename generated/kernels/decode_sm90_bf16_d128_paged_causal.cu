@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         094d74d99118f297e410a7c5c2d4648e2f90dcd702834e3850d842e5802e886a
+// digest         25be4b3d69a39ad2c37c1f7da524658c7c1a51547b66618430a3820b163f93ea
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         658a3d3134e6f28d41b2bbd60feed54e7f70da71f35ec3009fb9c1fb2dde1a38
+// digest         651f9c19cefd50bc23aefc8f930f3df71b386cf5b45685ba6918140f88e46ed1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         9484b080a1901b74207ceffacb10476eb2a2420139363327c154979789987498
+// digest         0fecabc497ccefea9fc09f36f4a986f19dc4b84b3a913cc15f20b8756f259899
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         fc23f79e04967c0ce312f4aa2d2efc2c4bdb5e8be78fe1892342d1a22cedfffd
+// digest         fbae5fcf377e36b1a276363b89fd77978d72397d257ea749e327a4c72bf7336c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b29d07b40f380e75c88f5632bbd644de1d7e98bedd0eae085957d9ebf66b5efa
+// digest         36fc5a6c662789ce85d0468e11996f0304fdaca149afb9ee32b3ce07422418bf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

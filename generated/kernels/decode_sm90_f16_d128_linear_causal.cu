@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         91c7d94ad7c4f04d4cc14b7892e3d360ce45349c06c21c66c04b6165283f819a
+// digest         ef201c12142ddad896b787c7cc65888317400f3692cb0e0f8a34a5cb73bbd3df
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f1710061a410d4b3ff65f855fff7ebececbadf11f62525a69be69ec1435f1835
+// digest         5927fc14e3eab0b6994b3801bee9ef1a174f2695a3cb163061f964f5395045c4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

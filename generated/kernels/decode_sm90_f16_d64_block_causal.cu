@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         63d386b9cdf0808220db071d5317dc67b4498c8d1e82a0afbe2128e89554127c
+// digest         a26f87e24f9c2942695fabf23023294bd21bdabcf45f1c7df5b32b8b9f850215
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

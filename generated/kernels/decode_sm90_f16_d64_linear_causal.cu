@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         20f9f6683ae83cfce239d7d18930e349df8b905809dc4b8518d07c40dfbc44b5
+// digest         6179a390a88c73b0b6114b09609e0cdfb9bfab30393c24e0bd356e56b730c882
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         6466c9507a0248a160d1b8a64c9e5f6264d29fda73381de950962d167aa610b4
+// digest         231dbaf188f5dbb6345b05736d61565eef93debd9116bf177a63e93c4c9da362
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -26,10 +26,13 @@ class PartSums {
   using Traits = DecodeTraits<Config>;
   using Row = MergedRow<Config>;
   using Vector = typename Row::Vector;
-  // Loads of 16 bytes that a lane has under way; fewer where more CTAs share the registers. A power
-  // of two of parts, so that the rounds fill up the lanes that hold their weights.
+  // Loads of 16 bytes that a lane has under way; fewer where more CTAs share the registers, and
+  // fewer yet beside the unpacking of int4, where eight would spill. A power of two of parts, so
+  // that the rounds fill up the lanes that hold their weights.
   static constexpr int kSteps = Row::kSteps == 3 ? 4 : Row::kSteps;
-  static constexpr int kLoads = (TileOf<Config>::kCtasPerSm > 2 ? 8 : 16) / kSteps;
+  static constexpr int kCtas = TileOf<Config>::kCtasPerSm;
+  static constexpr bool kIsInt4 = Traits::Kv::kBits == 4;
+  static constexpr int kLoads = (kCtas > 3 && kIsInt4 ? 4 : kCtas > 2 ? 8 : 16) / kSteps;
 
  public:
   // With many rows, rounds of loads would pass one after the other for each.
