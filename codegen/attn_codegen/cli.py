@@ -58,7 +58,11 @@ def main(ctx: click.Context) -> None:
 )
 @preset_option
 @click.option(
-    "--config", "names", multiple=True, metavar="NAME", help="One kernel by name; repeat for more."
+    "--config",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="One kernel by name; repeat for more. With --preset, beside those of the preset.",
 )
 @axis_options(repeated=True)
 @click.option(
@@ -101,6 +105,7 @@ def emit(
       attn-codegen emit
       attn-codegen emit --out build/attn --dtype bf16 --cache paged --head-dim 64 --head-dim 128
       attn-codegen emit --out build/attn --config prefill_sm80_bf16_d80_paged_causal
+      attn-codegen emit --out build/attn --preset default --config prefill_sm80_f16_d80_block_causal
       attn-codegen emit --check
     """
     if check + force + print_outputs > 1:

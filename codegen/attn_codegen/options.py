@@ -137,26 +137,27 @@ def read_tuning(path: Path | None) -> Tuning:
 def select(
     preset: str | None, names: Iterable[str], axes: Axes, tuned: Tuning | None = None
 ) -> tuple[AttentionConfig, ...]:
-    """The configurations of a preset that have one of the given values on each axis, or those
-    named; all valid. `tuned` says which tiles are in the default preset.
+    """The configurations of a preset that have one of the given values on each axis, and those
+    named; all valid. The preset is the default one unless kernels are named, and then none.
+    `tuned` says which tiles are in the default preset.
 
     Raises ConfigError for a name that no kernel has, SelectionError when nothing is left or when
-    the ways of choosing are mixed.
+    axes have no preset to narrow.
     """
-    chosen = tuple(names)
+    named = [space.require_valid(AttentionConfig.parse(name)) for name in names]
     given = {axis: axes[axis] for axis in AXIS_NAMES if axes.get(axis)}
-    if not chosen:
-        preset = preset or "default"
-        found = tuple(c for c in presets.preset(preset, tuned) if _matches(c, given))
-        if not found:
-            raise SelectionError(_nothing_matches(preset, given))
-        return found
-    if preset or given:
+    if named and given and not preset:
         raise SelectionError(
-            "a name, or --config, is one kernel, and --preset and the axis options choose from a "
-            "list: use one way or the other"
+            "a name, or --config, is one kernel, and the axis options narrow a preset: give "
+            "--preset as well, such as --preset default, to have both"
         )
-    return tuple(space.require_valid(AttentionConfig.parse(name)) for name in chosen)
+    if named and not preset:
+        return tuple(named)
+    preset = preset or "default"
+    found = [config for config in presets.preset(preset, tuned) if _matches(config, given)]
+    if not found:
+        raise SelectionError(_nothing_matches(preset, given))
+    return tuple(dict.fromkeys([*found, *named]))
 
 
 def _matches(config: AttentionConfig, given: Axes) -> bool:

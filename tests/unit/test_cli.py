@@ -136,6 +136,23 @@ def test_emit_by_name_reaches_the_whole_space(folder: Path) -> None:
     ]
 
 
+def test_kernels_by_name_stand_beside_those_of_a_preset(folder: Path) -> None:
+    name = "prefill_sm80_f16_d80_linear_full"
+    narrowed = ("--preset", "default", "--mode", "write", "--kv-dtype", "int4", "--dtype", "bf16")
+    assert (
+        run("emit", *narrowed, "--config", name, "--config", "write_sm80_bf16_int4_d64_paged").code
+        == 0
+    )
+    assert names_in(folder / "generated") == [
+        name,
+        "reduce_sm80_f16_d80",
+        "write_sm80_bf16_int4_d128_block",
+        "write_sm80_bf16_int4_d128_paged",
+        "write_sm80_bf16_int4_d64_block",
+        "write_sm80_bf16_int4_d64_paged",
+    ]
+
+
 def test_a_filter_that_matches_nothing_touches_nothing(folder: Path) -> None:
     run("emit")
     before = on_disk(folder)
@@ -232,7 +249,7 @@ def test_a_locked_folder_is_named_with_its_holder(
         (["emit", "--config", "x"], "configuration name 'x' has 'x' where mode stands"),
         (["emit", "--namespace", "a-b"], "namespace 'a-b' cannot be used in C++"),
         (["emit", "--config", PAGED, "--dtype", "f16"], "a name, or --config, is one kernel"),
-        (["emit", "--config", PAGED, "--preset", "all"], "a name, or --config, is one kernel"),
+        (["emit", "--config", PAGED, "--dtype", "f16"], "a name, or --config, is one kernel"),
         (["emit", "--check", "--force"], "--check, --force and --print-outputs exclude each other"),
         (["emit", "--nope"], "No such option '--nope'"),
         (["emit", "stray"], "Got unexpected extra argument (stray)"),

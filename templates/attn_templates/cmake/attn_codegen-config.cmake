@@ -5,7 +5,7 @@
 #
 #   attn_codegen_emit(<folder>
 #     [NAMESPACE <name>]                  # C++ namespace of the kernels; attn
-#     [PRESET <name> | KERNELS <name>...] # what to emit; the default preset
+#     [PRESET <name>] [KERNELS <name>...] # what to emit; the default preset where both are left out
 #     [OPTIONS <option>...])              # for `attn-codegen emit`, such as --dtype bf16
 #
 # emits kernels into the folder and adds it as a subdirectory, which makes the target
