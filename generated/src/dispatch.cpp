@@ -151,9 +151,10 @@ find_kernel(const AttentionParams<__nv_bfloat16>&, Mode);
 __attribute__((visibility("default"))) std::vector<KernelInfo> prepare(int device) {
   const detail::DeviceScope scope(device);
   const int capability = detail::capability_of(device);
+  const int shared_per_cta = detail::limits_of(device).shared_per_cta;
   std::vector<KernelInfo> infos;
   for (const detail::KernelRow& row : detail::kernel_table()) {
-    if (row.family.runs_on(capability)) {
+    if (row.family.runs_on(capability) && row.describe().shared_bytes <= shared_per_cta) {
       infos.push_back(row.prepare());
     }
   }

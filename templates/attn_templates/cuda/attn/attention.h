@@ -157,8 +157,9 @@ KernelInfo kernel_of(const AttentionParams<T>& params, Mode mode = Mode::kPrefil
   return detail::find_kernel(params, mode);
 }
 
-// Loads every linked kernel that runs on a device, so that no later call on it pays for that.
-// Returns them as the device sees them. The current device stays what it is.
+// Loads every linked kernel that runs on a device, so that no later call on it pays for that: those
+// of its families, but for large tiles that it has not the shared memory for. Returns them as the
+// device sees them. The current device stays what it is.
 std::vector<KernelInfo> prepare(int device);
 
 // Every linked kernel, as compiled; asks no device.

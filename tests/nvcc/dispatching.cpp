@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which kernels are taken on devices of 99 and of 227 KiB of shared memory, of a table of two tiles.
+// The CUDA runtime is one of this file: no GPU is asked.
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+
+#include "attn/dispatch.h"
+
+namespace {
+
+int shared_kib = 0;  // of a CTA, on the device
+
+using attn::KernelInfo;
+using attn::detail::KernelRow;
+
+template <int kKib>
+KernelInfo describe() {
+  KernelInfo info;
+  info.name = kKib > 99 ? "large" : "small";
+  info.shared_bytes = kKib * 1024;
+  return info;
+}
+
+template <int kKib>
+KernelInfo prepare() {
+  if (kKib > shared_kib) {
+    throw attn::Error(attn::Status::kNotSupported, "", "no room for the large tile");
+  }
+  return describe<kKib>();
+}
+
+// The large tile is the faster one, where it fits.
+template <int kKib>
+std::int64_t rank(const void*, int, const attn::DeviceLimits& device) {
+  return kKib * 1024 > device.shared_per_cta ? attn::detail::kUnfit : 1000 - kKib;
+}
+
+template <int kKib>
+KernelRow row() {
+  KernelRow row{};
+  row.family = attn::detail::family_of(attn::arch::Sm80{});
+  row.describe = describe<kKib>;
+  row.prepare = prepare<kKib>;
+  row.rank = rank<kKib>;
+  return row;
+}
+
+}  // namespace
+
+attn::detail::KernelTable attn::detail::kernel_table() {
+  static const KernelRow rows[] = {row<96>(), row<160>()};
+  return {rows, 2};
+}
+
+extern "C" {
+
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t) { return ""; }
+const char* cudaGetErrorName(cudaError_t) { return ""; }
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      return *value = 8, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      return *value = 0, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      return *value = shared_kib * 1024, cudaSuccess;
+    default:
+      return *value = 100, cudaSuccess;
+  }
+}
+
+}  // extern "C"
+
+int main() {
+  for (const int kib : {99, 227}) {
+    shared_kib = kib;
+    std::printf("%d KiB: prepared", kib);
+    for (const KernelInfo& info : attn::prepare(0)) {
+      std::printf(" %s", info.name);
+    }
+    const KernelRow& taken = attn::detail::kernel_for(attn::detail::Traits{}, 0, nullptr, 0);
+    std::printf(", taken %s\n", taken.describe().name);
+  }
+  return 0;
+}
