@@ -13,12 +13,14 @@ import pytest
 from attn_codegen.config import Arch, Cache, Dtype, KvDtype
 from attn_runtime import driver
 from attn_runtime.bench import compile as compiling
-from attn_runtime.bench import machine, oracle, peers, prefill
+from attn_runtime.bench import machine, oracle, peers, plot, prefill
 from attn_runtime.bench.errors import BenchError, Unavailable
+from attn_runtime.bench.report import Cell, Results
 from attn_runtime.bench.shapes import Shape
 from attn_runtime.process import run_and_weigh
 from commands import run
 
+RATES = {"64 full": 500.0, "128 full": 800.0, "256 full": 300.0}
 COMMANDS = ("prefill", "write", "compile", "overhead", "show", "all")
 
 
@@ -247,7 +249,8 @@ def test_a_peer_that_is_not_installed_is_named_only_when_asked_for(
 def test_a_picture_without_matplotlib_is_refused_before_anything_runs(
     clock: list[tuple[Shape, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.backend_bases"):  # other tests may have imported both
+        monkeypatch.setitem(sys.modules, name, None)
     done = run("bench", "prefill", "--plot", "speed.png")
     assert done.code == 1
     assert "--plot needs matplotlib" in done.err
@@ -270,6 +273,17 @@ def test_a_picture_of_the_results_is_drawn(tmp_path: Path, clock: list[tuple[Sha
     done = run("bench", "prefill", "--grid", "fa3", "--peers", "cudnn", "--plot", str(picture))
     assert done.code == 0, done.err
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_line_of_a_picture_leaves_its_panel() -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: not installed")
+    cells = [Cell(row, "1k", {"ours": rate, "flash": rate / 2}, {}) for row, rate in RATES.items()]
+    results = Results("prefill", ("flash",), {"device": "A GPU"}, {}, tuple(cells))
+    panels = plot.figure_of(results).get_axes()
+    shown = [rate for panel in panels for line in panel.get_lines() for rate in line.get_ydata()]
+    assert sorted(shown) == sorted(rate for cell in cells for rate in cell.tflops.values())
+    for panel in panels:
+        assert panel.get_ylim()[0] == 0 and panel.get_ylim()[1] > max(RATES.values())
 
 
 def test_the_memory_of_a_process_is_that_of_its_largest_part(tmp_path: Path) -> None:

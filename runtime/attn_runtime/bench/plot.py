@@ -37,10 +37,15 @@ def plot(results: AnyResults, path: Path) -> None:
             "only results of bench prefill and decode have a picture: leave --plot out"
         )
     require_matplotlib(path)
+    figure_of(results).savefig(path, dpi=150)
+
+
+def figure_of(results: Results | DecodeResults) -> Any:
+    """The picture, as matplotlib has it."""
     figure = _prefill(results) if isinstance(results, Results) else _decode(results)
     device = results.facts.get("device", "")
     figure.suptitle(f"{results.title}\n{device}, {results.facts.get('date', '')}", fontsize=9)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _prefill(results: Results) -> Any:
@@ -54,6 +59,8 @@ def _prefill(results: Results) -> Any:
     panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
     for panel, row in zip(panels, rows, strict=False):
         _draw_row(panel, results, row)
+    fastest = max(rate for cell in results.cells for rate in cell.tflops.values())
+    panels[0].set_ylim(0, 1.05 * fastest)  # of all panels: they share the axis
     for panel in panels[len(rows) :]:
         panel.set_axis_off()
     return figure
@@ -109,7 +116,6 @@ def _draw_row(panel: Any, results: Results, row: str) -> None:
     panel.set_title(f"head_dim {row}" if row[:1].isdigit() and "x" not in row else row, fontsize=9)
     panel.set_ylabel("TFLOP/s", fontsize=8)
     panel.set_xlabel("sequence length", fontsize=8)
-    panel.set_ylim(bottom=0)
     panel.tick_params(labelsize=8)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=7, loc="lower right")

@@ -19,15 +19,28 @@ from attn_runtime.files import replace_text, require_writable
 
 Echo = Callable[[str], None]
 PAGE: Final = "speed.md"
+_READING: Final = (
+    "Outputs are checked against float64 first; contenders run in one process, in shuffled rounds "
+    "back to back, and medians count. Work is 4 x head_dim operations for each pair of a query and "
+    "a key, causal squares halved. `x NAME` is how many times as fast as NAME ours is: cudnn and "
+    "flash are cuDNN and FlashAttention-2 through torch's SDPA, which read rows that lie end to "
+    "end, linear is ours on such rows, and same is ours on the cache that is not quantised."
+)
+_LAUNCHES: Final = (
+    "Cold: one launch behind 256 MB of writes. Stream: launches back to back over caches that no "
+    "L2 holds."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A command of `attn-codegen bench`; its name is that of its files."""
+    """A command of `attn-codegen bench`; its name is that of its files, and the note stands above
+    its table."""
 
     name: str
     title: str
     command: str
+    note: str = ""
     is_drawn: bool = False
     has_rounds: bool = True
 
@@ -37,6 +50,7 @@ STEPS: Final = (
         "prefill",
         "Prefill by sequence length",
         "prefill --grid fa3 --peers cudnn",
+        "2048 / head_dim heads.",
         is_drawn=True,
     ),
     Step(
@@ -75,12 +89,14 @@ STEPS: Final = (
         "Prefill with the instructions of Ampere",
         "prefill --arch sm80 --head-dim 64 --head-dim 128 --head-dim 192 --head-dim 256 "
         "--lengths 512,2k,8k,16k --peers flash",
+        "`mma.sync` and `cp.async`, which every GPU since Ampere has.",
     ),
-    Step("decode", "Decode", "decode --peers flash", is_drawn=True),
+    Step("decode", "Decode", "decode --peers flash", _LAUNCHES, is_drawn=True),
     Step(
         "decode-codes",
         "Decode on quantised caches",
         "decode --kv same,int8,int4,e4m3 --layout hnd --peers none --batch 8,64 --context 4k,16k",
+        _LAUNCHES,
     ),
     Step(
         "prefill-codes",
@@ -164,9 +180,10 @@ def page(found: Sequence[tuple[Step, AnyResults]], pictures: Sequence[Step] = ()
     machines = unique(", ".join(_machine(results)) for _, results in found)
     lines = ["<!-- SPDX-License-Identifier: Apache-2.0 -->", "# Speed", ""]
     lines += ["`attn-codegen bench all` measured this, and wrote it:", ""]
-    lines += [f"- {machine}" for machine in machines]
+    lines += [*(f"- {machine}" for machine in machines), "", _READING]
     for step, results in found:
         lines += ["", f"## {step.title}", "", f"`attn-codegen bench {step.command}`", ""]
+        lines += [step.note, ""] if step.note else []
         if len(machines) > 1:
             lines += [f"{', '.join(_machine(results))}  "]
         body = files.body(results, markdown=True)
