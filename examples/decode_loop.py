@@ -2,14 +2,18 @@
 """A serving loop over an int8 KV cache, checked against float64: a shared prefix, prompts in
 chunks, and steps of four speculated tokens, replayed from one CUDA graph as sequences grow."""
 
+from functools import partial
+
 import torch
 
 from attn_runtime import Attention, KVCache
 
 HEADS, KV_HEADS, HEAD_DIM, DRAFT, MOST_KEYS = 32, 8, 128, 4, 2048
-shape = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "kv_dtype": "int8"}
 cache = KVCache(block_count=512, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, kv_dtype="int8")
-prefill, decode = Attention(**shape), Attention(**shape, mode="decode")
+attention = partial(
+    Attention, num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, kv_dtype="int8"
+)
+prefill, decode = attention(), attention(mode="decode")
 
 
 def rows(tokens: int) -> list[torch.Tensor]:
