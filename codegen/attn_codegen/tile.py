@@ -30,7 +30,8 @@ class Tiling:
     belong to. Of sm90 only: query_slots, tiles of Q in shared memory, more than 1 where the next
     arrives while one is computed; key_groups, warpgroups that share the keys of the same rows;
     softmax, which of sm90::SoftmaxForm; code_stages, tiles of K and V in codes, over a quantised
-    cache. Of writers only: lanes, threads of a row.
+    cache. Of writers only: lanes, threads of a row. Of decode
+    only: plain, plain calls have a kernel of their own in the unit.
     """
 
     cta_q: int
@@ -46,6 +47,7 @@ class Tiling:
     softmax: str = ""
     code_stages: int = 0
     lanes: int = 0
+    plain: bool = False
 
     @property
     def threads(self) -> int:

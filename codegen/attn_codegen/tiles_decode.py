@@ -35,9 +35,8 @@ def decode_tiles(config: AttentionConfig) -> dict[str, Tiling]:
     """Rows of q on the narrow side of the products, keys on the wide one.
 
     The default holds 8 rows and a ring of 96 KiB, which leaves room for two CTAs on an SM of 227
-    KiB and fits devices with 99. Wide groups take 16 or 32 rows, so that K and V are read once; a
-    call with few sequences takes one CTA per SM, whose ring holds twice the stages: fewer splits
-    then keep as many bytes in flight. Rows of 256 leave a stage to two warps.
+    KiB and fits devices with 99. Wide groups take 16 or 32 rows, so that K and V are read once.
+    Rows of 256 leave a stage to two warps.
     """
     if config.kv_dtype is not KvDtype.SAME:
         return _decode_codes(config)
@@ -51,10 +50,6 @@ def decode_tiles(config: AttentionConfig) -> dict[str, Tiling]:
             tiles[f"t{rows}x{keys}"] = _decode_sized(
                 config, rows=rows, warps=warps, stages=stages, ctas_per_sm=2
             )
-    if warps == 4:
-        tiles[f"t8x{keys}s{2 * stages}"] = _decode_sized(
-            config, rows=8, warps=warps, stages=2 * stages, ctas_per_sm=1
-        )
     return tiles
 
 
@@ -117,4 +112,5 @@ def _decode_sized(
         stages=stages,
         ctas_per_sm=ctas_per_sm,
         shared_bytes=round_up(ring + query + counts + work, 128),
+        plain=in_registers,
     )

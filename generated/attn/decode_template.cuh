@@ -38,6 +38,19 @@ void check_decode_memory(const Plan& plan, const AttentionParams<T>& params) {
   }
 }
 
+// Whether a call asks for nothing but one token of each of few sequences, which see all of their
+// keys: the shortest calls are among these. attn::sm80::plain says so to the compiler;
+// attn_runtime/decode_launch.py is the twin.
+template <class T>
+bool is_plain(const DecodeArguments<T>& arguments) {
+  const AttentionParams<T>& params = arguments.params;
+  const bool has_options = params.window_size > 0 || params.cp_size > 1 ||
+                           params.offset_q != nullptr || params.k != nullptr;
+  return !has_options && params.batch_size <= kMostPlainSequences && arguments.plan.q_tiles == 1 &&
+         arguments.plan.cta_q == 1 && arguments.ranges.columns == params.num_kv_heads &&
+         arguments.ranges.pieces == 0;
+}
+
 }  // namespace detail
 
 // The second parameter is void: attention.h, for callers, puts a check in its place.
@@ -70,7 +83,11 @@ void invokeDecoding(const typename Kernel::ParamType& params) {
   }
 
   // 2. The kernel, which leaves whole splits to the reduction and merges ranges itself.
-  detail::launch(EntryOf<Kernel>::entry(), plan.grid_x, params.stream, arguments);
+  detail::Entry entry = EntryOf<Kernel>::entry();
+  if (entry.plain_address != nullptr && detail::is_plain(arguments)) {
+    entry.address = entry.plain_address;
+  }
+  detail::launch(entry, plan.grid_x, params.stream, arguments);
   detail::finish<Kernel>({arguments.params, arguments.plan}, plan);
 }
 

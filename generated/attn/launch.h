@@ -20,6 +20,7 @@ namespace attn::detail {
 struct Entry {
   const char* name = nullptr;
   const void* address = nullptr;
+  const void* plain_address = nullptr;  // the kernel of plain calls; null: there is none
   int threads = 0;
   int shared_bytes = 0;  // dynamic
   int cta_q = 0;
@@ -108,10 +109,14 @@ inline KernelInfo resolve(const Entry& entry, int device) {
                     " bytes of shared memory per CTA, but device " + std::to_string(device) +
                     " has " + std::to_string(shared_limit) + ": take a kernel with a smaller tile");
   }
-  check_cuda(cudaFuncSetAttribute(
-                 entry.address, cudaFuncAttributeMaxDynamicSharedMemorySize, entry.shared_bytes),
-             "cudaFuncSetAttribute",
-             entry.name);
+  for (const void* address : {entry.address, entry.plain_address}) {
+    if (address != nullptr) {
+      check_cuda(cudaFuncSetAttribute(
+                     address, cudaFuncAttributeMaxDynamicSharedMemorySize, entry.shared_bytes),
+                 "cudaFuncSetAttribute",
+                 entry.name);
+    }
+  }
   check_cuda(
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&info.ctas_per_sm,
                                                     entry.address,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         8e36ceeca5e4b2b2561c976dc37f12d3184f6c6b8c1d5de8be21a53bafab054a
+// digest         f978c72007928ca62e74a85d47a8aed2fdb14f6d826de0c9e8e1abd8388e187a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm80::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm80_bf16_d192_block_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm80::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d192_block_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d192_block_causal);
+    const auto plain = &decode_sm80_bf16_d192_block_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

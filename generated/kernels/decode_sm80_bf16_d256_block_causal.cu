@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         80df9231e109b133c965c4039ea85006f45ae891f9c48c96c290e7ca560c64c0
+// digest         155c42678440352c7c708ff77a72efbd7078c5dcd5353f6308dc6d669b2381e0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(64, 2)
   sm80::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(64, 2)
+    decode_sm80_bf16_d256_block_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm80::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d256_block_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d256_block_causal);
+    const auto plain = &decode_sm80_bf16_d256_block_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         48721f44ac4873fc19040452b30ba217b6c9a5f8fb7a5e995649def0bfefed11
+// digest         028d406a3135282d43d19160929446cdc05247ef2bc589259fb53b8f65f8f6a8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(64, 2)
   sm80::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(64, 2)
+    decode_sm80_bf16_d256_linear_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm80::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d256_linear_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d256_linear_causal);
+    const auto plain = &decode_sm80_bf16_d256_linear_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

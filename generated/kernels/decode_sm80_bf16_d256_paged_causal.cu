@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         8ec13169c7e9c6e6f971eb9cdc60b0766f4b9f83e90b2cd3639b611ec047cc3d
+// digest         f391debc955654990ebe29515814b927d4010c6c05f9cfc6b881815899127b7a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(64, 2)
   sm80::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(64, 2)
+    decode_sm80_bf16_d256_paged_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm80::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm80_bf16_d256_paged_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm80_bf16_d256_paged_causal);
+    const auto plain = &decode_sm80_bf16_d256_paged_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         4450b08e7aea5e84578144635230b818114452a4a5906b8f315ae3cb3b57babe
+// digest         9c1f4367b43beb43349d621a9ecdcc3b85e306eb9fa0719de6149f6ca3d290fd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         f908b2c9c4885a857c75c2e3564eaddfa4e4d4fe30211cb8ec660fa925a78075
+// digest         d9123cec82a6a7925c8e23e07219330ea2917f9f031ba8e6d13b9ebc8c30ee37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         e9662bab234af471bf10f230a910169c1ca12d527d18bd2a40dce2d4e042ae6e
+// digest         078548a14fdeadb065e2af646e15ac62ee5af8a2de1e724f0a83e11c786af42b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

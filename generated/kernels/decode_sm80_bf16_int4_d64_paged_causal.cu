@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         b0750a14b25843c8fd9047c7f8d1af93ca70d0a9e8973daeb82dee3c68dd1b03
+// digest         2214ce09176a56ac82b18bf5878a35fdf835556c589de04353198f4f31d9fd25
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         3294117025d33caf84020caaaa7f8964c37359097da4233117ea47c3404f07c7
+// digest         67ee5dcf659787ed5c1acf01bbeae70577e7f0a3786cc0c3ced7b3800d763571
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

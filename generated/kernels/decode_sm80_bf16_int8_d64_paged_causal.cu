@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         79a9541d281bc7247f0b4af9f93c3ef9412258f298f2e53700c9a071be40c2fa
+// digest         5495f1805b8c7e4fc41c69b334c69e844d042c719be0ef566735920ce576a405
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

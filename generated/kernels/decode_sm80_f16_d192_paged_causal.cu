@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         d626ca1644f652be93b1479a849ef57bdd8937b4fd741eaa700eba499720d98a
+// digest         cbf520cfca32a894e0c28a966621986af87c9a79c38af6bf7b2dbdb04c95fd43
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm80::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm80_f16_d192_paged_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm80::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d192_paged_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d192_paged_causal);
+    const auto plain = &decode_sm80_f16_d192_paged_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

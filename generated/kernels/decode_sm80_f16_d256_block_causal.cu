@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         564e9b0c91f6ce45301e7e1bab98649505c837db8403ec9206c5141e29fce784
+// digest         bc9de720f8c41e355e7b580fa110bd23fd7ba960320850e6851550766fd72bce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(64, 2)
   sm80::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(64, 2)
+    decode_sm80_f16_d256_block_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm80::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm80_f16_d256_block_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm80_f16_d256_block_causal);
+    const auto plain = &decode_sm80_f16_d256_block_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 64;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

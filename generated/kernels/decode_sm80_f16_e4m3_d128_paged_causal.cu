@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         5b674806642fb812aeab0359f081d6f19af14396d93bb1fc07676cab3ebfdb87
+// digest         999dc3bc776b4d3fcfee74bec8b03e64dd16e8dfdd082e61ce0f775550530e7b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         fa2a7db81ef5d6fc1b02e9a7c290942631c17c9506ada36158b141b187c83ec5
+// digest         549c2ad8bdd064089f2ef852d0a6c97c3180edd2fc53a38695226ad2cf6d4a65
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

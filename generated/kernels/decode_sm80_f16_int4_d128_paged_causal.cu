@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         4005d72dd541e659b957f342f5a81eefe94fde9ce0d7af352669ec1b228cbbb1
+// digest         60e3db70128c6b2e5f820d3609f41ebaaf58b017ffa58add3afcc415b9f4eb81
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

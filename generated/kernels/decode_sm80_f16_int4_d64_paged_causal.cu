@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         ab170c06d8fdce94b9cc1dccd0f0a8835398f0444509f3474ffa6f26a0c423d3
+// digest         8d01fea5ca112832d6966bdf182f2a4f5a2e46eb19e7c45eb50fae26b9b5f861
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         f960b5c7189f808b76bc2c8fc1e68f37c473d620c5152790c7c254cd92de6d69
+// digest         9a496d7c8987d7d186bf09ceba696d8efa66eae4e53d37e27e7845ee55a182bb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         1bed1b6a60d2dbe6c35c934269d9bba587eb9c778fc651577e12c4af87df28aa
+// digest         af9868083f0bc6f91f9da653cd24d3549ec351043d73c87cf396112efa704741
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         25be4b3d69a39ad2c37c1f7da524658c7c1a51547b66618430a3820b163f93ea
+// digest         75432e40ef870aa85a5241f99298bd1ec81fb98144780d65804593a5c53482fb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm90::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm90_bf16_d128_paged_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm90::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm90_bf16_d128_paged_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm90_bf16_d128_paged_causal);
+    const auto plain = &decode_sm90_bf16_d128_paged_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         ef201c12142ddad896b787c7cc65888317400f3692cb0e0f8a34a5cb73bbd3df
+// digest         d5d4b0fd3b508ce16465ba904a7b09d24e37dce1a4fd22d2a70d545b91812771
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm90::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm90_f16_d128_linear_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm90::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d128_linear_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d128_linear_causal);
+    const auto plain = &decode_sm90_f16_d128_linear_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

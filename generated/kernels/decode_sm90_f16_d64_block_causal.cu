@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         a26f87e24f9c2942695fabf23023294bd21bdabcf45f1c7df5b32b8b9f850215
+// digest         ceb2105aec28cd7e9aee098797e08fc58a806768eb0bca7543f71b1400df3e25
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm90::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm90_f16_d64_block_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm90::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d64_block_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d64_block_causal);
+    const auto plain = &decode_sm90_f16_d64_block_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

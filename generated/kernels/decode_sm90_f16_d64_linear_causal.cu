@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         6179a390a88c73b0b6114b09609e0cdfb9bfab30393c24e0bd356e56b730c882
+// digest         2fcaffda5f0dd4f251d9a0faafb0a3bce5113463aba1ce918a65c081b0b4516e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm90::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm90_f16_d64_linear_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm90::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d64_linear_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d64_linear_causal);
+    const auto plain = &decode_sm90_f16_d64_linear_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

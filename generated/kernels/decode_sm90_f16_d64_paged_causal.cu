@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         231dbaf188f5dbb6345b05736d61565eef93debd9116bf177a63e93c4c9da362
+// digest         25e25804f2ba6b37d2390cad0d472c6b54fd118387a043d28c14fc09f3816c9d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
@@ -46,6 +46,12 @@ extern "C" __global__ void __launch_bounds__(128, 2)
   sm90::decode<Config>(storage[0], args);
 }
 
+extern "C" __global__ void __launch_bounds__(128, 2)
+    decode_sm90_f16_d64_paged_causal_plain(const __grid_constant__ Args args) {
+  extern __shared__ Kernel::SharedStorage storage[];
+  sm90::decode_plain<Config>(storage[0], args);
+}
+
 #ifndef __CUDACC_RTC__
 template <>
 struct EntryOf<Kernel> {
@@ -53,6 +59,8 @@ struct EntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "decode_sm90_f16_d64_paged_causal";
     entry.address = reinterpret_cast<const void*>(decode_sm90_f16_d64_paged_causal);
+    const auto plain = &decode_sm90_f16_d64_paged_causal_plain;
+    entry.plain_address = reinterpret_cast<const void*>(plain);
     entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;

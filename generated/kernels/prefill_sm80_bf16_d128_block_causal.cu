@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         daaea3725ab77a450f1a44bef2a9a61750a134615018f32a59b4ec0c862ec382
+// digest         9fca6937e44e9f2cac6157994dcdeb821b4fa70b16dafc9a1614e43526007212
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

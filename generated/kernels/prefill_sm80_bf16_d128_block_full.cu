@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         382647adc7021dc04c587c7f97fbb559804f0e0015cebb591d72963c2abf4b7d
+// digest         1c1921dea095361c1689473e2e236694ff9662983ce3774f7004e143bc531a2e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

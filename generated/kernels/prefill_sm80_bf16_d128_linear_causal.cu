@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         8219ff5a9e7c99bf7d01a674e3bdd0c11cff20bdc9fff09b82f6bbbc5834a608
+// digest         306e9bd84b03c07b28cd08c597894201957e9f3aec8ab147e1daa00323e1a4af
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         b498d87ee9b7046a1d72348c1b310bd3a6108a4f1a733609b8651f60ec18932a
+// digest         98736ec420f1695d45676986e201391f75bf88f13b2dc35f95b8187b79c78116
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         f5aab41e767cba7a25a99576ae0d371c82373676f79b229fe9c4063bd4cd2a54
+// digest         ec57af4ef5690c01cd12a3978fe89dd9bcc7eb75a583d6fbe053ccabad3849e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

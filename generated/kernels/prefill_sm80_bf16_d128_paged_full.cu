@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         ade5dd2327ce5d416c197b3a7be0fa6c60d421ca2af2494db9885fb829b3d6d8
+// digest         488bb3de9dd18af6220d52368b46ca92f0264c49e1c2c50e7b990745e0b61683
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

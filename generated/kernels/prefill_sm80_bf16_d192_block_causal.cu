@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         dc9aa48fbadda37d96decc6726f655d11b9906c9975816cee63d1ba3a8cf0eef
+// digest         6e573587db115457db1e987875b2a345918c37c83ce92a6d6f6f6bcf9fb01381
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         63b5b8c30c8ce88b2d28d61e4cefba3aac710271d2a4877b6d199e305b798c6a
+// digest         85ec97db11737cac673edb5dd6cdf5348240d70671a1bbdb27a4b28fd187dd25
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         0cb6bec173f763d9123ceebfdb41549bcc30c7e4e255dd1c7d613acb05c19ee7
+// digest         be7bfce7d51efdecb439a598868879f9d25109adad4da44ed3dfe1b63ea01664
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         41459ec63c55bd440ac846550bff7f2f6d582762aa4c115f435253e7ed2fd097
+// digest         efaf8314542eaf35957978622566cae52c59e3ae2afab029049aada24053ce78
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

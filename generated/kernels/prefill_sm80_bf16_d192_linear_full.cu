@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         3b290d81cf7e2832d928e4af26004123dd309c2d00ea826456aae5aa04f77a1a
+// digest         c206e015381486c1d05c5882c9719deea2f2a7f1d066677948f326d704474e30
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f5287054ce6e1585c773d0efd75983afa227fc3e6bf68ccccdb754485a850e47
+// digest         56870233ebfa8eded006cd2ffabb398ccea99d4d286a922190abe76c5753ada4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

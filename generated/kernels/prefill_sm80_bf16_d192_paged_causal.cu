@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         4406d5099aae158c90783d2757a922348548dc92c9ea72ea12d3db19962cb0fa
+// digest         8c9fd8c4cd865f04774128249a87c1be9bad3662fd188379df5d1c18da009700
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         6b98a413e553a72c100826c61b756e9ea03a0406d4ca9ba279414827199943c1
+// digest         5e9cf54ff50c0acf4e0e8b46c6ad3bbafb669ba9d449239b80046288ad26842d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         110f4c6d3e25cb92662a7836d9c66a58b7215b7e1a6fc9f1abaec5b76441f8e6
+// digest         72f3055253b4d544526ff18e92e1c7e29fbcd007d543dc97a4d5b3e3d30bccd4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

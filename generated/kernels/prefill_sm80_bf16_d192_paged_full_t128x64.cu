@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         2eb11acbaebce8cece8715c0eed5ffa2de250ff6e0071e498aa36d0fb8a9a3aa
+// digest         1dc4a9b280a87756f91b965b8e4714954ceab9dcee75dd5f81da63137191766e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

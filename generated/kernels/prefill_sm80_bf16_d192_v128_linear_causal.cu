@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         89736ab5449533281e27159690f0375c1263f0d8ae751fe7b3a697ce77523cb5
+// digest         4ab4dc90a829741d3e52dafebfdbea549ab44c35655bb890b74c10ce5f99869c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

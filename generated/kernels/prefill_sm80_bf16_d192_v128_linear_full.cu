@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         9f14362a8a6b82b76f128ef6cdf466a6aecdfefd4cb3d07b647579e5e6eada66
+// digest         17d7f07d96b57d97379b3610d4801ee516103c61e08bf877f761d8293191b057
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         282812a244a5966f641933a4aaa29d46c708e71a11d8c74ae6c43cdb0bffc4eb
+// digest         b3cfc0afc273bc94d6b149efb0b71fccaa7307333b23b9999e29617ac630a7d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d0129d3408ea0d9b588ba042d3bf41ddab1c90d75bba59fe21c5b2fa18aec62f
+// digest         6363959deb4de3f66dc4f1876294346ea6fe2a78d16f55c6d9ee9272ddebb1d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         79b115c99e8838ddcfb6d94eab23afc6ddc9e216e9cef79f65a9e499a3ed7728
+// digest         d5ffb573dd162a1c6441217d80cf194b377de74b48ef780eca139e88f6400ec5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

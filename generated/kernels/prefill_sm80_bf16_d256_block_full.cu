@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         841b12bd068dd8d28fe052a83190a228497d524bda0f167406ee6380d87d82f9
+// digest         29adadf35e85cc7c499f8525cb67f41ffcc5d32b2953316e8e8bcddabbf5ce74
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

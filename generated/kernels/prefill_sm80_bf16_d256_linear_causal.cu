@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         83c19a724d4585b581e1ff3c06c2c623c4989b418d7c3778997d92fd6640dfab
+// digest         753cf1f2fac89cbc11cade0602162c8ac240a081a1de266826db2ffa91a4581b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

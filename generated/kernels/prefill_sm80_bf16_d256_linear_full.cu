@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         5c7a9809655240d30799c3e270cee07b86436a39416b2f0ff79b5451a62429b2
+// digest         3c39cd5d2feb1b31517f2cb28fe65c579dd28a68a67e07e2f43ac34b68e7ceb6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

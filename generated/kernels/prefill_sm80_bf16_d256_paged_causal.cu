@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         026ee7bba7989544f5f96d4c471a3b1fa557a3da88679b598179feefd473b3d0
+// digest         939a4ace1e9d9394927e56927ee4ca3fbb4afbc8805bc4e2c2d51a67b0c7b792
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

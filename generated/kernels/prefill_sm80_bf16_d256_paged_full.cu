@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         ffd528c37c12b10c8cb807a5b18e8aef492947a8995116fc5cf2c9cd696645e0
+// digest         fd677aa85c0cf1fbe9452fae66654439345af0834378baa98d17ea25aeda0419
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         9fdd714d22c1ef67ed99d40e2eaaec3c075c150bbb43f68108d082ff52401597
+// digest         24fb7d5129defa28267f57debf33586398d37910060a541bba898f9fbdd3f4b3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         1f470e5829258b5650c51758e548ecca009f8a076093a17e92b9cc598a370dce
+// digest         103fec1f1ddee432345b4317c628eb6600ba8b224ecd6aa2b6798a69feba88f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         70cc7d254c3cf71c3b7fc04c53c0ae086ec9bad69c12d0d11634630112599ebd
+// digest         d806fc4e32bc5cfe21b04a3db6da420a98e6ba87e24124bad9c4413c1989a011
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         ef74eeb8d532711f5f33e00900f6db3558e956ddeadf4e04a23726a0bff23ddc
+// digest         55285e281d1b0e5778c7039807ad93f8bf74b0cbb40215294501452774096a57
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

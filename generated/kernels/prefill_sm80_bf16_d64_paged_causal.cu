@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         30d3028dae4dbc211d369e4967038077e144400ea40d16255ce85d4683e17cbc
+// digest         6c3d596ba3a48e9ff8478266cf5cb96a801ad9ec68f6bde8379f0e0ef5d5b453
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

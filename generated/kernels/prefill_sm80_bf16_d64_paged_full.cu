@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         1945c48b3069746e87b7cd8483c21730534041cc3029c80fbad1d57c1fddb62d
+// digest         9cebc60378f851894d2dc3fb5b466b591eb5808b42470721061a441fc1dcf48e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

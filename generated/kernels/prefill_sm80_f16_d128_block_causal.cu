@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         aca35e6876ba2d5eff1a04efe115efe8bccf3634262f4d56694cbc0f7087ebd3
+// digest         689d19a7690cc970bd1b73a0c84091fc6ccac8d6d5cbfdd2e76b0c35720c5951
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

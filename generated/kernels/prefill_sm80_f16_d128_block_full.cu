@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         a219fc306eb645aca5249bfb3dcf19af34088cac119ac89d04b7d4ca2c948ebf
+// digest         1ffa190847f60d25c7e7208338dd42ad2a10bc5db7cb969cb17952f9b4b2b8b0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

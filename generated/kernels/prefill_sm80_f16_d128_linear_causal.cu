@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         21b73165cccd730bbd5333c59e51a414968eea599906071ac26549eb0d5fef57
+// digest         9f5f54a4deea4611852d3c96730ffd95c6a055ba59f2c19bf9588579d6148261
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         98d406aa748d92286539efce4afe0c9134432032edefe1f76946b9c69609f05b
+// digest         4cf2162ee5cf8945b627e2b0fde0c91e6f81ea52ac943bbb0164494352fa5340
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         5d31c418b2be15bfb5139aa822cb5e5895e25aba36b40407321be905a4331c25
+// digest         81fd94ebde4563d7b92bb2de4e9c8c8e8b41b3b21bb372de7a4f08f8f88c2be6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

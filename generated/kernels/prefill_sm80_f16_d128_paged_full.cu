@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         a9908318f519b7efeac44735e866e7da9504d2d123c6b54134331341533ed764
+// digest         f8c76b71b9e7b8283c976e0e207609da7ced3db4fbf95f81f6d5ccb5de907c40
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

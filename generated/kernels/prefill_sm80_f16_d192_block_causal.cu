@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         c57fcfca591079971e59ec345ae7c7ec498fcda005572cde456b84a01937d66c
+// digest         9193a278e28b332a07493cf552fade0bcf592cdae9e6c197ad1f5d886c19acea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

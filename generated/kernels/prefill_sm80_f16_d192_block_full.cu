@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         fcc1ad22b02558119087e092573c413d4180f0ba54714ebe017a101c7a76bc09
+// digest         6acdd0811114e0674cd10aab6dcf5d2ac6a9318b779da654dd96cae8ff8c2951
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         5dea22b8d7af95cd525baf9ffaade8eeec5bab815a67dea6820f7ea6896e7c89
+// digest         21671c26a2b2680edbc5cdf37032f8dfb3e4b826db23d1ac07b40dde30c3a12a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         1c132f355128a25c8fbdb4c910f269305c10adc568363d898fa20b4d2533f9a7
+// digest         ab0e0810a510be3841678672c8b73b20ef12f5801daec7ec4e11704bd9b3c5bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         353254790d3c141992c3d51e66c42f438c1ec65560d59d06a24ca6c13d16e834
+// digest         37761b4dc482d77d43c09be30258b85d4dec1903fa9778201b063026d83aab7a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         48aa0c338d01d237d5e5909820793e71b3d359e0fb2885a7b81295e23c50b105
+// digest         4f7b03db4051e3a8219f414cc59c5e6ca6eeea7163b070e2402064a1b79ddc91
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

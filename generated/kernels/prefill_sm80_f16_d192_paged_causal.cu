@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         bee8e4401bfe7b455bc0993a5b2e0a2b50f07879d81989ea45c7c2890d4d36c3
+// digest         2dcc6072be74725bb634a86a3ca97e8a89196ed6b144c912cf250d5e51d30c81
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         980c512927ada19d73b4b25f839ca6791a9f793828a9e51363880094123cb8c8
+// digest         92a17b1e4e3326750a6dc64e2d95d255255581a00532940346fe002c83dcf9a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         6da9ee9237ed46bd0981dd5a73c991749d8f9435b845e85bd48ae54d43ea7414
+// digest         d2b0afdb2b189c12401678814fb00be3d9855658f3582948cf60b747c682719d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

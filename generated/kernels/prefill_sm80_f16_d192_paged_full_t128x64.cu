@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         0ce41959d901be289898e33ab36cc6db62c2e05bb7161aeb6289025770d71cec
+// digest         600c074bd3c679603388747bcbb524d08f12ad08de66e33e9135ed415fcd5ed8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         7cf8c1cb0f810deac963221c302b3e06bd6837d13aaee9843b6eb8b3bce23961
+// digest         0a68b106841a1a6acb554d45ec4bbe70ae8caeddac204bdf869ad79f59e12f8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         4df3b3b0472761a0b93aeb88128697de43667951458256f7e21415f1e8b75e1d
+// digest         d7b8819501714d1a0ecb8e7dfa9ba39c8c39fe86312889f3898e0617b15f2f24
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         f07a200c50f15fde423fe50780435b5ca5732f5617c3d791d98d259c3fd8954a
+// digest         678d886afaa118527bb8e40c6b38408ce78d875f44bf2796d01d3a3a9b873fe3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

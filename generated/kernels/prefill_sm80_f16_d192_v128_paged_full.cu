@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         0fbd473c9aa50661b89a7f0dc445409f431f612d3cc42982e3269d49a4497c49
+// digest         bfe2752d867ed474a4a69dbabfef7980af1e2295e196bb830016bf5d6f838a18
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         37c0ffbe92f9f13ce685f048f04f6a825d91771ad4dfdc1191390256b54b241c
+// digest         40f70d771c5210ac92523094344aacceeedbdbf55af7ca8403d6da0813a2c998
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

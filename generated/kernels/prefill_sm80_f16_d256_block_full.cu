@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         ff39969d7ae1156b156d6d19c146dddc854a77a94bb1dde0fbf8fcb04cae48ca
+// digest         71ef33db4b8c1854639865559b7302e5dff886c6eb589b438dac0413b9919189
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

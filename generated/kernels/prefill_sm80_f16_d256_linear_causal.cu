@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         bcca062b5909ac979d521b4cc74450154c230eff9034a90619adc5734df5923c
+// digest         8787843b4c66787a62f983b088ee0bc852b3cb8e5af6f47ef50b1778676d4e02
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

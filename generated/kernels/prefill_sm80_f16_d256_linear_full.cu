@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         2fbc918e8f1165c54899df683e9c4c216c675e22a4657fc5b31d7da45faec247
+// digest         79c90bdd1ba8fe7eb2333d94672b506ae15c7b6da1fd522ddd55e7369a1a333d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

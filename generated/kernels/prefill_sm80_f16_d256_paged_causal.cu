@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         1572fecd7d7c20fa1c2e9983233b7f38248105adedf53fda6a4dd43310248a82
+// digest         b03e301845afb8195e866e19c53452573d336ad462ff2e4125598ab9f247c477
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         0f40ccf59b6061b1902553def4f6c41131f39e9b2791add4ac0e4e263444b337
+// digest         2f03cb459a6c8315830fe9c8a243d9c85ae096002d7578f8f6f48b166fb6b09b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         59c1863a74f7bed520aecfe825222b747fc5f958d7eff5e4c06ff76eeff8944e
+// digest         48dccdfb8355324ae6525185e9b53d2fdbe4fae99c02cc33aa6013516a9360a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         f9c0823ff52526b3b1029cf9fe9ba68b86c5b779126cc92852da1af3979e7acd
+// digest         1b3de35a28ef9d139fca7de794284ffd7a72a0dc23c894b3c5a8b9bfe707480f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

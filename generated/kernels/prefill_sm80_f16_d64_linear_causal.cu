@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         934a2c8ce750ac076f8aee8b293e4ceeb84be97f4c668816e674ca7119bd2b6b
+// digest         31bca64bd896838162fded134294dccd627ad2c71ab6c166298efd0d99937ec3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         d8d6fcc737401537e8254efbe7719441248e65605e2bd41d3e76dd5a56761b89
+// digest         6ba2f78bf8e8dd3ac77038764365a535d70e94e95777766acfa6ab5fa7ad1d7c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

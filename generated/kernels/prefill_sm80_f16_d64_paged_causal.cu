@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         081cf64a5dd6107e413882dd0ce75e1603b6f1b7e9f50e2f9fdb1ee5c58f298a
+// digest         60ada1858bf8f612270e74efb19cde5547e06c8e7a025e69f6fd6a6ffce9f079
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         274766761b5ed7ff1390c3f68a452828a8a87409ac078a4b201ca9e1d6886096
+// digest         560339e54e554aa9d345dcc6118fa17f60126ce1824dfc86cb75c16b9b320340
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

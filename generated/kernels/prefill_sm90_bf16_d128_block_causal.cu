@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         e651ee041f495dae1cfa54ad583e3a3013db7b06e251d5869f8d39d3355649ef
+// digest         d99242f986d4bf51a3427ed6c092ef054a3aa7d01a68a3b81edad7ac55956fe3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

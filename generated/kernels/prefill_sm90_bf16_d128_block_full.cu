@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         6ffe5df0aa51714ee4ea1081fc9d2d4e6e4697f17090afa9290f3686e37d6e41
+// digest         5cbabdfe469df94e05e65af9318999e807047aaa8729f14295111a5efec3e9bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

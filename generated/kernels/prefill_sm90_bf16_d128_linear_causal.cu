@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         77a046c4918699adaa1a649b2520c10ccd032402c4a5901e7956b578ccc7636c
+// digest         4970d33cd925c7890df2401413db306b223b2df6105227bd04070befda7059ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

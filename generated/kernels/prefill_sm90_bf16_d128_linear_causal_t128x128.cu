@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         598c78f11d7ccb17b38cdde0362c397ba29c7cae87b99a51c495921f949ea37d
+// digest         48c1fd1c9ec301df1497863abe1722a071c3d542626cd59d807ba8a2e3d820fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         af94f7d6a9f67c42ec077087a7c9ca5ea007db66ef6d4add936e5b9590a7315e
+// digest         7b3f73fcfc9ee3de9ce72a2c056026b11709da73a23a9cd0ac868c516b755ae9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

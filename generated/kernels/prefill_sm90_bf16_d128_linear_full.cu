@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         4a2877b2ef8e1e4d76d7738d5a7d4baecc5732f531c7c7726e2ef67765e252c9
+// digest         0bdcf113e6b33a328afe8fabcaedf9b9015d417aff347beba87828bc37776be8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

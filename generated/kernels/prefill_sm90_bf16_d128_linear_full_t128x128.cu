@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         09d243f23b2f061c7a3f084f4962d073d29d961b897d6ec784e4a399bad1dc6b
+// digest         6d00ecc8249af24bf576ebc3ec16a0fae24877181419c5a836e98d5eb1a5f645
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

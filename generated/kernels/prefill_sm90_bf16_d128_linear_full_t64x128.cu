@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         aea1fab2025aa8ebc6e336fc9292e75d5fc00ccbf0d9e7866b98b24f6ab2607d
+// digest         ba83bf0b508073889a92c6b4fce5daa83445aac95e19a6629ee05a07fe47f068
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         e3866de6df2008dfac5d4f1e939ecfb1e6c4917b7cb3e9ff5d73299631212f06
+// digest         09e4a401f31b06846da77da15ddad0b6805451f7713d35734aa20aa50483e129
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         134346a514e96fe672c7918dcdc3952440000154f413eae3f0dd035db265674e
+// digest         a7630bd29281aef05fca89eca95e00ef9973b89d3bbd2da7e22edaa5eee0d93b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

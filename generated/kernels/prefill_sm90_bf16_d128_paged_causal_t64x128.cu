@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         12179d4698605131c8d6cb4a76ac570a5b63e2ad352a0ba4e1d0c98913ca4b09
+// digest         482761c01d8144a07ee1e9b2ff02022424fa145048b0b64d645aabdc081828e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

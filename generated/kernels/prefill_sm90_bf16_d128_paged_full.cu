@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         1e869c162a72a9521bf16009db9586b2b36e04c68e1fd24c05e06ad95e749394
+// digest         90d5cd4109cbbff20b9a6aba57f74d4658267fd58a526f54936ac83f7bb45587
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

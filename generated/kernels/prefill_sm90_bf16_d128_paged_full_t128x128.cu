@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         ebaf8bb0858bf0e0cd76c2eaf51b14650a36b3390f7cb1eaebc8342b6242a76c
+// digest         f1bb5a6bbc6fc021c948419ac5bea761dddc7805359cfdfda0aaeee19612ac19
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         952bf25e78f766a5f2a25782e886edefb463cbdafdfaed0ba43ced5bdbc6d758
+// digest         4e0a5f66d34354264f753c0fbdd46e63598f425c15ae75c52d6475a5e52d7ff6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

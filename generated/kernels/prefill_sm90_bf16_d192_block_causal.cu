@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         416796d329053ddd5e566129ec7b451a399b6fcae22e3a68ef3e375b5dae1b54
+// digest         737e5c67c0e6baad077c9017e7370333b6f5baf56445a60032629490b8582a5f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

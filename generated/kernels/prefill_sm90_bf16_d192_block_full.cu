@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         da88459c4db2e9621d52924cc6f058014804d8d5e55a0d9c231bdf3b7ced1c72
+// digest         5cbd64731b31d7c237bf4904ca1e02c40b670d5767211b6b731c036bd74555fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

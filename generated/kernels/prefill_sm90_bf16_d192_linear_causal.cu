@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         1b7b1f96dcf7f47a8309b9e6bfdd1403c81e30fdb5524e9b3a31995db6c3d152
+// digest         87e16e469cb7b1398e01ffa2cfc73f61974252d41ba737fe92f1b3fdef5e31cd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

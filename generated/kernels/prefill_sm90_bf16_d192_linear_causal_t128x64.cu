@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         31c4aceaaaadd6287b5c12e4380f26048411f13897c4adce65e231f16a2e3913
+// digest         ae6488501f99a3091628eefcfdc3ac5ccf9a1fbbdad0cc71522ae690434df79c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

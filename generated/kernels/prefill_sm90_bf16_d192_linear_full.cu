@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         7be94f471974f7878cf3a97dda5214ecb356519f84bf5bf845f5c5ddaac5f48b
+// digest         e6db1150ea31a61a3caf9cef2bd17d9c823e153fa7141f0920087207015f9ff8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         c15fac9a83dabf7486a424c51482e8b77ed4444348fcbd0e9554422aa6083f07
+// digest         a1989fdd0a79d4a92f35f0d3d803b47e8ed56afb09b11933695f751fd7a86132
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

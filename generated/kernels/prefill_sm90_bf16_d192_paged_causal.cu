@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         e4d9adc45a45244c67caab61dc9e01eb54e22c8ba72c0b93527d9220ea999fee
+// digest         6e16d7beff670de245f368b778fc27484af84cf3ac98cf240ac47558985c3510
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         a5c69a48a71b1b2004a44a1212e8a7413c8b60fcef0a7cb3f983d2a92c3e5269
+// digest         cbc6e06a91572f2fbbc917eb6232bdf633dad0bd5accb62d5d595a09de8d54b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         ee4478f9f3ec5d236fc1c5ede126642a3dfba06f14715320c7e8aea1c5beb338
+// digest         4928392c10efe1097cdede388a1a65358b98f9ad4b8aeee513023de2a6c253b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         e0994cd73a5e4785efd4311a0599e397fa63d6ad9fe0989508a631c5a140da23
+// digest         e371614bda358b20bfd5c68cd8fafb0013a2b785576093b631bddce753424562
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

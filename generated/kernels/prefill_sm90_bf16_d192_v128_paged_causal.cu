@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         7518622c28e6a8da79e66e96b470889eff4d1078dd22282d5fd91d6dd3096500
+// digest         992082ef5d0a338263e8c644cc6b273f9d7244806f58b7846f834729124eb48e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

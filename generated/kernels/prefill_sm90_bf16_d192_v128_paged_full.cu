@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         759936fce1cd0e3ea3225a774ab3f89b52489670ac909f79ada5b7f91cafbf2f
+// digest         57f5cdc791928a99400d38c82c477b6dd5db91826709bc1401c83da02fd96b36
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

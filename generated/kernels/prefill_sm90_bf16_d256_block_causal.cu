@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         46f21a6bd5a79cfa5b2e7e8adf99c98e84557ba616a14d966aa5c6dbef8216b1
+// digest         d278b85d42ec077f51d1b26beb4693010ed63a3cec7c4080de113b79406e1343
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

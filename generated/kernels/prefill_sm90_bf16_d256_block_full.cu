@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         bf9b0ab17f1cbff8b93bd3c91342133c0cc238161d4dc2dcbd176c9ae2e042fc
+// digest         51a093a10d866f55a0c7012ed9446a5d78bd05e98447c245a72e711434b4e5c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         7e51c285eec1201e1fda040a299b3b3ac3f6d58fc486105de2231b5ec66cf6c1
+// digest         8a11dd551e9bb000557f61a764773cce2d890eb58dc4b8f600abb9fe61d35430
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         e885b27330d02935d1889288008989ccb05006981d0053c02aed30c5434bf03e
+// digest         952fc85d142727902d2f6fc7c10977ea10fe648775d77253ee3b1647aa9f2a6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

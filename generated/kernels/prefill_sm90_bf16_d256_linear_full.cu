@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         9f62d7167daba3fab84589093ae695b6207591b4152c4acd9b17e49527a1714a
+// digest         5eec22db1c07685113ced1340009fc7ba9293e8479363301fd12e95a47d66353
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

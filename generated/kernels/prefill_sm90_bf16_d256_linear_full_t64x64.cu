@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         03ee34b49de9e73dd58b1ec75294a4ffeace5b8207fcf1929451a4aad7b7a0c8
+// digest         e2d19e0bc918c7b78bcfd7089dd43531e97d62e76ac1dbf892eeb617d4fe92bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

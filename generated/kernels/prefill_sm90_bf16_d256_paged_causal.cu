@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         9546aff1ceb2ca18b99c3e5939bf5b272e8604702b5cb78ef44b67d1420cbdcd
+// digest         882d443dbb677e584471ab98eb917fd0b4fc2f54192e1ebc0d60ca21729fec12
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         1d9a012da73d7df7112231d69df1d3813e3c8b2b6f02b616109d098b436fad11
+// digest         4aa209b07de12d4b0c3eae22f6fbb52ea6d26008701cc4346e595b953bff987b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

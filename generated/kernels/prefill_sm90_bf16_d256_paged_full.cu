@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         69543dec509d7f04bf2e088370183fa4fc3e714c6daea44121523005c817e5c1
+// digest         15eab60b254ddad47dc25826540e4277b2595ec1e3ed4fbe495859aa1522763c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

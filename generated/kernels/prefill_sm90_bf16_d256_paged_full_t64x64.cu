@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         af2257a8e27f31a7939c95819fcbd9f25f47929f3782d3d4b9ee43871ad7ca71
+// digest         89e3a56af98fa13666abd66e83a893ef2fa048bde42e02497747caf9f111a388
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

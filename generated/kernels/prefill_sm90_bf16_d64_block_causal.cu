@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         dc1dbbf56c29b7ad069c4b908d45897dc41c88c29f53e5ce40c1a2bd35aac92e
+// digest         0a64ef4185308b319829b221b42124631f96f505f6fa121c682e374e220eef38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

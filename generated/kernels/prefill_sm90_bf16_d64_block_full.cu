@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         1ec3ed1b62ab1af8e4830dfc06575dc141d191d6366846055bd90128cc30f2f0
+// digest         8328189fde9749d1dcb5a72238d95506fc068673f89bbfcea2487984450d4af6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         da057db1252e7afcc1a7cd5f6600cd1a1c9ae351ee86698172442b99f897b446
+// digest         71520cc959ee0dee9a74d846b225fb1ce483f89a8024fbe21f0ebac01b62ac4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         8bcf8cbb7bd32d371cff2aaf0264d1a6abecb58f3718ebbb307cd9c120af3538
+// digest         3978cd35b1d7b4d721bf9b371a288a841ab785aca68b116c3b82b0ce9109da21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

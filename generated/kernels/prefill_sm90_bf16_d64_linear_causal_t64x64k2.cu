@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         5f9e107ed36b9752a625b37b1775edc316ddc2baf020dfc7acd7a5e90e0fd431
+// digest         575ddf7e4b1f2b056a6e3af90eb75ef5d12d5196eb0303621ee5f0425ebc6e03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

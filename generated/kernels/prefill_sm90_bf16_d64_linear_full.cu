@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         97db3830a47d9b3901a136dd0054685591ab1a640f433225d45545f3707fb9b6
+// digest         afc57b3dbef549889d0453f0d840a436728b42e617907234465d3757c96effac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

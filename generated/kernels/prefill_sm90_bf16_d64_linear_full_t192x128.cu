@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         6f9621bc720a772902ff96e5648dfb4d9c588da7c38904b6aac4d5000edcb25d
+// digest         7c24ce0590bf063dfead066303c49cd347ba503f60c7ec402a12f3bcf51abb56
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f47b5add972b31f8379a80b1bc8dd05cb0050f4f840b743eebe54f6237d523a8
+// digest         3e1d2b782dc21502ee8f0675f262c90ea8130399e5225623761ea31912e04f42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         6f83d450419598974c87603c9d49f7eb7f09e875c50c55f033037a57f548ae03
+// digest         6ba0afcc5f51fcd278c00d176ca1eba473d226336898130f92444f6f69444f48
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

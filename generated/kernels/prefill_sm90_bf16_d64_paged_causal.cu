@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         17a92e3d114a607a1309f740757297f34f7ac22211be9dabef205eca9741ea39
+// digest         bd8c77db6bde5ef6963712ba64ebc53ff12f9635b2ff33d273b44a4738e3b327
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

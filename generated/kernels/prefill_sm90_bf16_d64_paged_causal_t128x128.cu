@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         ad158e97b5218a0188719758e0b7056a0047c0c9caf9491ec5e6103a1914e37e
+// digest         5b4cdc623f542470b49a928c009a6af980abb70f0e870ee05fcf74a98b1b19d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

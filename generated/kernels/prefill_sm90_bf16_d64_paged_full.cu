@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         64071ff7ed87546746897ebada50914e4b4bda5d3d34b13b7c2735fccffb936b
+// digest         c69f00e84ebebe32469ce55b910a9bfc80fabaa5147306b3efaec5d5f6d1f7ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         a4c4bcd35e88d89be9d493afd914b48e5cdad475ed6f0358d9060eb21ce032a8
+// digest         2412e38dc361e8e644600f59ecf341c06ec0b16c3dfa32bd11a1c3fbca5e3570
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

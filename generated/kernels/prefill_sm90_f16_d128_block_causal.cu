@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         7ea333aa74ae63627310dca77bc6366d399e43bb2a501c681247993057f10b8b
+// digest         bfbb91b680d5d1313a4ac9700bfa34fa151345cca05cc5fd8ea0536d5de81c5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

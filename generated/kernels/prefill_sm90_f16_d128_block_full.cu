@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         29d784f8ad51f777fc4d5f5e5005fcf7f793cba4e35cdb734bbe5cffd8ad2b85
+// digest         feb9f7ca83b3229c209ab0eb09a2f0b9f5865e6d40c36cf62597863973c5708b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         7cf80a19eb0bebc62b51b055be6f162da454b74215698653a758812764000b5b
+// digest         22a8ecd43c42e279b5590e107e058a56344c3ad69d7105c6053b82f70ee30731
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

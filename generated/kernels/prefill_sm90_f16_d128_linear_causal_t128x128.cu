@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         e11e9ab420e1c963264b1972d1fc5ce4596534cc49bb9029db765d813f520e27
+// digest         e5725cf43279ad6145c2118aeb0e5c97f73eae75fbb8a07fa930fe37386316dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

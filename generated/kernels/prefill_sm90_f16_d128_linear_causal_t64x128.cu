@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         34f428494c3d5c8ca20f8b770a0429b9f080432ea930ba495c1bcdab9a74714a
+// digest         ffdc2c3088d8977285e84371daa7c6547204bdc80d54c333e0e048a471ff06e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

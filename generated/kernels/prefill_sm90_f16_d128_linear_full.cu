@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         dc722d24c85c83a812e9d400d2f0c5d4c0226a2d1180be9f88726fe6ebe3c9dc
+// digest         a4bf49efd37af312502c7b976ce2edfc724af845ef934f066511ae11a4eaad5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

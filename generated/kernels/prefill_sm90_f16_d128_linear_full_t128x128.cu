@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         292f63fc9bebc2a26123bae731112ce3c4f803c63cde6d8f9164b496dad6f4d1
+// digest         eeb37fee8debf01bd31c63e87ca795a0a8b51424c9a9b0111a56ff2a9552ed05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         2c3e3853ef098c9a120af85b2a2dfa00542680de28b7feb7b570a31ca590d763
+// digest         8d02592255aeae4624640f542bbaa609bbae398ca080b2375248b0b6e5a6cf58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f7d84d9c7cbeed6455de3b36bbf6defe3eddd870e66d9809aca6f0a1d221fa63
+// digest         1414f76892b4d5d16ab8496723e1aab9390130c6ecbb8a4fec1f25f916dcbd4e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         89081f21f6034427fb484d1bc76db6c8097b01333ffa01785f948e3377984223
+// digest         190e0e7b8952ede5721a11dac6addbc8497bdc48379a8f04874c6c0c21018d60
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         6762d5ee6a6abb2d081f5f3b8044b595cb47ac0b188a8e8f048454baba0ed23c
+// digest         e74c6082d94b751ac23b3499156dc9242770ff40112ae35c917e09ab4c3796be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         6ff4a0aa98aad8042f49d08aefb69119a9f4e175b67dce40c25208a6cfaf4aff
+// digest         347d3f3eac679a198c305799cb4488d4d438c2228a8fcf0099789d7c2ae53ef6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         cbba40a379c725fcf296ef88bbcba1c6af508d064f1d4332ddaecd459a7cd9ca
+// digest         0005888914849c5e90d1d4d7fe522fa08daa7aa78247795dd5c3e1d0dff93ea5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

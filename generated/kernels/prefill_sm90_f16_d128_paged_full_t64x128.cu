@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         7eb193209d960ccb9966dc72a7e94a5e755e9042d6a673beb0352792ddabe2ad
+// digest         4755d5434c77b2617005694ce368706e68373ed1300fb679d446829c66153b71
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

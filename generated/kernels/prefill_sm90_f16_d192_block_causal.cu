@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         165fe86e5b102c1b9122486674ea834fa4748401182e151bbbfbd30ab09721c3
+// digest         4fe96b7d0042d93f8d3b0b60a346b88c83a7f201e1dbfabc8d6495ad5e94a235
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

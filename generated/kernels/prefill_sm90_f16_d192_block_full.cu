@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         24ebea381a5d3371da8920869b9259a5f08f7c50a58f4f0110d0e8e8859294af
+// digest         0637e6ecef392433b5dc03478a746f0535ad4963f12a7cd3a78ec886e63cf426
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

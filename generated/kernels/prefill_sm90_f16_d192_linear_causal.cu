@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         b06302eb99eff7e44094b8ea819f07141b3e5ffc1f3ec67bd85d3748f59839db
+// digest         65598d5b1ff133949f9e375526e4d7083887ce604c42fdac58eb656872792723
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         5a7334112263e08556aa0a49312dc20531e181ee29f945c3ef85c3590d8d7126
+// digest         f3261910f2af3eecc4a9600a1b534fa92a28e37b359fdba417eeb1a898d31164
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         4fbc723354eb3f0a26881bd3471f7c0bdd6b41d55895edc17e5d897f758f9315
+// digest         1cc15dae1f8270f7cb65a2b8ae16b67acd2bdfa5c0ec63818d9fcbe86447bfd6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

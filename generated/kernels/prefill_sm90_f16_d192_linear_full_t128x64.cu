@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f38309c9be516436222e45e09091abd2a786f44182d41d7e08eddfc3f4a50532
+// digest         b81b70c5d48dd54e9f2145c4c7896fc65fd56b9a02726384fd8d853ae38321cc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

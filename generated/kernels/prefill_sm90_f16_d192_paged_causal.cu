@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         084457800f5a9a6e4d3eade84b0c56aef5e4e4bce8ab94f3e2d64cfacde787cb
+// digest         d70d649d577665324da9f4768399c3eec3166ddc61d7f17ea1ac9dcf49829760
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         ecd5d943b991c2c365af28a0638c2b890f3a51669fd2ebba43bbf5b604ca2c10
+// digest         39466a79e5163aecc53aa0ddd4f9fd593d87c948890f619494fcc9a2ae0e54c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

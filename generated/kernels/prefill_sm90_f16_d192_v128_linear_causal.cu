@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         88221e0aa048bff5fe7c76604640db80abd9db13bdd548a120c0a6ba80af5890
+// digest         4409b8cdef6cb10b444e5a49185ea9f529073b8c5741b6c778f5269a696f22e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

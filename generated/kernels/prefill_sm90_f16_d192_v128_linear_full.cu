@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         57559e3feba8ae315840d83b1a6f05d945363a02d69bf3ec377c65e7171bec4f
+// digest         fd0ba420a4a919261165ae8a182de1be672e7cf51a20f6c75a61953ac64cb7c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

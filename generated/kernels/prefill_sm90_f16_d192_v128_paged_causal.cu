@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         a00865b619ad86ea9d48dd37de8e067846aafb460cda413bc1a6a867e93a880d
+// digest         51b09dca9a3c820813db793576079fdab4928d38cb0afa199ff68439d57a2c30
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         de6c465b0eaa7939d60d069e9da14e4bd16f5824c4c17da305504879d74b4cb1
+// digest         0289b83cad1a9f947e715c66740fc5e505671225de27f3ef7fe5d0a4f962b38a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         502adbe96cba35696c635cfacb58828b3a2db2e26a08c7c63150e7dec3b2dae2
+// digest         9592c6ba4902476d929a1f15f5c9f42cacc35f06de7f5312e82858cb0950d2e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         8bee88ca0570e1be9692e2e9e451aca2c997463e945ed6112d0248ec5ad28fe3
+// digest         40fa6706259cbe4e71efec88da3e8081bc7fe730532324f2844ea390879b9ebe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

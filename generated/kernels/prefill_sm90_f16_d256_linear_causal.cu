@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         3127271f1cee02adc5070cbb35ee8c2c0472ef20edf4ac034e6450f0eae09635
+// digest         2d6ebbd650082ff8ac3b51783515925379a926a4eec9fb8f8c584bc7b9a8e028
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

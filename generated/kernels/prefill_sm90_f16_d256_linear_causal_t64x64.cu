@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         e3edbf10e987a721dbd565d14e46e0cc2a5251b85ea6e73d969e179ee3303bad
+// digest         99b2e67a125cfb297f7c50e3ee4e12267c15c2e7a5a5934d3e60a31ca9ccb558
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

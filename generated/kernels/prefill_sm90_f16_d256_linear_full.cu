@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         e432212e06fab619b9fe96c3f75bd05d0cd92b5350e325733c9143b93ec9d7b2
+// digest         32a9e9d6f0fddafd9db383f438d72173979207fe0cef83f2600facc7b3402de5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

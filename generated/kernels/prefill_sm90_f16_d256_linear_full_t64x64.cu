@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         358f303487eae3c0de8f88f5976e3ee8434dfa3ff4b8ee3756bae479498571e1
+// digest         d2a0adea2565b1b2ac07d9d2c16a61aa51c49c2e3ee42909fbe72bc661a582b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         54a5cd2a3ea2063fba4ffd740014433816e17bc0dbdf321efe52894acf51d679
+// digest         ce86488e93483dd8b82e73d9628beec34fe196a5d912b32e1a3e5237df8e91c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

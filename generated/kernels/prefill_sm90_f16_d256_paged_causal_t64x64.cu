@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         9519761e57871610846bcb20997084bbff1477714d6a7beb51a0743c1eb6b531
+// digest         be3d0d55f71067871b34bd8d27282eeaec34b45c7dc6a552ef8b6810771ffa5d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

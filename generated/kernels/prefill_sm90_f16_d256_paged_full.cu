@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         df6935678397dfb3316e0089751152354ee444f56345dc9a88a9d2268826bcc1
+// digest         916f9a590fa470f3de2ce0e1a19f91c89c8a1379cfc6eb7434afb3d422e192d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

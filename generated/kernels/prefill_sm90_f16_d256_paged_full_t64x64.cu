@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         690e875481c9323e852cc2108400389bfa9be6d496c7521245fa92a469ed1afc
+// digest         f25d1df6a91c39ff076e9583a298284af04d9328c09d1491b43fbc20e58fe913
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         af15f1422627115bc42303b52e541a01450251b3d75f8268fb4a7741f1135428
+// digest         f7cf9fb67a676e6ba68ae361737026216ce8d94de227c9e4fbf9f970cfc75657
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

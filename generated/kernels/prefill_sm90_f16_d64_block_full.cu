@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         665fc37b534787cce1daf509bd2b6aedf3cdd07f432f2fb4e7793c4f9b9ae170
+// digest         4552f223e3c22d8597e9b1f2363d95a4a51bc08fa1077f0ea4791b967ddb3b79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         5ebac01976babc92b1d2fcbf8dc4d1dea88df0d7204541233081baa508a3b7b1
+// digest         0983df85126a7556f89187401d9c2df8bf086d45c8505815c0d74d8e8572a376
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         53dbf3bcfe094dfda4f5256a9f976a51c3e51f8a477b295bb1f5d608006bcdc5
+// digest         e9de8ba41ef6ae52671ea9f988bf88c338e4b2b51bc884c5868a69c33d9d5160
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         7b19a08aeda0de4efc2cbe01b9b08b23cf9946e9298db33cc92c83b40db2174d
+// digest         e2e7fe9e7f5d98d873d38653d347550f0e80b903c9d0fd51d858b45d76bae61c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         df763cb870b12be8e4b6b413853d35f7253401d5c445f11503101189fecebbff
+// digest         02a92f37bf3bc30ac6e357645d235048ef8d1287ed6e5b3df5062baf70260ae8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

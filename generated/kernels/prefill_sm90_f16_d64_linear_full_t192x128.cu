@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         b4d910ad379f6e96c77e2acb0de92085fd7df46959279b19caf2d548162cd874
+// digest         8dbd09ae45971fbb0f276a2a0013e64b1f005cf7f95ff4aef49ab22523bca6fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

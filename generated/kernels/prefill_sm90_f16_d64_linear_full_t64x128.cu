@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         1365d3328c412105f378c4ed1d2c7459543cf260ce8716465509f6d97474e31b
+// digest         bbb51a8a7108091792e499416cf9364c3426a5ae5717942032c019fb6902a455
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

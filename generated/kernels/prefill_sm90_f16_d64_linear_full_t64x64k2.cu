@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         1aaecfce887cddc2b3fb07c88111eeca93f5baf2748a582daae38480fc2f300f
+// digest         c271867d497a6f3fac6a02a0123ba104bb213b352933c64a9f8574a02b9b8aec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         b19498d8e37cecc40a55ca0456072bf6c43ec87d8b03ca5460039dabce214480
+// digest         677d6e5cbdc7ab66710f6ca8359a48cc372aee1ea7e45fbf79566f1cebbdb325
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

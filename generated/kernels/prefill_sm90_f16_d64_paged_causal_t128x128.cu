@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         0a4f7fcd791513c98034f4294ff15ce95df2cab7b943215d2a0c90c6061cd7e2
+// digest         841d539623b05881dfc22d7b953246e19b9f1494a8cf1a7c57a3507acfa5da37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         ba4a9cfa2af779407d701cc0179d3eb4e47b26e6998b080dc27f2d9f38a28dc0
+// digest         6e5df616a8dee016d6466ffc27e2f3dc81b8540cf56632301e9f1e43fb68b3e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         7c73a3a9ac6d6e022dddfee166b5ef2ca787b3b7cf107f9000a71a8af01cb079
+// digest         bd01124785caa490312acacdd40d1f8e3e48fc5094da27ed401e0ed75d048072
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

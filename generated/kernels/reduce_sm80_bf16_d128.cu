@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         76b63245beecc57c9cf0eaa01801ebb167ded0149e4ecd6a7a6858dfdb793cfb
+// digest         0518c49d350f7624f02082e1f6e061013d14dbda878367a9e8f20c64b346daae
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         2a3060c61b935894b4aad3eae3377a9dbd8938d7f85deb3a531bae3d2c6de34a
+// digest         6a7a62206816dd7d0c0ef6f1a0320b8f4b511f8ef2442bf521b55f87b3688061
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         5c1224808b684573a57d5e3214fd670f27e2300e1c0631d3b83be0f174fb2dfa
+// digest         5c3106eba3611e8b357bc72c5ddc9c2e880bd787a35681d7be6deced445e2fd5
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         a8b02b8febff4f5fd047c26655bc11fd3eca16d240e388b52866d614af19e902
+// digest         22bed88338206b9b82e4940bb154c42377b612f8f0317e17a0156251759e038d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         380d29e451a72f504e341ff99fcfaf225457531c5124a68a4eb80283f88ca33b
+// digest         0c1585a5ba4ba582008d3ad25c47c23e8860a794943ae0d0ae1301bf0aef1bb8
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         a93cf2c803311375a5ad0d6f8921c8857edbb77c9b16f3410bd95506fd332855
+// digest         cd31e2c6815656d10e943ffd0829069675f10b768d9c9c6a1ed5c47329179d03
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

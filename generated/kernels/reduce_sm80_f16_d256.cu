@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         98162820a5e1dfee1cc98c269c9de806a15d07b11e25aec17125086addde506a
+// digest         b92325280550e01c4cd9868fe53dbfa6ac47eb78ec1fe0f57318e0aa25bc3840
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

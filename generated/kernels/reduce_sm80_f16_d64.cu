@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         cb8c51e8d87311ca44953e64f5a47bda0085f7d9f23a7c73f04a36b98b413b98
+// digest         c4dd37292b14b7a0e7ec3ba69a773cf5b9899569333230616b08f816894332c6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

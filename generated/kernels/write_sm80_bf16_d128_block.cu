@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         6617bab7193339d58a7ae072b739a46384081f16acec4975ea4d17d0f9f91442
+// digest         abcddcfeab3b874b255940db7bd0218f8da81158a9ad17868b19b74551bcaa67
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         ce2991c1c845501a40663a4c3ffc3c3f92213d2607cb721609ce15247418be3d
+// digest         3d3fcf4c5fe929a6e8755c6bd4cea06bd735f60d1860c7fe16470e5e8f410907
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         78a8d7ec9cb1a78600080130ba565c88d59e5026e5c1f99cb82b9eee25b2c8a5
+// digest         f5742ecc16614cd44b0865b55ad83089d5e61ef9ab388b527b25eb3f1de24245
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

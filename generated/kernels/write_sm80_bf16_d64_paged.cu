@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         8abda3a0cb0dce2d22811c1c44f62e378a34805db8bf1e9c5e25f32730945914
+// digest         3ce8267236aa293fa498093477cf2e787bb62cbe42e7351402813a8aa22af020
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         49beac6a1483c69a865d1cd0caeeacdd7833e2af5aacc36b33433fa6a584585b
+// digest         be08c0de34df54dbb623b0599e7c0e75f5c21313a265de6eb70f30e7e02fc2b9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

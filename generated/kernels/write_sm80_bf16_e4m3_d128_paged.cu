@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         ba1a2eca1c26c8f8a8f014b40c9e7c0b21a8d9a4090ca55fc5a4541a9f99fe9d
+// digest         3d2d19e390a62e59298cf74265c6459e4d3b83e5c9e43bed59fdb0c7d6763d44
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

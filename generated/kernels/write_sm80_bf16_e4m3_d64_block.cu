@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         3fa9dcf0dd2cfa3e4fcd1c90e08faec2706be112b3130ae5c17e648e92bb7d84
+// digest         5f634bc158272d7135a46e6a619aa41efb2760cb8c274f76b1fb7de18b455250
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         433dfb298a27dbc379ba858402809f2038725725d3b4735e77808d087e190f21
+// digest         2141c7c82a2549eab3397e1225c5eed46e12e06df0aad0f2ca3d1eaee438c26e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         b1dedca5a4ad6e717f3222a6bc22dd9d1847c98910b5d4ad65949b61ab142782
+// digest         8374097d83acb00ccd3bbbddaa370b4579b33fe11ccc1b70a3bdf675cdeb8ac7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         4a568bd96a2557714fa76e947cfb0b735c3dc51b3ca719d07156afd466c0a2ae
+// digest         2a4cfbea6b21409e4d877ec5c3b4df859fa8bb8a81a895315ecfb58c07c3b682
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         55f9c248e52bd0912d81581b0859b8f248f7ea76f508668c56007ca77bd46aa1
+// digest         c0c1a91ed81d26cd6a2a2e413c873dc3facee5bfdd48b6ac31eb9a2e784d1ec2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

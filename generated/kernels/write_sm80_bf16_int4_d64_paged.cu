@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         32634906d27daadea29c3c606e4977081901526f07d3f7f663263d5094b0e728
+// digest         a6df582cdc30a54b31df259091b5f0eb3d57790040b15691c00186ea53da7a10
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         4335997f6af106a16f5d2ebd4a6ac8aa51d634e58ea842dc2a8db665850746bd
+// digest         4a3a26abb9611dc0fd5f5811173e057d02f002e5ffca3dd870153d291071a533
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

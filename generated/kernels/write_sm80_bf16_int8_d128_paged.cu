@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         949f5ab3bc4e2505a0650cf48367149966c5c3983f1f18e154f36a4ad97b4c57
+// digest         4a4a0d156843cffbc1c6cb63c811e6c7f5e681821e9db86273a873a1555fc34f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         917ac5958821492319d649990693ef9c82fe4e987a2c82467707435aa75d8cea
+// digest         f8e61f0607278f4249d861f446da276a97cd792115fd3c1d8179a32f48ac28de
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         606efcf0291001a1955d539e707dbcc1a11c3a24a25e3382abdcc501f9e57ec9
+// digest         397155dc0edc43f965c76413d70361234dbbc94ea2350df7d6478ac5f946e2d9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

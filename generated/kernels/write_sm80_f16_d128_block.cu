@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         b4ad2cfb5fb90a674c0ca2b1da276bddffa65f668a7a2206ebcfc5b04de8eb8f
+// digest         a12568cb22c684ed4b5c7e0ccd2f7433687f38c52b4478c947cef0299cec17e4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         191d94f73cede41d1a9c28c86e7da0eefbd155065e15a039af13f65659508cd1
+// digest         dd3b0ceb78888df84373c8cd60edad49271e06236968318d2acc07f7bb1d64ce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

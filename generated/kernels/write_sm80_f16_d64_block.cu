@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         e23b65402f81e37e9b7fa4617bd1d727fce55af30ca129fc1bef425fe17593c8
+// digest         8671998540cd980aff6f6e15e4a153ee9971c86b7fd2c7475dd1a49f259479cc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

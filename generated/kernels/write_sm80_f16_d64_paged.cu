@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         3f0e74bd306765031fef89a30c1dc4985b6ec3f4ded5645d77eb865abd70b3dd
+// digest         7cbcc2e7328769e3730da00c123374bf41a807c577c2a60dfec4f74167ee3fb1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         3df7ccd8d9dc24644935872fccd630f30b1542593611f9e1b0d00676159b9895
+// digest         fbbda7f010abcd28bd4ec7ca3333acffd9c3941d33ec08670e3e5c94de940ae1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

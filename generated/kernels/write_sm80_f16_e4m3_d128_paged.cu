@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         28f97188b692918adaf9e1de94988fd7fa1d30764f079fbf21c770f0dc0c7f8a
+// digest         38a8df31fc9a27b903609a2c62628cc551baaf2697fd5a8c5320ff0d1a37b4a5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

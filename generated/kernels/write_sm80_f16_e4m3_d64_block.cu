@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         317f9f5f829c06413c4376e335b005ea37b1bb793b958b873efb5e5e7c95f2f9
+// digest         106ce1a6635a163e609ac5f57b19f217d2872dafdf57070af68b4e365d72a219
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

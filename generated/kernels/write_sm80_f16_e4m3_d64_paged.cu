@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         3fc59946633defddea487428b0fd130e1b6745969129e63bd3495b899da49cbe
+// digest         ca963245fd49251e7b9d2503731ab8184204926704b4f9621a1a84710c21fc0b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         e2eb0c558160b1e9eeca1994dd629e59d04aa9789a4c1bc8a439e3116f96533f
+// digest         390658033ec49d92c7d21c03490ec329da23825a9ed7d4fd8316b212c105d201
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

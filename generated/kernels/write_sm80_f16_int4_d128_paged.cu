@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         1a96f417b1f114de056f09e7fd76098268bc3a90f67abff5803e1be62f38fcc4
+// digest         c8a36bc1e1f7c55373705c2c5421983bd465623f21cb8394cc642001689e4e3a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         71e5fa7dc8c9b2e7336d816a5d04ea117b688e2be06ae8cf6270a1aeed377809
+// digest         f2674b8bef051c1e55389e60d668aeab534370ff129ba4b3602617ef1cdc7cd8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

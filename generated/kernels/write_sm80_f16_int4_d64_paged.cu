@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         53c93400d2ac6db70e66d9f98beb00f1e9d689afbfaf09ebe5e41caf3ddee5b2
+// digest         4564a51c180c5992bf5331af8383ca54f274150d88e6597be751237f1e5a61d9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         5eb9a90ed6a4e2aeee8b98baabf155fd63f5c1cbf0daf24ee768f2803a60f84c
+// digest         5edf9767a692c54554f3c88042273d555802b0b2f89c47b3c1eb2ce768071308
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

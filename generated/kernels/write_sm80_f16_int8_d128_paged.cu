@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         1418689cf20f573ddd8fd0f898942e4f0938cb3937b498c0e14392ba8e10b57d
+// digest         3382dc8a82fcd7cbee3fb2d102651df662d813b20b25aa054fd777f8052a7c7e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

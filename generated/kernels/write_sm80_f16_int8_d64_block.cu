@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         c61cae82403ce5f9350ae385b05926e027ccb8eb22fae20252f8e8db7002c19d
+// digest         37795b49a4a54b591a8def6cfc3100bc942a1389ff9e3e970a2fa2cf18f81c3d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

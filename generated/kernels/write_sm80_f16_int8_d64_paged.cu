@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         fdc8be86a681321da9cf15517db59604df07846642487d6ad1aed4d62116dd06
+// digest         0c57c07a7477e0d40255c8eb5d9a1365869b9c8684fca2f3b53f165271d82bd9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

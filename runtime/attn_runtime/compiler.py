@@ -214,15 +214,16 @@ def _compile(
 
 
 def parse_log(log: str, symbol: str) -> dict[str, int]:
-    """Registers, stack, spills and static shared memory of one entry, from ptxas's report.
+    """Registers, stack, spills and static shared memory of one entry, from ptxas's report; the most
+    of it and of the one for plain calls.
 
     A count that the report does not give is 0.
     """
     parts = _ENTRY.split(log)  # text before, then name and text of each entry
     texts = dict(zip(parts[1::2], parts[2::2], strict=True))
-    text = texts.get(symbol, "")
+    own = [texts.get(symbol, ""), texts.get(f"{symbol}_plain", "")]
     return {
-        name: int(match[1]) if (match := pattern.search(text)) else 0
+        name: max(int(found) for text in own for found in (*pattern.findall(text)[:1], 0))
         for name, pattern in _COUNTS.items()
     }
 

@@ -11,8 +11,9 @@ from typing import Any, Final
 from attn_codegen import struct_layout
 from attn_codegen.config import Arch
 from attn_runtime.counters import Counters, counter_block, counters_of
+from attn_runtime.function import Function
 from attn_runtime.kv_cache import Values
-from attn_runtime.launch import Launch, PlannedCall
+from attn_runtime.launch import ARRAYS, Launch, PlannedCall
 from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
 
@@ -21,11 +22,33 @@ _COUNTERS_AT: Final = _OFFSETS["params.counters"]
 _RANGES: Final = {name: offset for name, offset in _OFFSETS.items() if name.startswith("ranges.")}
 
 
+MOST_PLAIN_SEQUENCES: Final = 32
+_OFFSET_Q, _K_NEW = ARRAYS.index("offset_q"), ARRAYS.index("k_new")
+
+
+def may_be_plain(plan: Plan, values: Values) -> bool:
+    """Whether a call asks for nothing but one token of each of few sequences, which see all of
+    their keys, as far as its numbers say: a plain call has neither offset_q nor k_new, either.
+    The C++ twin is is_plain in attn/decode_template.cuh."""
+    return (
+        not values.get("window_size", 0)
+        and values.get("cp_size", 1) == 1
+        and values["batch_size"] <= MOST_PLAIN_SEQUENCES
+        and plan.q_tiles == plan.cta_q == 1
+        and plan.ranges.columns == values["num_kv_heads"]
+        and not plan.ranges.pieces
+    )
+
+
 class DecodeLaunch(Launch):
     """One call of a decode kernel. Belongs to one thread: all runs share its buffer."""
 
     def __init__(self, call: PlannedCall) -> None:
         super().__init__(call)
+        self._start_any = self._start
+        self._start_plain: Callable[[int], None] | None = None
+        if call.kernel.plain is not None and may_be_plain(call.plan, call.values):
+            self._start_plain = self._starter_of(call.kernel.plain)
         self._counters: Counters | None = None
         if call.plan.counter_cnt:
             self._counters = counters_of(
@@ -34,8 +57,11 @@ class DecodeLaunch(Launch):
 
     def _starter(self) -> Callable[[int], None]:
         """Hopper's kernels wait for the launch before them by themselves."""
+        return self._starter_of(self._kernel.function)
+
+    def _starter_of(self, function: Function) -> Callable[[int], None]:
         plan = self._plan
-        return self._kernel.function.launcher(
+        return function.launcher(
             plan.grid_x,
             plan.threads,
             plan.shared_bytes,
@@ -55,6 +81,9 @@ class DecodeLaunch(Launch):
         """See Launch: the counters are those of the stream."""
         if self._counters is not None:
             self._buffer.set_word(_COUNTERS_AT, self._counters.address(stream))
+        if self._start_plain is not None:
+            is_plain = not (addresses[_OFFSET_Q] or addresses[_K_NEW])
+            self._start = self._start_plain if is_plain else self._start_any
         super().compute(addresses, stream)
 
     def run_on_own(self, addresses: Sequence[int], stream: Any) -> None:

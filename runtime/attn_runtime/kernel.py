@@ -30,13 +30,15 @@ _kernels: dict[tuple[int, AttentionConfig, Path | None], Kernel] = {}
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A loaded kernel: its tile, its occupancy on the device, and what the compiler said."""
+    """A loaded kernel: its tile, its occupancy on the device, and what the compiler said. `plain`
+    is the one for plain decode calls, where the unit has it."""
 
     config: AttentionConfig
     tiling: Tiling
     limits: KernelLimits
     function: Function
     build: Build
+    plain: Function | None = None
 
 
 def on_device(config: AttentionConfig, device: Device) -> AttentionConfig:
@@ -101,7 +103,11 @@ def _load(config: AttentionConfig, context: Context, folder: Path | None) -> Ker
             "memory; take a smaller head_dim"
         )
     limits = replace(nominal_limits(config), ctas_per_sm=ctas)
-    return Kernel(config, tile, limits, function, cubin.build)
+    plain = None
+    if tile.plain:
+        plain = Function(context, cubin.build.cubin, f"{cubin.build.symbol}_plain")
+        plain.opt_in(tile.shared_bytes)
+    return Kernel(config, tile, limits, function, cubin.build, plain)
 
 
 def _check_shared_memory(config: AttentionConfig, tile: Tiling, function: Function) -> None:

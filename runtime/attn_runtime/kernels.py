@@ -85,14 +85,16 @@ def reserve_counters(settings: Settings, config: AttentionConfig, context: Conte
 
 
 def _reserve_counters(settings: Settings, kernel: Kernel, context: Context) -> None:
-    """Other bounds of query tokens cut the grid into other numbers of ranges."""
+    """Other bounds of query tokens cut the grid into other numbers of ranges, and few sequences
+    into half as many."""
     device = device_limits(context.device)
+    batch = device.sm_count
     for tokens in range(1, DECODE_TOKENS + 1):
         largest = Problem(
-            token_num=tokens,
-            batch_size=1,
+            token_num=batch * tokens,
+            batch_size=batch,
             max_q_len=tokens,
-            max_k_len=INT_MAX,
+            max_k_len=INT_MAX // batch,
             num_heads=settings.num_heads,
             num_kv_heads=settings.num_kv_heads,
             head_dim_v=settings.config.head_dim_v,

@@ -35,6 +35,18 @@ WATCHDOG_S = 120
 SLEEP_CYCLES = 100_000_000
 """About 50 ms of an H200."""
 
+WILD = (2_000_000_000, 100_000_000, -50)
+"""Lengths of memory that nobody has written yet."""
+WRITE_LATE = """
+extern "C" __global__ void write_late(int* to, const int* from, int count) {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  __nanosleep(20000);
+  if (threadIdx.x < count) {
+    to[threadIdx.x] = from[threadIdx.x];
+  }
+}
+"""
+
 POLICIES = (
     SplitPolicy.heuristic(),
     SplitPolicy.off(),
@@ -208,6 +220,43 @@ def test_five_hundred_launches_give_the_same_bits(kernel: Kernel, split: SplitPo
         attn(**given)
         differing += (given["out"] != expected.out).sum()
     assert differing.item() == 0
+
+
+@caches_of_blocks
+@pytest.mark.parametrize("k_lens", [(1000,), (5000, 1, 0, 64), (700,) * 32, (700,) * 33])
+def test_a_plain_call_gives_the_bits_of_one_that_says_where_its_queries_lie(
+    kernel: Kernel, k_lens: tuple[int, ...]
+) -> None:
+    """Calls with offset_q are not plain: they have the kernel of all calls."""
+    problem = problem_of(kernel, Task(batch_for(kernel, [1] * len(k_lens), list(k_lens))))
+    attn = attention_for(kernel.config, problem.batch, "heuristic")
+    plain = launch(problem, attn, **bounds(problem.batch))
+    assert not verdict(problem, plain)
+    offsets = torch.tensor([k_len - 1 for k_len in k_lens], dtype=torch.int32, device="cuda")
+    assert not difference(
+        "with offset_q", launch(problem, attn, offset_q=offsets, **bounds(problem.batch)), plain
+    )
+
+
+@one_kernel
+@pytest.mark.parametrize("before", [(900, 40, 3000), (0, 0, 0), (5000, 1, 6000), WILD])
+def test_lengths_that_the_launch_before_writes_late_are_right(
+    kernel: Kernel, before: tuple[int, ...]
+) -> None:
+    """Hopper's kernels begin while it runs, and look at the lengths before they wait for it."""
+    problem = problem_of(kernel, Task(batch_for(kernel, [1, 1, 1], [2000, 65, 5000])))
+    attn = attention_for(kernel.config, problem.batch, "heuristic")
+    expected = launch(problem, attn, **bounds(problem.batch))
+    assert not verdict(problem, expected)
+    given = everything_given(problem, attn, bounds(problem.batch))
+    right, stale = given["cu_k_len"].clone(), torch.tensor(cumulated(before), dtype=torch.int64)
+    write_late = torch.cuda._compile_kernel(WRITE_LATE, "write_late")
+    for _ in range(20):
+        given["cu_k_len"].copy_(stale.to(torch.int32))
+        given["out"].zero_()
+        write_late((1, 1, 1), (32, 1, 1), (given["cu_k_len"], right, len(right)))
+        attn(**given)
+        assert same_bits(given["out"], expected.out)
 
 
 @one_kernel

@@ -131,12 +131,13 @@ def test_policy_fixed_size_takes_one_tile_whatever_the_bounds() -> None:
         assert ranks.index(min(ranks)) == 0
 
 
-def test_few_sequences_take_the_deep_ring() -> None:
-    deep = replace(KERNEL, ctas_per_sm=1, shared_bytes=200000)
-    for batch, wanted in ((1, 1), (2, 1), (3, 0), (64, 0)):
+def test_few_sequences_take_one_cta_of_the_two_that_fit_an_sm() -> None:
+    assert (KERNEL.cta_q, KERNEL.ctas_per_sm) == (8, 2)
+    for batch, rounds in ((1, 1), (2, 1), (3, 2), (64, 2)):
         problem = replace(PROBLEM, batch_size=batch, token_num=batch)
-        ranks = [rank_decode(problem, DEVICE, k, SplitPolicy.heuristic()) for k in (KERNEL, deep)]
-        assert ranks.index(min(ranks)) == wanted
+        plan = plan_decode(problem, DEVICE, KERNEL, SplitPolicy.heuristic())
+        columns = problem.num_kv_heads
+        assert plan.grid_x == rounds * DEVICE.sm_count // columns * columns
 
 
 # --- the C++ side ---------------------------------------------------------------------------------

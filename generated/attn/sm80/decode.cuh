@@ -117,9 +117,10 @@ class RangeComputer {
   // The whole range. One loop body fills the ring and does all that follows: a cold launch waits
   // for its instructions as it does for its keys. Called by all warps.
   __device__ __forceinline__ void run(StageLoader<Config>& loader) {
-    int filling = Traits::kStages + 1;  // turns until the ring is full
+    const bool has_looked_up = loader.entered() > 0;
+    int filling = Traits::kStages + (has_looked_up ? 0 : 1);  // turns until the ring is full
     bool has_begun = false;
-    int slot = -1;
+    int slot = has_looked_up ? 0 : -1;
 #pragma unroll 1
     while (true) {
       // 1. A stage is computed, and its segment leaves with it where it was the last one.
@@ -228,11 +229,11 @@ class RangeComputer {
   int left_ = 0;  // segments
 };
 
-// Until `wait` returns, no memory is touched.
+// The range of a CTA. Until `wait` returns, no memory is touched.
 template <class Config, class Wait>
-__device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
-                                       const DecodeArguments<typename Config::T>& arguments,
-                                       Wait wait) {
+__device__ __forceinline__ void decode_range(DecodeStorage<Config>& storage,
+                                             const DecodeArguments<typename Config::T>& arguments,
+                                             Wait wait) {
   using Traits = DecodeTraits<Config>;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -249,10 +250,100 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
   RangeComputer<Config>(storage, arguments, work, warp, lane).run(loader);
 }
 
+// A plain call, with what makes it one written down for the compiler.
+template <class T>
+__device__ __forceinline__ DecodeArguments<T> plain(DecodeArguments<T> arguments) {
+  AttentionParams<T>& params = arguments.params;
+  params.window_size = 0;
+  params.cp_size = 1;
+  params.offset_q = nullptr;
+  params.k = nullptr;
+  arguments.plan.q_tiles = 1;
+  arguments.plan.cta_q = 1;
+  arguments.ranges.head_tiles = 1;
+  arguments.ranges.columns = params.num_kv_heads;
+  arguments.ranges.pieces = 0;
+  __builtin_assume(params.batch_size <= 32);
+  return arguments;
+}
+
+// The range of a CTA in a plain call on a paged cache, found before `wait` returns, from the
+// lengths that lie in memory by then: what comes before the first key happens while the launch
+// before this one ends. That may still write the lengths. So they are read again, and where they
+// are others, or none that the block table has room for, the range is found again.
+template <class Config, class Wait>
+__device__ __forceinline__ void decode_ahead(DecodeStorage<Config>& storage,
+                                             const DecodeArguments<typename Config::T>& arguments,
+                                             Wait wait) {
+  using Traits = DecodeTraits<Config>;
+  static_assert(Config::kCache == CacheType::kPaged,
+                "where other caches begin lies in memory, and may not be read so early");
+  const AttentionParams<typename Config::T>& params = arguments.params;
+  const PagedIteratorParams& paged = params.paged_iter_params;
+  const int64_t room = static_cast<int64_t>(paged.max_blocks) * paged.block_len;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const bool is_one = params.batch_size == 1;
+  const int sequence = is_one ? 0 : lane;
+  CtaWork column;
+  assign_column(column, arguments, arguments.ranges.columns, arguments.ranges.ranges);
+  Lengths own = load_lengths<Reading::kPastL1>(params, sequence);
+  prefetch<Config>(params);
+  bool is_certain = false;
+#pragma unroll 1
+  while (true) {
+    // 1. Which range of the column, and its first segment.
+    const Start start = plan_few<Config>(arguments, column, own, is_one, lane);
+    const CtaWork& work = start.work;
+    const bool has_work = work.units.begin < work.units.end;
+    const bool is_possible = is_certain || __all_sync(kWarp, own.keys <= room);
+    StageLoader<Config> loader(storage, arguments, start, work, warp, lane);
+    if (has_work && is_possible) {
+      loader.begin(work);
+    }
+
+    // 2. The lengths as they are now.
+    Lengths found = own;
+    if (!is_certain) {
+      wait();
+      found = load_lengths<Reading::kPastL1>(params, sequence);
+    }
+    if (has_work && is_possible) {
+      loader.look_up();
+    }
+    is_certain = true;
+    if (!is_possible || __any_sync(kWarp, found != own)) {
+      own = found;
+      continue;
+    }
+
+    // 3. Rows that see no key, and the keys of the others.
+    clear_empty<Config>(arguments, work, start.window, own, warp, Traits::kWarps, lane);
+    if (has_work) {
+      RangeComputer<Config>(storage, arguments, work, warp, lane).run(loader);
+    }
+    return;
+  }
+}
+
+template <class Config, class Wait>
+__device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
+                                       const DecodeArguments<typename Config::T>& arguments,
+                                       Wait wait) {
+  touch(arguments);
+  decode_range(storage, arguments, wait);
+}
+
 template <class Config>
 __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
                                        const DecodeArguments<typename Config::T>& arguments) {
   decode<Config>(storage, arguments, [] {});
+}
+
+template <class Config>
+__device__ __forceinline__ void decode_plain(DecodeStorage<Config>& storage,
+                                             const DecodeArguments<typename Config::T>& arguments) {
+  decode<Config>(storage, plain(arguments), [] {});
 }
 
 }  // namespace attn::sm80

@@ -21,21 +21,33 @@ constexpr int kMaxUnits = 0x7fffffff;
 struct Lengths {
   Tokens tokens;
   int keys;  // of the whole sequence
+
+  __device__ __forceinline__ bool operator!=(const Lengths& other) const {
+    return tokens.begin != other.tokens.begin || tokens.count != other.tokens.count ||
+           keys != other.keys;
+  }
 };
+
+// How lengths are read. Past L1 is for those that the launch before this one may still write: a
+// line that L1 keeps would hide what it writes.
+enum class Reading { kThroughL1, kPastL1 };
 
 // All loads go out together, with no branch between them: these are the first of the launch, and
 // whatever follows waits for them.
-template <class T>
+template <Reading kReading = Reading::kThroughL1, class T>
 __device__ __forceinline__ Lengths load_lengths(const AttentionParams<T>& params, int sequence) {
+  const auto read = [](const auto* from) {
+    return kReading == Reading::kPastL1 ? __ldcg(from) : *from;
+  };
   const bool exists = sequence < params.batch_size;
   const int at = exists ? sequence : 0;
-  const int first_query = params.cu_q_len[at];
-  const int last_query = params.cu_q_len[at + 1];
-  const int first_key = params.cu_k_len[at];
-  const int last_key = params.cu_k_len[at + 1];
+  const int first_query = read(params.cu_q_len + at);
+  const int last_query = read(params.cu_q_len + at + 1);
+  const int first_key = read(params.cu_k_len + at);
+  const int last_key = read(params.cu_k_len + at + 1);
   bool has_tokens = exists;
   if (params.finished != nullptr) {
-    has_tokens &= !params.finished[at];
+    has_tokens &= read(reinterpret_cast<const char*>(params.finished) + at) == 0;
   }
   return {{first_query, has_tokens ? last_query - first_query : 0}, last_key - first_key};
 }
@@ -168,47 +180,60 @@ __device__ __forceinline__ Window make_window(const DecodeArguments<typename Con
 
 // --- rows that see no key -----------------------------------------------------------------------
 
-// The part of a rank that has none of the keys: of split 0 where splits are merged later.
-template <class Config>
-__device__ __forceinline__ void clear_part(const DecodeArguments<typename Config::T>& arguments,
-                                           int64_t row,
-                                           int lane) {
-  const AttentionParams<typename Config::T>& params = arguments.params;
-  const bool has_splits = arguments.ranges.pieces && arguments.plan.split_cnt > 1;
-  float* const output = (has_splits ? params.partial_O : params.cp_O) + row * Config::kHeadDim;
-#pragma unroll 1
-  for (int column = lane * 4; column < Config::kHeadDim; column += 128) {
-    *reinterpret_cast<float4*>(output + column) = {0.0f, 0.0f, 0.0f, 0.0f};
-  }
-  if (lane == 0) {
-    float* const max_sum = has_splits ? params.partial_ML : params.cp_ML;
-    *reinterpret_cast<float2*>(max_sum + row * 2) = {-kInfinity, 0.0f};
-  }
-}
+// Where such rows go.
+template <class T>
+struct EmptyRows {
+  T* out;
+  float* lse;           // null: not wanted
+  float* part_output;   // null: the rows are complete. Otherwise the part of a rank that has none
+  float* part_max_sum;  // of the keys: of split 0 where splits are merged later
+  int num_heads;
+  int token_num;
 
-// Zeros, and an lse of -inf.
-template <class Config>
-__device__ __forceinline__ void clear_row(const DecodeArguments<typename Config::T>& arguments,
-                                          int64_t token,
-                                          int head,
-                                          int lane) {
-  const AttentionParams<typename Config::T>& params = arguments.params;
-  const int64_t row = token * params.num_heads + head;
-  if (params.cp_size > 1) {
-    clear_part<Config>(arguments, row, lane);
-    return;
+  __device__ __forceinline__ static EmptyRows of(const DecodeArguments<T>& arguments) {
+    const AttentionParams<T>& params = arguments.params;
+    EmptyRows rows{params.out, params.lse, nullptr, nullptr, params.num_heads, params.token_num};
+    if (params.cp_size > 1) {
+      const bool has_splits = arguments.ranges.pieces && arguments.plan.split_cnt > 1;
+      rows.part_output = has_splits ? params.partial_O : params.cp_O;
+      rows.part_max_sum = has_splits ? params.partial_ML : params.cp_ML;
+    }
+    return rows;
   }
-  if (lane < Config::kHeadDim / 8) {
-    reinterpret_cast<uint4*>(params.out + row * Config::kHeadDim)[lane] = {0, 0, 0, 0};
+
+  // Zeros, and an lse of -inf. Called by a warp.
+  template <class Config>
+  __device__ __forceinline__ void clear(int64_t token, int head, int lane) const {
+    const int64_t row = token * num_heads + head;
+    if (part_output != nullptr) {
+      clear_part<Config>(row, lane);
+      return;
+    }
+    if (lane < Config::kHeadDim / 8) {
+      reinterpret_cast<uint4*>(out + row * Config::kHeadDim)[lane] = {0, 0, 0, 0};
+    }
+    if (lse != nullptr && lane == 0) {
+      lse[static_cast<int64_t>(head) * token_num + token] = -kInfinity;
+    }
   }
-  if (params.lse != nullptr && lane == 0) {
-    params.lse[static_cast<int64_t>(head) * params.token_num + token] = -kInfinity;
+
+ private:
+  template <class Config>
+  __device__ __forceinline__ void clear_part(int64_t row, int lane) const {
+    float* const output = part_output + row * Config::kHeadDim;
+#pragma unroll 1
+    for (int column = lane * 4; column < Config::kHeadDim; column += 128) {
+      *reinterpret_cast<float4*>(output + column) = {0.0f, 0.0f, 0.0f, 0.0f};
+    }
+    if (lane == 0) {
+      *reinterpret_cast<float2*>(part_max_sum + row * 2) = {-kInfinity, 0.0f};
+    }
   }
-}
+};
 
 // The rows first_row, first_row + step, ... of the sequences of some lanes. Called by a warp.
 template <class Config>
-__device__ __noinline__ void clear_rows(const DecodeArguments<typename Config::T>& arguments,
+__device__ __noinline__ void clear_rows(EmptyRows<typename Config::T> empty,
                                         RowTile tile,
                                         Tokens tokens,
                                         unsigned lanes,
@@ -222,7 +247,7 @@ __device__ __noinline__ void clear_rows(const DecodeArguments<typename Config::T
     const int rows = tile.tokens_of(__shfl_sync(kWarp, tokens.count, owner)) * tile.heads;
 #pragma unroll 1
     for (int row = first_row; row < rows; row += step) {
-      clear_row<Config>(arguments, begin + tile.query(row), tile.head(row), lane);
+      empty.template clear<Config>(begin + tile.query(row), tile.head(row), lane);
     }
   }
 }

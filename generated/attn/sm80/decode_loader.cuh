@@ -29,8 +29,15 @@ class StageLoader {
         warp_(warp),
         lane_(lane) {}
 
-  // Starts the copies of the stage that was looked up last, and looks up the next one: the first
-  // call has nothing to copy. Each call is one group of copies, also where there are none left.
+  // Enters the first segment. Reads no memory, and may be left out: the first advance does it, too.
+  __device__ __forceinline__ void begin(const CtaWork& work) { enter_segment(work); }
+
+  // Looks up the next stage.
+  __device__ __forceinline__ void look_up() { pieces_.look_up(first_token()); }
+
+  // Starts the copies of the stage that was looked up last, and looks up the next one: where none
+  // was, the first call has nothing to copy. Each call is one group of copies, also where there are
+  // none left.
   __device__ __forceinline__ void advance(int slot, const CtaWork& work) {
     if (stage_ < end_) {
       pieces_.copy(storage_.ring[warp_][slot], first_token());
@@ -41,7 +48,7 @@ class StageLoader {
       enter_segment(work);
     }
     if (stage_ < end_) {
-      pieces_.look_up(first_token());
+      look_up();
     }
   }
 

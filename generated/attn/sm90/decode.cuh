@@ -10,14 +10,30 @@
 namespace attn::sm90 {
 
 // The CTAs of the next launch may come as soon as all of this one are here: they take the place of
-// those that end, and touch no memory before this launch has ended.
+// those that end, and write nothing before this launch has ended.
+struct FormerLaunch {
+  __device__ __forceinline__ void operator()() const {
+    wait_for_former_launch();
+    allow_next_launch();
+  }
+};
+
 template <class Config>
 __device__ __forceinline__ void decode(sm80::DecodeStorage<Config>& storage,
                                        const DecodeArguments<typename Config::T>& arguments) {
-  sm80::decode<Config>(storage, arguments, [] {
-    wait_for_former_launch();
-    allow_next_launch();
-  });
+  sm80::decode<Config>(storage, arguments, FormerLaunch());
+}
+
+// A plain call. Where a cache begins that is not paged lies in memory, too: such calls wait first.
+template <class Config>
+__device__ __forceinline__ void decode_plain(sm80::DecodeStorage<Config>& storage,
+                                             const DecodeArguments<typename Config::T>& arguments) {
+  if constexpr (Config::kCache == CacheType::kPaged) {
+    sm80::touch(arguments);
+    sm80::decode_ahead<Config>(storage, sm80::plain(arguments), FormerLaunch());
+  } else {
+    sm80::decode<Config>(storage, sm80::plain(arguments), FormerLaunch());
+  }
 }
 
 }  // namespace attn::sm90

@@ -5,8 +5,8 @@
 
 namespace attn::sm90 {
 
-// Returns when the launch before this one has ended and all that it wrote is visible. Nothing in
-// device memory may be touched before.
+// Returns when the launch before this one has ended and all that it wrote is visible. Before,
+// nothing in device memory may be written, and what is read there may still change.
 __device__ __forceinline__ void wait_for_former_launch() {
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
 }

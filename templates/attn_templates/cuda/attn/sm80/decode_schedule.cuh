@@ -65,7 +65,8 @@ __device__ __forceinline__ void clear_empty(const DecodeArguments<typename Confi
   if (__any_sync(kWarp, is_empty)) {
     const bool is_own = is_empty && (window.first + lane) % work.ranges == work.range;
     const unsigned lanes = __ballot_sync(kWarp, is_own);
-    clear_rows<Config>(arguments, work.tile, own.tokens, lanes, first_row, step);
+    const auto empty = EmptyRows<typename Config::T>::of(arguments);
+    clear_rows<Config>(empty, work.tile, own.tokens, lanes, first_row, step);
   }
 }
 
@@ -248,6 +249,24 @@ struct Start {
   Window window;  // does not lie behind the first sequence of the range
 };
 
+// The plan of few sequences: every warp counts all, one to a lane, and has the work in registers at
+// once. `work` has its column.
+template <class Config>
+__device__ __forceinline__ Start plan_few(const DecodeArguments<typename Config::T>& arguments,
+                                          CtaWork work,
+                                          const Lengths& own,
+                                          bool is_one,
+                                          int lane) {
+  ColumnTotals totals{0, 0, 0, kMaxUnits};
+  const int batch = arguments.params.batch_size;
+  const Window window =
+      is_one ? count_one<Config>(totals, arguments, work.tile, own, lane)
+             : count_window<Config>(totals, arguments, work.tile, own, 0, batch, 0, lane);
+  totals.units = window.end;
+  cut_work(work, totals, arguments.ranges);
+  return {work, window};
+}
+
 // Finds what a CTA computes, and leaves it in storage as well. Of few sequences every warp counts
 // all, one to a lane, and has the work in registers at once: whatever is found before the first key
 // is asked for costs each launch its latency. Until `wait` returns, no memory is read. Called by
@@ -261,7 +280,6 @@ __device__ __forceinline__ Start make_plan(DecodeStorage<Config>& storage,
   const AttentionParams<typename Config::T>& params = arguments.params;
   CtaWork work;
   assign_column(work, arguments, arguments.ranges.columns, arguments.ranges.ranges);
-  touch(arguments);
   wait();
   if (params.batch_size > 32 || arguments.plan.q_tiles > 1) {
     prefetch<Config>(params);
@@ -276,22 +294,16 @@ __device__ __forceinline__ Start make_plan(DecodeStorage<Config>& storage,
   const Lengths own = load_lengths(params, is_one ? 0 : lane);
   const int entry = read_table<Config>(params, lane);
   prefetch<Config>(params);
-  ColumnTotals totals{0, 0, 0, kMaxUnits};
-  const Window window =
-      is_one
-          ? count_one<Config>(totals, arguments, work.tile, own, lane)
-          : count_window<Config>(totals, arguments, work.tile, own, 0, params.batch_size, 0, lane);
-  totals.units = window.end;
-  clear_empty<Config>(arguments, work, window, own, warp, DecodeTraits<Config>::kWarps, lane);
-  cut_work(work, totals, arguments.ranges);
+  const Start start = plan_few<Config>(arguments, work, own, is_one, lane);
+  clear_empty<Config>(arguments, work, start.window, own, warp, DecodeTraits<Config>::kWarps, lane);
   pretend_to_use(params, entry == kNoWord);
   if constexpr (!DecodeTraits<Config>::kHasSpareRegisters) {
     if (threadIdx.x == 0) {
-      storage.work = work;
+      storage.work = start.work;
     }
     __syncthreads();  // the work is visible to all warps
   }
-  return {work, window};
+  return start;
 }
 
 }  // namespace attn::sm80

@@ -64,13 +64,13 @@ class PartSums {
       Vector values[kTogether][kLoaded][Row::kSteps];
 #pragma unroll
       for (int r = 0; r < kTogether; ++r) {
-        const PartRow& row = places[r];
-        const int own = next == 0 ? row.first : row.origin + next * row.step;
-        load_part(values[r][0], parts, own, 0, lane);
+        load_part(values[r][0], address(parts, places[r][next]), lane);
+        const char* const origin = address(parts, places[r].origin);
+        const unsigned step = places[r].step * kPartBytes;
 #pragma unroll
         for (int i = 1; i < kLoaded; ++i) {
-          const int behind = min(next + i, count - 1) * row.step;
-          load_part(values[r][i], parts, row.origin, behind, lane);
+          const unsigned at = min(next + i, count - 1);
+          load_part(values[r][i], origin + static_cast<uint64_t>(at) * step, lane);
         }
       }
       if (next == chunk) {
@@ -139,10 +139,16 @@ class PartSums {
     return weight;
   }
 
-  __device__ __forceinline__ static void load_part(
-      Vector (&values)[Row::kSteps], const PartStore& parts, int part, int behind, int lane) {
-    const float* const from = parts.output + static_cast<int64_t>(part) * Config::kHeadDim +
-                              static_cast<int64_t>(behind) * Config::kHeadDim;
+  static constexpr unsigned kPartBytes = Config::kHeadDim * sizeof(float);
+
+  __device__ __forceinline__ static const char* address(const PartStore& parts, int part) {
+    return reinterpret_cast<const char*>(parts.output) + static_cast<int64_t>(part) * kPartBytes;
+  }
+
+  __device__ __forceinline__ static void load_part(Vector (&values)[Row::kSteps],
+                                                   const char* part,
+                                                   int lane) {
+    const float* const from = reinterpret_cast<const float*>(part);
 #pragma unroll
     for (int step = 0; step < Row::kSteps; ++step) {
       // A lane without vectors reads that of lane 0.
