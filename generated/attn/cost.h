@@ -35,6 +35,7 @@ struct Work {
   std::int64_t longest;    // and at most
   std::int64_t rows;       // of the output
   std::int64_t row_bytes;  // that a split leaves of each
+  bool is_mixed = false;   // lengths differ
 };
 
 // The work with every number below the one that matters no more.
@@ -43,7 +44,8 @@ inline Work bounded(const Work& work) {
           std::min(work.shortest, kMostSteps),
           std::min(work.longest, kMostSteps),
           std::min(work.rows, kMostRows),
-          std::min(work.row_bytes, kMostRowBytes)};
+          std::min(work.row_bytes, kMostRowBytes),
+          work.is_mixed};
 }
 
 // CTAs that the device holds at a time.
@@ -76,6 +78,8 @@ inline std::int64_t beside_ns(std::int64_t full_ns, std::int64_t ctas, const Ker
 //   piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
 //   even     = (sum of pieces + idle piece(shortest)) / slots
 //   total    = shared(even) + alone(piece(longest) - even) + merge
+//
+// Where lengths differ, short pieces fill the slots that long ones leave: none are idle.
 inline std::int64_t estimate_ns(const Work& work,
                                 const DeviceLimits& device,
                                 const KernelLimits& kernel,
@@ -86,7 +90,7 @@ inline std::int64_t estimate_ns(const Work& work,
   const std::int64_t shortest = kernel.tile_ns + ceil_div(work.shortest, splits) * kernel.step_ns;
   const std::int64_t steps = work.tiles * (work.shortest + work.longest) / 2;
   const std::int64_t busy = pieces * kernel.tile_ns + steps * kernel.step_ns;
-  const std::int64_t idle = (slots - pieces % slots) % slots;
+  const std::int64_t idle = work.is_mixed ? 0 : (slots - pieces % slots) % slots;
   const std::int64_t even = (busy + idle * shortest) / slots;
   const std::int64_t beside =
       std::min<std::int64_t>(ceil_div(pieces, device.sm_count), kernel.ctas_per_sm);

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         bd919f492cce173d6217df03b35acc9d7b6419f2ca9992a6104ec033451e60e7
+// digest         6c9a77297f0888f88fd92a1f21087d0c872502e1a0885a134d2a34c85035aecc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         11a53ae3b4a7e2cfab71012ebbb498390b446d4983fd0a7c9a1bad8c148d018c
+// digest         0fae6164b26219cbebfd13e32b50a50a348a94d45aa7ae19540796539a79d153
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

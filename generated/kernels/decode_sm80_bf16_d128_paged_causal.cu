@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         fec1c3db4c245e46a07301fe8059202827adf204724bbc65431f3ff8232a4ec5
+// digest         f2a47f45f43701c1384afcf7369526c6f04d452219e0dd614279d29e33abefcf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         f978c72007928ca62e74a85d47a8aed2fdb14f6d826de0c9e8e1abd8388e187a
+// digest         2c571e65c45dfee7a4b58e6a7df2bd765d8852ed4e1dcdf2df7960ab21ff86fb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

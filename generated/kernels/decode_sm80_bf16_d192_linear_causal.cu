@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         b8eeacb870e24690c6d0466207703b4e53dabafaa167b16dd0605eb555de19e9
+// digest         a37abb5da30c158f301ba2de33e0a671576265c99d65c55e7a927dd7225b82a3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         90f345ccee95273d36fddf377485e2b8b594e203d80f50d0392b8b76de0546e0
+// digest         b8bab3de89e6ff63a4187ebb23f7f6b2ae62453bf7a3da75888ec7c28555f86d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         155c42678440352c7c708ff77a72efbd7078c5dcd5353f6308dc6d669b2381e0
+// digest         196703ff659b9ade73816c7e88dd21ff4a2cfe12d48d48a972e17c54f54b8e2c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         028d406a3135282d43d19160929446cdc05247ef2bc589259fb53b8f65f8f6a8
+// digest         9a8f2a2dd396eca3130bde420d286b09befa072b41ab1bd9596d82a12302020c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

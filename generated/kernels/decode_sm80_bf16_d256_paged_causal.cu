@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         f391debc955654990ebe29515814b927d4010c6c05f9cfc6b881815899127b7a
+// digest         31f2e7cdbb5fcba04977d28365531c5ec9b1344f1bd073dda0307fe971719215
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

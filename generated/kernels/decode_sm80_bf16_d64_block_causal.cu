@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         bd95e6552f0c8358a9e8bbc62dfabf6d120a8d158dbd0dad06f2d8fedb565e3c
+// digest         b65060230f529b831be953f50c83964d003aa850655cd89350ed49dba36cdd90
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

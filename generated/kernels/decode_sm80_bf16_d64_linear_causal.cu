@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         afcb7232901fd7d792f6ad40717499076d4245e1ed8ebe7a092b9e0b706bd7b9
+// digest         95991884a2f53e78fecb631fe75392f70db416bc956824c513dfadcab7c20be2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

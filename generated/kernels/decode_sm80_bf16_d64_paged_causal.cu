@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         6bca140da38d535c5964fcb3ea86e60db79e5136b6fcb4e9bc887ef3f498e0bd
+// digest         33490c1b7e82873f31b5d1d348a205908cb6f73aabd918330738ffacde8e82f9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

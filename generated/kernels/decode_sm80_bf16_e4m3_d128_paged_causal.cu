@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         9c1f4367b43beb43349d621a9ecdcc3b85e306eb9fa0719de6149f6ca3d290fd
+// digest         a1c39081068c91fb7e394e53838d2f01cb6046ef2ceee956a52291e62053ec23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d9123cec82a6a7925c8e23e07219330ea2917f9f031ba8e6d13b9ebc8c30ee37
+// digest         f9fce345e4453338565fcf6adcaf92adfd556d82e404f0050b80d1258f709eb2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

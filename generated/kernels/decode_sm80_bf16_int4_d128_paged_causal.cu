@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         078548a14fdeadb065e2af646e15ac62ee5af8a2de1e724f0a83e11c786af42b
+// digest         f7c614493e06a6d8ca94c052d0ad7dceaf26e2e09b2b4b4e296de05cfb9b3d29
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

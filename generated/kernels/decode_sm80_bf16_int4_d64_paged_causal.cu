@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         2214ce09176a56ac82b18bf5878a35fdf835556c589de04353198f4f31d9fd25
+// digest         2616a8ffe00e97de2f1d318ec8240cd72600a256382aa21adcd7b417f41c265f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

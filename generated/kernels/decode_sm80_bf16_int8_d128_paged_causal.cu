@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         67ee5dcf659787ed5c1acf01bbeae70577e7f0a3786cc0c3ced7b3800d763571
+// digest         ce063cadbb9e49818f7435310ff2a6e4714c5ae2005502727c876cef359cb77b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

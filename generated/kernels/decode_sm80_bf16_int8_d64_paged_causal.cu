@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         5495f1805b8c7e4fc41c69b334c69e844d042c719be0ef566735920ce576a405
+// digest         33fe7f130727830c9d5f7109ba3c566c33ec10e09a71e1b62789f41454ccb0b9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         c28ad5fa5a033d86226828466243afe6aec88ab0a3e28f276625e011a0b0cff1
+// digest         f14ea1fcbe439a189c03405109bf5a040d62ca848f2e629ed088626cbef29f0a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         a8fcd7b8faa69eb8b29d90e047561312f42db3c350a3e5d78a19a48550147e35
+// digest         0eb3775301153e215b4e42347757c2d1f21151e0d142bad544826e4a1aae167b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

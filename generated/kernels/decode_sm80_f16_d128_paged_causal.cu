@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         8dd3995cf7d590cfd6b4b602a155f0970c84b34b71ecf7eb45b35d8eef8dfee7
+// digest         2d5c85ea27b84061b1d57d8f48ea06125afa959bf1d0497d06ca3fee5e7b84da
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

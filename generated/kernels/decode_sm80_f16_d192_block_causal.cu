@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         4f119e6e7a7882dfe4f4f4a73c04edf93cbacaffa4a3905e842dae0be66ae0a6
+// digest         266d800b66b01d21c58ff10ae6cbbe42a5e29de4492baf1c091f473dfe58478a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         58195ec57946ee20f8c086d31dde10a6cb04ea29880769e1a94d7475e78dd321
+// digest         416245f8958278f038c85f1d28fc01ce1577010ac3d567f39339bc849dda99c2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         cbf520cfca32a894e0c28a966621986af87c9a79c38af6bf7b2dbdb04c95fd43
+// digest         63595ca95cc2e6ad4d34221cc05f7de08d14b36716508ff84626fa95b55b6686
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         bc9de720f8c41e355e7b580fa110bd23fd7ba960320850e6851550766fd72bce
+// digest         c536eb2af9f9bf21b968f5ca7c4b32892d40d4dc6074b88c857f9c4a69def9fc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         d030b1175f6b945f2edf18d2dcf711e0d36e3587706bf6f1c1d877e51b2b43b5
+// digest         8e3362bc062482038aa8c7ab2d0819ab794834f6cf543d36a21d8ba1d89ff1cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

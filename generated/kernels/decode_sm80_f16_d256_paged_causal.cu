@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         e7b8c5058f7d5dbb37dad0bb61f7ce224f479b8ffa1dad5df30e5bd63bbc9b82
+// digest         41a7ad4710dcdb22b6669b74ab2a1135bf42fd320fd28e24c7e666a320a9e822
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         aea4e71043ce3f42f9342b4692f3f71231a5cab9ae194272377c75311f7d03d1
+// digest         cea15f89ce01cf4d3d1b144541068e6ccdae4b313083f9f63241dea4d1fdb8f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         4d46e341a92eee2e2d35ac04f36233e2bd0489c07000df876a5e0624f72516fc
+// digest         a9079773cbcdc44d41e245f9988c63a882abbe234e4b08b6ea32ff221574fe34
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

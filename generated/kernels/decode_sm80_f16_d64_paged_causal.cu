@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         fdd808a455a69632738dc4a05c57256feb469398f8deba5a508418d3fcddbc0b
+// digest         05a9d271ed9e7662cdbc191aed14140dfe5bd402610ef356bc8c735cb208465b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

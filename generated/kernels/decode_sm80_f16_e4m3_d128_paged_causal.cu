@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         999dc3bc776b4d3fcfee74bec8b03e64dd16e8dfdd082e61ce0f775550530e7b
+// digest         749b28ecab7275d3417987ab4e24b3a46e26dd0d04aeb7d874ecedc3b0b4826e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

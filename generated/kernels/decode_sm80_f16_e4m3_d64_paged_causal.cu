@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         549c2ad8bdd064089f2ef852d0a6c97c3180edd2fc53a38695226ad2cf6d4a65
+// digest         35a2c3fb8838c7dc7638ac214e804aeda10509b514f37db2ff05e1a6ef7b1771
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         60e3db70128c6b2e5f820d3609f41ebaaf58b017ffa58add3afcc415b9f4eb81
+// digest         61f811e8480866c28e7632510ed786a71e509cabb30a5291ed381406434b5c5d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

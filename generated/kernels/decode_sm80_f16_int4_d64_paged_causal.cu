@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         8d01fea5ca112832d6966bdf182f2a4f5a2e46eb19e7c45eb50fae26b9b5f861
+// digest         b2f0ca2f69cdcdd8ef3c557e3f11f163a99839c18a2ec59ed099ab80fa667498
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         9a496d7c8987d7d186bf09ceba696d8efa66eae4e53d37e27e7845ee55a182bb
+// digest         cd857be3ca2b4872da0a47f291826ffa90d33011b050a2a1fc02c12efe8f7c38
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

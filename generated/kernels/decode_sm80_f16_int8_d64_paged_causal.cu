@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         af9868083f0bc6f91f9da653cd24d3549ec351043d73c87cf396112efa704741
+// digest         c574bd25c38a1cdb605824aad0f212e5fd2ba93bf810d65e9849423505a04a69
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         72003e3b818afa4e9be81dd641ebc97333346b253a109f847aa3bd6eb21871eb
+// digest         ff358423f9532e0db34af7e5acc62842001140c368f06fb36590593ec9fa3589
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         47c5f0634e8010fe2cb816920bdb55c0048d18f702de8eb043d6ceaf190937c5
+// digest         153beeb6521a9d38e2aad305e9b4d301bec591b2f8430ac57a8aff40be80d557
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         75432e40ef870aa85a5241f99298bd1ec81fb98144780d65804593a5c53482fb
+// digest         3078d580a9f6e8ada679872d071b528f50f7400489183e8877e9bd1eb8910160
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         d3373a77227a0da61fadb1bc2176ba2bc0d12e7bb803ee48cc282fa72a7b638c
+// digest         0c23547af3b4b4e5cab969bd36c9e394673b72dfcf432598fa7694bd9f1b0c97
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         c3f1bc3a87d6668acca3069756073eb1fce8bd573b71fba16b4810bd674adeb3
+// digest         6238ec171bd15aa03aae24666cd923cf043eee49e4e004aa412dd4a21eac8dc9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

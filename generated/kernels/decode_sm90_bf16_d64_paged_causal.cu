@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         ae7e86a2353700f6736ef84e150f9808efdeecfce7a308ae37f1efcc3c922ef6
+// digest         60095a499360041c1fdde0f7b2dba401f78aa57d5592e8367379099471c29c0c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

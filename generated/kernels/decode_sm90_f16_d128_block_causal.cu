@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         e41dbcdce8ce6323202378d8560a2d4d231a75aa0f642bdc4e27159fe0e13c4e
+// digest         665fb792cf34de431d82cbcc1b0893815ed8947e5d30313b35fc9a40d7d646d3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         d5d4b0fd3b508ce16465ba904a7b09d24e37dce1a4fd22d2a70d545b91812771
+// digest         8c1d03919da3583f0c9820342d6d1dc7b5392dd040dbc9ede38a94a15dc1317a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

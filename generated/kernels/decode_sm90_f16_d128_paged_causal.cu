@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         6c7222211cb5302887c34e2f1d4eff5e7da85745693218cd11b205c7b08aad5e
+// digest         07acb493aa82d77192878b6527e792491fbf7ba91fc55d3acb59b6d6625f0bc4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         ceb2105aec28cd7e9aee098797e08fc58a806768eb0bca7543f71b1400df3e25
+// digest         bdcbb1541dedeee0831d65c56010b2a24ade48e3b6eab5632e3faf0c41117896
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         2fcaffda5f0dd4f251d9a0faafb0a3bce5113463aba1ce918a65c081b0b4516e
+// digest         d527d29fc74b38c28b8092f079b2b2e82d04962a8092a17e724be17f624c1303
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         25e25804f2ba6b37d2390cad0d472c6b54fd118387a043d28c14fc09f3816c9d
+// digest         a1cb1f6eeb5e958e6b115e8e2face812c3550771e2f46028320c62d0f5d2b96e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

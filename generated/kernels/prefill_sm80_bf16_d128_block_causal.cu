@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         9fca6937e44e9f2cac6157994dcdeb821b4fa70b16dafc9a1614e43526007212
+// digest         d0b1091d98703fdd2f93d4ba267946001598639e1034dbb6e2dbf8d9504cf1a7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

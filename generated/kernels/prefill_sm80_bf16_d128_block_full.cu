@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         1c1921dea095361c1689473e2e236694ff9662983ce3774f7004e143bc531a2e
+// digest         780ca85bc2dd252af2585213df3b5eb3ad04682c5ebd4f6ea6a9d64a661bc948
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         306e9bd84b03c07b28cd08c597894201957e9f3aec8ab147e1daa00323e1a4af
+// digest         3b45fbe042f066918a643ce7c08d523be49d13d2b40cc1c1164fbcf2a5d9c127
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         98736ec420f1695d45676986e201391f75bf88f13b2dc35f95b8187b79c78116
+// digest         af716bdd89a37f8dd0a62705ce0b4eefde7791dd6fea2f93457c370f7e9c08ca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         ec57af4ef5690c01cd12a3978fe89dd9bcc7eb75a583d6fbe053ccabad3849e2
+// digest         faeb5136460612593d0b993b4475857f08932c4a41f01aa3537a93b533d104c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

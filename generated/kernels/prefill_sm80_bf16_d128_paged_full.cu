@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         488bb3de9dd18af6220d52368b46ca92f0264c49e1c2c50e7b990745e0b61683
+// digest         daf1c61a511cd19a9c7877a8569977c189bdc2c77e1b5035b0d5895da8fd0442
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

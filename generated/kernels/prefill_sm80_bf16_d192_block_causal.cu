@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         6e573587db115457db1e987875b2a345918c37c83ce92a6d6f6f6bcf9fb01381
+// digest         4684650117a30526ccc4dbe651edc7c0ee649d2da1cf9857ff3c59e5d393c5c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

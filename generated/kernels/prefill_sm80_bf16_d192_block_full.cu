@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         85ec97db11737cac673edb5dd6cdf5348240d70671a1bbdb27a4b28fd187dd25
+// digest         feadd1cabad04c9bcfae12765d29a5cb9641d0f18c35d6bd1565a6a5805e8678
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         be7bfce7d51efdecb439a598868879f9d25109adad4da44ed3dfe1b63ea01664
+// digest         a9319895385b082dfd28dd38f5a91b9507ee19729817f60d51f00e6fe53f8ed7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         efaf8314542eaf35957978622566cae52c59e3ae2afab029049aada24053ce78
+// digest         18218907a7289878a99e7de883207af7448e11b72858ec0bda6ad16e37192718
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         c206e015381486c1d05c5882c9719deea2f2a7f1d066677948f326d704474e30
+// digest         603b3d40ade7bb1a092a21483046dff4a6f7e21ea2e4881ca1a025ccfc6b33ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         56870233ebfa8eded006cd2ffabb398ccea99d4d286a922190abe76c5753ada4
+// digest         65a572acb2b731e289c6ca54cbb7294f6a4afd866b5f20936bd5730332c6970a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         8c9fd8c4cd865f04774128249a87c1be9bad3662fd188379df5d1c18da009700
+// digest         a912decaabb584f3a9dfc585d5cd036640008afd177279f3b1cb18b466c04962
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         5e9cf54ff50c0acf4e0e8b46c6ad3bbafb669ba9d449239b80046288ad26842d
+// digest         dfbfe074c94213ff7acc001e78b111bd1b88025ecff568e61c0d468491963a26
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         72f3055253b4d544526ff18e92e1c7e29fbcd007d543dc97a4d5b3e3d30bccd4
+// digest         fdd2ebd1f1c09c56df7a3b5b1a0ace8669f6edd0ede59ce41edf569e74278874
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

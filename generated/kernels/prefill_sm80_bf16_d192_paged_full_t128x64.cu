@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         1dc4a9b280a87756f91b965b8e4714954ceab9dcee75dd5f81da63137191766e
+// digest         f0c81f4512350b1a62b73de283fb8f589531457df9e651b5d4aa676bdce8d3c3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         4ab4dc90a829741d3e52dafebfdbea549ab44c35655bb890b74c10ce5f99869c
+// digest         2b4423f378a11a31a5341e7be5fc3400d9e36b59d9ffc14de968fc179e980ebf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         17d7f07d96b57d97379b3610d4801ee516103c61e08bf877f761d8293191b057
+// digest         622fb85b8fb1d70e521b14d14fe846c46844934138425facb211c938f5755031
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         b3cfc0afc273bc94d6b149efb0b71fccaa7307333b23b9999e29617ac630a7d7
+// digest         93457b423f8adb069d57fb946854b071a280755c993ebfdb2344c64104e912bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         6363959deb4de3f66dc4f1876294346ea6fe2a78d16f55c6d9ee9272ddebb1d5
+// digest         6b0f6b9311a64f92297dc858368a95c58bd28fe7ed09ef0309259d835e34c1f8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         d5ffb573dd162a1c6441217d80cf194b377de74b48ef780eca139e88f6400ec5
+// digest         9a3852768294198d784eb6df8622894276e2302523331d0ce999b3832b03ffc2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

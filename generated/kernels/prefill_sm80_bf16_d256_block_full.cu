@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         29adadf35e85cc7c499f8525cb67f41ffcc5d32b2953316e8e8bcddabbf5ce74
+// digest         82db06f6a5efbee1c35dbe814f1749356b21479ccb6afdeeb5e09d88e2fa25ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         753cf1f2fac89cbc11cade0602162c8ac240a081a1de266826db2ffa91a4581b
+// digest         f774e6904228acf6ebaea4d325f92084cab57a70bc520b7b0fefd8a1ba12e2c6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

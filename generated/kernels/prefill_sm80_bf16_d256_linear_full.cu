@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         3c39cd5d2feb1b31517f2cb28fe65c579dd28a68a67e07e2f43ac34b68e7ceb6
+// digest         125969df4488ebb464f633e143e029b5e4e38881a89a33482a86ae917c4e17f8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

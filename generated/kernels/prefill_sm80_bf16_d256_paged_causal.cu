@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         939a4ace1e9d9394927e56927ee4ca3fbb4afbc8805bc4e2c2d51a67b0c7b792
+// digest         3bac4a6e6d64045317a45b34cc326a7d5f069cace6a0a5c29e3dc7d016cea0e3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

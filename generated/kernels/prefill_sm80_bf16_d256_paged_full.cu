@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         fd677aa85c0cf1fbe9452fae66654439345af0834378baa98d17ea25aeda0419
+// digest         95cadf6caf54312020138b9e5cf38101bd6c513e3c6b2c4a952322bd959489a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         24fb7d5129defa28267f57debf33586398d37910060a541bba898f9fbdd3f4b3
+// digest         6b6c113ae29a73e56a8f5a31c041cfe4acb59c5107691c968a1774f9af12929d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         103fec1f1ddee432345b4317c628eb6600ba8b224ecd6aa2b6798a69feba88f1
+// digest         b519653baa137e86c774c177148db908429bb2ab906d657fd89a17c51c161476
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

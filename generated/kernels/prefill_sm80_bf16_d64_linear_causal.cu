@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         d806fc4e32bc5cfe21b04a3db6da420a98e6ba87e24124bad9c4413c1989a011
+// digest         de0846a2d4041f20c0f1cf50b89a67a8c0dce4987bdcd30949f4308d99915e1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         55285e281d1b0e5778c7039807ad93f8bf74b0cbb40215294501452774096a57
+// digest         1820e3e4ab08f4c78a68550056e4e01c57f40c834a2e643d74676992e5fb0250
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         6c3d596ba3a48e9ff8478266cf5cb96a801ad9ec68f6bde8379f0e0ef5d5b453
+// digest         eacb9e856f7ea585c3801520e8620a6ee2b4ef1773c141331989d7326254d6b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         9cebc60378f851894d2dc3fb5b466b591eb5808b42470721061a441fc1dcf48e
+// digest         079499535b01cbd81bb59cf7ac046a49bb68937c25455f888604820875f50692
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

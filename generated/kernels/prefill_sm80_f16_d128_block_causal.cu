@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         689d19a7690cc970bd1b73a0c84091fc6ccac8d6d5cbfdd2e76b0c35720c5951
+// digest         7e7457ae93fa26da9e002640571a668da634c80c9bab9ed6506ba5e9556ee4fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

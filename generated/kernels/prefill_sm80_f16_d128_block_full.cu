@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         1ffa190847f60d25c7e7208338dd42ad2a10bc5db7cb969cb17952f9b4b2b8b0
+// digest         4bc006cbb166fd66f7f97cf569d2d85616467d1e779bd2d3d515c30ee96d0a90
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

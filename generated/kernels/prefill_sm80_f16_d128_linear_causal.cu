@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         9f5f54a4deea4611852d3c96730ffd95c6a055ba59f2c19bf9588579d6148261
+// digest         44543c9020853036ff8c29cec340ca4e4d546a2f917a7d15d2a0881c885d759a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

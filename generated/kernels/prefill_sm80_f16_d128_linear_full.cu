@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         4cf2162ee5cf8945b627e2b0fde0c91e6f81ea52ac943bbb0164494352fa5340
+// digest         0df9fafc0cc8a9f37efde0a121d5e1dfc71ec3b0b94077c5b3e6bc612205ea27
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

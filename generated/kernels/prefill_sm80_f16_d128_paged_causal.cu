@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         81fd94ebde4563d7b92bb2de4e9c8c8e8b41b3b21bb372de7a4f08f8f88c2be6
+// digest         5f846d1037beda729874f5346bd8464c931f8c75b14823fd2ae59e7147ec0c98
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

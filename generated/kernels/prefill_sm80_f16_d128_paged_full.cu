@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         f8c76b71b9e7b8283c976e0e207609da7ced3db4fbf95f81f6d5ccb5de907c40
+// digest         4afb4baa956d211b28ca4ee59081c538ad34b9aedbe030e92405df1a73b30baa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

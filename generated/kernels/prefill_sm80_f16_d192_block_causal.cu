@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         9193a278e28b332a07493cf552fade0bcf592cdae9e6c197ad1f5d886c19acea
+// digest         04a6066f4a917a65d7c8d455db77e6e30a16da75d778dd8d67f0fa2d94ca3f5a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         6acdd0811114e0674cd10aab6dcf5d2ac6a9318b779da654dd96cae8ff8c2951
+// digest         ec640b7b4508b52722cdbcd19ce4098ab97458a7b1d3844896d12fdc5a26104c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

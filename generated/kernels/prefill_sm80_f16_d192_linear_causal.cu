@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         21671c26a2b2680edbc5cdf37032f8dfb3e4b826db23d1ac07b40dde30c3a12a
+// digest         cdad89a45d9f34743f04a6b13a9f9bf6b5c34770c404e74ab54d567ab308fb71
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

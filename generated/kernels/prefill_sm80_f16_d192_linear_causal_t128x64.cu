@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         ab0e0810a510be3841678672c8b73b20ef12f5801daec7ec4e11704bd9b3c5bb
+// digest         8d20944087685795fae80826081b75011cc34ed4068b30370926a008a3ee4e2b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         37761b4dc482d77d43c09be30258b85d4dec1903fa9778201b063026d83aab7a
+// digest         920b566385de3955f56f63b006e0f2462ab784e5e5e1ce9d0911c28016aa4d5d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         4f7b03db4051e3a8219f414cc59c5e6ca6eeea7163b070e2402064a1b79ddc91
+// digest         2eef45b54988340f755824defa9de6ef6ff6bb7a76a0766c194cd2f1924d61ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

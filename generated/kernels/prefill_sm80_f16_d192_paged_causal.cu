@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         2dcc6072be74725bb634a86a3ca97e8a89196ed6b144c912cf250d5e51d30c81
+// digest         37d8bdb781cf1f59ccf5b20b1af0498f0db22659b7b47cf28df8e795bd10887e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         92a17b1e4e3326750a6dc64e2d95d255255581a00532940346fe002c83dcf9a9
+// digest         b2d08abcd80ea9b3f2bd7bb84069e7af4d3a7c4c1e4a8371854633b1e4d9e96b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

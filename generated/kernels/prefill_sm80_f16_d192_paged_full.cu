@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         d2b0afdb2b189c12401678814fb00be3d9855658f3582948cf60b747c682719d
+// digest         1043f8f1537ef0b07456d5a912fa5528d379104c491e4434f993409c43d72bdf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         600c074bd3c679603388747bcbb524d08f12ad08de66e33e9135ed415fcd5ed8
+// digest         e097a1ba0f5a060b941de1be27adf4f13898003dd431b0befe1baee11fec62f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

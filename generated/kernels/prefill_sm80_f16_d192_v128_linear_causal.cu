@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         0a68b106841a1a6acb554d45ec4bbe70ae8caeddac204bdf869ad79f59e12f8e
+// digest         945315a1e01624d3ef81895311919e9572bd752ad77573ecf58f92f87f4a4b6e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

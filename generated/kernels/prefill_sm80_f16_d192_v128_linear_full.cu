@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         d7b8819501714d1a0ecb8e7dfa9ba39c8c39fe86312889f3898e0617b15f2f24
+// digest         88fdf2481ace1c575c47705a7acbd22c9fc8241e062ee5cbfa16873eefab7708
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

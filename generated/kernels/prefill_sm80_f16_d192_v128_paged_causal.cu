@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         678d886afaa118527bb8e40c6b38408ce78d875f44bf2796d01d3a3a9b873fe3
+// digest         95abf800f949cb995f7721e4a15a1a56ebdbcf24b908f10db79c479d4342935c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         bfe2752d867ed474a4a69dbabfef7980af1e2295e196bb830016bf5d6f838a18
+// digest         c9554a1b451ad416c70a445d143c8de2fc5c493773fc465cb23fac4c0a608d8f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         40f70d771c5210ac92523094344aacceeedbdbf55af7ca8403d6da0813a2c998
+// digest         3b586861f930eeb5fd4f0578507a62c4da1dd8d532442bc3a141e9c4cd713ec1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         71ef33db4b8c1854639865559b7302e5dff886c6eb589b438dac0413b9919189
+// digest         9cea89d337d7af05adf86df10d85fe777adf62fd3d89eededfe1e3050b494062
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         8787843b4c66787a62f983b088ee0bc852b3cb8e5af6f47ef50b1778676d4e02
+// digest         5ee26857eb743f1507e5934169de527d399c2c37739641b4a1e86f1b73d8157c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

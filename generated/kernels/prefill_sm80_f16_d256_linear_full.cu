@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         79c90bdd1ba8fe7eb2333d94672b506ae15c7b6da1fd522ddd55e7369a1a333d
+// digest         ade2311d1371868d9210548e1e3b1255a74e2e9f8d5646cf1f3b8e7e219a1fd4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         b03e301845afb8195e866e19c53452573d336ad462ff2e4125598ab9f247c477
+// digest         15f2e14102e39a10fd3afdab63ddcfa01467d68c38c9c94bae9c6372bdb8f3be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

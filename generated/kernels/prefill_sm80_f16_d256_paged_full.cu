@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         2f03cb459a6c8315830fe9c8a243d9c85ae096002d7578f8f6f48b166fb6b09b
+// digest         be560c7a478b7fdd8cc4e579daa710eea2ecff22360780c67caa21df30b6918e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

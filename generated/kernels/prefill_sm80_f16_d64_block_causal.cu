@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         48dccdfb8355324ae6525185e9b53d2fdbe4fae99c02cc33aa6013516a9360a3
+// digest         75dca2531f63fb45674c7a17185e6013162b890822d999448002fda011beefdc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         1b3de35a28ef9d139fca7de794284ffd7a72a0dc23c894b3c5a8b9bfe707480f
+// digest         655fe234194f885307cb94669474ba38121c3d1f426b8ea97fe624c2855b5277
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

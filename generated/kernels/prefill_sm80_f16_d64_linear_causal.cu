@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         31bca64bd896838162fded134294dccd627ad2c71ab6c166298efd0d99937ec3
+// digest         b75102df3e83f8284ffae6308f58355065ba1f18082c54163e02369c6453a555
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         6ba2f78bf8e8dd3ac77038764365a535d70e94e95777766acfa6ab5fa7ad1d7c
+// digest         fac0b84e5281e86c7c5710c23e08ce392c8f2bc50537a7989d0538d9cf416768
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

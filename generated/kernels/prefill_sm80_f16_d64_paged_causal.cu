@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         60ada1858bf8f612270e74efb19cde5547e06c8e7a025e69f6fd6a6ffce9f079
+// digest         470b4f3ec232b2b1e4156512a843be7cb95f27c70ee67267309bf3bedb7bbdd7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         560339e54e554aa9d345dcc6118fa17f60126ce1824dfc86cb75c16b9b320340
+// digest         ea2d0925a436bca35322c70f5987daabc67af0bacfa46953ae1a5eb503a3f3c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

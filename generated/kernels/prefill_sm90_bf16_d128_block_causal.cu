@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         d99242f986d4bf51a3427ed6c092ef054a3aa7d01a68a3b81edad7ac55956fe3
+// digest         ec1d8f9880914100ed13cba374e5cc3f6828167d77e9a40472419c8545b1905a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

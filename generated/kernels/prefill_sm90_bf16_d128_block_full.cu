@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         5cbabdfe469df94e05e65af9318999e807047aaa8729f14295111a5efec3e9bd
+// digest         870cad0c67b6b1078e42107ead39686c44e21997852c3e9ba341505f682c929f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

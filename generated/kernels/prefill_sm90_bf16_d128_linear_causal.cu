@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         4970d33cd925c7890df2401413db306b223b2df6105227bd04070befda7059ba
+// digest         cd1c03d1f3561decf97f81967ae28c85659c093530721856cfae4fa89231857b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

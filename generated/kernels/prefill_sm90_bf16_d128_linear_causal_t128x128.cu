@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         48c1fd1c9ec301df1497863abe1722a071c3d542626cd59d807ba8a2e3d820fb
+// digest         66ded3894877a8b49c75835b736635bdcfa80f7f86a2be7d1edfba1cb1d2ec12
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         7b3f73fcfc9ee3de9ce72a2c056026b11709da73a23a9cd0ac868c516b755ae9
+// digest         3e8f778d7f5105ec7ef3f944daa41c69c958d8ec5f83760d1f9ecf188e4b507c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         0bdcf113e6b33a328afe8fabcaedf9b9015d417aff347beba87828bc37776be8
+// digest         d0b5b024de9ca1eafbee3393bbd9181898585537937a20c976e3538ba49046e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         6d00ecc8249af24bf576ebc3ec16a0fae24877181419c5a836e98d5eb1a5f645
+// digest         ce075f6124614b3deb9dadb29d9195ebdcd3c915cbf5371ce222925e74d5ea25
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

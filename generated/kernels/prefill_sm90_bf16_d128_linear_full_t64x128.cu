@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         ba83bf0b508073889a92c6b4fce5daa83445aac95e19a6629ee05a07fe47f068
+// digest         31ad7680e48597720124c4ca57229dbab1107a7e1c93628150792d8d5a635980
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         09e4a401f31b06846da77da15ddad0b6805451f7713d35734aa20aa50483e129
+// digest         5e0bfd17ec32664ca13c8b7ef4fc0ba5a291db38fd4b9a738ae0c4f87731a7e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

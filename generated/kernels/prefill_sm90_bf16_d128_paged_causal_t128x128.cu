@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         a7630bd29281aef05fca89eca95e00ef9973b89d3bbd2da7e22edaa5eee0d93b
+// digest         e34636364bd37aa1bcdc28113e9f5ea33b78045395d863a7768f17292f24ad2e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         482761c01d8144a07ee1e9b2ff02022424fa145048b0b64d645aabdc081828e6
+// digest         bae68abe0f0b109d56cf5e15397f59aefed00a7734813e2fd66801a3042417fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

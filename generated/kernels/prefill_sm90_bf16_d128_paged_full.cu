@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         90d5cd4109cbbff20b9a6aba57f74d4658267fd58a526f54936ac83f7bb45587
+// digest         60d5ea1b7d687e83b06a9a6787f636de1ba6f0058dbb70cec4fb0c6ae6ef23c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         f1bb5a6bbc6fc021c948419ac5bea761dddc7805359cfdfda0aaeee19612ac19
+// digest         15fbdb6ddc2a27a9013a2c834b41b4d5c47db1c9e95a73360e67e88a270000bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

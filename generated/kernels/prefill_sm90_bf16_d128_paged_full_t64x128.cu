@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         4e0a5f66d34354264f753c0fbdd46e63598f425c15ae75c52d6475a5e52d7ff6
+// digest         5ed457b6bc235353d819a20c39587c1d568a1fedcfa9f0e5114ffd3674b914bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

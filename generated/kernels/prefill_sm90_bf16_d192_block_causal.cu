@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         737e5c67c0e6baad077c9017e7370333b6f5baf56445a60032629490b8582a5f
+// digest         b8541e1c15dacbe18cb18acafa1090441836c49d485e29d02924b697b2da1c29
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

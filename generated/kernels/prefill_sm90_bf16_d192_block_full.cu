@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         5cbd64731b31d7c237bf4904ca1e02c40b670d5767211b6b731c036bd74555fc
+// digest         d9216a56c1b89e0cd2972b869b139d4dc563af60c3a5bab7b84c2641799c621b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         87e16e469cb7b1398e01ffa2cfc73f61974252d41ba737fe92f1b3fdef5e31cd
+// digest         6f04c3d4415f8723dbd2e74faa1c680ee59c771c89f9bcb52d5274ca60bc5776
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         ae6488501f99a3091628eefcfdc3ac5ccf9a1fbbdad0cc71522ae690434df79c
+// digest         12a109cffff10a8ef8ed299e0254aa9a5a13323bfd78725d6acc1957ed4df750
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         e6db1150ea31a61a3caf9cef2bd17d9c823e153fa7141f0920087207015f9ff8
+// digest         1e7f89f3a7da4ae22832e7d4e1926794f747cb98efc9334509fa54f11c6347ad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

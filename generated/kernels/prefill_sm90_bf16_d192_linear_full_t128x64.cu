@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         a1989fdd0a79d4a92f35f0d3d803b47e8ed56afb09b11933695f751fd7a86132
+// digest         2f47c697026032397572f93e9f109efabb9a29cebe61b260eeb6689557ff83d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

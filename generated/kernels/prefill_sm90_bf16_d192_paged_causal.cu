@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         6e16d7beff670de245f368b778fc27484af84cf3ac98cf240ac47558985c3510
+// digest         278af0836dcf8200920bc9a80b8d76f1f6fa79a38426386b2c93f110685d46aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

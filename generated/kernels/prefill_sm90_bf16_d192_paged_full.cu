@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         cbc6e06a91572f2fbbc917eb6232bdf633dad0bd5accb62d5d595a09de8d54b0
+// digest         373c994e11a143075bdc7899249ec5e62c7d3a50a4ee6ba5b7bb855b7a84de17
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         4928392c10efe1097cdede388a1a65358b98f9ad4b8aeee513023de2a6c253b4
+// digest         fe86e7229f5482366a8e5390abaf88a6f39ed6181d725143908ce33efc989d4d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

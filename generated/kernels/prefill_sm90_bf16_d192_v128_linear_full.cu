@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         e371614bda358b20bfd5c68cd8fafb0013a2b785576093b631bddce753424562
+// digest         144f35e9bddb8f3324e912830557d5bc8493d86d1cc744fa6470626adefbc17f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

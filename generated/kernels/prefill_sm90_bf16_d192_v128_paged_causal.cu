@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         992082ef5d0a338263e8c644cc6b273f9d7244806f58b7846f834729124eb48e
+// digest         3019bd3949ddc876d224bb2f5787cc15ec21e6daa317e5b8c11e6336b61c9541
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

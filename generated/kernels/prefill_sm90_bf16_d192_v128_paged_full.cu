@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         57f5cdc791928a99400d38c82c477b6dd5db91826709bc1401c83da02fd96b36
+// digest         fb4b3c34148307c1ce2d97b7555614821363b2a052859102480c347f61cf5bba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

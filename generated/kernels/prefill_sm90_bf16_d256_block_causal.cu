@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         d278b85d42ec077f51d1b26beb4693010ed63a3cec7c4080de113b79406e1343
+// digest         750fc664ddc3b074032b665a680767707227d4924617e30bcda66c556e3aa094
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

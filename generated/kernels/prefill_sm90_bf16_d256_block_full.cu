@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         51a093a10d866f55a0c7012ed9446a5d78bd05e98447c245a72e711434b4e5c3
+// digest         f6ebc7acf2d05462df8b8382544b61fb76a7ad9df8e852c1f98ae84aeac3177a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

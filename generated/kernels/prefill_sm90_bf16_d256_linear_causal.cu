@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         8a11dd551e9bb000557f61a764773cce2d890eb58dc4b8f600abb9fe61d35430
+// digest         ef8d011807a6d4dfa1da998fc1910129e10e30189d0b89d8c4e58d9ae6264f28
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         952fc85d142727902d2f6fc7c10977ea10fe648775d77253ee3b1647aa9f2a6c
+// digest         532df6379bb50389e82a91c7a799b1a60bb56f7839ee8c4849d87b0027b1b9f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         5eec22db1c07685113ced1340009fc7ba9293e8479363301fd12e95a47d66353
+// digest         68f7b05be4ffea381f7ba7573356cdf97fc93a9d9f57fe62c99a60f0754d3525
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

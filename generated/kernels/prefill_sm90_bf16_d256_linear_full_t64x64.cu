@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         e2d19e0bc918c7b78bcfd7089dd43531e97d62e76ac1dbf892eeb617d4fe92bc
+// digest         d9226ede75a6ccc4547eb5d413831b8cc7b325ce930edb59bf749ff560a296a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         882d443dbb677e584471ab98eb917fd0b4fc2f54192e1ebc0d60ca21729fec12
+// digest         46dde2cb10b64cf188a6b85f7c5bb3af02423d940525bc12219ea394b2200655
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         4aa209b07de12d4b0c3eae22f6fbb52ea6d26008701cc4346e595b953bff987b
+// digest         3b65729c822967ca5af2658162c541c970eb7d1df0c19f6d7ab6f6e5a9c551d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

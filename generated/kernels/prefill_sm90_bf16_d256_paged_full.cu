@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         15eab60b254ddad47dc25826540e4277b2595ec1e3ed4fbe495859aa1522763c
+// digest         fe3088b5b9aba9b9782a7a030fb92ec7c117cd0016bfc513455eae88e16d8a1a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         89e3a56af98fa13666abd66e83a893ef2fa048bde42e02497747caf9f111a388
+// digest         fac98947950d7b434d48073b7fb7302ff48b7383a45a167cf3ac57f9b2791a81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

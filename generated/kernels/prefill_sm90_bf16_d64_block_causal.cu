@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         0a64ef4185308b319829b221b42124631f96f505f6fa121c682e374e220eef38
+// digest         ebbb6a84f62c01f14e748e2a4d9948a85c230f6b91a87cd9e031417d8294ce52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         8328189fde9749d1dcb5a72238d95506fc068673f89bbfcea2487984450d4af6
+// digest         04acb0d9919d32921ea2cdd200ca272507bac4ccb2ba32a27419eee5969ff781
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

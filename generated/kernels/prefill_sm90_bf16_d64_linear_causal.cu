@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         71520cc959ee0dee9a74d846b225fb1ce483f89a8024fbe21f0ebac01b62ac4a
+// digest         8fb4d4825e04f22cbf5c604b98c2a767e9043dda8abcfbe1a674cc00187152c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

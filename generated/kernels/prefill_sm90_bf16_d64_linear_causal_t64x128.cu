@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         3978cd35b1d7b4d721bf9b371a288a841ab785aca68b116c3b82b0ce9109da21
+// digest         ca097c601bd0ae0bf30a4ac20850109743e8556855f0b1c198358183cf5a716d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

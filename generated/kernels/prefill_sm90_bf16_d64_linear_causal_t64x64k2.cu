@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         575ddf7e4b1f2b056a6e3af90eb75ef5d12d5196eb0303621ee5f0425ebc6e03
+// digest         a918661827264d22f29397a0544ac464eedc93bfec6ad28cc3cf5203afb4f146
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         afc57b3dbef549889d0453f0d840a436728b42e617907234465d3757c96effac
+// digest         e68d0be454a704b039329167628df0ee4f8c5625a8af99f07be1252b8a8befcc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         7c24ce0590bf063dfead066303c49cd347ba503f60c7ec402a12f3bcf51abb56
+// digest         79f7872ad979f422bd60bfc880c7777241bbce8f8620f3eedbbd65834ddaa276
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

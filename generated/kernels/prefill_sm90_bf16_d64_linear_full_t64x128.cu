@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         3e1d2b782dc21502ee8f0675f262c90ea8130399e5225623761ea31912e04f42
+// digest         6f4da87a108144b5c7c29652abf0cb510f0527e0d17f1f8129dfd22de8950d80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         6ba0afcc5f51fcd278c00d176ca1eba473d226336898130f92444f6f69444f48
+// digest         50dee45e2ad8562d002e10d95486913955b64afc37c10e956290e45ebe362592
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         bd8c77db6bde5ef6963712ba64ebc53ff12f9635b2ff33d273b44a4738e3b327
+// digest         9c3899eda4fadf747f599916e494a697c53ba9a51ebd1500e554010ae926ba93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         5b4cdc623f542470b49a928c009a6af980abb70f0e870ee05fcf74a98b1b19d0
+// digest         fb892198c8419463fb6f6a217658dc2758315d9471621630d89f0bf060e7b207
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

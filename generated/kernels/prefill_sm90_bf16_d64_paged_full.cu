@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         c69f00e84ebebe32469ce55b910a9bfc80fabaa5147306b3efaec5d5f6d1f7ca
+// digest         216ef2e8276cca4c7e58b11f6a5dd672235d0adf0f15306233957136f5ca0a4c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

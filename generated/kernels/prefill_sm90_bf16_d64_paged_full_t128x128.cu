@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         2412e38dc361e8e644600f59ecf341c06ec0b16c3dfa32bd11a1c3fbca5e3570
+// digest         85929b2737d2f2cd7a4b0d7ea89606059b7a25c5600209642854eadd310b40ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         bfbb91b680d5d1313a4ac9700bfa34fa151345cca05cc5fd8ea0536d5de81c5e
+// digest         45a55714a81703c1bf9505e7693ebcac288855dee3c1ba4f9731d1b827cdd6c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

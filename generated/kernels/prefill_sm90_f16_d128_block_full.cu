@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         feb9f7ca83b3229c209ab0eb09a2f0b9f5865e6d40c36cf62597863973c5708b
+// digest         58425304d09ab123fafd8ea8c3170077c6fdaf93d73aa7267b1ee2384af09de9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

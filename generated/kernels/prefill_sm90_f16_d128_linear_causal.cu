@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         22a8ecd43c42e279b5590e107e058a56344c3ad69d7105c6053b82f70ee30731
+// digest         a003a95c3a6d4a7397c987303c9a55361b3a42a43ece4770da4a6a9369544ae9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         e5725cf43279ad6145c2118aeb0e5c97f73eae75fbb8a07fa930fe37386316dd
+// digest         e8a63f64d24d5abb47d437025064e6c64ba5bf67205c8ec4d82f09a99130159a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         ffdc2c3088d8977285e84371daa7c6547204bdc80d54c333e0e048a471ff06e5
+// digest         32b29d207f59759bbb9347383fb43a644f853791639141f2f1b7ef1c7eb3008d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

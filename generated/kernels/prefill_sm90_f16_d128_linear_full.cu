@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         a4bf49efd37af312502c7b976ce2edfc724af845ef934f066511ae11a4eaad5b
+// digest         f724e3b5348acd3ff93f0f497d9b69d42db13dbbc75120d2d83f97950e603310
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         eeb37fee8debf01bd31c63e87ca795a0a8b51424c9a9b0111a56ff2a9552ed05
+// digest         582c0c2ea80a0d4816e6592dcf8a14802e763b3d348a027cc08dfb22b2ae0415
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

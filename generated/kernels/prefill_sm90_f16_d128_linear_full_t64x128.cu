@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         8d02592255aeae4624640f542bbaa609bbae398ca080b2375248b0b6e5a6cf58
+// digest         f6ad6765d6ac6bcb6625b08d4b3262d7c56cfa1b149620bd758f8be50d892977
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

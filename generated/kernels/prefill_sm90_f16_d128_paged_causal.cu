@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         1414f76892b4d5d16ab8496723e1aab9390130c6ecbb8a4fec1f25f916dcbd4e
+// digest         2bdcaeae282cffd6369d846f7fa53fb9b54ab90308003db408a121d32d985b75
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         190e0e7b8952ede5721a11dac6addbc8497bdc48379a8f04874c6c0c21018d60
+// digest         970f2051039a306b631fba8ba8fc17a14434cf3c369dfeee11e82fe91a0f9e99
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         e74c6082d94b751ac23b3499156dc9242770ff40112ae35c917e09ab4c3796be
+// digest         d3c6e4912c5066ecdea17587ce0f582c20e68ce72f3ce445788da6f8e26246d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         347d3f3eac679a198c305799cb4488d4d438c2228a8fcf0099789d7c2ae53ef6
+// digest         366719ca3d37754d0d6fa12634041ecd146ae1a7b6eda35ea1207880d8e0d096
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

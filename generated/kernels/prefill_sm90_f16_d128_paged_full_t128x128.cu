@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         0005888914849c5e90d1d4d7fe522fa08daa7aa78247795dd5c3e1d0dff93ea5
+// digest         7dd00f5a6eb1e94be34dc21cdf526b1891b1356640b649334f4b9b4b90839dcf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

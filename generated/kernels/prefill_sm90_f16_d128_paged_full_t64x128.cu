@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         4755d5434c77b2617005694ce368706e68373ed1300fb679d446829c66153b71
+// digest         5eab338f7bb9ad9af487814f646fe95fa973aac4b14386f55248bf9f9807e113
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         4fe96b7d0042d93f8d3b0b60a346b88c83a7f201e1dbfabc8d6495ad5e94a235
+// digest         9e6a2fc54ca20a4081ea8dba229687b561db5c4e53a17679f53143ae79599c66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

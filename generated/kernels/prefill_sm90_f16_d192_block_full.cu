@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         0637e6ecef392433b5dc03478a746f0535ad4963f12a7cd3a78ec886e63cf426
+// digest         f2afdc07f97f510471831d8d6e52779a1186256cb90cacd7d8dedee836ec59a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

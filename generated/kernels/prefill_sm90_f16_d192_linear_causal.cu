@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         65598d5b1ff133949f9e375526e4d7083887ce604c42fdac58eb656872792723
+// digest         8772e2223c358bcd151862d921ec932877dbb6ebf1e4d86e69ef47baab1f22d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

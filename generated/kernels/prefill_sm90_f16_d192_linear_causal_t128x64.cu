@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f3261910f2af3eecc4a9600a1b534fa92a28e37b359fdba417eeb1a898d31164
+// digest         f3a474aceefd62f324354950bf1bb9883730674ec471ab4efaf350f16dc45858
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         1cc15dae1f8270f7cb65a2b8ae16b67acd2bdfa5c0ec63818d9fcbe86447bfd6
+// digest         eef5dbd787f3c244d5d629022d750ee30285eb51062dd386edb0c94661bb56e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

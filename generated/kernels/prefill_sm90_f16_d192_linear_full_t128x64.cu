@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b81b70c5d48dd54e9f2145c4c7896fc65fd56b9a02726384fd8d853ae38321cc
+// digest         205ade564bb384816e292631b2f5b27f7f0d39e0062cc600f6794c9a7af1e097
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         d70d649d577665324da9f4768399c3eec3166ddc61d7f17ea1ac9dcf49829760
+// digest         5153a41bb7548542e492882c4ea00e1600f8d06d0eaf7e56fa6e86d4a4372768
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         39466a79e5163aecc53aa0ddd4f9fd593d87c948890f619494fcc9a2ae0e54c2
+// digest         7d8534c51f0231713d542b1b259da75fc33bf675deb073e079558b6f34f2606b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

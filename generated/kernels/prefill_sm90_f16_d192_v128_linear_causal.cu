@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         4409b8cdef6cb10b444e5a49185ea9f529073b8c5741b6c778f5269a696f22e1
+// digest         6e19e5cc3a7ea46b110f53b84106fb3d197aa93b348637953761913a179cb666
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         fd0ba420a4a919261165ae8a182de1be672e7cf51a20f6c75a61953ac64cb7c9
+// digest         5538ccaee67260c2502210ab77b23401b4988601d745b22382c1e09ae7a13452
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

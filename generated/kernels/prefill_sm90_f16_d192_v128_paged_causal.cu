@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         51b09dca9a3c820813db793576079fdab4928d38cb0afa199ff68439d57a2c30
+// digest         3700cfc103de914771d3a1065e732197311983124ebdd8742fb272c6b2c3a635
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

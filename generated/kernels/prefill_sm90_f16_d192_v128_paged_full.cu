@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         0289b83cad1a9f947e715c66740fc5e505671225de27f3ef7fe5d0a4f962b38a
+// digest         495cec5a00ce893857a16f8e192a56855b8461860aa1f46d9628d63ccf9a6f4b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         9592c6ba4902476d929a1f15f5c9f42cacc35f06de7f5312e82858cb0950d2e6
+// digest         69dfe125e6bd10237edbb930a2585a715858aa32880d0304c65cf7c2a444a20e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

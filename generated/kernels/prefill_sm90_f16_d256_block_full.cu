@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         40fa6706259cbe4e71efec88da3e8081bc7fe730532324f2844ea390879b9ebe
+// digest         2a49d77994d02f3ae3f1b061da595ddbe96e8accd525bfe1cd7b798b9c4b5bd8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

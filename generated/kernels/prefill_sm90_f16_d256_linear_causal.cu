@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         2d6ebbd650082ff8ac3b51783515925379a926a4eec9fb8f8c584bc7b9a8e028
+// digest         1d420ff61868fc58701fd255cdf28947c907156bca4aee3cebcb90477d42723f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         99b2e67a125cfb297f7c50e3ee4e12267c15c2e7a5a5934d3e60a31ca9ccb558
+// digest         3efd1cff4c7e1fdb540a1f25d41caf714a02ca18653ddcd3b1632d713bae26da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

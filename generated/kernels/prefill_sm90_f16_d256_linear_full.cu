@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         32a9e9d6f0fddafd9db383f438d72173979207fe0cef83f2600facc7b3402de5
+// digest         148559db2873b5378a03041c82dd37863660f04d3c6da7d1842625102dabb8c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         d2a0adea2565b1b2ac07d9d2c16a61aa51c49c2e3ee42909fbe72bc661a582b1
+// digest         e0ae3410ac3ed08fc52495a81e306439e2216c08c8035165b8dd1c5e3513ed29
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

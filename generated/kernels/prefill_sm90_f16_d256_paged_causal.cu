@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         ce86488e93483dd8b82e73d9628beec34fe196a5d912b32e1a3e5237df8e91c9
+// digest         48c8b74e6119f2a85ab27745651f039c83639cc09d320069133d9d49d5073030
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         be3d0d55f71067871b34bd8d27282eeaec34b45c7dc6a552ef8b6810771ffa5d
+// digest         cebbeb4a7ef868e50211a7969e5a60c8708295f615a5ec9953c7b3968199dd97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         916f9a590fa470f3de2ce0e1a19f91c89c8a1379cfc6eb7434afb3d422e192d3
+// digest         4fc5f315bef30ebdf3bd58f30528eae349a123ef3e8db54829a3db38d4d5287b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

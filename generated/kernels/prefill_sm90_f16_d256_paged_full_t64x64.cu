@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         f25d1df6a91c39ff076e9583a298284af04d9328c09d1491b43fbc20e58fe913
+// digest         d210428051678bb2e0c0e5949c1d00c74a10d1e6daf07677cf7a576a4f90f49d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

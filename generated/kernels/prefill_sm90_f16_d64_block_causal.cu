@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         f7cf9fb67a676e6ba68ae361737026216ce8d94de227c9e4fbf9f970cfc75657
+// digest         4b345c0ecb5494cf7ac3ea7bfb183e2781de8ebfa43a650bfbae6f58ce5a2509
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

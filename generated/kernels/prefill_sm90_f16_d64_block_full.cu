@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         4552f223e3c22d8597e9b1f2363d95a4a51bc08fa1077f0ea4791b967ddb3b79
+// digest         fc2ec51ac88f7c8d137c8959f8029421b1109bbf860da307882b3b93bf685684
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

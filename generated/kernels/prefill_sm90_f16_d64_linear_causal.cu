@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         0983df85126a7556f89187401d9c2df8bf086d45c8505815c0d74d8e8572a376
+// digest         17b11a1dcda02b5eb4c72f38d27606ae499f5164a463e2c354864bbf5a42b34a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

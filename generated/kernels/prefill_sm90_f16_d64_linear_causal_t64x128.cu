@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         e9de8ba41ef6ae52671ea9f988bf88c338e4b2b51bc884c5868a69c33d9d5160
+// digest         ca50be978d5c526829deb5d9ea4db5a68c9eac78100b591f73676cabadd24d21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

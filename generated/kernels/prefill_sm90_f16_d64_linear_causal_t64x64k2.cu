@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e2e7fe9e7f5d98d873d38653d347550f0e80b903c9d0fd51d858b45d76bae61c
+// digest         f5c1081c8628c8ced2a7f5f5e6489ac1c028c94533a51853e38766e632d7d31e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         02a92f37bf3bc30ac6e357645d235048ef8d1287ed6e5b3df5062baf70260ae8
+// digest         cfc94c303b64f51a167705b5f30cbef019fe566181c78cb73ce7301a12e3939b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

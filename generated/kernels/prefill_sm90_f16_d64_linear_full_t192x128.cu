@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         8dbd09ae45971fbb0f276a2a0013e64b1f005cf7f95ff4aef49ab22523bca6fb
+// digest         9fe24ca208e30c35fd0f9bad222ee62e14eb0cfffc71f68e16a5804ba29732e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         bbb51a8a7108091792e499416cf9364c3426a5ae5717942032c019fb6902a455
+// digest         185e81574b544fc178cd80ab54a805b0606ed4fb102fda08a01a4bd543880eb8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

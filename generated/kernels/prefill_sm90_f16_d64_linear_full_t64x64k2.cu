@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         c271867d497a6f3fac6a02a0123ba104bb213b352933c64a9f8574a02b9b8aec
+// digest         5b79769cd8622a62c2bd37faab9fca3bb9aedd339a261ee85a154093c0cfb1b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         677d6e5cbdc7ab66710f6ca8359a48cc372aee1ea7e45fbf79566f1cebbdb325
+// digest         fa0144cd1cb20251dc59399df4baec562ad98c2735546caeddac61bd406a5f77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

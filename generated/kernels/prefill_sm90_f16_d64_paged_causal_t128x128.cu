@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         841d539623b05881dfc22d7b953246e19b9f1494a8cf1a7c57a3507acfa5da37
+// digest         78e9af03b68d2353a4a2a50509304fe6b654bccd28552ec5b7192a898a40caaf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

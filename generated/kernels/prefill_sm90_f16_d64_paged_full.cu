@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         6e5df616a8dee016d6466ffc27e2f3dc81b8540cf56632301e9f1e43fb68b3e8
+// digest         bf56ff8dbb02c4fe4a639bcad77f828cd510da4f0f5f07a9cff1444554499122
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

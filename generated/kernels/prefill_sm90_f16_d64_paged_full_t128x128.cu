@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         bd01124785caa490312acacdd40d1f8e3e48fc5094da27ed401e0ed75d048072
+// digest         b3689f604bab183e6839206a12d1a1fcf5384337a04590d8081c9afcdae7f908
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         0518c49d350f7624f02082e1f6e061013d14dbda878367a9e8f20c64b346daae
+// digest         7453ae1f91ac3928a358253b542c0a1f2e99d880aa2f354344efe75f1dc40085
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         6a7a62206816dd7d0c0ef6f1a0320b8f4b511f8ef2442bf521b55f87b3688061
+// digest         ede123e8153f4f93e0d9dc146f8401eedad0053eed22824edc2a64d957104250
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

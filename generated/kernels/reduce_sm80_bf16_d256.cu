@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         5c3106eba3611e8b357bc72c5ddc9c2e880bd787a35681d7be6deced445e2fd5
+// digest         d0ec0f02290fe985857773dc2ce58646868c8107e477927948238983083c7e70
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

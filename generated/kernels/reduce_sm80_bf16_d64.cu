@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         22bed88338206b9b82e4940bb154c42377b612f8f0317e17a0156251759e038d
+// digest         838f1be2df57a7372eaa7e9d89a1c7b974b89ac56f74f6c5bb072f936baa109c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         0c1585a5ba4ba582008d3ad25c47c23e8860a794943ae0d0ae1301bf0aef1bb8
+// digest         d0bdb0283dea4703f69aa738aa16fdb10e39980ffce8bca79710b4495dd19333
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         cd31e2c6815656d10e943ffd0829069675f10b768d9c9c6a1ed5c47329179d03
+// digest         cb217ca066b2c728965e9a4510c8db566d10d15663f3ee00162006ad5153965d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

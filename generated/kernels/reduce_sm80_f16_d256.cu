@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         b92325280550e01c4cd9868fe53dbfa6ac47eb78ec1fe0f57318e0aa25bc3840
+// digest         25bed9ef59d37f248c9538caf09418e05d942a6167dae34cc8fc062185fbe305
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         c4dd37292b14b7a0e7ec3ba69a773cf5b9899569333230616b08f816894332c6
+// digest         06050fa3d981c8de0a17eed136cbd1b31758eb3bc4822f8b0f2b0592eeea327d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         abcddcfeab3b874b255940db7bd0218f8da81158a9ad17868b19b74551bcaa67
+// digest         ac27f1015141b344b853292a96d8e902fcc1bba281a0d86ca327b95ea1f2bd69
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         3d3fcf4c5fe929a6e8755c6bd4cea06bd735f60d1860c7fe16470e5e8f410907
+// digest         92a7c84679f8109db8d8dfe2b2722ec8d48146b12b24f1d4014f2df109fe1754
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         f5742ecc16614cd44b0865b55ad83089d5e61ef9ab388b527b25eb3f1de24245
+// digest         7cc3b473f90588640eda4832437a9150a9884352073b8ae9fd7f553b51a30a26
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         3ce8267236aa293fa498093477cf2e787bb62cbe42e7351402813a8aa22af020
+// digest         89cc45b879a8e70234db51b16803309d56b6af0d7f6293e33279ec1a702acf3e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

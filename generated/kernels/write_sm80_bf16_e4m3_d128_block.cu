@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         be08c0de34df54dbb623b0599e7c0e75f5c21313a265de6eb70f30e7e02fc2b9
+// digest         71332ec7ab9828fe533839fd025742136aea2b73a7f5110d24bb16c5de04dbb7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         3d2d19e390a62e59298cf74265c6459e4d3b83e5c9e43bed59fdb0c7d6763d44
+// digest         9164c23374602d226f1cac1e89aa19f4bd3416a0e9a6202b1958216bf9ef0bd2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

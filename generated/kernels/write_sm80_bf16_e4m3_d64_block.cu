@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         5f634bc158272d7135a46e6a619aa41efb2760cb8c274f76b1fb7de18b455250
+// digest         d2966b75e6ed4bd4b4368e1cebb17069178a1961880d954776428bca7803b68a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

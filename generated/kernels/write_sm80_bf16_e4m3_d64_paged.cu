@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         2141c7c82a2549eab3397e1225c5eed46e12e06df0aad0f2ca3d1eaee438c26e
+// digest         d56c444687d777e02438193fe53d19e722cb82e535623887196f20e544eb8099
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         8374097d83acb00ccd3bbbddaa370b4579b33fe11ccc1b70a3bdf675cdeb8ac7
+// digest         bd57e43f68b4a1244a4360918655e44668ea10766cdb3b8b4551f17e23e72861
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         2a4cfbea6b21409e4d877ec5c3b4df859fa8bb8a81a895315ecfb58c07c3b682
+// digest         bac90e2bbcc0b6b2bbb49038a64dd04d9e0fe2dc1bc082a0e7cff3c508d6a249
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         c0c1a91ed81d26cd6a2a2e413c873dc3facee5bfdd48b6ac31eb9a2e784d1ec2
+// digest         03ac38cc42cccdb8090e871e94f3e63ab0645244374bc37437ed1f7aca7802ab
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         a6df582cdc30a54b31df259091b5f0eb3d57790040b15691c00186ea53da7a10
+// digest         c2df9840459afce692a536c58b58a8c7fb076de671ea18aa0b5fc234c42b37d2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

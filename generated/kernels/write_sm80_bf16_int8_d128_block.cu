@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         4a3a26abb9611dc0fd5f5811173e057d02f002e5ffca3dd870153d291071a533
+// digest         e784ee020366ea27a261da46bfbd81a83b3d4a0cc9a24ee02c08462fbdb09824
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

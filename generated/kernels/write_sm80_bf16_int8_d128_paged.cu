@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         4a4a0d156843cffbc1c6cb63c811e6c7f5e681821e9db86273a873a1555fc34f
+// digest         fe71bf75049ab2892bc1c83dc4a5e34aae8093530f1108a626d536bcfe54beb4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

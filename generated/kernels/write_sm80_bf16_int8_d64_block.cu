@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         f8e61f0607278f4249d861f446da276a97cd792115fd3c1d8179a32f48ac28de
+// digest         e14049593d576d81aeece8607eec97480472c8d294863a54495cf597d2b314bc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         397155dc0edc43f965c76413d70361234dbbc94ea2350df7d6478ac5f946e2d9
+// digest         f2e3044f2c6860fd4ce1f246c9c883368305318cd378af2d561ff2fed5e760ac
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         a12568cb22c684ed4b5c7e0ccd2f7433687f38c52b4478c947cef0299cec17e4
+// digest         e1613ff269692a376485b68cdde59e8ed3ff08663397ae624aabc20d316ce0d4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         dd3b0ceb78888df84373c8cd60edad49271e06236968318d2acc07f7bb1d64ce
+// digest         adf30007d77b299fabbd591cfae1ead7a6c91edde77f175ca8156eb2b915c76f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         8671998540cd980aff6f6e15e4a153ee9971c86b7fd2c7475dd1a49f259479cc
+// digest         978b6a36f96ab4e437d7a50681caa0aaef2a5dd99457403f337f3751908b99f5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

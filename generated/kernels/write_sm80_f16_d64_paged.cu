@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         7cbcc2e7328769e3730da00c123374bf41a807c577c2a60dfec4f74167ee3fb1
+// digest         e5d5d454cfab38e18c6954fbcb2395f96d3e9fbbd41c33da307d8c6fc8b3957e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

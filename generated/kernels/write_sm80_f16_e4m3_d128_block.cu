@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         fbbda7f010abcd28bd4ec7ca3333acffd9c3941d33ec08670e3e5c94de940ae1
+// digest         9c420741d997c3112752ebf04bb7d949fdbd828c456c76d20715355111b01509
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         38a8df31fc9a27b903609a2c62628cc551baaf2697fd5a8c5320ff0d1a37b4a5
+// digest         2f51d7e4619f7dd00d18ea964f5762f7fb342246e7030bbc7789fad2184f3358
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

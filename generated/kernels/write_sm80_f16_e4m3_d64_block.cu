@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         106ce1a6635a163e609ac5f57b19f217d2872dafdf57070af68b4e365d72a219
+// digest         12424d50a308be55fa61653e1e965bb953a3f3361118b6699bb46151b08584e1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

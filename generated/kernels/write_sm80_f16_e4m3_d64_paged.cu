@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         ca963245fd49251e7b9d2503731ab8184204926704b4f9621a1a84710c21fc0b
+// digest         d4a86f28055b665b0235b20599fc51a175278c4f4a306d5b4faaf74b5e15d0f0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         390658033ec49d92c7d21c03490ec329da23825a9ed7d4fd8316b212c105d201
+// digest         aa19a0015753396a9568cb5269bc39a558c1637eecfc03d8ff6bc216d835fd98
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         c8a36bc1e1f7c55373705c2c5421983bd465623f21cb8394cc642001689e4e3a
+// digest         a7e94e9efa20a5d726b334945bda698a8175d2120aa8581c175730de862ad1f8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         f2674b8bef051c1e55389e60d668aeab534370ff129ba4b3602617ef1cdc7cd8
+// digest         9d6b94d3be3ede0dd854b5e3e905ea6463e9e3443b13750a65fff48e317c5cd6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

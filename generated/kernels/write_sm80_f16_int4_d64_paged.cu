@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         4564a51c180c5992bf5331af8383ca54f274150d88e6597be751237f1e5a61d9
+// digest         6a9f376858e854522e14da5a63b335323057f03419ce29f67a9d7998cba2b3a7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

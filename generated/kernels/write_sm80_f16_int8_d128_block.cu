@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         5edf9767a692c54554f3c88042273d555802b0b2f89c47b3c1eb2ce768071308
+// digest         912cdae60a6ada07a8da41b946c1bd2c96822cd85fb18dc6ad4069b40729ab81
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

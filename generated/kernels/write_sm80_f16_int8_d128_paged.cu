@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         3382dc8a82fcd7cbee3fb2d102651df662d813b20b25aa054fd777f8052a7c7e
+// digest         ab7ffb0b33a7d4f31a0f48c7428465a4e914353e26dc8ed356843723bfeb5f80
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

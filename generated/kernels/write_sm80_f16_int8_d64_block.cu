@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         37795b49a4a54b591a8def6cfc3100bc942a1389ff9e3e970a2fa2cf18f81c3d
+// digest         5fbf09c2c1e72c82b586f62d2f8eb8ff923f82dbc4f2b0af091ecd77e58f0893
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

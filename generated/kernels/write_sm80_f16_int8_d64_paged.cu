@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         0c57c07a7477e0d40255c8eb5d9a1365869b9c8684fca2f3b53f165271d82bd9
+// digest         abcf13fef8dfbd7877704b49e07d2e79aadf959e62b07ad13cc239bc93ca4882
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attn_runtime.cost import estimate_ns
 from attn_runtime.problem import (
     DeviceLimits,
     KernelLimits,
@@ -17,7 +16,7 @@ from attn_runtime.problem import (
     SplitPolicy,
     check,
 )
-from attn_runtime.splits import MAX_HEURISTIC_SPLITS, heuristic_splits, work_of
+from attn_runtime.splits import MAX_HEURISTIC_SPLITS, expected_ns, heuristic_splits, works_of
 from attn_runtime.tiles import pack_heads
 
 UNFIT = 2**63 - 1
@@ -44,13 +43,13 @@ def rank(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
     if policy.kind is SplitKind.FIXED_SIZE:
         return _rank_of_keys(kernel)
     packed, kernel = pack_heads(problem, kernel)
-    work = work_of(packed, kernel)
+    works = works_of(packed, kernel)
     splits = 1
     if policy.kind is SplitKind.HEURISTIC:
-        splits = heuristic_splits(work, device, kernel, policy.max_split_k)
+        splits = heuristic_splits(works, device, kernel, policy.max_split_k)
     elif policy.kind is SplitKind.FIXED:
-        splits = max(min(policy.value, work.longest, MAX_HEURISTIC_SPLITS), 1)
-    return estimate_ns(work, device, kernel, splits)
+        splits = max(min(policy.value, works[0].longest, MAX_HEURISTIC_SPLITS), 1)
+    return expected_ns(works, device, kernel, splits)
 
 
 def _rank_of_keys(kernel: KernelLimits) -> int:

@@ -31,7 +31,7 @@ class Work:
 
     `tiles`: query tiles with rows, over all heads. `shortest`, `longest`: key tiles that a query
     tile sees at least and at most. `rows`, `row_bytes`: rows of the output, and what a split leaves
-    of each.
+    of each. `is_mixed`: lengths differ.
     """
 
     tiles: int
@@ -39,6 +39,7 @@ class Work:
     longest: int
     rows: int
     row_bytes: int
+    is_mixed: bool = False
 
 
 def bounded(work: Work) -> Work:
@@ -49,6 +50,7 @@ def bounded(work: Work) -> Work:
         min(work.longest, MOST_STEPS),
         min(work.rows, MOST_ROWS),
         min(work.row_bytes, MOST_ROW_BYTES),
+        work.is_mixed,
     )
 
 
@@ -67,6 +69,8 @@ def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: 
     piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
     even     = (sum of pieces + idle piece(shortest)) / slots
     total    = shared(even) + alone(piece(longest) - even) + merge
+
+    Where lengths differ, short pieces fill the slots that long ones leave: none are idle.
     """
     pieces = work.tiles * splits
     slots = slots_of(device, kernel)
@@ -74,7 +78,7 @@ def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: 
     shortest = kernel.tile_ns + -(-work.shortest // splits) * kernel.step_ns
     steps = work.tiles * (work.shortest + work.longest) // 2
     busy = pieces * kernel.tile_ns + steps * kernel.step_ns
-    idle = -pieces % slots
+    idle = 0 if work.is_mixed else -pieces % slots
     even = (busy + idle * shortest) // slots
     beside = min(-(-pieces // device.sm_count), kernel.ctas_per_sm)
     tail = _beside_ns(max(longest - even, 0), 1, kernel)

@@ -6,6 +6,8 @@ The C++ twins are attn/splits.h, and split.cuh of the keys: same names, integers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from attn_runtime.cost import Work, bounded, estimate_ns, slots_of
@@ -59,23 +61,46 @@ def work_of(problem: Problem, kernel: KernelLimits) -> Work:
     )
 
 
+def works_of(problem: Problem, kernel: KernelLimits) -> tuple[Work, ...]:
+    """What a packed call may have to do; the least comes last.
+
+    Fewer tokens than batch_size max_q_len are of sequences whose queries differ in number, as their
+    keys will. Of these only the bound is known, and it may be that of most sequences or of the one
+    with the most queries, beside which the others are nothing.
+    """
+    work = work_of(problem, kernel)
+    most = min(problem.max_q_len, problem.token_num)
+    if problem.token_num >= problem.batch_size * most:
+        return (work,)
+    longest = replace(problem, batch_size=1, token_num=most)
+    return replace(work, is_mixed=True), replace(work_of(longest, kernel), rows=work.rows)
+
+
+def expected_ns(
+    works: Sequence[Work], device: DeviceLimits, kernel: KernelLimits, splits: int
+) -> int:
+    """What a call is estimated to take, over all that it may have to do: each is as likely."""
+    return sum(estimate_ns(work, device, kernel, splits) for work in works)
+
+
 def heuristic_splits(
-    work: Work, device: DeviceLimits, kernel: KernelLimits, max_split_k: int = 0
+    works: Sequence[Work], device: DeviceLimits, kernel: KernelLimits, max_split_k: int = 0
 ) -> int:
     """The count that is estimated fastest; of equals, the least. A count that does not shorten the
     longest split is passed over.
 
     With max_split_k set to the count found, the count is found again.
     """
-    if work.tiles >= FULL_WAVES * slots_of(device, kernel):
+    if works[-1].tiles >= FULL_WAVES * slots_of(device, kernel):
         return 1
-    most = min(work.longest, MAX_HEURISTIC_SPLITS)
+    longest = works[0].longest
+    most = min(longest, MAX_HEURISTIC_SPLITS)
     if max_split_k > 0:
         most = min(most, max_split_k)
-    best, least = 1, estimate_ns(work, device, kernel, 1)
+    best, least = 1, expected_ns(works, device, kernel, 1)
     for splits in range(2, most + 1):
-        if ceil_div(work.longest, splits) < ceil_div(work.longest, splits - 1):
-            taken = estimate_ns(work, device, kernel, splits)
+        if ceil_div(longest, splits) < ceil_div(longest, splits - 1):
+            taken = expected_ns(works, device, kernel, splits)
             if taken < least:
                 best, least = splits, taken
     return best
@@ -94,7 +119,7 @@ def split_bound(
     cap = policy.max_split_k
     bound = 1
     if policy.kind is SplitKind.HEURISTIC:
-        bound = heuristic_splits(work_of(problem, kernel), device, kernel, cap)
+        bound = heuristic_splits(works_of(problem, kernel), device, kernel, cap)
     elif policy.kind is SplitKind.FIXED:
         bound = min(policy.value, tiles, cap or MAX_SPLITS, MAX_SPLITS)
     elif policy.kind is SplitKind.FIXED_SIZE:

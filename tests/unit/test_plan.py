@@ -343,6 +343,22 @@ def test_causal_work_that_ends_in_one_long_tile_is_split():
     assert plan(full, DEVICE, kernel, SplitPolicy.heuristic()).split_cnt == 1
 
 
+def test_a_chunk_that_fills_the_device_is_not_split_for_single_tokens_beside_it():
+    # 32 tiles of 8 heads for 264 slots: the tokens of the others fill what it leaves.
+    problem = replace(PROBLEM, token_num=2048, max_q_len=2048, max_k_len=8192)
+    assert plan(problem, DEVICE, KERNEL, SplitPolicy.heuristic()).split_cnt == 1
+    mixed = replace(problem, token_num=2048 + 8, batch_size=1 + 8)
+    assert plan(mixed, DEVICE, KERNEL, SplitPolicy.heuristic()).split_cnt == 1
+
+
+def test_a_few_rows_on_long_keys_are_split_beside_many_single_tokens():
+    # Their number would fill the device, were all of them on keys as long.
+    mixed = replace(PROBLEM, token_num=64 + 65, batch_size=1 + 65, max_k_len=2**17)
+    assert plan(mixed, DEVICE, KERNEL, SplitPolicy.heuristic()).split_cnt > 1
+    equal = replace(mixed, token_num=66, max_q_len=1)
+    assert plan(equal, DEVICE, KERNEL, SplitPolicy.heuristic()).split_cnt == 1
+
+
 def test_heuristic_counts_only_tiles_that_rows_can_fill():
     # 20 rows in 20 sequences are 20 tiles, whatever the bound of their lengths says.
     problem = replace(

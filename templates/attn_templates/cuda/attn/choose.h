@@ -42,15 +42,15 @@ inline std::int64_t rank(const Problem& problem,
     return detail::rank_of_keys(kernel);
   }
   const auto [packed, limits] = pack_heads(problem, kernel);
-  const detail::Work work = detail::work_of(packed, limits);
+  const detail::Works works = detail::works_of(packed, limits);
   std::int64_t splits = 1;
   if (policy.kind == SplitKind::kHeuristic) {
-    splits = detail::heuristic_splits(work, device, limits, policy.max_split_k);
+    splits = detail::heuristic_splits(works, device, limits, policy.max_split_k);
   } else if (policy.kind == SplitKind::kFixed) {
     splits = std::min<std::int64_t>(policy.value, kMaxHeuristicSplits);
-    splits = std::max<std::int64_t>(std::min(splits, work.longest), 1);
+    splits = std::max<std::int64_t>(std::min(splits, works.first.longest), 1);
   }
-  return detail::estimate_ns(work, device, limits, splits);
+  return detail::expected_ns(works, device, limits, splits);
 }
 
 }  // namespace attn

@@ -44,24 +44,59 @@ inline Work work_of(const Problem& problem, const KernelLimits& kernel) {
   return bounded(work);
 }
 
+// What a packed call may have to do; the least comes last. Fewer tokens than batch_size max_q_len
+// are of sequences whose queries differ in number, as their keys will. Of these only the bound is
+// known, and it may be that of most sequences or of the one with the most queries, beside which the
+// others are nothing.
+struct Works {
+  Work first;
+  Work last;  // where there is one alone, it is also this
+  bool is_mixed;
+};
+
+inline Works works_of(const Problem& problem, const KernelLimits& kernel) {
+  const Work work = work_of(problem, kernel);
+  const int most = std::min(problem.max_q_len, problem.token_num);
+  if (problem.token_num >= std::int64_t{problem.batch_size} * most) {
+    return {work, work, false};
+  }
+  Problem alone = problem;
+  alone.batch_size = 1;
+  alone.token_num = most;
+  Works works{work, work_of(alone, kernel), true};
+  works.first.is_mixed = true;
+  works.last.rows = work.rows;
+  return works;
+}
+
+// What a call is estimated to take, over all that it may have to do: each is as likely.
+inline std::int64_t expected_ns(const Works& works,
+                                const DeviceLimits& device,
+                                const KernelLimits& kernel,
+                                std::int64_t splits) {
+  const std::int64_t first = estimate_ns(works.first, device, kernel, splits);
+  return works.is_mixed ? first + estimate_ns(works.last, device, kernel, splits) : first;
+}
+
 // The count that is estimated fastest; of equals, the least. A count that does not shorten the
 // longest split is passed over. With max_split_k set to the count found, the count is found again.
-inline std::int64_t heuristic_splits(const Work& work,
+inline std::int64_t heuristic_splits(const Works& works,
                                      const DeviceLimits& device,
                                      const KernelLimits& kernel,
                                      int max_split_k) {
-  if (work.tiles >= kFullWaves * slots_of(device, kernel)) {
+  if (works.last.tiles >= kFullWaves * slots_of(device, kernel)) {
     return 1;
   }
-  std::int64_t most = std::min<std::int64_t>(work.longest, kMaxHeuristicSplits);
+  const std::int64_t longest = works.first.longest;
+  std::int64_t most = std::min<std::int64_t>(longest, kMaxHeuristicSplits);
   if (max_split_k > 0) {
     most = std::min<std::int64_t>(most, max_split_k);
   }
   std::int64_t best = 1;
-  std::int64_t least = estimate_ns(work, device, kernel, 1);
+  std::int64_t least = expected_ns(works, device, kernel, 1);
   for (std::int64_t splits = 2; splits <= most; ++splits) {
-    if (ceil_div(work.longest, splits) < ceil_div(work.longest, splits - 1)) {
-      const std::int64_t taken = estimate_ns(work, device, kernel, splits);
+    if (ceil_div(longest, splits) < ceil_div(longest, splits - 1)) {
+      const std::int64_t taken = expected_ns(works, device, kernel, splits);
       if (taken < least) {
         best = splits;
         least = taken;
@@ -81,7 +116,7 @@ inline std::int64_t split_bound(const Problem& problem,
   const std::int64_t tiles = pieces_of_span(problem, span, kernel.cta_s);
   std::int64_t bound = 1;
   if (policy.kind == SplitKind::kHeuristic) {
-    bound = heuristic_splits(work_of(problem, kernel), device, kernel, policy.max_split_k);
+    bound = heuristic_splits(works_of(problem, kernel), device, kernel, policy.max_split_k);
   } else if (policy.kind == SplitKind::kFixed) {
     bound = std::min({std::int64_t{policy.value}, tiles, std::int64_t{kMaxSplits}});
     if (policy.max_split_k > 0) {
