@@ -152,13 +152,17 @@ def run(steps: Sequence[Step], folder: Path, rounds: int, echo: Echo) -> list[St
 
 
 def write_page(folder: Path, echo: Echo) -> None:
-    """Write the page of all results in a folder, and draw their pictures where matplotlib is.
+    """Write the page of all results in a folder, where there are any, and draw their pictures where
+    matplotlib is.
 
     Raises OSError, OutputError, and BenchError for a file that holds something else.
     """
     require_writable(folder, "--out")
     known = [(step, folder / f"{step.name}.json") for step in STEPS]
     found = [(step, files.load(path)) for step, path in known if path.exists()]
+    if not found:
+        echo(f"\n{folder} has no results: no page is written")
+        return
     pictures = [
         step for step, results in found if step.is_drawn and _is_drawn(step, results, folder, echo)
     ]
