@@ -27,6 +27,7 @@ DECODE_ROW_BYTES = 16
 DECODE_SOURCE_BYTES = {Cache.LINEAR: 48, Cache.BLOCK: 48, Cache.PAGED: 64}
 DECODE_PAIR_SOURCE_BYTES = 16
 DECODE_ROWS = (8, 16, 32)
+DECODE_MOST_ELEMENTS = 16 * 256  # of the rows of a tile: what registers hold
 # Float accumulators and Q of a thread; more than this and Q stays in shared memory.
 DECODE_RESIDENT_REGISTERS = 112
 
@@ -35,21 +36,25 @@ def decode_tiles(config: AttentionConfig) -> dict[str, Tiling]:
     """Rows of q on the narrow side of the products, keys on the wide one.
 
     The default holds 8 rows and a ring of 96 KiB, which leaves room for two CTAs on an SM of 227
-    KiB and fits devices with 99. Wide groups take 16 or 32 rows, so that K and V are read once.
-    Rows of 256 leave a stage to two warps.
+    KiB and fits devices with 99. Wide groups, and several query tokens, take 16 or 32 rows, so that
+    K and V are read once. Rows of 256 leave a stage of that ring to two warps: where shared memory
+    allows, four of one CTA take its place, whose ring holds twice the bytes.
     """
     if config.kv_dtype is not KvDtype.SAME:
         return _decode_codes(config)
     width = padded(config.head_dim)
-    warps = 4 if width <= 192 else 2
-    stages = DECODE_RING_BYTES // (warps * _decode_unit_bytes(config))
-    tiles = {"": _decode_sized(config, rows=8, warps=warps, stages=stages, ctas_per_sm=2)}
-    keys = warps * DECODE_UNIT_TOKENS
-    for rows in DECODE_ROWS[1:]:
-        if rows * width <= 16 * 256:
-            tiles[f"t{rows}x{keys}"] = _decode_sized(
-                config, rows=rows, warps=warps, stages=stages, ctas_per_sm=2
-            )
+    tiles = {}
+    for ctas in (2, 1) if width > 192 else (2,):
+        warps = 2 if ctas == 2 and width > 192 else 4
+        keys = warps * DECODE_UNIT_TOKENS
+        stages = DECODE_RING_BYTES * 2 // ctas // (warps * _decode_unit_bytes(config))
+        for rows in DECODE_ROWS:
+            word = f"t{rows}x{keys}" + (f"s{stages}" if ctas == 1 else "")
+            is_default = ctas == 2 and rows == DECODE_ROWS[0]
+            if rows * width <= DECODE_MOST_ELEMENTS:
+                tiles["" if is_default else word] = _decode_sized(
+                    config, rows=rows, warps=warps, stages=stages, ctas_per_sm=ctas
+                )
     return tiles
 
 
@@ -74,7 +79,7 @@ def _decode_codes(config: AttentionConfig) -> dict[str, Tiling]:
     tiles = {"": tile(8, 4 if width <= 128 else 2)}
     widest = 192 if config.kv_dtype is KvDtype.INT4 else 256  # for which registers suffice
     for rows in DECODE_ROWS[1:]:
-        if width <= widest and rows * width <= 16 * 256:
+        if width <= widest and rows * width <= DECODE_MOST_ELEMENTS:
             tiles[f"t{rows}x{keys}"] = tile(rows, 2)
     return tiles
 

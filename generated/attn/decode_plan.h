@@ -30,8 +30,16 @@ inline constexpr int kMostPlainSequences = 32;
 // Rows of the narrowest tile.
 inline constexpr int kFewestRows = 8;
 
-// Whole splits are shared out over at most as many rounds of CTAs.
+// Whole splits are shared out over at most as many rounds of CTAs, so that uneven ones balance.
 inline constexpr int kMostPieceRounds = 16;
+
+// A round of CTAs begins only where each finds as many stages: the start of a CTA, which nothing
+// hides, costs as much as a few (measured on an H200: splits of 256 keys are 15 % faster than with
+// 16 rounds, of 512 keys 3 %).
+inline constexpr std::int64_t kFewestPieceStages = 64;
+
+// Threads of a CTA whose warps, four of them, hide each other's latency.
+inline constexpr int kFullThreads = 128;
 
 namespace detail {
 
@@ -160,7 +168,10 @@ inline Plan plan_decode(const Problem& problem,
       ranges = std::min<std::int64_t>(ranges, policy.max_split_k);
     }
   } else {
-    ranges = detail::bounded(units, kMostPieceRounds * capacity / columns);
+    const std::int64_t filling =
+        detail::ceil_div(units * detail::ceil_div(stages, splits), kFewestPieceStages);
+    ranges = std::min(filling, kMostPieceRounds * capacity / columns);
+    ranges = detail::bounded(units, std::max(ranges, capacity / columns));
   }
   const std::int64_t ctas = std::max(ranges * columns, most_columns);
   detail::check_grid(ctas, device, "num_heads", "split less, or send fewer heads at a time");
@@ -198,7 +209,8 @@ inline Plan plan_decode(const Problem& problem,
 // device cannot run it.
 //
 // It is the least that holds the rows of a sequence of average length, so that K and V are read
-// once. Policy kFixedSize takes the rows of one token, so that no bound changes a bit.
+// once; of those the one with more warps, which hide each other's latency. Policy kFixedSize takes
+// the rows of one token, so that no bound changes a bit.
 inline std::int64_t rank_decode(const Problem& problem,
                                 const DeviceLimits& device,
                                 const KernelLimits& kernel,
@@ -214,7 +226,8 @@ inline std::int64_t rank_decode(const Problem& problem,
       policy.kind == SplitKind::kFixedSize ? 1 : std::max<std::int64_t>(bound, 1);
   const std::int64_t wanted = problem.num_heads / problem.num_kv_heads * tokens;
   const std::int64_t rows = kernel.cta_q;
-  return rows >= wanted ? rows - wanted : wanted - rows + detail::kMaxInt;
+  const std::int64_t misfit = rows >= wanted ? rows - wanted : wanted - rows + detail::kMaxInt;
+  return 2 * misfit + (kernel.threads < kFullThreads ? 1 : 0);
 }
 
 }  // namespace attn

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         6c9a77297f0888f88fd92a1f21087d0c872502e1a0885a134d2a34c85035aecc
+// digest         d63b18a0fedc5725c7bfbdfc5c25d06df3ce21549ad7e3d2ebcaa2e915caa000
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         0fae6164b26219cbebfd13e32b50a50a348a94d45aa7ae19540796539a79d153
+// digest         bd017dcb48df744abd3cf5a99006e0c35a5663cceb5cbbac6240e9640d96ff12
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

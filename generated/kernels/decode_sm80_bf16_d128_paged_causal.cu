@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         f2a47f45f43701c1384afcf7369526c6f04d452219e0dd614279d29e33abefcf
+// digest         7d2b0502308b6c698736c525254c1fe0188aa2c43e5fc1501f0b310b6272ab99
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         2c571e65c45dfee7a4b58e6a7df2bd765d8852ed4e1dcdf2df7960ab21ff86fb
+// digest         17036cd5d9278f67b623f6a689b732a27ecd73b4443c5001736d6ddca4374482
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         a37abb5da30c158f301ba2de33e0a671576265c99d65c55e7a927dd7225b82a3
+// digest         4681601944f866e9a6023a9aef198cd748283d2027ab66ca8131465406483e8b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

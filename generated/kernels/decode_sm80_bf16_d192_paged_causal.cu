@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         b8bab3de89e6ff63a4187ebb23f7f6b2ae62453bf7a3da75888ec7c28555f86d
+// digest         0d0e891077cdc9a1d2fa5d732013c1face2e9789e7750765066cc5ff8a218633
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         196703ff659b9ade73816c7e88dd21ff4a2cfe12d48d48a972e17c54f54b8e2c
+// digest         9286290605ba9f9cf17a3f14d2de280d09556de67537b3a22893a85863dd4110
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

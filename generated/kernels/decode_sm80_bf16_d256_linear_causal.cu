@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         9a8f2a2dd396eca3130bde420d286b09befa072b41ab1bd9596d82a12302020c
+// digest         28700f24fbfb9c6f9f34a309f883efe361ea007f140e440da3458a9383d46f62
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         31f2e7cdbb5fcba04977d28365531c5ec9b1344f1bd073dda0307fe971719215
+// digest         de7b7b136c395ebaba8ac97ab546b963e658d129e97f66d0eae64d889e4f6b58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         b65060230f529b831be953f50c83964d003aa850655cd89350ed49dba36cdd90
+// digest         b75837d5f6e342b21beeec9bcf4e2b877e1cb183606d79c867e677542fe86ca8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

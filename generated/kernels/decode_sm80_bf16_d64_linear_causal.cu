@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         95991884a2f53e78fecb631fe75392f70db416bc956824c513dfadcab7c20be2
+// digest         f749eb65f96eac258222283a7bcea4f015e05597fd8b0e1fcf453de772a59dc1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         33490c1b7e82873f31b5d1d348a205908cb6f73aabd918330738ffacde8e82f9
+// digest         41848db9005eb901d9c05a28d09ac3cf0114efbd6d43ddf830025a0f414916b4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

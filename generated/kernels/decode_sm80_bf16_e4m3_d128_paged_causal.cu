@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         a1c39081068c91fb7e394e53838d2f01cb6046ef2ceee956a52291e62053ec23
+// digest         e5981f73a4ac1cd767cff71335d7bd4e3c8835f2ac97cbf6ebd2bc9ec300534e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         f9fce345e4453338565fcf6adcaf92adfd556d82e404f0050b80d1258f709eb2
+// digest         7a6460d99829fec24fe8aaae50f0624cb3974e952a11c9641cd6b07786f86c07
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

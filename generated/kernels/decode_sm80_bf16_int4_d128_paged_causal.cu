@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         f7c614493e06a6d8ca94c052d0ad7dceaf26e2e09b2b4b4e296de05cfb9b3d29
+// digest         b341d5bd3c1f0908442d4151473f8797e3b1251a7f5c5c33ce9311760193012d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

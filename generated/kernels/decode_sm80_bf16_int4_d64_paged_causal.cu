@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         2616a8ffe00e97de2f1d318ec8240cd72600a256382aa21adcd7b417f41c265f
+// digest         a8da23420b03fb1466b5683309dd07355b082b5ce92a860e690a9d8aab3262f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         ce063cadbb9e49818f7435310ff2a6e4714c5ae2005502727c876cef359cb77b
+// digest         f1fd7575b63ec8d76e2c5d7ac91de3b4fbf61ccdf19648e3ef212f8eec844eb6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         33fe7f130727830c9d5f7109ba3c566c33ec10e09a71e1b62789f41454ccb0b9
+// digest         6d6c64dc247762408e556dfe97f30da9b2ba88e66956be27d599660b001e6263
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

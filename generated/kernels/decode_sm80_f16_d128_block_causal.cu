@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         f14ea1fcbe439a189c03405109bf5a040d62ca848f2e629ed088626cbef29f0a
+// digest         3b65c805acc7464e004a70d34d7df768b8f4d7ccb4ee0889bf4637df3c07d2c3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

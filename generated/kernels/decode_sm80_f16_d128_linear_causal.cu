@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         0eb3775301153e215b4e42347757c2d1f21151e0d142bad544826e4a1aae167b
+// digest         ee308893062db1a38d4f0e1ed7c707e4e3de272c57a6ce153ff1abdd448b5fb1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         2d5c85ea27b84061b1d57d8f48ea06125afa959bf1d0497d06ca3fee5e7b84da
+// digest         c69849aabe9057dad4e95af78a625c646fd16b67f2fae94e304f4c2f2f0be13e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         266d800b66b01d21c58ff10ae6cbbe42a5e29de4492baf1c091f473dfe58478a
+// digest         259ac91d87cf27dd32fd415612800bd485d5409d8deae50435482e0802ea6320
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

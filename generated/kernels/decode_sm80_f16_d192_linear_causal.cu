@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         416245f8958278f038c85f1d28fc01ce1577010ac3d567f39339bc849dda99c2
+// digest         726eb390d755f03540fd45525e3bd5e4bd9e8eeb73ec6ad784edc222097aed0b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

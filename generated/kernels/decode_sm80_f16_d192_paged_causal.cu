@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         63595ca95cc2e6ad4d34221cc05f7de08d14b36716508ff84626fa95b55b6686
+// digest         6f92c45c591a632301eb5e14244af71cdee53b880dadb533d3a2fd83ce8a5b49
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

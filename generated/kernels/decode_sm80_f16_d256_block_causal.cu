@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         c536eb2af9f9bf21b968f5ca7c4b32892d40d4dc6074b88c857f9c4a69def9fc
+// digest         7765d93af50ce389b553a059471f4a4684f94966cef2627c239b7b09ff782311
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         8e3362bc062482038aa8c7ab2d0819ab794834f6cf543d36a21d8ba1d89ff1cb
+// digest         4c84dcd6b88cdfb7170b3a344fed8051b3be59f1439d35430627af5ba1f17214
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         41a7ad4710dcdb22b6669b74ab2a1135bf42fd320fd28e24c7e666a320a9e822
+// digest         955cde99aaa2713cd2c021bf5b74b68e728c846fce0e3cf362a327fae836db69
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         cea15f89ce01cf4d3d1b144541068e6ccdae4b313083f9f63241dea4d1fdb8f4
+// digest         ed610e4232f191438c8ad596208f5ddb56a94f33acf2a7de8f33888dfd2ff9db
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         a9079773cbcdc44d41e245f9988c63a882abbe234e4b08b6ea32ff221574fe34
+// digest         89220f850644a06803f91666845d7205f41863a8deddce2e1dea4da116546e37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         05a9d271ed9e7662cdbc191aed14140dfe5bd402610ef356bc8c735cb208465b
+// digest         4ce9e58a81859de8fe8ff9e925cba633d2bc460478793681737e7c3a9a756949
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

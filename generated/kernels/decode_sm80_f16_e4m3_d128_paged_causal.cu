@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         749b28ecab7275d3417987ab4e24b3a46e26dd0d04aeb7d874ecedc3b0b4826e
+// digest         fd7dee37ba8e7b442332c286c0b2dfbdc20963420a3e3221abd84e32aedcd11c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         35a2c3fb8838c7dc7638ac214e804aeda10509b514f37db2ff05e1a6ef7b1771
+// digest         77517c675a56113dc44606f436aa4d9d677b0e6e581eee97938f442015f224c0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         61f811e8480866c28e7632510ed786a71e509cabb30a5291ed381406434b5c5d
+// digest         bda3127cbbe9d0634ca806d26b5aafccdb007d615e9e2601a6fa19335d43b7a0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

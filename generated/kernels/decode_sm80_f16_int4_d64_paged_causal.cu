@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         b2f0ca2f69cdcdd8ef3c557e3f11f163a99839c18a2ec59ed099ab80fa667498
+// digest         20a8e41550c518e4792cf97298ebe81fb430197bc4d685b6fddb2d1425c9c39d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

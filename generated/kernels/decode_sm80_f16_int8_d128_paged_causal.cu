@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         cd857be3ca2b4872da0a47f291826ffa90d33011b050a2a1fc02c12efe8f7c38
+// digest         6d8551aa44b870a089512b21000fe7ffa72e5c4ee3854b80bf77538282496585
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         c574bd25c38a1cdb605824aad0f212e5fd2ba93bf810d65e9849423505a04a69
+// digest         1ba04cbbfb5c323f3aab5ea1c00a1fe2771eb3ad01fe1012dd493fbc04d2cdab
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

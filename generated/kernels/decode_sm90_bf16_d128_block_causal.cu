@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         ff358423f9532e0db34af7e5acc62842001140c368f06fb36590593ec9fa3589
+// digest         13e6276a728b44049a0c96175d102e9bfa11a34c085563faae35063e3fe13f55
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

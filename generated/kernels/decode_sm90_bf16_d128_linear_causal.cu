@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         153beeb6521a9d38e2aad305e9b4d301bec591b2f8430ac57a8aff40be80d557
+// digest         30eab7ef1f6ee34288438b3ce6c2e91f7aaf9157dfeee09866420973b15f0183
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         3078d580a9f6e8ada679872d071b528f50f7400489183e8877e9bd1eb8910160
+// digest         1dc4e0045895227c0d2c4981ca4bc5a073aed84bd260e5b772f4cc683a704aff
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         0c23547af3b4b4e5cab969bd36c9e394673b72dfcf432598fa7694bd9f1b0c97
+// digest         537b74fb66fd1cc77689a989b87b8505611829bbc2ef55b364fbf5a6a8d3a1ef
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

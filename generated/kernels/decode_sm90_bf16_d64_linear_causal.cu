@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         6238ec171bd15aa03aae24666cd923cf043eee49e4e004aa412dd4a21eac8dc9
+// digest         ffa8f4dd6e3a6b4c4fddbf6a1ffb7b0edcddc014e5e1f440673d3dffac56bd71
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

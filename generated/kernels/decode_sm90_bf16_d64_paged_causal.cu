@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         60095a499360041c1fdde0f7b2dba401f78aa57d5592e8367379099471c29c0c
+// digest         4c0fa6e77de65766c420f699504c47be56e2ba52d89dfeb9116f258001516bd2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

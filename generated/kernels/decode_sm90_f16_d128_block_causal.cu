@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         665fb792cf34de431d82cbcc1b0893815ed8947e5d30313b35fc9a40d7d646d3
+// digest         3b2b84c468c9444431003d19fc2ff0e557dfe619c610fca5df01eb7d4c969e1c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         8c1d03919da3583f0c9820342d6d1dc7b5392dd040dbc9ede38a94a15dc1317a
+// digest         49e5bfc63dc20e48567e2600d00f125c957a19e72909e0be63a62c64eb14d869
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

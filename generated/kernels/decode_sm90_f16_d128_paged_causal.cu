@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         07acb493aa82d77192878b6527e792491fbf7ba91fc55d3acb59b6d6625f0bc4
+// digest         72c31fd975696d6f282fca1475093e25052cb5b7380d720fa0456069eca4666b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

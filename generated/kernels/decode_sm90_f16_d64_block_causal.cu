@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         bdcbb1541dedeee0831d65c56010b2a24ade48e3b6eab5632e3faf0c41117896
+// digest         4f8ac1cd39a0f3a1812db1d8c1139c53b7f9ec7f5e95ba620b3e654bb4fa7928
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

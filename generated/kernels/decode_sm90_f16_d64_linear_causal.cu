@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         d527d29fc74b38c28b8092f079b2b2e82d04962a8092a17e724be17f624c1303
+// digest         cf2635733e14027cdc6eca4a824c6acd2c0dc801e148561c361fb4284f9ce437
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

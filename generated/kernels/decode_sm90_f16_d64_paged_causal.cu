@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         a1cb1f6eeb5e958e6b115e8e2face812c3550771e2f46028320c62d0f5d2b96e
+// digest         e133990e5d444c59c00d61cecd8b546570b818633a1e33dedcd656084c0323f3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

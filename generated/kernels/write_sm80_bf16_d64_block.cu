@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         7cc3b473f90588640eda4832437a9150a9884352073b8ae9fd7f553b51a30a26
+// digest         fb0f7d70f33f1048dc173d3e1a43fd40e0bb47537d06e0d91f9f722a89497ecc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,11 +26,11 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
   static constexpr int kRows = 32;
   // Threads of a row.
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 4;
   // Bytes of dynamic shared memory.
   static constexpr int kSharedBytes = 512;
 };
@@ -38,7 +38,7 @@ struct TileOf<Config> {
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 8)
+extern "C" __global__ void __launch_bounds__(128, 10)
     write_sm80_bf16_d64_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_bf16_d64_block";
     entry.address = reinterpret_cast<const void*>(&write_sm80_bf16_d64_block);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         f2e3044f2c6860fd4ce1f246c9c883368305318cd378af2d561ff2fed5e760ac
+// digest         29a3c8d5eb473eb818b02a5ab7d8b75d638845150358eccf183253b77fd70182
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,11 +26,11 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
   static constexpr int kRows = 32;
   // Threads of a row.
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 4;
   // Bytes of dynamic shared memory.
   static constexpr int kSharedBytes = 1024;
 };
@@ -38,7 +38,7 @@ struct TileOf<Config> {
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 8)
+extern "C" __global__ void __launch_bounds__(128, 10)
     write_sm80_bf16_int8_d64_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_bf16_int8_d64_paged";
     entry.address = reinterpret_cast<const void*>(&write_sm80_bf16_int8_d64_paged);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         e5d5d454cfab38e18c6954fbcb2395f96d3e9fbbd41c33da307d8c6fc8b3957e
+// digest         71d4e88bb908441a45d3d7819f43f2a12cfa3554374ae44c6b6b3aae53accd20
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,11 +26,11 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
   static constexpr int kRows = 32;
   // Threads of a row.
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 4;
   // Bytes of dynamic shared memory.
   static constexpr int kSharedBytes = 512;
 };
@@ -38,7 +38,7 @@ struct TileOf<Config> {
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 8)
+extern "C" __global__ void __launch_bounds__(128, 10)
     write_sm80_f16_d64_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_f16_d64_paged";
     entry.address = reinterpret_cast<const void*>(&write_sm80_f16_d64_paged);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         12424d50a308be55fa61653e1e965bb953a3f3361118b6699bb46151b08584e1
+// digest         819146a234a67bb62b4bdb4455ce269bc56c2a4aa7bd4f850b23e1ddd95c1398
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,11 +26,11 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
   static constexpr int kRows = 32;
   // Threads of a row.
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 4;
   // Bytes of dynamic shared memory.
   static constexpr int kSharedBytes = 512;
 };
@@ -38,7 +38,7 @@ struct TileOf<Config> {
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 8)
+extern "C" __global__ void __launch_bounds__(128, 10)
     write_sm80_f16_e4m3_d64_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_f16_e4m3_d64_block";
     entry.address = reinterpret_cast<const void*>(&write_sm80_f16_e4m3_d64_block);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

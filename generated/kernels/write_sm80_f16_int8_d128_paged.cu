@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         ab7ffb0b33a7d4f31a0f48c7428465a4e914353e26dc8ed356843723bfeb5f80
+// digest         8bce9a2fee62a6b0de9bd3d9ee921cd3110de460c2cc7ae4ec514e8843ddbab8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -26,11 +26,11 @@ using Args = Kernel::Arguments;
 template <>
 struct TileOf<Config> {
   // Threads of a CTA.
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
   // Rows of a CTA, each of one token and KV head.
   static constexpr int kRows = 16;
   // Threads of a row.
-  static constexpr int kLanes = 16;
+  static constexpr int kLanes = 8;
   // Bytes of dynamic shared memory.
   static constexpr int kSharedBytes = 512;
 };
@@ -38,7 +38,7 @@ struct TileOf<Config> {
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(256, 8)
+extern "C" __global__ void __launch_bounds__(128, 10)
     write_sm80_f16_int8_d128_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);
@@ -51,7 +51,7 @@ struct WriteEntryOf<Kernel> {
     detail::Entry entry;
     entry.name = "write_sm80_f16_int8_d128_paged";
     entry.address = reinterpret_cast<const void*>(&write_sm80_f16_int8_d128_paged);
-    entry.threads = 256;
+    entry.threads = 128;
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kRows;
     return entry;

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from harness import (
     Output,
@@ -23,6 +25,7 @@ from harness import (
 from test_preset import MOST_LINES, check
 
 from attn_codegen.config import Cache, Dtype
+from attn_codegen.tiling import tilings
 from attn_runtime.plan import SplitPolicy
 from cases import Kernel, Task, batch_for
 from decode_cases import decode_config, decode_kernel, decode_kernels, decode_tasks
@@ -99,6 +102,17 @@ def test_any_count_of_parts_of_a_row_is_right(head_dim: int, stages: int) -> Non
     kernel = kernel_of(Cache.PAGED, head_dim, Dtype.F16)
     lens = [1], [stages * kernel.cta_s]
     expect_right(kernel, Task(batch_for(kernel, *lens, num_heads=2, num_kv_heads=1)))
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("head_dim", [64, 128, 192, 256])
+def test_every_tile_of_a_width_is_right(head_dim: int, queries: int) -> None:
+    config = decode_config(head_dim, Dtype.BF16, Cache.PAGED)
+    for word, tile in tilings(config).items():
+        kernel = Kernel(replace(config, tile=word), tile.cta_q, tile.cta_s)
+        lens = [queries, 2, queries, 1], [4000, 33, 129, 0]
+        batch = batch_for(kernel, *lens, num_heads=10, num_kv_heads=2)
+        expect_right(kernel, Task(batch, block_len=16))
 
 
 @every_cache

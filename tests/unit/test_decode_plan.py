@@ -140,6 +140,38 @@ def test_few_sequences_take_one_cta_of_the_two_that_fit_an_sm() -> None:
         assert plan.grid_x == rounds * DEVICE.sm_count // columns * columns
 
 
+@pytest.mark.parametrize("policy", [SplitPolicy.heuristic(), SplitPolicy.fixed_size(512)])
+@pytest.mark.parametrize("batch", [1, 300])
+def test_four_warps_of_one_cta_go_before_two_of_each_of_two(
+    policy: SplitPolicy, batch: int
+) -> None:
+    two = replace(KERNEL, cta_s=32, threads=64)
+    four = replace(KERNEL, ctas_per_sm=1, shared_bytes=200000)
+    problem = replace(PROBLEM, batch_size=batch, token_num=batch, head_dim_v=256)
+    ranks = [rank_decode(problem, DEVICE, kernel, policy) for kernel in (two, four)]
+    assert ranks.index(min(ranks)) == 1
+    narrow = replace(DEVICE, shared_per_cta=101376)
+    ranks = [rank_decode(problem, narrow, kernel, policy) for kernel in (two, four)]
+    assert ranks.index(min(ranks)) == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batch", "keys", "ctas"),
+    [
+        (256, 64, 2048, 264),  # 512 splits of 4 stages a column: 16 to a CTA, of which 33 a column
+        (512, 32, 4096, 264),
+        (4096, 64, 16384, 2048),  # whole rounds of long splits, one to a CTA
+        (512, 1024, 16384, 16 * 264),  # as many rounds as there may be
+    ],
+)
+def test_short_splits_are_shared_out_over_fewer_rounds(
+    tokens: int, batch: int, keys: int, ctas: int
+) -> None:
+    problem = replace(PROBLEM, batch_size=batch, token_num=batch, max_k_len=keys)
+    plan = plan_decode(problem, DEVICE, KERNEL, SplitPolicy.fixed_size(tokens))
+    assert plan.grid_x == ctas
+
+
 # --- the C++ side ---------------------------------------------------------------------------------
 
 PLAN_FIELDS = [field.name for field in fields(Plan) if field.name != "ranges"]

@@ -70,13 +70,12 @@ class Appender {
       const float scale = inverse_scale<Kv>(
           is_key ? params_.k_scale : params_.v_scale, params_.kv_scale_stride, kv_head_);
       const int lane = lane_ % kLanes;
-      Elements<T> x;
-      x.vector = uint4{};
+      RowPieces<T, kLanes, 1> x;
       if (lane < kPieces) {
-        x.vector = reinterpret_cast<const uint4*>(from + kv_head_ * Config::kHeadDim)[lane];
+        x.steps[0].vector =
+            reinterpret_cast<const uint4*>(from + kv_head_ * Config::kHeadDim)[lane];
       }
-      write_row<Kv, kLanes, kPieces>(
-          x, lane, is_key ? row.k : row.v, is_key ? pair.k : pair.v, scale);
+      write_row<Kv, kPieces>(x, lane, is_key ? row.k : row.v, is_key ? pair.k : pair.v, scale);
     }
   }
 

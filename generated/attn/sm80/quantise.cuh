@@ -18,6 +18,16 @@ struct alignas(kBits) Codes {
 __device__ __forceinline__ float to_float(half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
+// Element i of those that lie side by side in words.
+__device__ __forceinline__ float element(const uint32_t* words, int i, half) {
+  return to_float(reinterpret_cast<const half*>(words)[i]);
+}
+
+// One instruction each: a bf16 is the upper half of its float.
+__device__ __forceinline__ float element(const uint32_t* words, int i, __nv_bfloat16) {
+  return __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
+}
+
 // The least T that is not below x.
 __device__ __forceinline__ half rounded_up(float x, half) { return __float2half_ru(x); }
 __device__ __forceinline__ __nv_bfloat16 rounded_up(float x, __nv_bfloat16) {
@@ -29,9 +39,22 @@ template <class T>
 union Elements {
   uint4 vector;
   uint32_t words[4];
-  T values[8];
 
-  __device__ __forceinline__ Elements() {}
+  __device__ __forceinline__ Elements() : vector{} {}
+};
+
+// What a lane has of a row: pieces lane, lane + kLanes, ...
+template <class T, int kLanes, int kSteps>
+struct RowPieces {
+  Elements<T> steps[kSteps];
+
+  __device__ __forceinline__ static int piece(int step, int lane) { return step * kLanes + lane; }
+
+  // Whether a row of so many pieces has that one.
+  template <int kPieces>
+  __device__ __forceinline__ static bool has(int step, int lane) {
+    return (step + 1) * kLanes <= kPieces || piece(step, lane) < kPieces;
+  }
 };
 
 // --- extremes -----------------------------------------------------------------------------------
@@ -39,25 +62,35 @@ union Elements {
 __device__ __forceinline__ uint32_t infinities(half) { return 0x7c007c00; }
 __device__ __forceinline__ uint32_t infinities(__nv_bfloat16) { return 0x7f807f80; }
 
-// (min x, -max x) of a row, in all of its lanes: one half of a word each, so that both take one
-// shuffle. Lanes without a piece give infinities.
-template <int kLanes, class T>
-__device__ __forceinline__ uint32_t extremes(const Elements<T>& x, bool has_piece, T type) {
+// (min x, -max x) of a piece: one half of a word each.
+template <class T>
+__device__ __forceinline__ uint32_t extremes_of_piece(const Elements<T>& x) {
   constexpr uint32_t kSigns = 0x80008000;
   uint32_t least = x.words[0];
   uint32_t least_negated = x.words[0] ^ kSigns;
 #pragma unroll
   for (int i = 1; i < 4; ++i) {
-    least = min2(least, x.words[i], type);
-    least_negated = min2(least_negated, x.words[i] ^ kSigns, type);
+    least = min2(least, x.words[i], T{});
+    least_negated = min2(least_negated, x.words[i] ^ kSigns, T{});
   }
-  uint32_t both = min2(permute_bytes<0x5410>(least, least_negated),
-                       permute_bytes<0x7632>(least, least_negated),
-                       type);
-  both = has_piece ? both : infinities(type);
+  return min2(permute_bytes<0x5410>(least, least_negated),
+              permute_bytes<0x7632>(least, least_negated),
+              T{});
+}
+
+// (min x, -max x) of a row of so many pieces, in all of its lanes, so that both take one shuffle.
+template <int kPieces, class T, int kLanes, int kSteps>
+__device__ __forceinline__ uint32_t extremes(const RowPieces<T, kLanes, kSteps>& x, int lane) {
+  uint32_t both = infinities(T{});
 #pragma unroll
-  for (int lane = kLanes / 2; lane > 0; lane /= 2) {
-    both = min2(both, __shfl_xor_sync(0xffffffffu, both, lane), type);
+  for (int step = 0; step < kSteps; ++step) {
+    if (x.template has<kPieces>(step, lane)) {
+      both = min2(both, extremes_of_piece(x.steps[step]), T{});
+    }
+  }
+#pragma unroll
+  for (int other = kLanes / 2; other > 0; other /= 2) {
+    both = min2(both, __shfl_xor_sync(0xffffffffu, both, other), T{});
   }
   return both;
 }
@@ -74,6 +107,12 @@ struct RowScale {
   T scale;
   T zero;
   float inverse;
+
+  // (scale, zero) as they lie in the cache.
+  __device__ __forceinline__ uint32_t pair() const {
+    alignas(4) const T both[2] = {scale, zero};
+    return *reinterpret_cast<const uint32_t*>(both);
+  }
 
   // From (min x, -max x).
   template <int kLevels>
@@ -145,7 +184,7 @@ __device__ __forceinline__ Codes<kBits> integer_codes(const Elements<T>& x,
   uint32_t codes[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    codes[i] = integer_code(to_float(x.values[i]), zero, row.inverse);
+    codes[i] = integer_code(element(x.words, i, T{}), zero, row.inverse);
   }
   if constexpr (kBits == 8) {
     return {low_bytes(codes[0], codes[1], codes[2], codes[3]),
@@ -165,7 +204,7 @@ __device__ __forceinline__ Codes<8> e4m3_codes(const Elements<T>& x, float inver
     uint32_t sizes[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      sizes[i] = e4m3_size(to_float(x.values[4 * word + i]) * inverse);
+      sizes[i] = e4m3_size(element(x.words, 4 * word + i, T{}) * inverse);
     }
     const uint32_t signs = permute_bytes<0x7531>(x.words[2 * word], x.words[2 * word + 1]);
     result.words[word] = and_or(signs, 0x80808080, e4m3_bytes(sizes));

@@ -26,8 +26,9 @@ struct WriteTraits {
   static constexpr int kRows = TileOf<Config>::kRows;
   // Threads of a row of K and of V; the last ones idle where that is not a power of two.
   static constexpr int kLanes = TileOf<Config>::kLanes;
+  // Pieces of a thread, kLanes apart.
+  static constexpr int kSteps = ((kPieces > kPiecesV ? kPieces : kPiecesV) + kLanes - 1) / kLanes;
 
-  static_assert(kPieces <= kLanes && kPiecesV <= kLanes, "a thread has one piece of a row");
   static_assert(32 % kLanes == 0, "a row is in one warp, which finds its extremes by shuffles");
   static_assert(kRows * kLanes == kThreads, "a thread has one row");
 };
@@ -65,6 +66,21 @@ struct WriteRow {
   }
 };
 
+// An entry of running sums and the next.
+struct Ends {
+  int begin;
+  int end;
+};
+
+// Volatile, so that the loads stand where they are written: the compiler puts those of the keys
+// behind the test of the tokens, and each row then waits for one latency more.
+__device__ __forceinline__ Ends load_ends(const int* sums) {
+  Ends ends;
+  asm volatile("ld.global.nc.s32 %0, [%1];\n" : "=r"(ends.begin) : "l"(sums));
+  asm volatile("ld.global.nc.s32 %0, [%1 + 4];\n" : "=r"(ends.end) : "l"(sums));
+  return ends;
+}
+
 // A sequence and where it begins and ends, in new tokens and in keys.
 struct WriteSequence {
   int sequence;
@@ -76,9 +92,9 @@ struct WriteSequence {
   template <class T>
   __device__ __forceinline__ static WriteSequence load(const AttentionParams<T>& params,
                                                        int sequence) {
-    const int* const q = params.cu_q_len + sequence;
-    const int* const k = params.cu_k_len + sequence;
-    return {sequence, q[0], q[1], k[0], k[1]};
+    const Ends queries = load_ends(params.cu_q_len + sequence);
+    const Ends keys = load_ends(params.cu_k_len + sequence);
+    return {sequence, queries.begin, queries.end, keys.begin, keys.end};
   }
 
   __device__ __forceinline__ bool has(int token) const { return q_begin <= token && token < q_end; }
@@ -146,8 +162,15 @@ __device__ __forceinline__ void place_row(WriteStorage<Config>& storage,
   }
 }
 
-__device__ __forceinline__ uint4 load_once(const void* from) {
-  return __ldcs(static_cast<const uint4*>(from));
+// This thread's pieces of a row that is read once; zeros beyond its end.
+template <int kPieces, class T, int kLanes, int kSteps>
+__device__ __forceinline__ void load_row(RowPieces<T, kLanes, kSteps>& x, const T* row, int lane) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    if (x.template has<kPieces>(step, lane)) {
+      x.steps[step].vector = __ldcs(reinterpret_cast<const uint4*>(row) + x.piece(step, lane));
+    }
+  }
 }
 
 template <class Config>
@@ -157,24 +180,19 @@ __device__ __forceinline__ void write(WriteStorage<Config>& storage,
   using Kv = typename Traits::Kv;
   using T = typename Config::T;
 
-  // 1. The rows of this CTA are on their way: a thread has a piece of K and one of V.
+  // 1. The rows of this CTA are on their way.
   const int heads = params.num_kv_heads;
-  const int place = static_cast<int>(threadIdx.x) / Traits::kLanes;
-  const int lane = static_cast<int>(threadIdx.x) % Traits::kLanes;
+  const int place = static_cast<int>(threadIdx.x / Traits::kLanes);
+  const int lane = static_cast<int>(threadIdx.x % Traits::kLanes);
   const WriteRow row = WriteRow::of<Traits::kRows>(place, heads);
-  Elements<T> k;
-  Elements<T> v;
-  k.vector = v.vector = uint4{};
+  RowPieces<T, Traits::kLanes, Traits::kSteps> k{};
+  RowPieces<T, Traits::kLanes, Traits::kSteps> v{};
   if (row.token < params.token_num) {
     const int64_t token = row.token;
-    if (lane < Traits::kPieces) {
-      k.vector =
-          load_once(params.k + token * params.k_stride + row.head * Config::kHeadDim + lane * 8);
-    }
-    if (lane < Traits::kPiecesV) {
-      v.vector =
-          load_once(params.v + token * params.v_stride + row.head * Config::kHeadDimV + lane * 8);
-    }
+    load_row<Traits::kPieces>(
+        k, params.k + token * params.k_stride + row.head * Config::kHeadDim, lane);
+    load_row<Traits::kPiecesV>(
+        v, params.v + token * params.v_stride + row.head * Config::kHeadDimV, lane);
   }
 
   // 2. Meanwhile, the first threads find where they go.
@@ -192,8 +210,8 @@ __device__ __forceinline__ void write(WriteStorage<Config>& storage,
   }
   const float k_scale = inverse_scale<Kv>(params.k_scale, params.kv_scale_stride, row.head);
   const float v_scale = inverse_scale<Kv>(params.v_scale, params.kv_scale_stride, row.head);
-  write_row<Kv, Traits::kLanes, Traits::kPieces>(k, lane, rows.k, pairs.k, k_scale);
-  write_row<Kv, Traits::kLanes, Traits::kPiecesV>(v, lane, rows.v, pairs.v, v_scale);
+  write_row<Kv, Traits::kPieces>(k, lane, rows.k, pairs.k, k_scale);
+  write_row<Kv, Traits::kPiecesV>(v, lane, rows.v, pairs.v, v_scale);
 }
 
 }  // namespace attn::sm80

@@ -8,31 +8,35 @@
 
 namespace attn::sm80 {
 
-// Writes one row, if there is one: lane `lane` of its kLanes, which are neighbours in a warp, has
-// piece `lane` of it, `x`, where there are so many. Called by whole warps.
+// Writes one row, if there is one, of which lane `lane` of kLanes, which are neighbours in a warp,
+// has the pieces `x`. Called by whole warps.
 //   row    of the cache        pair    its (scale, zero), where the cache has pairs
 //   scale  1 / k_scale or 1 / v_scale of e4m3
-template <class Kv, int kLanes, int kPieces, class T>
-__device__ __forceinline__ void write_row(
-    const Elements<T>& x, int lane, const char* row, const char* pair, float scale) {
-  const bool is_written = row != nullptr && lane < kPieces;
-  char* const to = const_cast<char*>(row) + lane * Kv::kBits;
+template <class Kv, int kPieces, class T, int kLanes, int kSteps>
+__device__ __forceinline__ void write_row(const RowPieces<T, kLanes, kSteps>& x,
+                                          int lane,
+                                          const char* row,
+                                          const char* pair,
+                                          float scale) {
+  RowScale<T> scaled;
   if constexpr (Kv::kHasPairs) {
-    const uint32_t both = extremes<kLanes>(x, lane < kPieces, T{});
-    const auto scaled = RowScale<T>::template make<Kv::kLevels>(both);
-    if (is_written) {
-      *reinterpret_cast<Codes<Kv::kBits>*>(to) = integer_codes<Kv::kBits>(x, scaled);
+    scaled = RowScale<T>::template make<Kv::kLevels>(extremes<kPieces>(x, lane));
+    if (row != nullptr && lane == 0) {
+      *reinterpret_cast<uint32_t*>(const_cast<char*>(pair)) = scaled.pair();
     }
-    if (is_written && lane == 0) {
-      T* const place = reinterpret_cast<T*>(const_cast<char*>(pair));
-      place[0] = scaled.scale;
-      place[1] = scaled.zero;
+  }
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    if (row == nullptr || !x.template has<kPieces>(step, lane)) {
+      continue;
     }
-  } else if (is_written) {
-    if constexpr (Kv::kIsQuantised) {
-      *reinterpret_cast<Codes<8>*>(to) = e4m3_codes(x, scale);
+    char* const to = const_cast<char*>(row) + x.piece(step, lane) * Kv::kBits;
+    if constexpr (Kv::kHasPairs) {
+      *reinterpret_cast<Codes<Kv::kBits>*>(to) = integer_codes<Kv::kBits>(x.steps[step], scaled);
+    } else if constexpr (Kv::kIsQuantised) {
+      *reinterpret_cast<Codes<8>*>(to) = e4m3_codes(x.steps[step], scale);
     } else {
-      *reinterpret_cast<uint4*>(to) = x.vector;
+      *reinterpret_cast<uint4*>(to) = x.steps[step].vector;
     }
   }
 }
