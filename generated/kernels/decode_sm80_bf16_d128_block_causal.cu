@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         d63b18a0fedc5725c7bfbdfc5c25d06df3ce21549ad7e3d2ebcaa2e915caa000
+// digest         62b1fc889ae08dfdb7abef6d70114e6669b89a71d3251f4a578492f5c4dc26cf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

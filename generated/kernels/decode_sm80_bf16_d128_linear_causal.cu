@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         bd017dcb48df744abd3cf5a99006e0c35a5663cceb5cbbac6240e9640d96ff12
+// digest         6db6106a085d8529fc8c0e9e2af0afc97f67e5bdc5dcfcce0a7cffdcdfa7a5b6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

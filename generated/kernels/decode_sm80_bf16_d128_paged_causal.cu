@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         7d2b0502308b6c698736c525254c1fe0188aa2c43e5fc1501f0b310b6272ab99
+// digest         fa6f6d9c56ca214bfbd8349462c27e98aaf42fff638125c27956bbdef23c0da9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         17036cd5d9278f67b623f6a689b732a27ecd73b4443c5001736d6ddca4374482
+// digest         a5a15d831480438e7b6f8314f073dcec6448d0aea6f586712a648720410dec02
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         4681601944f866e9a6023a9aef198cd748283d2027ab66ca8131465406483e8b
+// digest         e4fc8a756b66c2cf01cf6dc651fe299b656edacd98b948213037b808ddbcb84d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         0d0e891077cdc9a1d2fa5d732013c1face2e9789e7750765066cc5ff8a218633
+// digest         973ba16c0474600ec17264165e783aa8e321cfa4dfc0783192c9b42ede7da173
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         9286290605ba9f9cf17a3f14d2de280d09556de67537b3a22893a85863dd4110
+// digest         95f694f4dcdd7337832ab0a80a5faa453888f8f36eff312992011ec4b761bcfd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

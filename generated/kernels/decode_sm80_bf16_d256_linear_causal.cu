@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         28700f24fbfb9c6f9f34a309f883efe361ea007f140e440da3458a9383d46f62
+// digest         019a7afda85c394e41c21ddcec490cc147a552b85f37b5ffe39c00aa107f5aca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

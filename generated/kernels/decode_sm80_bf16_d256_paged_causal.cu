@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         de7b7b136c395ebaba8ac97ab546b963e658d129e97f66d0eae64d889e4f6b58
+// digest         a9f0961c7d5fffd25a608fde99492a553f81b3f3ec3b69deb53d0542a468146e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         b75837d5f6e342b21beeec9bcf4e2b877e1cb183606d79c867e677542fe86ca8
+// digest         4ed0a091023e61d0fd170c6b7c16b533c3752c817717ffc749b1bef410d47ee5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         f749eb65f96eac258222283a7bcea4f015e05597fd8b0e1fcf453de772a59dc1
+// digest         13fd1d428d8a5c904ed4db16cc17f078c1ecb177b7f30ffc3e8f3e81abd718c8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         41848db9005eb901d9c05a28d09ac3cf0114efbd6d43ddf830025a0f414916b4
+// digest         e63638480fc242db56e0d7ad460211df35e021a5c2496309bb02f8cee3bc79d4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

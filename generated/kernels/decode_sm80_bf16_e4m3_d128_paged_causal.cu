@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         e5981f73a4ac1cd767cff71335d7bd4e3c8835f2ac97cbf6ebd2bc9ec300534e
+// digest         99d71d36e0d38137deedf4bccea13a21741414f79764e86daf5ad5a8d46aa509
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         7a6460d99829fec24fe8aaae50f0624cb3974e952a11c9641cd6b07786f86c07
+// digest         52e1c4a8b2e92fadc16feb1105767f22b71d498aafe4e8598adb9685b50e7745
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

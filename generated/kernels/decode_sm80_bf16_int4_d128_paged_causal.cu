@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         b341d5bd3c1f0908442d4151473f8797e3b1251a7f5c5c33ce9311760193012d
+// digest         c126e81450a9e30ee5dc974f860cdc33404dcd709cd18b5c4263136f0c3b4b62
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         a8da23420b03fb1466b5683309dd07355b082b5ce92a860e690a9d8aab3262f4
+// digest         37832d7138ce584c17712b1563aafff7b5c6d7cab1161bf10788c97a194b7215
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         f1fd7575b63ec8d76e2c5d7ac91de3b4fbf61ccdf19648e3ef212f8eec844eb6
+// digest         1593887b1b0b4f6f537be6b61cd81959ece449d2ad07a1287f166343a1aa0451
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         6d6c64dc247762408e556dfe97f30da9b2ba88e66956be27d599660b001e6263
+// digest         e12bc96a441e6ae50890373f3df85f5acd137ece64518ec2a2d7ff6946e78c1b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         3b65c805acc7464e004a70d34d7df768b8f4d7ccb4ee0889bf4637df3c07d2c3
+// digest         9dedb57bbb43c6ce900a7db5c8d570e9117e292fbdb4712068a591351ba32325
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         ee308893062db1a38d4f0e1ed7c707e4e3de272c57a6ce153ff1abdd448b5fb1
+// digest         9d97e0f4f162acad89c45f1958df48bef102c2cdaffab049443374f3915810b4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

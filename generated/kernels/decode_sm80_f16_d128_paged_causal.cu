@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         c69849aabe9057dad4e95af78a625c646fd16b67f2fae94e304f4c2f2f0be13e
+// digest         37e5f21b5c0d6664b6bd3fb4217287a4851a99441becbee19c76e77e74edc905
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         259ac91d87cf27dd32fd415612800bd485d5409d8deae50435482e0802ea6320
+// digest         757a28e245be8b6e2dd52fbdbd9e64bb49ceefc39439a4c203d0aa7173991652
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

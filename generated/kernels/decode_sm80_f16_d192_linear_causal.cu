@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         726eb390d755f03540fd45525e3bd5e4bd9e8eeb73ec6ad784edc222097aed0b
+// digest         dacf24a61149b731b40ce52f58df561ae152a3569102cc99c0edc3d850fddb69
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         6f92c45c591a632301eb5e14244af71cdee53b880dadb533d3a2fd83ce8a5b49
+// digest         317fcc0cf3b026397f7435f5befed2197f7bd6d88a7f5822564cf5f29fcd4dc7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         7765d93af50ce389b553a059471f4a4684f94966cef2627c239b7b09ff782311
+// digest         20bfc3ef192c040033b63fea24525a8a97b5c585bf4e4f528dfe31458b885ac3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

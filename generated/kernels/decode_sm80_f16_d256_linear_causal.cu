@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         4c84dcd6b88cdfb7170b3a344fed8051b3be59f1439d35430627af5ba1f17214
+// digest         c31becd11e837e16843738a1daf8c0083c3b36f31212cd086b05b774eee9fb21
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

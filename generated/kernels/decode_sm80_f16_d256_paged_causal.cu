@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         955cde99aaa2713cd2c021bf5b74b68e728c846fce0e3cf362a327fae836db69
+// digest         2e0dbe84af4ff83668bd1a0c46ee94ec01d405d19ca69a99592df4c51bb3baba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         ed610e4232f191438c8ad596208f5ddb56a94f33acf2a7de8f33888dfd2ff9db
+// digest         d17cec55f4a3bcb934c747d022aaa60753c9e241cc005ec45c2388ec27c96ba2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

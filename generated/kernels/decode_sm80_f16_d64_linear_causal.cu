@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         89220f850644a06803f91666845d7205f41863a8deddce2e1dea4da116546e37
+// digest         f8e97cbee55d75016994b2119096fdde91a0cbd761917ec2f458886d420d6831
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         4ce9e58a81859de8fe8ff9e925cba633d2bc460478793681737e7c3a9a756949
+// digest         71bb3287fd5a777155a7b3b476527fed0f4cf57354ec6bfc5651326b575a8dca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         fd7dee37ba8e7b442332c286c0b2dfbdc20963420a3e3221abd84e32aedcd11c
+// digest         5685981235b63c7ce383f2873d72d086296071f286103d1d010b8fd903f391ac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

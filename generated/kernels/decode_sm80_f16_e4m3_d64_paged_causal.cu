@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         77517c675a56113dc44606f436aa4d9d677b0e6e581eee97938f442015f224c0
+// digest         d571cf156a4e1c673147c9733e899425f568b26a4ba9a5329a52fd778180d738
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

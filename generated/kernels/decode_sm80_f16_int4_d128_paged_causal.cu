@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         bda3127cbbe9d0634ca806d26b5aafccdb007d615e9e2601a6fa19335d43b7a0
+// digest         f2ac220cce1e5e773748483d8e627b5e13822a9b6a2745e2ebb105f75c7f86c7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         20a8e41550c518e4792cf97298ebe81fb430197bc4d685b6fddb2d1425c9c39d
+// digest         ad74bde3abc9ecba2243e603065206ab4c31f251d1c93714f813ad5b9eb282f6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         6d8551aa44b870a089512b21000fe7ffa72e5c4ee3854b80bf77538282496585
+// digest         6371b0bfd7b194eaae83d833bcbc2d017b20123f32ef5fae721049487057b71f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         1ba04cbbfb5c323f3aab5ea1c00a1fe2771eb3ad01fe1012dd493fbc04d2cdab
+// digest         015d7d5c3044f3feea08081fc41033d6d1e7d3593e56f380c1e022f12d1a2358
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         13e6276a728b44049a0c96175d102e9bfa11a34c085563faae35063e3fe13f55
+// digest         d913a94cfc5d1c8b971b9bbcfce89bf09ece486ec0a5b7e7e3ffaccd62dd4c1b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         30eab7ef1f6ee34288438b3ce6c2e91f7aaf9157dfeee09866420973b15f0183
+// digest         42c2ecb9b288ac2cbca1c6383d9abbaec87ae8e42f55cffeec1fa8aa9f44c72d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

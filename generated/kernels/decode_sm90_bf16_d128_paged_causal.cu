@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         1dc4e0045895227c0d2c4981ca4bc5a073aed84bd260e5b772f4cc683a704aff
+// digest         42f7328ad9f858dfdc832d0965132b6970f44c6093b78b00a98ccbd4076504c7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

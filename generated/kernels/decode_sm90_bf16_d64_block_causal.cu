@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         537b74fb66fd1cc77689a989b87b8505611829bbc2ef55b364fbf5a6a8d3a1ef
+// digest         30e19681b5b3278a287212d334db6478138a383b4eb89d5c23b67a4dc176a4b7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         ffa8f4dd6e3a6b4c4fddbf6a1ffb7b0edcddc014e5e1f440673d3dffac56bd71
+// digest         ecc8370fdf1b95c3a8c4702b715d8d37b0c1f9139392fd6f69e71dc0a76b7fc7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         4c0fa6e77de65766c420f699504c47be56e2ba52d89dfeb9116f258001516bd2
+// digest         51f7226dc698207f64a244e31b70523812658b23dad4d35c57dab78358c4cca6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

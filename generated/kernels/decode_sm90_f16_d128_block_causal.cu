@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         3b2b84c468c9444431003d19fc2ff0e557dfe619c610fca5df01eb7d4c969e1c
+// digest         2e62fc014aad518886112916e5b02bd46626e8b3233a64d80d4409b5dab2ced0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         49e5bfc63dc20e48567e2600d00f125c957a19e72909e0be63a62c64eb14d869
+// digest         f8e17810192b30d861650a565162538fc5488584dbf49fe8c639e21d434bb640
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         72c31fd975696d6f282fca1475093e25052cb5b7380d720fa0456069eca4666b
+// digest         eedf4ee487990783e2f9f70bebacda9a0f1bf214cbca4511db16f8a9f187ef97
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         4f8ac1cd39a0f3a1812db1d8c1139c53b7f9ec7f5e95ba620b3e654bb4fa7928
+// digest         1623ff1624b9223d7910af3118032a8e7c94d529893bea4578f967d3e0f7b8de
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

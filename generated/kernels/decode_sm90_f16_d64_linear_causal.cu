@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         cf2635733e14027cdc6eca4a824c6acd2c0dc801e148561c361fb4284f9ce437
+// digest         94753785c146d2ec03adb4ab7138b2a759034723f06dc94612423b4321d4d34f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         e133990e5d444c59c00d61cecd8b546570b818633a1e33dedcd656084c0323f3
+// digest         62852136544c2da3c1888582ec1b5999c7a526d7cc0ee0d6149dc9f4bca93138
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         d0b1091d98703fdd2f93d4ba267946001598639e1034dbb6e2dbf8d9504cf1a7
+// digest         5ba7d42a002d9050ae594522fae7c3d374d647deac1e28ce4c264ad53e4afdc9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

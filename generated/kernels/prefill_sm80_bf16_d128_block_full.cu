@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         780ca85bc2dd252af2585213df3b5eb3ad04682c5ebd4f6ea6a9d64a661bc948
+// digest         df52be1f2088bc89a3d59439c7eed2e05e1518c9b4bfe78ef2152f1dc0ba93cf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         3b45fbe042f066918a643ce7c08d523be49d13d2b40cc1c1164fbcf2a5d9c127
+// digest         0a72320e9b8aa4e151a981208effa2168a49a512c3d0a1bc8c8f5fd8d6c61558
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         af716bdd89a37f8dd0a62705ce0b4eefde7791dd6fea2f93457c370f7e9c08ca
+// digest         9c55ba888ff53b970c20e1fe5e1f9bce60a039cd43c5d2c4fb0451da901061ce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         faeb5136460612593d0b993b4475857f08932c4a41f01aa3537a93b533d104c8
+// digest         b35461c771e478c57b82b7a3471f9eb7f26234a3de1818c8fb2ceb36ac39a436
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

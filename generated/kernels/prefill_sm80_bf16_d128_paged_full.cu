@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         daf1c61a511cd19a9c7877a8569977c189bdc2c77e1b5035b0d5895da8fd0442
+// digest         b26667bb99d4d46cc7c3ec9e771d100029a5f0e053b9bbc2ae3c45e716d04400
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         4684650117a30526ccc4dbe651edc7c0ee649d2da1cf9857ff3c59e5d393c5c8
+// digest         84b9bc339b4f9e577ff3b32264f3398f6ac625b83095f3cd5de7a3153adb6ca7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

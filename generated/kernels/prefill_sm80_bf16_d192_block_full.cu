@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         feadd1cabad04c9bcfae12765d29a5cb9641d0f18c35d6bd1565a6a5805e8678
+// digest         84c2a0a231a57836d1cda29b853646ab3df5b6a33c32a2b9dda80be44de4cccd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

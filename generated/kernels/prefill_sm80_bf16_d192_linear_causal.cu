@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         a9319895385b082dfd28dd38f5a91b9507ee19729817f60d51f00e6fe53f8ed7
+// digest         3a9ea0b1d71ccef423371bb716707be6935e15a6490aa61492b5685f7dbbb9d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         18218907a7289878a99e7de883207af7448e11b72858ec0bda6ad16e37192718
+// digest         b62eae958e05c36c4ff7be24d6f3560aca1e3ce712e8d86907b9e9e6ebf21b60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         603b3d40ade7bb1a092a21483046dff4a6f7e21ea2e4881ca1a025ccfc6b33ea
+// digest         dd25bc005525803b9ce73c95f2144b1e0c93beddb572b488f303d58aced134fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         65a572acb2b731e289c6ca54cbb7294f6a4afd866b5f20936bd5730332c6970a
+// digest         7d38bf5837e5a7a272f72ad5cc7a4e4f744ad19868d186f07f3972213b648f81
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

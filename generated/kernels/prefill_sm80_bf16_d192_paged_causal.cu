@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         a912decaabb584f3a9dfc585d5cd036640008afd177279f3b1cb18b466c04962
+// digest         0d29d306b986ebb098679d31e19876c202f2a7065edc52d49c050245ad55ca2c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

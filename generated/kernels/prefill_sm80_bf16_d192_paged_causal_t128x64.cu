@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         dfbfe074c94213ff7acc001e78b111bd1b88025ecff568e61c0d468491963a26
+// digest         c60970e020ddb39a60e35c69b85ac21cfaebddcdad08e3fad89bda44af69395d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

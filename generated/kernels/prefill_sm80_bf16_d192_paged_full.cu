@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         fdd2ebd1f1c09c56df7a3b5b1a0ace8669f6edd0ede59ce41edf569e74278874
+// digest         48a22e1cac7c5d6df820f6b7a44ea5e1d56ef4c6aeb6947f6fd217eb91d199c7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         f0c81f4512350b1a62b73de283fb8f589531457df9e651b5d4aa676bdce8d3c3
+// digest         2c3caedd724893e98c219864788165b8c1a318762dbcdd62ff7674332566ceaa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         2b4423f378a11a31a5341e7be5fc3400d9e36b59d9ffc14de968fc179e980ebf
+// digest         f811d82e022f0ecc1cf365ae73f0f9aa6a551447338bd558c109968270afb6b1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         622fb85b8fb1d70e521b14d14fe846c46844934138425facb211c938f5755031
+// digest         9d4af4c9039a07acc57b234698e32508ae779b741b9385e766027db1b35e639a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

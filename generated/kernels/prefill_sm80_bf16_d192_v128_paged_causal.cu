@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         93457b423f8adb069d57fb946854b071a280755c993ebfdb2344c64104e912bf
+// digest         cfaa8c9e5e0cca475bda6473841fc5b50055aa06be235ec76343d6e4b2e22cea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

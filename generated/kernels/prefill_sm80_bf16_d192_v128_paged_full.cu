@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         6b0f6b9311a64f92297dc858368a95c58bd28fe7ed09ef0309259d835e34c1f8
+// digest         dad76093cb02fa77bb62294707a38a70e4b3033f459b113ff07d114d52b73231
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

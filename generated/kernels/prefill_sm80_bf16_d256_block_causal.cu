@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         9a3852768294198d784eb6df8622894276e2302523331d0ce999b3832b03ffc2
+// digest         b59c85d99794d69ffa44edc901058844a5362b6ce2fdf493f6c1cc7e32ea8d10
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         82db06f6a5efbee1c35dbe814f1749356b21479ccb6afdeeb5e09d88e2fa25ba
+// digest         1b40f6f92309ca98edc9aed8d4b8717d54b5fabfc678d33de6754ad372928326
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         f774e6904228acf6ebaea4d325f92084cab57a70bc520b7b0fefd8a1ba12e2c6
+// digest         78e8249e7801c1d951e25ffbb6e3bfa597ac2c2e859dd54e55f447b6b084ad50
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

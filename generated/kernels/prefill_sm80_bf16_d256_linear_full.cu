@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         125969df4488ebb464f633e143e029b5e4e38881a89a33482a86ae917c4e17f8
+// digest         adac5e3d14b8e977988609704adfac44a0a70aa3b03bea7a98048a1374e26152
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         3bac4a6e6d64045317a45b34cc326a7d5f069cace6a0a5c29e3dc7d016cea0e3
+// digest         62949cc4d4e5849f704e4c7face34c745193f566a570e3dd3b1f3b83a094fddb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         95cadf6caf54312020138b9e5cf38101bd6c513e3c6b2c4a952322bd959489a9
+// digest         8b9d799fc8e3f301af8f1181337f33e6aa934286217324cf18fb35ebcf923e74
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         6b6c113ae29a73e56a8f5a31c041cfe4acb59c5107691c968a1774f9af12929d
+// digest         24e4743de927047f86a401cb07b7d49ad4b46122786033104aca24b5bc21cf89
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         b519653baa137e86c774c177148db908429bb2ab906d657fd89a17c51c161476
+// digest         d21139045dd71cf8ef384c933e3b4639c66b33db32c5824817b92c38a9d1825e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

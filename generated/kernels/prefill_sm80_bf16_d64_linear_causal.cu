@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         de0846a2d4041f20c0f1cf50b89a67a8c0dce4987bdcd30949f4308d99915e1f
+// digest         108b7d5d7d5f78cca0293cd68a56defa4018f90280e1c1ded34e3034c88dbc11
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

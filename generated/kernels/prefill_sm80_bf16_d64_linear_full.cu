@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         1820e3e4ab08f4c78a68550056e4e01c57f40c834a2e643d74676992e5fb0250
+// digest         e406966128bfbc667fc04bce689ac4a8409c794478deb0193255e5bb56656370
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

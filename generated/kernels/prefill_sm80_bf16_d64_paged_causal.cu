@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         eacb9e856f7ea585c3801520e8620a6ee2b4ef1773c141331989d7326254d6b2
+// digest         1de19ec81c75c967a80182af78353f6371b5cd63657a6b445a13c92b33d6e890
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         079499535b01cbd81bb59cf7ac046a49bb68937c25455f888604820875f50692
+// digest         8f85fd2ae3d49c5f8ccfd912bd0ef3f6224d2b4e8c8e7e0e7e5bc293721a4c32
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

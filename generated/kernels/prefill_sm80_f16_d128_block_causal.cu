@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         7e7457ae93fa26da9e002640571a668da634c80c9bab9ed6506ba5e9556ee4fc
+// digest         40c254e6bb14a337a70386c6d0473acd895b4f02d0165ece94a37661a958f2d6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         4bc006cbb166fd66f7f97cf569d2d85616467d1e779bd2d3d515c30ee96d0a90
+// digest         c84d60ec43504e5dd5444b04e4e61f5b9792004aa226288e903656795d7c75d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

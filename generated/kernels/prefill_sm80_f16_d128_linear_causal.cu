@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         44543c9020853036ff8c29cec340ca4e4d546a2f917a7d15d2a0881c885d759a
+// digest         f85e334629fc2a61838bb20f554e785e1878e3a013d028cf0343c92d795f6e41
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         0df9fafc0cc8a9f37efde0a121d5e1dfc71ec3b0b94077c5b3e6bc612205ea27
+// digest         9f1b48144a32fbef220b70cd32e23f87d54971d1c3f35c23b40e9d529d75e6f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         5f846d1037beda729874f5346bd8464c931f8c75b14823fd2ae59e7147ec0c98
+// digest         4be2ad2583ed41bef51d48ea8a2847eed467a59dd843ed9641865cc2f9ad9c64
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

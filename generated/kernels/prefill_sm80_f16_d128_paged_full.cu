@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         4afb4baa956d211b28ca4ee59081c538ad34b9aedbe030e92405df1a73b30baa
+// digest         d51acb565d9dbe01dfa6cf788429605164fd55b6cfa8966112d1efd27e1a85f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

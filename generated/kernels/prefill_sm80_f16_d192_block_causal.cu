@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         04a6066f4a917a65d7c8d455db77e6e30a16da75d778dd8d67f0fa2d94ca3f5a
+// digest         a49cdd6e72667af3c93cc56cb7e2a48853a1db383da10deb5a2bb7eb0c7ccaff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         ec640b7b4508b52722cdbcd19ce4098ab97458a7b1d3844896d12fdc5a26104c
+// digest         d8bf3cae87b0fde9f4434e6ffbf56c8a9a5d43ad24a5c0488b306f76390d41e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         cdad89a45d9f34743f04a6b13a9f9bf6b5c34770c404e74ab54d567ab308fb71
+// digest         ebb0be0a2669a0d39808bf39d051c3444d77c9fac253a4ecfac82cba0e3d6c58
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

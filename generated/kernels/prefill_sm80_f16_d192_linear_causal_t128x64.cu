@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         8d20944087685795fae80826081b75011cc34ed4068b30370926a008a3ee4e2b
+// digest         92ecc10727cdb8c7ff86294da3467884a99c90998a7d04c1d9aa0db6469f2fc3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

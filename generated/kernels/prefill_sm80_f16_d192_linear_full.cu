@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         920b566385de3955f56f63b006e0f2462ab784e5e5e1ce9d0911c28016aa4d5d
+// digest         1bc1c2583eb88b3807f73c34777c2f179b570422112093df2fa90acc8309afcf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

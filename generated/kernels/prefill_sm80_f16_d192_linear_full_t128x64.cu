@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         2eef45b54988340f755824defa9de6ef6ff6bb7a76a0766c194cd2f1924d61ff
+// digest         5c4cc0077d5d27e19b8ace2c54bf2e045f35eb1ff246cf21e2dd625b91373518
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         37d8bdb781cf1f59ccf5b20b1af0498f0db22659b7b47cf28df8e795bd10887e
+// digest         a7f18932a4f029d2035f9dcef039113cb29fdbf6c92feedc54dbf28f9664188b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         b2d08abcd80ea9b3f2bd7bb84069e7af4d3a7c4c1e4a8371854633b1e4d9e96b
+// digest         5e08d33bc2bc15a67312388ab2c0da083f954677b67fa8f140ebd82c26f4aaec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

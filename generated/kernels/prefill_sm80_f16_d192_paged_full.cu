@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         1043f8f1537ef0b07456d5a912fa5528d379104c491e4434f993409c43d72bdf
+// digest         9adf084a114cbe68a94b27759a89764a649f8257666fc60c218783627602328f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         e097a1ba0f5a060b941de1be27adf4f13898003dd431b0befe1baee11fec62f6
+// digest         8696adf7235d2d67466c38269d9b12033724fd77282a6073a85d6ea302ce94ce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

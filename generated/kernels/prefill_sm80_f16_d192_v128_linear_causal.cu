@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         945315a1e01624d3ef81895311919e9572bd752ad77573ecf58f92f87f4a4b6e
+// digest         aac186866bec3df5642e8d12d70ba31b42df5a9765961331fedcd008cb3a1e2c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

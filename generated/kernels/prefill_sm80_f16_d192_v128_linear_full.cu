@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         88fdf2481ace1c575c47705a7acbd22c9fc8241e062ee5cbfa16873eefab7708
+// digest         3148c2a773352fbbd25eca6824191a48070f65dcc7cb22f3b7b0c68d2a7e8fb7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         95abf800f949cb995f7721e4a15a1a56ebdbcf24b908f10db79c479d4342935c
+// digest         586d220cb9131e2273c00e90c6b9bdd9415f4e834acaaa225dafb28fe5aeeb9d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

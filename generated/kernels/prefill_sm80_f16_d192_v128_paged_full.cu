@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         c9554a1b451ad416c70a445d143c8de2fc5c493773fc465cb23fac4c0a608d8f
+// digest         b187c898671c17a46fd5dca5b2932efd01ca3194694a50da4f96ce0791ecc04a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

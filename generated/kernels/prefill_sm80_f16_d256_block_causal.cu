@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         3b586861f930eeb5fd4f0578507a62c4da1dd8d532442bc3a141e9c4cd713ec1
+// digest         52decc21a1e55e11783dda592a162716c899050fa6676c3acef0a7958de90e1c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         9cea89d337d7af05adf86df10d85fe777adf62fd3d89eededfe1e3050b494062
+// digest         e3a527555030554e804ecfe4ee6f591e6fc6089be20720e0d269153220a0d1fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         5ee26857eb743f1507e5934169de527d399c2c37739641b4a1e86f1b73d8157c
+// digest         39899e459345871150009ebbb9b67bd73bf0b563dc6190fd23db8cca11048a32
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

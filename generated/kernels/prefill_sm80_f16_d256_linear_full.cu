@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         ade2311d1371868d9210548e1e3b1255a74e2e9f8d5646cf1f3b8e7e219a1fd4
+// digest         d06f9196dd7158fb5139a472744452c36467f83406cba829b8683e03f7552b04
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

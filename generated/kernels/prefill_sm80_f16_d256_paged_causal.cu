@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         15f2e14102e39a10fd3afdab63ddcfa01467d68c38c9c94bae9c6372bdb8f3be
+// digest         a9980d86efb583a089f75cea61cf04386d62e602a75fb1181ec6c5466c414a2e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         be560c7a478b7fdd8cc4e579daa710eea2ecff22360780c67caa21df30b6918e
+// digest         7bb133f6e4e74db4d600ef6180e32e94971a70c12d908629becf15c2c2d476c9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         75dca2531f63fb45674c7a17185e6013162b890822d999448002fda011beefdc
+// digest         8f6a9d13adfd377bf2403c1d2d72f9ebfef7e3ce2b0aa95d2bdf785d574bfc53
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

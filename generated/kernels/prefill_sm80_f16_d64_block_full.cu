@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         655fe234194f885307cb94669474ba38121c3d1f426b8ea97fe624c2855b5277
+// digest         3829ef788b1eb837d3f83db9f3fa1c1cb59736128c84163c3fcd392caad2f3be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

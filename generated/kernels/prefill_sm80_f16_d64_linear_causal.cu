@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         b75102df3e83f8284ffae6308f58355065ba1f18082c54163e02369c6453a555
+// digest         ac84bf526a19ba5a43b481e4efde5db11a771cd4570be2fc7ca535b9999c313a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         fac0b84e5281e86c7c5710c23e08ce392c8f2bc50537a7989d0538d9cf416768
+// digest         d38d0a78d771b5a501bd1b2b9567d147b89b1edf15285f8e9e2e4cc3e95e274b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

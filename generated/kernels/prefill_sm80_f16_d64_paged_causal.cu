@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         470b4f3ec232b2b1e4156512a843be7cb95f27c70ee67267309bf3bedb7bbdd7
+// digest         3445772106a43657d54746941acfb1fe15cb64d86e945969b83e5c63291bd284
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

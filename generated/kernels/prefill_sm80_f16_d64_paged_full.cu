@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         ea2d0925a436bca35322c70f5987daabc67af0bacfa46953ae1a5eb503a3f3c8
+// digest         cdc22a26ff1e7b2c801a24ed5d2526258c3a004c80e96abdc55b058772641bb2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         ec1d8f9880914100ed13cba374e5cc3f6828167d77e9a40472419c8545b1905a
+// digest         7ae089526484530aa912edf9118baaa4bb3a2e220810b2ab80f3d1ae0d8d3843
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         870cad0c67b6b1078e42107ead39686c44e21997852c3e9ba341505f682c929f
+// digest         0a32bf81444a96ad9b06173d207db3d23a63f24d0523ab7c66c59249cfe4e967
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         cd1c03d1f3561decf97f81967ae28c85659c093530721856cfae4fa89231857b
+// digest         a202e17e0a4c720ae5eedf907bd8bf8fdfbeb032e636ae6176ea966a898f69c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         66ded3894877a8b49c75835b736635bdcfa80f7f86a2be7d1edfba1cb1d2ec12
+// digest         e45eb68987b88a523d1e2239d1701860ceb1a19b55373629912243bfe21a5b5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         3e8f778d7f5105ec7ef3f944daa41c69c958d8ec5f83760d1f9ecf188e4b507c
+// digest         690064ea54f4b2b4991d50740fd77e7d23992a83becaac44e3040952dfe55f0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         d0b5b024de9ca1eafbee3393bbd9181898585537937a20c976e3538ba49046e2
+// digest         009b74f36c1b5a1fca1035189f7b2bb9b106252c73a97684b2d95c434a5060a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

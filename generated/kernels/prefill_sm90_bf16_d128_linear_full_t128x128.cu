@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         ce075f6124614b3deb9dadb29d9195ebdcd3c915cbf5371ce222925e74d5ea25
+// digest         242e7afc33854955e000da795908e9c3fa9aa76e08637c98a57cb036094a98ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         31ad7680e48597720124c4ca57229dbab1107a7e1c93628150792d8d5a635980
+// digest         525d9a923273b2501a1e69c4d23245fbef9be54aae3e78f652fe48cc8b4ee135
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         5e0bfd17ec32664ca13c8b7ef4fc0ba5a291db38fd4b9a738ae0c4f87731a7e3
+// digest         7961cdde0d55a9d8ee299f7ecc4345ad6229cff523074c3548a52daf37dd9a28
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

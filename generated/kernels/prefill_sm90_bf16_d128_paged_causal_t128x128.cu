@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         e34636364bd37aa1bcdc28113e9f5ea33b78045395d863a7768f17292f24ad2e
+// digest         03bdcbabdf3eeb683c164caecec1aa9a3380448e6fc2ae92dd3946da6a4bcde3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         bae68abe0f0b109d56cf5e15397f59aefed00a7734813e2fd66801a3042417fd
+// digest         370c38bce98ff2f248aa046c480989fa8aa77f81ac1e32fc4547d5f6776bbe14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

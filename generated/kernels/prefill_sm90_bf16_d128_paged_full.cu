@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         60d5ea1b7d687e83b06a9a6787f636de1ba6f0058dbb70cec4fb0c6ae6ef23c6
+// digest         2c4a35630db41652d57508733301814b64a039beefaf4ca19480d0132246e988
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

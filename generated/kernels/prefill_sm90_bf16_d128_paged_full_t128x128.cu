@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         15fbdb6ddc2a27a9013a2c834b41b4d5c47db1c9e95a73360e67e88a270000bf
+// digest         c57077af6289e1b19b8cd0b14990d474b2a049fcf23b0752483ecd5b77602606
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

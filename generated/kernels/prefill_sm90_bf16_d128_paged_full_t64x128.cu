@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         5ed457b6bc235353d819a20c39587c1d568a1fedcfa9f0e5114ffd3674b914bc
+// digest         fe1d56d2358374bf8cb49574e7af858e0e75862738889c8579dc0efe00981f37
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

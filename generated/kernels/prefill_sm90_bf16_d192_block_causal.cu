@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         b8541e1c15dacbe18cb18acafa1090441836c49d485e29d02924b697b2da1c29
+// digest         05013324513251644f71f0961d9012d4eb2fea74fbec983058b529af94e16d5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         d9216a56c1b89e0cd2972b869b139d4dc563af60c3a5bab7b84c2641799c621b
+// digest         3e0c56f8fd096c99fae06d9d8ea0f23982b07225b17f2c036f9c0993e399915e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         6f04c3d4415f8723dbd2e74faa1c680ee59c771c89f9bcb52d5274ca60bc5776
+// digest         ba4b4d12a8f24e2abaeb47936f5dc1f01db205f0af72e1a60558a1e54f034d03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

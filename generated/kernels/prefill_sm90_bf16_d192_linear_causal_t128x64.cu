@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         12a109cffff10a8ef8ed299e0254aa9a5a13323bfd78725d6acc1957ed4df750
+// digest         d61b47fbb2307de8e814e36a744be48b5e4c053d1d6e65cd632b0b0bd3128ca6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         1e7f89f3a7da4ae22832e7d4e1926794f747cb98efc9334509fa54f11c6347ad
+// digest         2b5f4fa5d93e11bea2ef6e9b969723e45b95b5e324995201f7a51bf715afb2cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         2f47c697026032397572f93e9f109efabb9a29cebe61b260eeb6689557ff83d6
+// digest         550a49b68641f3135dba368eb065734f9e820d35eb549daa6e2774a0939b63fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

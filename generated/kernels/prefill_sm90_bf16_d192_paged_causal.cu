@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         278af0836dcf8200920bc9a80b8d76f1f6fa79a38426386b2c93f110685d46aa
+// digest         0174664c8b14357bf6d95d8000224c4dea3920b2d026ea97201567e65c145511
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         373c994e11a143075bdc7899249ec5e62c7d3a50a4ee6ba5b7bb855b7a84de17
+// digest         b79c1aaaf15fa8202f3cc0735e75da21545c0a40523a70a0e16de2b10c6088fe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         fe86e7229f5482366a8e5390abaf88a6f39ed6181d725143908ce33efc989d4d
+// digest         30ae6ce363f22965824299be4016255ce123b142072dd477f3fa2194d760cc86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

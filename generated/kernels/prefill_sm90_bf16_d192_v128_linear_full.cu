@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         144f35e9bddb8f3324e912830557d5bc8493d86d1cc744fa6470626adefbc17f
+// digest         16663beb0ed9fb3ae3ca4dcbcd6e924cb9825dc52813ce19bdcf85bc68421759
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         3019bd3949ddc876d224bb2f5787cc15ec21e6daa317e5b8c11e6336b61c9541
+// digest         59ffb3fb21dfcd8e4f09629b5773bfe5c9766519cbc4703343cf1e308f4486df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

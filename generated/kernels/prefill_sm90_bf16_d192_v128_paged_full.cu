@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         fb4b3c34148307c1ce2d97b7555614821363b2a052859102480c347f61cf5bba
+// digest         73c4372f46aaffe165a35d87bceec51c966d07784ba7bd3a88cd898b38e72806
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

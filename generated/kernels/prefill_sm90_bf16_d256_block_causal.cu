@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         750fc664ddc3b074032b665a680767707227d4924617e30bcda66c556e3aa094
+// digest         b4715cba0c69d44764d4a96d32da485be17ae6bc99e9d1c1974e77bd415dc204
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

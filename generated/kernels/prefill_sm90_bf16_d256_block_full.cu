@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         f6ebc7acf2d05462df8b8382544b61fb76a7ad9df8e852c1f98ae84aeac3177a
+// digest         6eec1bf296b7e4da66f25b94542b470e45a8f44e566d696a325b1b4abd74ed61
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

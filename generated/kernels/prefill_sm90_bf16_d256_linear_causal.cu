@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         ef8d011807a6d4dfa1da998fc1910129e10e30189d0b89d8c4e58d9ae6264f28
+// digest         47c888c6043bd6ecaa80cf4a7c590661fe3836f11fd91cccaa6a3643bce1ef98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

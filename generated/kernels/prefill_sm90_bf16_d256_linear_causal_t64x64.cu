@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         532df6379bb50389e82a91c7a799b1a60bb56f7839ee8c4849d87b0027b1b9f0
+// digest         95c3fcbc8180c83427c890dbc06295256c176c19a6b55d08a4393a0897855a34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

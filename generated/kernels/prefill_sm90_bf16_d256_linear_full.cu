@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         68f7b05be4ffea381f7ba7573356cdf97fc93a9d9f57fe62c99a60f0754d3525
+// digest         bb3beb2c02cd1047180c596bab1fbe12a60f8cdc9cdb2a29a67454e2d96fd5ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

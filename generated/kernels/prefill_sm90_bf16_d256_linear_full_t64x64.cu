@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         d9226ede75a6ccc4547eb5d413831b8cc7b325ce930edb59bf749ff560a296a4
+// digest         50b8d3b60e1e8e0b1db8a777403ec1850aed121f42c9ce15b48567940f78289d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

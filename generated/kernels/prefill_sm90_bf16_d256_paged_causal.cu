@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         46dde2cb10b64cf188a6b85f7c5bb3af02423d940525bc12219ea394b2200655
+// digest         edb64ef635d8d6fe69a6bf52792095368ba7749ce46d4459e4d7eb8bec4b5f52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         3b65729c822967ca5af2658162c541c970eb7d1df0c19f6d7ab6f6e5a9c551d6
+// digest         34c0830643a6f041ee2533f648470b33aaf4bcf206fe46606d8ea6350aab64f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

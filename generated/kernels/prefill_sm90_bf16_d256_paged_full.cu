@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         fe3088b5b9aba9b9782a7a030fb92ec7c117cd0016bfc513455eae88e16d8a1a
+// digest         b71dd19785b57ff8295dd6ff99bdbab9f2cfd8b046556117a880099285ace09e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         fac98947950d7b434d48073b7fb7302ff48b7383a45a167cf3ac57f9b2791a81
+// digest         0b0ce20ac663cf25c66ac5f0c382faad5db7d2f3754fc24aece5b77d19714dbb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         ebbb6a84f62c01f14e748e2a4d9948a85c230f6b91a87cd9e031417d8294ce52
+// digest         5307fb45fabcbf3a9b4b43ee6f71ece9200ea441da9cfe660a11aa8c7c6cd145
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

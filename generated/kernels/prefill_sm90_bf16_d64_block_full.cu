@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         04acb0d9919d32921ea2cdd200ca272507bac4ccb2ba32a27419eee5969ff781
+// digest         51065bd3f945fb4f9a6529ca66768067269cf8a36e58fab805952607237e0a7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         8fb4d4825e04f22cbf5c604b98c2a767e9043dda8abcfbe1a674cc00187152c9
+// digest         df094e85b4ff6b1fa112b070cc91d49f396e9e61a7aba8f8abbfb6c71bbe8ae1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

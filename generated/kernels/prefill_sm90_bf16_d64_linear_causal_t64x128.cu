@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ca097c601bd0ae0bf30a4ac20850109743e8556855f0b1c198358183cf5a716d
+// digest         0f05f41df66b8905f475b1f6af8f72552d6ccbb5d88fbdd0223e880b91964177
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         a918661827264d22f29397a0544ac464eedc93bfec6ad28cc3cf5203afb4f146
+// digest         3194d90be5fd58d8f3c1a1f7bf9c71f6f2fd39a4f7793cde68b8d597ddcb07b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

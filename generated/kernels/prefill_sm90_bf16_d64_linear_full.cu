@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         e68d0be454a704b039329167628df0ee4f8c5625a8af99f07be1252b8a8befcc
+// digest         3af4e2387da8530a9a13bca926972c087a93be8c374b6f966c59fac77c123267
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

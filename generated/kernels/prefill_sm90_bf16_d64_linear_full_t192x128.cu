@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         79f7872ad979f422bd60bfc880c7777241bbce8f8620f3eedbbd65834ddaa276
+// digest         fba2a1788abb15d12bb7d4e7ae3bf4f4d387051ba8df15b42aa1d09ffad9e584
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

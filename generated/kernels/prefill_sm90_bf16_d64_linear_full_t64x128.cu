@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         6f4da87a108144b5c7c29652abf0cb510f0527e0d17f1f8129dfd22de8950d80
+// digest         5e38fef8e610d4c2be8dae01a9a357568fbe04702eef49945ff5269100b04350
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

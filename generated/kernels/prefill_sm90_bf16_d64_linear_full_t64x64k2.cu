@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         50dee45e2ad8562d002e10d95486913955b64afc37c10e956290e45ebe362592
+// digest         7d5d38237c051098cdec6131e69cda1741effbfc40c333296947bc643fd977a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

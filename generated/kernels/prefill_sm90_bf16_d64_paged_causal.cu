@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         9c3899eda4fadf747f599916e494a697c53ba9a51ebd1500e554010ae926ba93
+// digest         a48a487f043285f2991061350bb7363d78c223e6964196b816aa6c1f2d76714c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

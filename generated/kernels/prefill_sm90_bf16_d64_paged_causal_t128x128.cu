@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         fb892198c8419463fb6f6a217658dc2758315d9471621630d89f0bf060e7b207
+// digest         da03ce0b07aadb1d67e847ff08e9ce8d03d0ab10375984ad717c51af8c6eadfa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

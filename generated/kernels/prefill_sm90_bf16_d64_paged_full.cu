@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         216ef2e8276cca4c7e58b11f6a5dd672235d0adf0f15306233957136f5ca0a4c
+// digest         484da4fa4f95dfa6c1788a30b5da83f8b2afe6ee53a9dfa61d5f097e36170fa7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         85929b2737d2f2cd7a4b0d7ea89606059b7a25c5600209642854eadd310b40ca
+// digest         0aebe4a4441afe92bc2d0d737befe48988491f850b0a5cde4f19c75021fa3fae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

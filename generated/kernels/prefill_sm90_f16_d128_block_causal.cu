@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         45a55714a81703c1bf9505e7693ebcac288855dee3c1ba4f9731d1b827cdd6c9
+// digest         e99cf33cd83d687693a192ce684295b87bd0f5e420bd1b73e95bcd94b235d5e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

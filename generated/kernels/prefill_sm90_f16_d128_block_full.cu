@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         58425304d09ab123fafd8ea8c3170077c6fdaf93d73aa7267b1ee2384af09de9
+// digest         187f825f75963fba88be76bd74406142ce2db4fbc2ba8b38d6658a6ef27be46b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

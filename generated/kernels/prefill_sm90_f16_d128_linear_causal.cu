@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         a003a95c3a6d4a7397c987303c9a55361b3a42a43ece4770da4a6a9369544ae9
+// digest         79306cd1cc4af2cacc6c5e0667fd9a7ea53b48e2c19ad78011b1a0e3072bd3e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

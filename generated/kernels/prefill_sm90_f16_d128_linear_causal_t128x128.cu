@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         e8a63f64d24d5abb47d437025064e6c64ba5bf67205c8ec4d82f09a99130159a
+// digest         411e63125a457e665b1ed2ec178ed6da1d7609e122c2f392446b4748779109b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

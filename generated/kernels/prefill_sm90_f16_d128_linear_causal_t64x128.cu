@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         32b29d207f59759bbb9347383fb43a644f853791639141f2f1b7ef1c7eb3008d
+// digest         39e729f46884530734762e170734cb4df5288045ef6fde50fda42088f784ccb5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         f724e3b5348acd3ff93f0f497d9b69d42db13dbbc75120d2d83f97950e603310
+// digest         e3947dc36a821ee17f20a62fa31d9b2325c88a8258923fb7714199f643f9025e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         582c0c2ea80a0d4816e6592dcf8a14802e763b3d348a027cc08dfb22b2ae0415
+// digest         1fcbf36365aec5750c9be1290d5f382da8f62bb75c24d7a723fab2afc5ed06a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         f6ad6765d6ac6bcb6625b08d4b3262d7c56cfa1b149620bd758f8be50d892977
+// digest         c2d632fa28d45023d0a31c600ae189faade8270dd405f41853706d0117c3c09c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

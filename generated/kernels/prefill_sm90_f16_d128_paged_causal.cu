@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         2bdcaeae282cffd6369d846f7fa53fb9b54ab90308003db408a121d32d985b75
+// digest         73e8c48867e4cc989f405e1f502f4288cc69f4739dc7d125a5d3fcbbbcfe8f1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         970f2051039a306b631fba8ba8fc17a14434cf3c369dfeee11e82fe91a0f9e99
+// digest         b18983476b5f86572eba76bdadb74777e03343e5f5ba98a7b2954efd7c541a98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

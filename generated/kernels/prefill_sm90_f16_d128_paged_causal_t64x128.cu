@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         d3c6e4912c5066ecdea17587ce0f582c20e68ce72f3ce445788da6f8e26246d3
+// digest         f3b871086f3f3b25ffbe89cdd2b9c6c93cc9dbd9435b5511891c78a0fc6e2b50
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

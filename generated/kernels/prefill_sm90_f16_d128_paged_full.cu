@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         366719ca3d37754d0d6fa12634041ecd146ae1a7b6eda35ea1207880d8e0d096
+// digest         36255f2845e477e17dc9e15db9c7dcfc21c3fbd250bba00959e153e85f7528be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         7dd00f5a6eb1e94be34dc21cdf526b1891b1356640b649334f4b9b4b90839dcf
+// digest         ee91baee8c1d7f8c1eb8df8393ffb6d724c2c2e298df2f38518b78d7d2c36ec0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

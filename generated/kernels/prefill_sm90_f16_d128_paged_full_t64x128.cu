@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         5eab338f7bb9ad9af487814f646fe95fa973aac4b14386f55248bf9f9807e113
+// digest         f7bdf839271056a9de96a33d8824bd13829cab7c4a32a12886c1e4fff0d7c5d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         9e6a2fc54ca20a4081ea8dba229687b561db5c4e53a17679f53143ae79599c66
+// digest         a04dd255bdb347df115a238585aec175251e647dc6545ed1153afee5f8f93b1a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

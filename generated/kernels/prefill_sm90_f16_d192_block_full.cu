@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         f2afdc07f97f510471831d8d6e52779a1186256cb90cacd7d8dedee836ec59a6
+// digest         62ed62310c8c2a2d6ead8ea312d699032afe9254383b9919a1673691bc2524fe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

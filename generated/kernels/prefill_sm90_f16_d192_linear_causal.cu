@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         8772e2223c358bcd151862d921ec932877dbb6ebf1e4d86e69ef47baab1f22d0
+// digest         3c6543a0643822eff288a2014c259f7705ba865942f3bf9a93644740edfd8bf0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f3a474aceefd62f324354950bf1bb9883730674ec471ab4efaf350f16dc45858
+// digest         b02633ebd8f0f94302011ac963642db8f0a065b7f2654232aa345f5fb9a166d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

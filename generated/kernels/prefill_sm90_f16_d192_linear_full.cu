@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         eef5dbd787f3c244d5d629022d750ee30285eb51062dd386edb0c94661bb56e3
+// digest         7b8ec43f838cb97a1c8f8e36ee349ec9704b0f0214912b148ce70915ceb0758b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         205ade564bb384816e292631b2f5b27f7f0d39e0062cc600f6794c9a7af1e097
+// digest         6ae119f29a5677f4d0bede28f9e8cbe4d91c92ffc6da30064abb0bd9a89137ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         5153a41bb7548542e492882c4ea00e1600f8d06d0eaf7e56fa6e86d4a4372768
+// digest         891ad2cbb3192247704d22eb445d6804e6593c3f56ab4251080762fb7efea6b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

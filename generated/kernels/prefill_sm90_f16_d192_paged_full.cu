@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         7d8534c51f0231713d542b1b259da75fc33bf675deb073e079558b6f34f2606b
+// digest         5598021e0e51f707161e59776bc6b04d58ca7461948ab47eba24eb599d36934e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         6e19e5cc3a7ea46b110f53b84106fb3d197aa93b348637953761913a179cb666
+// digest         f35c52eb0598667e6eae81ec2bb70555b7a3ebe081f19af8b3637281e72cb082
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         5538ccaee67260c2502210ab77b23401b4988601d745b22382c1e09ae7a13452
+// digest         2bc6c8447109524302fe04f0c9c68262b3fadca5692d5185dc3abde5eb8cedc3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

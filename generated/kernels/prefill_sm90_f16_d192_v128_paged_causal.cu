@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         3700cfc103de914771d3a1065e732197311983124ebdd8742fb272c6b2c3a635
+// digest         9a2ce3709d015671d37aadd6a1dcdb95408feaf056c188f5402b87afbff4827c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         495cec5a00ce893857a16f8e192a56855b8461860aa1f46d9628d63ccf9a6f4b
+// digest         cea6663f4da7042061adfb29b128518d61f62fa080d78cf580637249cf5c9f29
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         69dfe125e6bd10237edbb930a2585a715858aa32880d0304c65cf7c2a444a20e
+// digest         5fb093817879630210b95e1d610f48b0c330a127065a0922f6a94ddb5de186ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

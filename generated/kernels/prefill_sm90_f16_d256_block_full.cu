@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         2a49d77994d02f3ae3f1b061da595ddbe96e8accd525bfe1cd7b798b9c4b5bd8
+// digest         c553d63f6121e3233af5cc9d3935c35c38134e2b6eb253b2fd1cff419e2ab716
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         1d420ff61868fc58701fd255cdf28947c907156bca4aee3cebcb90477d42723f
+// digest         022deb5201fdb08a4fdd387e881bba595439e0c8dcc308ad3adf924aa956c819
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         3efd1cff4c7e1fdb540a1f25d41caf714a02ca18653ddcd3b1632d713bae26da
+// digest         ae5684c575c0fc00a1ab296357fa423e3bc60ca75d721c6d746980ba31856915
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         148559db2873b5378a03041c82dd37863660f04d3c6da7d1842625102dabb8c8
+// digest         59b72bb3ab25538939a9ae958c2bc94c87eb12a82ef9df65d79e2ca61ccb4720
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         e0ae3410ac3ed08fc52495a81e306439e2216c08c8035165b8dd1c5e3513ed29
+// digest         c471f16a5b06d5db5b94d53a428e7b73fd8628de6494b511b5330f99a915b0d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         48c8b74e6119f2a85ab27745651f039c83639cc09d320069133d9d49d5073030
+// digest         b623e7c322b11838d24296fba4cb9ea2a6ef1a979b849e406a5f480b5f59c13f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

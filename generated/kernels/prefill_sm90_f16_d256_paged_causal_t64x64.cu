@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         cebbeb4a7ef868e50211a7969e5a60c8708295f615a5ec9953c7b3968199dd97
+// digest         e833620c380fcaadfc5c5254d56229efff697d808a8ee7cc2fe8d193b34cfcc2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         4fc5f315bef30ebdf3bd58f30528eae349a123ef3e8db54829a3db38d4d5287b
+// digest         62ca2665c0f7085a21ae4c6bc42d14a09d2a2545be625d06d65bbccc383dc610
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         d210428051678bb2e0c0e5949c1d00c74a10d1e6daf07677cf7a576a4f90f49d
+// digest         a8e76160469be889960253d2c4818b17d02fd611ab727b8b734941f99ffd220d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

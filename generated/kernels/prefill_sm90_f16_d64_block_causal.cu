@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         4b345c0ecb5494cf7ac3ea7bfb183e2781de8ebfa43a650bfbae6f58ce5a2509
+// digest         b4f23061bff220116c1a5a244bab9d5451ceeeacb5ea73b8adb7e783b5966a13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         fc2ec51ac88f7c8d137c8959f8029421b1109bbf860da307882b3b93bf685684
+// digest         de2938519f714f1a472e51d7da9174bb0487bc2b7ebf3132014f46ddd94f99f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

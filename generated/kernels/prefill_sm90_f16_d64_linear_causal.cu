@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         17b11a1dcda02b5eb4c72f38d27606ae499f5164a463e2c354864bbf5a42b34a
+// digest         e09f3b29ffb8bda819646a3e7b07d0ba4c52816371aab2b15e41568c24a24c3f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ca50be978d5c526829deb5d9ea4db5a68c9eac78100b591f73676cabadd24d21
+// digest         bb66fe557d19a3810685442d2a209ff5d60ed90ca12fc20c2e4a1670774a464d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         f5c1081c8628c8ced2a7f5f5e6489ac1c028c94533a51853e38766e632d7d31e
+// digest         a6021d12ca0dd48b5c67d0e425aa2db39336675d4d85f2833d717022678c41d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         cfc94c303b64f51a167705b5f30cbef019fe566181c78cb73ce7301a12e3939b
+// digest         bb9d530141536536452d9c1532c1cba8126b46af26df70a920fdc35a55d5c817
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

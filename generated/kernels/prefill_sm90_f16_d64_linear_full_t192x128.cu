@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         9fe24ca208e30c35fd0f9bad222ee62e14eb0cfffc71f68e16a5804ba29732e8
+// digest         04ec295253f011c2376f3186be71f37ba2e2c73f39d43d77504d2bec8449bfa6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         185e81574b544fc178cd80ab54a805b0606ed4fb102fda08a01a4bd543880eb8
+// digest         8e1a039c6135e615beb617d9bf3c7cf032660fda7e79be49efa5d3605b7feb79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

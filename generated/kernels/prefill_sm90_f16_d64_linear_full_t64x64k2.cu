@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         5b79769cd8622a62c2bd37faab9fca3bb9aedd339a261ee85a154093c0cfb1b0
+// digest         8de596d5b5178c3fdf3678db06a8bc5e43f69087cac0743356d44d93c4fa5b6f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

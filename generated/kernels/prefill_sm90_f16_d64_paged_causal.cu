@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         fa0144cd1cb20251dc59399df4baec562ad98c2735546caeddac61bd406a5f77
+// digest         a7e9322b4712069e58deb7c5bd7db1651b4c9af9f17c8e285915ea9468aa05a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         78e9af03b68d2353a4a2a50509304fe6b654bccd28552ec5b7192a898a40caaf
+// digest         20db8b2b21aee6d465f6db6660137541d9eb873a5453129e2f5635a86792d90b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         bf56ff8dbb02c4fe4a639bcad77f828cd510da4f0f5f07a9cff1444554499122
+// digest         3e239a4d5be1389acbb63e14936bab790e69b495adbc905b1b6ea7142678ce94
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         b3689f604bab183e6839206a12d1a1fcf5384337a04590d8081c9afcdae7f908
+// digest         bed4e6eb66f5cdf8a8d9b8c807fe478706b44616b30f86e7e5a9161bdf933bed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

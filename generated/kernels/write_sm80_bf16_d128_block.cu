@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         4483596f93c05390d8f4cb24de08ba08795ceea362e714217a30f9e7058d323a
+// digest         9c96248f77f02d5a500992b88a8451234e3beb42ed0455ac81b0fac4aa8fa719
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         1d6559f2fa1c6d196452dc7fbff20154b21bedaa5b0e89da9e02e02658b9568e
+// digest         bb737a23f82fb86ffb91d85edd036c4df3927b92341279654c41dec52973da1f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         fb0f7d70f33f1048dc173d3e1a43fd40e0bb47537d06e0d91f9f722a89497ecc
+// digest         cc829e744760d68c92f7c4fe8fd225f0bb0344211b88739e605300726b3d0c7b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         c14b17fa959d4208086c033ac873a79835072a4083e468028b62db21ac7039a8
+// digest         772ba3e24a5106a5b842468274a39405ccb8f5119ea6ad4a7503c01f2dd5b74d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

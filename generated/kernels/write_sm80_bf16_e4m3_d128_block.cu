@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         83a046349a19bf9c22ace8b6c9578525e026fc43fb872e86fbea93e7e77131aa
+// digest         8288f84019f763ccffc80adfd6fb7fa1b8be807aef3d4d87bdcd982e265ebf5d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         7e064a8654cf443d90875ccb4350838d7976593ed55e4580203bba3e8076fe3c
+// digest         e8dd1c3da6c4f44ad494759c810c3a301d38b595325201ed7d6a0785ea1e84bf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         7f35a1dba1a40be2579493a7658cff8291e25a8ab44fb77032380880a676678e
+// digest         f9235e7427f0b295d93150a0197b88b74c9550ba9707013d9ccd48efe9150e72
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

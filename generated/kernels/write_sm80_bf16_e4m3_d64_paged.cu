@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         73a816a6c56f5ac247ec131694babb39455eff3602b9f42d7e4540fdaf7f7db1
+// digest         8c4557f6eba56d53f718ac7b273b93501828a232204c88c4c27327ba455d0077
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         c9238b98d51baf690892c1bfd56ea40c625d00d17206634f36476598bcdc845e
+// digest         5b475bcb1b16e1438025e6541178b3707a0e72b55c72da4738354e1e398e6b15
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

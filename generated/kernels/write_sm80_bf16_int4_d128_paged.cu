@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         1df7b21670afca3815901f9f7aa03bf2c2200830552d8c57ca71d30758a2136f
+// digest         ade9bde160832a81e25ab5c9fd8c31d9b6fcc81cd64e8288555f47c29b3bb834
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

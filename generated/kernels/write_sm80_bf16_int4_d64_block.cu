@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         b8e1e133ba932130fbf1b80624e8fa810d25e8023945da890d0b8c6dcb3a6baf
+// digest         e524d2798b34b9596f1165f548de5ec3120815c6a73de486b3c1df2db9ff5e7e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

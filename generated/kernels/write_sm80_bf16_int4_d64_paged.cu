@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         4cb34f0d150746e633023ce4a1b482ff137a453a2023587afcbef0bba95ad813
+// digest         e651eaa1ecd47da8e612600e82213cfb6e54e93ddfd518ee50eb77761a189d3c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

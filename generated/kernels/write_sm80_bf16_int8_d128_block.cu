@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         0c2f93021ee2159430313275effd6f8435164a18445110dc02d640201f4cb2ee
+// digest         2e4ca8b5529460615ae1cd7337e9bc586662acf1d52a95411c3c9213f948e527
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

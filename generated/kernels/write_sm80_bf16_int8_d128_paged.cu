@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         c5dd43f2b12c5c86839d86bb615a4d80ef9b22d567a0058bf9256de26b2d82c7
+// digest         43ffac27deefc5062ac076f868053d13b879808998cebe2212c583e604ee05ef
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         7a0e4419b53fe6e74f98d35bff3a2445a8f143e8f1b6ce20f8513655297ca74e
+// digest         70f02e1129d942ef3c99352bab9f386bf5b16c3dec6c9a0eb5d33ef0a3bd9bb4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

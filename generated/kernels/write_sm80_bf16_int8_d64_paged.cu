@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         29a3c8d5eb473eb818b02a5ab7d8b75d638845150358eccf183253b77fd70182
+// digest         2a4c4d4f580df817937329b5769a0f8d1aac6e8d5db039ba03808c9b50cc9986
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         03af261f6c5836adebd7fa223fa48a8e40ff56dec6df8513a22b9e6986da4cf9
+// digest         fda01896ee54537e04c5bf858e3b09ecb5ffa630d53cdf40ca25859a33c17ab3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         113359d7308fe8d013f220cc308347279f1b2b2df585a758fe1e47154b41125d
+// digest         182ab68ff04761f76741d8fea75ba0e3dc22263faaf6cbb93e1b7a42fc175953
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         98ca853d0564984ff6c877f050997de08cc30fac3a780d6581b6343926d5f8bb
+// digest         a8ab056fd02047aef2a4bf7c4eb3e159d2c2412fb81af447117d66af747ab700
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         71d4e88bb908441a45d3d7819f43f2a12cfa3554374ae44c6b6b3aae53accd20
+// digest         31770cbdc2c90265f34bc2bc79f9dee18601272d27476e994a1f403848d8585e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         1a52d1ef8ec07d1f6b325c9e707b6fa0f493c805b9f885b4f41e7c2da2c94094
+// digest         978db94d69aa841e5b996c213b189cc79018445a333467ddde7e77ceca35e5cc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

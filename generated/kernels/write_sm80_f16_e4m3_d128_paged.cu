@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         b3d80b329eeca3dfea949e2c60b9ebe8b1423aa32a758148b535cf6e895f8ee7
+// digest         6913dfa5b7a0e693d71bacd85e3e91d2f14936c809f65c55b13608977a2b2ecc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

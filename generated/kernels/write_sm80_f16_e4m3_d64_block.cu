@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         819146a234a67bb62b4bdb4455ce269bc56c2a4aa7bd4f850b23e1ddd95c1398
+// digest         06ca8975c12cb34ca017ae9b7249dcdf31f16e487979536e9786f3cbf48df383
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

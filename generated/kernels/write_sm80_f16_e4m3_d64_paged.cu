@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         ca5f99e4069da79d29f263e59acc4cd2c06a491eca8a39d9d9a7b0926cd53d2e
+// digest         ab99c2b564182cf25ee4de37c7d56c64b106affe6bc6c5b24fcc833b4a2cba5f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         3d08dbba50e608b18dab5f54b09ab7f38d05e02fbe7d11d7cf0ef13668156d4d
+// digest         bfdcd41c1d1729ff4bd5ce2fd9057806e5bbe931c34a7b5dc23f0ee172ee591a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         4868ac5faacf65ba6cc801d2c84cd47b9d814507a5eb9598e5f653a637012a2e
+// digest         7032b48a918ab1c35826063b6e4b7e63569f01f41cf18785aa7b66b49c517e2d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

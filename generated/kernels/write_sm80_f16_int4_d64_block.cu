@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         1cfd735bcfb59f80357b13eb682d8c4fbbddcc1bde87f9b1bd3ea738341ef2c7
+// digest         e806f67bb36bfd859dd7fb329b477f2ce951319da6e86f6276ec7e87cdc1a674
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

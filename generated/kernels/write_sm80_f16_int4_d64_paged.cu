@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         691bf20aea9b4d474b6ab6c92df34c4f4815f8a92a913363a0b79a7decd4653f
+// digest         fc9f000956c325f4c8313266e1bb97e16725e22687f346d280c0196f9a87103b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         9fe17139cfe3f42980164b32b80305f41ecd08bed55c648e0b3fcbfab88a6d3c
+// digest         4a35ede11ca1ca5a0da778452a7a7f83eec8f0708460d408b87fcc84a2af08d1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

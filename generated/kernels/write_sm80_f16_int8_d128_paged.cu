@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         8bce9a2fee62a6b0de9bd3d9ee921cd3110de460c2cc7ae4ec514e8843ddbab8
+// digest         7937e344bd37e4face909eb33ea94e0d0da3cfc8882358123df4d98c89d34b79
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         3b4480aec245f10bb597b974e192f6534087392ea6e7d00a2a426a7ab94b2cb5
+// digest         a90e012dd9c5893923d2afbb629a3c29ab3aa2e34df3f88a30d605d786378688
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         42bde1b6fd6e5bac0cd8cf6858bfe21b4e9db45b2c72b6419828788d2cbf2197
+// digest         023e7123759cd302eacee738fd91c6cb45b518953050b853c54fa4b4f6e2e3c3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

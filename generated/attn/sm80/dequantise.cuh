@@ -42,16 +42,6 @@ __device__ __forceinline__ uint32_t fma2(uint32_t a, uint32_t b, uint32_t c, __n
   return sum;
 }
 
-// The same, or 0 where that is negative.
-__device__ __forceinline__ uint32_t fma2_or_zero(uint32_t a,
-                                                 uint32_t b,
-                                                 uint32_t c,
-                                                 __nv_bfloat16) {
-  uint32_t sum;
-  asm("fma.rn.relu.bf16x2 %0, %1, %2, %3;\n" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
-  return sum;
-}
-
 // The lesser ones of two pairs of elements; a number where one of two is NaN.
 __device__ __forceinline__ uint32_t min2(uint32_t a, uint32_t b, half) {
   uint32_t least;

@@ -12,17 +12,22 @@ namespace attn::sm80 {
 // A word of a row has 2 n codes, n = kPairs. expand() makes n pairs of elements of them: pair p has
 // element 2 p in its low half and element 2 p + 1 in its high half.
 //
-//   x = element * scale + zero                Int8, Int4: the element is the code
-//   x = -element * scale + zero               where kIsNegated: it is minus the code
+//   x = element * kUnit * scale + zero      Int8, Int4: code = element * kUnit
 //   x = element * kE4m3Factor<T> * scale      E4m3 (attn/sm80/dequantise.cuh)
 template <class T, class Tkv>
 struct OrderedExpander;
+
+// Subnormal factors count.
+__device__ __forceinline__ uint32_t mul2(uint32_t a, uint32_t b) {
+  constexpr uint32_t kMinusZero = 0x80008000;
+  return fma2(a, b, kMinusZero, __nv_bfloat16{});
+}
 
 // The byte c behind the byte 0x64 is the half 1024 + c.
 template <>
 struct OrderedExpander<half, Int8> {
   static constexpr int kPairs = 2;
-  static constexpr bool kIsNegated = false;
+  static constexpr int kUnit = 1;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     constexpr uint32_t kBase = 0x64646464;
@@ -32,28 +37,17 @@ struct OrderedExpander<half, Int8> {
   }
 };
 
-// The byte c behind the byte 0x43 is the bf16 y, whose exponent takes the top bit of c:
-//   y = 128 + c    below 128, where y / 2 is (128 - c) / 2 more than c
-//   y = 2 c        from there on, where y / 2 is c
-// All of these are exact.
+// Behind a byte of zeros the byte c is the bf16 c / 2^133, below 128 a subnormal one: a product
+// gives it an exponent in the middle, c / 64.
 template <>
 struct OrderedExpander<__nv_bfloat16, Int8> {
   static constexpr int kPairs = 2;
-  static constexpr bool kIsNegated = true;
+  static constexpr int kUnit = 64;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
-    constexpr uint32_t kBase = 0x43434343;
-    pairs[0] = negated(permute_bytes<0x4140>(word, kBase));
-    pairs[1] = negated(permute_bytes<0x4342>(word, kBase));
-  }
-
- private:
-  // -c = max(128 - y / 2, 0) - y / 2
-  __device__ __forceinline__ static uint32_t negated(uint32_t y) {
-    constexpr uint32_t kMinusHalf = 0xbf00bf00;
-    constexpr uint32_t k128 = 0x43004300;
-    const uint32_t excess = fma2_or_zero(y, kMinusHalf, k128, __nv_bfloat16{});
-    return fma2(y, kMinusHalf, excess, __nv_bfloat16{});
+    constexpr uint32_t kTwoTo127 = 0x7f007f00;
+    pairs[0] = mul2(permute_bytes<0x4140>(word, 0), kTwoTo127);
+    pairs[1] = mul2(permute_bytes<0x4342>(word, 0), kTwoTo127);
   }
 };
 
@@ -62,7 +56,7 @@ struct OrderedExpander<__nv_bfloat16, Int8> {
 template <>
 struct OrderedExpander<half, Int4> {
   static constexpr int kPairs = 4;
-  static constexpr bool kIsNegated = false;
+  static constexpr int kUnit = 1;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     pairs[0] = codes_of(permute_bytes<0x4040>(word, kBase));
@@ -81,26 +75,23 @@ struct OrderedExpander<half, Int4> {
   }
 };
 
-// The nibble c at the end of a bf16 that begins like 128 is 128 + c.
+// As the byte of Int8: a low nibble c is c / 2^133, a high one 16 c / 2^133.
 template <>
 struct OrderedExpander<__nv_bfloat16, Int4> {
   static constexpr int kPairs = 4;
-  static constexpr bool kIsNegated = false;
+  static constexpr int kUnit = 64;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
-    const uint32_t odd = word >> 4;
-    pairs[0] = codes_of(permute_bytes<0x0400>(word, odd));
-    pairs[1] = codes_of(permute_bytes<0x0501>(word, odd));
-    pairs[2] = codes_of(permute_bytes<0x0602>(word, odd));
-    pairs[3] = codes_of(permute_bytes<0x0703>(word, odd));
+    pairs[0] = codes_of(permute_bytes<0x4040>(word, 0));
+    pairs[1] = codes_of(permute_bytes<0x4141>(word, 0));
+    pairs[2] = codes_of(permute_bytes<0x4242>(word, 0));
+    pairs[3] = codes_of(permute_bytes<0x4343>(word, 0));
   }
 
  private:
-  // Of the bytes 0 and 2.
   __device__ __forceinline__ static uint32_t codes_of(uint32_t bytes) {
-    constexpr uint32_t kBase = 0x43004300;
-    constexpr uint32_t kMinus128 = 0xc300c300;
-    return add2(and_or(bytes, 0x000f000f, kBase), kMinus128, __nv_bfloat16{});
+    constexpr uint32_t kTwoTo127And123 = 0x7d007f00;
+    return mul2(bytes & 0x00f0000f, kTwoTo127And123);
   }
 };
 
@@ -145,8 +136,7 @@ struct OrderedExpander<__nv_bfloat16, E4m3> {
   // Times 2^(127 - 7), here: left for later, products would leave the range of float.
   __device__ __forceinline__ static uint32_t scaled(uint32_t elements) {
     constexpr uint32_t kTwoTo120 = 0x7b807b80;
-    constexpr uint32_t kMinusZero = 0x80008000;
-    return fma2(elements, kTwoTo120, kMinusZero, __nv_bfloat16{});
+    return mul2(elements, kTwoTo120);
   }
 };
 
@@ -170,8 +160,14 @@ struct PairScale<T, Tkv, true> {
 
   // Of a row's (scale, zero).
   __device__ __forceinline__ static PairScale of(uint32_t pair) {
-    constexpr uint32_t kSigns = OrderedExpander<T, Tkv>::kIsNegated ? 0x80008000 : 0;
-    return {permute_bytes<0x1010>(pair, pair) ^ kSigns, permute_bytes<0x3232>(pair, pair)};
+    const uint32_t scale = permute_bytes<0x1010>(pair, pair);
+    const uint32_t zero = permute_bytes<0x3232>(pair, pair);
+    if constexpr (OrderedExpander<T, Tkv>::kUnit == 64) {
+      constexpr uint32_t k64 = 0x42804280;
+      return {mul2(scale, k64), zero};
+    } else {
+      return {scale, zero};
+    }
   }
 
   // Rounded once: the code itself is exact.

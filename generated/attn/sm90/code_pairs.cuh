@@ -4,6 +4,7 @@
 
 #include "attn/async_copies.cuh"
 #include "attn/pair_iterator.cuh"
+#include "attn/recomputed.cuh"
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/key_source.cuh"
@@ -12,7 +13,8 @@
 
 namespace attn::sm90 {
 
-// Brings the pairs of K and V of tile after tile: each of kPairWarps warps those of its part of the
+// Brings the pairs of K and V of tile after tile, where they do not come with the boxes of their
+// codes: each of kPairWarps warps those of its part of the
 // rows. The slots and their barriers are those of the codes. Behind the end of the sequence pairs
 // are zero, and so is what they make of any code: wgmma multiplies those rows of V by 0, which a
 // NaN would survive.
@@ -55,8 +57,7 @@ class PairLoader {
       : storage_(storage),
         params_(params),
         steps_(Cache::kGathered ? block_len_of<Traits>(params) : Traits::kCtaS),
-        first_row_(warp * kWarpRows),
-        lane_(threadIdx.x % 32) {}
+        first_row_(warp * kWarpRows) {}
 
   __device__ __forceinline__ void run() {
     wait_for_former_launch();  // which may write what is loaded
@@ -68,7 +69,7 @@ class PairLoader {
         return;
       }
       __syncwarp();  // all lanes have left the work before this
-      if (lane_ == 0) {
+      if (lane() == 0) {
         storage_.work_empty.arrive();
       }
       load_tile(work);
@@ -142,11 +143,12 @@ class PairLoader {
 
   // --- where the rows lie ----------------------------------------------------------------------
 
-  __device__ __forceinline__ int row(int i) const { return first_row_ + i * 32 + lane_; }
+  __device__ __forceinline__ static int lane() { return recomputed(threadIdx.x) % 32; }
+  __device__ __forceinline__ int row(int i) const { return first_row_ + i * 32 + lane(); }
 
   // Whether this lane has a row i.
   __device__ __forceinline__ bool is_row(int i) const {
-    return (i + 1) * 32 <= kWarpRows || i * 32 + lane_ < kWarpRows;
+    return (i + 1) * 32 <= kWarpRows || i * 32 + lane() < kWarpRows;
   }
 
   // The last block of keys of a tile, of which `count` rows exist.
@@ -208,7 +210,6 @@ class PairLoader {
   const AttentionParams<T>& params_;
   const BlockSteps<Traits::kCtaS> steps_;
   const int first_row_;  // of the warp
-  const int lane_;
   Ring keys_;
   Ring values_;
 };

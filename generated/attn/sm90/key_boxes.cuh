@@ -3,6 +3,7 @@
 // of one that consists of blocks.
 #pragma once
 
+#include "attn/pair_iterator.cuh"
 #include "attn/recomputed.cuh"
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/key_source.cuh"
@@ -89,7 +90,8 @@ __device__ __forceinline__ BoxPlace place_of(int64_t address) {
 // A paged or block cache, in boxes of box_rows() rows, each within one block of the cache. By
 // loader_warps() warps, which share the boxes: lane i of each looks up where box i lies, one block
 // of keys ahead of K, and one lane loads. Boxes behind the end of the sequence are left out: their
-// entries in the block table may be wild.
+// entries in the block table may be wild. Of codes, lane i also loads the pairs of box i, where
+// they come with it.
 //
 // The consumers need the issue slots (at head_dim 64 every one of them), so this takes as few
 // instructions as it can: from one block of keys to the one before, lanes step back through the
@@ -100,7 +102,12 @@ class BlockBoxes : public LoaderSource {
   using Storage = SharedStorage<Traits>;
   using Cache = typename Traits::Cache;
 
+  using Pairs =
+      PairIterator<Traits::Config::kCache, T, Traits::kHeadDim, typename Traits::Config::Tkv>;
+
   static constexpr bool kByAddress = Traits::Config::kCache == CacheType::kBlock;
+  static constexpr bool kHasPairs = Traits::Kv::kHasPairs;
+  static constexpr int kPairBytes = 2 * sizeof(T);
 
  public:
   __device__ __forceinline__ BlockBoxes(Storage& storage, const Arguments<T>& arguments)
@@ -109,6 +116,7 @@ class BlockBoxes : public LoaderSource {
         steps_(block_len_of<Traits>(arguments.params)),
         rows_(box_rows(steps_.block_len(), Traits::kCtaS)),
         warps_(loader_warps<Traits>(arguments.params)),
+        brings_pairs_(pairs_come_with_boxes<Traits>(arguments.params)),
         warp_(warp_uniform(threadIdx.x / 32) - 1) {
     if (leads()) {
       prefetch_map(arguments.k);
@@ -149,7 +157,7 @@ class BlockBoxes : public LoaderSource {
   // K runs one block ahead of V, and the look-up one ahead of K.
   __device__ __forceinline__ void prepare(int block) {
     values_ = keys_;
-    keys_ = {next_.count, place()};
+    keys_ = {next_.count, place(), key_pairs()};
     key_block_ = block;
     if (block > first_block_) {
       look_up_before();
@@ -158,10 +166,14 @@ class BlockBoxes : public LoaderSource {
 
   __device__ __forceinline__ void load_keys(int, int slot) {
     load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], keys_);
+    if constexpr (kHasPairs) {
+      load_pairs(storage_.pairs.keys[slot], storage_.k_full[slot], keys_, pairs_of(keys_).k);
+    }
   }
 
   __device__ __forceinline__ void load_values(int block, int slot) {
     Boxes boxes = block == key_block_ ? keys_ : values_;
+    const RowAddress pairs = pairs_of(boxes);
     if constexpr (kByAddress) {
       // Behind the K rows of the block and head.
       boxes.place.minor += steps_.block_len() * (Cache::kRowBytes / 16);
@@ -169,13 +181,17 @@ class BlockBoxes : public LoaderSource {
       boxes.place.minor &= (1 << kAddressBits) - 1;
     }
     load(storage_.v[slot].panel, arguments_.v, storage_.v_full[slot], boxes);
+    if constexpr (kHasPairs) {
+      load_pairs(storage_.pairs.values[slot], storage_.v_full[slot], boxes, pairs.v);
+    }
   }
 
  private:
   // The boxes of a block of keys.
   struct Boxes {
     int count = 0;
-    BoxPlace place{};  // of box `lane`
+    BoxPlace place{};                 // of box `lane`
+    const char* key_pairs = nullptr;  // kByAddress: of its rows, where they come with it
   };
 
   // What the block table says of them, on its way.
@@ -222,6 +238,39 @@ class BlockBoxes : public LoaderSource {
     }
   }
 
+  // What place() does not tell of the pairs.
+  __device__ __forceinline__ const char* key_pairs() const {
+    if constexpr (kHasPairs && kByAddress) {
+      return pairs_of_head().pair_of_block(arguments_.params, next_.token.row, next_.entry).k;
+    } else {
+      return nullptr;
+    }
+  }
+
+  __device__ __forceinline__ RowAddress pairs_of(const Boxes& boxes) const {
+    if constexpr (!kHasPairs) {
+      return {};
+    } else if constexpr (kByAddress) {
+      return {boxes.key_pairs, boxes.key_pairs + steps_.block_len() * kPairBytes};
+    } else {
+      return pairs_of_head().pair_of_block(arguments_.params, boxes.place.minor, boxes.place.major);
+    }
+  }
+
+  __device__ __forceinline__ Pairs pairs_of_head() const {
+    return Pairs::make(arguments_.params, 0, kv_head_);
+  }
+
+  // Behind load(), which has announced their bytes.
+  __device__ __forceinline__ void load_pairs(uint32_t (&slot)[Traits::kCtaS],
+                                             Barrier& full,
+                                             const Boxes& boxes,
+                                             const char* pairs) const {
+    if (brings_pairs_ && lane() < boxes.count) {
+      load_bytes(&slot[lane() * rows_], pairs, rows_ * kPairBytes, full);
+    }
+  }
+
   template <class Panel, int kPanels>
   __device__ __forceinline__ void load(Panel (&panels)[kPanels],
                                        const TensorMap& map,
@@ -231,7 +280,8 @@ class BlockBoxes : public LoaderSource {
     const bool loads = elect_one();
     // Of all warps: that bytes of the others land before they are announced does no harm.
     if (warp_ == 0 && loads) {
-      full.arrive_and_expect(boxes.count * box_bytes * kPanels);
+      const int pair_bytes = kHasPairs && brings_pairs_ ? rows_ * kPairBytes : 0;
+      full.arrive_and_expect(boxes.count * (box_bytes * kPanels + pair_bytes));
     }
     char* target = reinterpret_cast<char*>(&panels[0]) + warp_ * box_bytes;
 #pragma unroll 1
@@ -259,6 +309,7 @@ class BlockBoxes : public LoaderSource {
   const BlockSteps<Traits::kCtaS> steps_;
   const int rows_;  // of a box
   const int warps_;
+  const bool brings_pairs_;
   const int warp_;
 
   // The tile being loaded.

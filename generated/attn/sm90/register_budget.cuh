@@ -21,12 +21,17 @@ struct RegisterBudget {
 constexpr RegisterBudget kNoBudget{1 << 16, 0, 0};
 
 // Eight registers less for two consumers of 128 columns are 4 % (measured).
-constexpr RegisterBudget register_budget(bool is_quantised, int consumers, int ctas_per_sm) {
+// An expander of more than three panels of columns has more addresses to keep.
+constexpr RegisterBudget register_budget(bool is_quantised,
+                                         int panels,
+                                         int consumers,
+                                         int ctas_per_sm) {
   if (is_quantised) {
     return ctas_per_sm != 1 ? kNoBudget
-           : consumers == 2 ? RegisterBudget{40, 40, 216}  // of 4 * 128
            : consumers == 3 ? RegisterBudget{40, 56, 128}  // of 5 * 96
-                            : kNoBudget;
+           : consumers != 2 ? kNoBudget
+           : panels > 3     ? RegisterBudget{40, 40, 216}  // of 4 * 128
+                            : RegisterBudget{32, 32, 224};
   }
   if (ctas_per_sm == 2) {
     return consumers == 1 ? RegisterBudget{40, 0, 208} : kNoBudget;  // of 2 * 128

@@ -59,6 +59,20 @@ __device__ __forceinline__ void load_box(
       : "memory");
 }
 
+// Reads bytes that lie one behind the other, as a box does; addresses and size are multiples of 16.
+__device__ __forceinline__ void load_bytes(void* shared,
+                                           const void* global,
+                                           int bytes,
+                                           Barrier& full) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
+          "r"(shared_address(shared)),
+      "l"(global),
+      "r"(bytes),
+      "r"(shared_address(&full))
+      : "memory");
+}
+
 // Brings a box as near as L2.
 __device__ __forceinline__ void prefetch_box(const TensorMap& map, BoxOrigin at) {
   asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];\n" ::"l"(&map),

@@ -2,6 +2,7 @@
 // A producer warpgroup that turns the codes of K and V into elements, block by block.
 #pragma once
 
+#include "attn/recomputed.cuh"
 #include "attn/sm80/ordered_codes.cuh"
 #include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/warps.cuh"
@@ -91,9 +92,9 @@ class CodeExpander {
     const int index = lane / kLanes;
     const int piece = lane % kLanes;
     const int row = index / 8 * 8 + index % 2 * 4 + index / 2 % 2 * 2 + (index ^ index / 4) % 2;
-    row_ = thread_.warp() * kGroupRows + row;
-    source_ = row_ * 128 + ((piece ^ row % 8) << 4);
-    target_ = row_ * 128 + ((piece * kChunks ^ row % 8) << 4);
+    const int bytes = (thread_.warp() * kGroupRows + row) * 128;
+    source_ = bytes + ((piece ^ row % 8) << 4);
+    target_ = bytes + ((piece * kChunks ^ row % 8) << 4);
   }
 
   __device__ __forceinline__ void run() {
@@ -105,17 +106,22 @@ class CodeExpander {
       if (end == 0) {
         return;
       }
+      const int last_rows =
+          warp_uniform(storage_.work[phase].item.k_len) - (end - 1) * Traits::kCtaS;
       if (thread_.lane() == 0) {
         storage_.work_empty.arrive();
       }
+      // V runs one block behind K.
+      int rows = 0;  // of the block whose V comes next; 0: there is none yet
 #pragma unroll 1
-      for (int block = end; block >= first; --block) {  // V runs one block behind K
-        if (block > first) {
+      for (int left = end - first; left >= 0; --left) {
+        if (left > 0) {
           expand_keys();
         }
-        if (block < end) {
-          expand_values();
+        if (rows > 0) {
+          expand_values(rows);
         }
+        rows = rows == 0 ? last_rows : Traits::kCtaS;
       }
       phase ^= 1;
     }
@@ -123,32 +129,36 @@ class CodeExpander {
 
  private:
   __device__ __forceinline__ void expand_keys() {
-    const int from = keys_.slot;
-    const int to = key_elements_.slot;
-    storage_.k_full[from].wait(keys_.phase);  // codes and pairs have landed
+    const int from = keys_.slot();
+    const int to = key_elements_.slot();
+    storage_.k_full[from].wait(keys_.phase());  // codes and pairs have landed
     expand({storage_.k[from].panel, storage_.pairs.keys_of(from), storage_.k_empty[from]},
            {storage_.elements.k[to].panel,
             storage_.expanded.k_full[to],
             storage_.expanded.k_empty[to],
-            key_elements_.phase});
+            key_elements_.phase()},
+           Traits::kCtaS);
     keys_.advance();
     key_elements_.advance();
   }
 
-  __device__ __forceinline__ void expand_values() {
-    const int from = values_.slot;
-    const int to = value_elements_.slot;
-    storage_.v_full[from].wait(values_.phase);  // codes and pairs have landed
+  __device__ __forceinline__ void expand_values(int rows) {
+    const int from = values_.slot();
+    const int to = value_elements_.slot();
+    storage_.v_full[from].wait(values_.phase());  // codes and pairs have landed
     expand({storage_.v[from].panel, storage_.pairs.values_of(from), storage_.v_empty[from]},
            {storage_.elements.v[to].panel,
             storage_.expanded.v_full[to],
             storage_.expanded.v_empty[to],
-            value_elements_.phase});
+            value_elements_.phase()},
+           rows);
     values_.advance();
     value_elements_.advance();
   }
 
-  __device__ __forceinline__ void expand(const Codes& from, const Elements& to) const {
+  // Behind the first `rows` pairs count as zero, and so does what they make of any code: wgmma
+  // multiplies those rows of V by 0, which a NaN would survive.
+  __device__ __forceinline__ void expand(const Codes& from, const Elements& to, int rows) const {
     Piece pieces[kAhead];
 #pragma unroll
     for (int piece = 0; piece < kAhead; ++piece) {
@@ -163,7 +173,8 @@ class CodeExpander {
         pieces[piece % kAhead] = read(from, piece + kAhead);
       }
       if (piece % kPanels == 0) {
-        scale = Scale::of(now.pair);
+        const bool exists = first_row() + piece / kPanels * kTurnRows < rows;
+        scale = Scale::of(exists ? now.pair : 0);
       }
       write(to, piece, now.codes, scale);
     }
@@ -187,7 +198,7 @@ class CodeExpander {
     const int rows = takes_part(turn) ? turn * kTurnRows : -kGroupRows * thread_.warp();
     Piece piece;
     if (Kv::kHasPairs && panel == 0) {
-      piece.pair = load_shared_4(shared_address(from.pairs) + (row_ + rows) * 4);
+      piece.pair = load_shared_4(shared_address(from.pairs) + (first_row() + rows) * 4);
     }
     // The swizzle of this lane's place, apart from what is the same for all lanes.
     const int byte = panel * kPanelCodeBytes;
@@ -228,16 +239,18 @@ class CodeExpander {
            panel * Traits::kPanelColumns + thread_.lane() % kLanes * kPieceCodes < Traits::kHeadDim;
   }
 
+  // The first of this lane's rows.
+  __device__ __forceinline__ int first_row() const { return recomputed(source_) / 128u; }
+
   Storage& storage_;
   const WarpgroupThread thread_;
-  int row_;  // the first of this lane
   int source_;
   int target_;
 
-  RingPosition<Traits::kLoadedStages> keys_;
-  RingPosition<Traits::kLoadedStages> values_;
-  RingPosition<Traits::kStages> key_elements_;
-  RingPosition<Traits::kStages> value_elements_;
+  PackedRingPosition<Traits::kLoadedStages> keys_;
+  PackedRingPosition<Traits::kLoadedStages> values_;
+  PackedRingPosition<Traits::kStages> key_elements_;
+  PackedRingPosition<Traits::kStages> value_elements_;
 };
 
 }  // namespace attn::sm90

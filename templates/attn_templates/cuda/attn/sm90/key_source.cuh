@@ -51,6 +51,28 @@ __device__ __forceinline__ KeySource key_source(const AttentionParams<typename T
   }
 }
 
+// Whether the (scale, zero) pairs of a box's rows lie one behind the other, from a multiple of 16
+// bytes on: then the warp that loads the box loads them with it. In a block of a block cache they
+// always do, in a paged cache where the tokens of a head are neighbours.
+template <class Traits>
+__device__ __forceinline__ bool pairs_come_with_boxes(
+    const AttentionParams<typename Traits::T>& params) {
+  if constexpr (!Traits::Kv::kHasPairs || Traits::Config::kCache == CacheType::kLinear) {
+    return false;
+  } else if constexpr (Traits::Config::kCache == CacheType::kBlock) {
+    return key_source<Traits>(params) == KeySource::kBlockBoxes;
+  } else {
+    const PagedIteratorParams& paged = params.paged_iter_params;
+    const auto bytes =
+        reinterpret_cast<uint64_t>(paged.k_pairs) | reinterpret_cast<uint64_t>(paged.v_pairs);
+    const int64_t elements = paged.k_pair_block_stride | paged.k_pair_head_stride |
+                             paged.v_pair_block_stride | paged.v_pair_head_stride;
+    return key_source<Traits>(params) == KeySource::kBlockBoxes && paged.k_pair_token_stride == 2 &&
+           paged.v_pair_token_stride == 2 && bytes % 16 == 0 &&
+           elements % (16 / static_cast<int>(sizeof(typename Traits::T))) == 0;
+  }
+}
+
 // Producer warps that load K and V.
 template <class Traits>
 __device__ __forceinline__ int loader_warps(const AttentionParams<typename Traits::T>& params) {

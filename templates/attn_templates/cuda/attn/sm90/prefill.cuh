@@ -33,7 +33,8 @@ __device__ __forceinline__ void init_slots(Barriers& barriers,
 template <class Traits>
 __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
                                               KeySource source,
-                                              int loader_warps) {
+                                              int loader_warps,
+                                              int pair_warps) {
   if (threadIdx.x == 0) {
     // Each consumer of a row group hands Q back as a whole, or each warp of the first the 16 rows
     // that its output left through.
@@ -46,14 +47,13 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
       }
     }
     if constexpr (Traits::Kv::kIsQuantised) {
-      constexpr int kPairWarps = Traits::Kv::kHasPairs ? Traits::kPairWarps : 0;
       constexpr int kExpanderWarps = 4;
       // One thread announces the bytes of all boxes, or each signals that its copies are complete;
       // so does each thread that brings pairs.
-      const int fillers = (source == KeySource::kGathered ? 32 : 1) + kPairWarps * 32;
+      const int fillers = (source == KeySource::kGathered ? 32 : 1) + pair_warps * 32;
       init_slots(storage, storage.k_full, fillers, kExpanderWarps);
       init_slots(storage.expanded, storage.expanded.k_full, kExpanderWarps, Traits::kRowGroups);
-      storage.work_empty.init(loader_warps + kPairWarps + kExpanderWarps);
+      storage.work_empty.init(loader_warps + pair_warps + kExpanderWarps);
     } else {
       // One thread announces the bytes of all boxes, or each warp signals that its rows are there.
       const int fillers = source == KeySource::kGathered ? Traits::kCopyWarps : 1;
@@ -75,15 +75,14 @@ __device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
                                            const Arguments<typename Traits::T>& arguments,
                                            KeySource source,
                                            int loader_warps,
+                                           int pair_warps,
                                            int warp) {
   constexpr CacheType kCache = Traits::Config::kCache;
   if constexpr (Traits::Kv::kHasPairs) {
-    if (warp == 2) {
-      PairLoader<Traits>(storage, arguments.params, 0).run();
-      return;
-    }
-    if (warp == 3) {
-      PairLoader<Traits>(storage, arguments.params, 1).run();
+    if (warp >= 2) {
+      if (pair_warps > 0) {
+        PairLoader<Traits>(storage, arguments.params, warp - 2).run();
+      }
       return;
     }
   }
@@ -115,7 +114,10 @@ __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& st
   const int warp = warp_uniform(threadIdx.x / 32);
   const KeySource source = key_source<Traits>(arguments.params);
   const int warps = loader_warps<Traits>(arguments.params);
-  init_barriers<Traits>(storage, source, warps);
+  const int pair_warps = Traits::Kv::kHasPairs && !pairs_come_with_boxes<Traits>(arguments.params)
+                             ? Traits::kPairWarps
+                             : 0;
+  init_barriers<Traits>(storage, source, warps, pair_warps);
   allow_next_launch();  // its CTAs take the places of those that end, and wait as these do
 
   // The roles share nothing from here on: registers move from the producers to the consumers.
@@ -125,7 +127,7 @@ __device__ __forceinline__ void prefill(SharedStorage<PrefillTraits<Config>>& st
     if (warp == 0) {
       schedule_tiles<Traits>(storage, arguments);
     } else {
-      run_loader<Traits>(storage, arguments, source, warps, warp);
+      run_loader<Traits>(storage, arguments, source, warps, pair_warps, warp);
     }
   } else if (warpgroup < Traits::kProducers) {
     if constexpr (Traits::Kv::kIsQuantised) {

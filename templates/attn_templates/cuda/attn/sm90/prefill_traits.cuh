@@ -96,7 +96,7 @@ struct PrefillTraits {
   static constexpr int kWarpgroups = kProducers + kConsumers;
   static constexpr int kLaunchRegisters = 65536 / (kWarpgroups * 128 * Tile::kCtasPerSm) / 8 * 8;
   static constexpr RegisterBudget kRegisters =
-      register_budget(Kv::kIsQuantised, kConsumers, Tile::kCtasPerSm);
+      register_budget(Kv::kIsQuantised, kPanels, kConsumers, Tile::kCtasPerSm);
   static_assert(kRegisters.sum(kConsumers) <= kLaunchRegisters * kWarpgroups,
                 "the producers give back as many registers as the consumers take");
 
