@@ -2,11 +2,13 @@
 """The same logical K and V laid out as linear, block and paged caches, in hostile surroundings.
 
 Every row that no sequence owns is NaN, every block stands in a random place, and every table entry
-behind the last used one is wild. Elements are 16-bit patterns, so f16 and bf16 are one case.
+behind the last used one is wild. So are, with `first_keys`, the rows and entries of keys in front
+of them. Elements are 16-bit patterns, so f16 and bf16 are one case.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -92,6 +94,14 @@ class PagedCache:
 Cache = LinearCache | BlockCache | PagedCache
 
 
+def first_keys(batch: Batch) -> tuple[int, ...]:
+    """Of each sequence, the first key that a query sees: others may be gone."""
+    if not batch.window:
+        return (0,) * len(batch.k_lens)
+    lens = zip(batch.q_lens, batch.k_lens, strict=True)
+    return tuple(min(max(k_len - q_len - batch.window + 1, 0), k_len) for q_len, k_len in lens)
+
+
 def strided_rows(rows: Bits, padding: int, rng: np.random.Generator) -> Strided:
     """q [token_num, num_heads, head_dim], `padding` elements of NaN behind each token."""
     tokens, heads, dim = rows.shape
@@ -128,6 +138,7 @@ def block_cache(
     block_len: int,
     rng: np.random.Generator,
     pairs: tuple[Bits, Bits] | None = None,
+    first_keys: Sequence[int] = (),
 ) -> BlockCache:
     """[kv_head][K, V][token][head_dim] from the layer's offset on, other layers around it. With
     `pairs` of K and of V [keys, num_kv_heads, 2], behind it [kv_head][K, V][token][2]."""
@@ -151,11 +162,13 @@ def block_cache(
     first, cu_k = 0, batch.cu_k_len
     for b, k_len in enumerate(batch.k_lens):
         own, ids = ids[: used_blocks[b]], ids[used_blocks[b] :]
-        offsets[first : first + len(own)] = own * blocks.strides[0]
-        used[first : first + len(own)] = True
+        begin = first_keys[b] if first_keys else 0
+        there = slice(first + begin // block_len, first + len(own))
+        offsets[there] = own[begin // block_len :] * blocks.strides[0]
+        used[there] = True
         first += entries[b]
-        token = np.arange(k_len)
-        keys = slice(cu_k[b], cu_k[b + 1])
+        token = np.arange(begin, k_len)
+        keys = slice(cu_k[b] + begin, cu_k[b + 1])
         for target, (of_k, of_v) in targets:
             target[own[token // block_len], :, 0, token % block_len] = of_k[keys]
             target[own[token // block_len], :, 1, token % block_len] = of_v[keys]
@@ -172,6 +185,7 @@ def paged_cache(
     block_len: int,
     style: PagedStyle,
     rng: np.random.Generator,
+    first_keys: Sequence[int] = (),
 ) -> PagedCache:
     """Blocks in pools, at random ids."""
     heads, dim, dim_v = k.shape[1], k.shape[2], v.shape[2]
@@ -185,9 +199,10 @@ def paged_cache(
     cu_k = batch.cu_k_len
     for b, k_len in enumerate(batch.k_lens):
         own, ids = ids[: used_blocks[b]], ids[used_blocks[b] :]
-        table[b, : len(own)] = own
-        token = np.arange(k_len)
-        keys = slice(cu_k[b], cu_k[b + 1])
+        begin = first_keys[b] if first_keys else 0
+        table[b, begin // block_len : len(own)] = own[begin // block_len :]
+        token = np.arange(begin, k_len)
+        keys = slice(cu_k[b] + begin, cu_k[b + 1])
         key.view[own[token // block_len], token % block_len] = k[keys]
         value.view[own[token // block_len], token % block_len] = v[keys]
     return PagedCache(key, value, table, block_len)

@@ -150,7 +150,7 @@ PARAMS = Struct(
         Field("int", "size_per_head", "head_dim of q and K"),
         Field("int", "size_per_head_v", "head_dim of V and out; 0: size_per_head"),
         Field("float", "inv_sqrt_dh", "softmax scale, above 0"),
-        Field("int", "window_size", "0: none; w: query position p sees keys above p - w (and, when not causal, below p + w)"),
+        Field("int", "window_size", "0: none; w: position p sees keys above p - w (full: below p + w); unseen blocks may be gone"),
         Field("bool", "causal", "dispatch picks the kernel by it", "true"),
         Field("KvType", "kv_type", "how the cache is quantised; dispatch picks the kernel by it", "KvType::kSame"),
         Field("CacheType", "cache", "which *_iter_params is read; dispatch picks the kernel by it", "CacheType::kBlock"),

@@ -232,7 +232,7 @@ typedef struct attn_params_t {
   int size_per_head_v;
   /* softmax scale, above 0 */
   float inv_sqrt_dh;
-  /* 0: none; w: query position p sees keys above p - w (and, when not causal, below p + w) */
+  /* 0: none; w: position p sees keys above p - w (full: below p + w); unseen blocks may be gone */
   int window_size;
   /* dispatch picks the kernel by it */
   bool causal;

@@ -162,7 +162,7 @@ struct AttentionParams {
   int size_per_head_v = 0;
   // softmax scale, above 0
   float inv_sqrt_dh = 0;
-  // 0: none; w: query position p sees keys above p - w (and, when not causal, below p + w)
+  // 0: none; w: position p sees keys above p - w (full: below p + w); unseen blocks may be gone
   int window_size = 0;
   // dispatch picks the kernel by it
   bool causal = true;

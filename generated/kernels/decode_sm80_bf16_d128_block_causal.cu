@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         62b1fc889ae08dfdb7abef6d70114e6669b89a71d3251f4a578492f5c4dc26cf
+// digest         db277750003fffea3c7abbb5041568785fe1e38d213baec0c4bb3d280576798e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

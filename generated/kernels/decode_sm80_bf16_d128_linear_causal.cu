@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         6db6106a085d8529fc8c0e9e2af0afc97f67e5bdc5dcfcce0a7cffdcdfa7a5b6
+// digest         7c25eb8e718ec9a92618e5d12907165502b037e93eec4e5b03371aab28e6b66a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

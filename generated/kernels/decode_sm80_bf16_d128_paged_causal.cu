@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         fa6f6d9c56ca214bfbd8349462c27e98aaf42fff638125c27956bbdef23c0da9
+// digest         39d4959e024ed04d9595f94850bda38b0ac2a30e594633026c5a7e75cd429d6c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

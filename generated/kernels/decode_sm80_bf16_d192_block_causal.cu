@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         a5a15d831480438e7b6f8314f073dcec6448d0aea6f586712a648720410dec02
+// digest         84eb7ccdee1de548e3057b5906a26885fa748d989c2ff79f22228f00a6512407
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

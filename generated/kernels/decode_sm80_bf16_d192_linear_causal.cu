@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e4fc8a756b66c2cf01cf6dc651fe299b656edacd98b948213037b808ddbcb84d
+// digest         bd9ff7884a9272fb4e6b21f9b3c19987cb5f8804b0772f77a8dbec98fa6dbfa9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         973ba16c0474600ec17264165e783aa8e321cfa4dfc0783192c9b42ede7da173
+// digest         e016efb70e75cead0ba04a5e4e4a928798670bdc1100058d30c2f7e633f80b81
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         95f694f4dcdd7337832ab0a80a5faa453888f8f36eff312992011ec4b761bcfd
+// digest         1056160656312de85a6806dc9d6bd8739992f93d81089eb52ad4fb762e1262d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         019a7afda85c394e41c21ddcec490cc147a552b85f37b5ffe39c00aa107f5aca
+// digest         cbca179e1d2d65156dccb7f27e8958d74fdf308fdefabe64195be31be818ab4e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         a9f0961c7d5fffd25a608fde99492a553f81b3f3ec3b69deb53d0542a468146e
+// digest         f6827ddce8732cfc2b577e8ee7952412b9c1e19fe210cdfc8bdf670a32057d75
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

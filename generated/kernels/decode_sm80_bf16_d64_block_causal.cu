@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         4ed0a091023e61d0fd170c6b7c16b533c3752c817717ffc749b1bef410d47ee5
+// digest         810a8755be1e7182059937a51e33711206c7d1a26839c737991d73535ac91700
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

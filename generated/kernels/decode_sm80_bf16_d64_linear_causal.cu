@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         13fd1d428d8a5c904ed4db16cc17f078c1ecb177b7f30ffc3e8f3e81abd718c8
+// digest         fe7ac66de8c15da7fe87c8c8c8939c9c57c1ad3591a4fecbfe394cae72f58125
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

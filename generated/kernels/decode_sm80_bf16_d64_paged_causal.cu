@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         e63638480fc242db56e0d7ad460211df35e021a5c2496309bb02f8cee3bc79d4
+// digest         ab53bcf9fed49d6d6ccaa3e84a5ddaf63b869cc27f52e81b4ebc330b224ddc9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         99d71d36e0d38137deedf4bccea13a21741414f79764e86daf5ad5a8d46aa509
+// digest         bf01f5f53c4897659f0c5e9f433b24d47d48bfb38eafe7c4c67a6aaf4de0d2a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         52e1c4a8b2e92fadc16feb1105767f22b71d498aafe4e8598adb9685b50e7745
+// digest         fbebe41c8c4ce8b0f6935ce04a3f1e310f2afa171857b3f384dcf5627171875a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

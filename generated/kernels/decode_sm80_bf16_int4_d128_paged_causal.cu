@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         c126e81450a9e30ee5dc974f860cdc33404dcd709cd18b5c4263136f0c3b4b62
+// digest         8bf1ffd4def5112541a6a0a9f4ab6c4dbd6213a1ed31999d1510f886c3d059e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

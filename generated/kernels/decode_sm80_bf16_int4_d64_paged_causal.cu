@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         37832d7138ce584c17712b1563aafff7b5c6d7cab1161bf10788c97a194b7215
+// digest         5a990d80602025268383f4b174c1d2428ed5edd85daf12046f805980f956da39
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         1593887b1b0b4f6f537be6b61cd81959ece449d2ad07a1287f166343a1aa0451
+// digest         7a98a89fc310be353b3817396a888e5026d557578ad26e3704e8c6240388c360
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

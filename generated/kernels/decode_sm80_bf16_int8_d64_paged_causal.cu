@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         e12bc96a441e6ae50890373f3df85f5acd137ece64518ec2a2d7ff6946e78c1b
+// digest         b9baaa9201a64a793955322d6882db700680c7c5eed75b18583d0ab48f4fcd13
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

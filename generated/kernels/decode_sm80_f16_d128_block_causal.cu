@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         9dedb57bbb43c6ce900a7db5c8d570e9117e292fbdb4712068a591351ba32325
+// digest         b86cac68070455331e16b1f87924ed7607e7e6d4ef1962e5ab91f8f8fa3f9f80
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         9d97e0f4f162acad89c45f1958df48bef102c2cdaffab049443374f3915810b4
+// digest         413f386d516fb8fafbb6dd34cfbba4e2e52825a54f3cb39992ab281c50805562
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         37e5f21b5c0d6664b6bd3fb4217287a4851a99441becbee19c76e77e74edc905
+// digest         1820daedfa16f6ab65ede66c6de927fa3732c9569539c1cc3032c60e4c496af3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

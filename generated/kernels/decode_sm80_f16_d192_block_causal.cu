@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         757a28e245be8b6e2dd52fbdbd9e64bb49ceefc39439a4c203d0aa7173991652
+// digest         97b4fc3408ec9592802de02c9baafdfbded23e044c67d684104dc2e079b71f20
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

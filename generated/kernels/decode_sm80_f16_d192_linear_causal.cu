@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         dacf24a61149b731b40ce52f58df561ae152a3569102cc99c0edc3d850fddb69
+// digest         43bfd52fe33281799e848d56c777836d86545c8a2bb8c439b60cac47a3ea81bf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

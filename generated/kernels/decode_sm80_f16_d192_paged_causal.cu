@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         317fcc0cf3b026397f7435f5befed2197f7bd6d88a7f5822564cf5f29fcd4dc7
+// digest         ac1ceeb370def1caa29ebfdb6e2d4026eb51bc2f2089753899d5b8f12a47ef8f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

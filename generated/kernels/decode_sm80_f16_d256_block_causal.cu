@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         20bfc3ef192c040033b63fea24525a8a97b5c585bf4e4f528dfe31458b885ac3
+// digest         65016dcd5401e860763c58af66bd335a017b7b22226fe9332d3d966896b76155
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c31becd11e837e16843738a1daf8c0083c3b36f31212cd086b05b774eee9fb21
+// digest         8e481502125537c4b0aad52a4a69b0f3081eb4df73a0374dcc7ff6dd6d5e962b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         2e0dbe84af4ff83668bd1a0c46ee94ec01d405d19ca69a99592df4c51bb3baba
+// digest         69c10407f607e42f728e5191550cf89a59a1ec77747ede88a28f004c1301c1b9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         d17cec55f4a3bcb934c747d022aaa60753c9e241cc005ec45c2388ec27c96ba2
+// digest         6f0ffbbf7f4cd9f09297b4e5e81509818675e14af05798eeb24996f39194a68d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

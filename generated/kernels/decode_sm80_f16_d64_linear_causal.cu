@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         f8e97cbee55d75016994b2119096fdde91a0cbd761917ec2f458886d420d6831
+// digest         6663439f96aed2530c04aff93c82eb4fd2e17e84c7c07e99f13b0b35bda1f548
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

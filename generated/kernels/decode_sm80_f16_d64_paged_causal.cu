@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         71bb3287fd5a777155a7b3b476527fed0f4cf57354ec6bfc5651326b575a8dca
+// digest         9965147d747788282e43441798a2422f84f9f227c52bfcb445ad3c158917b5c8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

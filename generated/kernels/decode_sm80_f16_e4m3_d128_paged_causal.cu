@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         5685981235b63c7ce383f2873d72d086296071f286103d1d010b8fd903f391ac
+// digest         4a7af1fcf0fd71543a4ac7a27ecd26e0837b60ffa96227198c09fad61751ce4a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d571cf156a4e1c673147c9733e899425f568b26a4ba9a5329a52fd778180d738
+// digest         e20de7aac8cd5b81ab38c54bfd9ecc32b5a5456b16b061444be712294dea96ee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         f2ac220cce1e5e773748483d8e627b5e13822a9b6a2745e2ebb105f75c7f86c7
+// digest         f9437764d6a0dff9c88139ab590caa17d5934242857582a618ef697e80566913
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

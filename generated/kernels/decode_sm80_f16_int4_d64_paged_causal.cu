@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         ad74bde3abc9ecba2243e603065206ab4c31f251d1c93714f813ad5b9eb282f6
+// digest         0052d91996cb515ac814fb9ff6322b88a456e5bac1fafec165eba63e9a6ad9c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         6371b0bfd7b194eaae83d833bcbc2d017b20123f32ef5fae721049487057b71f
+// digest         478134c1a69ac70b3ac7801845aef470315b2722873ba0735fba12334eac7098
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

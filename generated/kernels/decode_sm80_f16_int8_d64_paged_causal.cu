@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         015d7d5c3044f3feea08081fc41033d6d1e7d3593e56f380c1e022f12d1a2358
+// digest         c1cf39aba7cdfd7a5e92740e407935705aa964235c0ee7d2feb1cc10bde6f4e8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

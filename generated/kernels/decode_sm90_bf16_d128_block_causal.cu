@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         d913a94cfc5d1c8b971b9bbcfce89bf09ece486ec0a5b7e7e3ffaccd62dd4c1b
+// digest         3c2d0050ce3cef089455ca213e2a340fc7ce3f0a7ce82b6350ddc3c1bdca4652
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         42c2ecb9b288ac2cbca1c6383d9abbaec87ae8e42f55cffeec1fa8aa9f44c72d
+// digest         af7a2646e42931be5b01209996f2cdd3cd9eb0f32f85b58dc4d2e312cc1d026b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

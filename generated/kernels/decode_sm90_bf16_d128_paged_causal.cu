@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         42f7328ad9f858dfdc832d0965132b6970f44c6093b78b00a98ccbd4076504c7
+// digest         627bdaadc69568dcd982ccc73d16ece4e75d8f6a338aa3d0169a3e171697c25d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

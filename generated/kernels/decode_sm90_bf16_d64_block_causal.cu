@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         30e19681b5b3278a287212d334db6478138a383b4eb89d5c23b67a4dc176a4b7
+// digest         8f6d0a38a7e4bf929862e35a223acd4e24d90ff51acd0e29abddb389e5289956
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

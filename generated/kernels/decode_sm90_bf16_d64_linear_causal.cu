@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         ecc8370fdf1b95c3a8c4702b715d8d37b0c1f9139392fd6f69e71dc0a76b7fc7
+// digest         93dcdaf03bbea82b6b3c1c3605ddc826134075a8720c0c3ba3e3d84e13ebedcd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

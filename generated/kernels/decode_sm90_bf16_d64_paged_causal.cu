@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         51f7226dc698207f64a244e31b70523812658b23dad4d35c57dab78358c4cca6
+// digest         809f2d9e5be6839f3bb5ab654d065233468a395a4275eda9f366995b2624f3cb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         2e62fc014aad518886112916e5b02bd46626e8b3233a64d80d4409b5dab2ced0
+// digest         860c679500c7934dc22267bbc95201082f2dd363dc35673a3ab49e68d6e6b422
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

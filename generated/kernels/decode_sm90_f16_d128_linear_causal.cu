@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         f8e17810192b30d861650a565162538fc5488584dbf49fe8c639e21d434bb640
+// digest         e02763f8a57d9ea23dc68b07767d9d2d2ac86f09607ee68f57ed950301536068
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         eedf4ee487990783e2f9f70bebacda9a0f1bf214cbca4511db16f8a9f187ef97
+// digest         f6da036c876a75cc3da6da1e1971d9a3323936bc6a4e5567337baa571db80ea9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

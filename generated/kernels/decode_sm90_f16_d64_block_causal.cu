@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         1623ff1624b9223d7910af3118032a8e7c94d529893bea4578f967d3e0f7b8de
+// digest         c11b068e875434b69e53b20f9d887d38c6e704c94d3cdacc0186d01745554040
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         94753785c146d2ec03adb4ab7138b2a759034723f06dc94612423b4321d4d34f
+// digest         8da4248761a15b9aa19463c2fe06afef30f51c053f900e7a24fa9990339fafbe
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

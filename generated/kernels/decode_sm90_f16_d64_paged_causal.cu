@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         62852136544c2da3c1888582ec1b5999c7a526d7cc0ee0d6149dc9f4bca93138
+// digest         c2a02c9360b50eef3832a2cbceef652684bb770e6407cd7a047f193ec8404ea9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

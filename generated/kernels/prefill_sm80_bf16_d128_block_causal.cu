@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         5ba7d42a002d9050ae594522fae7c3d374d647deac1e28ce4c264ad53e4afdc9
+// digest         30c237c55f59b83aaa15229098e8b073a665fdd6a868ab990e1eebd655cd3a49
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

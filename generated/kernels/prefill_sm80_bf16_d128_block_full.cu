@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         df52be1f2088bc89a3d59439c7eed2e05e1518c9b4bfe78ef2152f1dc0ba93cf
+// digest         33f66ab14440cac59a6f6fa8b7d8c6989c77b67cd80d987e34de5e149d450c9b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         0a72320e9b8aa4e151a981208effa2168a49a512c3d0a1bc8c8f5fd8d6c61558
+// digest         529f89cac3e375b76a06659755b0d11a3aa490ac7954361a523ad2c8fa90c339
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

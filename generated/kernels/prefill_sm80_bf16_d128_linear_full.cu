@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         9c55ba888ff53b970c20e1fe5e1f9bce60a039cd43c5d2c4fb0451da901061ce
+// digest         a894b0cfd11f0d39c1f152f87d9fff23ba88ae51c9719249272c805e77bfc751
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

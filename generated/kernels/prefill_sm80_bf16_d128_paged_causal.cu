@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         b35461c771e478c57b82b7a3471f9eb7f26234a3de1818c8fb2ceb36ac39a436
+// digest         8a4f1c6e85ccb686f6229151bc257d7ecb28187db3310319999e50fb43d015ac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

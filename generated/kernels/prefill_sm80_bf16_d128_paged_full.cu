@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         b26667bb99d4d46cc7c3ec9e771d100029a5f0e053b9bbc2ae3c45e716d04400
+// digest         35eabb5fbaa51c49afa97d57a2b145d2ffe7566c3fa07fa0ed4d32532d7fb50e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

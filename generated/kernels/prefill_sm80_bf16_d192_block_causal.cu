@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         84b9bc339b4f9e577ff3b32264f3398f6ac625b83095f3cd5de7a3153adb6ca7
+// digest         8cfac13512ee905346bfe84169ba00d9ca0d7623f5c6ba261de3554ba8df8829
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

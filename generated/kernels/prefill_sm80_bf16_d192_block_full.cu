@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         84c2a0a231a57836d1cda29b853646ab3df5b6a33c32a2b9dda80be44de4cccd
+// digest         3718d83244d94c64b38f5527b7512b8030029706570d3df8e120b5a946f97451
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

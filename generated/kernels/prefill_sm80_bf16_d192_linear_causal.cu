@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         3a9ea0b1d71ccef423371bb716707be6935e15a6490aa61492b5685f7dbbb9d4
+// digest         ac1f85d6d65a8e211befaafb766a8eee1ebe34813e0f6c2ebeb1e03cd71af6fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         b62eae958e05c36c4ff7be24d6f3560aca1e3ce712e8d86907b9e9e6ebf21b60
+// digest         790228f569b9e4ee904847db49de2280fb9bb9bf5ff2cdff36904070dca36aaa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         dd25bc005525803b9ce73c95f2144b1e0c93beddb572b488f303d58aced134fd
+// digest         b90fd61393700adcb2bcb05696af837542aa482c8fb9ed2a5113335045f9aa8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         7d38bf5837e5a7a272f72ad5cc7a4e4f744ad19868d186f07f3972213b648f81
+// digest         8b9509005cf44b187674bb812d94bd61482e73b8595a06811fd04f3ddba8694a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         0d29d306b986ebb098679d31e19876c202f2a7065edc52d49c050245ad55ca2c
+// digest         b555d6e423519292402a5a62bf87fd6d57c420ad1fc0f3d06f01c3fa52477069
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         c60970e020ddb39a60e35c69b85ac21cfaebddcdad08e3fad89bda44af69395d
+// digest         17f2bb741d7c99434d4132ee53838479bf3a3386f8b638c2620a7531a0b29939
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         48a22e1cac7c5d6df820f6b7a44ea5e1d56ef4c6aeb6947f6fd217eb91d199c7
+// digest         4507cd23ed1564c9667f9f3269baa692bea474594392bb9d2c54f7e8c8f3062e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         2c3caedd724893e98c219864788165b8c1a318762dbcdd62ff7674332566ceaa
+// digest         03d104dc44fb47593710d4add836b3861e1571313bea78a234b492c9b177cb83
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         f811d82e022f0ecc1cf365ae73f0f9aa6a551447338bd558c109968270afb6b1
+// digest         f2a7a4b120f095c0c7f30275e20b5faef3832164d70268494e3ceb8b4dc4bd9a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

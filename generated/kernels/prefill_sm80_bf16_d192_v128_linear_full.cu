@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         9d4af4c9039a07acc57b234698e32508ae779b741b9385e766027db1b35e639a
+// digest         bc691e92a430b1ba86dfb6aa9e2c2d13ea6dbffbee54b03d96897dbba136c5cf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         cfaa8c9e5e0cca475bda6473841fc5b50055aa06be235ec76343d6e4b2e22cea
+// digest         63145a46cf4cce6d6266b9a10f7cefa6e7e3af425ef5f1520703327e1d332ff8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

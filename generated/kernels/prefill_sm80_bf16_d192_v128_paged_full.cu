@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         dad76093cb02fa77bb62294707a38a70e4b3033f459b113ff07d114d52b73231
+// digest         97b0d7ace34aac8bda9ea234b08243d7faf7b3c65dba25ddc20a9c870eb280b9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

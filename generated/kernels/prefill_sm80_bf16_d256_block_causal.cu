@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b59c85d99794d69ffa44edc901058844a5362b6ce2fdf493f6c1cc7e32ea8d10
+// digest         b38620f12cd7e18b2dcd11a76663bdb434a83c4c939bd81a14fb4526fd864801
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

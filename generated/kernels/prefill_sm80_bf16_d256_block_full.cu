@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         1b40f6f92309ca98edc9aed8d4b8717d54b5fabfc678d33de6754ad372928326
+// digest         467f115cda898159f85c16d4cd2efe38a2a2cc0b93312cd4fab86277307bbe60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         78e8249e7801c1d951e25ffbb6e3bfa597ac2c2e859dd54e55f447b6b084ad50
+// digest         9b6219c14178d82547ab8debc77dad6dbc54f3da06bbe08180c9fadb759ff12a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         adac5e3d14b8e977988609704adfac44a0a70aa3b03bea7a98048a1374e26152
+// digest         a1f77a4b2c15f992a44fbef2e4e4439a7f26e76783b42d968b57e3b4e221e276
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

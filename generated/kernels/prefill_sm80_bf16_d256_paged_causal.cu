@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         62949cc4d4e5849f704e4c7face34c745193f566a570e3dd3b1f3b83a094fddb
+// digest         7dc7e619a1c749e30fdbfa48eea1e22f989363d17e64ac9882eee297df287310
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

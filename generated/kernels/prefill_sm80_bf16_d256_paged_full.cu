@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         8b9d799fc8e3f301af8f1181337f33e6aa934286217324cf18fb35ebcf923e74
+// digest         1d4d134bb05b62cc8f14595fa9d5b92d96684b1cc0d5fb77ca15409f87d64bf2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

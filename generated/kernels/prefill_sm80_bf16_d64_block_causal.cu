@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         24e4743de927047f86a401cb07b7d49ad4b46122786033104aca24b5bc21cf89
+// digest         a7c393fa2c085ceeaee3ea9e26e74103a45b9a4010897c0d31bcaf72118ceca1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         d21139045dd71cf8ef384c933e3b4639c66b33db32c5824817b92c38a9d1825e
+// digest         9fbbf9b1c1ced4e2bf9137603566029e83ae81702b0d980d33a3996037d2b949
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         108b7d5d7d5f78cca0293cd68a56defa4018f90280e1c1ded34e3034c88dbc11
+// digest         6ac1b867f3366f039103f14aba8fc973147f75371dc2a02fd3653432ee50925c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

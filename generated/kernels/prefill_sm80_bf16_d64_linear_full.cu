@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         e406966128bfbc667fc04bce689ac4a8409c794478deb0193255e5bb56656370
+// digest         00e46d1d950bc95b79a13fea127c186ee69ea3936b7185d9b2518cae7347a51d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

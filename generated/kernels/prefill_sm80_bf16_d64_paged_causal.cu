@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         1de19ec81c75c967a80182af78353f6371b5cd63657a6b445a13c92b33d6e890
+// digest         2138006e65231570403b53c449b8ec2052c8f3b686e117cbd1f92fa618bc5793
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         8f85fd2ae3d49c5f8ccfd912bd0ef3f6224d2b4e8c8e7e0e7e5bc293721a4c32
+// digest         491003f6bd40219f99e7236e3f9b71bbfba973d348d2d91dc2cf25211976fc50
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         40c254e6bb14a337a70386c6d0473acd895b4f02d0165ece94a37661a958f2d6
+// digest         c2b6b30553e1fb24a5dba28644786cc1332eb2dc4e34d1ba7756bce8dcfd4e18
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

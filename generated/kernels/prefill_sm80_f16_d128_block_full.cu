@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         c84d60ec43504e5dd5444b04e4e61f5b9792004aa226288e903656795d7c75d7
+// digest         0638df43dfb2d29486dbe3e8d99b9ed58c50d5b965f1ad7267fe6fec9fbe69e1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         f85e334629fc2a61838bb20f554e785e1878e3a013d028cf0343c92d795f6e41
+// digest         a81499837e7055753060400f82d60b6c8347c5de7fc17e98db8ec5609cb984be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         9f1b48144a32fbef220b70cd32e23f87d54971d1c3f35c23b40e9d529d75e6f1
+// digest         fc12f443b0fd72e6799eb2af7fb9ba75751747ca1573e869bdfb9827587e76c3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         4be2ad2583ed41bef51d48ea8a2847eed467a59dd843ed9641865cc2f9ad9c64
+// digest         49f0ed1fe54dd7679a70815136afbc7bc2b4d592f3de60dc8b9736ba7ec4aeec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

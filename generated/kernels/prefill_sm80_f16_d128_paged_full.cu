@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         d51acb565d9dbe01dfa6cf788429605164fd55b6cfa8966112d1efd27e1a85f9
+// digest         a87dfcaed11168b189f3dbf762305e1b427d0fcbfc5ba616bc1e1fef8bd31b56
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         a49cdd6e72667af3c93cc56cb7e2a48853a1db383da10deb5a2bb7eb0c7ccaff
+// digest         1161be71d58841aeea357c5805f25988f2b5b5634c66a71c5f1a408490b1957a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         d8bf3cae87b0fde9f4434e6ffbf56c8a9a5d43ad24a5c0488b306f76390d41e5
+// digest         c2baa20771c0bf3c700553ba879c035563e9a014b9d8fe1e4abc939528ddb024
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ebb0be0a2669a0d39808bf39d051c3444d77c9fac253a4ecfac82cba0e3d6c58
+// digest         91c889758686c01568afe114a59ac7a02cfbd88486e33ea8f95894c4bfc4d7d9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

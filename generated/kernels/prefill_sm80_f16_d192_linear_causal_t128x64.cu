@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         92ecc10727cdb8c7ff86294da3467884a99c90998a7d04c1d9aa0db6469f2fc3
+// digest         a11530bb4b9c2c840257e1c4e3b706d9c9c64063f4fa7abbc2b155927c16794b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         1bc1c2583eb88b3807f73c34777c2f179b570422112093df2fa90acc8309afcf
+// digest         d713b545875409894bfeca1f3dbf55614cae9646916111765a2f29691529a5e3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         5c4cc0077d5d27e19b8ace2c54bf2e045f35eb1ff246cf21e2dd625b91373518
+// digest         9930c384e11bc455fe13318132add3c2a4a4a8d99eeb44941ff59983d57834da
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

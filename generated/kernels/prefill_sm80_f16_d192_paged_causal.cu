@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         a7f18932a4f029d2035f9dcef039113cb29fdbf6c92feedc54dbf28f9664188b
+// digest         7afd219465dd93d4cbcbe72ae590c60985fb0b3cb50464b835d9e909c1aad582
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

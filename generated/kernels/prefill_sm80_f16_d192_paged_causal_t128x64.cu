@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         5e08d33bc2bc15a67312388ab2c0da083f954677b67fa8f140ebd82c26f4aaec
+// digest         5b7507050fd8d3ccf4bdc8391184c9c4ae6c84b5bedd4f6b9879caf2b489194c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         9adf084a114cbe68a94b27759a89764a649f8257666fc60c218783627602328f
+// digest         1fe8a66b340a85c813fb0c28625436499ff296816ad557cb515b29ef77db07d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

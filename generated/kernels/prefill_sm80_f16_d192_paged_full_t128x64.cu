@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         8696adf7235d2d67466c38269d9b12033724fd77282a6073a85d6ea302ce94ce
+// digest         a23dfae76dd9471bca847f78db04855b8729f80e20b2eac6302aef6517f032be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         aac186866bec3df5642e8d12d70ba31b42df5a9765961331fedcd008cb3a1e2c
+// digest         f38267fb8cbf31b69b79908209b58889ef89cfe2c98efaa0a4579b02c8d0e744
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

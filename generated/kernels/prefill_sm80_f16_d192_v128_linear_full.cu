@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         3148c2a773352fbbd25eca6824191a48070f65dcc7cb22f3b7b0c68d2a7e8fb7
+// digest         090125ab660a94c18df9ca3d1fac26974df6d16d5faafb30b9925457210fee67
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

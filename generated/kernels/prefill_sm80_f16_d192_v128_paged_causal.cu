@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         586d220cb9131e2273c00e90c6b9bdd9415f4e834acaaa225dafb28fe5aeeb9d
+// digest         d4d43e471c5387b84446797f5807ce7bfeb2ac15c14e1735d509a4313defb823
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         b187c898671c17a46fd5dca5b2932efd01ca3194694a50da4f96ce0791ecc04a
+// digest         a5e775dda49f5351cad3c0f9738b86f7e7e0e5fb5b73c7d6e9918c79379d9177
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

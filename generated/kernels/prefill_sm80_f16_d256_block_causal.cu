@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         52decc21a1e55e11783dda592a162716c899050fa6676c3acef0a7958de90e1c
+// digest         db1b785c68e667c8bb05710c69141eb388aadc7523641df117996620fd060f5f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

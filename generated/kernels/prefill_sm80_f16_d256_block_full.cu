@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         e3a527555030554e804ecfe4ee6f591e6fc6089be20720e0d269153220a0d1fc
+// digest         44d3e64cd93e299ae817979d0062b9beb3f74f2bc897e7461b5ac09ee94955c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

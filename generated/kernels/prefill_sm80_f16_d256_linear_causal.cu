@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         39899e459345871150009ebbb9b67bd73bf0b563dc6190fd23db8cca11048a32
+// digest         c971d480bb0eeb0c30eef91cd5e795b107cb7945b896b25b319ef1a237cd8bdf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

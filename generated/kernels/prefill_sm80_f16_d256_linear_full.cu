@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         d06f9196dd7158fb5139a472744452c36467f83406cba829b8683e03f7552b04
+// digest         23eb51f254d8602e39033a52c03c3eee39d94e7f250923709c738211d62b96a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         a9980d86efb583a089f75cea61cf04386d62e602a75fb1181ec6c5466c414a2e
+// digest         d11963390382cb1e7d044a0aa97e8d6c14889cd0f4edaadeb9d9e8c5add0cb7d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

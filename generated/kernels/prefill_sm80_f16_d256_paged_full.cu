@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         7bb133f6e4e74db4d600ef6180e32e94971a70c12d908629becf15c2c2d476c9
+// digest         8f0d9acc62be769462f0c81dd3792f3bec4545005208db90eecfdf4d464445a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

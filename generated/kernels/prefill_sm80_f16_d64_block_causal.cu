@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         8f6a9d13adfd377bf2403c1d2d72f9ebfef7e3ce2b0aa95d2bdf785d574bfc53
+// digest         6fbd5b8b7e30d2211409c4024bf5e512d1f947043eed1f2ef59d36914c15eba8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

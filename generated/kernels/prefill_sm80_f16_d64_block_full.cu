@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         3829ef788b1eb837d3f83db9f3fa1c1cb59736128c84163c3fcd392caad2f3be
+// digest         4ae72868d720faf671969ff918659de94be826477fb8a99ea64c8a8ac955bbd5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

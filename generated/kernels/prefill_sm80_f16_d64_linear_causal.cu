@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         ac84bf526a19ba5a43b481e4efde5db11a771cd4570be2fc7ca535b9999c313a
+// digest         8c501f48b60550b7bbd800d66c4015276dc11f14189f0825e50f04e6c052a01d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         d38d0a78d771b5a501bd1b2b9567d147b89b1edf15285f8e9e2e4cc3e95e274b
+// digest         fc27172875a6a120e970c5585c79c04df5e82280474087fc638bc68f2583b1c6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

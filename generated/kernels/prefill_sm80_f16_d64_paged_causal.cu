@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         3445772106a43657d54746941acfb1fe15cb64d86e945969b83e5c63291bd284
+// digest         e92456e0b6e8f83c705c980ba4fa4f5919f7119bc1455a3aa9ee95ae12458aef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         cdc22a26ff1e7b2c801a24ed5d2526258c3a004c80e96abdc55b058772641bb2
+// digest         fe550c5d6fd13835ed66364ef246c2a91bcd7a7dd392a04ee1c659194fb836aa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

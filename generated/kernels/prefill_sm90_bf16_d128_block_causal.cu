@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         7ae089526484530aa912edf9118baaa4bb3a2e220810b2ab80f3d1ae0d8d3843
+// digest         531c5a15b2920673d9d29073e00e1fa8de1ab6cbde8c65cf7927977045fcb717
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         0a32bf81444a96ad9b06173d207db3d23a63f24d0523ab7c66c59249cfe4e967
+// digest         c7c55c33e9575331a76240da546041392a47f585e02522f6ac11f0687146bbbc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

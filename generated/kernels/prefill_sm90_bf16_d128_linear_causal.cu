@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         a202e17e0a4c720ae5eedf907bd8bf8fdfbeb032e636ae6176ea966a898f69c0
+// digest         07f0d69c4f5586562d7e24c1b31267f0ec0fbf3b0dd1cfa58aa9d5b9e828492c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         e45eb68987b88a523d1e2239d1701860ceb1a19b55373629912243bfe21a5b5e
+// digest         d21453c8ba28dc0468249c5979ffe482c50e08e50774a51dda143a0d7f1fd979
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         690064ea54f4b2b4991d50740fd77e7d23992a83becaac44e3040952dfe55f0e
+// digest         b6b13c4bb26f7bfa4d9e586ffe1f912a0d9e6fda93c1d6da10c96fe62654301a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         009b74f36c1b5a1fca1035189f7b2bb9b106252c73a97684b2d95c434a5060a0
+// digest         c9300fca17da32fad544d23f2baba6755111ed0f4046cd7044f53845c588ee75
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         242e7afc33854955e000da795908e9c3fa9aa76e08637c98a57cb036094a98ec
+// digest         fde2b89f290fcdb9cd6e0ae2f7b245c00ceef6331294503851fec17a8e8b6580
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

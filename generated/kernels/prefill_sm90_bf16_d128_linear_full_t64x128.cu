@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         525d9a923273b2501a1e69c4d23245fbef9be54aae3e78f652fe48cc8b4ee135
+// digest         3511941b5ade58de02e649959e58b795a856d57760db8f0148dfeb6a3f5c8cee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         7961cdde0d55a9d8ee299f7ecc4345ad6229cff523074c3548a52daf37dd9a28
+// digest         0c9fbac58a8b3ed638dfee42dc1ec6ce374b988dd483689f9caeaa0af9d762b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

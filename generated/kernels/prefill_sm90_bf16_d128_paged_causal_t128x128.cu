@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         03bdcbabdf3eeb683c164caecec1aa9a3380448e6fc2ae92dd3946da6a4bcde3
+// digest         42c5da7fa48131ac38982a9356a24f3ec07064a4721f46b4b58e9508d5b57194
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

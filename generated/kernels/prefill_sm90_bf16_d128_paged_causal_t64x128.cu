@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         370c38bce98ff2f248aa046c480989fa8aa77f81ac1e32fc4547d5f6776bbe14
+// digest         091e8d749eb5576b92bd477a7c1f5fc2b2efda3424d5e3a3451611f33e7dadeb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         2c4a35630db41652d57508733301814b64a039beefaf4ca19480d0132246e988
+// digest         46e7867263e161d6e44f836613ed178918f8c6f24e74ae661a2db3bce58159a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

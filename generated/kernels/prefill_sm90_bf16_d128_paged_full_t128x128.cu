@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         c57077af6289e1b19b8cd0b14990d474b2a049fcf23b0752483ecd5b77602606
+// digest         c6fbcf2e8ed4e867de49d3ada99ffcb5d380cb745f9fa50bc20723646a3ff610
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         fe1d56d2358374bf8cb49574e7af858e0e75862738889c8579dc0efe00981f37
+// digest         5949236b290a6f210a34bd772cdaa32a70bac4a636647b28cb34eee2d114ead1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         05013324513251644f71f0961d9012d4eb2fea74fbec983058b529af94e16d5e
+// digest         9c152ae807ed1ba9e8d5ee21c3b03ec2684a44c2b3a2f1a456e7ff9f6154f551
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

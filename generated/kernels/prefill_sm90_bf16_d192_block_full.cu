@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         3e0c56f8fd096c99fae06d9d8ea0f23982b07225b17f2c036f9c0993e399915e
+// digest         0d8c3a6b1ed84321fd1ba2a6a5e5194e15762432c9a2ed48443cbce2635408ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         ba4b4d12a8f24e2abaeb47936f5dc1f01db205f0af72e1a60558a1e54f034d03
+// digest         2b1c93f129a294e905d886aa64fae71d63a60ffaa0ba9ab1606ce150dd16b29a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         d61b47fbb2307de8e814e36a744be48b5e4c053d1d6e65cd632b0b0bd3128ca6
+// digest         b5741039d0bbb0d03b28d7b11ec01553c8d20d8878666e1d4ca1929e7c15ff49
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

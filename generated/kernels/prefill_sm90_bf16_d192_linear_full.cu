@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         2b5f4fa5d93e11bea2ef6e9b969723e45b95b5e324995201f7a51bf715afb2cb
+// digest         111eea5a156dab9c426feb699195ecacd5153fd86aaa0b89f5f6e44cac201e09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         550a49b68641f3135dba368eb065734f9e820d35eb549daa6e2774a0939b63fb
+// digest         18e75377514c759c762f1fb6d29b0b13d4bbf41c43145a07c814a7ea2b66ab48
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         0174664c8b14357bf6d95d8000224c4dea3920b2d026ea97201567e65c145511
+// digest         30069346c444802db94963d9a9f65c45134264d72b8ab15fa1fb48ccba5a17aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         b79c1aaaf15fa8202f3cc0735e75da21545c0a40523a70a0e16de2b10c6088fe
+// digest         95d44dc2703b5964986e970a5f1b29999725ce2decd9b9ffc872f23657c26839
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

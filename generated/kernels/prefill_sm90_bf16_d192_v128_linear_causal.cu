@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         30ae6ce363f22965824299be4016255ce123b142072dd477f3fa2194d760cc86
+// digest         1e53dbe6215cbdfc0f9cd57ae35c35bca434c46a1bb1f2815d4f054a5b91e27e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

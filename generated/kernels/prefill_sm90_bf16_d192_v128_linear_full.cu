@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         16663beb0ed9fb3ae3ca4dcbcd6e924cb9825dc52813ce19bdcf85bc68421759
+// digest         4292fee3da8a650f9e9366502e706cdd8adae0c4040adadc3bab4216fde82bf4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

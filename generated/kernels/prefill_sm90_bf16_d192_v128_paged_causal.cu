@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         59ffb3fb21dfcd8e4f09629b5773bfe5c9766519cbc4703343cf1e308f4486df
+// digest         fbfc92292055ceeba32002c0258cb25d28b9ab4dffcaa5431cd7cb2d970e58a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         73c4372f46aaffe165a35d87bceec51c966d07784ba7bd3a88cd898b38e72806
+// digest         e5851b30ce8bd974ddff420e959e6dedc2d054058a27403829fb5666bcd090ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

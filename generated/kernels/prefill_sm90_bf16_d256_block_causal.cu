@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         b4715cba0c69d44764d4a96d32da485be17ae6bc99e9d1c1974e77bd415dc204
+// digest         f1673efc01d8dd78e7fb754293ae94f73b1f5eaf9f3e819d85ae70bda9314983
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

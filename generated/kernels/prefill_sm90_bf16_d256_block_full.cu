@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         6eec1bf296b7e4da66f25b94542b470e45a8f44e566d696a325b1b4abd74ed61
+// digest         5ac71ab8b96cebfbaf56db6c7504c28d1fabc5d4aadae36f6a8bfdd729f937c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         47c888c6043bd6ecaa80cf4a7c590661fe3836f11fd91cccaa6a3643bce1ef98
+// digest         ffbeaa8c7b73d0c5298189342ea84b7920cdee40eadb265366e3b6cd65143e97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         95c3fcbc8180c83427c890dbc06295256c176c19a6b55d08a4393a0897855a34
+// digest         3d95734102bed009c22808049a8b5cba0289aac92400b5204c1724f40183a62b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

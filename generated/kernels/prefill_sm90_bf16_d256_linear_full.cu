@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         bb3beb2c02cd1047180c596bab1fbe12a60f8cdc9cdb2a29a67454e2d96fd5ae
+// digest         4f7a1a04201f68755db514bab07de1c5298d320d3b98b8d8a49e1f63ef87e4a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

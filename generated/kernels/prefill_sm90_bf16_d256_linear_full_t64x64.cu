@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         50b8d3b60e1e8e0b1db8a777403ec1850aed121f42c9ce15b48567940f78289d
+// digest         d8611aa3b9f438571cfae082d675b10eb7ecb1205c3dfaed3f1408506e5e119c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         edb64ef635d8d6fe69a6bf52792095368ba7749ce46d4459e4d7eb8bec4b5f52
+// digest         d80f2886dfd7c04872f88a6fb2a8b1d96ffde46f653257775fac491ca8bb4322
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         34c0830643a6f041ee2533f648470b33aaf4bcf206fe46606d8ea6350aab64f7
+// digest         037290562957ab123981c8624c8302250b88b46d2841e87c66c1675280ad6aa1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

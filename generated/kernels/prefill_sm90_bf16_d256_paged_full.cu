@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         b71dd19785b57ff8295dd6ff99bdbab9f2cfd8b046556117a880099285ace09e
+// digest         e5b3e01cba66039f8d19ab251c9f6931d06dac69110ca478e7c0f42fa86c8f05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         0b0ce20ac663cf25c66ac5f0c382faad5db7d2f3754fc24aece5b77d19714dbb
+// digest         7e6ff738100939ae5af84610a0098c68acb24d94c339887e5d8e3a4a1dbc9630
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

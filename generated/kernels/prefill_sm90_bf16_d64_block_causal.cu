@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         5307fb45fabcbf3a9b4b43ee6f71ece9200ea441da9cfe660a11aa8c7c6cd145
+// digest         2e76d681b417f1e44a4cdd7b289e2e0127552f7d712682da5a465965ad1fcd7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

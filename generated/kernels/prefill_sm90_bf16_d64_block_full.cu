@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         51065bd3f945fb4f9a6529ca66768067269cf8a36e58fab805952607237e0a7d
+// digest         c20e7ea06b274275c8bcf4106698515d83080236882d00f8609aeb093dacf2f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         df094e85b4ff6b1fa112b070cc91d49f396e9e61a7aba8f8abbfb6c71bbe8ae1
+// digest         1c66d505815636a889cffa5028ef7d2e201faa027414d6c476bb7fb5e45e5a57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         0f05f41df66b8905f475b1f6af8f72552d6ccbb5d88fbdd0223e880b91964177
+// digest         3e1ddb6c2484fd05b114c263d891fb4d43ed3adeb3f20bc525bf7a9c9d2dc9a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

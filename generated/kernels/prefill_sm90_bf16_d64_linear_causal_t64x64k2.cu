@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         3194d90be5fd58d8f3c1a1f7bf9c71f6f2fd39a4f7793cde68b8d597ddcb07b5
+// digest         50242e5a8083b16d0eb57f10e8c9935cd96cfeec69f63613afd0d2b2008af5ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         3af4e2387da8530a9a13bca926972c087a93be8c374b6f966c59fac77c123267
+// digest         813b0d39dd03c4e4ad1a0d69efac7203b066fd3b2d267c13cbaf062817e12b45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

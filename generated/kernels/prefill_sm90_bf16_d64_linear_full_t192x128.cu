@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         fba2a1788abb15d12bb7d4e7ae3bf4f4d387051ba8df15b42aa1d09ffad9e584
+// digest         9dc051e00cddf81ad5b54f398ec5a44ed13d1af37b6812076f70065996ae60b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

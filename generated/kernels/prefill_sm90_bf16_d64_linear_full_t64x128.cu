@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         5e38fef8e610d4c2be8dae01a9a357568fbe04702eef49945ff5269100b04350
+// digest         e67d1549992bbce2185fad246b05d0bc6830402043f7b10a50fa15eb60135d68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         7d5d38237c051098cdec6131e69cda1741effbfc40c333296947bc643fd977a2
+// digest         c9cbb761b069a69b92a5849b52c6c866068053502f81139def4559e1dc9be1e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

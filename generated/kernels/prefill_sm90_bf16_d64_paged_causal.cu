@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         a48a487f043285f2991061350bb7363d78c223e6964196b816aa6c1f2d76714c
+// digest         a669e83c1ee6bf5186f405a7452c4b2f6b78331af0f16ab8ae1ae1d51184ae17
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         da03ce0b07aadb1d67e847ff08e9ce8d03d0ab10375984ad717c51af8c6eadfa
+// digest         ddd9c01ead8c9f7d7833ad041dbfe3a2c2e121f24ca5e3752ab607882f6e2ad8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

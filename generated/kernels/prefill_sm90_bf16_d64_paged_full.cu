@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         484da4fa4f95dfa6c1788a30b5da83f8b2afe6ee53a9dfa61d5f097e36170fa7
+// digest         6124747ad51037893b4298e2925694124b23b9880566ce79abfbc21fb7cdd223
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         0aebe4a4441afe92bc2d0d737befe48988491f850b0a5cde4f19c75021fa3fae
+// digest         3995ea24e81700f866e1fc43d35f1dd3f81ebe15aa425bbb6b8eb53d4ebe98ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         e99cf33cd83d687693a192ce684295b87bd0f5e420bd1b73e95bcd94b235d5e5
+// digest         2d4e0f2cfdf78459fd2c6e17bb146b09ab928b51db5f527ec8b043d077130af1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

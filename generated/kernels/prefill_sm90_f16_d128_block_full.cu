@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         187f825f75963fba88be76bd74406142ce2db4fbc2ba8b38d6658a6ef27be46b
+// digest         662d58a318736034d21d3871226be3fc848bcdf8b4c4c7fff6cd39ea8afa0f68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         79306cd1cc4af2cacc6c5e0667fd9a7ea53b48e2c19ad78011b1a0e3072bd3e1
+// digest         8e60a62f95222c3816dac8cdae5a19943d0dbd3cc33bbdddee2f0e5936320d41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

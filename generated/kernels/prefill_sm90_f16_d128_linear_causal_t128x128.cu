@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         411e63125a457e665b1ed2ec178ed6da1d7609e122c2f392446b4748779109b1
+// digest         82462556e97c2ffe75743779883c549f5706f33852cec71ffd92c52710d40a06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

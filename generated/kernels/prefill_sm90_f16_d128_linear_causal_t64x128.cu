@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         39e729f46884530734762e170734cb4df5288045ef6fde50fda42088f784ccb5
+// digest         4f77f12904103bb172a5eb24947f560b58d18af740385607cebba7d375c8cf8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         e3947dc36a821ee17f20a62fa31d9b2325c88a8258923fb7714199f643f9025e
+// digest         d9feecbb2c4ae497faa3fad8bdaa95b5b77da7a9401388e5528bee74eab137b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

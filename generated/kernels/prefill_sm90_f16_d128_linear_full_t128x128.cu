@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         1fcbf36365aec5750c9be1290d5f382da8f62bb75c24d7a723fab2afc5ed06a1
+// digest         204dddacbf7d08e739165c82168c90392fe35404233278ee3063fe2e189a502d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         c2d632fa28d45023d0a31c600ae189faade8270dd405f41853706d0117c3c09c
+// digest         7d68c3f69e469d60ecca614fcf34de825e0fe57fa264ead47659697d49039d59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         73e8c48867e4cc989f405e1f502f4288cc69f4739dc7d125a5d3fcbbbcfe8f1c
+// digest         221e5cae5c3d10b15f6475071f3596755f4b295067c9309d30dfa18cd855ccfe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         b18983476b5f86572eba76bdadb74777e03343e5f5ba98a7b2954efd7c541a98
+// digest         f1face200247bc077ae584fb10026ad7d9e5471d74df6a724534b502d4e8b543
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f3b871086f3f3b25ffbe89cdd2b9c6c93cc9dbd9435b5511891c78a0fc6e2b50
+// digest         45d6348c57c83926a21bb9a113eb4dccf0c555c3c6571d4a9a46735af41e6a35
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         36255f2845e477e17dc9e15db9c7dcfc21c3fbd250bba00959e153e85f7528be
+// digest         d42078d3a67873d61c8af045117df2ab457a3207408a25078c8a7350a177282c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

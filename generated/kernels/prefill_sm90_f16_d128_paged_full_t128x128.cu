@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         ee91baee8c1d7f8c1eb8df8393ffb6d724c2c2e298df2f38518b78d7d2c36ec0
+// digest         1777038c7c2dbc64d7e83f48de98f430da90b090bfada3b8f90c154093c14f11
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

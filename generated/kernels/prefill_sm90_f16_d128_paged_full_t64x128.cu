@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         f7bdf839271056a9de96a33d8824bd13829cab7c4a32a12886c1e4fff0d7c5d5
+// digest         59c11ad0e5b54909aaeba2e02f7e2992fc9b99a6f443e283e4c3a44662b36b69
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         a04dd255bdb347df115a238585aec175251e647dc6545ed1153afee5f8f93b1a
+// digest         07bd8062a30fe1a97c25f8fcdfb9dfb797c52c0fa2adeb9666ca0ff4c26c9b68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

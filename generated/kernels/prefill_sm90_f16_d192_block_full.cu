@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         62ed62310c8c2a2d6ead8ea312d699032afe9254383b9919a1673691bc2524fe
+// digest         ca42b873690a720b651ce7de636625353a1518708cc2ec1a9c8c0e19f4931bd7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         3c6543a0643822eff288a2014c259f7705ba865942f3bf9a93644740edfd8bf0
+// digest         6cacf758e78f28643c9ae04d6c7422c9f993858b99b354923eb2bc5b19c40fad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         b02633ebd8f0f94302011ac963642db8f0a065b7f2654232aa345f5fb9a166d4
+// digest         11e6712dfc6921187e4b54d9b2843ee3f01c2f8619a5fb6f089972329ce75600
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

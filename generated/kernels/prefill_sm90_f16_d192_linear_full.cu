@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         7b8ec43f838cb97a1c8f8e36ee349ec9704b0f0214912b148ce70915ceb0758b
+// digest         a3f535caafc860f5d61c9ad2863f080c7af335b19d16ef9e2f585737a73c2669
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         6ae119f29a5677f4d0bede28f9e8cbe4d91c92ffc6da30064abb0bd9a89137ca
+// digest         213f55b2ebb189f237b7862746b551a295ab1f7d3c2cb1fe5706fe8fcd231bb6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

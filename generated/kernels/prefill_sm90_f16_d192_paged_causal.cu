@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         891ad2cbb3192247704d22eb445d6804e6593c3f56ab4251080762fb7efea6b2
+// digest         8c43cd2606f25576c0e5cb68b1f3011b957f6b9f7a8e6d723d7dc5f4dea14bd2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

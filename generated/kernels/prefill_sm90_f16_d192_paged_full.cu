@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         5598021e0e51f707161e59776bc6b04d58ca7461948ab47eba24eb599d36934e
+// digest         0c0db492f91245cb92955e61d14ea67a72a0f02db3b709e088c7d08c9cee0ac4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

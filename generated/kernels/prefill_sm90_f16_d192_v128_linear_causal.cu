@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         f35c52eb0598667e6eae81ec2bb70555b7a3ebe081f19af8b3637281e72cb082
+// digest         43eac4632d84162ce18365108732ab237fe7137284fa3d31782a9a4d30e341b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

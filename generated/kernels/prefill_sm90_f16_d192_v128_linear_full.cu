@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         2bc6c8447109524302fe04f0c9c68262b3fadca5692d5185dc3abde5eb8cedc3
+// digest         3c605489e8cfc473dcb652d6094e8f8c30437caec7a3a7f3379420f699853104
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         9a2ce3709d015671d37aadd6a1dcdb95408feaf056c188f5402b87afbff4827c
+// digest         30cb36cfce99b71454b45d63315fa6e175138a711e2ca746bd542ddaae3ffeed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

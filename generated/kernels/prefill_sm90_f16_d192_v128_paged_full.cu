@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         cea6663f4da7042061adfb29b128518d61f62fa080d78cf580637249cf5c9f29
+// digest         cafe3810f1139f813d7477dda8a7dc1378bee0f28cdee888fed217cf5e6d349d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         5fb093817879630210b95e1d610f48b0c330a127065a0922f6a94ddb5de186ed
+// digest         bbc156417c6f5901a063bd3a78904b43655d28616d04ce0601f059d7ab8a6e83
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         c553d63f6121e3233af5cc9d3935c35c38134e2b6eb253b2fd1cff419e2ab716
+// digest         c15a73f7507bd075d3a3b91d9a8147a71a6f5e7ffd0f19e40dc987a7665857ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         022deb5201fdb08a4fdd387e881bba595439e0c8dcc308ad3adf924aa956c819
+// digest         a96167401f9bc310366736ee4edd20637e124e82e747fbfff72c21d43b0472dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         ae5684c575c0fc00a1ab296357fa423e3bc60ca75d721c6d746980ba31856915
+// digest         60278a82fbb6f3427cdcaad55e8e5a5118ee9f354b31f4521e6dff66df884905
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

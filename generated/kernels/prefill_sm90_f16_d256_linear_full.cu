@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         59b72bb3ab25538939a9ae958c2bc94c87eb12a82ef9df65d79e2ca61ccb4720
+// digest         b45bb6781b8da9d65f39f051aa86992f5d4c1f966ba342567a3bc82ced9c1c03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         c471f16a5b06d5db5b94d53a428e7b73fd8628de6494b511b5330f99a915b0d0
+// digest         fc9e87329cc581dab718646ea6d4d96ef8cdc24e1e4b7a04061301bab1592420
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         b623e7c322b11838d24296fba4cb9ea2a6ef1a979b849e406a5f480b5f59c13f
+// digest         4cced839ad2d8978fe2c2607b00002de131e7cbe2380d9c09e8ac6a04a6487d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

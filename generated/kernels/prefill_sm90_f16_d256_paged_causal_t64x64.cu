@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         e833620c380fcaadfc5c5254d56229efff697d808a8ee7cc2fe8d193b34cfcc2
+// digest         b09d310c6d45d46a958fa897ddf2ce6cec608bc253c1f995461348479353755f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         62ca2665c0f7085a21ae4c6bc42d14a09d2a2545be625d06d65bbccc383dc610
+// digest         2b5a042b6c39fbaf1834e8ca6ea244b92f95433d48b9626b42e2a844f56a49d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

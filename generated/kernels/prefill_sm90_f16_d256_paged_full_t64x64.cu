@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a8e76160469be889960253d2c4818b17d02fd611ab727b8b734941f99ffd220d
+// digest         0851d029a37268c6a9229e5fdd686af7770e5c22faa0c3661205c2b284b8eb28
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         b4f23061bff220116c1a5a244bab9d5451ceeeacb5ea73b8adb7e783b5966a13
+// digest         94c3e283dbd03d54d97adce4675cc055ee9f34d8685ddb90654c7a29d60ac3f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         de2938519f714f1a472e51d7da9174bb0487bc2b7ebf3132014f46ddd94f99f2
+// digest         385c290e9bb0ba908a9a821bd56f9adc16d0a78a975b37958a0685519e1e112f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         e09f3b29ffb8bda819646a3e7b07d0ba4c52816371aab2b15e41568c24a24c3f
+// digest         d908a8becd85bd9aec92480f7c8329b2529601507b3c660a2360476cf991f5d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         bb66fe557d19a3810685442d2a209ff5d60ed90ca12fc20c2e4a1670774a464d
+// digest         a49679d62afa7fa304bb5cec4767137565d5c9a2a095bf98fecf2579af376923
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

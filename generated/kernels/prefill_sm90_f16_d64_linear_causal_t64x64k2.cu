@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         a6021d12ca0dd48b5c67d0e425aa2db39336675d4d85f2833d717022678c41d7
+// digest         db32fce5f1743466c73f3d239a3d6896a7b60e027882f05d7ad670ecaca2bec9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         bb9d530141536536452d9c1532c1cba8126b46af26df70a920fdc35a55d5c817
+// digest         881ab0245d62e4c8fd03e98de2344b86d60a75b67c0431ec1695c3413c83aca9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         04ec295253f011c2376f3186be71f37ba2e2c73f39d43d77504d2bec8449bfa6
+// digest         9adcd22bd64505757df9175133c8f3da83d7f5ae4ed869ff33b3d308a89653ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

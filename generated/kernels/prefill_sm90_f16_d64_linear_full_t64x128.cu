@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         8e1a039c6135e615beb617d9bf3c7cf032660fda7e79be49efa5d3605b7feb79
+// digest         fee96cc869c31c886c005b1e9daf4d7779c3f1df6547f6e253810724413c590a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

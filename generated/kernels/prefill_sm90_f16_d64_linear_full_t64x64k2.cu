@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         8de596d5b5178c3fdf3678db06a8bc5e43f69087cac0743356d44d93c4fa5b6f
+// digest         844b1cc29e36c0518b6fe5b5096d7f731d7ac729ac9e51619853e65a57da9242
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         a7e9322b4712069e58deb7c5bd7db1651b4c9af9f17c8e285915ea9468aa05a7
+// digest         b1605cca3aaad3f31313998b43b31c4c4d5d21dd14d2c3437073c991729f3f46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

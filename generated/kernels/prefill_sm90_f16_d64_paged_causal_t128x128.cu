@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         20db8b2b21aee6d465f6db6660137541d9eb873a5453129e2f5635a86792d90b
+// digest         517f4e9550acac58dc1b284c1761ee7fe9831941688e026150ec1ae77d20948e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         3e239a4d5be1389acbb63e14936bab790e69b495adbc905b1b6ea7142678ce94
+// digest         66336b5f368abd3c5b3e7dcdaac6dc9fdacc15fd672cad264af41ea57f11bff4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

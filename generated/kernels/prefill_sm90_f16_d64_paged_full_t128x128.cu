@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         bed4e6eb66f5cdf8a8d9b8c807fe478706b44616b30f86e7e5a9161bdf933bed
+// digest         90d170ea0280b1cb369dab082931030c6cb9768f4e9a65121bdd7d6ea20935cc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

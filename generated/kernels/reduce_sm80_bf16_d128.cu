@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         7453ae1f91ac3928a358253b542c0a1f2e99d880aa2f354344efe75f1dc40085
+// digest         f558eed967690eb4ecd6f94ea74520d8fa11a590dd7563f94fbd9f27bd37f67c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

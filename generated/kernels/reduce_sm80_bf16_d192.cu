@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         ede123e8153f4f93e0d9dc146f8401eedad0053eed22824edc2a64d957104250
+// digest         abe6485c8b02b9bb11e5b9676836f655e3c9c28348e0bfe6fd98e15fd6d0f3fc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         d0ec0f02290fe985857773dc2ce58646868c8107e477927948238983083c7e70
+// digest         30fdec6f1fec86c45f4250795aff1eaa1ae08c84ee509a335960ba8f9bb3d5e1
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

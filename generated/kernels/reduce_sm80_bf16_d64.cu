@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         838f1be2df57a7372eaa7e9d89a1c7b974b89ac56f74f6c5bb072f936baa109c
+// digest         c252fc0a1dc44650c7c1f7a8d73e53de007216d060be5340c2225d375f395892
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         d0bdb0283dea4703f69aa738aa16fdb10e39980ffce8bca79710b4495dd19333
+// digest         a7aa0038bb2421929159bababa03fa0d6f705ffa3fb0b7e7806176ed764bada2
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

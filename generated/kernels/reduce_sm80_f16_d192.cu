@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         cb217ca066b2c728965e9a4510c8db566d10d15663f3ee00162006ad5153965d
+// digest         ee1f60f6d45562c02ea63418681f92b9e25f0a5cc379f0e5a75c26c070eb3e7c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         25bed9ef59d37f248c9538caf09418e05d942a6167dae34cc8fc062185fbe305
+// digest         804856fa70898a248fdb6d27900316a0545c7cd05fca710ded5fb274b2403df2
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

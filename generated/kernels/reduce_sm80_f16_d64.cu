@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         06050fa3d981c8de0a17eed136cbd1b31758eb3bc4822f8b0f2b0592eeea327d
+// digest         a9e2b404992886fe86f936dbbea94806263f788e5ac2cd6b9dfabe6a525dee7c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         9c96248f77f02d5a500992b88a8451234e3beb42ed0455ac81b0fac4aa8fa719
+// digest         816c5bbf78b29cf60c0f54c85c4bb6ed2b2d8dc7e5ed8fd3cff07ac26464784e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         bb737a23f82fb86ffb91d85edd036c4df3927b92341279654c41dec52973da1f
+// digest         57082d720e7d4df9080a427a598b295d84dd9a7c4e1931d59564a20d11579d98
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         cc829e744760d68c92f7c4fe8fd225f0bb0344211b88739e605300726b3d0c7b
+// digest         9516460b438258d74e009505e362735ee0e11f61ce19ade67916780bd13e3509
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         772ba3e24a5106a5b842468274a39405ccb8f5119ea6ad4a7503c01f2dd5b74d
+// digest         209c74d0e1b14c47d118f00d6fa52059f69067ac6851b5b138057e674bc248d4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         8288f84019f763ccffc80adfd6fb7fa1b8be807aef3d4d87bdcd982e265ebf5d
+// digest         7b25716303a9f8a1a2f58dadfd48f1ad5995680e8b3073b5b5468d58c9acbeb0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

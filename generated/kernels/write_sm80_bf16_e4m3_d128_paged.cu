@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         e8dd1c3da6c4f44ad494759c810c3a301d38b595325201ed7d6a0785ea1e84bf
+// digest         86ed78dd48fc5bb1f13af2a90fad1ed64f92cedece47a7e5cb15f9fe3adb1d8e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

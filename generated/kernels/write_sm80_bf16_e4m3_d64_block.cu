@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         f9235e7427f0b295d93150a0197b88b74c9550ba9707013d9ccd48efe9150e72
+// digest         2a6900933937c56a15720337e0a333a5e068025547251ba8aac9d7ae39a6485f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

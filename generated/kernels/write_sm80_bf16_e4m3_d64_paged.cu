@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         8c4557f6eba56d53f718ac7b273b93501828a232204c88c4c27327ba455d0077
+// digest         f24aaf7cc870212197d4be2202c27c49757af44d87340bb68e04749247175bf7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         5b475bcb1b16e1438025e6541178b3707a0e72b55c72da4738354e1e398e6b15
+// digest         3147d9f6916bea1f78202bccdf1d1825fe9f43af9036551ae0933f88b7ac162d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

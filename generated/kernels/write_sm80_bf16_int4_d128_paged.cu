@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         ade9bde160832a81e25ab5c9fd8c31d9b6fcc81cd64e8288555f47c29b3bb834
+// digest         a5558315b89abcf213fe95dcba515db9b6fcafa6ff7951f7a3625f68aa0a84b4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         e524d2798b34b9596f1165f548de5ec3120815c6a73de486b3c1df2db9ff5e7e
+// digest         3b55e2c17d31f8b47e07a7acf7c54a407bcc49a6290078c49b0fd9061809cbba
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         e651eaa1ecd47da8e612600e82213cfb6e54e93ddfd518ee50eb77761a189d3c
+// digest         6cfb5ff3b89640315d4fd0c0a80f2d93212ec526fc60249751e2267220fb9e5b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

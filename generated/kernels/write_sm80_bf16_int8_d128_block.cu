@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         2e4ca8b5529460615ae1cd7337e9bc586662acf1d52a95411c3c9213f948e527
+// digest         c0173e06dc7516abbe81c58e66aeb1ca68e2716d9bb56b125d02287eb49063e6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         43ffac27deefc5062ac076f868053d13b879808998cebe2212c583e604ee05ef
+// digest         185d2cdc33e8d37feca58251b1fc825088db433c7c6d96b173108d616388d52b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

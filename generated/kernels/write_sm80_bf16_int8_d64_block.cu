@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         70f02e1129d942ef3c99352bab9f386bf5b16c3dec6c9a0eb5d33ef0a3bd9bb4
+// digest         9ba54f3f20cef39d3204edebec2a618a1601690cf99f79dcaa2a399ed9e6d323
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         2a4c4d4f580df817937329b5769a0f8d1aac6e8d5db039ba03808c9b50cc9986
+// digest         0a61139ddf662fb2d768fe65e835346b39625ac5587dc410bf5da80a65888c68
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         fda01896ee54537e04c5bf858e3b09ecb5ffa630d53cdf40ca25859a33c17ab3
+// digest         4909d40644ba31ee985554d90d0fad0d0d168592dac8a7dac9780cacf6849abd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

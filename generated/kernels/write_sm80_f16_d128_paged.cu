@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         182ab68ff04761f76741d8fea75ba0e3dc22263faaf6cbb93e1b7a42fc175953
+// digest         c93be3663e1acc458e0af15bdb3ff405207bcb587f4ccb3cfe5c6b7b5ca61b27
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

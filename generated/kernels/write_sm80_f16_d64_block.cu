@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         a8ab056fd02047aef2a4bf7c4eb3e159d2c2412fb81af447117d66af747ab700
+// digest         9540b0b553d98c148cde31b1d5de5dac87620f9109475dce5245c1eddaa5c1bd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

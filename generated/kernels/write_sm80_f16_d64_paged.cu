@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         31770cbdc2c90265f34bc2bc79f9dee18601272d27476e994a1f403848d8585e
+// digest         c0de40ce61c8edfff8c522eda237869226e901c51eef192d91ee28217cd3a539
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         978db94d69aa841e5b996c213b189cc79018445a333467ddde7e77ceca35e5cc
+// digest         47868ba7a66076796d8835795ed8247422017520eec59e016b23b0e2d341f727
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

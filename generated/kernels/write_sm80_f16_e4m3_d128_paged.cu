@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         6913dfa5b7a0e693d71bacd85e3e91d2f14936c809f65c55b13608977a2b2ecc
+// digest         ea6a92192f0cf58a17c00cba810ef831ace8a1213c4e7105c3d3f147dc9d8147
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

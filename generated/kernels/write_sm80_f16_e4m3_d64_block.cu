@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         06ca8975c12cb34ca017ae9b7249dcdf31f16e487979536e9786f3cbf48df383
+// digest         e203ea5ad4165430737b984d4ba3a6b9dc07f931af13643fd1e03710cca57373
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

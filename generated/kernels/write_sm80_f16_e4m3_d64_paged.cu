@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         ab99c2b564182cf25ee4de37c7d56c64b106affe6bc6c5b24fcc833b4a2cba5f
+// digest         3e9e570c1bacd2816ac2172f796d25321540a941e2087762f53b7a4cb557ae04
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         bfdcd41c1d1729ff4bd5ce2fd9057806e5bbe931c34a7b5dc23f0ee172ee591a
+// digest         15d23a99d19af14d5c433ae66b54ca88b0305f989deac08b7d4ac39893a3218d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         7032b48a918ab1c35826063b6e4b7e63569f01f41cf18785aa7b66b49c517e2d
+// digest         2065408e988c57c72ab7149aca9f1d50c46e7743bdccb4586a051f389a033994
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

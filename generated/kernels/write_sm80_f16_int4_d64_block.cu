@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         e806f67bb36bfd859dd7fb329b477f2ce951319da6e86f6276ec7e87cdc1a674
+// digest         b70b03dd291289e79f1a28d5a2a56ffe8e22c846500dfbccd3f3d7f5d6f48a77
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         fc9f000956c325f4c8313266e1bb97e16725e22687f346d280c0196f9a87103b
+// digest         f304c21eb0de02431b13c4877a2bc4ab9f7a3ebf294ab79b51a78b3c631223a8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

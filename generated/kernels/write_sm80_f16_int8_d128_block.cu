@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         4a35ede11ca1ca5a0da778452a7a7f83eec8f0708460d408b87fcc84a2af08d1
+// digest         30ed7b4efcc4aadec7ef35cd924bc1e88b86f9a028ec9618bd75749e28382c1f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

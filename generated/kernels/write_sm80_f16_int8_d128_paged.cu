@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         7937e344bd37e4face909eb33ea94e0d0da3cfc8882358123df4d98c89d34b79
+// digest         6d7394eed9cf930006c053b52c41da2de6dacf0353912395e62d803f5f4e07c8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

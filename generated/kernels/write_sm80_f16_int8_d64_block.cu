@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         a90e012dd9c5893923d2afbb629a3c29ab3aa2e34df3f88a30d605d786378688
+// digest         db2d30d6de9c98d86a7b6d2412cbfe3c7a8d421fdfa0970482248d3095839dae
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         023e7123759cd302eacee738fd91c6cb45b518953050b853c54fa4b4f6e2e3c3
+// digest         b502e0fa8ab3515ade72e93b25756a64b3788858cda1886d6ce479d1fb747f8c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pytest
 
 import layouts
 from attn_codegen.config import AttentionConfig, Cache
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from attn_runtime.plan import Plan
 
 DEVICE = "cuda"
+MOST_LINES = 3
+"""Of failing tasks, and of what is wrong with each."""
 OUT_BEFORE = 0x4321
 """Bits of `out` before a call, and of `lse` twice: what an unwritten element still holds."""
 
@@ -107,7 +110,8 @@ def attention_for(
 
 
 def problem_of(kernel: Kernel, task: Task) -> Problem:
-    """Draws q, k, v, and lays them out as the task and the kernel's cache ask."""
+    """Draws q, k, v, and lays them out as the task and the kernel's cache ask. Blocks in front of
+    every window are gone."""
     batch, rng = task.batch, np.random.default_rng(task.seed + 1)
     dtype = kernel.config.dtype.value
     bits = draw_inputs(kernel, task)
@@ -121,7 +125,8 @@ def problem_of(kernel: Kernel, task: Task) -> Problem:
         call["finished"] = torch.tensor(batch.finished, device=DEVICE)
     if batch.sinks:
         call["sinks"] = torch.tensor(batch.sinks, dtype=torch.float32, device=DEVICE)
-    call |= cache_call(kernel.config, task, bits.k, bits.v, rng, uploads)
+    gone = layouts.first_keys(batch)
+    call |= cache_call(kernel.config, task, bits.k, bits.v, rng, uploads, gone)
     q, k, v = (from_bits(values, dtype, DEVICE) for values in bits)
     return Problem(kernel, batch, q, k, v, call, uploads)
 
@@ -262,6 +267,35 @@ def assert_neighbours_stay(kernel: Kernel, batch: Batch) -> None:
         assert same_bits(before.lse[:, rows], after.lse[:, rows])
 
 
+def assert_bits_are_those_alone(
+    problem: Problem, attn: Attention, *, slack: int, sequences: int | None = None
+) -> None:
+    """The first `sequences` (all, if not said) have the bits in the batch, under bounds that are
+    `slack` above the longest, that each has in a call of its own."""
+    together = launch(problem, attn, **bounds(problem.batch, slack))
+    found = []
+    for b, rows in enumerate(rows_of(problem.batch.cu_q_len)[:sequences]):
+        alone = problem_alone(problem, b)
+        got = launch(alone, attn, **bounds(alone.batch))
+        expected = Output(together.out[rows], together.lse[:, rows])
+        found += difference(f"sequence {b} alone", got, expected)
+    assert not found, "\n".join(found)
+
+
+def assert_tasks_pass(
+    kernel: Kernel, tasks: Iterable[Task], check: Callable[[Kernel, Task], list[str]]
+) -> None:
+    """Fails with what `check` complains of, a few lines of the first tasks it does so."""
+    failures: list[str] = []
+    for index, task in enumerate(tasks):
+        found = check(kernel, task)
+        if found:
+            failures.append("\n    ".join([f"task {index}: {task}", *found[:MOST_LINES]]))
+    if failures:
+        shown = "\n".join(failures[:MOST_LINES])
+        pytest.fail(f"{len(failures)} tasks of {kernel.config.name}, first:\n{shown}", False)
+
+
 def ints(values: Any) -> torch.Tensor:
     """int32 on the device."""
     return torch.as_tensor(np.asarray(values, np.int32), device=DEVICE)
@@ -279,8 +313,9 @@ def cache_call(
     v: Bits,
     rng: np.random.Generator,
     uploads: Uploads,
+    first_keys: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """The arguments that describe the cache."""
+    """The arguments that describe the cache. No block has keys in front of `first_keys`."""
     if config.cache is Cache.LINEAR:
         linear = layouts.linear_cache(k, v, task.linear_style, rng)
         return {
@@ -288,13 +323,15 @@ def cache_call(
             "v": uploads.view(linear.v),
         }
     if config.cache is Cache.PAGED:
-        paged = layouts.paged_cache(task.batch, k, v, task.block_len, task.paged_style, rng)
+        paged = layouts.paged_cache(
+            task.batch, k, v, task.block_len, task.paged_style, rng, first_keys
+        )
         return {
             "k": uploads.view(paged.k),
             "v": uploads.view(paged.v),
             "block_table": ints(paged.block_table),
         }
-    block = layouts.block_cache(task.batch, k, v, task.block_len, rng)
+    block = layouts.block_cache(task.batch, k, v, task.block_len, rng, first_keys=first_keys)
     address = uploads.buffer(block.buffer).data_ptr()
     return {
         "block_ptrs": torch.from_numpy(block.block_ptrs(address)).to(DEVICE),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,13 +90,15 @@ def upload(
     v: Rows,
     layout: Layout,
     scales: tuple[np.ndarray, np.ndarray] | None = None,
+    first_keys: Sequence[int] = (),
 ) -> CacheOnDevice:
-    """A cache of the configuration's kind; the same layout gives the same places."""
+    """A cache of the configuration's kind; the same layout gives the same places. Of blocks,
+    nothing is there in front of `first_keys`."""
     placed = _Placed(config)
     if config.cache is Cache.BLOCK:
         pairs = None if k.pairs is None or v.pairs is None else (k.pairs, v.pairs)
         codes, rng = (k.codes, v.codes), layout_rng(layout)
-        block = layouts.block_cache(batch, *codes, layout.block_len, rng, pairs)
+        block = layouts.block_cache(batch, *codes, layout.block_len, rng, pairs, first_keys)
         buffer = placed.buffer(block.buffer)
         placed.call |= {
             "block_ptrs": torch.from_numpy(block.block_ptrs(buffer.data_ptr())).to(DEVICE),
@@ -104,9 +107,10 @@ def upload(
             "layer_offset": block.layer_offset,
         }
     else:
-        _place_rows(placed, batch, k.codes, v.codes, layout, ("k", "v"), is_codes=True)
+        place = partial(_place_rows, placed, batch, layout, first_keys)
+        place(k.codes, v.codes, ("k", "v"), is_codes=True)
         if k.pairs is not None and v.pairs is not None:
-            _place_rows(placed, batch, k.pairs, v.pairs, layout, ("k_pairs", "v_pairs"), False)
+            place(k.pairs, v.pairs, ("k_pairs", "v_pairs"), is_codes=False)
     if scales is not None:
         for name, values in zip(("k_scale", "v_scale"), scales, strict=True):
             one = values[:1] if (values == values[0]).all() else values
@@ -191,17 +195,21 @@ class _Placed:
 def _place_rows(
     placed: _Placed,
     batch: Batch,
+    layout: Layout,
+    first_keys: Sequence[int],
     k: Bits,
     v: Bits,
-    layout: Layout,
     names: tuple[str, str],
+    *,
     is_codes: bool,
 ) -> None:
     rng = layout_rng(layout)
     if placed.config.cache is Cache.LINEAR:
         found = layouts.linear_cache(k, v, layout.linear_style, rng)
     else:
-        found = layouts.paged_cache(batch, k, v, layout.block_len, layout.paged_style, rng)
+        found = layouts.paged_cache(
+            batch, k, v, layout.block_len, layout.paged_style, rng, first_keys
+        )
         placed.call["block_table"] = ints(found.block_table)
     for name, strided in zip(names, (found.k, found.v), strict=True):
         placed.call[name] = placed.view(strided, is_codes)

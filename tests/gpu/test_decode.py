@@ -7,22 +7,23 @@ from dataclasses import replace
 
 import pytest
 from harness import (
+    MOST_LINES,
     Output,
+    assert_bits_are_those_alone,
     assert_neighbours_stay,
+    assert_tasks_pass,
     attention_for,
     bounds,
     difference,
     everything_given,
     fresh_output,
     launch,
-    problem_alone,
     problem_earlier,
     problem_of,
-    rows_of,
     same_bits,
     verdict,
 )
-from test_preset import MOST_LINES, check
+from test_preset import check
 
 from attn_codegen.config import Cache, Dtype
 from attn_codegen.tiling import tilings
@@ -78,14 +79,7 @@ every_policy = pytest.mark.parametrize(
 
 @of_kernels(*decode_kernels())
 def test_decode_kernel_gives_the_oracle_s_output_and_the_same_bits_again(kernel: Kernel) -> None:
-    failures: list[str] = []
-    for index, task in enumerate(decode_tasks(kernel)):
-        found = check(kernel, task)
-        if found:
-            failures.append("\n    ".join([f"task {index}: {task}", *found[:MOST_LINES]]))
-    if failures:
-        shown = "\n".join(failures[:MOST_LINES])
-        pytest.fail(f"{len(failures)} tasks of {kernel.config.name}, first:\n{shown}", False)
+    assert_tasks_pass(kernel, decode_tasks(kernel), check)
 
 
 @every_cache
@@ -179,14 +173,7 @@ def test_fixed_size_gives_the_same_bits_whatever_the_batch_mates(
     q_lens, k_lens = [1, 8, 3, 1, 2, 1], [700, 2049, 1300, 0, 20_000, 65]
     problem = problem_of(kernel, Task(batch_for(kernel, q_lens, k_lens), split=split))
     attn = attention_for(kernel.config, problem.batch, split)
-    together = launch(problem, attn, **bounds(problem.batch, 3000))
-    found = []
-    for b, rows in enumerate(rows_of(problem.batch.cu_q_len)):
-        alone = problem_alone(problem, b)
-        got = launch(alone, attn, **bounds(alone.batch))
-        expected = Output(together.out[rows], together.lse[:, rows])
-        found += difference(f"sequence {b} alone", got, expected)
-    assert not found, "\n".join(found)
+    assert_bits_are_those_alone(problem, attn, slack=3000)
 
 
 @caches_of_blocks

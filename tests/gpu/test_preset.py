@@ -4,29 +4,27 @@
 from __future__ import annotations
 
 import pytest
-from harness import attention_for, bounds, difference, launch, problem_of, verdict
+from harness import (
+    assert_tasks_pass,
+    attention_for,
+    bounds,
+    difference,
+    launch,
+    problem_of,
+    verdict,
+)
 
 from attn_runtime.plan import SplitKind
 from cases import Kernel, Task, manifest_kernels, random_tasks
 
 pytestmark = pytest.mark.gpu
 
-MOST_LINES = 3
-"""Of failing tasks, and of what is wrong with each."""
-
 
 @pytest.mark.parametrize(
     "kernel", [pytest.param(kernel, id=kernel.config.name) for kernel in manifest_kernels()]
 )
 def test_kernel_gives_the_oracle_s_output_and_the_same_bits_again(kernel: Kernel) -> None:
-    failures: list[str] = []
-    for index, task in enumerate(random_tasks(kernel)):
-        found = check(kernel, task)
-        if found:
-            failures.append("\n    ".join([f"task {index}: {task}", *found[:MOST_LINES]]))
-    if failures:
-        shown = "\n".join(failures[:MOST_LINES])
-        pytest.fail(f"{len(failures)} tasks of {kernel.config.name}, first:\n{shown}", False)
+    assert_tasks_pass(kernel, random_tasks(kernel), check)
 
 
 def check(kernel: Kernel, task: Task) -> list[str]:

@@ -28,7 +28,7 @@ from attn_codegen.tiling import tilings
 from attn_runtime import Attention, KVCache
 from attn_runtime.plan import SplitPolicy
 from criterion import complaints, lse_limit
-from layouts import LinearStyle, PagedStyle
+from layouts import LinearStyle, PagedStyle, first_keys
 from quantiser import error_bound, quantise
 from reference import UNIT_ROUNDOFF, Batch, to_bits
 from reference_torch import (
@@ -178,7 +178,13 @@ def verdict(config: AttentionConfig, task: Task) -> list[str]:
         values.append(torch.from_numpy(exact).to(DEVICE))
     is_e4m3 = config.kv_dtype is KvDtype.E4M3
     cache = upload(
-        config, batch, rows[0], rows[1], task.layout, (scales[0], scales[1]) if is_e4m3 else None
+        config,
+        batch,
+        rows[0],
+        rows[1],
+        task.layout,
+        (scales[0], scales[1]) if is_e4m3 else None,
+        first_keys(batch),
     )
     q = from_bits(q_bits, dtype, DEVICE)
     call = cache.call | {

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import pytest
 from harness import (
-    Output,
+    assert_bits_are_those_alone,
     assert_neighbours_stay,
     attention_for,
     bounds,
     difference,
     launch,
     plan_of,
-    problem_alone,
     problem_of,
-    rows_of,
     verdict,
 )
 
@@ -77,14 +75,7 @@ def test_fixed_size_gives_the_same_bits_alone_and_in_a_batch(kernel: Kernel, tok
     q_lens, k_lens = [33, 1, kernel.cta_q + 1, 7], [700, 2049, 1300, 0]
     problem = problem_of(kernel, Task(batch_for(kernel, q_lens, k_lens), split=split))
     attn = attention_for(kernel.config, problem.batch, split)
-    together = launch(problem, attn, **bounds(problem.batch, 3000))
-    found = []
-    for b, rows in enumerate(rows_of(problem.batch.cu_q_len)):
-        alone = problem_alone(problem, b)
-        got = launch(alone, attn, **bounds(alone.batch))
-        expected = Output(together.out[rows], together.lse[:, rows])
-        found += difference(f"sequence {b} alone", got, expected)
-    assert not found, "\n".join(found)
+    assert_bits_are_those_alone(problem, attn, slack=3000)
 
 
 @some_kernels

@@ -8,14 +8,11 @@ from typing import Any
 
 import pytest
 from harness import (
-    Output,
     Problem,
+    assert_bits_are_those_alone,
     bounds,
-    difference,
     launch,
-    problem_alone,
     problem_of,
-    rows_of,
     verdict,
 )
 
@@ -128,14 +125,7 @@ def test_splits_of_a_fixed_size_give_the_same_bits_alone_and_in_a_batch(kernel: 
     lens = [700, 33, 1300] * 16
     problem = problem_of(kernel, Task(batch_for(kernel, lens, lens), split=split))
     attn = attention_of(problem, split)
-    together = launch(problem, attn, **bounds(problem.batch, 9000))
-    found = []
-    for b, rows in list(enumerate(rows_of(problem.batch.cu_q_len)))[:3]:
-        alone = problem_alone(problem, b)
-        got = launch(alone, attn, **bounds(alone.batch))
-        expected = Output(together.out[rows], together.lse[:, rows])
-        found += difference(f"sequence {b} alone", got, expected)
-    assert not found, "\n".join(found)
+    assert_bits_are_those_alone(problem, attn, slack=9000, sequences=3)
 
 
 @pytest.fixture(scope="module")

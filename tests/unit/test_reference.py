@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from layouts import (
     POISON,
+    WILD_BLOCKS,
     LinearStyle,
     PagedStyle,
     block_cache,
+    first_keys,
     linear_cache,
     paged_cache,
     strided_rows,
@@ -163,6 +165,25 @@ def test_block_cache_is_read_by_its_byte_layout(block_len):
     assert (cache.buffer != POISON).sum() == 2 * k.size
     assert cache.layer_offset % 16 == 0
     assert (np.diff(cache.cu_block_nums) >= [-(-n // block_len) for n in batch.k_lens]).all()
+
+
+@pytest.mark.parametrize("block_len", [1, 4, 16])
+def test_keys_in_front_of_a_window_are_in_no_block(block_len):
+    batch = replace(BATCH, window=7, head_dim_v=16)
+    first = first_keys(batch)
+    assert first == (0, 0, 0, 0, 22)
+    rng, (k, v) = np.random.default_rng(0), random_bits(batch)
+    kept = batch.key_num - sum(first)
+
+    paged = paged_cache(batch, k, v, block_len, PagedStyle.NHD, rng, first)
+    block = block_cache(batch, k, v, block_len, rng, first_keys=first)
+    behind = block.cu_block_nums[4]
+    for entry in range(22 // block_len):
+        assert paged.block_table[4, entry] in WILD_BLOCKS
+        assert not block.used[behind + entry]
+    assert block.used[behind + 22 // block_len]
+    for rows in (paged.k.view, paged.v.view):
+        assert (rows != POISON).all(axis=(-2, -1)).sum() == kept
 
 
 def test_strided_rows_have_nan_between_tokens():

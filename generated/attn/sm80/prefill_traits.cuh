@@ -88,6 +88,16 @@ struct Work {
   int splits;  // of this query tile
 };
 
+// Beside it, of a cache of blocks: the first key that some row of the tile sees. In front of a
+// window nothing need be there: rows may hold anything, and entries of the block table may be wild.
+template <class Cache, bool kGathered = Cache::kGathered>
+struct WorkPlace : Work<Cache> {};
+
+template <class Cache>
+struct WorkPlace<Cache, true> : Work<Cache> {
+  int first_key;
+};
+
 // The keys that some row of a warp sees, and those that all of them see, which need no mask.
 struct alignas(16) WarpKeys {
   KeyRange some;
@@ -110,7 +120,7 @@ struct PrefillStorage : CodeTiles<PrefillTraits<Config>> {
   typename Traits::KeyTileStorage key[Traits::kSlots];
   typename Traits::ValueTileStorage value[Traits::kSlots];
   alignas(128) WarpKeys seen[Traits::kWarps];
-  alignas(128) Work<typename Traits::Cache> work;
+  alignas(128) WorkPlace<typename Traits::Cache> work;
 };
 
 }  // namespace attn::sm80

@@ -132,7 +132,7 @@ class Consumer {
       output_[i] = 0.0f;
     }
     if ((block + 1) * Traits::kCtaS > item().k_len && !slots_.values_are_zero_filled()) {
-      clear_values(max(item().k_len - block * Traits::kCtaS, 0));
+      clear_values(max(item().k_len - block * Traits::kCtaS, 0), Traits::kCtaS);
     }
   }
 
@@ -160,13 +160,13 @@ class Consumer {
     }
   }
 
-  // Zeros the rows of V behind the end of the sequence, from `row` on, where the loader has not:
-  // they may hold NaN, and 0 * NaN would spoil the output. Every consumer does, because none waits
-  // for another; all write the same.
-  __device__ __forceinline__ void clear_values(int row) {
+  // Zeros the rows [begin, end) of V, which no row of the tile sees: they may hold NaN, and 0 * NaN
+  // would spoil the output. Every consumer does, because none waits for another; all write the
+  // same.
+  __device__ __forceinline__ void clear_values(int begin, int end) {
     slots_.wait_values();  // nothing more lands in these rows
-    char* const first = slots_.value_rows() + row * 128;
-    const int chunks = (Traits::kCtaS - row) * 8;  // of 16 bytes
+    char* const first = slots_.value_rows() + begin * 128;
+    const int chunks = (end - begin) * 8;  // of 16 bytes
 #pragma unroll 1
     for (int chunk = recomputed(thread_.index); chunk < chunks; chunk += 128) {
 #pragma unroll
@@ -178,6 +178,16 @@ class Consumer {
     fence_async_proxy();
     // The zeros of all four warps are there, for the products of each.
     named_barrier_sync(kClearBarrier + index_, 128);
+  }
+
+  // The same in front of a window, in the first block of the tile.
+  __device__ __forceinline__ void clear_values_before_window() {
+    if (arguments_.params.window_size > 0) {
+      const int rows = first_seen_key<Traits>(item(), arguments_.params);
+      if (rows > first_block_ * Traits::kCtaS) {
+        clear_values(0, rows - first_block_ * Traits::kCtaS);
+      }
+    }
   }
 
   // From the last block to the first: masked ones on the right, unmasked ones, masked ones on the
@@ -277,6 +287,9 @@ class Consumer {
   __device__ __forceinline__ void finish_tile() {
     if constexpr (Traits::kRescaleFirst) {
       softmax_.rescale(output_);
+    }
+    if constexpr (Traits::Cache::kGathered) {
+      clear_values_before_window();
     }
     // Read before the next Q.K is issued: behind it another warp may hand Q back, and the loader
     // write the next item but one in its place.

@@ -50,6 +50,7 @@ class AddressWriter {
     const int k_len = warp_uniform(work.item.k_len);
     const Cache cache =
         Cache::make(params_, warp_uniform(work.sequence), warp_uniform(work.kv_head));
+    first_entry_ = first_seen_block<Traits>(work.item, params_, steps_);
     __syncwarp();  // all have read the work
     if (lane() == 0) {
       storage_.work_empty.arrive();  // the next may take the place of the one before this
@@ -92,10 +93,11 @@ class AddressWriter {
     }
   }
 
-  // Starts to read what the block table says of a row, if it is one of the first `count`.
+  // Starts to read what the block table says of a row, if it is one of the first `count`. In front
+  // of a window it may say anything: such a row gets an address where something is.
   __device__ __forceinline__ void read_entry(const Cache& cache, int i, int count) {
     if (row(i) < count) {
-      entry_[i] = cache.entry_of_block(token_[i].block);
+      entry_[i] = cache.entry_of_block(max(token_[i].block, first_entry_));
     }
   }
 
@@ -117,6 +119,7 @@ class AddressWriter {
   const BlockSteps<Traits::kCtaS> steps_;
   uint32_t key_phase_ = 0;  // of the tables
   uint32_t value_phase_ = 0;
+  int first_entry_ = 0;  // the first that a row of the tile asks for
 
   // This lane's rows of a block of keys.
   TokenPlace token_[kRows];

@@ -5,6 +5,9 @@
 // loaded, and multiplied, at a time. (A block of a cache is block_len tokens, wherever they lie.)
 #pragma once
 
+#include "attn/config.h"
+#include "attn/key_range.cuh"
+#include "attn/sm90/block_steps.cuh"
 #include "attn/split.cuh"
 
 namespace attn::sm90 {
@@ -33,6 +36,34 @@ struct WorkItem {
 };
 
 constexpr int kWholeRow = -1;
+
+template <class Traits>
+__device__ __forceinline__ VisibleKeys
+visible_keys_of(const WorkItem& item, const AttentionParams<typename Traits::T>& params) {
+  return {item.origin,
+          item.k_len,
+          params.window_size,
+          Traits::Config::kMask == Mask::kCausal,
+          {params.cp_size, params.cp_rank, item.chunk, params.cp_sharding == KeySharding::kZigZag}};
+}
+
+// The first key that some row of the tile sees. In front of a window, nothing need be there of a
+// cache of blocks: rows may hold anything, and entries of the block table may be wild.
+template <class Traits>
+__device__ __forceinline__ int first_seen_key(const WorkItem& item,
+                                              const AttentionParams<typename Traits::T>& params) {
+  return params.window_size == 0 ? 0
+                                 : visible_keys_of<Traits>(item, params).first(item.first_query);
+}
+
+// The block of the cache that holds it.
+template <class Traits>
+__device__ __forceinline__ int first_seen_block(const WorkItem& item,
+                                                const AttentionParams<typename Traits::T>& params,
+                                                const BlockSteps<Traits::kCtaS>& steps) {
+  const int key = first_seen_key<Traits>(item, params);
+  return key == 0 ? 0 : steps.place(key).block;  // no division without a window
+}
 
 // A tile as the loader takes it.
 template <int kRowGroups>

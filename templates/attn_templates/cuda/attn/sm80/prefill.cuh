@@ -33,7 +33,8 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
 
   // 2. Which keys.
   const int last_query = tile.first_query + tile.rows - 1;
-  const TileRange tiles = tiles_of(visible.any(tile.first_query, last_query), Traits::kCtaS);
+  const KeyRange seen = visible.any(tile.first_query, last_query);
+  const TileRange tiles = tiles_of(seen, Traits::kCtaS);
   const int splits = split_count(tiles.begin, tiles.end, arguments.plan);
   if (tile.split >= max(splits, 1)) {
     copy_async_wait<0>();  // no copy may arrive when the CTA has left
@@ -44,11 +45,15 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
     if constexpr (Traits::Kv::kHasPairs) {
       storage.pair_rows = Traits::Pairs::make(params, tile.sequence, kv_head);
     }
-    storage.work = {tile,
-                    split_range(tiles.begin, tiles.end, arguments.plan, tile.split),
-                    Traits::Cache::make(params, tile.sequence, kv_head),
-                    visible,
-                    splits};
+    Work<typename Traits::Cache>& work = storage.work;
+    work = {tile,
+            split_range(tiles.begin, tiles.end, arguments.plan, tile.split),
+            Traits::Cache::make(params, tile.sequence, kv_head),
+            visible,
+            splits};
+    if constexpr (Traits::Cache::kGathered) {
+      storage.work.first_key = seen.begin;
+    }
   }
   if (threadIdx.x % 32 == 0) {
     const int warp = threadIdx.x / 32;

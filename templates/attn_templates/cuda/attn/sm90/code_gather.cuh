@@ -37,7 +37,10 @@ class GatheredCodes : public LoaderSource {
     return lane() == 0;
   }
 
-  __device__ __forceinline__ void begin_tile(int work_slot) { work_slot_ = work_slot; }
+  __device__ __forceinline__ void begin_tile(int work_slot) {
+    work_slot_ = work_slot;
+    first_key_ = first_seen_key<Traits>(work().item, params_);
+  }
 
   __device__ __forceinline__ void load_keys(int block, int slot) {
     copy(&RowAddress::k, storage_.k[slot].panel, storage_.k_full[slot], block);
@@ -90,7 +93,8 @@ class GatheredCodes : public LoaderSource {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (i * 32 + lane() < rows) {
-        entries[i] = cache.entry(block * Traits::kCtaS + i * 32 + lane());
+        // In front of a window entries may be wild: such a row gets that of a key which is seen.
+        entries[i] = cache.entry(max(block * Traits::kCtaS + i * 32 + lane(), first_key_));
       }
     }
 #pragma unroll
@@ -103,7 +107,9 @@ class GatheredCodes : public LoaderSource {
 
   Storage& storage_;
   const AttentionParams<T>& params_;
-  int work_slot_ = 0;  // of the tile being loaded
+  // Of the tile being loaded.
+  int work_slot_ = 0;
+  int first_key_ = 0;  // that some row sees
 };
 
 }  // namespace attn::sm90

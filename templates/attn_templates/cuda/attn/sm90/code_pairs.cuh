@@ -85,8 +85,10 @@ class PairLoader {
     const int last_count = warp_uniform(work.item.k_len) - last * Traits::kCtaS;
     const Pairs pairs = pairs_of(work);
     const Entries entries = entries_of(work);
+    // In front of a window entries may be wild: that of a key which is seen is read instead.
+    const int first_entry = first_seen_block<Traits>(work.item, params_, steps_);
     Row rows[kRows] = {};
-    look_up_last(rows, entries, last, last_count);
+    look_up_last(rows, entries, first_entry, last, last_count);
     Addresses values{};
     int key_count = last_count;
     int value_count = last_count;
@@ -101,7 +103,7 @@ class PairLoader {
         next_values.row[i] = pair.v;
       }
       if (block > first) {
-        look_up_before(rows, entries);
+        look_up_before(rows, entries, first_entry);
       }
       load_keys(keys, key_count);
       if (block < last) {
@@ -152,29 +154,29 @@ class PairLoader {
   }
 
   // The last block of keys of a tile, of which `count` rows exist.
-  __device__ __forceinline__ void look_up_last(Row (&rows)[kRows],
-                                               Entries entries,
-                                               int block,
-                                               int count) const {
+  __device__ __forceinline__ void look_up_last(
+      Row (&rows)[kRows], Entries entries, int first_entry, int block, int count) const {
     if constexpr (Cache::kGathered) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         rows[i].place = steps_.place(block * Traits::kCtaS + row(i));
         if (is_row(i) && row(i) < count) {
-          rows[i].entry = entries[rows[i].place.block];
+          rows[i].entry = entries[max(rows[i].place.block, first_entry)];
         }
       }
     }
   }
 
   // The block of keys before the one that was looked up: it is whole.
-  __device__ __forceinline__ void look_up_before(Row (&rows)[kRows], Entries entries) const {
+  __device__ __forceinline__ void look_up_before(Row (&rows)[kRows],
+                                                 Entries entries,
+                                                 int first_entry) const {
     if constexpr (Cache::kGathered) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         rows[i].place = steps_.before(rows[i].place);
         if (is_row(i)) {
-          rows[i].entry = entries[rows[i].place.block];
+          rows[i].entry = entries[max(rows[i].place.block, first_entry)];
         }
       }
     }

@@ -55,13 +55,7 @@ class ConsumerRows {
 
  private:
   __device__ __forceinline__ VisibleKeys visible() const {
-    const AttentionParams<T>& params = arguments_.params;
-    return {
-        item_.origin,
-        item_.k_len,
-        params.window_size,
-        Traits::Config::kMask == Mask::kCausal,
-        {params.cp_size, params.cp_rank, item_.chunk, params.cp_sharding == KeySharding::kZigZag}};
+    return visible_keys_of<Traits>(item_, arguments_.params);
   }
 
   __device__ __forceinline__ int row(int h) const {

@@ -209,6 +209,9 @@ class BlockBoxes : public LoaderSource {
     const int token = (work.item.end_block - 1) * Traits::kCtaS + first_row;
     const bool exists = first_row < Traits::kCtaS && token < work.item.k_len;
     entries_ = Cache::make(arguments_.params, work.sequence, 0).entries();
+    if constexpr (kByAddress) {
+      first_entry_ = first_seen_block<Traits>(work.item, arguments_.params, steps_);
+    }
     next_.token = steps_.place(token);
     read_entry(exists);
   }
@@ -219,10 +222,13 @@ class BlockBoxes : public LoaderSource {
     read_entry(lane() * rows_ < Traits::kCtaS);
   }
 
+  // In front of a window entries may be wild: an address is replaced by one that is not, an id
+  // outside the map reads as zeros.
   __device__ __forceinline__ void read_entry(bool exists) {
     next_.count = __popc(__ballot_sync(0xffffffffu, exists));
     if (exists) {
-      next_.entry = entries_[next_.token.block];
+      const int block = next_.token.block;
+      next_.entry = entries_[kByAddress ? max(block, first_entry_) : block];
     }
   }
 
@@ -324,6 +330,7 @@ class BlockBoxes : public LoaderSource {
   LookUp next_;
   bool looked_ahead_ = false;
   const typename Cache::Entry* entries_ = nullptr;  // what the block table says of the sequence
+  int first_entry_ = 0;                             // the first that a row of the tile asks for
 };
 
 }  // namespace attn::sm90

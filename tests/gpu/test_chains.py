@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launches that begin while the one before them ends read nothing that it has still to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from harness import attention_for, bounds, ints, problem_of, same_bits
+
+from attn_codegen.config import Cache, Mode
+from attn_runtime.plan import SplitPolicy
+from cases import Task, batch_for, kernel_of
+from reference import cumulated
+from reference_torch import torch
+
+pytestmark = pytest.mark.gpu
+
+NAMES = (
+    "prefill_sm90_bf16_d128_linear_causal",
+    "prefill_sm90_bf16_d128_paged_causal",
+    "decode_sm90_bf16_d128_paged_causal",
+)
+LINKS = 40
+
+
+@pytest.mark.parametrize("split", [SplitPolicy.off(), SplitPolicy.fixed(3)], ids=["off", "fixed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chain_of_calls_has_the_bits_of_calls_that_are_waited_for(
+    name: str, split: SplitPolicy
+) -> None:
+    """The output of each call is the q of the next; lengths, and where blocks are, change too."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a device of compute capability 9.0")
+    kernel = kernel_of(name)
+    longest = 4 if kernel.config.mode is Mode.DECODE else 300
+    batch = batch_for(
+        kernel, [longest, 1, longest - 1], [900, 1500, 640], num_heads=32, num_kv_heads=8
+    )
+    problem = problem_of(kernel, Task(batch, split=split, block_len=64))
+    attn = attention_for(kernel.config, batch, split)
+    k_lens = [ints(cumulated(lens)) for lens in ((900, 1500, 640), (888, 1, 600))]
+    if kernel.config.cache is Cache.LINEAR:
+        k_lens = k_lens[:1]  # rows stay where they are
+    size = attn.plan(
+        token_num=batch.token_num, batch_size=len(batch.q_lens), **bounds(batch)
+    ).workspace_bytes
+
+    def chain(*, waits: bool) -> list[torch.Tensor]:
+        call: dict[str, Any] = {**problem.call, **bounds(batch)}
+        call["cu_k_len"] = call["cu_k_len"].clone()
+        if size:
+            call["workspace"] = torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda")
+        rows = [problem.q.clone() for _ in range(LINKS + 1)]
+        torch.cuda.synchronize()
+        for link in range(LINKS):
+            call["cu_k_len"].copy_(k_lens[link % len(k_lens)])
+            attn(**call | {"q": rows[link], "out": rows[link + 1]})
+            if waits:
+                torch.cuda.synchronize()
+        torch.cuda.synchronize()
+        return rows
+
+    expected = chain(waits=True)
+    for _ in range(10):
+        for got, right in zip(chain(waits=False), expected, strict=True):
+            assert same_bits(got, right)
+    for right in expected[1:]:
+        assert not same_bits(right, problem.q), "a call that reads too early would not show"
