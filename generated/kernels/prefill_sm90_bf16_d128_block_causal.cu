@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         531c5a15b2920673d9d29073e00e1fa8de1ab6cbde8c65cf7927977045fcb717
+// digest         af024eca6a615f6e4fd1ce7cf5075adf22da2797fb93e1624e97e603391d0153
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

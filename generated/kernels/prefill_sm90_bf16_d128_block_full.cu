@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         c7c55c33e9575331a76240da546041392a47f585e02522f6ac11f0687146bbbc
+// digest         a34684a4b0ce269d836859454c8bd82b8bc8d33341aaf87217ddd2b8885bb06a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

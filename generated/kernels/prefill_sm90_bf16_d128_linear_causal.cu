@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         07f0d69c4f5586562d7e24c1b31267f0ec0fbf3b0dd1cfa58aa9d5b9e828492c
+// digest         c72f2c67bb705ac410d618bc75d97d30d9ebd174237b734ddf94d0dce20e1ffc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         d21453c8ba28dc0468249c5979ffe482c50e08e50774a51dda143a0d7f1fd979
+// digest         fac219b0be075db8c31d650d32ccae310fd7e3148727560283eef01f9d8f11c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         b6b13c4bb26f7bfa4d9e586ffe1f912a0d9e6fda93c1d6da10c96fe62654301a
+// digest         124ccd23aa31a5c9e027b36cbe7608258e21efdbc8826ced6a2844d4d241c6ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         c9300fca17da32fad544d23f2baba6755111ed0f4046cd7044f53845c588ee75
+// digest         bcba5ec07b326b7064d495a482e709ca6c4ab1eed1197ea16b2f0722a0376678
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         fde2b89f290fcdb9cd6e0ae2f7b245c00ceef6331294503851fec17a8e8b6580
+// digest         a88bb5c896a1ac7092839781dd09a19d75c36f55ca998f4bca314880e054a53f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         3511941b5ade58de02e649959e58b795a856d57760db8f0148dfeb6a3f5c8cee
+// digest         35c1c461742b77fa64a1f6a9fba4ba959e501c3875b770b9d88868c90890470d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         0c9fbac58a8b3ed638dfee42dc1ec6ce374b988dd483689f9caeaa0af9d762b0
+// digest         ddf8bf3bbaf78b2a4d07c67abd2d6d1623e77db19073042510ee393f15566538
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         42c5da7fa48131ac38982a9356a24f3ec07064a4721f46b4b58e9508d5b57194
+// digest         2e5d77f97bb491edac9cf7d471626e7b703fb007ca2b714dc64f06488dd172eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

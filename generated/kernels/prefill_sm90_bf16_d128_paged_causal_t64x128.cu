@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         091e8d749eb5576b92bd477a7c1f5fc2b2efda3424d5e3a3451611f33e7dadeb
+// digest         8b0a46faa218e0470cf3a713eff013bbbc07c721c97889f774ab2ae146234e55
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

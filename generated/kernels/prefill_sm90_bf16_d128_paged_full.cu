@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         46e7867263e161d6e44f836613ed178918f8c6f24e74ae661a2db3bce58159a8
+// digest         d1bb14f9e6e6692d6d4fa726e7edf671c1766c5de7120fe056dd20e149094385
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

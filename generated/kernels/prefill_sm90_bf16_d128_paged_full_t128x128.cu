@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         c6fbcf2e8ed4e867de49d3ada99ffcb5d380cb745f9fa50bc20723646a3ff610
+// digest         baeb376544a8666104b8574888e5b589c1b92960faeebceb2edb8c049c6f3b81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         5949236b290a6f210a34bd772cdaa32a70bac4a636647b28cb34eee2d114ead1
+// digest         a002d6024b5e74ea8ba24f407e18fac8c4ba08d46d965959a883d39acfac0b01
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

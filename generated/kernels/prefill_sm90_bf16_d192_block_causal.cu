@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         9c152ae807ed1ba9e8d5ee21c3b03ec2684a44c2b3a2f1a456e7ff9f6154f551
+// digest         a77c166d9ecb1752fcb803bf45531397652de939dd2622df68f87f852b466c2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

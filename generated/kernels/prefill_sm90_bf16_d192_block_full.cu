@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         0d8c3a6b1ed84321fd1ba2a6a5e5194e15762432c9a2ed48443cbce2635408ea
+// digest         f3c1317f118cbda4875dd31af3a9c1b646a932793323477d253722b372ab16df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

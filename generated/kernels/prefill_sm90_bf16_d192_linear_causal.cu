@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         2b1c93f129a294e905d886aa64fae71d63a60ffaa0ba9ab1606ce150dd16b29a
+// digest         ee4ba250a52f650f63a025b3891adc3925a1e59867ff36463edb4432910ea543
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         b5741039d0bbb0d03b28d7b11ec01553c8d20d8878666e1d4ca1929e7c15ff49
+// digest         923547c3a1522444bbd3f47ec8628fa21aa0c619a1a98556e0c6f5db276ad688
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         111eea5a156dab9c426feb699195ecacd5153fd86aaa0b89f5f6e44cac201e09
+// digest         e5e9a8dcad973f2713968a2b41d0fab8bb847e5773edabefbee76125e4d340f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

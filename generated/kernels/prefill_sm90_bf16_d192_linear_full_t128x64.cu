@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         18e75377514c759c762f1fb6d29b0b13d4bbf41c43145a07c814a7ea2b66ab48
+// digest         b12f79cc1c806edc156781d7c2bc745ddc3122c0ac583ff69f0aec36486ff938
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

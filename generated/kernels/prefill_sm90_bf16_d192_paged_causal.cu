@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         30069346c444802db94963d9a9f65c45134264d72b8ab15fa1fb48ccba5a17aa
+// digest         e1f5de3bd0fac49ea27a5a12fc8431051ec9f1a3c228c3baeaae6e18f3d4f70e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         95d44dc2703b5964986e970a5f1b29999725ce2decd9b9ffc872f23657c26839
+// digest         21337e3058b5ac442a9a67f65b09f4307177ba528e39213b6caa8561f0ccb644
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         1e53dbe6215cbdfc0f9cd57ae35c35bca434c46a1bb1f2815d4f054a5b91e27e
+// digest         244cd6e973a5e8e62bd5dee47454faf74b6ae8308a0eb3c273551cfc54d7f859
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         4292fee3da8a650f9e9366502e706cdd8adae0c4040adadc3bab4216fde82bf4
+// digest         0587e6a11b1c669b29fd6f0f45ea41c136e22d0109731c2082f7c0723ebce133
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

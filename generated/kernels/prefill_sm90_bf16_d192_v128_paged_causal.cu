@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         fbfc92292055ceeba32002c0258cb25d28b9ab4dffcaa5431cd7cb2d970e58a4
+// digest         f7a85be691551504fee367f0cd0d218e243388be66fd10bc364a7d219348d583
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

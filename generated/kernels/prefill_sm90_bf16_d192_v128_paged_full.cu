@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         e5851b30ce8bd974ddff420e959e6dedc2d054058a27403829fb5666bcd090ce
+// digest         254dae2b3825baa20bc49564effc736cc0257bedfd7b1249cd9a808cfbe84d2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         f1673efc01d8dd78e7fb754293ae94f73b1f5eaf9f3e819d85ae70bda9314983
+// digest         ba217e3f381b82bde44ff91298374438119f4d57f65a7393945ff68bc2e9c5a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

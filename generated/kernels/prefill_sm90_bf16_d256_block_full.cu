@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         5ac71ab8b96cebfbaf56db6c7504c28d1fabc5d4aadae36f6a8bfdd729f937c3
+// digest         a4ad7fcc1e936bdc21372e861ce97732333e196083c5361a1281d8c0bd17f6f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         ffbeaa8c7b73d0c5298189342ea84b7920cdee40eadb265366e3b6cd65143e97
+// digest         8167faaa0761fb9345ea8299e0201b76d6c23d5e686f1665a9d570269d5434f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         3d95734102bed009c22808049a8b5cba0289aac92400b5204c1724f40183a62b
+// digest         a1428dcaa0964d75d16fd7678a2155d403a4d91e83c3960a2a15ddec55353580
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

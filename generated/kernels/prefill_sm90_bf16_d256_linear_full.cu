@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         4f7a1a04201f68755db514bab07de1c5298d320d3b98b8d8a49e1f63ef87e4a0
+// digest         2992288bee6b1d74c904fe618d3e28cbaeb4e4fb68a23bb95d65ed2dbe1220f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

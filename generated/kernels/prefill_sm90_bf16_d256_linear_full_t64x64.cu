@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         d8611aa3b9f438571cfae082d675b10eb7ecb1205c3dfaed3f1408506e5e119c
+// digest         00dc316ed70b1cbfc623ff78d8b5c28403ad2a7aa7fdceda06ef76efc823db3a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

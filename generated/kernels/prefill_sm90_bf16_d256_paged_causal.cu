@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         d80f2886dfd7c04872f88a6fb2a8b1d96ffde46f653257775fac491ca8bb4322
+// digest         af1d1bb2c50db920528d018fcc1277fe901e78000fd977247a5b402511bf5bac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         037290562957ab123981c8624c8302250b88b46d2841e87c66c1675280ad6aa1
+// digest         8a063d6af6ab5e2687ff97c693c546c01d2013f33f7e54fba10b9e3014742d7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         e5b3e01cba66039f8d19ab251c9f6931d06dac69110ca478e7c0f42fa86c8f05
+// digest         3c840f3608816239ea20eb4ede51ecda498792ccc41a426cc43cbc03bbbe1211
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         7e6ff738100939ae5af84610a0098c68acb24d94c339887e5d8e3a4a1dbc9630
+// digest         e0ab6524819d9e5a027659ea9af3349724cd6f18885de3392f96b669a5a319a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         2e76d681b417f1e44a4cdd7b289e2e0127552f7d712682da5a465965ad1fcd7a
+// digest         ff4c6a16a886dfd2e33c45f3dc3d9b43b42df8c705e0dc10f2af0a665bea6cbe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         c20e7ea06b274275c8bcf4106698515d83080236882d00f8609aeb093dacf2f6
+// digest         5f578b95552dc892b5b3853f410f6b06ea106f419119382f9586a0139591ecf8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         1c66d505815636a889cffa5028ef7d2e201faa027414d6c476bb7fb5e45e5a57
+// digest         090d910683735bd055e9e70b6937b704ba43a2874936ce8da6e99e12af653c1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         3e1ddb6c2484fd05b114c263d891fb4d43ed3adeb3f20bc525bf7a9c9d2dc9a7
+// digest         ac3c0397e0ac2f103a499ab0b8646e570642dacac5e758ba4d47421d5e09202c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

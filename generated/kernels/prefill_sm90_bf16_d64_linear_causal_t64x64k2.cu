@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         50242e5a8083b16d0eb57f10e8c9935cd96cfeec69f63613afd0d2b2008af5ee
+// digest         041b17c19126b7ef8470d94b1e89ba4f12757cc61d52aa7ba4561cec758bc4ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

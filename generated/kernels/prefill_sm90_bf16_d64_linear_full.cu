@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         813b0d39dd03c4e4ad1a0d69efac7203b066fd3b2d267c13cbaf062817e12b45
+// digest         7cbe4962fdb079deb9cd9a23673af5c3416ae25a33e88668db442ab498373507
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

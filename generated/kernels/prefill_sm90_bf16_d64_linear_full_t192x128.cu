@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         9dc051e00cddf81ad5b54f398ec5a44ed13d1af37b6812076f70065996ae60b5
+// digest         2140575bbbcca6f97f7fe51b7d1fa3c8951218d021372c64c066bb17bf7579ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

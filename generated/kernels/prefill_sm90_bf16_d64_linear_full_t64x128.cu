@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         e67d1549992bbce2185fad246b05d0bc6830402043f7b10a50fa15eb60135d68
+// digest         03cd1a0724dfe7a1abf94f99c73dcc3549419b467e0845e7894c38c08e2a50c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         c9cbb761b069a69b92a5849b52c6c866068053502f81139def4559e1dc9be1e1
+// digest         4203e83585dbc650f0ab9e91d67a6399138f05070985a67e9c6a966d8c2c5c42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

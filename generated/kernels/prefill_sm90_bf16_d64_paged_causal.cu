@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         a669e83c1ee6bf5186f405a7452c4b2f6b78331af0f16ab8ae1ae1d51184ae17
+// digest         aa66e01e46580ff91d62d66e3f02a59fa0f2ce5f698500560795e9a2a1f0366f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         ddd9c01ead8c9f7d7833ad041dbfe3a2c2e121f24ca5e3752ab607882f6e2ad8
+// digest         a2e94ed57e40cdf8d18927c6c795723397d8a7c7fce3fc24cfd2de38c50d14d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         6124747ad51037893b4298e2925694124b23b9880566ce79abfbc21fb7cdd223
+// digest         41d34bcb392046d74e456202d4c78ec0fb2e716aac88cb296cd6b26d296c8339
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         3995ea24e81700f866e1fc43d35f1dd3f81ebe15aa425bbb6b8eb53d4ebe98ec
+// digest         efecab732e4d98489bfeca1bed042449307b2a78c82a2747e19327c842867d21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         2d4e0f2cfdf78459fd2c6e17bb146b09ab928b51db5f527ec8b043d077130af1
+// digest         cd7aeb2badd1e2c771a181cca71bbd722616fc6d7ad5eb6080ff01d9387f685d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

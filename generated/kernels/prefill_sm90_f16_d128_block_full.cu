@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         662d58a318736034d21d3871226be3fc848bcdf8b4c4c7fff6cd39ea8afa0f68
+// digest         62c3b2d30bc2107644c208484ecb511944c3bb840892103ae6ccc2dadfe42d79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         8e60a62f95222c3816dac8cdae5a19943d0dbd3cc33bbdddee2f0e5936320d41
+// digest         31882416dd2bd37e229856412d130a453214a8f75bde52a1ca08469b132e48fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         82462556e97c2ffe75743779883c549f5706f33852cec71ffd92c52710d40a06
+// digest         a850affbf8a8f95a9b297372448ab34f58bd6f4b2c21a3a6c25f7f11d2dce9f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         4f77f12904103bb172a5eb24947f560b58d18af740385607cebba7d375c8cf8c
+// digest         327993686121a2e29a7084b100495641d955e0d4935e535d69ba961a7a1abc21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         d9feecbb2c4ae497faa3fad8bdaa95b5b77da7a9401388e5528bee74eab137b3
+// digest         ae94266ed8351abac13c6d7d7e8d1fb5171853ab3f3a22fbf611c6525b3d40ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

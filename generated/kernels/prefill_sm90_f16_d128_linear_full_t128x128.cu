@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         204dddacbf7d08e739165c82168c90392fe35404233278ee3063fe2e189a502d
+// digest         0980e3922f36fb6a3f0250912b3fd4c540aa53efe470307d0c83f96bedae5baa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         7d68c3f69e469d60ecca614fcf34de825e0fe57fa264ead47659697d49039d59
+// digest         89fb5c0e9ce96e4778729c138011f5aa7f0c115b2e37c50c0ed7145e3a550850
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         221e5cae5c3d10b15f6475071f3596755f4b295067c9309d30dfa18cd855ccfe
+// digest         d353c20005d1fc3e5f87f262ef5dfc95cc6667a5f71466076201fa1b06af0977
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         f1face200247bc077ae584fb10026ad7d9e5471d74df6a724534b502d4e8b543
+// digest         0624016db36f4f1e8221bfc5b4d876320b9f2dae3af47c817f85eeeac25d34aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         45d6348c57c83926a21bb9a113eb4dccf0c555c3c6571d4a9a46735af41e6a35
+// digest         275ed20ffa5319f6996a2296dbc0b40ac457ffa7221763de9f7609a4c1b6d8b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

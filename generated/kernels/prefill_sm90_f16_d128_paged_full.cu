@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         d42078d3a67873d61c8af045117df2ab457a3207408a25078c8a7350a177282c
+// digest         5c8471a78dbbf220bf14c4f5d9aa86e6b1dac41e1109e705bcdceea2bc1755b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

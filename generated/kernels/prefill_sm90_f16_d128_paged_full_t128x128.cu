@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         1777038c7c2dbc64d7e83f48de98f430da90b090bfada3b8f90c154093c14f11
+// digest         8efb4cfce6176cf28f50b18095e4ce1f97b3a65dcb9fa151f05ed130cd549631
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         59c11ad0e5b54909aaeba2e02f7e2992fc9b99a6f443e283e4c3a44662b36b69
+// digest         410a6d9c78c904f2d7fe9136037a79d7ac082b9c85862fa6cdde90ef9664f562
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         07bd8062a30fe1a97c25f8fcdfb9dfb797c52c0fa2adeb9666ca0ff4c26c9b68
+// digest         f2aae71fcaa19e04ce49af2c6c8ca8c535ed09af90713e45695d3c52d7b01ca3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

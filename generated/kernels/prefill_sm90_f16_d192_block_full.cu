@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         ca42b873690a720b651ce7de636625353a1518708cc2ec1a9c8c0e19f4931bd7
+// digest         290c4844cbf6f77c62ddcf68d7c04707274fe514d6d35510a99fa5b56008c54c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

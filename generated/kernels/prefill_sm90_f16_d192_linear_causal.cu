@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         6cacf758e78f28643c9ae04d6c7422c9f993858b99b354923eb2bc5b19c40fad
+// digest         fee1a3a3b8649f7c7e0a3af5e95875527dd267b64c60984c038a23f8218d76bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         11e6712dfc6921187e4b54d9b2843ee3f01c2f8619a5fb6f089972329ce75600
+// digest         aca720c5a0b1fe047af5ac57e699ab20999f6e002fbe20b878cc5236462154d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

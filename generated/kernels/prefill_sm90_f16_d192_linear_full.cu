@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         a3f535caafc860f5d61c9ad2863f080c7af335b19d16ef9e2f585737a73c2669
+// digest         06330dfddea3bc156a0c1d49159734d49f586bb3f3ffad033bf1dfee5c14fcf4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         213f55b2ebb189f237b7862746b551a295ab1f7d3c2cb1fe5706fe8fcd231bb6
+// digest         2a28e032e82ecac4db273e347176ee17a4c249672d109727374e575459ed081c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

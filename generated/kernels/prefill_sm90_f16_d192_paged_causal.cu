@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         8c43cd2606f25576c0e5cb68b1f3011b957f6b9f7a8e6d723d7dc5f4dea14bd2
+// digest         8ab8c2066e6bd98db8bd6595918a1c303045d64cbbf2a29e97dd1745facba8f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         0c0db492f91245cb92955e61d14ea67a72a0f02db3b709e088c7d08c9cee0ac4
+// digest         8bbd062e199e0b962b286ea2c3e86ee61184ff37fd3641faa5bcecf05cc8c437
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

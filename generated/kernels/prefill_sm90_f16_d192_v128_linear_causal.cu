@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         43eac4632d84162ce18365108732ab237fe7137284fa3d31782a9a4d30e341b3
+// digest         a82f4e74459353c441a4e65e576f5ca73de46cc9cf67c6cf7dceda3cb15498c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

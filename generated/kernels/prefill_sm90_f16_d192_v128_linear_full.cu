@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         3c605489e8cfc473dcb652d6094e8f8c30437caec7a3a7f3379420f699853104
+// digest         2129de729a60ed3cdbce6115d4b8699016b3a4d2cb2a6bf7ac0769a50d896341
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         30cb36cfce99b71454b45d63315fa6e175138a711e2ca746bd542ddaae3ffeed
+// digest         9a125b0779df0ce32efbbc8a49c22c6c778956167a16e37dbe1efeea6f974529
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

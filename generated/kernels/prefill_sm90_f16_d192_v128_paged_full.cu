@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         cafe3810f1139f813d7477dda8a7dc1378bee0f28cdee888fed217cf5e6d349d
+// digest         4a1cb2f43f26f596c570474d54c4632bc1470358d1e5ef159c845f7e9558ad05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

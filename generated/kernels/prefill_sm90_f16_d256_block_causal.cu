@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         bbc156417c6f5901a063bd3a78904b43655d28616d04ce0601f059d7ab8a6e83
+// digest         03caa3cc174c18cd093be4b6d4bba44ecf480085afc2b18e5af9f5e6c8dae8bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         c15a73f7507bd075d3a3b91d9a8147a71a6f5e7ffd0f19e40dc987a7665857ac
+// digest         6ce86438e30aa660d1be01e400e76d078b58397bc7d193a8fd536b0ebd019ab1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         a96167401f9bc310366736ee4edd20637e124e82e747fbfff72c21d43b0472dc
+// digest         c3836d5a178fe352522285d2e68f42b8a949daeda26538001ad7aac338c9cda3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

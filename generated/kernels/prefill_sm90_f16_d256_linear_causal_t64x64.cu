@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         60278a82fbb6f3427cdcaad55e8e5a5118ee9f354b31f4521e6dff66df884905
+// digest         dae8a42629b7e2add6a753120b3e8da1cdb63005657e34585d96551781606dc5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         b45bb6781b8da9d65f39f051aa86992f5d4c1f966ba342567a3bc82ced9c1c03
+// digest         422d169a334e1fd1e6241c9e383b7314b7b9d51f918d6fe3a104bf35689deee6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         fc9e87329cc581dab718646ea6d4d96ef8cdc24e1e4b7a04061301bab1592420
+// digest         421e7b8f90b2f8389408f4555c4edc31169bb0018ac2df6854151c231bb70da5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

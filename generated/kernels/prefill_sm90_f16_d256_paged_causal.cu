@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         4cced839ad2d8978fe2c2607b00002de131e7cbe2380d9c09e8ac6a04a6487d6
+// digest         1986dab6ef003dfd99bdec5f4851bba42e1fd97840887885dc240528a0b219a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

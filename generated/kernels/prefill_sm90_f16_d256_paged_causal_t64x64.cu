@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         b09d310c6d45d46a958fa897ddf2ce6cec608bc253c1f995461348479353755f
+// digest         d0adeae4000fda045b4252800cb7a71e14b6f85f3dd409722d1eddddc9d2b0f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         2b5a042b6c39fbaf1834e8ca6ea244b92f95433d48b9626b42e2a844f56a49d3
+// digest         8aebf938e7931c0a945f0696515905d3c8b66842c7d57c8918ffe74c224537f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

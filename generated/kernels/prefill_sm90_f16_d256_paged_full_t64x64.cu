@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         0851d029a37268c6a9229e5fdd686af7770e5c22faa0c3661205c2b284b8eb28
+// digest         feaa7515b593626a28baa909a700840306ae5cd2671c2e6bd26dcfc17581e7e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         94c3e283dbd03d54d97adce4675cc055ee9f34d8685ddb90654c7a29d60ac3f7
+// digest         08b9749c1eaf03fbae5a7b0a7dd24bad9e66fbb0b20858135e37b86eeee5bd44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         385c290e9bb0ba908a9a821bd56f9adc16d0a78a975b37958a0685519e1e112f
+// digest         432f935a57fd24fa375fbe047a502c3c7b2e3f1f92abc3c358de1e6298a58d9b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

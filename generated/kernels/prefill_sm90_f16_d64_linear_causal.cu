@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         d908a8becd85bd9aec92480f7c8329b2529601507b3c660a2360476cf991f5d7
+// digest         d6ab890d936edccf19a4eb4691cc957765d292db0ae2623bdc21d82ae311145f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

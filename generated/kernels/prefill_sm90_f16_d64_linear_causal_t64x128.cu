@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         a49679d62afa7fa304bb5cec4767137565d5c9a2a095bf98fecf2579af376923
+// digest         ca392bd00d4a24c2d0051c33efa11718dceddd4053e03f29c09997f8b16e121b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

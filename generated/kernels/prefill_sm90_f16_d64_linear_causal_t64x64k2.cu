@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         db32fce5f1743466c73f3d239a3d6896a7b60e027882f05d7ad670ecaca2bec9
+// digest         2f5227a66bae1a85823c16c5301b5bd7e5780819f0ca5eca306997a8b71af7b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

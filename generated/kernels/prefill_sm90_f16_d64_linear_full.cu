@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         881ab0245d62e4c8fd03e98de2344b86d60a75b67c0431ec1695c3413c83aca9
+// digest         27efd2bc6f9e35ef757b47335488bc790fec0c79e125eb7a558995d2ab974138
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         9adcd22bd64505757df9175133c8f3da83d7f5ae4ed869ff33b3d308a89653ba
+// digest         4dc0f882486db79c9bd8562c39aed621d343966de6ee6dfe50734f229f88f5a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         fee96cc869c31c886c005b1e9daf4d7779c3f1df6547f6e253810724413c590a
+// digest         ead09a35bfa1654dbd5f4ba44db3a15afe440d029bdd56e663d1577aa5a76048
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         844b1cc29e36c0518b6fe5b5096d7f731d7ac729ac9e51619853e65a57da9242
+// digest         524a8223e856c5f93acb9a62892880a93471f8b2695860073d2381a12e3a3c24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         b1605cca3aaad3f31313998b43b31c4c4d5d21dd14d2c3437073c991729f3f46
+// digest         62a24c3d938d689f67948b6338ad1ef5c106c32213125bbe26401de3a5ed0935
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

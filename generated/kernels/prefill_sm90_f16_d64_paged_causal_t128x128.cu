@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         517f4e9550acac58dc1b284c1761ee7fe9831941688e026150ec1ae77d20948e
+// digest         0dbda9b88ce719fbc8f7ded7d64e62ec57615a2fb952e1b83de1a53b7a2edb79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         66336b5f368abd3c5b3e7dcdaac6dc9fdacc15fd672cad264af41ea57f11bff4
+// digest         64dc22ca7663751d0e72176671a3712107330ae444881ee0cb6f5931fff7bd87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         90d170ea0280b1cb369dab082931030c6cb9768f4e9a65121bdd7d6ea20935cc
+// digest         80e6823153069f189599a9641e2ce23256164a174cc72010679dea0bb5d5177f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

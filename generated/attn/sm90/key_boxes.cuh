@@ -107,6 +107,7 @@ class BlockBoxes : public LoaderSource {
 
   static constexpr bool kByAddress = Traits::Config::kCache == CacheType::kBlock;
   static constexpr bool kHasPairs = Traits::Kv::kHasPairs;
+  static constexpr bool kFormsAddresses = kByAddress || kHasPairs;  // of entries, not maps alone
   static constexpr int kPairBytes = 2 * sizeof(T);
 
  public:
@@ -209,7 +210,7 @@ class BlockBoxes : public LoaderSource {
     const int token = (work.item.end_block - 1) * Traits::kCtaS + first_row;
     const bool exists = first_row < Traits::kCtaS && token < work.item.k_len;
     entries_ = Cache::make(arguments_.params, work.sequence, 0).entries();
-    if constexpr (kByAddress) {
+    if constexpr (kFormsAddresses) {
       first_entry_ = first_seen_block<Traits>(work.item, arguments_.params, steps_);
     }
     next_.token = steps_.place(token);
@@ -222,13 +223,13 @@ class BlockBoxes : public LoaderSource {
     read_entry(lane() * rows_ < Traits::kCtaS);
   }
 
-  // In front of a window entries may be wild: an address is replaced by one that is not, an id
-  // outside the map reads as zeros.
+  // In front of a window entries may be wild: where they become addresses, that of a key which is
+  // seen is read instead; an id outside the map reads as zeros.
   __device__ __forceinline__ void read_entry(bool exists) {
     next_.count = __popc(__ballot_sync(0xffffffffu, exists));
     if (exists) {
       const int block = next_.token.block;
-      next_.entry = entries_[kByAddress ? max(block, first_entry_) : block];
+      next_.entry = entries_[kFormsAddresses ? max(block, first_entry_) : block];
     }
   }
 
