@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         db277750003fffea3c7abbb5041568785fe1e38d213baec0c4bb3d280576798e
+// digest         1c97db7c2957d44d16b2de746dbb616b5fc36a089b2aa8d119b7ff4f7b4eb830
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         7c25eb8e718ec9a92618e5d12907165502b037e93eec4e5b03371aab28e6b66a
+// digest         ce798fe5e0833d968f1ee8d0cb6d8cc0afebfd2d9a726308d486dea277ad1aeb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         39d4959e024ed04d9595f94850bda38b0ac2a30e594633026c5a7e75cd429d6c
+// digest         17ebd6fbbfb72f2e657bd07ace49e03c51603657ca8e77f59f7603b7b48a3b51
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         84eb7ccdee1de548e3057b5906a26885fa748d989c2ff79f22228f00a6512407
+// digest         85cdf78eaa6c097225e170a3c58fdab834106939439a34d746e456b153d8b6af
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         bd9ff7884a9272fb4e6b21f9b3c19987cb5f8804b0772f77a8dbec98fa6dbfa9
+// digest         e2a43a5d05e32d15652c0b26370983926095b89b07301e30c3c043953ba1e269
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

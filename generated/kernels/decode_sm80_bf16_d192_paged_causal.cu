@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         e016efb70e75cead0ba04a5e4e4a928798670bdc1100058d30c2f7e633f80b81
+// digest         52f1ae688cb3ae1d70728ead334916536031797c40af79a09f7c6bb88ba0915d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

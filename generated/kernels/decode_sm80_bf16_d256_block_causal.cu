@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         1056160656312de85a6806dc9d6bd8739992f93d81089eb52ad4fb762e1262d6
+// digest         605295e57cafa9f2e4e0f778823b98ec31350c748537f4ba72257826bbae4880
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         cbca179e1d2d65156dccb7f27e8958d74fdf308fdefabe64195be31be818ab4e
+// digest         23431f970f11bbefc6fb1cd707b81bebc7f4f86a66c6b6c57939a4fb8aaa7093
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

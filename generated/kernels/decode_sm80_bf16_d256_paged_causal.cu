@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         f6827ddce8732cfc2b577e8ee7952412b9c1e19fe210cdfc8bdf670a32057d75
+// digest         79823c6453456a3f9732f5fda715355a172f7217241042ac31298c2da9b6afd5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         810a8755be1e7182059937a51e33711206c7d1a26839c737991d73535ac91700
+// digest         d30c19b627db62f0a91f690197e5cd6f52956b0220ea5619deb9316ec168a7ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         fe7ac66de8c15da7fe87c8c8c8939c9c57c1ad3591a4fecbfe394cae72f58125
+// digest         99fa3482b7f98e22a4a89fc8d2b2da0df84014cc9800586d46d238c3315ce414
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

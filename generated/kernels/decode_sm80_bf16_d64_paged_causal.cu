@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         ab53bcf9fed49d6d6ccaa3e84a5ddaf63b869cc27f52e81b4ebc330b224ddc9d
+// digest         e6768d54f77e989d4c28d4e836f39055d412c84991cfac2bc451d992d9c7e8c1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         bf01f5f53c4897659f0c5e9f433b24d47d48bfb38eafe7c4c67a6aaf4de0d2a9
+// digest         281c34665ae72991470b67ed673d60ad3eba56aa46be56d0cf2082ad7bfbd237
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

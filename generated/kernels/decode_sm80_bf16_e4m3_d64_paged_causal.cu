@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         fbebe41c8c4ce8b0f6935ce04a3f1e310f2afa171857b3f384dcf5627171875a
+// digest         19b75726600ace6c8ba3faebb9d02dbba5c5c9ee4d58ba7b328ae650ab70a1cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         8bf1ffd4def5112541a6a0a9f4ab6c4dbd6213a1ed31999d1510f886c3d059e6
+// digest         67df8590c119a6cc1630515769ec0069f4c55460026f36604e84e4578f266477
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

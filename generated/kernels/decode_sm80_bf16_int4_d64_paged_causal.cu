@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         5a990d80602025268383f4b174c1d2428ed5edd85daf12046f805980f956da39
+// digest         5b39b786223d87eac27dfef0d02fe72b1c04ede1b728f29bec97f0108c15e613
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         7a98a89fc310be353b3817396a888e5026d557578ad26e3704e8c6240388c360
+// digest         7f72153d9d323bd8c90530bc43e61a9e95f70de02eb9fcbe9319b0adcc31f517
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         b9baaa9201a64a793955322d6882db700680c7c5eed75b18583d0ab48f4fcd13
+// digest         99ce010f9ffd8c7881ff4b4c19e5e794e4cd79637b2c7fc19b7b75a30566f0be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         b86cac68070455331e16b1f87924ed7607e7e6d4ef1962e5ab91f8f8fa3f9f80
+// digest         b96f1d6195c2fe8f64a5c2d65599a3c65f8b89bf729dd992159ceefd3b7b0720
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

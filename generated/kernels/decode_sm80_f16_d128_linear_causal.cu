@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         413f386d516fb8fafbb6dd34cfbba4e2e52825a54f3cb39992ab281c50805562
+// digest         28fd485943b264ded6fb5d945074e98f4960dee94563eb4134bef4b505ee9990
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         1820daedfa16f6ab65ede66c6de927fa3732c9569539c1cc3032c60e4c496af3
+// digest         8f330217a34a240180902376d6ac3106cb1cb627075df25eec8e780997382bcf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         97b4fc3408ec9592802de02c9baafdfbded23e044c67d684104dc2e079b71f20
+// digest         daf343a3fd46a1f8e541bdc37893d0e2c3cd727541e3e75f99c86f02168aae63
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         43bfd52fe33281799e848d56c777836d86545c8a2bb8c439b60cac47a3ea81bf
+// digest         e2868f5556d6f50abb09a72560e551bc12f3cf8a69237e029db85fff71feea62
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

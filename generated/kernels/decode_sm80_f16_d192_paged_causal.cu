@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         ac1ceeb370def1caa29ebfdb6e2d4026eb51bc2f2089753899d5b8f12a47ef8f
+// digest         c2d7ed678d1b3762e98324d627caee0483cde4c1ea0a5d617ff285b75b159370
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

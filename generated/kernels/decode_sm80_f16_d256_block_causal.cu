@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         65016dcd5401e860763c58af66bd335a017b7b22226fe9332d3d966896b76155
+// digest         63628d52d36bd2384ce008cc48b42769eb8475bb80fc47002cf5be8cfd72c393
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

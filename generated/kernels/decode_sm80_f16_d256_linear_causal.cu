@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         8e481502125537c4b0aad52a4a69b0f3081eb4df73a0374dcc7ff6dd6d5e962b
+// digest         37cdaf01a94dd24ecee7f316a14bbde1dd1ea414e55aa69404a43b598a5e498a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         69c10407f607e42f728e5191550cf89a59a1ec77747ede88a28f004c1301c1b9
+// digest         63f67322d932aa0b2d8b4a32ba23d5c4a7ed34e056457febf57bb0eed63acf82
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

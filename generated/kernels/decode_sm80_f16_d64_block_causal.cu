@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         6f0ffbbf7f4cd9f09297b4e5e81509818675e14af05798eeb24996f39194a68d
+// digest         a2a80584a402887ea840599cae1aba178358c1aa4cd599cc6db7bb83d0a380a3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         6663439f96aed2530c04aff93c82eb4fd2e17e84c7c07e99f13b0b35bda1f548
+// digest         08770edd66e109cee8cf8ff6d2031b2f313683eb99dcfda5badb241b3ec2d865
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         9965147d747788282e43441798a2422f84f9f227c52bfcb445ad3c158917b5c8
+// digest         08c11a1fed20419df44f09ce06ec15b3bcc89f10126997f1a134e88609501e93
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

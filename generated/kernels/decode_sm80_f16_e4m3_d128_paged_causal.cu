@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         4a7af1fcf0fd71543a4ac7a27ecd26e0837b60ffa96227198c09fad61751ce4a
+// digest         a294ca626d4c4cad8e83fd9fb8cb2ab22a35e51f8a08a94745ee6393a11598d5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         e20de7aac8cd5b81ab38c54bfd9ecc32b5a5456b16b061444be712294dea96ee
+// digest         7e9d08f7664254bb8af80b8ba6b5531d2b700a44a04899567d5d68dae62ebc00
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

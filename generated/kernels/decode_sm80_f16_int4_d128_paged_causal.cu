@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         f9437764d6a0dff9c88139ab590caa17d5934242857582a618ef697e80566913
+// digest         a52d7d03ebfe87247e315512856d73a3bdef0f0b18609855a771860a47fa21b6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         0052d91996cb515ac814fb9ff6322b88a456e5bac1fafec165eba63e9a6ad9c9
+// digest         24b1db9e5e7d0946185d3f2d5b21553d504474f15918a72e0dd0af67df6b00fc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         478134c1a69ac70b3ac7801845aef470315b2722873ba0735fba12334eac7098
+// digest         a802137a1ca6d420ab6d8de56c7ebdf8ae1ab0d3de740f974454b4c54e8c0745
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         c1cf39aba7cdfd7a5e92740e407935705aa964235c0ee7d2feb1cc10bde6f4e8
+// digest         30d623cecb5012bbca9edf924b10b2feb8800625c9c31b3b06eff4f0f1f3f603
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

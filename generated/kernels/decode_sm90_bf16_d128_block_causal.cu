@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         3c2d0050ce3cef089455ca213e2a340fc7ce3f0a7ce82b6350ddc3c1bdca4652
+// digest         e30140cc59f7a877d82971fdb9be668fb817fe1775fb40750030357b45193a85
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         af7a2646e42931be5b01209996f2cdd3cd9eb0f32f85b58dc4d2e312cc1d026b
+// digest         089a581fb831dff9a3bc9f98d760608b1b0dee8f11014ba0bb428e7411d9a224
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         627bdaadc69568dcd982ccc73d16ece4e75d8f6a338aa3d0169a3e171697c25d
+// digest         e25a08ab1c7c157f38a7a5cf77568978f3df29788c501ff15d0df45586c1202e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

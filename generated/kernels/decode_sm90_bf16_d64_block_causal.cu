@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         8f6d0a38a7e4bf929862e35a223acd4e24d90ff51acd0e29abddb389e5289956
+// digest         c4edccfd5e0135724d1156cef973ff466873a55290e14e2527636094c209f13b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

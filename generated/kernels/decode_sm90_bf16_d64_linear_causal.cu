@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         93dcdaf03bbea82b6b3c1c3605ddc826134075a8720c0c3ba3e3d84e13ebedcd
+// digest         c5c6ce0bc8241634c75ab13d2ec3747badd9f3e18790181cee18b7e48e472cf1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

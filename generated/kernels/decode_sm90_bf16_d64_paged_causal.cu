@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         809f2d9e5be6839f3bb5ab654d065233468a395a4275eda9f366995b2624f3cb
+// digest         d4e5ab0debfa4fb74657fe7375ce57f9b29dd8142b161ed52ef66738eba90542
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         860c679500c7934dc22267bbc95201082f2dd363dc35673a3ab49e68d6e6b422
+// digest         449fb63b37ddf1b9aa15d4011a65c7a9abf9ce5342c9463c45b59359310544fb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

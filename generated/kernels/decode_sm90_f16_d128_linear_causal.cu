@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         e02763f8a57d9ea23dc68b07767d9d2d2ac86f09607ee68f57ed950301536068
+// digest         d07dfca2e544434766241f60bea04f6f86128abad35027827699d34e6d3679cc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f6da036c876a75cc3da6da1e1971d9a3323936bc6a4e5567337baa571db80ea9
+// digest         08a36332f8f78f6ecc9a30e72a69b3a8b0819d32b0eb2b0d2ebfc435ea304c52
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         c11b068e875434b69e53b20f9d887d38c6e704c94d3cdacc0186d01745554040
+// digest         be2619cb606a51f50e1aa22e349a64afb3afc634c4af67de9b56cc84a5acf4df
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         8da4248761a15b9aa19463c2fe06afef30f51c053f900e7a24fa9990339fafbe
+// digest         4efbea3cad4a2d31aea3a5ae10064f896e3044ef9ab0bb8fdd0e13103e01f918
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

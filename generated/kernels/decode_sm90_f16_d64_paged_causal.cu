@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         c2a02c9360b50eef3832a2cbceef652684bb770e6407cd7a047f193ec8404ea9
+// digest         82ee1260675b3c42f49506e4e5cda72820420d0fec08a2991f9e427441ffd54a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -99,8 +99,8 @@ def ctas_of_heuristic(
 ) -> int:
     """CTAs of an SM that stages are shared out to. Few sequences take one where two fit: half the
     splits are put together, and the CTAs of the next launch find room beside them (measured on an
-    H200: 1 x 4k 7 % faster, 1 x 1k 3 %)."""
-    few = 8 * problem.batch_size * problem.num_kv_heads * tiles.head_tiles <= device.sm_count
+    H200 with 8 KV heads: 1 x 4k 7 % faster, 16 x 1k 7 %, 8 x 16k 2 %; 32 x 1k 1 % slower)."""
+    few = problem.batch_size * problem.num_kv_heads * tiles.head_tiles <= device.sm_count
     return (
         1
         if few and kernel.ctas_per_sm == 2 and kernel.cta_q == FEWEST_ROWS

@@ -88,7 +88,7 @@ def _reserve_counters(settings: Settings, kernel: Kernel, context: Context) -> N
     """Other bounds of query tokens cut the grid into other numbers of ranges, and few sequences
     into half as many."""
     device = device_limits(context.device)
-    batch = device.sm_count
+    batch = device.sm_count + 1  # of which there are not few, whatever their heads
     for tokens in range(1, DECODE_TOKENS + 1):
         largest = Problem(
             token_num=batch * tokens,

@@ -133,7 +133,7 @@ def test_policy_fixed_size_takes_one_tile_whatever_the_bounds() -> None:
 
 def test_few_sequences_take_one_cta_of_the_two_that_fit_an_sm() -> None:
     assert (KERNEL.cta_q, KERNEL.ctas_per_sm) == (8, 2)
-    for batch, rounds in ((1, 1), (2, 1), (3, 2), (64, 2)):
+    for batch, rounds in ((1, 1), (16, 1), (17, 2), (64, 2)):
         problem = replace(PROBLEM, batch_size=batch, token_num=batch)
         plan = plan_decode(problem, DEVICE, KERNEL, SplitPolicy.heuristic())
         columns = problem.num_kv_heads
