@@ -12,10 +12,10 @@
 namespace attn::detail {
 
 // The launch of the reduction behind the kernel, and the slower end of a CTA that leaves a partial
-// result; measured on an H100, as is the next.
+// result; measured on an H100.
 inline constexpr std::int64_t kMergeNs = 6500;
-// Partial results are written and read back through L2.
-inline constexpr std::int64_t kMergeBytesPerNs = 7000;
+// Partial results are written, read back and merged; fitted to picks on an H200.
+inline constexpr std::int64_t kMergeBytesPerNs = 3800;
 
 // Above these only orders of magnitude count, and no product leaves 64 bits.
 inline constexpr std::int64_t kMostTiles = 1 << 24;

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         1c97db7c2957d44d16b2de746dbb616b5fc36a089b2aa8d119b7ff4f7b4eb830
+// digest         35608517c34b2524ae0902ddf0491d10026f42b1fec730d9d3aa3df4a0cb1379
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

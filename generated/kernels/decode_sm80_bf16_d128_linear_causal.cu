@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         ce798fe5e0833d968f1ee8d0cb6d8cc0afebfd2d9a726308d486dea277ad1aeb
+// digest         acbbae8550c63b3040c8e63b533b82061983091822f699c65b30934b3f7509e0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         17ebd6fbbfb72f2e657bd07ace49e03c51603657ca8e77f59f7603b7b48a3b51
+// digest         200683761b9a4ba4d0518a5437be0bfbdea36efe435a64e6e5228dfef700baa1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

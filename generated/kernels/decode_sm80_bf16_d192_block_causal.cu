@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         85cdf78eaa6c097225e170a3c58fdab834106939439a34d746e456b153d8b6af
+// digest         b6b145b90e48606593f6805a70445241cb497c7033e7550bf0aa994f70602a55
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

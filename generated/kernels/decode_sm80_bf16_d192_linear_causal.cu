@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e2a43a5d05e32d15652c0b26370983926095b89b07301e30c3c043953ba1e269
+// digest         cd12fa306925af6abfa5ae8dee6de4e0b8725e7e82c7cb397ae8f569c5505981
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         52f1ae688cb3ae1d70728ead334916536031797c40af79a09f7c6bb88ba0915d
+// digest         519e69498e39ca540f7e039af00b076fe45916b4ce5d9a9f53f6fc3cf958758f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

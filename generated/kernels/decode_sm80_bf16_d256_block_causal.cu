@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         605295e57cafa9f2e4e0f778823b98ec31350c748537f4ba72257826bbae4880
+// digest         e7529eee2c8b04fa129680c0eb6376944be89d12152acafec1ee08016d62d87b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         23431f970f11bbefc6fb1cd707b81bebc7f4f86a66c6b6c57939a4fb8aaa7093
+// digest         f399b14bcb9dea01f080203535b975c36b94995e48b3419d187d83e7c7348f3c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         79823c6453456a3f9732f5fda715355a172f7217241042ac31298c2da9b6afd5
+// digest         4f88d892b6d47e5ef9919cb83b978a91bad54cb70e118000e0fcbe2041f2efbc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

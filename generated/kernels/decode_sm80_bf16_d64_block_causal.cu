@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         d30c19b627db62f0a91f690197e5cd6f52956b0220ea5619deb9316ec168a7ec
+// digest         0cca156cca0c2443d6a2ebb0dfa30bee25a1521f401bcfaf10c5b55f681a31e0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         99fa3482b7f98e22a4a89fc8d2b2da0df84014cc9800586d46d238c3315ce414
+// digest         1008de65d505b79ab38eef5913f10c474a92b70a87c90f94fc87ea2c155fa9d1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

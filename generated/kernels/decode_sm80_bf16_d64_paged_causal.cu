@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         e6768d54f77e989d4c28d4e836f39055d412c84991cfac2bc451d992d9c7e8c1
+// digest         67e795cf510d55f63303e92a3cc2eab0a0dc59164fdcd13dddbeebb00eedc85a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         281c34665ae72991470b67ed673d60ad3eba56aa46be56d0cf2082ad7bfbd237
+// digest         51cd6840496b6541cc83b5bd0ae19b0a016d8973f64b36a48c8172b4120dbdcf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         19b75726600ace6c8ba3faebb9d02dbba5c5c9ee4d58ba7b328ae650ab70a1cb
+// digest         cd8af7e704f9b4efa7351a5d13547cd53f4158251a8606b6cdff9fa4e5602c64
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         67df8590c119a6cc1630515769ec0069f4c55460026f36604e84e4578f266477
+// digest         c813daa047fed94a25429b66cb47e4b473fad4aa0f02c7e350cf0a798e1142d2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         5b39b786223d87eac27dfef0d02fe72b1c04ede1b728f29bec97f0108c15e613
+// digest         e6fb6cecf0b52efb050a93fd14180b8b885bf3800f31b780dc3c3ecd13575b42
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

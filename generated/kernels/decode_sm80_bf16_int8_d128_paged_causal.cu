@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         7f72153d9d323bd8c90530bc43e61a9e95f70de02eb9fcbe9319b0adcc31f517
+// digest         14cdad1e5b35a4a556a11a5a1842c85064b4474120cf179a0f1112efabe7a986
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

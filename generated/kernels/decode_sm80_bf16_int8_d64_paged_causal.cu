@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         99ce010f9ffd8c7881ff4b4c19e5e794e4cd79637b2c7fc19b7b75a30566f0be
+// digest         ff0061abec16d9c080cc77717b95af280333d0eca1defc922e1bb4d072beabc6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         b96f1d6195c2fe8f64a5c2d65599a3c65f8b89bf729dd992159ceefd3b7b0720
+// digest         e5173cc2e94a882d4421cc63a8b6b16d5f2a0fb95751eb2be23efd3cc003f9aa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         28fd485943b264ded6fb5d945074e98f4960dee94563eb4134bef4b505ee9990
+// digest         b57a6ec3c378b8659dbe313bb62e28b7c4da673fe7744c89eb524b26ab8bc64f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

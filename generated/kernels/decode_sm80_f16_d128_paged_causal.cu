@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         8f330217a34a240180902376d6ac3106cb1cb627075df25eec8e780997382bcf
+// digest         9912408d285894ffc144517db5f1b25f2f265cdb25450c5410cb6ad0dfdb9eed
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

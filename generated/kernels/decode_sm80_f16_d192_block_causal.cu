@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         daf343a3fd46a1f8e541bdc37893d0e2c3cd727541e3e75f99c86f02168aae63
+// digest         5331b42fc0780f5dff3341a1b9d2736b670217784e437f914821d47a6777f314
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

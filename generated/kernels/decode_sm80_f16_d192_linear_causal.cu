@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         e2868f5556d6f50abb09a72560e551bc12f3cf8a69237e029db85fff71feea62
+// digest         039e03bcbc9380febf18dcfb1ae2e14bb372edda3b60f5df0abbc52b7c1768c2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         c2d7ed678d1b3762e98324d627caee0483cde4c1ea0a5d617ff285b75b159370
+// digest         3207fd8a7280d15f15afef1b7e8ec531d3cc34349d008e6c9b00177ac0b88db7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         63628d52d36bd2384ce008cc48b42769eb8475bb80fc47002cf5be8cfd72c393
+// digest         590c8f115b8fbdbd31832801e979f3c0d9e4e170fb11e4d4ea7ab284d2b67b01
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

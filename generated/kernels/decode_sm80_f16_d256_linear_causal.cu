@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         37cdaf01a94dd24ecee7f316a14bbde1dd1ea414e55aa69404a43b598a5e498a
+// digest         7f248926424aec57c3a4747d83c5e46f4260c65a21f6d5dd54c9825e250fd16f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

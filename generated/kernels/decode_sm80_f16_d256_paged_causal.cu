@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         63f67322d932aa0b2d8b4a32ba23d5c4a7ed34e056457febf57bb0eed63acf82
+// digest         d94a9a553a6d63e48ed3daf9ccdc05771a946ed2abf642a8f6304fbe97dc5901
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

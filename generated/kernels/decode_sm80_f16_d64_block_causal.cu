@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         a2a80584a402887ea840599cae1aba178358c1aa4cd599cc6db7bb83d0a380a3
+// digest         7d565babe3895e5cbfa6583278446068ef02150c33dc30adfc6be694fde805eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

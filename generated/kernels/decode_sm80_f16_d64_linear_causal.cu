@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         08770edd66e109cee8cf8ff6d2031b2f313683eb99dcfda5badb241b3ec2d865
+// digest         067c97ffc1e5b6fb0e79a52150d0833b821f20c9b057dbbe0b99b74c8e6e0cdd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

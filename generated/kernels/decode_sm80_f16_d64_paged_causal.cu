@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         08c11a1fed20419df44f09ce06ec15b3bcc89f10126997f1a134e88609501e93
+// digest         6f59866ce0a028a06e67a46d57c9fe7659cde172b78ab2cd7f253c7c98b321f5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         a294ca626d4c4cad8e83fd9fb8cb2ab22a35e51f8a08a94745ee6393a11598d5
+// digest         5791063bd3a11c386dc67bcff43620166faf17cfe82380c0b077a3b240cb29f2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

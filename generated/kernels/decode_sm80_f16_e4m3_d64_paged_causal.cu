@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         7e9d08f7664254bb8af80b8ba6b5531d2b700a44a04899567d5d68dae62ebc00
+// digest         7dd5f4eee416d4355110cbf3c6cf4b540b11a97836a7eb109c641ceb017f4594
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

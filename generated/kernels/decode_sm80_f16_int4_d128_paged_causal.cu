@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         a52d7d03ebfe87247e315512856d73a3bdef0f0b18609855a771860a47fa21b6
+// digest         f3b57e144d2d218280c376b775274c72182a2a8b06027cecf02beffd0ac58cb3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

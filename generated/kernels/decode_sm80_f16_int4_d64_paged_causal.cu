@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         24b1db9e5e7d0946185d3f2d5b21553d504474f15918a72e0dd0af67df6b00fc
+// digest         c637a73e35888dc34d2d0e4dddcfc9ad8246883aecad33749f3539a7d7291456
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

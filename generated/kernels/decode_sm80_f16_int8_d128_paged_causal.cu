@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         a802137a1ca6d420ab6d8de56c7ebdf8ae1ab0d3de740f974454b4c54e8c0745
+// digest         2f48833c6572e6c2f22f7f9647de0424108aee5895995b3d17f8ac2121508b8e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

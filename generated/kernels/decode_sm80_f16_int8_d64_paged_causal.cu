@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         30d623cecb5012bbca9edf924b10b2feb8800625c9c31b3b06eff4f0f1f3f603
+// digest         ecf2cc683c2016b93082123e5ae3ca8d0341440b1cb4f07db9617c534163c75d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         e30140cc59f7a877d82971fdb9be668fb817fe1775fb40750030357b45193a85
+// digest         2d80637f4851e035aa72f9c13021f37282fe7cbfb93e097cd00af4ce71ae9866
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         089a581fb831dff9a3bc9f98d760608b1b0dee8f11014ba0bb428e7411d9a224
+// digest         32b895917b654ecc77a3795a77d560b22fa8b77630133535d931a9a1a657b4bc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         e25a08ab1c7c157f38a7a5cf77568978f3df29788c501ff15d0df45586c1202e
+// digest         7a3747080feae0fb59f53af6ebbfb23a9b04b17764da47a7b3b9f8079588327e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

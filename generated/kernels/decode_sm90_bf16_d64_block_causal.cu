@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         c4edccfd5e0135724d1156cef973ff466873a55290e14e2527636094c209f13b
+// digest         5f88fc7d42eeb2edf2df8ab20c685183042480bbdb1a53ef0fb5a22940680e67
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

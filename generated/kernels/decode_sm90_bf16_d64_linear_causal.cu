@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         c5c6ce0bc8241634c75ab13d2ec3747badd9f3e18790181cee18b7e48e472cf1
+// digest         d3e6f372ff96fbf1d21da784e05f6e104915762c096a9b1e542729f4a24bc53b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         d4e5ab0debfa4fb74657fe7375ce57f9b29dd8142b161ed52ef66738eba90542
+// digest         ea60f113b254403651c017a99ec65b5be5fd58538f6ea4b1e5ab8b8b55bab4fc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         449fb63b37ddf1b9aa15d4011a65c7a9abf9ce5342c9463c45b59359310544fb
+// digest         e7a7ceca0f24a4b82cc035a6a19c3a7adb14d16624a27058f66353a9b2b8c4e3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         d07dfca2e544434766241f60bea04f6f86128abad35027827699d34e6d3679cc
+// digest         610dbe316deeb2d29edaf5b7dc3d9230efc34719cdffcc0c9668b420671d1d12
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         08a36332f8f78f6ecc9a30e72a69b3a8b0819d32b0eb2b0d2ebfc435ea304c52
+// digest         a15ea6636fe3678104d5a8d0d9d2c398d479d25e4925da232449f4f5d31f1a80
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

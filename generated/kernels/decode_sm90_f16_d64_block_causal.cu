@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         be2619cb606a51f50e1aa22e349a64afb3afc634c4af67de9b56cc84a5acf4df
+// digest         8c0e6c6cabf4fe6be4e6bd7a597cc4b837e0f5ffe364360d0f73b18f0b7bf5ac
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

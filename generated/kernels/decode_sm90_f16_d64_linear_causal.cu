@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         4efbea3cad4a2d31aea3a5ae10064f896e3044ef9ab0bb8fdd0e13103e01f918
+// digest         1c29af00b286baa480c834b232020a4b563f8315cbacd8c077fbe55fadd44106
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

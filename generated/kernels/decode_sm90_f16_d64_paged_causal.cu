@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         82ee1260675b3c42f49506e4e5cda72820420d0fec08a2991f9e427441ffd54a
+// digest         a99b4ea5eb35a310906cca53ebe92159c6ac30643301bbaab08caf25b710c018
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         30c237c55f59b83aaa15229098e8b073a665fdd6a868ab990e1eebd655cd3a49
+// digest         040d257c9c0e0aaf9bed31df139dfd3d937260d78d78a4b9a90a2526c14b58a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

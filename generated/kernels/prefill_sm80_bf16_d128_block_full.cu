@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         33f66ab14440cac59a6f6fa8b7d8c6989c77b67cd80d987e34de5e149d450c9b
+// digest         9855903098b8fc6ee288f68c131e985f2a58e32e7fd1b957ab73b1e68e9cddb3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         529f89cac3e375b76a06659755b0d11a3aa490ac7954361a523ad2c8fa90c339
+// digest         fb6233ee38c87212cac6e3ca85b1f60ff58f6f2cc75b72321c5229fd07679357
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

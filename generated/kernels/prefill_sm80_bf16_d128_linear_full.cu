@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         a894b0cfd11f0d39c1f152f87d9fff23ba88ae51c9719249272c805e77bfc751
+// digest         b7f13ad8e5ea69d3a470939c90db468a8472b0247c34a2dbc5b3039def54c4f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         8a4f1c6e85ccb686f6229151bc257d7ecb28187db3310319999e50fb43d015ac
+// digest         e7c245051e358a0070c333007ed32adc8c132b4f5e652ad6b703aaf720ea2fbb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

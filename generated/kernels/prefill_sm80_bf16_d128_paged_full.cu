@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         35eabb5fbaa51c49afa97d57a2b145d2ffe7566c3fa07fa0ed4d32532d7fb50e
+// digest         c1331e9d450736beb861b4605f69e4675ad5f2b2846883969b8732aacc487eb8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         8cfac13512ee905346bfe84169ba00d9ca0d7623f5c6ba261de3554ba8df8829
+// digest         57faba1c9f8b9e6b1c861d0ff00ad569f102826021495dc91886384f8507a3ce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

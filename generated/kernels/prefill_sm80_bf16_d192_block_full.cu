@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         3718d83244d94c64b38f5527b7512b8030029706570d3df8e120b5a946f97451
+// digest         cc7c5e8090a5383c1f5efe79a3d84371ee78ff686ac35d2703c3eba6f6cf349c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         ac1f85d6d65a8e211befaafb766a8eee1ebe34813e0f6c2ebeb1e03cd71af6fa
+// digest         e53e90478a0b8a010b3b36613a092de02492295baebd05cee0efbc4c5d9256d6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         790228f569b9e4ee904847db49de2280fb9bb9bf5ff2cdff36904070dca36aaa
+// digest         cb1871e050b5b5bd61f48c77c9d33cd9289e831d297c8d3610e5619d06bfc457
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         b90fd61393700adcb2bcb05696af837542aa482c8fb9ed2a5113335045f9aa8e
+// digest         3fa74ac051c70f4514152ff6b395f6f5c5ef79aca495afdeb21dfcc440d1fdd0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8b9509005cf44b187674bb812d94bd61482e73b8595a06811fd04f3ddba8694a
+// digest         b3bb698943e85aaf48639af944b2b334ef6d9111e4cd752745f0930195af0628
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

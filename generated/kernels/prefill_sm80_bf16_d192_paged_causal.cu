@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         b555d6e423519292402a5a62bf87fd6d57c420ad1fc0f3d06f01c3fa52477069
+// digest         ecd6bde46c22530bc7b0a07255994941abd3be7d9732107c1545d7a0129b1450
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         17f2bb741d7c99434d4132ee53838479bf3a3386f8b638c2620a7531a0b29939
+// digest         178f4cd7ed87262711958ad201b5ca479de8eb3ff20e4f6c411569f6207dd4a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

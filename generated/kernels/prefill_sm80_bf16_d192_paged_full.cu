@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         4507cd23ed1564c9667f9f3269baa692bea474594392bb9d2c54f7e8c8f3062e
+// digest         cdd725d006f412bb8d193cdbfe6d322c1da3ff38bc353c934df6e9875c0e931a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

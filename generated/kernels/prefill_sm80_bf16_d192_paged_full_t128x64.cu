@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         03d104dc44fb47593710d4add836b3861e1571313bea78a234b492c9b177cb83
+// digest         0fc3fa6d4cfdfae52ba49f0443fc96ae563cfb8ca4aee9427f509158218fb454
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

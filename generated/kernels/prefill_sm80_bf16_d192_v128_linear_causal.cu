@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         f2a7a4b120f095c0c7f30275e20b5faef3832164d70268494e3ceb8b4dc4bd9a
+// digest         aa135ed059828c677fda0fbf298289c048c593691f0ace116f3f317ffcec0abe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         bc691e92a430b1ba86dfb6aa9e2c2d13ea6dbffbee54b03d96897dbba136c5cf
+// digest         8a93c0298d4676127cfe05b70293794bd659faa45b817eba998c429459cdb842
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

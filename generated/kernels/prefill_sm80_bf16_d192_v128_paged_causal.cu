@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         63145a46cf4cce6d6266b9a10f7cefa6e7e3af425ef5f1520703327e1d332ff8
+// digest         96a523980ce4926841664ecb5e5456484895a162a3f982d85aa311e3a162de36
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

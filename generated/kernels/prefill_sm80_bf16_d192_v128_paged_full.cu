@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         97b0d7ace34aac8bda9ea234b08243d7faf7b3c65dba25ddc20a9c870eb280b9
+// digest         53da32b8b2327bafd1e8594d802b371d0eb9a411c2be56e7fcdff934555879a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

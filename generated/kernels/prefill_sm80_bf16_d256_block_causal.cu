@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b38620f12cd7e18b2dcd11a76663bdb434a83c4c939bd81a14fb4526fd864801
+// digest         1acf0fde1088119429f7567ef3139ac47d4202516dda24c554e916e5dc547d55
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         467f115cda898159f85c16d4cd2efe38a2a2cc0b93312cd4fab86277307bbe60
+// digest         399b030735d9cb3350ed63291a5c91be2d6509544680b425c08eec6b66e521e5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

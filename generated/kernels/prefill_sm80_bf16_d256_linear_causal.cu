@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         9b6219c14178d82547ab8debc77dad6dbc54f3da06bbe08180c9fadb759ff12a
+// digest         75ee37c7cb0fb3177fc3845d51377c862a74f4fd6ea70fec6597181706412236
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         a1f77a4b2c15f992a44fbef2e4e4439a7f26e76783b42d968b57e3b4e221e276
+// digest         22de14ba47e1ff6efa199b9bd8a81ae17ebb0e065e008f5b5246fa8594efb460
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

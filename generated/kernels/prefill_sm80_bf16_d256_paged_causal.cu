@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         7dc7e619a1c749e30fdbfa48eea1e22f989363d17e64ac9882eee297df287310
+// digest         e7f23dc1ca2878952016889112e1ba1f9de4f532a37f2281c76711ec083aded7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

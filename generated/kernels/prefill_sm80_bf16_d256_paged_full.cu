@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         1d4d134bb05b62cc8f14595fa9d5b92d96684b1cc0d5fb77ca15409f87d64bf2
+// digest         1585ba3f2438b700666a29c41de49d9cfb3b35b42f9af2b380286c803d23444e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         a7c393fa2c085ceeaee3ea9e26e74103a45b9a4010897c0d31bcaf72118ceca1
+// digest         61a211b3a3f7d540c5a15b8f1b7a782af14c8fc0dbac87ba71b0b66fd165a000
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         9fbbf9b1c1ced4e2bf9137603566029e83ae81702b0d980d33a3996037d2b949
+// digest         1126235a3656082a6b9246a4388908e54d0ab0843d860ad8392268493868b3fb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

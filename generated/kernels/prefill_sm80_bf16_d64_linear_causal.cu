@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         6ac1b867f3366f039103f14aba8fc973147f75371dc2a02fd3653432ee50925c
+// digest         2c7b7702ece3d67109970ae4bd20e36e6f79984f00ccfd93f6053247a8212734
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

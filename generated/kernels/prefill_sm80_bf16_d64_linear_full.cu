@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         00e46d1d950bc95b79a13fea127c186ee69ea3936b7185d9b2518cae7347a51d
+// digest         1c508f8001e7e81d3c9ed166b608d150292c6dcd1d5eb755f99d9fcf8cce7393
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         2138006e65231570403b53c449b8ec2052c8f3b686e117cbd1f92fa618bc5793
+// digest         c3c8fcaf409544d63ffa660fe8ccce52b243f18bc838c63cb206a62a7c97d96c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         491003f6bd40219f99e7236e3f9b71bbfba973d348d2d91dc2cf25211976fc50
+// digest         1d914c120f8084da4d1bf6b3a90a6175112a03278ddf9ae214bde3db7cf0b959
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         c2b6b30553e1fb24a5dba28644786cc1332eb2dc4e34d1ba7756bce8dcfd4e18
+// digest         403bcfc0e66b8a0bae1a8f2a127cf929a674ed7a083440c6f2afeb76abdae199
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

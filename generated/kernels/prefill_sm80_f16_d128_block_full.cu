@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         0638df43dfb2d29486dbe3e8d99b9ed58c50d5b965f1ad7267fe6fec9fbe69e1
+// digest         0e43637347c6de33844e0d515082c5524729418f21d41b303d687e4ad130ab30
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

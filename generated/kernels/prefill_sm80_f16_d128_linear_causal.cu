@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         a81499837e7055753060400f82d60b6c8347c5de7fc17e98db8ec5609cb984be
+// digest         f109ed00574d56df7624425e83bbdff58adfcd44ca42ee6eef0c945e0041ed98
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         fc12f443b0fd72e6799eb2af7fb9ba75751747ca1573e869bdfb9827587e76c3
+// digest         fc1da44db15fbc64c0458799434ecd7893e1453843d7620c6e6a71f79bf85f87
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         49f0ed1fe54dd7679a70815136afbc7bc2b4d592f3de60dc8b9736ba7ec4aeec
+// digest         0308c4825a869b6366a78726d05117e8f8f08ef9e551a342cd441d4be47d0b68
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         a87dfcaed11168b189f3dbf762305e1b427d0fcbfc5ba616bc1e1fef8bd31b56
+// digest         0882d400349e0474ed712cdd4ce6964e29f02fc3625725569a899e35a156df59
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         1161be71d58841aeea357c5805f25988f2b5b5634c66a71c5f1a408490b1957a
+// digest         bcca738f0e275a0a84f1af4350ae542fb47fe471dea8cbe173e9a958f9f2cb90
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         c2baa20771c0bf3c700553ba879c035563e9a014b9d8fe1e4abc939528ddb024
+// digest         2b7b593bb1bc2ece10c2878c1949bd892af238b79c9f9c6e104b9316f21f4730
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

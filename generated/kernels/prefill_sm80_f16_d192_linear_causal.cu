@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         91c889758686c01568afe114a59ac7a02cfbd88486e33ea8f95894c4bfc4d7d9
+// digest         1c4bde7ed752d6a50adf54f9cc52944643c63ba95e342b88a195b22e02ca86ed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

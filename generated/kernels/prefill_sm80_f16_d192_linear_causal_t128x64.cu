@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         a11530bb4b9c2c840257e1c4e3b706d9c9c64063f4fa7abbc2b155927c16794b
+// digest         5bd0200ba1815c3215add822414f13a6547fdaf7b1f9fb83cf768de28fad0dfe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         d713b545875409894bfeca1f3dbf55614cae9646916111765a2f29691529a5e3
+// digest         898bd721b798fea56456f930911e27af8ccb6530b9f80e158729e075cc763cd9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         9930c384e11bc455fe13318132add3c2a4a4a8d99eeb44941ff59983d57834da
+// digest         8a7bc5ee6c7ece839b32d5ddb1258cb3fac722132acdf99afa25f3bc7b0678df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         7afd219465dd93d4cbcbe72ae590c60985fb0b3cb50464b835d9e909c1aad582
+// digest         15fc8e1def714c48a6ea8a266761e715c10f1b9571f8c14d75bc36f6338b7635
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

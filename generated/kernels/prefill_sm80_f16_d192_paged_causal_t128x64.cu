@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         5b7507050fd8d3ccf4bdc8391184c9c4ae6c84b5bedd4f6b9879caf2b489194c
+// digest         c12c05d39c65c048ba08fdda32d84f409a486bbd82238be1c513f4c76ec15516
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

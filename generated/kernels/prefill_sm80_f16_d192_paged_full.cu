@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         1fe8a66b340a85c813fb0c28625436499ff296816ad557cb515b29ef77db07d0
+// digest         50433304a236fe0dcea9d1e4524c59e0f5c5e75b945d747c63cb8d8c5d2182ec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

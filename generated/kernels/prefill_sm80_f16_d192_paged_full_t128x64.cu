@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         a23dfae76dd9471bca847f78db04855b8729f80e20b2eac6302aef6517f032be
+// digest         76741d1da59dfcc7b00b1bc008b5ba178d0bcad2432fcf34b6e1ab17bff72121
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

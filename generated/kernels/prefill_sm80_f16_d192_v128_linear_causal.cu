@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         f38267fb8cbf31b69b79908209b58889ef89cfe2c98efaa0a4579b02c8d0e744
+// digest         faa113fe48de61e02ba98400e524278225fbff2089ca87098ff80df0d7a81b30
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         090125ab660a94c18df9ca3d1fac26974df6d16d5faafb30b9925457210fee67
+// digest         11bdcd6727c0757b2fdb024de2320a8117f49b05dda176d25ad2cd15bd6e5af1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         d4d43e471c5387b84446797f5807ce7bfeb2ac15c14e1735d509a4313defb823
+// digest         7611e9d6b32b69bfdc72aec07a149876919f04d48ba221b9d19215022f7178a8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

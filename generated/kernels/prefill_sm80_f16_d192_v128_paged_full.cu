@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a5e775dda49f5351cad3c0f9738b86f7e7e0e5fb5b73c7d6e9918c79379d9177
+// digest         aadb54f4d4fe63b5d869464604b50b89b91a9248d86c03870984c8905f24d5ae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         db1b785c68e667c8bb05710c69141eb388aadc7523641df117996620fd060f5f
+// digest         79f8bc52f3b05b8bce0836439b3971741544bdc453f9c24ceae2e241867a464e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

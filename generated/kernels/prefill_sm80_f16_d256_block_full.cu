@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         44d3e64cd93e299ae817979d0062b9beb3f74f2bc897e7461b5ac09ee94955c1
+// digest         33ff74774f9856ea632af7e8fc64ee1a0ae93af39fd2a65ef9a89966575f40ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c971d480bb0eeb0c30eef91cd5e795b107cb7945b896b25b319ef1a237cd8bdf
+// digest         0ab0be458659996a88902fb31ba1566e1c8e69f906fa3621ce0b756e0294b20e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

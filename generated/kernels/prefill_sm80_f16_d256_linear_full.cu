@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         23eb51f254d8602e39033a52c03c3eee39d94e7f250923709c738211d62b96a0
+// digest         00860d4d00c23264dac1b574cc1f9ab767ec8973fc3c641907dcb67e1733a220
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         d11963390382cb1e7d044a0aa97e8d6c14889cd0f4edaadeb9d9e8c5add0cb7d
+// digest         89a3fe9fb868f755d1a4856615237a07acb7ed745836649485520783635480c9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         8f0d9acc62be769462f0c81dd3792f3bec4545005208db90eecfdf4d464445a3
+// digest         dcf011748965f0db47a7a37fcf60f6e2cda8de142408d80fdc1c09ead736e96d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

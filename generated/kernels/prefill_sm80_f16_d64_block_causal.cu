@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         6fbd5b8b7e30d2211409c4024bf5e512d1f947043eed1f2ef59d36914c15eba8
+// digest         a4594c50afe3a4ad7d3898cbd457ec9f3a69ca653f4d2fd6ee6e5206de9f6dce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

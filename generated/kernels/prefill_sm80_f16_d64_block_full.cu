@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         4ae72868d720faf671969ff918659de94be826477fb8a99ea64c8a8ac955bbd5
+// digest         f77cd3e95bc3bd1dbc1fb22735f2a89770c9c50552ac011aa863a011c2910ae6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

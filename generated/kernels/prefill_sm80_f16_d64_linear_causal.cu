@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         8c501f48b60550b7bbd800d66c4015276dc11f14189f0825e50f04e6c052a01d
+// digest         7376060a47208008f2e122fd7d0d385f3dd78d66f97ce30e6337f8d5d86813a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

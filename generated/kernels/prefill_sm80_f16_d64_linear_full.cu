@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         fc27172875a6a120e970c5585c79c04df5e82280474087fc638bc68f2583b1c6
+// digest         8464d4842955c01f4040f09aa84c43cafb97041df25f7b19b38caf89a621856c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         e92456e0b6e8f83c705c980ba4fa4f5919f7119bc1455a3aa9ee95ae12458aef
+// digest         1f58d230eafa43c7de97d648a0df7183e191a8cfc6956e2e79b6252ba2557532
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         fe550c5d6fd13835ed66364ef246c2a91bcd7a7dd392a04ee1c659194fb836aa
+// digest         da82b6653c8c20f44320e8d920a230dcdfda1e700751603ec8d34d8d69f7d3c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         af024eca6a615f6e4fd1ce7cf5075adf22da2797fb93e1624e97e603391d0153
+// digest         931453f083ecc96b30e734cbf7ccd63eea62b71f4c1a22742eb631b03176e8fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

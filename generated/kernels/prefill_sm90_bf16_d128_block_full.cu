@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         a34684a4b0ce269d836859454c8bd82b8bc8d33341aaf87217ddd2b8885bb06a
+// digest         5bdca1cbbe3a214645d21fea4da115edf7ab57933eb1a58dba052b1b064d9706
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         c72f2c67bb705ac410d618bc75d97d30d9ebd174237b734ddf94d0dce20e1ffc
+// digest         48467b0025bf8683e93d065fbd4ac2c8a2f54a9835f7e5cbf4eefb831a260b7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         fac219b0be075db8c31d650d32ccae310fd7e3148727560283eef01f9d8f11c3
+// digest         19490c8323958c5b3968c573cfc4eba8fba838480289780e1423b03dc9ebbf65
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         124ccd23aa31a5c9e027b36cbe7608258e21efdbc8826ced6a2844d4d241c6ed
+// digest         94d5a4affe35edaf34ca2b42ca7c4cabf17c86c42654151df1c64d8f2c3b18c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

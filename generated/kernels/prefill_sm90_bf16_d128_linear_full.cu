@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         bcba5ec07b326b7064d495a482e709ca6c4ab1eed1197ea16b2f0722a0376678
+// digest         4df00fe0679b60c40bd478da33f49a85f18bc316765b8dc8b9b1a16b3f37638f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         a88bb5c896a1ac7092839781dd09a19d75c36f55ca998f4bca314880e054a53f
+// digest         2d23d4031cdae8c793d4f3391a2eb357d458284781e13c11535f7a0ecb986db2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         35c1c461742b77fa64a1f6a9fba4ba959e501c3875b770b9d88868c90890470d
+// digest         63f35265f5b377151408d6a88b81d8c92e32d1f6d34046a26b6b58592b2a5732
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ddf8bf3bbaf78b2a4d07c67abd2d6d1623e77db19073042510ee393f15566538
+// digest         9db02570e77ddf09304bd94a9034e99fd85c2c7a85bc668ab4cb753407a86036
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         2e5d77f97bb491edac9cf7d471626e7b703fb007ca2b714dc64f06488dd172eb
+// digest         f0b6bb17a33965605dc0f627e1d6addcb8b8537ff98819e54204f68dc9a44a2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         8b0a46faa218e0470cf3a713eff013bbbc07c721c97889f774ab2ae146234e55
+// digest         fef7855e03f7e37bbdfd0b2b4de3c4deb038d458d444cfd483a20f904ddb7085
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         d1bb14f9e6e6692d6d4fa726e7edf671c1766c5de7120fe056dd20e149094385
+// digest         eebbea9dfbae17cd4432cbd77951c0eb2f51d5665a783dee106d9cb00546d6ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         baeb376544a8666104b8574888e5b589c1b92960faeebceb2edb8c049c6f3b81
+// digest         69b000f3f18edc53072424e78b93f863de1263f9ca013c1c70f3d2ad400d7e6f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         a002d6024b5e74ea8ba24f407e18fac8c4ba08d46d965959a883d39acfac0b01
+// digest         7a97d7ea1f971bf7e137a7550c0754af80b05288661084c94e36036f3ad94554
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         a77c166d9ecb1752fcb803bf45531397652de939dd2622df68f87f852b466c2c
+// digest         b2e294ef5a9cc9d5238e8ee39e7c6dc9089a7738681805626d609a4b73938365
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         f3c1317f118cbda4875dd31af3a9c1b646a932793323477d253722b372ab16df
+// digest         78391d71e18922a306869badb2a4f3f8170d73dee0b57f3b355c1321cec122cd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         ee4ba250a52f650f63a025b3891adc3925a1e59867ff36463edb4432910ea543
+// digest         2b6e2a38d6fdaf5e290819fd40b89c9075ff95e569d9db62d9c67db37f1ee9ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

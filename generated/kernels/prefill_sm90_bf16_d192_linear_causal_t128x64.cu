@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         923547c3a1522444bbd3f47ec8628fa21aa0c619a1a98556e0c6f5db276ad688
+// digest         f71ae14e1bcc49ea6cb3d137a5ffa3f7ffaab1faa43e65bfc88fd23e15ec2662
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         e5e9a8dcad973f2713968a2b41d0fab8bb847e5773edabefbee76125e4d340f1
+// digest         46ded98efefa2cd5002166ea4d9904ee5ae2345a6488cdfdbf37755303383046
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b12f79cc1c806edc156781d7c2bc745ddc3122c0ac583ff69f0aec36486ff938
+// digest         64f453abc8ad295b3a8009536115293602cc93ed58546ce6c24599f4b6dd4a51
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

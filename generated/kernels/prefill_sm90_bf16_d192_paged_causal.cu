@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         e1f5de3bd0fac49ea27a5a12fc8431051ec9f1a3c228c3baeaae6e18f3d4f70e
+// digest         fb96af69e51fed9da52dc6c774ba655ff0a792474477e23efbfe38538e040c49
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

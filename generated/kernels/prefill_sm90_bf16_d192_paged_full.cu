@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         21337e3058b5ac442a9a67f65b09f4307177ba528e39213b6caa8561f0ccb644
+// digest         61be132188d1cd2c4f4964582add9ef5eca4639946697b9359440fb2e558faab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

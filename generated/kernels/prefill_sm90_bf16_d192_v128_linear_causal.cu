@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         244cd6e973a5e8e62bd5dee47454faf74b6ae8308a0eb3c273551cfc54d7f859
+// digest         a5dbf4f388ffcbac55d402e9ada1027245636c0f142a67900eb1667279fb394a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

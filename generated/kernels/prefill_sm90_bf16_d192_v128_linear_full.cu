@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         0587e6a11b1c669b29fd6f0f45ea41c136e22d0109731c2082f7c0723ebce133
+// digest         af177f29592bee6b6210683b326c29e1b5fc3cc4edb6698cc6b8d06ed6adece7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

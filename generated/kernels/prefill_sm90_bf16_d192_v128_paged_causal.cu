@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         f7a85be691551504fee367f0cd0d218e243388be66fd10bc364a7d219348d583
+// digest         ddf19194534053e83019d2cf21e7806ee449e49ba2c2c68c0783eb9543f60f4c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         254dae2b3825baa20bc49564effc736cc0257bedfd7b1249cd9a808cfbe84d2b
+// digest         e732ae8f0f83f5039d3ad8b669fc8a9f28866d361dafb77b7981884fcab61fb8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

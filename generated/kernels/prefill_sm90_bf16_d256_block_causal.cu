@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         ba217e3f381b82bde44ff91298374438119f4d57f65a7393945ff68bc2e9c5a2
+// digest         1728cd09a0557e309a501103a5d5ebb6ee095fe61b06b9e383d247afdbc96e7c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         a4ad7fcc1e936bdc21372e861ce97732333e196083c5361a1281d8c0bd17f6f3
+// digest         9913afe35ba646a3adad6b66839ae370cbe16db3fb2c51be59912b798bb514eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         8167faaa0761fb9345ea8299e0201b76d6c23d5e686f1665a9d570269d5434f0
+// digest         eb8aaf4471ff888837e57c9a9ff448aae7bb8f4464feafee1ae8849e784ceba4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

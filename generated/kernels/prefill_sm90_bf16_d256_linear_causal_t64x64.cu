@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         a1428dcaa0964d75d16fd7678a2155d403a4d91e83c3960a2a15ddec55353580
+// digest         05d26910e1aca7d0a99076f8ca85884d0ce683992e1333a542c7fdb1f8df05f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

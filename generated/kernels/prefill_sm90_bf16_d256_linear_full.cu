@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         2992288bee6b1d74c904fe618d3e28cbaeb4e4fb68a23bb95d65ed2dbe1220f9
+// digest         cd4c8e8eeeb5346dc9a06ac78ac2f65c34586a50adac218debc0e4a3e4e8cb12
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         00dc316ed70b1cbfc623ff78d8b5c28403ad2a7aa7fdceda06ef76efc823db3a
+// digest         efdb296b1fd594e84737fe56dfa63e5899e2e6fe52c159f6a190f9949a282459
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         af1d1bb2c50db920528d018fcc1277fe901e78000fd977247a5b402511bf5bac
+// digest         34844ffa7389a2d8558e1fe7c9fdb12563c1eab7e3378bcb8f42059c51ea29b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

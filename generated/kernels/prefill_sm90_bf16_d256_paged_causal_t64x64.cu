@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         8a063d6af6ab5e2687ff97c693c546c01d2013f33f7e54fba10b9e3014742d7e
+// digest         5a824d0cd83a8e3f22a33c3b5f6dec83c405f6070c184b4122f6709e2beb4e77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         3c840f3608816239ea20eb4ede51ecda498792ccc41a426cc43cbc03bbbe1211
+// digest         52ad0048d024a1a4d7e82ac7fd505ad21537e9cbcd1463112d9ae685c668cc7c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

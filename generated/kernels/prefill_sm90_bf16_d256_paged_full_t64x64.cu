@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         e0ab6524819d9e5a027659ea9af3349724cd6f18885de3392f96b669a5a319a3
+// digest         58d495750a7b83ebf5f05c34f83dbb77f6e35df63074fe6e70b90494556322bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         ff4c6a16a886dfd2e33c45f3dc3d9b43b42df8c705e0dc10f2af0a665bea6cbe
+// digest         abf6576d58409e7948ae129b880df9cfc674fe6f58204340d705aa20d12ef979
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         5f578b95552dc892b5b3853f410f6b06ea106f419119382f9586a0139591ecf8
+// digest         343099374bd05970d93cae5dd5ad0d321e585245a63be3a1555cc5fe2b41c6bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

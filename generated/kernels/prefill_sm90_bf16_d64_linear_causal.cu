@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         090d910683735bd055e9e70b6937b704ba43a2874936ce8da6e99e12af653c1d
+// digest         0705cfcd301acc6373ce1db218ec2b72662046634b623e53f468b8f9cd867323
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

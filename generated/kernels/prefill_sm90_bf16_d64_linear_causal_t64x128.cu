@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ac3c0397e0ac2f103a499ab0b8646e570642dacac5e758ba4d47421d5e09202c
+// digest         e3c83589c3a1c9e5d42f71143ee169069378038db284d5b5c85a2e22c74e570b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         041b17c19126b7ef8470d94b1e89ba4f12757cc61d52aa7ba4561cec758bc4ec
+// digest         80d62d17f77aba6c0a16e6e4ae4095e5efc5235e839f46d21605062dd64f8896
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

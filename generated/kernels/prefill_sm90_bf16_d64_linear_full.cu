@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         7cbe4962fdb079deb9cd9a23673af5c3416ae25a33e88668db442ab498373507
+// digest         ac610c7cdc2c95e2936a1bbbe7a66929af5e12dbf9ecae82d1ed24753cf05b8f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         2140575bbbcca6f97f7fe51b7d1fa3c8951218d021372c64c066bb17bf7579ea
+// digest         eba746bd5cbcccde06d6133c2c8e3d0d880c2dade049b0012b10d2d317c50c7c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         03cd1a0724dfe7a1abf94f99c73dcc3549419b467e0845e7894c38c08e2a50c8
+// digest         6ddc2499a42e629b453ed853f10af65a3e0e9368693288b8aa3d53e683ab980a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         4203e83585dbc650f0ab9e91d67a6399138f05070985a67e9c6a966d8c2c5c42
+// digest         da4f3413c2929600e6c96a13885fc1d6f04cdf6d5b2d0b8d9312e44d2b664596
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

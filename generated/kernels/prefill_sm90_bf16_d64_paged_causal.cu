@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         aa66e01e46580ff91d62d66e3f02a59fa0f2ce5f698500560795e9a2a1f0366f
+// digest         cc329dd413b74d746e22cd6f2edca6ad9269fac67781cb8917aec6763e3e581b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         a2e94ed57e40cdf8d18927c6c795723397d8a7c7fce3fc24cfd2de38c50d14d4
+// digest         530e581e994d1beb1e9772a2e9a7dbd46955e3a0b06a7a8a98807175e7b38c21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

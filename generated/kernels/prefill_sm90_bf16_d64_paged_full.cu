@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         41d34bcb392046d74e456202d4c78ec0fb2e716aac88cb296cd6b26d296c8339
+// digest         a3575cd6090729221c6e5af6ca1377dea640a78e41ed0272a01a5935eee72512
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         efecab732e4d98489bfeca1bed042449307b2a78c82a2747e19327c842867d21
+// digest         3ded5fe55a6abc07e21950da1cb84fa0d006881a8b2533faec40d14125336bdc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

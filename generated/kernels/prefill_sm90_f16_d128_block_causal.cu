@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         cd7aeb2badd1e2c771a181cca71bbd722616fc6d7ad5eb6080ff01d9387f685d
+// digest         c45b396c1e9ce3f8b93db336993b5ce9c1dbd6562b72aa11c95ff820e7922451
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

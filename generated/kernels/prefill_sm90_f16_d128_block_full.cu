@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         62c3b2d30bc2107644c208484ecb511944c3bb840892103ae6ccc2dadfe42d79
+// digest         6fbdba529463b6d328df7a8cdd3c9d4b80c843a3050ef56601916b15dbbffb68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         31882416dd2bd37e229856412d130a453214a8f75bde52a1ca08469b132e48fb
+// digest         f802a052dd9e6ad8b181af7f8a8bb7c7fa83c5cf6d40a29adb04390bf3f9f8f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         a850affbf8a8f95a9b297372448ab34f58bd6f4b2c21a3a6c25f7f11d2dce9f9
+// digest         b47cacb75ce055cc5ce2efe01982d3d9415670ad5188f20a11937573c2027b5c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

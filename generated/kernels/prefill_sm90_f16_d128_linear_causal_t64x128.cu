@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         327993686121a2e29a7084b100495641d955e0d4935e535d69ba961a7a1abc21
+// digest         d48732a9afb398b2e1d737635427a51d465f2e5311cd833baec04c67e0fe3a8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

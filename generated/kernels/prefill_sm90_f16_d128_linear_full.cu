@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         ae94266ed8351abac13c6d7d7e8d1fb5171853ab3f3a22fbf611c6525b3d40ce
+// digest         1b114d9dec7b21ace0a6bb558a97a174d80b5fab44424913a6c940b20103ecd8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         0980e3922f36fb6a3f0250912b3fd4c540aa53efe470307d0c83f96bedae5baa
+// digest         c31b898d0659b5f5941535b81a767eeb29d29283e6b4fd08ab91da445fbc9bcb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         89fb5c0e9ce96e4778729c138011f5aa7f0c115b2e37c50c0ed7145e3a550850
+// digest         c89e9c8263f839d7e81f45ab0408e7601af679ada7819351a9f5cdbc418a4516
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         d353c20005d1fc3e5f87f262ef5dfc95cc6667a5f71466076201fa1b06af0977
+// digest         566f70c517628ea7c4452c00b0e9187a2b138f56102d790f443365213af7ce3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         0624016db36f4f1e8221bfc5b4d876320b9f2dae3af47c817f85eeeac25d34aa
+// digest         d0879c3083213816eace2275b0b7a42657c7d1fead85f3641b853604806b0f6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

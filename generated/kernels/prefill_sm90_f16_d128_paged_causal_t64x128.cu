@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         275ed20ffa5319f6996a2296dbc0b40ac457ffa7221763de9f7609a4c1b6d8b8
+// digest         2b9a60905d00dd7b36876c50a8fcb7b9b27b30107055878ef04130aa9027fda1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         5c8471a78dbbf220bf14c4f5d9aa86e6b1dac41e1109e705bcdceea2bc1755b8
+// digest         6d4030ff126344c9010a7f310ea952b1aa586a4ad18ce94294b172968dcee4a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

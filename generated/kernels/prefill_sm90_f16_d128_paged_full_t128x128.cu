@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         8efb4cfce6176cf28f50b18095e4ce1f97b3a65dcb9fa151f05ed130cd549631
+// digest         d162df6070aec4ce2e4ce2ff58d22b4d4cbb1c2d75c38f9572b155017beb8ea7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

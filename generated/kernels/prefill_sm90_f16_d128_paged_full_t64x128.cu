@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         410a6d9c78c904f2d7fe9136037a79d7ac082b9c85862fa6cdde90ef9664f562
+// digest         1f3d76df5a02729eb4840c7ffce8e1b6d59d74edc589889324bd6ab47dc87a07
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         f2aae71fcaa19e04ce49af2c6c8ca8c535ed09af90713e45695d3c52d7b01ca3
+// digest         a8a4040342d6e7325a886cfa0289396cdeb53559325cb19e71afab2edfd4a517
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         290c4844cbf6f77c62ddcf68d7c04707274fe514d6d35510a99fa5b56008c54c
+// digest         a75b12e56acaac4797578ac5c83811dc07706f0c3f9dc0bd24c14cc1e77ddb3e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         fee1a3a3b8649f7c7e0a3af5e95875527dd267b64c60984c038a23f8218d76bd
+// digest         c48502761e7109b9b1f0ac318cb1e8de3492e4f8bc8831dc3f50009f0ccbe41f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         aca720c5a0b1fe047af5ac57e699ab20999f6e002fbe20b878cc5236462154d4
+// digest         fecddebd76e4d69775648537ddf150e7f7700c6f394ec30a9f74fa1f2ac30564
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         06330dfddea3bc156a0c1d49159734d49f586bb3f3ffad033bf1dfee5c14fcf4
+// digest         566c2a4d5b99829620745fd1a41d0669b0aea56d8c8bffecd7000f018691efcb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         2a28e032e82ecac4db273e347176ee17a4c249672d109727374e575459ed081c
+// digest         4bd4847c69293e2978b8cf0a8b9958f2efba9f5732879861ca50daa370ccdc41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         8ab8c2066e6bd98db8bd6595918a1c303045d64cbbf2a29e97dd1745facba8f5
+// digest         395a0620dab10b00ad6f063d084badf4682159d91c251a39ce5ea1ac5ef10b40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

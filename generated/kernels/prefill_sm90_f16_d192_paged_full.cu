@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         8bbd062e199e0b962b286ea2c3e86ee61184ff37fd3641faa5bcecf05cc8c437
+// digest         82226f9b6d016b8be05bb8b96b23795072e1b4760202f1a10fd39f8ab9e18fee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         a82f4e74459353c441a4e65e576f5ca73de46cc9cf67c6cf7dceda3cb15498c1
+// digest         76c133ca923dd0843599f90d8cfceddafff1ed8e16186df5edffcdf835eaf13f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

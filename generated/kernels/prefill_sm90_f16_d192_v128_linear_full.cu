@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         2129de729a60ed3cdbce6115d4b8699016b3a4d2cb2a6bf7ac0769a50d896341
+// digest         4ffab7b616c98322454406af6ea3962ec60288002be7b60c4ddf8d325c90bd1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         9a125b0779df0ce32efbbc8a49c22c6c778956167a16e37dbe1efeea6f974529
+// digest         16f8f4793c4ff0c97851fcf5627597a28460ab6df6a1aa673439b075442b29f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

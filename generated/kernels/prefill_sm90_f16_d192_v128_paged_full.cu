@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         4a1cb2f43f26f596c570474d54c4632bc1470358d1e5ef159c845f7e9558ad05
+// digest         deb761392575468b2fb363f619a0f379de00a06458483f3c4147df63ae96deb6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

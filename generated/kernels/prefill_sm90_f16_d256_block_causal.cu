@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         03caa3cc174c18cd093be4b6d4bba44ecf480085afc2b18e5af9f5e6c8dae8bc
+// digest         b2f5bceb54e5490d2b2052b67655b7ad9772981aed5ad49be1bb0b38553682a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

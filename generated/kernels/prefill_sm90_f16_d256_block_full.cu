@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         6ce86438e30aa660d1be01e400e76d078b58397bc7d193a8fd536b0ebd019ab1
+// digest         8be257b3bdb1f868a9d7566cc51ee9afc2d6b31b3d52f629991a7566439e6546
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

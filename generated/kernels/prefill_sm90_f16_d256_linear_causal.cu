@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         c3836d5a178fe352522285d2e68f42b8a949daeda26538001ad7aac338c9cda3
+// digest         18b128cb2b5d1644e0f9a20e61ad1d352c9f5df4683c773d8311fe2b6a4a7572
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

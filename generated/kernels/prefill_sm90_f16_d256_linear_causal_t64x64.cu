@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         dae8a42629b7e2add6a753120b3e8da1cdb63005657e34585d96551781606dc5
+// digest         5beb54dd17862d15624559a926d8aa1a685f8eebc10ca29e5210f2f59063fcac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

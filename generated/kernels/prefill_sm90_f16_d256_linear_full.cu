@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         422d169a334e1fd1e6241c9e383b7314b7b9d51f918d6fe3a104bf35689deee6
+// digest         bf96af9a348cf131467e9d00a19aac32bdb08caa3f6aab4b49c78b61597f7a07
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

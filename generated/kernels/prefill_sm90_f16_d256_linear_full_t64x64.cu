@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         421e7b8f90b2f8389408f4555c4edc31169bb0018ac2df6854151c231bb70da5
+// digest         cefb94751f260d789d593b75f831e1ad7b971bbbbaa57e2aa39e0db1c2a53ae7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

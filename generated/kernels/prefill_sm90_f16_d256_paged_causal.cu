@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         1986dab6ef003dfd99bdec5f4851bba42e1fd97840887885dc240528a0b219a5
+// digest         62fe045002abdff909ab6b9c982c4cdee3789eeb337a95d77d41f0deb56409cd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         d0adeae4000fda045b4252800cb7a71e14b6f85f3dd409722d1eddddc9d2b0f4
+// digest         b9bad4ebc90114b96d970218f2c22c42d53825f0aa6b97d656e3cd0af3e2531a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

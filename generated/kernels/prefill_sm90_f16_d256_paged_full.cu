@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         8aebf938e7931c0a945f0696515905d3c8b66842c7d57c8918ffe74c224537f8
+// digest         14070eb0000c0d7bbe30506d51b789b24cdf9659f0cc2002cfe0d097d5fa64ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         feaa7515b593626a28baa909a700840306ae5cd2671c2e6bd26dcfc17581e7e2
+// digest         338218dcf29eb4729fa3e26626ab7fe1eba3037516649f0adb21ec433f2ae50a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         08b9749c1eaf03fbae5a7b0a7dd24bad9e66fbb0b20858135e37b86eeee5bd44
+// digest         6cfde533d6c52b0c8ec9f112f1d765045c561f90c9502c143c8f501a5a3ad75c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

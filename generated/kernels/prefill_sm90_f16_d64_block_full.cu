@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         432f935a57fd24fa375fbe047a502c3c7b2e3f1f92abc3c358de1e6298a58d9b
+// digest         be19f400be55a8e9ac21d1be61ed0538dcb631d03af005dceed33a3d903da4dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

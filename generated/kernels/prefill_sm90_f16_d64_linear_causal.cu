@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         d6ab890d936edccf19a4eb4691cc957765d292db0ae2623bdc21d82ae311145f
+// digest         ea96184aa329fa2774d8a091f0033733142a4530be415035c8c6180b7ef9a79f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

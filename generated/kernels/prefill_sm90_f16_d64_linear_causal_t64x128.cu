@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ca392bd00d4a24c2d0051c33efa11718dceddd4053e03f29c09997f8b16e121b
+// digest         f098b164b7a4fc94770a779533d88601436ea396ce0e98bc58b88268de7f914c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         2f5227a66bae1a85823c16c5301b5bd7e5780819f0ca5eca306997a8b71af7b6
+// digest         53563703273523521fe8c6c0765467de380ccc6ce74a3471aa0c9c20f2f45c1a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         27efd2bc6f9e35ef757b47335488bc790fec0c79e125eb7a558995d2ab974138
+// digest         7651b8691dcf0ca741407347a0cc431d39decdf39443c0521514b985a03fb797
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

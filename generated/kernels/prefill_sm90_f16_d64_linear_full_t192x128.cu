@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         4dc0f882486db79c9bd8562c39aed621d343966de6ee6dfe50734f229f88f5a1
+// digest         fba9291500a4d5876d059572f1f60a25d5d7d3956e44f118a8e54cb3983ec07f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

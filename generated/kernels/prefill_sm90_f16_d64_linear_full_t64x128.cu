@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         ead09a35bfa1654dbd5f4ba44db3a15afe440d029bdd56e663d1577aa5a76048
+// digest         38d6d2b0f848a8a2bbd7978d1e9c576da577df2831d803126cce40ac1a3791f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

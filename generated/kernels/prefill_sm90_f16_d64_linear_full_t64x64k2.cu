@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         524a8223e856c5f93acb9a62892880a93471f8b2695860073d2381a12e3a3c24
+// digest         5b544dea020797b5b3e54617895b371de5dd33dc1c54948a0335ddc4df2ea80c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         62a24c3d938d689f67948b6338ad1ef5c106c32213125bbe26401de3a5ed0935
+// digest         8006a631ee27b6a3405db014c58078977131dbdfc4d09d55b9b837b8597596fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

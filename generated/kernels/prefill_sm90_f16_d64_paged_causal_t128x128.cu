@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         0dbda9b88ce719fbc8f7ded7d64e62ec57615a2fb952e1b83de1a53b7a2edb79
+// digest         1b54f081d02a5e0c97a6eca4400fe785ad918ab386b2ea5ca19e8d6e76305b7c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         64dc22ca7663751d0e72176671a3712107330ae444881ee0cb6f5931fff7bd87
+// digest         b3228d51d22c590cf942ae09420b1b8bad35113f53689fe2300752fc4b2ac8fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

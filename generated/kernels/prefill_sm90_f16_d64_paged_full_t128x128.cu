@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         80e6823153069f189599a9641e2ce23256164a174cc72010679dea0bb5d5177f
+// digest         984e6bf4c8078c130e5c7a633f85454fb7f8e95d53d3e628de2df0b46ad8eb87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

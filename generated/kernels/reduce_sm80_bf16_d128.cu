@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         f558eed967690eb4ecd6f94ea74520d8fa11a590dd7563f94fbd9f27bd37f67c
+// digest         dbfce5de6c9c65909b5ae25f23da000df3bcbc76855a2438952ad1dd12281c2c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

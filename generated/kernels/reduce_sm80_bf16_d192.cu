@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         abe6485c8b02b9bb11e5b9676836f655e3c9c28348e0bfe6fd98e15fd6d0f3fc
+// digest         0b5b51a78ec5e25936ceddfc06b82fe3379f0f6d633df6fb4db5a27f0c643cbd
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

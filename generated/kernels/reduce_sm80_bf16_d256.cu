@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         30fdec6f1fec86c45f4250795aff1eaa1ae08c84ee509a335960ba8f9bb3d5e1
+// digest         59866146883ab0ca1e8197f206583420f0845187308af358ccdb19fd5a8c023c
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

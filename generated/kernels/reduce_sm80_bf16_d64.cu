@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         c252fc0a1dc44650c7c1f7a8d73e53de007216d060be5340c2225d375f395892
+// digest         26322fa10f9247372a5c82c0c62ce2b68373a1ee28af9303f0db8c434caf40d7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         a7aa0038bb2421929159bababa03fa0d6f705ffa3fb0b7e7806176ed764bada2
+// digest         eca09189716edb8066a57c74bd6930d3c20f88e9c706a475341765a010454cbb
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         ee1f60f6d45562c02ea63418681f92b9e25f0a5cc379f0e5a75c26c070eb3e7c
+// digest         430aa2358c25ae3478537e92a6408b90db30ce21110e884538dfaf4e4238b7ab
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         804856fa70898a248fdb6d27900316a0545c7cd05fca710ded5fb274b2403df2
+// digest         392f1af9a76f49c9ceabe372fae35d05cf7a6d52789e3788de50c7c222ce23f1
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         a9e2b404992886fe86f936dbbea94806263f788e5ac2cd6b9dfabe6a525dee7c
+// digest         f44c582faaf2a37a71303517e8a1a7f9293ed0ae93593298aa199a311e4756b5
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         816c5bbf78b29cf60c0f54c85c4bb6ed2b2d8dc7e5ed8fd3cff07ac26464784e
+// digest         618bbcaa0ba1c569282f13a43e74bfd6dded21da58732c6273d6e2cba7c2685c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

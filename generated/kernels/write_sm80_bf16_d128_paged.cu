@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         57082d720e7d4df9080a427a598b295d84dd9a7c4e1931d59564a20d11579d98
+// digest         620b6aac87f9e160e469654b67499f039e556dbc44c4fe7681e1c992a3956d48
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

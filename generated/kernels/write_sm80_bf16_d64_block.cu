@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         9516460b438258d74e009505e362735ee0e11f61ce19ade67916780bd13e3509
+// digest         1b50fdd1cd828f3bf5480d3719f8860c171fe6fdeab862c414b25eb785864d46
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

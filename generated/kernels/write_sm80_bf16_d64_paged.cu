@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         209c74d0e1b14c47d118f00d6fa52059f69067ac6851b5b138057e674bc248d4
+// digest         e7bd89a76d01b8478bd2f71880742940e099db0f912118dad69a653c75f31a92
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

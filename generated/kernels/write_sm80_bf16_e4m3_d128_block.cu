@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         7b25716303a9f8a1a2f58dadfd48f1ad5995680e8b3073b5b5468d58c9acbeb0
+// digest         b2c444b175654f8e0aea85674ad9e04353b4366aab32e863df17ab2181c319d2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

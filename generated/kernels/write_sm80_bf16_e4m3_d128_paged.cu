@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         86ed78dd48fc5bb1f13af2a90fad1ed64f92cedece47a7e5cb15f9fe3adb1d8e
+// digest         42250f0ee109f07b86a9df090fb07b9c4f3de51cc200d7cb6d8f0a5c404e660c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

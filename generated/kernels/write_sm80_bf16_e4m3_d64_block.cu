@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         2a6900933937c56a15720337e0a333a5e068025547251ba8aac9d7ae39a6485f
+// digest         2f6253f2e9b47109d375497e0baadb33acf55f9ad0f9f4f5b02f0ced188f58b1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

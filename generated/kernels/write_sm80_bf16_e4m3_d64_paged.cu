@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         f24aaf7cc870212197d4be2202c27c49757af44d87340bb68e04749247175bf7
+// digest         10e32bb229b637174e4d42663b3c097a02d61b7dc06b91fb4c0d1cb8358b1eb4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         3147d9f6916bea1f78202bccdf1d1825fe9f43af9036551ae0933f88b7ac162d
+// digest         021325f1fe25aa9b6b3331421a7188d80f05ee9f1f2949f435cf9e686d1d960e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         a5558315b89abcf213fe95dcba515db9b6fcafa6ff7951f7a3625f68aa0a84b4
+// digest         07b0de776d2d85bc84ec2b05a3d59ee41ea51e628b8aaa3f1b02e35db8520d2e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

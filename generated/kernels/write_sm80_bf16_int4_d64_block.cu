@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         3b55e2c17d31f8b47e07a7acf7c54a407bcc49a6290078c49b0fd9061809cbba
+// digest         d771cc3022f3a9134c9be3fd645e3b2e83ceb68118897d0274b0c3749e67d714
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

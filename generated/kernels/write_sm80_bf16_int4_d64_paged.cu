@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         6cfb5ff3b89640315d4fd0c0a80f2d93212ec526fc60249751e2267220fb9e5b
+// digest         749f200c13df921ae1699542710e0a778a16aed46abfe551923d162d92f99285
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

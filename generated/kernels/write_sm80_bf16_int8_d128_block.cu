@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         c0173e06dc7516abbe81c58e66aeb1ca68e2716d9bb56b125d02287eb49063e6
+// digest         fc60c805fe058bee19c92bbd5ab69bafbdd868f58671a8a3563a2310a11ea4d0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

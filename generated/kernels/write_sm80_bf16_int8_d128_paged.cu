@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         185d2cdc33e8d37feca58251b1fc825088db433c7c6d96b173108d616388d52b
+// digest         a1674745baf5280f22daf9f0ae3f484874cd388cd78f0745836b84c5fc6f2803
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         9ba54f3f20cef39d3204edebec2a618a1601690cf99f79dcaa2a399ed9e6d323
+// digest         e4e6079ca1536a0eee748040551d7d7087bee9df172bcc8a167c695c78a99589
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

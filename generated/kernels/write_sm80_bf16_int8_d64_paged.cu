@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         0a61139ddf662fb2d768fe65e835346b39625ac5587dc410bf5da80a65888c68
+// digest         4b0fe9085cb6de13394d663321401b571b81e293232adbed9a1531fe2730d54c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         4909d40644ba31ee985554d90d0fad0d0d168592dac8a7dac9780cacf6849abd
+// digest         2a218895c8f8cf0643d5afd72d2420cc005704b5e2ecafd47f238f5d0cebbde6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

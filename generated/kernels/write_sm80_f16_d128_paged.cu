@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         c93be3663e1acc458e0af15bdb3ff405207bcb587f4ccb3cfe5c6b7b5ca61b27
+// digest         19a6f53e0db8ecf9ba088a898b7c774f4946eb7b2efb33ff636ee20e70a78b2c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         9540b0b553d98c148cde31b1d5de5dac87620f9109475dce5245c1eddaa5c1bd
+// digest         57af45ee6ebd94063173e7ddaa3fcd25612715008cfedd5418812da3c9c01061
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

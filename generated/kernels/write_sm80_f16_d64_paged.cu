@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         c0de40ce61c8edfff8c522eda237869226e901c51eef192d91ee28217cd3a539
+// digest         4f90faf0b72d844a29033db6cae851c20a38614ccd0cb21fc803d96fe4607117
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         47868ba7a66076796d8835795ed8247422017520eec59e016b23b0e2d341f727
+// digest         07190346639873d08ae130432c58942ed58e84d04f29d597465b3b930df5c665
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

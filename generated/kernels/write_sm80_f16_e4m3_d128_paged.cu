@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         ea6a92192f0cf58a17c00cba810ef831ace8a1213c4e7105c3d3f147dc9d8147
+// digest         d65adffe870a97af8a3cda00dd510c4197259bcc87856d07e7a21e1a3cfb94f4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

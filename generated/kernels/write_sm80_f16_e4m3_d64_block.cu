@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         e203ea5ad4165430737b984d4ba3a6b9dc07f931af13643fd1e03710cca57373
+// digest         b7097830ccb7e73526c7cdcd37c28d6ebaa91382a99795ad4692a5b4889068a6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

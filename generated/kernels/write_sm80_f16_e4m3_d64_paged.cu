@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         3e9e570c1bacd2816ac2172f796d25321540a941e2087762f53b7a4cb557ae04
+// digest         7a9373cdc180ad30f34e956e565135ba47818424b77d0ff95f2ff52ff6de8219
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

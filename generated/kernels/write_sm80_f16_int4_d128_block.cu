@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         15d23a99d19af14d5c433ae66b54ca88b0305f989deac08b7d4ac39893a3218d
+// digest         deed5770d2604a2bc4d22a6c0937665c188c1ff3f0a0d4bd07b01bf78a43b647
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         2065408e988c57c72ab7149aca9f1d50c46e7743bdccb4586a051f389a033994
+// digest         d9461cb2e0545b214df82cc289ef51bfb8975878fba2998e31b99055e8156541
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

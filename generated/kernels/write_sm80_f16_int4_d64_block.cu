@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         b70b03dd291289e79f1a28d5a2a56ffe8e22c846500dfbccd3f3d7f5d6f48a77
+// digest         2b589d54427ee75c9d524d84f72aa1bfa584e9c352fbf7463d3206a396034353
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         f304c21eb0de02431b13c4877a2bc4ab9f7a3ebf294ab79b51a78b3c631223a8
+// digest         95d159ac537df8bc7ef541d605470c2182870131b8e754e381a7e6d3969c20a3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         30ed7b4efcc4aadec7ef35cd924bc1e88b86f9a028ec9618bd75749e28382c1f
+// digest         aa9615e89bff3aa4119a8252140392ff536e00435b1aaf87f53978bbebe8710b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

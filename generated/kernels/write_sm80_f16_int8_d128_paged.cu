@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         6d7394eed9cf930006c053b52c41da2de6dacf0353912395e62d803f5f4e07c8
+// digest         c7720d7ab196d84b64bb781cfb0ece5cf09db127bba3c7362e6483575c4a83a3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         db2d30d6de9c98d86a7b6d2412cbfe3c7a8d421fdfa0970482248d3095839dae
+// digest         82413ab95fcc6ca37fa38f8f561f3d35cb04f18f2bc6f056eee76bbfa1780e63
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         b502e0fa8ab3515ade72e93b25756a64b3788858cda1886d6ce479d1fb747f8c
+// digest         4703d107529c72d761c7b70599e0e1b5286d5281a669899206f2a584f1b1abc0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
