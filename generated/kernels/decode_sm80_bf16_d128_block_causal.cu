@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         35608517c34b2524ae0902ddf0491d10026f42b1fec730d9d3aa3df4a0cb1379
+// digest         75bac9d790dda2c00cd74c8bda3ab6cc16565cec59d721d04f11944421d95195
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         acbbae8550c63b3040c8e63b533b82061983091822f699c65b30934b3f7509e0
+// digest         5fc96e642cbff9b1ce86f6e3e6ac3505fa3ae125e53875b9abbacba9d3c760f3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         200683761b9a4ba4d0518a5437be0bfbdea36efe435a64e6e5228dfef700baa1
+// digest         a8bfb4ccb9a5d4eb3cacf1cc94540eba2a878ee9c3ce01bec557b3c3878dfbad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         b6b145b90e48606593f6805a70445241cb497c7033e7550bf0aa994f70602a55
+// digest         8932ffc433413f7b9543c79d5a476c1c12509cb59e4ce6a397cb63f4a1c64fd1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

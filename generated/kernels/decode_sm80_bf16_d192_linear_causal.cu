@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         cd12fa306925af6abfa5ae8dee6de4e0b8725e7e82c7cb397ae8f569c5505981
+// digest         c947ac5b79debc4345a0e7fed2ab0eef9a333bc30580723eaf43829a215b3fa5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

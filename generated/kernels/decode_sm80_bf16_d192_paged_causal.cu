@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         519e69498e39ca540f7e039af00b076fe45916b4ce5d9a9f53f6fc3cf958758f
+// digest         4d4adcd178c8322e826cf8f7e505c95cc225c7282f61e5e3dddf879479d81131
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         e7529eee2c8b04fa129680c0eb6376944be89d12152acafec1ee08016d62d87b
+// digest         2993de62ec8c2416db5f35b05923a2052dff0c519e43d0cbc2581912bfce77b5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

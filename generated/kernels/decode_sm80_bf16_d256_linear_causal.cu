@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         f399b14bcb9dea01f080203535b975c36b94995e48b3419d187d83e7c7348f3c
+// digest         0357d1400dd64c9a0b07575109fa16bd7d65967efd87d3a1775474cdc9f9c485
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         4f88d892b6d47e5ef9919cb83b978a91bad54cb70e118000e0fcbe2041f2efbc
+// digest         3acfa2996c3279258e032daccabe19913faf0bb00ab15f75a05c7b409b5146a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         0cca156cca0c2443d6a2ebb0dfa30bee25a1521f401bcfaf10c5b55f681a31e0
+// digest         671ea2996751082416bb3197e4a386ff1e54c71f3d7296971bedd34719ab9f09
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

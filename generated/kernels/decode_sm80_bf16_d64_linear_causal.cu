@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         1008de65d505b79ab38eef5913f10c474a92b70a87c90f94fc87ea2c155fa9d1
+// digest         178cec4039452c1616144f8d71a2a11c268b365ba07d95ad7d15f456a74b728e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

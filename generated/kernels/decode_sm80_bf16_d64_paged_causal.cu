@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         67e795cf510d55f63303e92a3cc2eab0a0dc59164fdcd13dddbeebb00eedc85a
+// digest         1d09a2a6ec2e8096501162bfa327a8462a400de44d8a92bf2f0b1c0b965f612f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

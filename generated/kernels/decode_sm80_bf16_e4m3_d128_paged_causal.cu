@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         51cd6840496b6541cc83b5bd0ae19b0a016d8973f64b36a48c8172b4120dbdcf
+// digest         f8dd4f1b57a4d3036efa1d9ab0b0f57f05b45fa32f09c94d3a45b4fec58fd4c4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         cd8af7e704f9b4efa7351a5d13547cd53f4158251a8606b6cdff9fa4e5602c64
+// digest         5f799903ae2edfc3a4ce489aa6d5ada732ec575def708d2444d1db7e1772633d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

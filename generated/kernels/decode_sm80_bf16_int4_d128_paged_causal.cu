@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         c813daa047fed94a25429b66cb47e4b473fad4aa0f02c7e350cf0a798e1142d2
+// digest         10299bb595bfdcecebad9e8d7936192aeeb29727c04ff2c5ad0b1030f3a6e14d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

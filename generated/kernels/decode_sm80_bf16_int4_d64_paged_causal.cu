@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         e6fb6cecf0b52efb050a93fd14180b8b885bf3800f31b780dc3c3ecd13575b42
+// digest         fb5a687c0096f183b4ed12bf2398442a6ade19694395e9ed90ca1d0a1e213e12
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

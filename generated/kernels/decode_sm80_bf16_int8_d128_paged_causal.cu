@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         14cdad1e5b35a4a556a11a5a1842c85064b4474120cf179a0f1112efabe7a986
+// digest         58cbf20c0170758e83ae778371d027f344909957eff7791763bb82c0c99d3573
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         ff0061abec16d9c080cc77717b95af280333d0eca1defc922e1bb4d072beabc6
+// digest         cfd073d10af186c91257fe3bfef18e996c9917319a327fa59364e1964ed88b22
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

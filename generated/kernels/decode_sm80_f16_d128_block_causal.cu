@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         e5173cc2e94a882d4421cc63a8b6b16d5f2a0fb95751eb2be23efd3cc003f9aa
+// digest         40647f1fa6bb8412b28b5a491f90044d6ca4c451ed65219abc6b442848f4727e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

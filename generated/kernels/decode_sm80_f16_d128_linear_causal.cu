@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         b57a6ec3c378b8659dbe313bb62e28b7c4da673fe7744c89eb524b26ab8bc64f
+// digest         dbd7eb0645fcfbacba09d8ee78981888d135a4c6b6bcd5e7e973195123ba3b16
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

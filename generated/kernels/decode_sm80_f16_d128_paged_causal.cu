@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         9912408d285894ffc144517db5f1b25f2f265cdb25450c5410cb6ad0dfdb9eed
+// digest         42a998ec82afe896f04bc276c1ce0cc55aa36004fc0998e8f1d25288f0a9b43d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

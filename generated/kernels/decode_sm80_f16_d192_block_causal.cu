@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         5331b42fc0780f5dff3341a1b9d2736b670217784e437f914821d47a6777f314
+// digest         bb88347f6b3adccd5fe619760254c3c12ae6567180e7b5c950e42a5a2e2dd476
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

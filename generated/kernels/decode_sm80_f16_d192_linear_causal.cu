@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         039e03bcbc9380febf18dcfb1ae2e14bb372edda3b60f5df0abbc52b7c1768c2
+// digest         08299df3862c1f663170643ac6ce069351c7eef908ae1f0d57eca057c04c8b8d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         3207fd8a7280d15f15afef1b7e8ec531d3cc34349d008e6c9b00177ac0b88db7
+// digest         24d4cc7ce8f339c807bfb340f7ea3dcbbd5783be8229b7e8cb0d2e43fb5d33e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

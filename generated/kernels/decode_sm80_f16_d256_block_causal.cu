@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         590c8f115b8fbdbd31832801e979f3c0d9e4e170fb11e4d4ea7ab284d2b67b01
+// digest         c1cf6fba9f51eb7d51cc6890864fe6f60bdaa438fb603e61f7af9084238956aa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

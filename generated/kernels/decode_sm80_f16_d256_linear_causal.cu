@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         7f248926424aec57c3a4747d83c5e46f4260c65a21f6d5dd54c9825e250fd16f
+// digest         74ddd8b0840ea799d659abada057ea48e9092cbc95727b2bc08c92a39ef3cb11
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

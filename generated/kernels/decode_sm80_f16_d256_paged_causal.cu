@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         d94a9a553a6d63e48ed3daf9ccdc05771a946ed2abf642a8f6304fbe97dc5901
+// digest         2643dc8e51a9ab6746a5c01e652aa22d295b292cb7a61a890f8db3299e3d9401
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         7d565babe3895e5cbfa6583278446068ef02150c33dc30adfc6be694fde805eb
+// digest         0feb20fb66653c685749fcf6c8c6bfc3de637e25c7b16d71ff2857d9c0e3e356
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

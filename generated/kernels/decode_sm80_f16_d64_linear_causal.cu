@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         067c97ffc1e5b6fb0e79a52150d0833b821f20c9b057dbbe0b99b74c8e6e0cdd
+// digest         4556fd888768a3456bf258b6fde6bea9201e2364a490eb48bf16ae0506e85224
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         6f59866ce0a028a06e67a46d57c9fe7659cde172b78ab2cd7f253c7c98b321f5
+// digest         029808726e09860b97343c53dc49ff87dbae92257cd73b95cf5b1b7a37dd9267
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         5791063bd3a11c386dc67bcff43620166faf17cfe82380c0b077a3b240cb29f2
+// digest         c2608e2f03bb71d6ed321361bedec8bb2c34c240d73b5c503c4981ac5df6f201
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         7dd5f4eee416d4355110cbf3c6cf4b540b11a97836a7eb109c641ceb017f4594
+// digest         9da5f645d70a080090e6342d3ee7cb097724ec43b268f102a686789601f837ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         f3b57e144d2d218280c376b775274c72182a2a8b06027cecf02beffd0ac58cb3
+// digest         453d3b19361b1200582462461c41a4cb18f3b14494616ba0b85569e9f373fd4c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         c637a73e35888dc34d2d0e4dddcfc9ad8246883aecad33749f3539a7d7291456
+// digest         1afd9fee86a5c2b26b2ef1049c74d55aa23c2dc6608d1be20d11b80bff772da5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         2f48833c6572e6c2f22f7f9647de0424108aee5895995b3d17f8ac2121508b8e
+// digest         28f2b3fd29ab67b003f7286f282eebcdeb33f9fb00e54b5efc3eb2aee9eda7d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

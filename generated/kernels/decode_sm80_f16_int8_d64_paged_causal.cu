@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         ecf2cc683c2016b93082123e5ae3ca8d0341440b1cb4f07db9617c534163c75d
+// digest         1cde853fd78df4d2d311a23b6fcbd968f72032fc019f0b51c758be2bf6508420
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         2d80637f4851e035aa72f9c13021f37282fe7cbfb93e097cd00af4ce71ae9866
+// digest         b1d72219f4013e995d14005d3783b795a728f57ea7bd30d89faff7f6a566297c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         32b895917b654ecc77a3795a77d560b22fa8b77630133535d931a9a1a657b4bc
+// digest         6c011ea2c51a3eae5e86d77198701ddea3b3db0ead24fc61c45f26fb047bb4e9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         7a3747080feae0fb59f53af6ebbfb23a9b04b17764da47a7b3b9f8079588327e
+// digest         5868a0d8af15e77215cd23fdd6462b99a61243abd952cabfe61048b40dd7ffc7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         5f88fc7d42eeb2edf2df8ab20c685183042480bbdb1a53ef0fb5a22940680e67
+// digest         36f7562ad85e2e2203c6b3e28c9ba984d6220d76d93c2d5c166d8a5049621fe9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

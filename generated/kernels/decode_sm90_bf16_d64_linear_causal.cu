@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         d3e6f372ff96fbf1d21da784e05f6e104915762c096a9b1e542729f4a24bc53b
+// digest         00428aca2b11d4dc51aca031915fe5f80a696a92d300ce24d8e0ba35454f43f9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

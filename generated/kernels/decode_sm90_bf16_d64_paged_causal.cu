@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         ea60f113b254403651c017a99ec65b5be5fd58538f6ea4b1e5ab8b8b55bab4fc
+// digest         b68a45684407e7efd1385a6609e7bfa2c7a0792fcdb896a398eeeda2f62dfa8d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

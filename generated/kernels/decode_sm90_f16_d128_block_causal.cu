@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         e7a7ceca0f24a4b82cc035a6a19c3a7adb14d16624a27058f66353a9b2b8c4e3
+// digest         fda44b169fa09f01bed3ce540b3bb008f56368742aacfde89e3fd0839f97fa48
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

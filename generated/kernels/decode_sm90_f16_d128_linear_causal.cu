@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         610dbe316deeb2d29edaf5b7dc3d9230efc34719cdffcc0c9668b420671d1d12
+// digest         dcf3e29c5b266834ff4f1549259f51cd746a13dc42a8c6c43ed03cd7659a7ee1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

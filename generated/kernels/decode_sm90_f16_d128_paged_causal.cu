@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         a15ea6636fe3678104d5a8d0d9d2c398d479d25e4925da232449f4f5d31f1a80
+// digest         0c464339359ef06e7fdea76f2b022f95f614200b6c0c96ff06d4153ca233a4d6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         8c0e6c6cabf4fe6be4e6bd7a597cc4b837e0f5ffe364360d0f73b18f0b7bf5ac
+// digest         b749e734e7d48dcac0657d5b41dfd7ac61ce66a302cf844630ab7764b7b99adc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

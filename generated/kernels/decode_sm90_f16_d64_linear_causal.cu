@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         1c29af00b286baa480c834b232020a4b563f8315cbacd8c077fbe55fadd44106
+// digest         d7fc589614bb82be8f38a91011fc50403532de3434bc99594adc48ff68524b93
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         a99b4ea5eb35a310906cca53ebe92159c6ac30643301bbaab08caf25b710c018
+// digest         e3d1ee0e17c364acac2fe69d30741dc4c7542827816c57bfc792a27341f0790d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

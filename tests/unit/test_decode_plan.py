@@ -131,11 +131,13 @@ def test_policy_fixed_size_takes_one_tile_whatever_the_bounds() -> None:
         assert ranks.index(min(ranks)) == 0
 
 
-def test_few_sequences_take_one_cta_of_the_two_that_fit_an_sm() -> None:
-    assert (KERNEL.cta_q, KERNEL.ctas_per_sm) == (8, 2)
-    for batch, rounds in ((1, 1), (16, 1), (17, 2), (64, 2)):
+@pytest.mark.parametrize(("rows", "most"), [(8, 16), (16, 1), (32, 1)])
+def test_few_sequences_take_one_cta_of_the_two_that_fit_an_sm(rows: int, most: int) -> None:
+    kernel = replace(KERNEL, cta_q=rows)
+    assert kernel.ctas_per_sm == 2
+    for batch, rounds in ((1, 1), (most, 1), (most + 1, 2), (64, 2)):
         problem = replace(PROBLEM, batch_size=batch, token_num=batch)
-        plan = plan_decode(problem, DEVICE, KERNEL, SplitPolicy.heuristic())
+        plan = plan_decode(problem, DEVICE, kernel, SplitPolicy.heuristic())
         columns = problem.num_kv_heads
         assert plan.grid_x == rounds * DEVICE.sm_count // columns * columns
 

@@ -27,18 +27,22 @@ __device__ __forceinline__ void compute_piece(RowState<Config>& state,
                                               const Segment& segment,
                                               const RowPlace* rows,
                                               float scale,
-                                              int first_token,
+                                              int stage,
+                                              int warp,
                                               int lane) {
   using Traits = DecodeTraits<Config>;
-  if (first_token % (kSettledStages * Traits::kCtaS) < Traits::kCtaS) {
+  if (static_cast<unsigned>(stage) % kSettledStages == 0) {
     state.settle();
   }
+  const int first_token = stage * Traits::kCtaS + warp * Traits::kWarpTokens;
 #pragma unroll
   for (int i = 0; i < Traits::kUnits; i += Traits::kTogether) {
     const Unit<Config>* const units = piece.units + i;
     const int first = first_token + i * Traits::kUnitTokens;
     const int end = first + Traits::kTogether * Traits::kUnitTokens;
-    if (first >= segment.seen.end || end <= segment.seen.begin) {
+    // Nearly all are seen by all rows: one comparison of each end is enough.
+    const bool is_masked = first < segment.seen_by_all.begin || end > segment.seen_by_all.end;
+    if (is_masked && (first >= segment.seen.end || end <= segment.seen.begin)) {
       continue;
     }
     Scores<Config> scores;
@@ -47,7 +51,7 @@ __device__ __forceinline__ void compute_piece(RowState<Config>& state,
     for (int unit = 0; unit < Traits::kTogether; ++unit) {
       scale_scores<Config>(scores[unit], units[unit], sums, lane);
     }
-    if (first < segment.seen_by_all.begin || end > segment.seen_by_all.end) {
+    if (is_masked) {
 #pragma unroll
       for (int unit = 0; unit < Traits::kTogether; ++unit) {
         mask_scores<Config>(scores[unit], rows, first + unit * Traits::kUnitTokens, lane);
@@ -117,7 +121,7 @@ class RangeComputer {
   // The whole range. One loop body fills the ring and does all that follows: a cold launch waits
   // for its instructions as it does for its keys. Called by all warps.
   __device__ __forceinline__ void run(StageLoader<Config>& loader) {
-    const bool has_looked_up = loader.entered() > 0;
+    const bool has_looked_up = loader.next_segment() > 0;
     int filling = Traits::kStages + (has_looked_up ? 0 : 1);  // turns until the ring is full
     bool has_begun = false;
     int slot = has_looked_up ? 0 : -1;
@@ -130,10 +134,10 @@ class RangeComputer {
         --filling;
       } else {
         compute_stage(slot);
-        is_complete = rows_.stage == segment(left_).stages.end;
+        is_complete = rows_.stage == segment().stages.end;
         if (is_complete) {
           leave_segment(slot);
-          is_over = left_ == loader.entered() && loader.is_at_end(work_);
+          is_over = segment_ == loader.next_segment() && loader.is_at_end(work_);
         }
       }
 
@@ -163,8 +167,12 @@ class RangeComputer {
   }
 
  private:
-  __device__ __forceinline__ const Segment& segment(int index) const {
-    return storage_.segments[warp_][index % Storage::kSegments];
+  __device__ __forceinline__ const Segment& segment() const {
+    return storage_.segments[warp_][segment_];
+  }
+
+  __device__ __forceinline__ const Segment& last_segment() const {
+    return storage_.segments[warp_][segment_ == 0 ? Storage::kSegments - 1 : segment_ - 1];
   }
 
   __device__ __forceinline__ void compute_stage(int slot) {
@@ -174,10 +182,11 @@ class RangeComputer {
                   storage_.ring[warp_][slot],
                   rows_.query,
                   rows_.sums,
-                  segment(left_),
+                  segment(),
                   storage_.rows[warp_],
                   arguments_.params.inv_sqrt_dh * kLog2E * rows_.score_unit,
-                  rows_.stage * Traits::kCtaS + warp_ * Traits::kWarpTokens,
+                  rows_.stage,
+                  warp_,
                   lane_);
     __syncwarp();  // all lanes are done with the slot
     ++rows_.stage;
@@ -186,17 +195,17 @@ class RangeComputer {
   // Called by all warps.
   __device__ __forceinline__ void leave_segment(int slot) {
     const auto& params = arguments_.params;
-    const Destination<Config> destination(arguments_, work_, segment(left_), warp_, lane_);
+    const Destination<Config> destination(arguments_, work_, segment(), warp_, lane_);
     const float value_scale = head_scale<Config>(params, params.v_scale, work_.tile.kv_head);
     merge_warps(state_,
                 storage_,
                 slot,
-                segment(left_).rows,
+                segment().rows,
                 value_scale,
                 warp_,
                 lane_,
                 [&](int row, const MergedRow<Config>& merged) { destination.leave(row, merged); });
-    ++left_;
+    segment_ = Storage::next_segment(segment_);
   }
 
   // The next rows of Q are on their way while parts are added up, where registers allow. Called by
@@ -206,7 +215,7 @@ class RangeComputer {
       begin_segment();
     }
     if (is_complete) {
-      Destination<Config>(arguments_, work_, segment(left_ - 1), warp_, lane_).reduce();
+      Destination<Config>(arguments_, work_, last_segment(), warp_, lane_).reduce();
     }
     if (!Traits::kHasSpareRegisters && !is_over) {
       begin_segment();
@@ -215,7 +224,7 @@ class RangeComputer {
   }
 
   __device__ __forceinline__ void begin_segment() {
-    rows_.begin(storage_, arguments_.params, work_.tile, segment(left_), key_scale_, warp_, lane_);
+    rows_.begin(storage_, arguments_.params, work_.tile, segment(), key_scale_, warp_, lane_);
   }
 
   Storage& storage_;
@@ -226,8 +235,16 @@ class RangeComputer {
   int lane_;
   SegmentRows<Config> rows_;
   RowState<Config> state_;
-  int left_ = 0;  // segments
+  int segment_ = 0;  // the place of the one that is computed
 };
+
+// Where registers are scarce, a shuffle tells the compiler that a warp has one value: it is then in
+// a uniform register, and is not found again in every turn of the loop.
+template <class Config>
+__device__ __forceinline__ int own_warp() {
+  const int warp = threadIdx.x / 32;
+  return DecodeTraits<Config>::kHasSpareRegisters ? warp : __shfl_sync(kWarp, warp, 0);
+}
 
 // The range of a CTA. Until `wait` returns, no memory is touched.
 template <class Config, class Wait>
@@ -235,7 +252,7 @@ __device__ __forceinline__ void decode_range(DecodeStorage<Config>& storage,
                                              const DecodeArguments<typename Config::T>& arguments,
                                              Wait wait) {
   using Traits = DecodeTraits<Config>;
-  const int warp = threadIdx.x / 32;
+  const int warp = own_warp<Config>();
   const int lane = threadIdx.x % 32;
 
   // 1. Which column, which range of it.
@@ -281,7 +298,7 @@ __device__ __forceinline__ void decode_ahead(DecodeStorage<Config>& storage,
   const AttentionParams<typename Config::T>& params = arguments.params;
   const PagedIteratorParams& paged = params.paged_iter_params;
   const int64_t room = static_cast<int64_t>(paged.max_blocks) * paged.block_len;
-  const int warp = threadIdx.x / 32;
+  const int warp = own_warp<Config>();
   const int lane = threadIdx.x % 32;
   const bool is_one = params.batch_size == 1;
   const int sequence = is_one ? 0 : lane;

@@ -114,10 +114,14 @@ struct ScaleZero {
   float scale;
   float zero;
 
-  template <class T>
-  __device__ __forceinline__ static ScaleZero of(const uint32_t& pair, T) {
-    const T* const bits = reinterpret_cast<const T*>(&pair);
-    return {static_cast<float>(bits[0]), static_cast<float>(bits[1])};
+  // One load of a word, where elements would be two.
+  __device__ __forceinline__ static ScaleZero of(uint32_t pair, __nv_bfloat16) {
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+  }
+
+  __device__ __forceinline__ static ScaleZero of(uint32_t pair, half) {
+    const float2 both = __half22float2(*reinterpret_cast<const half2*>(&pair));
+    return {both.x, both.y};
   }
 };
 

@@ -84,11 +84,9 @@ class PieceLoader {
     if constexpr (Cache::kGathered) {
       if (is_regular_) {
         const int block = regular.block(first);
-        const bool is_last = regular.ends_block(first - block * regular.block_len, kTokens);
-#pragma unroll
-        for (int unit = 0; unit < kUnits; ++unit) {
-          entries_[unit] =
-              holder_.source.cache.entry_of_block(block + (unit > 0 && is_last ? 1 : 0));
+        entries_[0] = holder_.source.cache.entry_of_block(block);
+        if (kUnits > 1 && regular.ends_block(first - block * regular.block_len, kTokens)) {
+          entries_[kUnits - 1] = holder_.source.cache.entry_of_block(block + 1);
         }
       } else {
 #pragma unroll
@@ -170,10 +168,12 @@ class PieceLoader {
       copy_units(piece, rows, copy_async_16_of_64);
     }
     if constexpr (Traits::Kv::kHasPairs) {
-      const int unit = kUnits == 1 ? 0 : lane_ / kTokens;
-      const int row = (unit == 0 ? rows.first[0] : rows.first[kUnits - 1]) + lane_ % kTokens;
+      const bool is_second = kUnits > 1 && lane_ >= kTokens;
+      const int row = (is_second ? rows.first[kUnits - 1] : rows.first[0]) + lane_ % kTokens;
       if constexpr (Cache::kGathered) {
-        copy_pairs(piece, holder_.source.pairs.pair_of_block(params_, row, own_entry()), true);
+        const bool is_apart = is_second && rows.first[kUnits - 1] == 0;
+        const Entry entry = is_apart ? entries_[kUnits - 1] : entries_[0];
+        copy_pairs(piece, holder_.source.pairs.pair_of_block(params_, row, entry), true);
       } else {
         copy_pairs(piece, holder_.source.pairs.pair(params_, row, Entry{}), true);
       }
@@ -185,11 +185,15 @@ class PieceLoader {
                                              const UnitRows& rows,
                                              Copy copy) {
     const RowStride stride = holder_.source.cache.stride(params_);
+    RowAddress row;
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
       const int own = rows.first[unit] + (kIsStepped ? lane_ / kPanel : 0);
-      RowAddress row;
-      if constexpr (Cache::kGathered) {
+      // Nearly always the second unit lies behind the first.
+      if (unit > 0 && rows.first[unit] != 0) {
+        row.k += kTokens * stride.k;
+        row.v += kTokens * stride.v;
+      } else if constexpr (Cache::kGathered) {
         row = holder_.source.cache.row_of_block(params_, own, entries_[unit]);
       } else {
         row = holder_.source.cache.row(params_, own);
@@ -291,7 +295,7 @@ class PieceLoader {
   SourceHolder<Config> holder_;
   int lane_;
   bool is_regular_ = false;  // the piece that was looked up: all rows are seen, and evenly spaced
-  Entry entries_[kUnits];
+  Entry entries_[kUnits];    // of regular pieces, the second only where it is of another block
 };
 
 }  // namespace attn::sm80

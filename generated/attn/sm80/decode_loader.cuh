@@ -60,8 +60,9 @@ class StageLoader {
     }
   }
 
-  // Segments entered so far.
-  __device__ __forceinline__ int entered() const { return entered_; }
+  // The place of the segment that is entered next. The computing end is there when it has left all
+  // that were entered: there are fewer of them than places.
+  __device__ __forceinline__ int next_segment() const { return next_segment_; }
 
   // Whether there is nothing left to copy, nor a segment to enter.
   __device__ __forceinline__ bool is_at_end(const CtaWork& work) const {
@@ -79,13 +80,13 @@ class StageLoader {
     end_ = segment.stages.end;
     pieces_.enter(segment, work.tile.kv_head);
     if (lane_ == 0) {
-      storage_.segments[warp_][entered_ % Storage::kSegments] = segment;
+      storage_.segments[warp_][next_segment_] = segment;
     }
     if (params_.k != nullptr) {
       Appender<Config>(params_, work.tile.kv_head, warp_, lane_).append(segment);
     }
     __syncwarp();  // the segment is visible to the computing end, and new rows to the copies
-    ++entered_;
+    next_segment_ = Storage::next_segment(next_segment_);
   }
 
   Storage& storage_;
@@ -96,7 +97,7 @@ class StageLoader {
   int lane_;
   int stage_ = 0;
   int end_ = 0;
-  int entered_ = 0;
+  int next_segment_ = 0;
 };
 
 }  // namespace attn::sm80

@@ -242,6 +242,11 @@ struct DecodeStorage : QueryRows<DecodeTraits<Config>::kQueryInRegisters,
   // The copies run up to kStages stages ahead, and know then of one segment more.
   static constexpr int kSegments = Traits::kStages + 2;
 
+  // Places of segments follow each other in a ring.
+  __device__ __forceinline__ static int next_segment(int place) {
+    return place + 1 == kSegments ? 0 : place + 1;
+  }
+
   Piece<Config> ring[Traits::kWarps][Traits::kStages];
   float2 max_sum[Traits::kWarps][Traits::kRows];  // of a warp's keys: max in log2 units, sum
   int chunk_units[kChunks];

@@ -110,9 +110,10 @@ inline int ctas_of_heuristic(const Problem& problem,
                              const DeviceLimits& device,
                              const KernelLimits& kernel,
                              const RowTiles& tiles) {
-  const bool few =
-      std::int64_t{problem.batch_size} * problem.num_kv_heads * tiles.head_tiles <= device.sm_count;
-  return few && kernel.ctas_per_sm == 2 && kernel.cta_q == kFewestRows ? 1 : kernel.ctas_per_sm;
+  const std::int64_t sms_of_a_tile = kernel.cta_q == kFewestRows ? 1 : 16;
+  const std::int64_t sequence_tiles = problem.num_kv_heads * tiles.head_tiles;
+  const bool few = sms_of_a_tile * problem.batch_size * sequence_tiles <= device.sm_count;
+  return few && kernel.ctas_per_sm == 2 ? 1 : kernel.ctas_per_sm;
 }
 
 }  // namespace detail
