@@ -229,7 +229,10 @@ class Attention:
         [batch_size + 1]: sums of the keys that this rank has.
 
         max_q_len and max_k_len are upper bounds of the lengths; left out, they are what the arrays
-        have room for, but 8 query tokens a sequence in mode decode. Results that are not given are
+        have room for, but 8 query tokens a sequence in mode decode. Close bounds are faster: they
+        choose the grid, the tile and the splits, and short sequences feel what is left empty (16 of
+        256 tokens and 8 heads of 128 took 15.5 us without bounds on an H200, and 11.3 us with the
+        lengths themselves; of 4096 tokens, there was no difference). Results that are not given are
         allocated by q's library where that is torch, and else by PyCUDA (bf16 as uint16 that holds
         its bits). With `out` and `workspace` (bytes: workspace_size, aligned to 256) given, nothing
         is allocated, and nothing ever waits. `stream` is an int or a stream of torch, PyCUDA or
