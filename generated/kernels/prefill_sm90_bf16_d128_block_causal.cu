@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         931453f083ecc96b30e734cbf7ccd63eea62b71f4c1a22742eb631b03176e8fc
+// digest         711a56afb98e67e0a6849a80d50cf5c97ce192ee32d1859a74b5f7b411587e66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         5bdca1cbbe3a214645d21fea4da115edf7ab57933eb1a58dba052b1b064d9706
+// digest         3ac6b21feefbb86b0b956cd8040ef1040d30a88b5cf095d9943fc54f37daa12c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         48467b0025bf8683e93d065fbd4ac2c8a2f54a9835f7e5cbf4eefb831a260b7a
+// digest         a06f1fa97f08bf32c5062b6887096a7b4b3e54dc7d6a9df50d378d7cbac74aa2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

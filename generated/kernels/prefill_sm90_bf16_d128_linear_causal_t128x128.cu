@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         19490c8323958c5b3968c573cfc4eba8fba838480289780e1423b03dc9ebbf65
+// digest         bcb45f07b5f72bd9633a413a32ca8f6327d3d523bb2593d48fb42e84d7b61b9f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         94d5a4affe35edaf34ca2b42ca7c4cabf17c86c42654151df1c64d8f2c3b18c6
+// digest         164ecba675c6c907c320a5249a7e97256b629d180e11c3468d89888a8aa3e3c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

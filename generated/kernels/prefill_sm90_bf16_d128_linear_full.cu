@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         4df00fe0679b60c40bd478da33f49a85f18bc316765b8dc8b9b1a16b3f37638f
+// digest         10af50c3a9cbc9b6eacc5734902bec468b477e74b4dfbc45a929454cfd71b940
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         2d23d4031cdae8c793d4f3391a2eb357d458284781e13c11535f7a0ecb986db2
+// digest         8cb6c66a5ce35bac62adf92f9b7df50c31b7309d45cec945906814ef2fc7e4bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         63f35265f5b377151408d6a88b81d8c92e32d1f6d34046a26b6b58592b2a5732
+// digest         e9a8e60ab5792e50cebe41ae7eddcf8db9f0225fe5d44bbaea7e0b6d3ee4eda5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

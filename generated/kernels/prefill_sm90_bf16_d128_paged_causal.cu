@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         9db02570e77ddf09304bd94a9034e99fd85c2c7a85bc668ab4cb753407a86036
+// digest         43d7c05fd5e8ce62eff0f9d7fd88ca6ba18533a8da244d01adf9dc729f0781c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         f0b6bb17a33965605dc0f627e1d6addcb8b8537ff98819e54204f68dc9a44a2a
+// digest         3f55ed9d94d01a46a6dc5923cc465222939aa6a4f924bc407afa224ec4b76b93
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         fef7855e03f7e37bbdfd0b2b4de3c4deb038d458d444cfd483a20f904ddb7085
+// digest         22b32f41445120004eea81f8038594a605fa9e92bef812dd5bbff0cd3b58993f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

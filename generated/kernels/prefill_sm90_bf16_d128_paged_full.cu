@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         eebbea9dfbae17cd4432cbd77951c0eb2f51d5665a783dee106d9cb00546d6ce
+// digest         f8c0d5e673bb5040d50d7884663fcdc56d74c76f18ff883a7a01b4ccd5456baf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         69b000f3f18edc53072424e78b93f863de1263f9ca013c1c70f3d2ad400d7e6f
+// digest         c554f2fdbde58b1bcf22c38bde5e2e822e178caf3b769e8bb2d08852e3c91bc9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         7a97d7ea1f971bf7e137a7550c0754af80b05288661084c94e36036f3ad94554
+// digest         bb6ecc59be0567c192cecc143448d313140df6f5105f48831c69886bc61da0c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         b2e294ef5a9cc9d5238e8ee39e7c6dc9089a7738681805626d609a4b73938365
+// digest         01aefdf50dc3a069933557418acd44fa1f9fbf7c9735a8b29510882feb094f8b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

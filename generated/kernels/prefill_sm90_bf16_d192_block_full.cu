@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         78391d71e18922a306869badb2a4f3f8170d73dee0b57f3b355c1321cec122cd
+// digest         dea6a63aa072db6408bb1fe6fd52b1abe58b627594faaf0291805ca619e721c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

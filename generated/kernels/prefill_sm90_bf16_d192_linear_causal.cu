@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         2b6e2a38d6fdaf5e290819fd40b89c9075ff95e569d9db62d9c67db37f1ee9ca
+// digest         bfcd05ca95347dc8960b91e3a18e9179af43ad7c2e0e4ad8c8196d72ad979cb1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f71ae14e1bcc49ea6cb3d137a5ffa3f7ffaab1faa43e65bfc88fd23e15ec2662
+// digest         69d5ed2c762e1bd86e0eafbed6ba3b6cd85abf596611de700c523d82adbebe8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         46ded98efefa2cd5002166ea4d9904ee5ae2345a6488cdfdbf37755303383046
+// digest         0818c3b3f2014249f16d130d5d6c805fe656bfd508d30d6fe7b3f1c5d63b106e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

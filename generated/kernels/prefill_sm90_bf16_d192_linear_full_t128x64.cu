@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         64f453abc8ad295b3a8009536115293602cc93ed58546ce6c24599f4b6dd4a51
+// digest         c4d5d24eba684a4497b2f904c60031e7d9c84d66623e50fffc9c7751bc2daa1e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         fb96af69e51fed9da52dc6c774ba655ff0a792474477e23efbfe38538e040c49
+// digest         43bf6844fba5e7bbc3304e3e0df88ecccdf13e745654b3dba050026c081a467f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

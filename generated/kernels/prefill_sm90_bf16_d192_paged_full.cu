@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         61be132188d1cd2c4f4964582add9ef5eca4639946697b9359440fb2e558faab
+// digest         e1385e172359cb48cca14a684d6273ebc97157e01ac7139bfd356ae4ae14d9f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         a5dbf4f388ffcbac55d402e9ada1027245636c0f142a67900eb1667279fb394a
+// digest         b3c712a6572824837e29b2ba009510c3a35cce4cba73dc48677b8b3d9a51f060
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

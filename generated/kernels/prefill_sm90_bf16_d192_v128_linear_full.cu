@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         af177f29592bee6b6210683b326c29e1b5fc3cc4edb6698cc6b8d06ed6adece7
+// digest         1b1aa29da81ef60fbe2821359d3f1256328ce357b0c4f051ed03a2f97bdb9cd4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

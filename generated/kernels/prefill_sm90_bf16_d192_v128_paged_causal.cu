@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         ddf19194534053e83019d2cf21e7806ee449e49ba2c2c68c0783eb9543f60f4c
+// digest         f5ab0c9d0a69a0740828016244b8425f8f1b4759b3afa448e6091ef39002a23b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

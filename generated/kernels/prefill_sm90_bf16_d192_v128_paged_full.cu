@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         e732ae8f0f83f5039d3ad8b669fc8a9f28866d361dafb77b7981884fcab61fb8
+// digest         3adc921e1853b060b437f464b937e3f3a95008718355474d676c1548447f5f75
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         1728cd09a0557e309a501103a5d5ebb6ee095fe61b06b9e383d247afdbc96e7c
+// digest         b86bb6dd1e72cb21a992994349613b708dafd2ac33914633f23616d598ab60f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         9913afe35ba646a3adad6b66839ae370cbe16db3fb2c51be59912b798bb514eb
+// digest         524a7519bf73b8e823c42cc7bc3ff54239b11928043a6e07eef786a65d4b5bd2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         eb8aaf4471ff888837e57c9a9ff448aae7bb8f4464feafee1ae8849e784ceba4
+// digest         32ba4f241b04d2a3d7f04462f265f92486db43e73f168abb0cbad86ad49c7505
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         05d26910e1aca7d0a99076f8ca85884d0ce683992e1333a542c7fdb1f8df05f6
+// digest         2f2941687c10e91df8a1a27858201771e01c749a8dc21f9dd0591ee5fd8dec65
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

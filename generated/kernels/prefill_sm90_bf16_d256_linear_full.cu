@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         cd4c8e8eeeb5346dc9a06ac78ac2f65c34586a50adac218debc0e4a3e4e8cb12
+// digest         c1b6dd91da477ac6a0b902534dd02945b65381b7a81b181687d0dfddabd435d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

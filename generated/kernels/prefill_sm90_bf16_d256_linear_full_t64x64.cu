@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         efdb296b1fd594e84737fe56dfa63e5899e2e6fe52c159f6a190f9949a282459
+// digest         b530294105abe3d47a217633bb7dcd0cab508342f54edd2de1d1d9cc9cdeba3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

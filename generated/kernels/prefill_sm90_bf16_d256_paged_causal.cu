@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         34844ffa7389a2d8558e1fe7c9fdb12563c1eab7e3378bcb8f42059c51ea29b5
+// digest         3cc25172918afabc450587953fd7c117385db3032d89bc31ade1c1caa6bb2a2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

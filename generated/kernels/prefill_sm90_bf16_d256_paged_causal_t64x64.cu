@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         5a824d0cd83a8e3f22a33c3b5f6dec83c405f6070c184b4122f6709e2beb4e77
+// digest         0eabc880d1501cdb4f0eef36d34034ced88d8248394a55ed595977eea1f2ad74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

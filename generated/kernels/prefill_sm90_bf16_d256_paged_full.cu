@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         52ad0048d024a1a4d7e82ac7fd505ad21537e9cbcd1463112d9ae685c668cc7c
+// digest         53a21dfcbf33f1a1ce2feef3db0da6b724256dd5a1bfa37c7d105e5c2b37623b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

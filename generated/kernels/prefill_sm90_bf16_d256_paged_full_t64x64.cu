@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         58d495750a7b83ebf5f05c34f83dbb77f6e35df63074fe6e70b90494556322bc
+// digest         4734ede996634890ab01c0488faf6a968559c8d8e19830c06b29f9694c67d199
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         abf6576d58409e7948ae129b880df9cfc674fe6f58204340d705aa20d12ef979
+// digest         06f76e29c9595348d5c3d62eba016ffb9eac13b357405d52f445d8652e6b9e13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

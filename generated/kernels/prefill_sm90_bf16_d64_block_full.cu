@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         343099374bd05970d93cae5dd5ad0d321e585245a63be3a1555cc5fe2b41c6bf
+// digest         a2a9bdeb63fb10517e7ed1fd03dea31b4cebac89ad556b00ac8f061c836ac536
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         0705cfcd301acc6373ce1db218ec2b72662046634b623e53f468b8f9cd867323
+// digest         58172815c52be97d425811cabc05b811b74deb8e037e611cd8e27faa907e2672
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

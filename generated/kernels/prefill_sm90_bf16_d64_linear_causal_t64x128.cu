@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         e3c83589c3a1c9e5d42f71143ee169069378038db284d5b5c85a2e22c74e570b
+// digest         ac7e6c418da956d5561b52e5f467af2588a7773f8fbc3777c009d76d2cecc951
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

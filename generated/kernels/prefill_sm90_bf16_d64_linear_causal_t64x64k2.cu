@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         80d62d17f77aba6c0a16e6e4ae4095e5efc5235e839f46d21605062dd64f8896
+// digest         8d659cff5b7b4a10e67de3ff62924333cfda3ba132d67edea24ccb7408f84929
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

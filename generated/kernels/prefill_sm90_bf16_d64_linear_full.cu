@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         ac610c7cdc2c95e2936a1bbbe7a66929af5e12dbf9ecae82d1ed24753cf05b8f
+// digest         8d1c3dc1dff4b00677549fb1f5bcb715453aca6926178432a41294c6dd745a2e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         eba746bd5cbcccde06d6133c2c8e3d0d880c2dade049b0012b10d2d317c50c7c
+// digest         ee5263fa0c88749ad1c427fff9d1b347094950e2c7fe3547969296a7fdbbbba3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

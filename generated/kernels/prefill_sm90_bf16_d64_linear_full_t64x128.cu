@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         6ddc2499a42e629b453ed853f10af65a3e0e9368693288b8aa3d53e683ab980a
+// digest         2fce808411675e96d5ee6edd337f5762fa82102e70c94f1dc9955f7e7f20a98d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

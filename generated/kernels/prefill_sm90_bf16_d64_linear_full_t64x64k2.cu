@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         da4f3413c2929600e6c96a13885fc1d6f04cdf6d5b2d0b8d9312e44d2b664596
+// digest         8985cacd1ef63e979b68a88e7cf7dc55349922e6158e10b1d2ead739c2bd4714
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         cc329dd413b74d746e22cd6f2edca6ad9269fac67781cb8917aec6763e3e581b
+// digest         02ecc792395b702e66bd431ab596b062693ec1e52897ac9c39b07efd96397d8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         530e581e994d1beb1e9772a2e9a7dbd46955e3a0b06a7a8a98807175e7b38c21
+// digest         c0e9560e739a35adec556c2db80842d431ba3cdb99b53a3dd071cadc543cd0ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         a3575cd6090729221c6e5af6ca1377dea640a78e41ed0272a01a5935eee72512
+// digest         d88700592912503ef304a1d79c6fd5275ecaf88555f54a707d925703945144fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

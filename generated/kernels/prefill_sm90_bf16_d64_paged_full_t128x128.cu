@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         3ded5fe55a6abc07e21950da1cb84fa0d006881a8b2533faec40d14125336bdc
+// digest         966752c08839efe18a0c6d490f43eceb7988e58b4de43898f8552aaa432cd74b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         c45b396c1e9ce3f8b93db336993b5ce9c1dbd6562b72aa11c95ff820e7922451
+// digest         b47bbda3fd54668be88150c0982399affd94306595dd796f0e7744f2ab2dfcb9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         6fbdba529463b6d328df7a8cdd3c9d4b80c843a3050ef56601916b15dbbffb68
+// digest         4aec30116013415a0f9e0bc6c4d4a2159ae5796d1ff66450b662a5e08f11aec1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         f802a052dd9e6ad8b181af7f8a8bb7c7fa83c5cf6d40a29adb04390bf3f9f8f8
+// digest         5655f0d0ca10039be956df420203735373200ecb0d5466b0affa5c03e24d9cb6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         b47cacb75ce055cc5ce2efe01982d3d9415670ad5188f20a11937573c2027b5c
+// digest         ebaadef738bbe935eda5e8def1490105d204bb325badf8b569ac4053b82f1c94
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         d48732a9afb398b2e1d737635427a51d465f2e5311cd833baec04c67e0fe3a8d
+// digest         fe4e9da6edf9afa6a794d4ec40b9173371bb9a7db5d9704be1d6e4f7de5afe34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         1b114d9dec7b21ace0a6bb558a97a174d80b5fab44424913a6c940b20103ecd8
+// digest         c8c390cea1e4841219dc4b621241bbda11118e10c819869f8e9e4725601492af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         c31b898d0659b5f5941535b81a767eeb29d29283e6b4fd08ab91da445fbc9bcb
+// digest         9b47f4e1a1aff5258cbfaff8d7d9e3ffa13f995453c0464fde4230dabfc0bae7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         c89e9c8263f839d7e81f45ab0408e7601af679ada7819351a9f5cdbc418a4516
+// digest         66ffe79d8201b82c6590314639483c660f5329fd9a3920b7a1c018983c20f0c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         566f70c517628ea7c4452c00b0e9187a2b138f56102d790f443365213af7ce3b
+// digest         699143acbf31de097c026ff89fc64d1e7a56dc5075550aedff464594ff7d4fd7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

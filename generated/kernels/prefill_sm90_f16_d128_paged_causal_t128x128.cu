@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         d0879c3083213816eace2275b0b7a42657c7d1fead85f3641b853604806b0f6b
+// digest         6fa370a6d86036baf4cc3d01512d4a9f2c490f404bb08155c160cad6d4d920fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         2b9a60905d00dd7b36876c50a8fcb7b9b27b30107055878ef04130aa9027fda1
+// digest         9c688ead8609579447a65203cd644a9cd4d994244819d0dbe553fc07153bbcc9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         6d4030ff126344c9010a7f310ea952b1aa586a4ad18ce94294b172968dcee4a2
+// digest         c5d75186a1a32994eb9e1f862aad9d239211add40f6f34a89d94bbf771ba0a8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         d162df6070aec4ce2e4ce2ff58d22b4d4cbb1c2d75c38f9572b155017beb8ea7
+// digest         a8778b1767d5c6bfd478a754e240950840aec54372dc4876529900bf53d58d53
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         1f3d76df5a02729eb4840c7ffce8e1b6d59d74edc589889324bd6ab47dc87a07
+// digest         961749f5edf92781afa47cab668713be8bcb8b9be8b220da9d2ab040b069953f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

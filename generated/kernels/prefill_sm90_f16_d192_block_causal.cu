@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         a8a4040342d6e7325a886cfa0289396cdeb53559325cb19e71afab2edfd4a517
+// digest         042b5adae30cf9de4979c9f7ae83965efc8d341dd87cee736469e19cbedfeb3f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

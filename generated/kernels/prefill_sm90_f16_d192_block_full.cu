@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         a75b12e56acaac4797578ac5c83811dc07706f0c3f9dc0bd24c14cc1e77ddb3e
+// digest         a1f14dc2e7e8498e656de6b1bae16750675a734746710d7411e294cdc73dad6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

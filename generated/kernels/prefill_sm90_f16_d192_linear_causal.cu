@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         c48502761e7109b9b1f0ac318cb1e8de3492e4f8bc8831dc3f50009f0ccbe41f
+// digest         2af6c744161d5c3e94da16f80c5f56fc13299c3d4217555f214de0b833edb405
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

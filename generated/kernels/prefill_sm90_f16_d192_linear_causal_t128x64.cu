@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         fecddebd76e4d69775648537ddf150e7f7700c6f394ec30a9f74fa1f2ac30564
+// digest         61ab542c2759243dc495fd7d1b9fa460780fb363660eede23decb88d2c50a1ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

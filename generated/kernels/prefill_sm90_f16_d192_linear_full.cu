@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         566c2a4d5b99829620745fd1a41d0669b0aea56d8c8bffecd7000f018691efcb
+// digest         bb8db538c4cf2bd9c58242d95afb1ad9831a4cf705755cabe19770d4d0a4a5f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

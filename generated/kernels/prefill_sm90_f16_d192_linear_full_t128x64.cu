@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         4bd4847c69293e2978b8cf0a8b9958f2efba9f5732879861ca50daa370ccdc41
+// digest         d92ac24ccf214b952fc72a8ac1c95f3f3e78b06f4a353a316646be8fa4f921c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

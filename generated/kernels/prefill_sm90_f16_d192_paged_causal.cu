@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         395a0620dab10b00ad6f063d084badf4682159d91c251a39ce5ea1ac5ef10b40
+// digest         a494dff8fe0fd13747564e604e22bf5efadd5bb890d0140b12e01f1b9352aa39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         82226f9b6d016b8be05bb8b96b23795072e1b4760202f1a10fd39f8ab9e18fee
+// digest         cbffb277d6030d231a0b923287d25e6c5e0c7d6b1864fcd2b67dcadf5817ad92
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

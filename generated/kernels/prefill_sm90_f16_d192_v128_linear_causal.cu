@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         76c133ca923dd0843599f90d8cfceddafff1ed8e16186df5edffcdf835eaf13f
+// digest         74c98f10c32342a47f31c8fe209f0e9780e5c89883026a2c13dc93a71062455f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

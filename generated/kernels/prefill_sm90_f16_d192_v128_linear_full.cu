@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         4ffab7b616c98322454406af6ea3962ec60288002be7b60c4ddf8d325c90bd1f
+// digest         22d200c3939579330f1ad35ce1989c0635fd1f6bbffe8634300aec71701500d1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         16f8f4793c4ff0c97851fcf5627597a28460ab6df6a1aa673439b075442b29f7
+// digest         9ac43ac7ea5ce54acf6ee601c7026f1ae4c919ca2fed51e9ea055288fcc31bd0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

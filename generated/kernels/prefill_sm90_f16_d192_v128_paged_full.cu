@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         deb761392575468b2fb363f619a0f379de00a06458483f3c4147df63ae96deb6
+// digest         2293118affbb329197fb5c74ba119493f2b0e070ba6da2d15a4b86e90dd7fa20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         b2f5bceb54e5490d2b2052b67655b7ad9772981aed5ad49be1bb0b38553682a1
+// digest         dbfcd5b72231a9c8d308ff4bc3fff8de3a6039bb8715134f0926fe029231faab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

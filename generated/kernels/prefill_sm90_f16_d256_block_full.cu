@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         8be257b3bdb1f868a9d7566cc51ee9afc2d6b31b3d52f629991a7566439e6546
+// digest         f173365661ac748d362ef513b5a18cf558d3472780699c9579528dec56b65a65
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

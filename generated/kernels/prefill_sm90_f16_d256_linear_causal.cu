@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         18b128cb2b5d1644e0f9a20e61ad1d352c9f5df4683c773d8311fe2b6a4a7572
+// digest         d7e53be4110e35cb39bfb175e2ec9a8c58048976da04da3f8fb0388b14b1c4cd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

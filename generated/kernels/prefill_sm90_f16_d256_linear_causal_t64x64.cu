@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         5beb54dd17862d15624559a926d8aa1a685f8eebc10ca29e5210f2f59063fcac
+// digest         9275b0f06d7c2308a30819a9a36c7bb38e1ea12d32d9820b4518680f9ea39444
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

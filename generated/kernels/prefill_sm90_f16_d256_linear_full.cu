@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         bf96af9a348cf131467e9d00a19aac32bdb08caa3f6aab4b49c78b61597f7a07
+// digest         155e0c5f97f7196127d0451f13f53df1148397e3fe75f3902ba0f84907702208
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

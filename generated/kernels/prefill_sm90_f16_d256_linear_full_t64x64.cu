@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         cefb94751f260d789d593b75f831e1ad7b971bbbbaa57e2aa39e0db1c2a53ae7
+// digest         3c2f38074d7ba7ceecdbafd5961772a5e8c90b4487bd9d363d1608647324d59d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         62fe045002abdff909ab6b9c982c4cdee3789eeb337a95d77d41f0deb56409cd
+// digest         63a1a98ca261cdd4200236ce82bbd94daaec3c440fff77c5b9745e9f817366a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

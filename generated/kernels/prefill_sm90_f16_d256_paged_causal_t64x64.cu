@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         b9bad4ebc90114b96d970218f2c22c42d53825f0aa6b97d656e3cd0af3e2531a
+// digest         c495fa0104004189e297c86fd6ce51b219c06470e1cd144acb82ac64df4d3459
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         14070eb0000c0d7bbe30506d51b789b24cdf9659f0cc2002cfe0d097d5fa64ee
+// digest         2821f5107b6391a7a00ef6e3af9daf21ce1bd8d8e21e77af07a82113905cbb31
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         338218dcf29eb4729fa3e26626ab7fe1eba3037516649f0adb21ec433f2ae50a
+// digest         cc10c598cb23c44b491781299ec2688aade3295c769b6fa5bb79bc69fbd8ad6a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

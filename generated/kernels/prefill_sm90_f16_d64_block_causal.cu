@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         6cfde533d6c52b0c8ec9f112f1d765045c561f90c9502c143c8f501a5a3ad75c
+// digest         3487618e253f7b13da1d0be4e1b0d6f37a6a31a9c68ee2b23444aa71b83d4f10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

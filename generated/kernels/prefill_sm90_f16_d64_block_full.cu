@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         be19f400be55a8e9ac21d1be61ed0538dcb631d03af005dceed33a3d903da4dd
+// digest         52b993cc0440577911ea9c2b54157762b803929bef37daf83220367bc110b380
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

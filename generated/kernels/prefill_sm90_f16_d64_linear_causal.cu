@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         ea96184aa329fa2774d8a091f0033733142a4530be415035c8c6180b7ef9a79f
+// digest         fe16a2e12b01710654b9e851f215792dede82140e50a714a7008e9230d366319
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         f098b164b7a4fc94770a779533d88601436ea396ce0e98bc58b88268de7f914c
+// digest         886f7b6308a85050fd5700df1f61447f5edfaa35a95f3456fd0dff15b3ed1c61
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

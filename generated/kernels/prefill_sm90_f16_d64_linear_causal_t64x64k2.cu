@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         53563703273523521fe8c6c0765467de380ccc6ce74a3471aa0c9c20f2f45c1a
+// digest         26ee717f591966ca6e298806e792312d421ab876dda9e0d400037247d7022b21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         7651b8691dcf0ca741407347a0cc431d39decdf39443c0521514b985a03fb797
+// digest         0f533adf9adbf1cffe4cb0fab9d08e33ee7a1f7442fc114b1987fdbf2aedb0dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         fba9291500a4d5876d059572f1f60a25d5d7d3956e44f118a8e54cb3983ec07f
+// digest         03048c18c756d90921d1416c52c1554b1cc378929ff4256ed2ac102360f9c102
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

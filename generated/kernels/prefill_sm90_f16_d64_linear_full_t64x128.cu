@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         38d6d2b0f848a8a2bbd7978d1e9c576da577df2831d803126cce40ac1a3791f8
+// digest         1855cd5624d93bfb8a528b5fb51e1ba04ef0dd8a00c269c74205968ee37ece26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

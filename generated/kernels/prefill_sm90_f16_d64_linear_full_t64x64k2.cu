@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         5b544dea020797b5b3e54617895b371de5dd33dc1c54948a0335ddc4df2ea80c
+// digest         48ab9ecd6f424a7b00b1e5095c102a84a434091de1431a53c0d4f703f6aaf144
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

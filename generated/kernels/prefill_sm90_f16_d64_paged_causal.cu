@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         8006a631ee27b6a3405db014c58078977131dbdfc4d09d55b9b837b8597596fc
+// digest         726c48f8ba9843b6c99d0f4fdb12574aa58dbdb2f2a804a21ac3a517c40978f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         1b54f081d02a5e0c97a6eca4400fe785ad918ab386b2ea5ca19e8d6e76305b7c
+// digest         c01ecf3115189c89cd088aaac1d0518bc7e974fe2e46104b579270a8a8ad9a7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

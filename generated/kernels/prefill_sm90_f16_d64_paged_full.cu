@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         b3228d51d22c590cf942ae09420b1b8bad35113f53689fe2300752fc4b2ac8fc
+// digest         87e888e682f93f8826213a23416852abb66e86191f8122fde4263c0b082a4356
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

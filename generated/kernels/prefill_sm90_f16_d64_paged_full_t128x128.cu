@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         984e6bf4c8078c130e5c7a633f85454fb7f8e95d53d3e628de2df0b46ad8eb87
+// digest         0c0a5d45b34b7900028536b84b0664c00cb1c070b8d776d4e408e9ff2be6d246
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -26,8 +26,17 @@ __device__ __forceinline__ int claim(int* counter, int size) {
   return warp_uniform(claimed);
 }
 
-// What there is to do for a tile.
-template <class Traits>
+// What most calls are: one rank has all keys, queries stand at their end, no window hides any, and
+// no tile is split. The way to a tile is a third as long then, and a CTA's first tile waits for it.
+template <class T>
+__device__ __forceinline__ bool is_plain(const Arguments<T>& arguments) {
+  const AttentionParams<T>& params = arguments.params;
+  return params.cp_size == 1 && params.window_size == 0 && params.offset_q == nullptr &&
+         arguments.plan.split_cnt == 1 && arguments.plan.split_tiles == 0;
+}
+
+// What there is to do for a tile. kPlain: of a call that is_plain.
+template <class Traits, bool kPlain>
 class Assignment {
   using T = typename Traits::T;
 
@@ -37,14 +46,10 @@ class Assignment {
         params_(arguments.params),
         plan_(arguments.plan),
         tile_(tile),
-        visible_(visible_keys(params_,
-                              tile.sequence,
-                              tile.q_len,
-                              tile.sequence_keys,
-                              Traits::Config::kMask == Mask::kCausal)),
+        visible_(visible(params_, tile)),
         whole_(tiles_of(visible_.any(tile.first_query, tile.first_query + tile.rows - 1),
                         Traits::kCtaS)),
-        mine_(split_range(whole_.begin, whole_.end, plan_, tile.split)) {}
+        mine_(kPlain ? whole_ : split_range(whole_.begin, whole_.end, plan_, tile.split)) {}
 
   // No query of the tile sees a key.
   __device__ __forceinline__ bool is_empty() const { return whole_.begin >= whole_.end; }
@@ -55,7 +60,7 @@ class Assignment {
   // Writes it down, but for what its rows see. By one thread.
   __device__ __forceinline__ void write(Work<Traits::kRowGroups>& work) const {
     const bool leaves_partial =
-        params_.cp_size > 1 || split_count(whole_.begin, whole_.end, plan_) > 1;
+        !kPlain && (params_.cp_size > 1 || split_count(whole_.begin, whole_.end, plan_) > 1);
     work.item.first_block = mine_.begin;
     work.item.end_block = end_block();
     work.item.end_key = mine_.end * Traits::kCtaS;
@@ -91,6 +96,17 @@ class Assignment {
   }
 
  private:
+  __device__ __forceinline__ static VisibleKeys visible(const AttentionParams<T>& params,
+                                                        const PlacedTile& tile) {
+    constexpr bool kCausal = Traits::Config::kMask == Mask::kCausal;
+    if constexpr (kPlain) {
+      const int keys = tile.sequence_keys;
+      return {keys - tile.q_len, keys, 0, kCausal, {1, 0, 1, false}};
+    } else {
+      return visible_keys(params, tile.sequence, tile.q_len, tile.sequence_keys, kCausal);
+    }
+  }
+
   __device__ __forceinline__ static SeenBlocks of_lane(const SeenBlocks& seen, int lane) {
     return {__shfl_sync(0xffffffffu, seen.last, lane),
             {__shfl_sync(0xffffffffu, seen.unmasked.begin, lane),
@@ -129,46 +145,59 @@ class Assignment {
   const TileRange mine_;   // those of the tile's split
 };
 
+// Hands a tile to the loader, and waits until it asks for the next. False where there is nothing to
+// hand over: a tile that sees no key is written here, because nobody else meets it.
+template <bool kPlain, class Traits>
+__device__ __forceinline__ bool assign(SharedStorage<Traits>& storage,
+                                       const Arguments<typename Traits::T>& arguments,
+                                       const PlacedTile& tile,
+                                       uint32_t phase) {
+  const Assignment<Traits, kPlain> assignment(arguments, tile);
+  if (!assignment.has_keys()) {
+    if (assignment.is_empty() && tile.split == 0) {
+      write_empty_tile<Traits>(arguments, tile);
+    }
+    return false;
+  }
+  Work<Traits::kRowGroups>& work = storage.work[phase];
+  if constexpr (Traits::kSeenApart) {
+    if (elect_one()) {
+      assignment.write(work);
+      storage.work_full.arrive();
+    }
+    // The loader asks for K and Q meanwhile. It waits for what the rows see of a slot before it
+    // asks for the work that takes the slot next: one phase is never run past.
+    assignment.write_seen(work);
+    if (elect_one()) {
+      storage.work_seen[phase].arrive();
+    }
+  } else {
+    assignment.write_seen(work);
+    if (elect_one()) {
+      assignment.write(work);
+      storage.work_full.arrive();
+    }
+  }
+  storage.work_empty.wait(phase);  // the loader asks for the next, and has left the other slot
+  return true;
+}
+
 // The scheduler warp: finds the tiles of this CTA, each when the loader asks for it. The first
 // comes from the index of the CTA, each later one from a counter in global memory, so that a CTA
-// that is done early takes more. The counter starts at 0 and is back at 0 when the kernel ends. A
-// tile that sees no key is written here: nobody else meets it.
+// that is done early takes more. The counter starts at 0 and is back at 0 when the kernel ends.
 template <class Traits>
 __device__ __forceinline__ void schedule_tiles(SharedStorage<Traits>& storage,
                                                const Arguments<typename Traits::T>& arguments) {
   const TileOrder<Traits> order(arguments);
+  const bool plain = is_plain(arguments);
   int index = blockIdx.x;
   uint32_t phase = 0;
   while (index < order.size()) {
     const PlacedTile tile = order.tile_at(index);
     if (tile.rows > 0) {
-      const Assignment<Traits> assignment(arguments, tile);
-      if (assignment.has_keys()) {
-        Work<Traits::kRowGroups>& work = storage.work[phase];
-        if constexpr (Traits::kSeenApart) {
-          if (elect_one()) {
-            assignment.write(work);
-            storage.work_full.arrive();
-          }
-          // The loader asks for K and Q meanwhile. It waits for what the rows see of a slot before
-          // it asks for the work that takes the slot next: one phase is never run past.
-          assignment.write_seen(work);
-          if (elect_one()) {
-            storage.work_seen[phase].arrive();
-          }
-        } else {
-          assignment.write_seen(work);
-          if (elect_one()) {
-            assignment.write(work);
-            storage.work_full.arrive();
-          }
-        }
-        storage.work_empty.wait(
-            phase);  // the loader asks for the next, and has left the other slot
-        phase ^= 1;
-      } else if (assignment.is_empty() && tile.split == 0) {
-        write_empty_tile<Traits>(arguments, tile);
-      }
+      const bool assigned = plain ? assign<true>(storage, arguments, tile, phase)
+                                  : assign<false>(storage, arguments, tile, phase);
+      phase ^= assigned ? 1 : 0;
     }
     index = gridDim.x + claim(arguments.params.counters, order.size());
   }
