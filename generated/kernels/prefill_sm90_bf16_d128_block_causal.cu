@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         711a56afb98e67e0a6849a80d50cf5c97ce192ee32d1859a74b5f7b411587e66
+// digest         6268769fb1df378062a4bf057b996942f30b44698abe15d5e292cf2cb45eb8f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

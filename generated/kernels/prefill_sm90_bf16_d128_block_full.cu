@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         3ac6b21feefbb86b0b956cd8040ef1040d30a88b5cf095d9943fc54f37daa12c
+// digest         ff849a9d42ca980e85dbb919bcd559798e27efc26fc4b6f411ebe1f54edb519f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         a06f1fa97f08bf32c5062b6887096a7b4b3e54dc7d6a9df50d378d7cbac74aa2
+// digest         cb2bf56dddeb1571f15bec21397cf5fd9a55cfaa45c5ba160ce0660f4dd4862f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         bcb45f07b5f72bd9633a413a32ca8f6327d3d523bb2593d48fb42e84d7b61b9f
+// digest         601b3971fab2f9eb652ec1fa83ed597fdc80c50c86ee37e7042046a65a411151
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

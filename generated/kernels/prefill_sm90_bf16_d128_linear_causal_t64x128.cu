@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         164ecba675c6c907c320a5249a7e97256b629d180e11c3468d89888a8aa3e3c0
+// digest         12d8f112cb98f3e032d6c3c916163801a0850022e05384085553533f1c2188db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         10af50c3a9cbc9b6eacc5734902bec468b477e74b4dfbc45a929454cfd71b940
+// digest         4713ed64e78d692b9d7e2146360c6f9ee4e0abd10328d0b112d2dfcd2ca910ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

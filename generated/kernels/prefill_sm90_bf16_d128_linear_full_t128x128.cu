@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         8cb6c66a5ce35bac62adf92f9b7df50c31b7309d45cec945906814ef2fc7e4bd
+// digest         c7e5cd6432ba2ad2b7833730f2d39fd31a43b5f566ed3ce9a5f10b671e451a05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

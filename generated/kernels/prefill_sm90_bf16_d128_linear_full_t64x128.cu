@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         e9a8e60ab5792e50cebe41ae7eddcf8db9f0225fe5d44bbaea7e0b6d3ee4eda5
+// digest         b7e5b7b6f991e1ea05a476229a2589ea10b950a7ee2e254f0d66558fa0d4c909
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

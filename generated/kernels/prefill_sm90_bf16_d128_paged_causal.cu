@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         43d7c05fd5e8ce62eff0f9d7fd88ca6ba18533a8da244d01adf9dc729f0781c6
+// digest         d3fc24a55972f8b50f0046ebf14846219d1f00cfd7269cc3f0a17422c8c8edee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         3f55ed9d94d01a46a6dc5923cc465222939aa6a4f924bc407afa224ec4b76b93
+// digest         11c40d964297c046ef7eb67cbb0e40f9842956b45c420919235171d596435001
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         22b32f41445120004eea81f8038594a605fa9e92bef812dd5bbff0cd3b58993f
+// digest         055ea7dc6757baa68eb33bb0b1a54a693c3832300e50207643219811c70c2177
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         f8c0d5e673bb5040d50d7884663fcdc56d74c76f18ff883a7a01b4ccd5456baf
+// digest         bb0f9c3996f099d6655fa3521a975b2e556539cef895d049ab94891757e7c0ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

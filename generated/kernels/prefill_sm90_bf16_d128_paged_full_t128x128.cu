@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         c554f2fdbde58b1bcf22c38bde5e2e822e178caf3b769e8bb2d08852e3c91bc9
+// digest         628e72f4b8ad8d6ade3490983096fc21778f8fcbba9e65f2c5d7a5ddcb8e8325
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

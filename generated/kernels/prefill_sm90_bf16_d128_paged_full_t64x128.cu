@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         bb6ecc59be0567c192cecc143448d313140df6f5105f48831c69886bc61da0c5
+// digest         a9a3e7b0c113d03385f4e345c7339daff1a7a567c1038cf97e9ee4c7330ba500
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         01aefdf50dc3a069933557418acd44fa1f9fbf7c9735a8b29510882feb094f8b
+// digest         2a2cbc2f80320f7864980116260d3bc02ae1830eb0d2434eae473f2db198533d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

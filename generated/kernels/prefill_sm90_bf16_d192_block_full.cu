@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         dea6a63aa072db6408bb1fe6fd52b1abe58b627594faaf0291805ca619e721c7
+// digest         5ba347d599a79511068c49ec8021fa959859d07336e83768267a52d98ba76210
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

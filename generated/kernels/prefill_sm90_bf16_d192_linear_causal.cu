@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         bfcd05ca95347dc8960b91e3a18e9179af43ad7c2e0e4ad8c8196d72ad979cb1
+// digest         15fef5480da25c3afbcd6dc6961f82131947f6ce4770ce5c503965fc9b704333
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

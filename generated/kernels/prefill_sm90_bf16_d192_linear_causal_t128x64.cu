@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         69d5ed2c762e1bd86e0eafbed6ba3b6cd85abf596611de700c523d82adbebe8a
+// digest         bbc29deda1638954983c514de0d46a98782161ac279bcbdfe382d4e417c41b3a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

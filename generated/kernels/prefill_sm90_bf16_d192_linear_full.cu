@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         0818c3b3f2014249f16d130d5d6c805fe656bfd508d30d6fe7b3f1c5d63b106e
+// digest         6bdc746217bfebce8b83b6a335a14043abd08653bde3b75d39223314e120e74d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         c4d5d24eba684a4497b2f904c60031e7d9c84d66623e50fffc9c7751bc2daa1e
+// digest         9a2e586ad957450123ebe90986af3277cd51601bfa11fd1c0ec78489f4968c91
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

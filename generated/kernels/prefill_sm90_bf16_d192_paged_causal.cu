@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         43bf6844fba5e7bbc3304e3e0df88ecccdf13e745654b3dba050026c081a467f
+// digest         d6f0f07a2df0dcc3fcb9586266c95b1a722656475737bfde9542b8c68aec28ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         e1385e172359cb48cca14a684d6273ebc97157e01ac7139bfd356ae4ae14d9f8
+// digest         6bd442d56ab2e6cbe994930dfa13c7add880cb1a1faec8ee80bb1a54ada19f94
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

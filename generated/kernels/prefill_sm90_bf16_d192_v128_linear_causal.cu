@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         b3c712a6572824837e29b2ba009510c3a35cce4cba73dc48677b8b3d9a51f060
+// digest         c26db01477d28de66f163b679e77c64edf38f9d5c670ec5aadafb46056080ce7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

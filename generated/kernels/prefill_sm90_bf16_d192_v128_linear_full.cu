@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         1b1aa29da81ef60fbe2821359d3f1256328ce357b0c4f051ed03a2f97bdb9cd4
+// digest         b07c976ba2f8fc1dd9a06a04bacc9395022b4939737e8a14949fcd67ab2d29df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

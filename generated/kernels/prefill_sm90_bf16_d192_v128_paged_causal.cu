@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         f5ab0c9d0a69a0740828016244b8425f8f1b4759b3afa448e6091ef39002a23b
+// digest         dcd0c210260deb7d7dad4cc5cfcc68280c356762e3dff22f68d3be66ce2b796b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

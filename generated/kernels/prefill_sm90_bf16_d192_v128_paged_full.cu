@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         3adc921e1853b060b437f464b937e3f3a95008718355474d676c1548447f5f75
+// digest         43d8445d4a0663c98ce8e5a9a90e3e91e076b235bda250a57925aef28016866a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

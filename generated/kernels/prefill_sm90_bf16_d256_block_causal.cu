@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         b86bb6dd1e72cb21a992994349613b708dafd2ac33914633f23616d598ab60f3
+// digest         262dd6754837b3d89ade3762342a5659c2e0c1cfd3cc0452d994a1d342034fe5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

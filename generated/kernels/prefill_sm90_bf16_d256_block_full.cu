@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         524a7519bf73b8e823c42cc7bc3ff54239b11928043a6e07eef786a65d4b5bd2
+// digest         676cbd2cc1bd12862deabe1e889896d6ca60e06d49ca756d93d0f547be3d179c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

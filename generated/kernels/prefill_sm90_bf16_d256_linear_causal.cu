@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         32ba4f241b04d2a3d7f04462f265f92486db43e73f168abb0cbad86ad49c7505
+// digest         b5085a65e64b449f6676ba358398bf1769d13ca49d8f2ab11ebcd89a49a467ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

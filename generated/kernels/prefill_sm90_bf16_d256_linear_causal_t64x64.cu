@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         2f2941687c10e91df8a1a27858201771e01c749a8dc21f9dd0591ee5fd8dec65
+// digest         1c54b32e2e1111073446537c932f5420263345393751f08615fcce478f983bd1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         c1b6dd91da477ac6a0b902534dd02945b65381b7a81b181687d0dfddabd435d7
+// digest         68b0c5a8c807ac8b3d60f18c68c45302cf591e37d8f0fd6767453707849882af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

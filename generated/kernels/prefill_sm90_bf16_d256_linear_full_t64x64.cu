@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         b530294105abe3d47a217633bb7dcd0cab508342f54edd2de1d1d9cc9cdeba3c
+// digest         c2a7ffac9878eff6dacc32cb14d5d9d6212d61941899f830d2cb4959002ac7bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         3cc25172918afabc450587953fd7c117385db3032d89bc31ade1c1caa6bb2a2c
+// digest         c526a9c4a82db85954d59dedb19da3d582732e27b9569d0f66af89624b2a0f71
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         0eabc880d1501cdb4f0eef36d34034ced88d8248394a55ed595977eea1f2ad74
+// digest         908849002ad6f3b3eff0ad5c21e1bea06eeeada39a9a8b61b7a25d4116f4be52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         53a21dfcbf33f1a1ce2feef3db0da6b724256dd5a1bfa37c7d105e5c2b37623b
+// digest         43a341517c27b08de571e0b8b6a145088e7a0a528eb9f0f1675d4a96206f1e00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         4734ede996634890ab01c0488faf6a968559c8d8e19830c06b29f9694c67d199
+// digest         ac63bdd469c42c2cd7c461c1f34c11430b8bd72eb4138c909e9e022687eef929
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

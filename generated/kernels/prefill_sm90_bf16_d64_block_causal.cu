@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         06f76e29c9595348d5c3d62eba016ffb9eac13b357405d52f445d8652e6b9e13
+// digest         57260353740ce125fc4266f378d9ff6b991f560ebef89b2f0c32c186add4a4d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         a2a9bdeb63fb10517e7ed1fd03dea31b4cebac89ad556b00ac8f061c836ac536
+// digest         bba2a602e8461ed58ebf0227e5b1b34513f01fafecec019941ff45a0ac397600
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         58172815c52be97d425811cabc05b811b74deb8e037e611cd8e27faa907e2672
+// digest         ba42d9587c32dfa2be7b3e12a8bbea610a78c1ad0edc90fda91cc786e521b590
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ac7e6c418da956d5561b52e5f467af2588a7773f8fbc3777c009d76d2cecc951
+// digest         f4e532c2a47238e541ccc640dfdd7f5cf6b05a3538bcc42302ed2655edb8c56f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         8d659cff5b7b4a10e67de3ff62924333cfda3ba132d67edea24ccb7408f84929
+// digest         297e141298ddab07145374959422b66e094f78188324e21fe57eae7d8494fd3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         8d1c3dc1dff4b00677549fb1f5bcb715453aca6926178432a41294c6dd745a2e
+// digest         7995823b1ca5b09f5840d7073e512bfabf0ffae85fda5d27da2c12151c9f4e4c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

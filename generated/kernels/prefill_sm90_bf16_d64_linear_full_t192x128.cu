@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         ee5263fa0c88749ad1c427fff9d1b347094950e2c7fe3547969296a7fdbbbba3
+// digest         fc612494107081d8295fdb73413177c2069cd289b7214dd7abb1292ee591c607
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         2fce808411675e96d5ee6edd337f5762fa82102e70c94f1dc9955f7e7f20a98d
+// digest         358e9c877f8f505056fcfafa933e88baa8904e1c85350c59cbd6316c9cb36ac2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

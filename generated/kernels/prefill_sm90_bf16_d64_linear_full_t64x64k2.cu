@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         8985cacd1ef63e979b68a88e7cf7dc55349922e6158e10b1d2ead739c2bd4714
+// digest         eb87333b4f095ce5961fff9398714e03865f620b0365a5859e44d1c9089b98d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

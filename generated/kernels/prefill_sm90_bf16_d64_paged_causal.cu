@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         02ecc792395b702e66bd431ab596b062693ec1e52897ac9c39b07efd96397d8e
+// digest         1b03a9295ebc79125393dc9a8eafe88bf8cef848c6fa1ff7c0d40af9ce6a898c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         c0e9560e739a35adec556c2db80842d431ba3cdb99b53a3dd071cadc543cd0ee
+// digest         763820bc90421caf7c862d6ae3ceda933a611babe0c8cfb5c4c61a19380eca57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

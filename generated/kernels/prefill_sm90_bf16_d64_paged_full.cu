@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         d88700592912503ef304a1d79c6fd5275ecaf88555f54a707d925703945144fd
+// digest         21de008a1cdef6de97fb4a6c6d7e2362cc49ca429db53a5f7087a9ea78e990a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

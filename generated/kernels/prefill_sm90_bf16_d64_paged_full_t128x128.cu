@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         966752c08839efe18a0c6d490f43eceb7988e58b4de43898f8552aaa432cd74b
+// digest         a9e8d10bb17c89d92495a1280dfbb53619b83dff43f87fe0ef6daa339b6ba142
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

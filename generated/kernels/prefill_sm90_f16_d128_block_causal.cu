@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b47bbda3fd54668be88150c0982399affd94306595dd796f0e7744f2ab2dfcb9
+// digest         9efdba950e415e7287b59ca33906fcb6ca7fd49811252b644a1ecbc7904cb184
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         4aec30116013415a0f9e0bc6c4d4a2159ae5796d1ff66450b662a5e08f11aec1
+// digest         a389963215610fd54f587894822e8d8f2264c1a27a4fc6ae93d12fb2df0822f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         5655f0d0ca10039be956df420203735373200ecb0d5466b0affa5c03e24d9cb6
+// digest         07324324a7d5288065bb430cc3593921d441c276c55d5b6be6fcd75833132a3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         ebaadef738bbe935eda5e8def1490105d204bb325badf8b569ac4053b82f1c94
+// digest         7b5ae58c0c7755345eac0a27a435d6ba28ed64f398a043386b3b40f1c7dd8d14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

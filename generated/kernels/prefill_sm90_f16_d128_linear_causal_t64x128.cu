@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         fe4e9da6edf9afa6a794d4ec40b9173371bb9a7db5d9704be1d6e4f7de5afe34
+// digest         4dcd4435c4ab4ec982333768df859b08cad44f88869d9838bdf6b75688e0d28f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         c8c390cea1e4841219dc4b621241bbda11118e10c819869f8e9e4725601492af
+// digest         d33d56cd7a3eb8f2a5ac48c0f5c15798d8056a3c0d2022a874b10d94442d1d62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

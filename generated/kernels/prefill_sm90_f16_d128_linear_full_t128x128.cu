@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         9b47f4e1a1aff5258cbfaff8d7d9e3ffa13f995453c0464fde4230dabfc0bae7
+// digest         ca08a23a78410f578862f8f6a1ec9bd6fa71397b90ff73f585a54c6909580e0c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         66ffe79d8201b82c6590314639483c660f5329fd9a3920b7a1c018983c20f0c8
+// digest         0735042161dd740f79d2d209b282460473696e39fbcefc132b0ab9acd12b7a36
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         699143acbf31de097c026ff89fc64d1e7a56dc5075550aedff464594ff7d4fd7
+// digest         9819dc9d3816b4a90913b2e2b19a8caecd2533a921b239f2f55c25cc2ef21a6e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         6fa370a6d86036baf4cc3d01512d4a9f2c490f404bb08155c160cad6d4d920fd
+// digest         0cba4d04a1718f269ca9a47adb00302335d789858fe77c6f53bd62275aa98d78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         9c688ead8609579447a65203cd644a9cd4d994244819d0dbe553fc07153bbcc9
+// digest         125b92d1cee263b02b95801b8515f4aa3d12eb65a29638b567b5be9c1216e900
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

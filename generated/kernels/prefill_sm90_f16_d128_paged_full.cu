@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         c5d75186a1a32994eb9e1f862aad9d239211add40f6f34a89d94bbf771ba0a8a
+// digest         5a30d0ab26e7cd7d6bcb6cd3f150990c39da8d39e32b7b0db354aaca25f1169f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

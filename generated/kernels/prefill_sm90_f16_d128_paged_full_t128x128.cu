@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         a8778b1767d5c6bfd478a754e240950840aec54372dc4876529900bf53d58d53
+// digest         d711faacb05c2e2bebdfca6af914367839257a0bd8ad420bab01b7c3d6695883
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

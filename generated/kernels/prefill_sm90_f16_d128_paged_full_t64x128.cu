@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         961749f5edf92781afa47cab668713be8bcb8b9be8b220da9d2ab040b069953f
+// digest         d9848325463303cc8cc491bc78fb0dba300e0c93c58cee54e3b554554b46e525
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

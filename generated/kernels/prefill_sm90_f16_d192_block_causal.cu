@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         042b5adae30cf9de4979c9f7ae83965efc8d341dd87cee736469e19cbedfeb3f
+// digest         53adf54a583329c618c4cdf679037dfd66b569d04cb88da6bd5f81f4ac1a3627
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

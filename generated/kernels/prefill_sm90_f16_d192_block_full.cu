@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         a1f14dc2e7e8498e656de6b1bae16750675a734746710d7411e294cdc73dad6c
+// digest         a8803ef5930c3504727380eb1e3895b0ee578f0f975b503be6d1ecaa3a645b38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

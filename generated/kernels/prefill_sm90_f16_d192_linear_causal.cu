@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         2af6c744161d5c3e94da16f80c5f56fc13299c3d4217555f214de0b833edb405
+// digest         d2855867c1222f84e3cb87882548355ae43d350397a50f3b0b7ec377f39fa07e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         61ab542c2759243dc495fd7d1b9fa460780fb363660eede23decb88d2c50a1ee
+// digest         4c52174fd223e489f27a1328210cd0e40d4a265f5f21a2df9f558d93ae6a302e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         bb8db538c4cf2bd9c58242d95afb1ad9831a4cf705755cabe19770d4d0a4a5f5
+// digest         936d77add626cc257c2d9bd93dbf4b276f24ad9f84f135a6679b807391a99379
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

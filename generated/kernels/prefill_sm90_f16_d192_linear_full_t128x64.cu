@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         d92ac24ccf214b952fc72a8ac1c95f3f3e78b06f4a353a316646be8fa4f921c5
+// digest         567fb54ce0c97e8db0cb7877d1c8d91ceef44b5a884de2f1c2c9745e2ec5eb48
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         a494dff8fe0fd13747564e604e22bf5efadd5bb890d0140b12e01f1b9352aa39
+// digest         2f866c27aca3d9029e0ce329d41191196cb1dd4bee81e55e2245f87d6ee934c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         cbffb277d6030d231a0b923287d25e6c5e0c7d6b1864fcd2b67dcadf5817ad92
+// digest         a56f232d9564c4136a8d382bd94e94947a0fb5d3df269d6df7c389fc8311d0d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         74c98f10c32342a47f31c8fe209f0e9780e5c89883026a2c13dc93a71062455f
+// digest         3304fdeb6f6153e8ba4c74475fcee15dc4699a72ca8f8c375d2da9cd0c6bf202
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

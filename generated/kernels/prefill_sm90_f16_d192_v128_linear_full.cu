@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         22d200c3939579330f1ad35ce1989c0635fd1f6bbffe8634300aec71701500d1
+// digest         473597d3d17b744e7cfa9038f5b8d6ddb0ffe0edc36eb215047897c1ba6377c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         9ac43ac7ea5ce54acf6ee601c7026f1ae4c919ca2fed51e9ea055288fcc31bd0
+// digest         9528fd94be8fab1cb55283df70bcaa29ccfc9f8807601ab5608452e74d1d5bb6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         2293118affbb329197fb5c74ba119493f2b0e070ba6da2d15a4b86e90dd7fa20
+// digest         9b1ea10b2f1559b0ce45d08d210f45481eb69292cb23e8ffaffa7321a7dbd23b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

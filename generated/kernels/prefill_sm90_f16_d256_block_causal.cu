@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         dbfcd5b72231a9c8d308ff4bc3fff8de3a6039bb8715134f0926fe029231faab
+// digest         ccd05aeb310073269edc952695f12cd8da81b128ab43b3d82fbb0bcf03f40e49
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         f173365661ac748d362ef513b5a18cf558d3472780699c9579528dec56b65a65
+// digest         86882f264f3c8b2068a932e33818a03f2250892c231749b5321641cb0ac1e1f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         d7e53be4110e35cb39bfb175e2ec9a8c58048976da04da3f8fb0388b14b1c4cd
+// digest         c189f902860d4e9aa1f7a9441d89ca6bc889ef567649eaa2b35509c40681c1a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         9275b0f06d7c2308a30819a9a36c7bb38e1ea12d32d9820b4518680f9ea39444
+// digest         b3a4259ef3029b67e0a4b1ef997e31a0a4a8a40c019f9e3892e02fd2d8ccabbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

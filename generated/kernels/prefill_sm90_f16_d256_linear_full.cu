@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         155e0c5f97f7196127d0451f13f53df1148397e3fe75f3902ba0f84907702208
+// digest         e130a765a81c778ed853c3542547d4e587d2f844b38351cf6d6f29bf5d39e033
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

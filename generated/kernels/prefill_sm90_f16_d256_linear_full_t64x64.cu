@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         3c2f38074d7ba7ceecdbafd5961772a5e8c90b4487bd9d363d1608647324d59d
+// digest         0ed20b2d0fd4553668b80a91d12d55ed95c02d1e6a95219865a9b52ed00859d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         63a1a98ca261cdd4200236ce82bbd94daaec3c440fff77c5b9745e9f817366a9
+// digest         5985f4fe69caec31abd769a264f30e81e642ba67dd63c84cbe95f5de79c35148
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         c495fa0104004189e297c86fd6ce51b219c06470e1cd144acb82ac64df4d3459
+// digest         b6c58af5ec2a65bdf84d133ceb914913265dee119330e1ab323155e776282972
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

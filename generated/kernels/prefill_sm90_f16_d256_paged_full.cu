@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         2821f5107b6391a7a00ef6e3af9daf21ce1bd8d8e21e77af07a82113905cbb31
+// digest         22f1de8692b7c315687ee44cd7e36b14790890e107fdf68ed1afaf69eee23d78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         cc10c598cb23c44b491781299ec2688aade3295c769b6fa5bb79bc69fbd8ad6a
+// digest         c289f26d1577d525912664ef2fb116e215824c905b3b594c9d7b581a8daf81e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         3487618e253f7b13da1d0be4e1b0d6f37a6a31a9c68ee2b23444aa71b83d4f10
+// digest         d82e36edc00fa344f1060aee067f2107124c3779f1a1133bcfcd7b212bf538aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         52b993cc0440577911ea9c2b54157762b803929bef37daf83220367bc110b380
+// digest         4ffe8f08b8a5e5413e2c924bfe2166ac631a3a6f2b7a91b719d4747699ef68fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

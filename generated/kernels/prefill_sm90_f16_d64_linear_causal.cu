@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         fe16a2e12b01710654b9e851f215792dede82140e50a714a7008e9230d366319
+// digest         e1f7cd24058611705fc50843e18d48a72b4bbfa9eca382317efbab4c182c05e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

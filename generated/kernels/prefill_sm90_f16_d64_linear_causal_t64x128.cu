@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         886f7b6308a85050fd5700df1f61447f5edfaa35a95f3456fd0dff15b3ed1c61
+// digest         8d9e3f7c93e4ecb0243c0c744c22d39ef3582a10e4f1902790893ef9f33ca582
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

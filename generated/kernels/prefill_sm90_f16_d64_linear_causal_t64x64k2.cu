@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         26ee717f591966ca6e298806e792312d421ab876dda9e0d400037247d7022b21
+// digest         e59978f0697677572ebbcc808d04853752ca264960a982ae53c82d5ca1a72be5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         0f533adf9adbf1cffe4cb0fab9d08e33ee7a1f7442fc114b1987fdbf2aedb0dd
+// digest         d4b9dfe21671e708d8da957a254fdce63c6cc46acd95f88ea465fd65fe75f584
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         03048c18c756d90921d1416c52c1554b1cc378929ff4256ed2ac102360f9c102
+// digest         67c43284d2b66b57a4830bd3c74c543c83eb7e3b5ef660c9b8cc0650ce6f6ec8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

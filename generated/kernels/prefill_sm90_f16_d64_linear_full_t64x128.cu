@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         1855cd5624d93bfb8a528b5fb51e1ba04ef0dd8a00c269c74205968ee37ece26
+// digest         0f74b22619268353a235211914fa85e528e4c9ad3cc021b8709c637f6f4d6a13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

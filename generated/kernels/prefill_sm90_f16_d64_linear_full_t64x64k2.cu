@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         48ab9ecd6f424a7b00b1e5095c102a84a434091de1431a53c0d4f703f6aaf144
+// digest         474eac3ad95df7b350d7f7eeb3ae5ef07fb0779f5f487d17dad7c15e8c88f27e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

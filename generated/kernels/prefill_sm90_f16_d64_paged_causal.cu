@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         726c48f8ba9843b6c99d0f4fdb12574aa58dbdb2f2a804a21ac3a517c40978f7
+// digest         2ce00bc082d2052a7481febae4c94fdcab4cc5bb0f7a7ff0f97694a148a61523
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         c01ecf3115189c89cd088aaac1d0518bc7e974fe2e46104b579270a8a8ad9a7a
+// digest         9963189e6259ca9df1afc2c2c465e770bcdcc9349426df18825c3f46f05dd220
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

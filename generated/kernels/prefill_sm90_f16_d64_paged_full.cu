@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         87e888e682f93f8826213a23416852abb66e86191f8122fde4263c0b082a4356
+// digest         662d9797fba682dd2068c63d4f5cf391a3348878e94b83d1f1575fb44816c2ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

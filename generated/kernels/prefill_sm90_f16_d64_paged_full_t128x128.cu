@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         0c0a5d45b34b7900028536b84b0664c00cb1c070b8d776d4e408e9ff2be6d246
+// digest         70f95c50aad4cd855dd449ad89f02c8e21c1db81433fe1c2e9ce6ecce04e2bc3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

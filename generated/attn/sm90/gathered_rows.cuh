@@ -167,10 +167,7 @@ class GatheredRows : public LoaderSource {
     }
     copy_async_wait<0>();
     fence_async_proxy();
-    __syncwarp();  // the whole warp has fenced
-    if (lane() == 0) {
-      arrive_at(unsignalled_);
-    }
+    arrive_at(unsignalled_);  // each lane for its own: consumers may write zeros over them
     unsignalled_ = 0;
   }
 

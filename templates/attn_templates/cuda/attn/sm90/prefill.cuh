@@ -61,8 +61,9 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
       init_slots(storage.expanded, storage.expanded.k_full, kExpanderWarps, Traits::kRowGroups);
       storage.work_empty.init(loader_warps + pair_warps + kExpanderWarps);
     } else {
-      // One thread announces the bytes of all boxes, or each warp signals that its rows are there.
-      const int fillers = source == KeySource::kGathered ? Traits::kCopyWarps : 1;
+      // One thread announces the bytes of all boxes, or each that copies signals that its rows are
+      // there.
+      const int fillers = source == KeySource::kGathered ? Traits::kCopyWarps * 32 : 1;
       init_slots(storage, storage.k_full, fillers, Traits::kRowGroups);
       storage.work_empty.init(loader_warps);
     }
