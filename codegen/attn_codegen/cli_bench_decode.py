@@ -98,7 +98,8 @@ def decode(
     from attn_runtime.bench import peers as known
     from attn_runtime.bench import results as files
     from attn_runtime.bench.decode_peers import NAMES
-    from attn_runtime.bench.decode_pool import DecodeSetup, Layout
+    from attn_runtime.bench.decode_pool import DecodeSetup
+    from attn_runtime.bench.key_stores import Layout
     from attn_runtime.bench.plot import plot as draw
     from attn_runtime.bench.plot import require_matplotlib
     from attn_runtime.bench.timing import Schedule

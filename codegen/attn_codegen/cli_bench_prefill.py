@@ -56,6 +56,9 @@ _LEAVES_UNUSED = {
 )
 @cache_option(Cache.LINEAR)
 @block_len_option
+@click.option(
+    "--layout", type=click.Choice(["nhd", "hnd"]), help="How paged pools lie.  [default: nhd]"
+)
 @kv_option("same")
 @click.option(
     "--heads", type=click.IntRange(min=1), help="Query heads.  [default: 2048 / head_dim]"
@@ -82,6 +85,7 @@ def prefill(
     dtype: str,
     cache: str,
     block_len: int,
+    layout: str | None,
     kv_dtypes: tuple[KvDtype, ...],
     arch: str | None,
     peers: str | None,
@@ -104,20 +108,31 @@ def prefill(
       attn-codegen bench prefill --grid fa3 --peers cudnn
       attn-codegen bench prefill --model llama3-8b --cache paged --varlen --peers linear
       attn-codegen bench prefill --chunk 512:32k --heads 32 --kv-heads 8
-      attn-codegen bench prefill --kv same,int8,int4,e4m3 --cache paged --peers none
+      attn-codegen bench prefill --kv same,int8,int4,e4m3 --cache paged --layout hnd --peers none
       attn-codegen bench prefill --shapes 4x32x8x2048x2048x128 --save run.json --plot run.png
     """
     from attn_runtime.bench import peers as known
     from attn_runtime.bench import plot as picture
     from attn_runtime.bench import prefill as command
     from attn_runtime.bench import results as files
-    from attn_runtime.bench.key_stores import Setup
+    from attn_runtime.bench.key_stores import Layout, Setup
     from attn_runtime.bench.timing import Schedule
 
     if plot is not None:
         picture.require_matplotlib(plot)
+    if layout and cache != Cache.PAGED:
+        raise SelectionError(
+            f"--layout is how the pools of a paged cache lie: use it with --cache paged, or leave "
+            f"it out for a {cache} cache"
+        )
     shapes, words = _shapes(what)
-    setup = Setup(Dtype(dtype), Cache(cache), block_len, Arch(arch) if arch else None)
+    setup = Setup(
+        Dtype(dtype),
+        Cache(cache),
+        block_len,
+        Arch(arch) if arch else None,
+        layout=Layout(layout or Layout.NHD),
+    )
     schedule = Schedule.idle(rounds) if idle else Schedule(rounds=rounds)
     request = command.Request(
         shapes=tuple(shapes),

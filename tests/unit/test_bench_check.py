@@ -14,8 +14,9 @@ import quantiser
 import reference
 from attn_codegen.config import Cache, Dtype, KvDtype, Mask
 from attn_runtime.bench import oracle, ours
+from attn_runtime.bench.device import DeviceView
 from attn_runtime.bench.errors import BenchError
-from attn_runtime.bench.key_stores import Setup
+from attn_runtime.bench.key_stores import Layout, Setup
 from attn_runtime.bench.ours import OurCall
 from attn_runtime.bench.shapes import Heads, Shape, cumulated
 
@@ -113,12 +114,21 @@ def rows_of(given: dict[str, Any], settings: dict[str, Any], b: int) -> tuple[An
         return tuple(block_rows(given, settings, b, places, part) for part in (0, 1))
     if cache is Cache.PAGED:
         index = (given["block_table"].values[b, places // BLOCK_LEN], places % BLOCK_LEN)
-    rows = [given[name].values[index] for name in ("k", "v")]
+    rows = [elements(given[name])[index] for name in ("k", "v")]
     if kv_dtype is KvDtype.SAME:
         return rows[0], rows[1]
     names = [name for name in ("k_pairs", "v_pairs") if name in given]
-    pairs = [given[name].values[index].view(np.uint16) for name in names] or [None, None]
+    pairs = [elements(given[name])[index].view(np.uint16) for name in names] or [None, None]
     return tuple(read(*of_part, given, settings) for of_part in zip(rows, pairs, strict=True))
+
+
+def elements(given: HostArray | DeviceView) -> Any:
+    """What the strides of an argument say."""
+    if isinstance(given, HostArray):
+        return given.values
+    values, facts = given.array.values, given.__cuda_array_interface__
+    assert facts["data"][0] == values.ctypes.data
+    return np.lib.stride_tricks.as_strided(values, facts["shape"], facts["strides"])
 
 
 def block_rows(
@@ -163,9 +173,15 @@ def on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ours, "Attention", Oracle)
 
 
-def call_of(shape: Shape, dtype: Dtype, cache: Cache, kv_dtype: KvDtype = KvDtype.SAME) -> OurCall:
+def call_of(
+    shape: Shape,
+    dtype: Dtype,
+    cache: Cache,
+    kv_dtype: KvDtype = KvDtype.SAME,
+    layout: Layout = Layout.NHD,
+) -> OurCall:
     bench: Any = HostBench()
-    return OurCall(bench, shape, Setup(dtype, cache, BLOCK_LEN, kv_dtype=kv_dtype))
+    return OurCall(bench, shape, Setup(dtype, cache, BLOCK_LEN, kv_dtype=kv_dtype, layout=layout))
 
 
 @pytest.mark.parametrize("cache", Cache)
@@ -176,6 +192,14 @@ def test_a_right_output_passes_from_every_cache(
     shape: Shape, dtype: Dtype, kv_dtype: KvDtype, cache: Cache
 ) -> None:
     assert oracle.spot_check(call_of(shape, dtype, cache, kv_dtype)) >= 1
+
+
+@pytest.mark.parametrize("kv_dtype", KvDtype)
+def test_a_right_output_passes_where_heads_lie_in_front_of_tokens(kv_dtype: KvDtype) -> None:
+    call = call_of(RAGGED, Dtype.BF16, Cache.PAGED, kv_dtype, Layout.HND)
+    _, token, head, _ = call.store.arguments["k"].strides
+    assert head == BLOCK_LEN * token, "the tokens of a head are neighbours"
+    assert oracle.spot_check(call) >= 1
 
 
 @pytest.mark.parametrize("cache", Cache)

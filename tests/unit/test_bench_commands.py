@@ -15,6 +15,7 @@ from attn_runtime import driver
 from attn_runtime.bench import compile as compiling
 from attn_runtime.bench import machine, oracle, peers, plot, prefill
 from attn_runtime.bench.errors import BenchError, Unavailable
+from attn_runtime.bench.key_stores import Layout
 from attn_runtime.bench.report import Cell, Results
 from attn_runtime.bench.shapes import Shape
 from attn_runtime.process import run_and_weigh
@@ -128,14 +129,15 @@ def test_a_model_a_cache_and_a_family_reach_every_call(clock: list[tuple[Shape, 
     done = run(
         *("bench", "prefill", "--model", "llama3-8b", "--cache", "paged", "--block-len", "16"),
         *("--arch", "sm80", "--dtype", "f16", "--mask", "causal", "--lengths", "1k,3000"),
-        *("--batch", "2", "--peers", "none"),
+        *("--batch", "2", "--peers", "none", "--layout", "hnd"),
     )
     assert done.code == 0, done.err
+    assert "paged cache (hnd, 16 tokens a block), sm80 kernels" in done.out
     assert [shape.k_lens for shape, _ in clock] == [(1024, 1024), (3000, 3000)]
     for shape, setup in clock:
         assert (shape.heads.num_heads, shape.heads.num_kv_heads) == (32, 8)
         assert (setup.dtype, setup.cache, setup.block_len) == (Dtype.F16, Cache.PAGED, 16)
-        assert setup.arch is Arch.SM80
+        assert (setup.arch, setup.layout) == (Arch.SM80, Layout.HND)
 
 
 def test_quantised_caches_have_a_row_each_beside_the_plain_one(
@@ -226,6 +228,7 @@ def test_saved_results_are_shown_again(tmp_path: Path) -> None:
         (("--batch", "2", "--varlen"), "--batch leaves nothing for --varlen to choose"),
         (("--grid", "fa3", "--head-dim", "64"), "--grid leaves nothing for --head-dim to choose"),
         (("--save", "/proc/no/run.json"), "nothing can be written to /proc/no ("),
+        (("--layout", "hnd"), "leave it out for a linear cache"),
         (("--kv", "int8,int3"), "unknown kv_dtype 'int3': use same, int8, int4 or e4m3"),
     ],
 )

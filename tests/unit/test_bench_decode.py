@@ -27,7 +27,7 @@ from attn_runtime.bench import (
     results,
 )
 from attn_runtime.bench.bandwidth import Bandwidth
-from attn_runtime.bench.decode_pool import DecodeSetup, Layout, Pool, tables_of
+from attn_runtime.bench.decode_pool import DecodeSetup, Pool, tables_of
 from attn_runtime.bench.decode_report import DecodeFigures, DecodeResults
 from attn_runtime.bench.decode_shapes import (
     BATCHES,
@@ -39,6 +39,7 @@ from attn_runtime.bench.decode_shapes import (
 )
 from attn_runtime.bench.device import DeviceView
 from attn_runtime.bench.errors import BenchError, Unavailable
+from attn_runtime.bench.key_stores import Layout
 from attn_runtime.bench.shapes import Heads
 from commands import run
 from quantiser import Quantised, dequantise

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 import numpy as np
@@ -16,16 +15,8 @@ from attn_runtime.attention import Attention
 from attn_runtime.bench import codes
 from attn_runtime.bench.decode_shapes import DecodeCell
 from attn_runtime.bench.device import Bench, DeviceView
+from attn_runtime.bench.key_stores import Layout
 from attn_runtime.bench.shapes import Heads, Shape, cumulated
-
-
-class Layout(StrEnum):
-    """How a paged pool lies: tokens of all heads together, heads one after the other, or K and V
-    of a head side by side in one pool."""
-
-    NHD = "nhd"
-    HND = "hnd"
-    INTERLEAVED = "interleaved"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from attn_codegen.config import Arch, Cache, Dtype, KvDtype
 from attn_codegen.tile import PAIR_BYTES
 from attn_runtime.bench import codes
-from attn_runtime.bench.device import Bench
+from attn_runtime.bench.device import Bench, DeviceView
 from attn_runtime.bench.oracle import from_bits
 from attn_runtime.bench.shapes import Shape, cumulated
 from attn_runtime.problem import SplitPolicy
@@ -22,10 +23,19 @@ _LAYER_OFFSET: Final = 256
 """Bytes of other layers in front of ours in a block; any multiple of 16 will do."""
 
 
+class Layout(StrEnum):
+    """How a paged pool lies: tokens of all heads together, heads one after the other, or K and V
+    of a head side by side in one pool."""
+
+    NHD = "nhd"
+    HND = "hnd"
+    INTERLEAVED = "interleaved"
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What is timed, beside the shape. `arch` None: the fastest that the device has; `tile` None:
-    the one that the plan picks."""
+    the one that the plan picks. `layout`, nhd or hnd, is that of a paged cache."""
 
     dtype: Dtype
     cache: Cache = Cache.LINEAR
@@ -34,6 +44,7 @@ class Setup:
     tile: str | None = None
     split: SplitPolicy | str = "heuristic"
     kv_dtype: KvDtype = KvDtype.SAME
+    layout: Layout = Layout.NHD
 
 
 class KeyStore(Protocol):
@@ -70,9 +81,10 @@ def _arrays(bench: Bench, dims: Sequence[int], shape: Shape, setup: Setup) -> di
 
 
 class _Arrays:
-    """K and V as arrays of their own; a subclass says where in them a sequence lies."""
+    """K and V as arrays of their own, as they lie in memory; a subclass says where in them a
+    sequence lies."""
 
-    arguments: dict[str, Any]
+    _arrays: dict[str, Any]
     _kv_dtype: KvDtype
 
     def _of(self, array: Any, sequence: int) -> Any:
@@ -80,7 +92,7 @@ class _Arrays:
         raise NotImplementedError
 
     def rows(self, sequence: int) -> tuple[Any, Any]:
-        stored = (self._of(self.arguments[name], sequence) for name in "kv")
+        stored = (self._of(self._arrays[name], sequence) for name in "kv")
         key, value = (
             codes.rows_of(rows, self._kv_dtype, pairs)
             for rows, pairs in zip(stored, self.pairs(sequence), strict=True)
@@ -91,7 +103,7 @@ class _Arrays:
         if not self._kv_dtype.has_pairs:
             return None, None
         key, value = (
-            from_bits(self._of(self.arguments[name], sequence)) for name in ("k_pairs", "v_pairs")
+            from_bits(self._of(self._arrays[name], sequence)) for name in ("k_pairs", "v_pairs")
         )
         return key, value
 
@@ -103,7 +115,7 @@ class LinearStore(_Arrays):
         dims = (shape.key_num, shape.heads.num_kv_heads)
         self._kv_dtype = setup.kv_dtype
         self._cu = cumulated(shape.k_lens)
-        self.arguments = _arrays(bench, dims, shape, setup)
+        self.arguments = self._arrays = _arrays(bench, dims, shape, setup)
 
     def _of(self, array: Any, sequence: int) -> Any:
         return array[self._cu[sequence] : self._cu[sequence + 1]].get()
@@ -131,18 +143,34 @@ class _Blocks:
 
 
 class PagedStore(_Arrays):
-    """Pools [block, token, KV head, row]."""
+    """Pools [block, token, KV head, row], or with heads in front of tokens, which Attention is
+    given as if they lay the other way round."""
 
     def __init__(self, bench: Bench, shape: Shape, setup: Setup) -> None:
         self._blocks = _Blocks.scattered(shape, setup.block_len)
         self._k_lens, self._kv_dtype = shape.k_lens, setup.kv_dtype
-        dims = (self._blocks.count, setup.block_len, shape.heads.num_kv_heads)
-        table = bench.to_device(self._blocks.table())
-        self.arguments = {**_arrays(bench, dims, shape, setup), "block_table": table}
+        self._is_by_head = setup.layout is Layout.HND
+        inner = (setup.block_len, shape.heads.num_kv_heads)
+        dims = (self._blocks.count, *(inner[::-1] if self._is_by_head else inner))
+        self._arrays = _arrays(bench, dims, shape, setup)
+        self.arguments: dict[str, Any] = {
+            name: _by_token(array) if self._is_by_head and len(array.shape) > 1 else array
+            for name, array in self._arrays.items()
+        }
+        self.arguments["block_table"] = bench.to_device(self._blocks.table())
 
     def _of(self, array: Any, sequence: int) -> Any:
         blocks = [array[int(block)].get() for block in self._blocks.ids[sequence]]
+        if self._is_by_head:
+            blocks = [block.swapaxes(0, 1) for block in blocks]
         return np.concatenate(blocks)[: self._k_lens[sequence]]
+
+
+def _by_token(pool: Any) -> DeviceView:
+    """A pool [block, KV head, token, row] as [block, token, KV head, row]."""
+    blocks, heads, tokens, row = pool.shape
+    strides = (heads * tokens * row, row, tokens * row, 1)
+    return DeviceView(pool, 0, (blocks, tokens, heads, row), strides)
 
 
 class BlockStore:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from attn_codegen.config import KvDtype
+from attn_codegen.config import Cache, KvDtype
 from attn_codegen.presets import with_reductions
 from attn_runtime import driver
 from attn_runtime.bench import machine, oracle, peers, report
@@ -66,8 +66,9 @@ def title_of(
     cache = f"{setup.cache} cache"
     if kv_dtypes != (KvDtype.SAME,):
         cache += f" of {', '.join(kv_dtypes)}"
-    if setup.cache.value != "linear":
-        cache += f", {setup.block_len} tokens a block"
+    if setup.cache is not Cache.LINEAR:
+        layout = f"{setup.layout}, " if setup.cache is Cache.PAGED else ""
+        cache += f" ({layout}{setup.block_len} tokens a block)"
     family = f"{setup.arch} kernels, " if setup.arch else ""
     state = "cool card" if schedule.pause_s else "warm card"
     return (
