@@ -6,8 +6,9 @@ The transport is NCCL's. Memory is named by its address, whatever library owns i
 
 from __future__ import annotations
 
+import itertools
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -17,6 +18,7 @@ from attn_runtime.array_view import TORCH_NAMES
 from attn_runtime.errors import ArgumentError
 from attn_runtime.events import Event, make_stream
 
+_ABORTED: Final = "attn_runtime: aborted"  # begins a key of the store of a process group
 _TYPESTR: Final = {"f32": "<f4", "f16": "<f2", "u8": "|u1"}
 
 
@@ -46,7 +48,12 @@ class Communicator(Protocol):
         """Send `count` bytes to the next rank, and receive as many from the one before."""
 
     def abort(self) -> None:
-        """End what is under way, on the GPU too. The communicator cannot be used any more."""
+        """Let the other ranks know, then end what is under way, on the GPU too. The communicator
+        cannot be used any more."""
+
+    def is_aborted(self) -> bool:
+        """Whether a rank let the others know that it aborts, as far as this one can tell. An
+        exchange of three ranks or more ends where one aborts, and leaves anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,10 @@ class TorchCommunicator:
         self._group = distributed.group.WORLD if group is None else group
         self.rank: int = distributed.get_rank(self._group)
         self.size: int = distributed.get_world_size(self._group)
+        self._store = distributed.distributed_c10d._get_process_group_store(self._group)
+        # A group that was destroyed may have had the same name in the same store.
+        keys = (f"{_ABORTED} {group}" for group in itertools.count())
+        self._aborted: str = next(key for key in keys if not self._store.check([key]))
         self._tensor = lru_cache(maxsize=256)(_torch_tensor)
 
     def all_gather(self, first: int, count: int, stream: int) -> None:
@@ -164,8 +175,16 @@ class TorchCommunicator:
 
     def abort(self) -> None:
         """See Communicator."""
+        with suppress(RuntimeError):  # the store went with the process that had it
+            self._store.set(self._aborted, f"by rank {self.rank}")
         backend = self._group._get_backend(self._torch.device("cuda"))
         backend.abort()
+
+    def is_aborted(self) -> bool:
+        """See Communicator."""
+        with suppress(RuntimeError):
+            return bool(self._store.check([self._aborted]))
+        return False
 
     def _on(self, stream: int) -> AbstractContextManager[Any]:
         cuda = self._torch.cuda
@@ -232,8 +251,12 @@ class NcclCommunicator:
         self._leave(stream)
 
     def abort(self) -> None:
-        """See Communicator."""
+        """See Communicator. There is no way to tell the other ranks."""
         self._nccl.abort()
+
+    def is_aborted(self) -> bool:
+        """See Communicator: it cannot tell."""
+        return False
 
     def _enter(self, stream: int) -> int:
         """The own stream, behind what the caller's has been given."""

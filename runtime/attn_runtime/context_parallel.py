@@ -60,7 +60,10 @@ class ContextParallel:
     communicators.Communicator. All ranks make the same calls in the same order, from one thread at
     a time. `timeout_s` is how long an exchange may take once this rank has come to it: when a rank
     has failed, the communicator is aborted then, so that nothing waits forever, and the next call,
-    `check` or `wait` raises ContextParallelError; a graph is replayed within `watch`. `rounds` is
+    `check` or `wait` raises ContextParallelError; a graph is replayed within `watch`. Where one
+    rank aborts, exchanges of the others may end with anything for a result: they learn it from the
+    store of a torch.distributed group, in `check` and `wait` for certain (an nccl4py communicator
+    has none). `rounds` is
     the most rounds that a call takes: what the heads of a round leave is exchanged while those of
     the next are computed. Left out, it follows from the bytes that are exchanged; 1 exchanges
     everything behind the kernel.
@@ -118,9 +121,11 @@ class ContextParallel:
         return self._watched("what was enqueued within watch()", stream_handle(stream))
 
     def check(self) -> None:
-        """Raise ContextParallelError if an exchange has failed; waits for nothing."""
+        """Raise ContextParallelError if an exchange has failed, here or on another rank; waits for
+        none. Results are sound if it does not raise behind the synchronisation that brought them.
+        """
         if self._deadlines is not None:
-            self._deadlines.check()
+            self._deadlines.ask()
 
     def wait(self) -> None:
         """Until every exchange so far has ended; raises ContextParallelError if one fails."""
@@ -165,13 +170,14 @@ class ContextParallel:
             self.communicator.rotate(send, receive, count, stream)
 
     def _watched(self, what: str, stream: int) -> _Watched:
-        self.check()
+        if self._deadlines is not None:
+            self._deadlines.check()
         if is_capturing(stream):
             return _Watched(None, what, stream)
         if self._deadlines is None:
-            who = f"rank {self.ranks.rank} of {self.ranks.size}"
+            who, group = f"rank {self.ranks.rank} of {self.ranks.size}", self.communicator
             self._deadlines = Deadlines(
-                self._timeout_s, self.communicator.abort, who, thread_entry()
+                self._timeout_s, group.abort, who, thread_entry(), group.is_aborted
             )
         return _Watched(self._deadlines, what, stream)
 

@@ -31,3 +31,7 @@ class Alone:
 
     def abort(self) -> None:
         """Nothing is under way."""
+
+    def is_aborted(self) -> bool:
+        """There is no other rank that could."""
+        return False

@@ -60,6 +60,9 @@ class Group:
     def abort(self) -> None:
         self.aborted += 1
 
+    def is_aborted(self) -> bool:
+        return False
+
 
 @dataclass
 class Notes:
@@ -339,6 +342,32 @@ def test_a_broken_device_is_reported_as_what_it_says() -> None:
     deadlines.expect("all-gather", opened(), Broken())
     with pytest.raises(ContextParallelError, match="an illegal memory access"):
         deadlines.wait()
+
+
+def test_an_exchange_that_ended_because_another_rank_aborted_is_not_taken_for_right() -> None:
+    aborted: list[int] = []
+    elsewhere = threading.Event()
+    deadlines = Deadlines(5, lambda: aborted.append(1), "rank 1 of 4", is_aborted=elsewhere.is_set)
+    deadlines.expect("all-gather", opened(), opened())
+    deadlines.wait()
+    elsewhere.set()
+    deadlines.check()  # what is known: costs nothing, so every call may look
+    with pytest.raises(ContextParallelError, match="rank 1 of 4: another rank aborted"):
+        deadlines.ask()
+    with pytest.raises(ContextParallelError):
+        deadlines.check()
+    assert aborted == [1]
+
+
+def test_an_exchange_under_way_fails_as_soon_as_another_rank_aborts() -> None:
+    elsewhere = threading.Event()
+    deadlines = Deadlines(60, lambda: None, "rank 1 of 4", is_aborted=elsewhere.is_set)
+    deadlines.expect("all-gather", opened(), Gate())
+    elsewhere.set()
+    begin = time.monotonic()
+    with pytest.raises(ContextParallelError, match="another rank aborted"):
+        deadlines.wait()
+    assert time.monotonic() - begin < 5
 
 
 def test_exchanges_that_end_leave_nothing_behind() -> None:
