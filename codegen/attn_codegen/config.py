@@ -227,7 +227,14 @@ def axis_value(values: type[_Word], axis: str, word: Any) -> _Word:
         return values(word)
     except ValueError:
         shown = str(word) if isinstance(word, str) else word
-        raise ConfigError(f"unknown {axis} {shown!r}: use {join_words(values)}") from None
+        raise ConfigError(f"unknown {axis} {shown!r}: use {_allowed(values)}") from None
+
+
+def _allowed(values: type[StrEnum]) -> str:
+    """The words of an axis for which there are kernels."""
+    if values is Arch:
+        return f"{Arch.SM80} (any GPU from compute capability 8.0 on) or {Arch.SM90} (Hopper)"
+    return join_words(values)
 
 
 def _integer(axis: str, value: object) -> int:
@@ -255,7 +262,7 @@ class _Words:
     def need(self, values: type[_Word], axis: str) -> _Word:
         word = self.take(values)
         if word is None:
-            raise self._error(axis, join_words(values))
+            raise self._error(axis, _allowed(values))
         return word
 
     def need_head_dim(self) -> int:

@@ -207,7 +207,7 @@ def _check_q(settings: Settings, q: ArrayView) -> tuple[int, int]:
         raise ArgumentError(
             "q",
             f"q has strides {list(q.strides)}: the heads of a token must lie back to back "
-            f"(strides [any, {width}, 1]); only tokens may be apart",
+            f"(strides [any, {width}, 1]), only tokens may be apart; copy it",
         )
     token_num = need_int("q", q.shape[0], what="token_num, the first extent of q,")
     return token_num, row_stride("q", q, 0)

@@ -58,7 +58,7 @@ def row_stride(name: str, view: ArrayView, axis: int, multiple: int = ROW_ELEMEN
         raise ArgumentError(
             name,
             f"{name} has strides {list(view.strides)}: all but the last must be multiples of "
-            f"{multiple} elements, so that every row is aligned to 16 bytes",
+            f"{multiple} elements, so that every row is aligned to 16 bytes; copy it, or pad rows",
         )
     return step
 
@@ -70,7 +70,7 @@ def pair_stride(name: str, view: ArrayView, axis: int) -> int:
         raise ArgumentError(
             name,
             f"{name} has strides {list(view.strides)}: all but the last must be even, so that "
-            "every pair is aligned to 4 bytes",
+            "every pair is aligned to 4 bytes; copy it",
         )
     return step
 
@@ -131,7 +131,7 @@ def _need_back_to_back(name: str, view: ArrayView) -> None:
         raise ArgumentError(
             name,
             f"{name} has strides {list(view.strides)}: the elements of a row must lie back to back "
-            "(last stride 1)",
+            "(last stride 1); copy it",
         )
 
 

@@ -91,8 +91,8 @@ def communicator_of(group: Any) -> Communicator:
         return TorchCommunicator(group)
     raise ArgumentError(
         "group",
-        f"group is a {type(group).__name__}: give a process group of torch.distributed (None: the "
-        "default one) or an nccl.core.Communicator",
+        f"group is of type {type(group).__name__}: give a process group of torch.distributed "
+        "(None: the default one) or an nccl.core.Communicator",
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from attn_runtime.errors import DriverError
 
-INSTALL: Final = "pip install 'attn-codegen[runtime]'"
+INSTALL: Final = "pip install pycuda cuda-bindings"
 
 
 _lock = threading.RLock()
@@ -167,7 +167,8 @@ def context_of_device(ordinal: int) -> Context:
         if ordinal not in _contexts:
             if not 0 <= ordinal < device_count():
                 raise DriverError(
-                    f"there is no GPU {ordinal}: {device_count()} are visible, counted from 0"
+                    f"there is no GPU {ordinal}: those that are visible count from 0 to "
+                    f"{device_count() - 1}"
                 )
             context = Context(ordinal)
             _contexts_by_handle[context.handle] = context
@@ -202,7 +203,7 @@ def context_of_pointer(pointer: int) -> Context:
         return known
     status, ordinal = ask(ordinal_attribute, pointer)
     if status:
-        raise DriverError(f"address {pointer:#x} is not memory of a GPU")
+        raise DriverError(f"address {pointer:#x} is not memory of a GPU: give an array that is")
     context = context_of_device(int(ordinal))
     if handle and handle != context.handle:
         raise DriverError(

@@ -50,7 +50,7 @@ def _check_rows(
         raise ArgumentError(
             name,
             f"{name} has strides {list(view.strides)}: the heads of a token must lie back to back "
-            f"(strides [any, {width}, 1]); only tokens may be apart",
+            f"(strides [any, {width}, 1]), only tokens may be apart; copy it",
         )
     tokens = need_int(name, view.shape[0], what=f"token_num, the first extent of {name},")
     return tokens, row_stride(name, view, 0)

@@ -213,8 +213,9 @@ class RingAttention:
             if tensor.shape[0] != found.rows:
                 raise ArgumentError(
                     name,
-                    f"{name} has {tensor.shape[0]} rows: of sequences of {list(key)} tokens, rank "
-                    f"{found.layout.rank} of {found.layout.size} has {found.rows}",
+                    f"{name} has {tensor.shape[0]} rows: it must have {found.rows}, those that "
+                    f"rank {found.layout.rank} of {found.layout.size} has of sequences of "
+                    f"{list(key)} tokens (RingAttention.layout says which)",
                 )
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -89,7 +90,8 @@ def make_settings(
         mask=mask,
     )
     word = tile_of(tile)
-    refuse_unsupported(config if arch is None else replace(config, tile=word or ""))
+    refuse_unsupported(config)
+    _refuse_unknown_tile(config, word or "", rules.ARCHES if arch is None else (config.arch,))
     heads = need_int("num_heads", num_heads, least=1)
     kv_heads = heads if num_kv_heads is None else need_int("num_kv_heads", num_kv_heads, least=1)
     if heads % kv_heads:
@@ -136,6 +138,13 @@ def refuse_unsupported(config: AttentionConfig) -> None:
         faults = "; ".join(f"{verdict.message}, since {verdict.rule.reason}" for verdict in failed)
         near = ", ".join(other.name for other in space.nearest(config))
         raise ConfigError(f"{faults}. Nearest valid configurations to {config.name}: {near}")
+
+
+def _refuse_unknown_tile(config: AttentionConfig, tile: str, arches: Iterable[Arch]) -> None:
+    """Raise ConfigError for a tile that the configuration has in none of the families."""
+    tiled = [replace(config, arch=arch, tile=tile) for arch in arches]
+    if not any(map(rules.is_valid, tiled)):
+        refuse_unsupported(tiled[-1])
 
 
 def with_tile(config: AttentionConfig, tile: str) -> AttentionConfig:
@@ -214,18 +223,21 @@ def _policy(split: Any) -> SplitPolicy:
         )
     need_int("split", policy.max_split_k, what="max_split_k of split")
     if policy.kind in (SplitKind.FIXED, SplitKind.FIXED_SIZE):
-        need_int("split", policy.value, least=1, what=f"the value of split {policy.kind.name}")
+        what = f"the value of SplitPolicy.{policy.kind.name.lower()}"
+        need_int("split", policy.value, least=1, what=what)
     return policy
 
 
 def device_ordinal(device: Any) -> int | None:
-    """The GPU of an int, a word such as cuda:1, or a device of torch or CuPy; None for none."""
+    """The GPU of an int, a word such as cuda:1, or a device of torch or CuPy; None: the current."""
     if device is None:
         return None
     for name in ("index", "id"):  # torch.device, cupy.cuda.Device
         if isinstance(getattr(device, name, None), int):
             device = getattr(device, name)
             break
+    if str(device) == "cuda":  # torch's word for the current one
+        return None
     if isinstance(device, str) and device.startswith("cuda:") and device[5:].isdecimal():
         device = int(device[5:])
     if isinstance(device, bool) or not isinstance(device, int) or device < 0:

@@ -31,8 +31,8 @@ def stream_handle(stream: Any) -> int:
         return int((protocol() if callable(protocol) else protocol)[1])
     raise ArgumentError(
         "stream",
-        f"stream is a {type(stream).__name__}: give an int handle, or a stream of torch, PyCUDA, "
-        "CuPy or cuda.core, or leave it out for the caller's current one",
+        f"stream is of type {type(stream).__name__}: give an int handle, or a stream of torch, "
+        "PyCUDA, CuPy or cuda.core, or leave it out for the caller's current one",
     )
 
 

@@ -74,8 +74,8 @@ def test_the_block_layout_has_one_width() -> None:
         ({"softmax_scale": "1"}, "softmax_scale is '1'"),
         ({"split": "always"}, "split is 'always': use 'heuristic', 'off'"),
         ({"split": 4}, "split is 4"),
-        ({"split": SplitPolicy.fixed(0)}, "the value of split FIXED is 0"),
-        ({"split": SplitPolicy.fixed_size(-1)}, "the value of split FIXED_SIZE is -1"),
+        ({"split": SplitPolicy.fixed(0)}, "the value of SplitPolicy.fixed is 0"),
+        ({"split": SplitPolicy.fixed_size(-1)}, "the value of SplitPolicy.fixed_size is -1"),
         ({"split": SplitPolicy.heuristic(-1)}, "max_split_k of split is -1"),
         ({"device": -1}, "device is -1: give the number of a GPU"),
         ({"device": "cpu"}, "device is 'cpu'"),
@@ -136,15 +136,8 @@ def test_devices_of_other_libraries_are_taken_by_their_number() -> None:
     class CupyDevice:
         id = 3
 
-    assert [
-        device_ordinal(device) for device in (None, 1, "cuda:4", TorchDevice(), CupyDevice())
-    ] == [
-        None,
-        1,
-        4,
-        2,
-        3,
-    ]
+    devices = (None, "cuda", 1, "cuda:4", TorchDevice(), CupyDevice())
+    assert [device_ordinal(device) for device in devices] == [None, None, 1, 4, 2, 3]
 
 
 def test_host_tensors_are_refused_before_a_gpu_is_looked_for() -> None:
@@ -161,6 +154,9 @@ def test_a_tile_is_a_word_or_default_and_none_leaves_it_to_the_plan():
     assert {word: Attention(**given, tile=word).settings.tile for word in words} == words
     with pytest.raises(ConfigError, match="tile t9x9 is not supported"):
         Attention(**given, tile="t9x9")
+    with pytest.raises(ConfigError, match="tile t9x9 is not supported"):
+        Attention(num_heads=8, head_dim=128, tile="t9x9")  # of whichever family
+    assert Attention(num_heads=8, head_dim=64, cache="linear", tile="t64x64k2")  # of sm90 alone
     with pytest.raises(ArgumentError, match="tile is 128: give a tile word") as caught:
         Attention(**given, tile=128)
     assert caught.value.argument == "tile"

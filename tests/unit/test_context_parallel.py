@@ -268,7 +268,7 @@ def test_words_that_name_nothing_are_refused_with_the_allowed_ones() -> None:
             ContextParallel(Group(), timeout_s=given)
     with pytest.raises(ArgumentError, match="length is -1"):
         ContextParallel(Group()).local_lens([-1])
-    with pytest.raises(ArgumentError, match="group is a str"):
+    with pytest.raises(ArgumentError, match="group is of type str"):
         communicator_of("nccl")
     with pytest.raises(ArgumentError, match="not initialised"):
         communicator_of(None)

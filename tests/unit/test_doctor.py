@@ -131,7 +131,7 @@ def test_a_package_that_is_not_installed_is_missing_with_the_command_that_instal
     found = doctor._package("PyCUDA", "no_such_module.of_it")
     assert (found.state, found.text) == (
         State.MISSING,
-        "not installed: pip install 'attn-codegen[runtime]'",
+        "not installed: pip install pycuda cuda-bindings",
     )
 
 

@@ -11,7 +11,7 @@ from attn_runtime.bench.errors import BenchError
 from attn_runtime.bench.report import OURS, SAME, Results, label_of, unique
 from attn_runtime.bench.results import AnyResults
 
-INSTALL: Final = "pip install 'attn-codegen[bench]'"
+INSTALL: Final = "pip install matplotlib"
 _COLOURS: Final = {OURS: "#0b6e4f", "cudnn": "#c05a1c", "flash": "#3a66b0", "fa3": "#7b4aa0"}
 _PANELS_PER_LINE: Final = 3
 
