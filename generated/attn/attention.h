@@ -51,15 +51,16 @@ using RequireEmitted = typename Emitted<Kernel>::type;
 
 // Runs attention on the current device: plans it, launches the kernel and, where keys were split,
 // the reduction. Nothing is copied to the host and nothing waits, so a call may be captured in a
-// CUDA graph once prepare() or an earlier call has loaded the kernel. Throws Error, which names the
-// field; then nothing was launched.
+// CUDA graph once prepare() or an earlier call has loaded the kernel. Kernels of the sm90 family
+// take their tiles from plan.counter_cnt ints in params.counters: zeroed once, they reset
+// themselves, and belong to one stream at a time. Throws Error, which names the field; then nothing
+// was launched.
 template <class Kernel, class = detail::RequireEmitted<Kernel>>
 void invokeAttention(const typename Kernel::ParamType& params);
 
 // The same for decode kernels (DecodingConfig). A call that has a workspace and is not told how to
-// split needs plan.counter_cnt ints in params.counters too: zeroed once, they reset themselves, and
-// belong to one stream at a time. With params.k and v, the rows of the new tokens go into the cache
-// first: the same bits as invokeWrite and then this call without them.
+// split needs plan.counter_cnt ints in params.counters too. With params.k and v, the rows of the
+// new tokens go into the cache first: the same bits as invokeWrite and then this call without them.
 template <class Kernel, class = detail::RequireEmitted<Kernel>>
 void invokeDecoding(const typename Kernel::ParamType& params);
 
@@ -221,7 +222,8 @@ void set_workspace(AttentionParams<T>& params,
   params.cp_ML = reinterpret_cast<float*>(base + plan.cp_ML_offset);
   params.cp_stride = plan.cp_stride;
   // Ranges of decode fit any call of the same heads; splits take more with every one.
-  params.max_split_k = plan.counter_cnt > 0 ? 0 : plan.split_cnt;
+  const bool shares_ranges = plan.ranges.ctas > 0 && plan.counter_cnt > 0;
+  params.max_split_k = shares_ranges ? 0 : plan.split_cnt;
 }
 
 // What cp_fn gathers in place: the parts of all ranks, `floats` of each, that of rank 0 first.

@@ -343,9 +343,9 @@ attn_status_t attn_parts(const attn_params_t* params,
                          float** first,
                          size_t* floats);
 
-/* Ints of device memory that params->counters must have on the current device, for attn_decode when
- * it is given a workspace; 0 where none are read. Zeroed once, they reset themselves, and belong to
- * one stream at a time. */
+/* Ints of device memory that params->counters must have on the current device: for attn_prefill,
+ * and for attn_decode when it is given a workspace; 0 where none are read. Zeroed once, they reset
+ * themselves, and belong to one stream at a time. */
 attn_status_t attn_counter_count(const attn_params_t* params, int* count);
 
 /* Attention on the current device and params->stream: returns when it is launched. workspace is

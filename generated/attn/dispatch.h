@@ -69,7 +69,6 @@ Traits traits_of(const AttentionParams<T>& params, Mode mode) {
 struct KernelRow {
   Traits traits;
   Family family;
-  int tile_counters;  // ints of params.counters that its CTAs take their tiles from
   KernelInfo (*describe)();
   KernelInfo (*prepare)();
   void (*check)(const void* params);

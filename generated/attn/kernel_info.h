@@ -17,6 +17,7 @@ struct KernelInfo {
   int min_ctas_per_sm = 0;  // that an SM has registers for
   int tile_ns = 0;          // what a query tile costs on a full device,
   int step_ns = 0;          // and each of its key tiles
+  int tile_counters = 0;    // ints of AttentionParams::counters that its CTAs take tiles from
 
   // On a device; 0 where none was asked.
   int registers = 0;            // of a thread

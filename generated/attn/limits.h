@@ -26,7 +26,8 @@ struct KernelLimits {
   int tile_ns = 2000;
   int step_ns = 1500;
 
-  int packed_heads = 1;  // most query heads of a group that share a tile, a power of two
+  int packed_heads = 1;   // most query heads of a group that share a tile, a power of two
+  int tile_counters = 0;  // ints of AttentionParams::counters that its CTAs take tiles from
 };
 
 // ctas_per_sm: the occupancy of a kernel that is loaded, or what it was compiled for.
@@ -40,6 +41,7 @@ inline KernelLimits limits_of(const KernelInfo& info, int ctas_per_sm) {
   kernel.packed_heads = info.packed_heads;
   kernel.tile_ns = info.tile_ns;
   kernel.step_ns = info.step_ns;
+  kernel.tile_counters = info.tile_counters;
   return kernel;
 }
 

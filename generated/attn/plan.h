@@ -30,7 +30,7 @@ struct Plan : Workspace {
   int threads = 0;
   int shared_bytes = 0;
   RangePlan ranges;     // decode: which CTA computes what
-  int counter_cnt = 0;  // decode: ints that AttentionParams::counters must hold
+  int counter_cnt = 0;  // ints that AttentionParams::counters must hold
 };
 
 // Plans one call. Throws Error(kInvalidArgument) that names the field: a value out of range, a
@@ -70,6 +70,7 @@ inline Plan plan(const Problem& problem,
   result.split_cnt = static_cast<int>(splits);
   result.section = static_cast<int>(detail::section_of(packed, device, kernel, tiles));
   result.grid_x = static_cast<int>(grid);
+  result.counter_cnt = kernel.tile_counters;
   detail::set_workspace(problem, device, splits, result);
   return result;
 }

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         75bac9d790dda2c00cd74c8bda3ab6cc16565cec59d721d04f11944421d95195
+// digest         1a74b283f318e05902e2f221d4c225d29dfd7a792e4144ac8913c24760b15a8c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

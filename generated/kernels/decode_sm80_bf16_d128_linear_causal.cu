@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         5fc96e642cbff9b1ce86f6e3e6ac3505fa3ae125e53875b9abbacba9d3c760f3
+// digest         cc815f74b6e81c531a062cbafd0cdfe44c78662db158395bb7cdfc2e038a0189
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         a8bfb4ccb9a5d4eb3cacf1cc94540eba2a878ee9c3ce01bec557b3c3878dfbad
+// digest         a4c68761a4621fcd40a9e436c3255c8c5be020f3b9921ac6e2a8a871cb8cebdc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         8932ffc433413f7b9543c79d5a476c1c12509cb59e4ce6a397cb63f4a1c64fd1
+// digest         aae5023e53d6599cc4e8017b2098dc13e3b8c7433fc5ee4473bbde376f5c4cf5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

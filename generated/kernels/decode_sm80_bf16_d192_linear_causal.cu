@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         c947ac5b79debc4345a0e7fed2ab0eef9a333bc30580723eaf43829a215b3fa5
+// digest         1cd8257992e18a12fb0cc8f9c872becc19906ba38d89e89a10971679d46e57c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

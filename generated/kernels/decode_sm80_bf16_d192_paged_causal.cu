@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         4d4adcd178c8322e826cf8f7e505c95cc225c7282f61e5e3dddf879479d81131
+// digest         4036f5e30690f85d780239012021453886089e15ebc1fbe1cc68919675701ab3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

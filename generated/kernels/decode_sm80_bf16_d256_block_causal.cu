@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         2993de62ec8c2416db5f35b05923a2052dff0c519e43d0cbc2581912bfce77b5
+// digest         6be89fbd27752ee7c5c3e5c8f18a564a5f2d01fe223cbd6b381de129293c38cc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         0357d1400dd64c9a0b07575109fa16bd7d65967efd87d3a1775474cdc9f9c485
+// digest         83cb3f40b05ec50cfa53f88540749bc961233a9ee5f2b88cd63248ab9b375d51
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         3acfa2996c3279258e032daccabe19913faf0bb00ab15f75a05c7b409b5146a9
+// digest         4ca30809b2739d7dc8facdfbaea85e3409d6d3fc4906318387238c8153cbcbd7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

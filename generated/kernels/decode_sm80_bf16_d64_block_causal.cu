@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         671ea2996751082416bb3197e4a386ff1e54c71f3d7296971bedd34719ab9f09
+// digest         5c7450c75fe6da9d07694b4e601b8f7163c92a9c4d1b542a39d12dd5acddef17
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         178cec4039452c1616144f8d71a2a11c268b365ba07d95ad7d15f456a74b728e
+// digest         ffda23e0933c44ce2717a5d80eaf4fb5402af6e1b877ec8feabeb7a81463a2e4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

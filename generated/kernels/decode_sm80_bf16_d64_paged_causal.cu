@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         1d09a2a6ec2e8096501162bfa327a8462a400de44d8a92bf2f0b1c0b965f612f
+// digest         23e06ec0b36650555113ccfa19cf341d0dd8dfcc6a812f374279a982bf5810d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

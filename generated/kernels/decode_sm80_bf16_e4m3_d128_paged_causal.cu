@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         f8dd4f1b57a4d3036efa1d9ab0b0f57f05b45fa32f09c94d3a45b4fec58fd4c4
+// digest         e3ed9c8234aacd8272cf713342392d360971460babf34d2eac9f7a8f999d1e11
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

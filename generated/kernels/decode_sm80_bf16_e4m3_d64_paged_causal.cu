@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         5f799903ae2edfc3a4ce489aa6d5ada732ec575def708d2444d1db7e1772633d
+// digest         33592c341b5e0ef91e62e6f56c8f5d748b0ebc2694fb495b39976e5c0a0d8793
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         10299bb595bfdcecebad9e8d7936192aeeb29727c04ff2c5ad0b1030f3a6e14d
+// digest         c263ea9f4f6174f93eb13165d16fcb46429f240225f2722fd7f0f9357a8815ac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

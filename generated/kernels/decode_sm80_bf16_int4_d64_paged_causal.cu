@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         fb5a687c0096f183b4ed12bf2398442a6ade19694395e9ed90ca1d0a1e213e12
+// digest         cd46ad0c6088209e62284ccd811fc491b6e9ea5c07c718fd14e9897cb79004a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         58cbf20c0170758e83ae778371d027f344909957eff7791763bb82c0c99d3573
+// digest         59b4b451f3b562e195f3f9fae59d6ebdae90c3c82802d12a9f72cae2de58a4d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

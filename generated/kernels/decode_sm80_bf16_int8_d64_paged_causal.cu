@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         cfd073d10af186c91257fe3bfef18e996c9917319a327fa59364e1964ed88b22
+// digest         67f500526319dcb425df7e488adc52f6f6d8670bc10baca81aaa216100e8fbbd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         40647f1fa6bb8412b28b5a491f90044d6ca4c451ed65219abc6b442848f4727e
+// digest         eb47c17e8bac15401917f3273f60150278b8486c27aa1105985f85f2456c45ae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

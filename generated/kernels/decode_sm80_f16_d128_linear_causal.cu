@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         dbd7eb0645fcfbacba09d8ee78981888d135a4c6b6bcd5e7e973195123ba3b16
+// digest         16c886fb6ee6cde3f5ee560f2cb99785236a8bce22eb385fff34c2272183152e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         42a998ec82afe896f04bc276c1ce0cc55aa36004fc0998e8f1d25288f0a9b43d
+// digest         fd9631db9ef861170593499b27e6cc8318d5c64669f6602a9e38e4724fea9557
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

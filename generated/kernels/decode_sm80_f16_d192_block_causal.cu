@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         bb88347f6b3adccd5fe619760254c3c12ae6567180e7b5c950e42a5a2e2dd476
+// digest         fe42fa576f6f7455f2a3c3016df9fea41162b53db8eabf645b52d5d26f37cd20
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

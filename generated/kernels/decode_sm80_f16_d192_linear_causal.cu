@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         08299df3862c1f663170643ac6ce069351c7eef908ae1f0d57eca057c04c8b8d
+// digest         22ff556929ab5106a0fd9d484e1760158ba6f52178e5c3672270d40b304d933d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         24d4cc7ce8f339c807bfb340f7ea3dcbbd5783be8229b7e8cb0d2e43fb5d33e9
+// digest         4ffbf3f21a37fd2dc71c817e2ac62b9df0d9a8f95a9310a040c0df3aa5c5bfda
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         c1cf6fba9f51eb7d51cc6890864fe6f60bdaa438fb603e61f7af9084238956aa
+// digest         030bb4cdb453cddcafbd3bf9067096a18264d09a232b530de6cf0595263be4ff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

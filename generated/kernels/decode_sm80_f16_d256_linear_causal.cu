@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         74ddd8b0840ea799d659abada057ea48e9092cbc95727b2bc08c92a39ef3cb11
+// digest         e3c744a3e081a1d39297801ab20b251805a19d1dc7ebbd2ac12b143ed3f8f6b3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         2643dc8e51a9ab6746a5c01e652aa22d295b292cb7a61a890f8db3299e3d9401
+// digest         7f093b6c79b35714ca0d3d551c1938d7a8583eb3f66a6f8d81bff3b4e82d412c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

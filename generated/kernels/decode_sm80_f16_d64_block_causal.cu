@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         0feb20fb66653c685749fcf6c8c6bfc3de637e25c7b16d71ff2857d9c0e3e356
+// digest         4a5b69d80d6829eb33fe38d15065629222a0de679b687c27e920f0a462488274
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         4556fd888768a3456bf258b6fde6bea9201e2364a490eb48bf16ae0506e85224
+// digest         7a9e221af788097cd65d36fa8e4db7f5adf6dd5a9e36bb2e8039d14da6dc3fc0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

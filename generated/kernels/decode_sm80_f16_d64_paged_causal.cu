@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         029808726e09860b97343c53dc49ff87dbae92257cd73b95cf5b1b7a37dd9267
+// digest         a13c6961367c74d9189b3427d02ba5a8dec32d1fb8a383502faf888d419faa78
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

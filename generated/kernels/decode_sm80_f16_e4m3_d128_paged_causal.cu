@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         c2608e2f03bb71d6ed321361bedec8bb2c34c240d73b5c503c4981ac5df6f201
+// digest         90d09ad80c1cb5868c3a0f26bec4c84a5e7ea2cd4a11df8641101a2fcfbecbbb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         9da5f645d70a080090e6342d3ee7cb097724ec43b268f102a686789601f837ef
+// digest         ad3da3220bb2b1e3e5e61db8a63e922b931db5086ea0b786e1b76713c125622f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

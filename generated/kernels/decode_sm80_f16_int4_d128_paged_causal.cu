@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         453d3b19361b1200582462461c41a4cb18f3b14494616ba0b85569e9f373fd4c
+// digest         1e88db04687662bad6a57467f32fe1f06ee0be4992de43879b8882cac15237fc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         1afd9fee86a5c2b26b2ef1049c74d55aa23c2dc6608d1be20d11b80bff772da5
+// digest         996677e0aafdd38e052f0f97bc060067b901dff7b0354281158435753fead708
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

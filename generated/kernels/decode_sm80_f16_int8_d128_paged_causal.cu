@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         28f2b3fd29ab67b003f7286f282eebcdeb33f9fb00e54b5efc3eb2aee9eda7d6
+// digest         293d3ff40ddca4a7af6d678f8be21d4df5db7219dc6bc0bb2f8f9cabc9df7fe2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         1cde853fd78df4d2d311a23b6fcbd968f72032fc019f0b51c758be2bf6508420
+// digest         7ba35162d68c557ff7f7c44cf7686c7b6d581bf332b2ad0fc85e90cd18b710d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

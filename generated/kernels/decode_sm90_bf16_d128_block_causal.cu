@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         b1d72219f4013e995d14005d3783b795a728f57ea7bd30d89faff7f6a566297c
+// digest         c3498b03673f59aef2999d602cda7b9fc2b5935c4c76e1601edaaddfd7a48d0a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         6c011ea2c51a3eae5e86d77198701ddea3b3db0ead24fc61c45f26fb047bb4e9
+// digest         39612dd1214755941a11da3a8a337631182c200862869f22bd66b2ae131f2c6a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

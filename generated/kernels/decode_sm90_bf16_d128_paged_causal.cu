@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         5868a0d8af15e77215cd23fdd6462b99a61243abd952cabfe61048b40dd7ffc7
+// digest         1cb00cefe59d190aa0e2091614fed78555d09dc0e722fe79b833732dd07f8351
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         36f7562ad85e2e2203c6b3e28c9ba984d6220d76d93c2d5c166d8a5049621fe9
+// digest         b6ac12358e616aed461d7abe2bbbf342479fcabc235992a513467a19fddb4dd1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

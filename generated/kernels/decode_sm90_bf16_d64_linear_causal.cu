@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         00428aca2b11d4dc51aca031915fe5f80a696a92d300ce24d8e0ba35454f43f9
+// digest         dc3ed53d2bbb257066d71621eda611a6df39adc9ebed5bfda904ec3f51c13695
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         b68a45684407e7efd1385a6609e7bfa2c7a0792fcdb896a398eeeda2f62dfa8d
+// digest         274d28af426830c6b984c9519bb01af9194b4785fbbe3c2137b07e1e62ea97a6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         fda44b169fa09f01bed3ce540b3bb008f56368742aacfde89e3fd0839f97fa48
+// digest         28a913d526edfe356cf1a9dc94b83dc097c85aa67d93c47cfd526f4287fcba46
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

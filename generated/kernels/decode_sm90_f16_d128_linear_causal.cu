@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         dcf3e29c5b266834ff4f1549259f51cd746a13dc42a8c6c43ed03cd7659a7ee1
+// digest         1b3629c30884b77007cc8f9eac1bc9025fccbd10bfc117646008e152ec788dfe
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         0c464339359ef06e7fdea76f2b022f95f614200b6c0c96ff06d4153ca233a4d6
+// digest         6b1426992fb059b8a8a1dbb84b7f40e979c24577102a7523d578a192c1a20c0e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

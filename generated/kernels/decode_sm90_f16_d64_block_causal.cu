@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         b749e734e7d48dcac0657d5b41dfd7ac61ce66a302cf844630ab7764b7b99adc
+// digest         af942ce65dda2866bc63a3e67fd93dd8a30038f713f331736ab5c5b13642349d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

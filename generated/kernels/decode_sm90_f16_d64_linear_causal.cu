@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         d7fc589614bb82be8f38a91011fc50403532de3434bc99594adc48ff68524b93
+// digest         b31d8b1e58bece4f1be43a83a670e27eeaa26034a54b46b876a39b4d7ac3e3f7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         e3d1ee0e17c364acac2fe69d30741dc4c7542827816c57bfc792a27341f0790d
+// digest         09ae9e528a3fa54625ea2e2f8a16f953644dd9c310e8b101691e521b2012479d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

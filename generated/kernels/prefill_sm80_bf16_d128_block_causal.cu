@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         040d257c9c0e0aaf9bed31df139dfd3d937260d78d78a4b9a90a2526c14b58a0
+// digest         f4305f6d15a5c90221837a0411be05fba50df10ee2383a50cab7a9b56de2caa9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

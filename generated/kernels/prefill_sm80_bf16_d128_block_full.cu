@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         9855903098b8fc6ee288f68c131e985f2a58e32e7fd1b957ab73b1e68e9cddb3
+// digest         83a9141e39f401da4c62566a47a0c9e8c04281edf30798564f8977084b5918cc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         fb6233ee38c87212cac6e3ca85b1f60ff58f6f2cc75b72321c5229fd07679357
+// digest         da8f9e2a52e56975248b2cbbd1741c2377ba3c83a34501c9f1a775a25f716213
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         b7f13ad8e5ea69d3a470939c90db468a8472b0247c34a2dbc5b3039def54c4f1
+// digest         26b3bfd1fa5052abaa6522769b5f0e9fe1ecee1855b4b079bfdcd345037641f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

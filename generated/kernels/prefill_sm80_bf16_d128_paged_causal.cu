@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         e7c245051e358a0070c333007ed32adc8c132b4f5e652ad6b703aaf720ea2fbb
+// digest         37aeee56ef253ed65bef1b3e1dee4acba628302bbb84321c34516472eef6d9d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         c1331e9d450736beb861b4605f69e4675ad5f2b2846883969b8732aacc487eb8
+// digest         c326dcaf108a8a7732a35df166261fb33d5b1668802fdeff26db308e8959770b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         57faba1c9f8b9e6b1c861d0ff00ad569f102826021495dc91886384f8507a3ce
+// digest         3f8085bb9b0ecf31c606b396eba478b3fedde66942bb7b3b35c20a8b7e8bd8c4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

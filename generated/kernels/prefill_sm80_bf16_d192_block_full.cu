@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         cc7c5e8090a5383c1f5efe79a3d84371ee78ff686ac35d2703c3eba6f6cf349c
+// digest         40cef17b96f099b590ccf5c982dc48dc5319aa01d3c8c9f05165ad76cbe866e9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

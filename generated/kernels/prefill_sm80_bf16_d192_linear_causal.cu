@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e53e90478a0b8a010b3b36613a092de02492295baebd05cee0efbc4c5d9256d6
+// digest         bda5a4b8579cde1c8ff8c8fff9b8104331d66b75a16c85d4304cdd67cf519472
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         cb1871e050b5b5bd61f48c77c9d33cd9289e831d297c8d3610e5619d06bfc457
+// digest         86b9382c7e8ade4f6bc58c8b55710e60a428683b60143fc0ed2a744f4036ad49
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

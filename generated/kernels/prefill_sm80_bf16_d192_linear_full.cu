@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         3fa74ac051c70f4514152ff6b395f6f5c5ef79aca495afdeb21dfcc440d1fdd0
+// digest         5df0c38ba7eb935c5d98ff78b255c29efc2104ef531bead9e97324a74f97790d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b3bb698943e85aaf48639af944b2b334ef6d9111e4cd752745f0930195af0628
+// digest         219441eec5ffd4907059d4637d14fadcf01505b7c4caaa1e3d48b6949ce00f0a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         ecd6bde46c22530bc7b0a07255994941abd3be7d9732107c1545d7a0129b1450
+// digest         aeff62a67f67193f53473a60c816740ddcb1ae0c7cd2af6c07718c6949acdeb6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         178f4cd7ed87262711958ad201b5ca479de8eb3ff20e4f6c411569f6207dd4a3
+// digest         7f77fab98c5e34365b8ff9d9e288959c13cbf8e97f78edb4b30c5a712f651bb6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

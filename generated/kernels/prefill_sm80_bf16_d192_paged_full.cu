@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         cdd725d006f412bb8d193cdbfe6d322c1da3ff38bc353c934df6e9875c0e931a
+// digest         b843700ed83429c2328ce4f4b514d32a403e0f0636bee98bbf5fadeb45209cc6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         0fc3fa6d4cfdfae52ba49f0443fc96ae563cfb8ca4aee9427f509158218fb454
+// digest         34e7c8c56f7005a50c3695c7e1874eabe6125fa02139b77654401539b6336c14
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         aa135ed059828c677fda0fbf298289c048c593691f0ace116f3f317ffcec0abe
+// digest         a0c9e2a391c6ba20a266b5537f5fbd299a8b11588bbeeada814ed2548f261539
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

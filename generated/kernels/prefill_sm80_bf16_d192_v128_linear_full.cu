@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         8a93c0298d4676127cfe05b70293794bd659faa45b817eba998c429459cdb842
+// digest         eba8546c232b7a22a15a096f722a175720dd4b0350ea2c3275bf385aba3dcb79
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         96a523980ce4926841664ecb5e5456484895a162a3f982d85aa311e3a162de36
+// digest         524fcb0b4feeb8512b7a7584fd360a099176797fb00daa932df484ff4b1d372d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         53da32b8b2327bafd1e8594d802b371d0eb9a411c2be56e7fcdff934555879a6
+// digest         b7407289c64f87be8bc923b3e219d75760cee9c7917bf611bdd183748fd723b5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         1acf0fde1088119429f7567ef3139ac47d4202516dda24c554e916e5dc547d55
+// digest         a0d711858b886d35a9782e82c982fa1c6736c0269aa7f46a96fd7003ff9480b0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

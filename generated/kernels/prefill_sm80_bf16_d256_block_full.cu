@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         399b030735d9cb3350ed63291a5c91be2d6509544680b425c08eec6b66e521e5
+// digest         83e86827b5eaa4274a20414c2db3eb3838d1c941e34ba67b280743ada7169512
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

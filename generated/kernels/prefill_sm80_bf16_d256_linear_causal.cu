@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         75ee37c7cb0fb3177fc3845d51377c862a74f4fd6ea70fec6597181706412236
+// digest         54188a7b6ef1c83f666b6210bf2adcbbf6ea120d6cfbd0b157e7db833cfc92b3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

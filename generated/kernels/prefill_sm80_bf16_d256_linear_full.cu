@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         22de14ba47e1ff6efa199b9bd8a81ae17ebb0e065e008f5b5246fa8594efb460
+// digest         163418dfee86ebe365e1c2eaa90bfb5d5b00d0c9df2b7229d333e6257d05e0c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

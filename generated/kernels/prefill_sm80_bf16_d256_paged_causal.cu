@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e7f23dc1ca2878952016889112e1ba1f9de4f532a37f2281c76711ec083aded7
+// digest         fbd0a97c9bbbb41807e19ef586067cb4df83a7543ccfebbd13702dc3ddf79ef9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         1585ba3f2438b700666a29c41de49d9cfb3b35b42f9af2b380286c803d23444e
+// digest         731614c8456f7ea4285d12ed17059737de64a048cdafc954cc036559c1455151
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         61a211b3a3f7d540c5a15b8f1b7a782af14c8fc0dbac87ba71b0b66fd165a000
+// digest         8e71d008c0a4011eea6b71d91555fdf4db1ea3f62bcef35a4e06f872bd2fe6fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

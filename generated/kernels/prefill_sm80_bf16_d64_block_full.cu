@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         1126235a3656082a6b9246a4388908e54d0ab0843d860ad8392268493868b3fb
+// digest         bac7abc2ecc1de41fccd82c9b4eaa56030b9f6434e406cac221fd74b67938483
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         2c7b7702ece3d67109970ae4bd20e36e6f79984f00ccfd93f6053247a8212734
+// digest         f16becae00890e07796fef0a891e1ed2224fa1bca332e0d47c48b6f083942818
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         1c508f8001e7e81d3c9ed166b608d150292c6dcd1d5eb755f99d9fcf8cce7393
+// digest         88cef9eaba55d008abefc30dd3bd112901558765d5f8ed54dbb72b8e1bd85c14
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         c3c8fcaf409544d63ffa660fe8ccce52b243f18bc838c63cb206a62a7c97d96c
+// digest         ca10adf72dbd0abf29acf7b1070b87aa3e8a370ecb061ef860e19dc15ebc4518
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

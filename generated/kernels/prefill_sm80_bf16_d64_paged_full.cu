@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         1d914c120f8084da4d1bf6b3a90a6175112a03278ddf9ae214bde3db7cf0b959
+// digest         00ef515b5fa01a2713ddb9e328fd5be28954ab3b4b0c50ca7881f1faa07a8454
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

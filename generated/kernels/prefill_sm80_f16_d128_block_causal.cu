@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         403bcfc0e66b8a0bae1a8f2a127cf929a674ed7a083440c6f2afeb76abdae199
+// digest         27f8978fb24c1e3c138d551bc491d866c9dcae4e091da736751ef0bdf93446a1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

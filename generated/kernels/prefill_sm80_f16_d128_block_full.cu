@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         0e43637347c6de33844e0d515082c5524729418f21d41b303d687e4ad130ab30
+// digest         0e0ce919ae15e0a880ec0b5833673d78b1bdb1de4f443903fa2271fed5c6d2e6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         f109ed00574d56df7624425e83bbdff58adfcd44ca42ee6eef0c945e0041ed98
+// digest         95c390275dd5bbe860fd4773caf1247ddb20904148ddbd118ff7eed81b4e0df9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         fc1da44db15fbc64c0458799434ecd7893e1453843d7620c6e6a71f79bf85f87
+// digest         ea87fe8a893dfaea189c57634de96e58f9dc084af0b88486dd4b9b59f0602edb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

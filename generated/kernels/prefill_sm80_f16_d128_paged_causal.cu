@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         0308c4825a869b6366a78726d05117e8f8f08ef9e551a342cd441d4be47d0b68
+// digest         39e7389359dfad680dc105cb41c23c79507e0bc8fdc9fe0b81910d10703685d6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

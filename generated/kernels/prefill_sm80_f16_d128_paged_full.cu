@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         0882d400349e0474ed712cdd4ce6964e29f02fc3625725569a899e35a156df59
+// digest         40c67efca6f862bee196a0f35e2aa96612a570c76acda67573ad9bd8f1aef924
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         bcca738f0e275a0a84f1af4350ae542fb47fe471dea8cbe173e9a958f9f2cb90
+// digest         1519ebbbf3089afacbcc984da1ee43d410a84eb6acb0db0fffef9111a9fa5180
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         2b7b593bb1bc2ece10c2878c1949bd892af238b79c9f9c6e104b9316f21f4730
+// digest         a326b3448d6f6c65229c79062c7ee261c0bd218b808373fa0b5e1e2972e055fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

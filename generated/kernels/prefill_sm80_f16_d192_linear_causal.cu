@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         1c4bde7ed752d6a50adf54f9cc52944643c63ba95e342b88a195b22e02ca86ed
+// digest         9e7a1bb0a5931610d119cfed93a49c36d4c5a5437636e63c91ed219b08ce1f9c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         5bd0200ba1815c3215add822414f13a6547fdaf7b1f9fb83cf768de28fad0dfe
+// digest         498607e98882901c1a7a38dff3e412e9b1e0c8e75eeca2b5481606e82a6063d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         898bd721b798fea56456f930911e27af8ccb6530b9f80e158729e075cc763cd9
+// digest         92689ad5b49c847edeb3590ccd643223f54897bec6b9be579f2a322a0ccad2dc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8a7bc5ee6c7ece839b32d5ddb1258cb3fac722132acdf99afa25f3bc7b0678df
+// digest         d1f880ccbb860e71a30750353324491e0938b117157cc94decaa8a905c76a154
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         15fc8e1def714c48a6ea8a266761e715c10f1b9571f8c14d75bc36f6338b7635
+// digest         d6529821bc73e0c989185d102ce35b4375787c7579261d6fe9190b4c61aeffff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         c12c05d39c65c048ba08fdda32d84f409a486bbd82238be1c513f4c76ec15516
+// digest         d4352b492709595b980d0a34770ced421f2b862122c7accb0cf99965250df390
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

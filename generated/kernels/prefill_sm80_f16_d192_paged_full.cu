@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         50433304a236fe0dcea9d1e4524c59e0f5c5e75b945d747c63cb8d8c5d2182ec
+// digest         7b7c1199e907fd672249e7b9c00dbac2352620a6a5ee7e45aa779ee37d25f08f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         76741d1da59dfcc7b00b1bc008b5ba178d0bcad2432fcf34b6e1ab17bff72121
+// digest         f98785f1ac3839817eee8babfa4467a23d1a0f635cdb833d3d74e0c5dc43ad3d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         faa113fe48de61e02ba98400e524278225fbff2089ca87098ff80df0d7a81b30
+// digest         518988ed8525b1c81f53e1240de2dedf469e6a719fd6ac3f68f97e183718c2c6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         11bdcd6727c0757b2fdb024de2320a8117f49b05dda176d25ad2cd15bd6e5af1
+// digest         6b68aebdb43d1f78679002ef739ac98fe1e297655fec31cfbae46b9ba9848c10
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         7611e9d6b32b69bfdc72aec07a149876919f04d48ba221b9d19215022f7178a8
+// digest         1cefc64218a363d82b1d8c4396748da39b490757fe37ef7cf65dc14e756926b7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

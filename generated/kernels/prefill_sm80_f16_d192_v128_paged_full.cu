@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         aadb54f4d4fe63b5d869464604b50b89b91a9248d86c03870984c8905f24d5ae
+// digest         a08e86aff3b8b7d0fa197ed5bdd412517a44a0abd98d2be180c06e91999b4f7a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         79f8bc52f3b05b8bce0836439b3971741544bdc453f9c24ceae2e241867a464e
+// digest         2f8e882a44b21d30a02dbbab7108772f20bfd615229bdb1a3b890c2677e83e02
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         33ff74774f9856ea632af7e8fc64ee1a0ae93af39fd2a65ef9a89966575f40ea
+// digest         ea7c0d8d8260319061a9c0c522988ccc4e55a5de0e34a94da9ff26da3d37be52
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         0ab0be458659996a88902fb31ba1566e1c8e69f906fa3621ce0b756e0294b20e
+// digest         c4f1ffd4e206efa9f06705deeddbce6c370fc241796bffafd743e0a9ebfd8b27
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         00860d4d00c23264dac1b574cc1f9ab767ec8973fc3c641907dcb67e1733a220
+// digest         ceeda1444b5a070177a971c51c52f306635772857e3dd7298076421938c5918a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         89a3fe9fb868f755d1a4856615237a07acb7ed745836649485520783635480c9
+// digest         4863864c7caf0f06eaff4faa1caba1b2c16bbaac34f236947116fecd8d8c296b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

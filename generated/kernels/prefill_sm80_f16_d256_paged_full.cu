@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         dcf011748965f0db47a7a37fcf60f6e2cda8de142408d80fdc1c09ead736e96d
+// digest         83974577e91b63ba9126a2437b0f36d0d2f4549982d325864545e9eed3739004
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         a4594c50afe3a4ad7d3898cbd457ec9f3a69ca653f4d2fd6ee6e5206de9f6dce
+// digest         a5fc383b066281f219469fe1bdda5bf139c3e976667f57e308424a1923d1e9c2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

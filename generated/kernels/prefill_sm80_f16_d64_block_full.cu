@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         f77cd3e95bc3bd1dbc1fb22735f2a89770c9c50552ac011aa863a011c2910ae6
+// digest         6fc0650ccaff9d8fe86dcfb43324875ba0912a2f67800f7435c57da8db311b5e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

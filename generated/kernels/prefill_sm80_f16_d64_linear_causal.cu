@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         7376060a47208008f2e122fd7d0d385f3dd78d66f97ce30e6337f8d5d86813a3
+// digest         8828ffb807b6cfc439e0cfc5d7174fef3733db1ec17b497d4af55677b9dec55a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         8464d4842955c01f4040f09aa84c43cafb97041df25f7b19b38caf89a621856c
+// digest         f440b99d719c799171559eb0819c8e6554b9376fc376967cc0615e5df3d87458
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

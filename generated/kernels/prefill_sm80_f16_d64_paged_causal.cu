@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         1f58d230eafa43c7de97d648a0df7183e191a8cfc6956e2e79b6252ba2557532
+// digest         ead3c94f225003c162731ada327dd417c3d6affe85318812378aff1aac4ffeaa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

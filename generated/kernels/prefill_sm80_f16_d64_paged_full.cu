@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         da82b6653c8c20f44320e8d920a230dcdfda1e700751603ec8d34d8d69f7d3c1
+// digest         dca795166a29160928a6fdf7d7d4dc3ee285f293d1fb2e8813704668f5d3df59
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         6268769fb1df378062a4bf057b996942f30b44698abe15d5e292cf2cb45eb8f7
+// digest         bfa8e246fd45da811d9d6b81e1be25a1695b4a1ccc22f0e0a45a345cacdd37c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         ff849a9d42ca980e85dbb919bcd559798e27efc26fc4b6f411ebe1f54edb519f
+// digest         57f3b2a112158af82cffe7d6262fa168456c4e29dd6b29a96f8e49d4f4f3f706
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         cb2bf56dddeb1571f15bec21397cf5fd9a55cfaa45c5ba160ce0660f4dd4862f
+// digest         82c0b65960ea453aa4dabfa4fd17dbb64f628c19b34ce9b8264d68d1d1e00a0a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         601b3971fab2f9eb652ec1fa83ed597fdc80c50c86ee37e7042046a65a411151
+// digest         fb36915f4132777c94317ccf48aab92cbae8b9322fe9d695508c8979d9fa337e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         12d8f112cb98f3e032d6c3c916163801a0850022e05384085553533f1c2188db
+// digest         1b849f406cbb4f1e2208fb9edcc65529c8fcaa5a3db1198b971591e419efd546
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

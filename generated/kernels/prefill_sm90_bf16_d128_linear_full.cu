@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         4713ed64e78d692b9d7e2146360c6f9ee4e0abd10328d0b112d2dfcd2ca910ed
+// digest         bff1590b4007674258f3c4244e36f00c1591ee8d73b81ddad8f0bf88d61fd7b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         c7e5cd6432ba2ad2b7833730f2d39fd31a43b5f566ed3ce9a5f10b671e451a05
+// digest         2259cafbe66df1ec3028433765e9cc40412c53d8fd452fdfc3fcb34024ea0172
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

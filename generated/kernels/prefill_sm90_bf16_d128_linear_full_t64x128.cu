@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         b7e5b7b6f991e1ea05a476229a2589ea10b950a7ee2e254f0d66558fa0d4c909
+// digest         3532e27997e902dc615334d5dce90f2d817c4ac77a8cb8ce37376f6e4c02099a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

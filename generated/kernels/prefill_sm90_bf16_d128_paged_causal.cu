@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         d3fc24a55972f8b50f0046ebf14846219d1f00cfd7269cc3f0a17422c8c8edee
+// digest         2e959a6e5f93bce829ad676ee5c4fdf3e660659e8ff53069f4606022d6ac21b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

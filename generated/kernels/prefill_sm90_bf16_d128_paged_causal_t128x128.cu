@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         11c40d964297c046ef7eb67cbb0e40f9842956b45c420919235171d596435001
+// digest         0f61b2f0940894372691468a3fb1c269b2d39463e9e5a3187d77507336aeff6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         055ea7dc6757baa68eb33bb0b1a54a693c3832300e50207643219811c70c2177
+// digest         f2e77efeb95d24cc9689c15b30c374aafe072f947052a0659b358aff7756b5c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

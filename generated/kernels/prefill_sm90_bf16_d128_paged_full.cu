@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         bb0f9c3996f099d6655fa3521a975b2e556539cef895d049ab94891757e7c0ab
+// digest         b70d94afa903d0e54a4cad4ff68732ed82bd3d5b8117464dbbc87954a32bb171
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         628e72f4b8ad8d6ade3490983096fc21778f8fcbba9e65f2c5d7a5ddcb8e8325
+// digest         c6b1c7656eef8e129177257ee51be23667ab44e8e535c03a160f6bf1aee26351
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

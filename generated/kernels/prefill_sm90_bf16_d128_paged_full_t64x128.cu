@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         a9a3e7b0c113d03385f4e345c7339daff1a7a567c1038cf97e9ee4c7330ba500
+// digest         f4dd6526bce37fe38762d51bc78eb67a82db7619a828490d3bc1708eca793f26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

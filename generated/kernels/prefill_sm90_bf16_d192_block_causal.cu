@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         2a2cbc2f80320f7864980116260d3bc02ae1830eb0d2434eae473f2db198533d
+// digest         7e18232483e9c98878a720c89ab2ee8f2fa2a5192156c3e64ba3761783d92db5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         5ba347d599a79511068c49ec8021fa959859d07336e83768267a52d98ba76210
+// digest         4eb7b182b8f46d40ebdd3a1026584124cd215745304cf51e9a562f81cee6f4df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         15fef5480da25c3afbcd6dc6961f82131947f6ce4770ce5c503965fc9b704333
+// digest         adb892cd50765e4a336c04a132bc125d43d1bad43968d655aa01a176d9dbb698
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

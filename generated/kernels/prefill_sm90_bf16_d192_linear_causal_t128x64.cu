@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         bbc29deda1638954983c514de0d46a98782161ac279bcbdfe382d4e417c41b3a
+// digest         e699ee69b9bcd91fad47309fd14848e192988b95951623dfda9310c07cb232e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

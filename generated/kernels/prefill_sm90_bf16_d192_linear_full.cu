@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         6bdc746217bfebce8b83b6a335a14043abd08653bde3b75d39223314e120e74d
+// digest         6b70915b1249ab10fd95454625b1bd7f59a7e81a3299cde58ab2c068206ede4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

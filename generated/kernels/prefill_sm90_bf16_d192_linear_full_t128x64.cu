@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         9a2e586ad957450123ebe90986af3277cd51601bfa11fd1c0ec78489f4968c91
+// digest         cbc22ec7e4c89cb46dbec138be71ae9a0b052a60179ebf1ee06bb7ad4a633df1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         d6f0f07a2df0dcc3fcb9586266c95b1a722656475737bfde9542b8c68aec28ee
+// digest         e2259731e6fbcc5dd3e4f91ae535559d440388b7204a2c43312b4640920ffdb5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

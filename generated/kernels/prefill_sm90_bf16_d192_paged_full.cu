@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         6bd442d56ab2e6cbe994930dfa13c7add880cb1a1faec8ee80bb1a54ada19f94
+// digest         801827dad335ae65b38ca49aeb7ed6bba2beaf44d67b06f8bce5751bd55dfc5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         c26db01477d28de66f163b679e77c64edf38f9d5c670ec5aadafb46056080ce7
+// digest         98a445ac05b8ab66b170928e832105d771f965d54fe992ff9d0673c2e966ed41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

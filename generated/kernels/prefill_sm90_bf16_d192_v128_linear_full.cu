@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         b07c976ba2f8fc1dd9a06a04bacc9395022b4939737e8a14949fcd67ab2d29df
+// digest         a6e73b4117940547e1cfcce520f2cc74e6be0fb8757e2f1c0fa0bd6b2d92b0b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

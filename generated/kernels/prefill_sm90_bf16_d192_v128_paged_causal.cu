@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         dcd0c210260deb7d7dad4cc5cfcc68280c356762e3dff22f68d3be66ce2b796b
+// digest         e7ce7afeaa8881a8011e3a1e11d5b7ad0e8fb0de4d0f44e1da6899bb2c798d91
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

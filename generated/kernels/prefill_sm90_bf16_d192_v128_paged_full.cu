@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         43d8445d4a0663c98ce8e5a9a90e3e91e076b235bda250a57925aef28016866a
+// digest         d6f8f8f101036146a4bd870a74d8a1bc020272c74ea695d2c19bae3fcbd58b0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         262dd6754837b3d89ade3762342a5659c2e0c1cfd3cc0452d994a1d342034fe5
+// digest         4c7b15cbd33fd0f6e7d685330ed9a6f44525d847721b694bfb4a0050582651d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         676cbd2cc1bd12862deabe1e889896d6ca60e06d49ca756d93d0f547be3d179c
+// digest         1e915c57a6e8eb4bfda19186ed009d2ea8a1b78c04d76d73b6a179686c9fc682
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

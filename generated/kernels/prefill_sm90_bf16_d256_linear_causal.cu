@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         b5085a65e64b449f6676ba358398bf1769d13ca49d8f2ab11ebcd89a49a467ef
+// digest         7a87ca29c50df199fd9d505658547cd72ee78b24e42795306637978d57c473e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

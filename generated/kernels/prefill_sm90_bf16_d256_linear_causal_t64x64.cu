@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         1c54b32e2e1111073446537c932f5420263345393751f08615fcce478f983bd1
+// digest         7e70cae8309a9729252c9d317de2495fe2dc127e481c79b704e58a7038a17edf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         68b0c5a8c807ac8b3d60f18c68c45302cf591e37d8f0fd6767453707849882af
+// digest         463a4efab479332f142fca7d505d08784e865fc9ab12f6cc15b42fb4682501f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         c2a7ffac9878eff6dacc32cb14d5d9d6212d61941899f830d2cb4959002ac7bf
+// digest         85dd6632c13be107ca52a7928db9c23549c9a7550fae601b8f1fa6bb65596bce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         c526a9c4a82db85954d59dedb19da3d582732e27b9569d0f66af89624b2a0f71
+// digest         570075e404437130bb6b0987807d9621d6dd44fc4886f370eaca574ed739a29e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         908849002ad6f3b3eff0ad5c21e1bea06eeeada39a9a8b61b7a25d4116f4be52
+// digest         cdb2c9a026802c009f8b56000a2a2195add889bfa5e79a8e6c241b4ca061cffb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

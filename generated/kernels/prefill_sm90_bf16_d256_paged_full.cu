@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         43a341517c27b08de571e0b8b6a145088e7a0a528eb9f0f1675d4a96206f1e00
+// digest         eacca76cacb03be28553a6060c93e0083f7a2c66e21e57ea90822812b47a78cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

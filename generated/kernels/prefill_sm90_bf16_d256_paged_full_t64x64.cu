@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         ac63bdd469c42c2cd7c461c1f34c11430b8bd72eb4138c909e9e022687eef929
+// digest         b379012784f3a96ca65a304fdecdb61b102615a110c008cf1fe3893c9c5ca30c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

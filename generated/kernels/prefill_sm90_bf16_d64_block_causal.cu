@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         57260353740ce125fc4266f378d9ff6b991f560ebef89b2f0c32c186add4a4d4
+// digest         b4c6ff692c36cb518384e3ea267705df41004fa2f8af0017b161703897ff8b39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

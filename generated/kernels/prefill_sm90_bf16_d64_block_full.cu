@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         bba2a602e8461ed58ebf0227e5b1b34513f01fafecec019941ff45a0ac397600
+// digest         66962c2a2c3015d3e56b7b5a2249c1fa38b3d19427e76b5af6866479e42d0330
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         ba42d9587c32dfa2be7b3e12a8bbea610a78c1ad0edc90fda91cc786e521b590
+// digest         09be23d3ebbfa7073166b30347ac4616a39c9ecbd843a70653204d5e5fc35dd0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         f4e532c2a47238e541ccc640dfdd7f5cf6b05a3538bcc42302ed2655edb8c56f
+// digest         ce93e3f0d515eeff9604fad24dbc824c8474ae333cc5d8aa516f8ef29b3a4d66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

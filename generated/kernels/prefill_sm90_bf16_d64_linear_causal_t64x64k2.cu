@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         297e141298ddab07145374959422b66e094f78188324e21fe57eae7d8494fd3c
+// digest         724aa07803f1c0400aa542d3da7e0b5a5c164c229872d9ed810732441986981f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

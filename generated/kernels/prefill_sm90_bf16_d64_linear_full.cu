@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         7995823b1ca5b09f5840d7073e512bfabf0ffae85fda5d27da2c12151c9f4e4c
+// digest         9ba2206792705459cd3b0ccd6d7a5110ba426440f1b8f0b84b47449cc0b90c84
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

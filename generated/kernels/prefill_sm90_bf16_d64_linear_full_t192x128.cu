@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         fc612494107081d8295fdb73413177c2069cd289b7214dd7abb1292ee591c607
+// digest         3fb146965fc4fe5569e14ecb90709ec8558f51e5eca6b1540cf63bc9f85c56b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

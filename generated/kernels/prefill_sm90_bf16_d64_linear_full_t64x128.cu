@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         358e9c877f8f505056fcfafa933e88baa8904e1c85350c59cbd6316c9cb36ac2
+// digest         0ecbd0bb1691d987edc5240a60094a4c21734f28b2537557bd888225fd7d0f62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         eb87333b4f095ce5961fff9398714e03865f620b0365a5859e44d1c9089b98d4
+// digest         4d9617083e3281cccefb834cfe1f71f3ece36312faf816e9cd420b74534ee6ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         1b03a9295ebc79125393dc9a8eafe88bf8cef848c6fa1ff7c0d40af9ce6a898c
+// digest         43f2f17d46c1cabc3230a3f61b0ff9f06e283760a61842aff838cb2354aee252
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         763820bc90421caf7c862d6ae3ceda933a611babe0c8cfb5c4c61a19380eca57
+// digest         7d803ec6a75edc7d81b68f743f2a96f2361824de0ef3d4f7abc2b26184ef24f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         21de008a1cdef6de97fb4a6c6d7e2362cc49ca429db53a5f7087a9ea78e990a1
+// digest         c155a9e228800d85bd68ed9d7ae5516d1e655d178a5647cfe931caa80cdc2e34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         a9e8d10bb17c89d92495a1280dfbb53619b83dff43f87fe0ef6daa339b6ba142
+// digest         607cc39961cf9671822aa3ba69fb3050ea7a153aec591989a06e11e8aa0c0c20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

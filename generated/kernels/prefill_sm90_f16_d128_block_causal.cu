@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         9efdba950e415e7287b59ca33906fcb6ca7fd49811252b644a1ecbc7904cb184
+// digest         da78ddba367fcd4bed33a38b15a2c2bd69fdfad6cb90a57a5afb51e7f5fe6b57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         a389963215610fd54f587894822e8d8f2264c1a27a4fc6ae93d12fb2df0822f1
+// digest         5a99958d6d39051f9d43bb2f263d1b31a1b83231d99c2a6d7553686275ae90fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

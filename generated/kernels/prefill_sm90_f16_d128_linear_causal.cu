@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         07324324a7d5288065bb430cc3593921d441c276c55d5b6be6fcd75833132a3b
+// digest         592b2e4de7d0cf8680754a71eb3ede424568bcc64d8cf525ec234838fe90e54b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7b5ae58c0c7755345eac0a27a435d6ba28ed64f398a043386b3b40f1c7dd8d14
+// digest         f4fabf0ad816a12f75c2f0036a4db0c395e1a0ccdcc712acf096cc86f75bdbb4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

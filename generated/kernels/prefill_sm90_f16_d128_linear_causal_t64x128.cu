@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         4dcd4435c4ab4ec982333768df859b08cad44f88869d9838bdf6b75688e0d28f
+// digest         767ddda7ccd2eb6d7330f9366e6bd1f2788aa8a953957cbcebea852d3901988d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         d33d56cd7a3eb8f2a5ac48c0f5c15798d8056a3c0d2022a874b10d94442d1d62
+// digest         a12457e988f219d88021b31169044e64e6210a9034fb5403425b5d680d92a28d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

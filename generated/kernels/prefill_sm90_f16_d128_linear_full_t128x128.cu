@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         ca08a23a78410f578862f8f6a1ec9bd6fa71397b90ff73f585a54c6909580e0c
+// digest         7ee14203ba956454d08ea62270dec22e486d5b12f33f96ed07d758ea5960c47d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         0735042161dd740f79d2d209b282460473696e39fbcefc132b0ab9acd12b7a36
+// digest         b71a3dc12e6bf6da496a7ac3cebf589d914764a2640df69f6427027b6fc72129
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         9819dc9d3816b4a90913b2e2b19a8caecd2533a921b239f2f55c25cc2ef21a6e
+// digest         7ac8dc3cae4912da93f1443d6bc9aee6c2e1d34f348b8e3118256a22fcff73ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

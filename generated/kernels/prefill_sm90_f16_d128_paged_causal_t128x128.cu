@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         0cba4d04a1718f269ca9a47adb00302335d789858fe77c6f53bd62275aa98d78
+// digest         49800edadaa54335072ac8f7b190adf53309bb885c9dbb47cc9fbf417e5f1157
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         125b92d1cee263b02b95801b8515f4aa3d12eb65a29638b567b5be9c1216e900
+// digest         6e981ac911bac90f5776de100ccaf3482fa896c18977a0a85aa5051c63ba3c0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         5a30d0ab26e7cd7d6bcb6cd3f150990c39da8d39e32b7b0db354aaca25f1169f
+// digest         0af6c4e77a113adee0e667324df98ebca06f855e238da107f0479e43a2f73e6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

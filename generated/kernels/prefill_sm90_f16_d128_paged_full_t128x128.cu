@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         d711faacb05c2e2bebdfca6af914367839257a0bd8ad420bab01b7c3d6695883
+// digest         59110c628340c14fa8699f3c8f31c7f76bfa18c5310176b6cd643d897f1dc807
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         d9848325463303cc8cc491bc78fb0dba300e0c93c58cee54e3b554554b46e525
+// digest         20a79028a982fe2529148d96dfcec32ee25b029d1fe36b1721beff2fd170f083
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

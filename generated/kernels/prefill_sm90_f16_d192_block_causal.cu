@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         53adf54a583329c618c4cdf679037dfd66b569d04cb88da6bd5f81f4ac1a3627
+// digest         0736c4e10aa2b8aab2454bd98f0c1cd9173a316255f4120de85ce10094b492be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         a8803ef5930c3504727380eb1e3895b0ee578f0f975b503be6d1ecaa3a645b38
+// digest         89c36e380335b8548b668826a3f597efc1c7c98e56a621ab84ff828795acfc1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         d2855867c1222f84e3cb87882548355ae43d350397a50f3b0b7ec377f39fa07e
+// digest         cb677d342570f4bdc2f4eac9b85ac32f8432313f844531517151c093cb4f5e01
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         4c52174fd223e489f27a1328210cd0e40d4a265f5f21a2df9f558d93ae6a302e
+// digest         8543a52c2e7e9beacf67d0a4b8e4ef2bc852741fea6004f1a5be57953326c5d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         936d77add626cc257c2d9bd93dbf4b276f24ad9f84f135a6679b807391a99379
+// digest         a6e840afed680e949760e9dec3abe8e9d340dff367afb56e6680b197f13a3b22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         567fb54ce0c97e8db0cb7877d1c8d91ceef44b5a884de2f1c2c9745e2ec5eb48
+// digest         2d94287bf16e51f828cb3132809a551736de4fb96d4ff3d2c62cf292cea12f56
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

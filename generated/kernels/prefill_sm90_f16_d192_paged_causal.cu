@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         2f866c27aca3d9029e0ce329d41191196cb1dd4bee81e55e2245f87d6ee934c1
+// digest         c4b3d45c997a93e920981136e5bb99e6c442f4ae13c3c4852d7a47905a6cdb1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         a56f232d9564c4136a8d382bd94e94947a0fb5d3df269d6df7c389fc8311d0d2
+// digest         10bd039b7fe2ef14d5a5e8f62ca4356447f36468edf47ab78027363f85a9332a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         3304fdeb6f6153e8ba4c74475fcee15dc4699a72ca8f8c375d2da9cd0c6bf202
+// digest         51768d13ea2d3a1cd5af714986a342e493466f2d4de6cd7c37af11856edbab0d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

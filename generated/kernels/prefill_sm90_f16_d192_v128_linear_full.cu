@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         473597d3d17b744e7cfa9038f5b8d6ddb0ffe0edc36eb215047897c1ba6377c2
+// digest         478f5bd27cad221d5df8af77275fabeee97d6b7a9984098294a27a4c02056b00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

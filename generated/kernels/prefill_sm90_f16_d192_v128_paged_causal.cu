@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         9528fd94be8fab1cb55283df70bcaa29ccfc9f8807601ab5608452e74d1d5bb6
+// digest         f6b98551ababbad46c7b54c8e298a389a217689168532cfc152618e475cb00e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         9b1ea10b2f1559b0ce45d08d210f45481eb69292cb23e8ffaffa7321a7dbd23b
+// digest         678e478c45e09b14115cf8b8646764ee66a6e5e962e63f9d541b991d3faa30d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         ccd05aeb310073269edc952695f12cd8da81b128ab43b3d82fbb0bcf03f40e49
+// digest         e16bf6e6c20c8ab8cbe0eee3e4bcfb3080560ac1880be07c9b28e07ef5a30cd3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

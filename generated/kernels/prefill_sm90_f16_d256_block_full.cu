@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         86882f264f3c8b2068a932e33818a03f2250892c231749b5321641cb0ac1e1f5
+// digest         09439f679503dfe615ff5b0317196084bc6f29fb09f11c183ca0040a6a85363a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         c189f902860d4e9aa1f7a9441d89ca6bc889ef567649eaa2b35509c40681c1a4
+// digest         78d51b41a234f4fc1dceb88632375d36e205f71c4c689ef0e1b27f72c6608182
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         b3a4259ef3029b67e0a4b1ef997e31a0a4a8a40c019f9e3892e02fd2d8ccabbf
+// digest         62989ebfbdbdaf3526b798bdf3f9e8827dec5c58b5de5424c849d05e5413f168
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         e130a765a81c778ed853c3542547d4e587d2f844b38351cf6d6f29bf5d39e033
+// digest         0b7faf58c2a548d42ca7510dcc89921768203b9923728f64541163ac09e60b80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

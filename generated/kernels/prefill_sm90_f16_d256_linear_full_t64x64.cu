@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         0ed20b2d0fd4553668b80a91d12d55ed95c02d1e6a95219865a9b52ed00859d3
+// digest         aaac34fa9a42632a8a73316971ea4a2e8abcc6301db339a94d7c0fbefa4283de
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         5985f4fe69caec31abd769a264f30e81e642ba67dd63c84cbe95f5de79c35148
+// digest         fcb1ab7f1e831026d9ff44d455bfbe4bf98de68bb657dab0bd5ca6fa98c81a6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

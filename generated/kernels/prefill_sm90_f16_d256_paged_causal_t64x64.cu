@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         b6c58af5ec2a65bdf84d133ceb914913265dee119330e1ab323155e776282972
+// digest         6187c1b934341b9c865aaf884e3b9f781c56ddfbc51a3c2c38b462b9b8cd0f36
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

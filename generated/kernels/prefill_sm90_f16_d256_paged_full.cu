@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         22f1de8692b7c315687ee44cd7e36b14790890e107fdf68ed1afaf69eee23d78
+// digest         de2d7e912f0d905c9994e7b639cb967c8e3eb68e1bcb119b2360e5fda757d889
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

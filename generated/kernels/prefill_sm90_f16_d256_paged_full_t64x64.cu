@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         c289f26d1577d525912664ef2fb116e215824c905b3b594c9d7b581a8daf81e5
+// digest         7449d4d5e3914ac2d5cd2910157c424086c2713c6da03cfbfec9e475b598496c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         d82e36edc00fa344f1060aee067f2107124c3779f1a1133bcfcd7b212bf538aa
+// digest         2280cc62f09d97464657255d0c77887469dcb2b6c20700a3b5077815c5c2a2c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         4ffe8f08b8a5e5413e2c924bfe2166ac631a3a6f2b7a91b719d4747699ef68fa
+// digest         a35bb53ce3172a93a0c3c908cdf5c9243444c41f55db7a4b52347020ac6c91f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

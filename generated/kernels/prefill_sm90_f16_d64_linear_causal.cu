@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         e1f7cd24058611705fc50843e18d48a72b4bbfa9eca382317efbab4c182c05e3
+// digest         7dab52960b1b6011270ff5e80c96d1c4362c4e8ad2c030d659e456bbc1a9365a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         8d9e3f7c93e4ecb0243c0c744c22d39ef3582a10e4f1902790893ef9f33ca582
+// digest         cc81d3a0d2f5a2792e0ddb244cea0258b41cdf2a2f9f6eeefad4d0d782d6fb21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

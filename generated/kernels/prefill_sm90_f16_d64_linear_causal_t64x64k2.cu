@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e59978f0697677572ebbcc808d04853752ca264960a982ae53c82d5ca1a72be5
+// digest         23a9c5420c753708caaad0871ee674922bf6b1ea24faf19050e5c51e18fb42b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         d4b9dfe21671e708d8da957a254fdce63c6cc46acd95f88ea465fd65fe75f584
+// digest         0d2c811546a151ff38d5cf1c0045332933b999fe335a4c60219bb67756d99fff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         67c43284d2b66b57a4830bd3c74c543c83eb7e3b5ef660c9b8cc0650ce6f6ec8
+// digest         122c5a0306e2287d393dbe630afee2af588e7fd37d915a1f1867f8e477d252ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         0f74b22619268353a235211914fa85e528e4c9ad3cc021b8709c637f6f4d6a13
+// digest         760c2b75bf47ca7b7e579f8ab61f6f0e32eaf88e9bc6c7b0649961b78b2e326e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

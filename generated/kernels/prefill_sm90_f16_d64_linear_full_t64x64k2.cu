@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         474eac3ad95df7b350d7f7eeb3ae5ef07fb0779f5f487d17dad7c15e8c88f27e
+// digest         adae03c4164936cf775a0a37118a8e47d321dbeecb77c3b407312485dcd8a341
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

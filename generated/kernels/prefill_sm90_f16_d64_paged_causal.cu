@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         2ce00bc082d2052a7481febae4c94fdcab4cc5bb0f7a7ff0f97694a148a61523
+// digest         9cdecc5c432316d0cbc0a6c90801d4cf67a00c3631851bb9d50481406fa135a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         9963189e6259ca9df1afc2c2c465e770bcdcc9349426df18825c3f46f05dd220
+// digest         fb8f9cffedd55d57dda672afa59400e0ee2acc66d003adbb8cfc126d0192ed82
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         662d9797fba682dd2068c63d4f5cf391a3348878e94b83d1f1575fb44816c2ae
+// digest         e13062a5e3f9700a01a5160f1f117d094706d0bcad0165058aa2961a62249713
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         70f95c50aad4cd855dd449ad89f02c8e21c1db81433fe1c2e9ce6ecce04e2bc3
+// digest         45db4fe593c3f02e3430636a63999f7fad34d53f78fa21473605c5ce87f0faa1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

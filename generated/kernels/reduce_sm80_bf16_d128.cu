@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         dbfce5de6c9c65909b5ae25f23da000df3bcbc76855a2438952ad1dd12281c2c
+// digest         b9c34f43bfc3922559cd4390e1e11c205e065c1b8814309837f7ef912d177c03
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         0b5b51a78ec5e25936ceddfc06b82fe3379f0f6d633df6fb4db5a27f0c643cbd
+// digest         e17d148837a72238f232682a30e99cee281f0119c885d40a3ea42de7cf56e086
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         59866146883ab0ca1e8197f206583420f0845187308af358ccdb19fd5a8c023c
+// digest         7feda96bbe61307481fa7218c803d41aa98ebafd726796bc8ee96973f900953f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         26322fa10f9247372a5c82c0c62ce2b68373a1ee28af9303f0db8c434caf40d7
+// digest         1a4c2e2206c5a756682d2b25a79c7917202487468af20fa05a94d77c9a2abcfe
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

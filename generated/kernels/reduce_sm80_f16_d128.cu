@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         eca09189716edb8066a57c74bd6930d3c20f88e9c706a475341765a010454cbb
+// digest         28869690b67b0fa4d9a14d3be12c5fbf2cad5c3b781e3444befa5e288b61bcbd
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         430aa2358c25ae3478537e92a6408b90db30ce21110e884538dfaf4e4238b7ab
+// digest         00dd6624ed8d3b494d78948c44a69d8de61fc75eacdd624eaaf6715ee6afee36
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

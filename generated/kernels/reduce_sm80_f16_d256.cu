@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         392f1af9a76f49c9ceabe372fae35d05cf7a6d52789e3788de50c7c222ce23f1
+// digest         fd7c6482aa740074037feb0fe384f57aa802a24605013aa0edc473b048159475
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         f44c582faaf2a37a71303517e8a1a7f9293ed0ae93593298aa199a311e4756b5
+// digest         0c2472feb4a7beceace79863594bede2bffbf615123ab0ce2e815b4eaa9222a0
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         618bbcaa0ba1c569282f13a43e74bfd6dded21da58732c6273d6e2cba7c2685c
+// digest         9ab0aecb502c2942f638432f87949ad63bc55b180992e058079d94a242d6f1af
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         620b6aac87f9e160e469654b67499f039e556dbc44c4fe7681e1c992a3956d48
+// digest         ae2c117d7e0e5f5c00b1a35c776203c58d3f36742ee7c9cd8105d2bc9f034a39
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

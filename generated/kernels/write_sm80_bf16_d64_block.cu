@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         1b50fdd1cd828f3bf5480d3719f8860c171fe6fdeab862c414b25eb785864d46
+// digest         f6ac66eef1490dc2c115f8d7159d20150f8b1dd9406cb78d1dbfe59415adc306
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         e7bd89a76d01b8478bd2f71880742940e099db0f912118dad69a653c75f31a92
+// digest         c28dff9e6d8402c5e80b0ba2140579b5ccd4d4407a5c1763d57a97ea3b25ab3d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         b2c444b175654f8e0aea85674ad9e04353b4366aab32e863df17ab2181c319d2
+// digest         6c57d0cc3bca78093540b2bbcab5b80415c9d73fdd73d0c9c74d629d540c84e1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         42250f0ee109f07b86a9df090fb07b9c4f3de51cc200d7cb6d8f0a5c404e660c
+// digest         a5cd268bf6742ea63538279d9e783085020d851b1bbae8e73498e39a31bcd244
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

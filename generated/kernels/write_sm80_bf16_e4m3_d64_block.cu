@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         2f6253f2e9b47109d375497e0baadb33acf55f9ad0f9f4f5b02f0ced188f58b1
+// digest         de76c531dc8116a628f2ce2aa3cd38269efe3bcfde7ec845fd711010b946c2dc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         10e32bb229b637174e4d42663b3c097a02d61b7dc06b91fb4c0d1cb8358b1eb4
+// digest         74f0ba49ff0fc327c775c0e9a015532f3835c689dfb9cb15a7f4f4dbc8066053
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

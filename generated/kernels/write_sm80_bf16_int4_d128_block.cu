@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         021325f1fe25aa9b6b3331421a7188d80f05ee9f1f2949f435cf9e686d1d960e
+// digest         8490d4f1af89a1c598d1edde8c9d431cc76ec5000e35987628f6a5f7789a91b1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         07b0de776d2d85bc84ec2b05a3d59ee41ea51e628b8aaa3f1b02e35db8520d2e
+// digest         24de3990dbb93615ff72f7c41f8ae54df09898fcebd393f80e36b8919154a567
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

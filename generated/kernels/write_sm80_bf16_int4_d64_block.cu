@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         d771cc3022f3a9134c9be3fd645e3b2e83ceb68118897d0274b0c3749e67d714
+// digest         9ed84f89240077712b462d84f7bee66c842649e8e531b3e3abce55012bd3a111
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         749f200c13df921ae1699542710e0a778a16aed46abfe551923d162d92f99285
+// digest         5d184f2777484775d35c7fc364a64a8b521c0d60e9649ef8a9ba3e8b00ce1807
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

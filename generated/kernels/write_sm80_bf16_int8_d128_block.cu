@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         fc60c805fe058bee19c92bbd5ab69bafbdd868f58671a8a3563a2310a11ea4d0
+// digest         65e5281e783575f306c4b08f606accd80e342848b3f88efe96ec4a3e54d769ff
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

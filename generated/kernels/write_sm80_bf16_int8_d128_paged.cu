@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         a1674745baf5280f22daf9f0ae3f484874cd388cd78f0745836b84c5fc6f2803
+// digest         5c7f8eb380147f71909b267dc6e9ce8657bba2763624cbf9e1b7b7cef599cd85
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

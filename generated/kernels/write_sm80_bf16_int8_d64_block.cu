@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         e4e6079ca1536a0eee748040551d7d7087bee9df172bcc8a167c695c78a99589
+// digest         5e570733a61a3f83583153c17e0ee5098917691c027420ffe61490633f4b1d1a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         4b0fe9085cb6de13394d663321401b571b81e293232adbed9a1531fe2730d54c
+// digest         c55466c2c02cebec9f899779c7f4f7c2647f8d6c797760bd772828167ff70e01
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         2a218895c8f8cf0643d5afd72d2420cc005704b5e2ecafd47f238f5d0cebbde6
+// digest         9bbd2ee1ff0552cf4d67a5b7b52b689e114fa4e2c0ed2084a0f329176ab154af
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

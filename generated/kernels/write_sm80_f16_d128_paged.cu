@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         19a6f53e0db8ecf9ba088a898b7c774f4946eb7b2efb33ff636ee20e70a78b2c
+// digest         4bf1132ecb63a6739f6c685ca05fb4d117c28b78f13f09b6dd2f3da3fc47fb50
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

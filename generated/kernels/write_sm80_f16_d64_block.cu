@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         57af45ee6ebd94063173e7ddaa3fcd25612715008cfedd5418812da3c9c01061
+// digest         feab7d1a16d3a13afc208c196ab75e345535b93a4964d475e7580f2c037d288d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         4f90faf0b72d844a29033db6cae851c20a38614ccd0cb21fc803d96fe4607117
+// digest         df487db2fe9e82c563a77b0911bebb8ae68d00f20b519fc5e26523e69865b601
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         07190346639873d08ae130432c58942ed58e84d04f29d597465b3b930df5c665
+// digest         5b19a91a262b6b4514a6cc8469a54156aef608d2c9e928dec55f85e8517855d4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

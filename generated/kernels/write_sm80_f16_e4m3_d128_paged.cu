@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         d65adffe870a97af8a3cda00dd510c4197259bcc87856d07e7a21e1a3cfb94f4
+// digest         e3ef9b21dfc63b74d41cd2f5a4f14dfe6bf3dfa0c6bcf9aacf595284af4ff1c7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         b7097830ccb7e73526c7cdcd37c28d6ebaa91382a99795ad4692a5b4889068a6
+// digest         bcc25edbb7d8e12f2efd4eac87096307c557d334008e399513898d929dd089aa
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         7a9373cdc180ad30f34e956e565135ba47818424b77d0ff95f2ff52ff6de8219
+// digest         2cfab8f0514ef6ca39a29e881c1130c4304ac2960dbd6589dc0f747a07d7142b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

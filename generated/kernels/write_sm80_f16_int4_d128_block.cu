@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         deed5770d2604a2bc4d22a6c0937665c188c1ff3f0a0d4bd07b01bf78a43b647
+// digest         965b4aa6fa6a8cdc54ffaffd9423744358b738b0022c91ca0843155481ee363f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

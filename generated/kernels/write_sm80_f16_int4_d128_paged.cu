@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         d9461cb2e0545b214df82cc289ef51bfb8975878fba2998e31b99055e8156541
+// digest         214c43e56e11384e980b7a29a4ee9461f91099d16f008a6175382b5394bc5403
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

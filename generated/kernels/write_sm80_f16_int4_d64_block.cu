@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         2b589d54427ee75c9d524d84f72aa1bfa584e9c352fbf7463d3206a396034353
+// digest         337cb0b4dc8bda06640bee774fdfb6d9966756ec76d19762a75b990148e766ae
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         95d159ac537df8bc7ef541d605470c2182870131b8e754e381a7e6d3969c20a3
+// digest         e95b00b2b5a6f245ef016de4b00f33f23322a1b642954bff377c3bba8590773d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         aa9615e89bff3aa4119a8252140392ff536e00435b1aaf87f53978bbebe8710b
+// digest         f45dc09308a995aa31570c0f45e6af4055bd405a7ae588ee436fcd544f93c229
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

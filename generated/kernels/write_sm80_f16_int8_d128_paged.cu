@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         c7720d7ab196d84b64bb781cfb0ece5cf09db127bba3c7362e6483575c4a83a3
+// digest         74aab92304dcad90a9cfa8bce6aad83f965d93b4dc8e7184323fb882d16f741e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         82413ab95fcc6ca37fa38f8f561f3d35cb04f18f2bc6f056eee76bbfa1780e63
+// digest         baa59afed20273b95f469de10800f9821d3de221ec524a3a664fa34a66e3419e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

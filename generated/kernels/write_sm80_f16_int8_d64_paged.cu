@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         4703d107529c72d761c7b70599e0e1b5286d5281a669899206f2a584f1b1abc0
+// digest         5977e69ed4f0cdaeab066d19e913fd87585a50e3b93435f76bf259fc6d7882b0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -236,9 +236,7 @@ attn_status_t attn_counter_count(const attn_params_t* params, int* count) {
   return guarded([&] {
     need_argument("count", count);
     with_params(params, [&](const auto& call) {
-      const detail::KernelRow& row =
-          detail::kernel_for(call, mode_of(*params), detail::current_device(), call.max_split_k);
-      *count = row.tile_counters + row.plan(&call).counter_cnt;
+      *count = detail::plan_dispatch(call, mode_of(*params)).counter_cnt;
     });
   });
 }

@@ -66,6 +66,7 @@ def nominal_limits(config: AttentionConfig, tuning: Tuning | None = None) -> Ker
         threads=tile.threads,
         shared_bytes=tile.shared_bytes,
         packed_heads=tile.packed_heads,
+        tile_counters=int(tile.persistent),
         tile_ns=cost.tile_ns,
         step_ns=cost.step_ns,
     )

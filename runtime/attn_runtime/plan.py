@@ -64,8 +64,8 @@ class Plan:
     `q_tiles` counts those of one head, or of one pack: `packed_heads` heads of a group share a tile
     of `cta_q` tokens. `tiles_per_sequence` 0: found from cu_q_len by search. `split_tiles` 0: equal
     splits; n: chunks of n key tiles. `grid_x` 0: nothing to launch. `workspace_bytes` 0: no
-    reduction. `cp_stride` floats lie between the parts of two ranks. Of decode alone: `ranges`, and
-    `counter_cnt`, the ints of AttentionParams.counters.
+    reduction. `cp_stride` floats lie between the parts of two ranks. `counter_cnt`: the ints that
+    AttentionParams.counters must hold. `ranges` is of decode alone.
     """
 
     q_tiles: int
@@ -131,4 +131,5 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
         cp_stride=workspace.cp_stride,
         workspace_bytes=workspace.total_bytes,
         reduce_grid_x=workspace.reduce_grid_x,
+        counter_cnt=kernel.tile_counters if grid else 0,
     )

@@ -86,6 +86,7 @@ class KernelLimits:
 
     `tile_ns`, `step_ns`: what a query tile costs, and each of its key tiles, on a full device.
     `packed_heads` is how many query heads of a group its rows may belong to, a power of two.
+    `tile_counters`: ints of AttentionParams.counters that its CTAs take tiles from.
     """
 
     cta_q: int
@@ -96,6 +97,7 @@ class KernelLimits:
     tile_ns: int = 2000
     step_ns: int = 1500
     packed_heads: int = 1
+    tile_counters: int = 0
 
 
 class SplitKind(IntEnum):

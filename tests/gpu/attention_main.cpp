@@ -213,9 +213,7 @@ void run(Folder& folder) {
   attn::AttentionParams<typename Config::T> params = read_params<Config>(folder);
   attn::prepareAttention<typename Config::Kernel>();
   const attn::Plan plan = plan_of<Config>(params);
-  const std::size_t counter_bytes = sizeof(int) * (plan.counter_cnt + 1);
-  params.counters = static_cast<int*>(folder.allocate(counter_bytes));
-  check(cudaMemset(params.counters, 0, counter_bytes));
+  params.counters = static_cast<int*>(folder.upload(std::vector<int>(plan.counter_cnt, 0)));
   if (attn::workspace_size(plan) > 0) {
     attn::set_workspace(params, plan, folder.allocate(attn::workspace_size(plan)));
   }

@@ -220,7 +220,7 @@ std::vector<char> decoded(Memory& memory,
   params.max_split_k = splits ? 0 : 1;
   const attn::Plan plan = attn::planDecoding<Kernel>(params);
   if (attn::workspace_size(plan) > 0) {
-    params.counters = memory.upload(std::vector<int>(plan.counter_cnt + 1, 0));
+    params.counters = memory.upload(std::vector<int>(plan.counter_cnt, 0));
     attn::set_workspace(params, plan, memory.allocate(attn::workspace_size(plan)));
   }
   attn::invokeDecoding<Kernel>(params);

@@ -271,6 +271,14 @@ def test_workspace_holds_both_partials_and_nothing_else(lens, kernel, policy):
     assert 4 * (made.reduce_grid_x - 1) < rows <= 4 * made.reduce_grid_x
 
 
+@pytest.mark.parametrize("tile_counters", [0, 1])
+def test_a_launch_needs_the_counters_that_its_kernel_takes_tiles_from(tile_counters):
+    kernel = replace(KERNEL, tile_counters=tile_counters)
+    assert plan(PROBLEM, DEVICE, kernel, SplitPolicy.off()).counter_cnt == tile_counters
+    nothing = replace(PROBLEM, token_num=0)
+    assert plan(nothing, DEVICE, kernel, SplitPolicy.off()).counter_cnt == 0
+
+
 def test_window_bounds_the_splits():
     whole = plan(replace(PROBLEM, max_k_len=2**20), DEVICE, KERNEL, SplitPolicy.fixed(64))
     window = replace(PROBLEM, max_k_len=2**20, window_size=128)

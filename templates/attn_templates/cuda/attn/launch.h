@@ -84,6 +84,7 @@ inline KernelInfo describe(const Entry& entry) {
   info.min_ctas_per_sm = entry.min_ctas_per_sm;
   info.tile_ns = entry.tile_ns;
   info.step_ns = entry.step_ns;
+  info.tile_counters = entry.persistent ? 1 : 0;
   return info;
 }
 

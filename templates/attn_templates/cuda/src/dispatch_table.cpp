@@ -2,7 +2,6 @@
 // The kernels of attn/emitted.h as a table of functions. Whoever dispatches links all of them, and
 // nobody else does: nothing registers itself, so nothing is lost in a static library.
 #include <array>
-#include <type_traits>
 
 #include "attn/check.h"
 #include "attn/decode_plan.h"
@@ -41,8 +40,6 @@ constexpr KernelRow row_of() {
   row.traits.size_per_head = Config::kHeadDim;
   row.traits.size_per_head_v = Config::kHeadDimV;
   row.family = family_of(typename Config::Arch{});
-  const bool is_persistent = std::is_same_v<typename Config::Arch, arch::Sm90>;
-  row.tile_counters = is_persistent && Config::kMode == Mode::kPrefill ? 1 : 0;
   if constexpr (Config::kMode == Mode::kWrite) {
     row.describe = [] { return describeWriter<Kernel>(); };
     row.prepare = [] { return prepareWriter<Kernel>(); };
