@@ -224,7 +224,7 @@ class Batch {
     params.cu_q_len = cu_step_.get();
     params.token_num = count();
     params.max_q_len = 1;
-    // Memory that the call shares its keys out with; it depends on the heads and the device alone.
+    // Memory that the call shares its keys out with; it depends on no length or count of sequences.
     const attn::Plan plan = attn::plan(params, attn::Mode::kDecode);
     workspace_ = allocate<char>(attn::workspace_size(plan));
     counters_ = upload(std::vector<int>(std::size_t(plan.counter_cnt), 0));

@@ -91,12 +91,16 @@ inline std::int64_t bounded(std::int64_t value, std::int64_t most) {
 
 // Two places for parts of each CTA, of row_slots rows: partial_O float [2 ctas, row_slots,
 // head_dim_v], then, from the next multiple of 256 bytes, partial_ML float [2 ctas, row_slots, 2].
-inline void set_range_workspace(const Problem& problem, const KernelLimits& kernel, Plan& plan) {
-  const std::int64_t rows = std::int64_t{2} * plan.ranges.ctas * plan.ranges.row_slots;
+// `ctas` are those of the widest grid that other batches and lengths may take.
+inline void set_range_workspace(const Problem& problem,
+                                const KernelLimits& kernel,
+                                std::int64_t ctas,
+                                Plan& plan) {
+  const std::int64_t rows = 2 * ctas * plan.ranges.row_slots;
   plan.partial_O_bytes = multiply_bytes(rows, std::int64_t{4} * problem.head_dim_v);
   plan.partial_ML_offset = align_bytes(plan.partial_O_bytes);
   plan.workspace_bytes = add_bytes(plan.partial_ML_offset, multiply_bytes(rows, 8));
-  const std::int64_t counters = std::int64_t{plan.ranges.ctas} * (kernel.threads / 32);
+  const std::int64_t counters = ctas * (kernel.threads / 32);
   if (std::max(counters, rows) > kMaxInt) {
     refuse("num_heads", "num_heads takes more than 2^31 parts of rows: turn splitting off");
   }
@@ -121,8 +125,9 @@ inline int ctas_of_heuristic(const Problem& problem,
 // Plans one decode call, of a kernel that packs kernel.cta_q rows and has stages of kernel.cta_s
 // keys. Throws Error(kInvalidArgument) as plan() does.
 //
-// heuristic: equal ranges of stages, which the kernel reduces itself. fixed, fixed_size, off: whole
-// splits as in prefill, and the reduction after it. A heuristic that may not split is off.
+// heuristic: equal ranges of stages, which the kernel reduces itself; its workspace and counters
+// are those of the widest grid that other batches and lengths may take. fixed, fixed_size, off:
+// whole splits as in prefill, and the reduction after it. A heuristic that may not split is off.
 inline Plan plan_decode(const Problem& problem,
                         const DeviceLimits& device,
                         const KernelLimits& kernel,
@@ -162,12 +167,13 @@ inline Plan plan_decode(const Problem& problem,
   }
   const int ctas_per_sm = detail::ctas_of_heuristic(problem, device, kernel, tiles);
   std::int64_t ranges;
+  std::int64_t widest = 0;
   if (shares_stages) {
-    const std::int64_t most = std::int64_t{device.sm_count} * ctas_per_sm;
-    ranges = detail::bounded(detail::ranges_to_fill(most, columns), units * tiles.query_tiles);
-    if (policy.max_split_k > 0) {
-      ranges = std::min<std::int64_t>(ranges, policy.max_split_k);
-    }
+    const std::int64_t cap = policy.max_split_k > 0 ? policy.max_split_k : detail::kMaxInt;
+    const std::int64_t filling = std::int64_t{device.sm_count} * ctas_per_sm;
+    ranges = std::min(detail::ranges_to_fill(filling, columns), cap);
+    widest = std::min(std::max(ranges, detail::ranges_to_fill(capacity, columns)), cap);
+    ranges = detail::bounded(ranges, units * tiles.query_tiles);
   } else {
     const std::int64_t filling =
         detail::ceil_div(units * detail::ceil_div(stages, splits), kFewestPieceStages);
@@ -198,7 +204,8 @@ inline Plan plan_decode(const Problem& problem,
   result.ranges.streamed_units = static_cast<int>(
       std::min(kStreamedBytes / (stage_bytes * problem.num_kv_heads), detail::kMaxInt));
   if (ranges > 1) {
-    detail::set_range_workspace(problem, kernel, result);
+    const std::int64_t most_ctas = std::max(widest * columns, most_columns);
+    detail::set_range_workspace(problem, kernel, most_ctas, result);
   }
   if (problem.cp_size > 1) {
     detail::set_parts(problem, device, result);

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         1a74b283f318e05902e2f221d4c225d29dfd7a792e4144ac8913c24760b15a8c
+// digest         b4f0017db2e6d5629cd19eee44a2883ab156ed67b5d8a31141121dcfaac8f0cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         cc815f74b6e81c531a062cbafd0cdfe44c78662db158395bb7cdfc2e038a0189
+// digest         c896f8c54e78e67b57f83bb87d1ad58cbcf4b5f3386df5abc3b014d3214586cc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         a4c68761a4621fcd40a9e436c3255c8c5be020f3b9921ac6e2a8a871cb8cebdc
+// digest         0fa42e5c3279f6bb0f91fd3d250a7ef2f42dc64751d44face349a70f0d3496dc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

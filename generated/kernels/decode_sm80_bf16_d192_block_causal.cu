@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         aae5023e53d6599cc4e8017b2098dc13e3b8c7433fc5ee4473bbde376f5c4cf5
+// digest         699a0c8e16a307910b552013c8c8ed9547f981e4dd325a4fb3c428068459b4ea
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

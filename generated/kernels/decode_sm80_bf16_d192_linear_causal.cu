@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         1cd8257992e18a12fb0cc8f9c872becc19906ba38d89e89a10971679d46e57c9
+// digest         11b4d0456c6543a7aef6c3fe43e3daadd9b5012f9cc2337d861b49fefe927f39
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

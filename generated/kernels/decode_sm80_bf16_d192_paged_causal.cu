@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         4036f5e30690f85d780239012021453886089e15ebc1fbe1cc68919675701ab3
+// digest         58556c0a9f5b7f167fdff8d7889a54e54e50e5b9aa110079d2e42c9b55d6724c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         6be89fbd27752ee7c5c3e5c8f18a564a5f2d01fe223cbd6b381de129293c38cc
+// digest         b895a5d9242af3a87c4009046e24031e4940b5d69864fd173ceceb650763e3d4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

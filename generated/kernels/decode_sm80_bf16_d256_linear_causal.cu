@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         83cb3f40b05ec50cfa53f88540749bc961233a9ee5f2b88cd63248ab9b375d51
+// digest         ed36741e2faef39f4640e0a577b16a07312cb18d1d44cd6cbfe1a411b7187aea
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

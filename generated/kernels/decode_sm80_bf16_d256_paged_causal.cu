@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         4ca30809b2739d7dc8facdfbaea85e3409d6d3fc4906318387238c8153cbcbd7
+// digest         558f4fe319801174894f0895f8e2ff5bfee31f5c06c36518571da862a1fef02a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         5c7450c75fe6da9d07694b4e601b8f7163c92a9c4d1b542a39d12dd5acddef17
+// digest         76a2050cd1d66092962caaad70d4d17c7e3448fdee20d4508e8cfd01f4a801a7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

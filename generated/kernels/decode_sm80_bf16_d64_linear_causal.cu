@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         ffda23e0933c44ce2717a5d80eaf4fb5402af6e1b877ec8feabeb7a81463a2e4
+// digest         02f498dce08e3aea9e05bcaa704d58b2be025a470d6933044ee32e9da70de0b9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         23e06ec0b36650555113ccfa19cf341d0dd8dfcc6a812f374279a982bf5810d6
+// digest         1387304fe72e42ab3144057228d874cba566190478d31ff60ee94cf75ae6fed0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

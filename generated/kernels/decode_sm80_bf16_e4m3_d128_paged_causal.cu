@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         e3ed9c8234aacd8272cf713342392d360971460babf34d2eac9f7a8f999d1e11
+// digest         3340e1c0bde37f41278857c1f318d78d66a868e05947931fee30e64fa297a0ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

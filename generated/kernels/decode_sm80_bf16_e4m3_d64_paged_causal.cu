@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         33592c341b5e0ef91e62e6f56c8f5d748b0ebc2694fb495b39976e5c0a0d8793
+// digest         9cd7bb3acfab248566046ee75568020f145571a44d57a21bbf7ddd77967aeab7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         c263ea9f4f6174f93eb13165d16fcb46429f240225f2722fd7f0f9357a8815ac
+// digest         78b9161f9c55f7302c798aae99f1d5aad35e6e133d4e904afbafaf5b6c4f4dfe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

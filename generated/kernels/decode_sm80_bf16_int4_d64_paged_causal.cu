@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         cd46ad0c6088209e62284ccd811fc491b6e9ea5c07c718fd14e9897cb79004a9
+// digest         ab2103a542b5cbeba1b3bf47f2458abea3d1bacbc2345f2f6c978f1553e3d614
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         59b4b451f3b562e195f3f9fae59d6ebdae90c3c82802d12a9f72cae2de58a4d6
+// digest         faeff09c59a7529953b03663b57fc316f68a3e2632e97169d1bd097da2d1dc3b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         67f500526319dcb425df7e488adc52f6f6d8670bc10baca81aaa216100e8fbbd
+// digest         7b2615e4e40ca5f0ee1e77e3767ecf4c8520a83568926375b01b8166ce4594c2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

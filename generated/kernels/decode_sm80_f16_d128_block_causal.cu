@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         eb47c17e8bac15401917f3273f60150278b8486c27aa1105985f85f2456c45ae
+// digest         ef9774977664056f63951d04626beafa6d08fa75a2bf480535706a1c60d28906
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         16c886fb6ee6cde3f5ee560f2cb99785236a8bce22eb385fff34c2272183152e
+// digest         76ceff8e0bd7222dda854e8d338a9504ada42eb9447392aee4a8d2f21054a5a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

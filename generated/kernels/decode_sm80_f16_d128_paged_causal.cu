@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         fd9631db9ef861170593499b27e6cc8318d5c64669f6602a9e38e4724fea9557
+// digest         a2d47751149d698dc7e9df761a8dc41fe990f50f9cafd03dffbc7753e94975cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         fe42fa576f6f7455f2a3c3016df9fea41162b53db8eabf645b52d5d26f37cd20
+// digest         4807e60b2cd3eee215052470e3442ac95d9892ccf7fcd6d173aa3f8ff39f1ee3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

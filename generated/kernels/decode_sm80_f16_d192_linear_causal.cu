@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         22ff556929ab5106a0fd9d484e1760158ba6f52178e5c3672270d40b304d933d
+// digest         1674ad39a1c1c4f2f751879f7b6fc1760e6ae8d6d748595c7fa514db9a8aaee5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         4ffbf3f21a37fd2dc71c817e2ac62b9df0d9a8f95a9310a040c0df3aa5c5bfda
+// digest         2c3ae17a000748c669daf3ab0809d7d6de01d055656c5f8341b969a278d4f0b1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         030bb4cdb453cddcafbd3bf9067096a18264d09a232b530de6cf0595263be4ff
+// digest         075f73b7d6574f95efb47c2d402e3cd6fd9d80a7b6f0e21d8d3073ccf394a685
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

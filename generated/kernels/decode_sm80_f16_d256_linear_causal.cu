@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         e3c744a3e081a1d39297801ab20b251805a19d1dc7ebbd2ac12b143ed3f8f6b3
+// digest         a26176dd9a2d888ede55b47691238c0e8dc9f9f58337010f6c607206a846f61a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

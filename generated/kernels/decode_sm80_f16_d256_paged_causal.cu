@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         7f093b6c79b35714ca0d3d551c1938d7a8583eb3f66a6f8d81bff3b4e82d412c
+// digest         586388e602f5c8341f363ec6ecb73150262c41a359c58d6e90106777b382b65c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

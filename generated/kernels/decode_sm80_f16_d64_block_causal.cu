@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         4a5b69d80d6829eb33fe38d15065629222a0de679b687c27e920f0a462488274
+// digest         75c9674084008323575ec73f80e8745583cc2e954201fb0d5c8ec89fa475e6d5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

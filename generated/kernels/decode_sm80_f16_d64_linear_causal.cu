@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         7a9e221af788097cd65d36fa8e4db7f5adf6dd5a9e36bb2e8039d14da6dc3fc0
+// digest         63ceefac076ea01edaa34ca654a3d68c4b8367d7f3126c64c09e125f450bd252
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

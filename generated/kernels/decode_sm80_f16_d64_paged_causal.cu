@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         a13c6961367c74d9189b3427d02ba5a8dec32d1fb8a383502faf888d419faa78
+// digest         3030ee2acc9f34e7b49c4792b956f612234b2e1ba9e27374afc9ae7d981772f3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         90d09ad80c1cb5868c3a0f26bec4c84a5e7ea2cd4a11df8641101a2fcfbecbbb
+// digest         29163a3add9e0cd9d7a9e8364bbe4743cc7a619a23d575c04c62ff2524797a83
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         ad3da3220bb2b1e3e5e61db8a63e922b931db5086ea0b786e1b76713c125622f
+// digest         2e66a3c6a3e265f763bed528659d4f027714daf2c8f70e25a4610f9e9641810b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         1e88db04687662bad6a57467f32fe1f06ee0be4992de43879b8882cac15237fc
+// digest         b7b057b4217ad802c408ac35250c8d9076b8884bdfdbc5fd4b9fb1143eac9813
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         996677e0aafdd38e052f0f97bc060067b901dff7b0354281158435753fead708
+// digest         9de308edf74164656cd1e05b0bb66b833128f8c77e2ce8309296e80e230721aa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

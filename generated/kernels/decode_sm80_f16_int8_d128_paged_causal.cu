@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         293d3ff40ddca4a7af6d678f8be21d4df5db7219dc6bc0bb2f8f9cabc9df7fe2
+// digest         95e2dd34c33f6b828230cf3f92b3692c969600bbdb58e9cb480a842718a5dcdd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         7ba35162d68c557ff7f7c44cf7686c7b6d581bf332b2ad0fc85e90cd18b710d6
+// digest         c6309bc94ab5834fab47da04c4aef3f972eaaa6a91e793afb6779bed34005e16
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c3498b03673f59aef2999d602cda7b9fc2b5935c4c76e1601edaaddfd7a48d0a
+// digest         33f15f87afeb548fb051e164047e8dcfa6d76f776ce85540c34bb7ca6dc514f7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         39612dd1214755941a11da3a8a337631182c200862869f22bd66b2ae131f2c6a
+// digest         fbbb27e958ca159defca43657aa6beb57110bfab61d9e83c427aedde71d7b059
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         1cb00cefe59d190aa0e2091614fed78555d09dc0e722fe79b833732dd07f8351
+// digest         254435fc1d6412b356fa06d948a296a814e86daa81e0123b83d2fe8ffadfbb0e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         b6ac12358e616aed461d7abe2bbbf342479fcabc235992a513467a19fddb4dd1
+// digest         755e48f460de6c61065d3d7d68eaf9a49168038e0452bcc2f9dd187328c41f9a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         dc3ed53d2bbb257066d71621eda611a6df39adc9ebed5bfda904ec3f51c13695
+// digest         006a601c6378ff1b8205f5c2dbaf7b7069725519b63e9a38be4c96e142c2772b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         274d28af426830c6b984c9519bb01af9194b4785fbbe3c2137b07e1e62ea97a6
+// digest         315409ef4b94588353025bdd6c21cc3c05631de9a79a090cf3c1f3ac8d6435de
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

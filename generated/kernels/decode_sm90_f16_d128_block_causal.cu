@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         28a913d526edfe356cf1a9dc94b83dc097c85aa67d93c47cfd526f4287fcba46
+// digest         0238523938e7120f1f416dab76b341e9beab15b887bdf9d0f0052a7bf658452f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         1b3629c30884b77007cc8f9eac1bc9025fccbd10bfc117646008e152ec788dfe
+// digest         ad74b44cdf806c7d2fcd39d92e4d22347f66d7c211101867b0a5fda0dec9b479
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

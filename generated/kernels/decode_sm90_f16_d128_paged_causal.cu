@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         6b1426992fb059b8a8a1dbb84b7f40e979c24577102a7523d578a192c1a20c0e
+// digest         77cdd7936ce6bd5270f1e8d2966037b0423767ab439b8d8f4ab2e211ebbe98dd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

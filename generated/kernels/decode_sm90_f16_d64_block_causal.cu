@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         af942ce65dda2866bc63a3e67fd93dd8a30038f713f331736ab5c5b13642349d
+// digest         7150fc406db38f91603b72a7d5b647a073d0687303ebd5d84a28149f30d0948c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         b31d8b1e58bece4f1be43a83a670e27eeaa26034a54b46b876a39b4d7ac3e3f7
+// digest         24c4848b7be926db0e68982197f7b91ee30131d8656e6edb2f3b5a73b13064a0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         09ae9e528a3fa54625ea2e2f8a16f953644dd9c310e8b101691e521b2012479d
+// digest         438ff55a0dcc6b2cbbbdeb810f4acafb7694f5728550a41275909e01eed495ff
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

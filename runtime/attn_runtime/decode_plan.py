@@ -114,7 +114,8 @@ def plan_decode(
     """Plan one decode call, of a kernel that packs kernel.cta_q rows and has stages of kernel.cta_s
     keys. Raises PlanError as `plan` does.
 
-    heuristic: equal ranges of stages, which the kernel reduces itself. fixed, fixed_size, off:
+    heuristic: equal ranges of stages, which the kernel reduces itself; its workspace and counters
+    are those of the widest grid that other batches and lengths may take. fixed, fixed_size, off:
     whole splits as in prefill, and the reduction after it. A heuristic that may not split is off.
     """
     check(problem, device, kernel, policy)
@@ -139,10 +140,12 @@ def plan_decode(
         )
     capacity = device.sm_count * kernel.ctas_per_sm
     ctas_per_sm = ctas_of_heuristic(problem, device, kernel, tiles)
+    widest = 0
     if shares_stages:
-        most = max(units * tiles.query_tiles, 1)
-        ranges = min(ranges_to_fill(device.sm_count * ctas_per_sm, columns), most)
-        ranges = min(ranges, policy.max_split_k) if policy.max_split_k > 0 else ranges
+        cap = policy.max_split_k or INT_MAX
+        ranges = min(ranges_to_fill(device.sm_count * ctas_per_sm, columns), cap)
+        widest = min(max(ranges, ranges_to_fill(capacity, columns)), cap)
+        ranges = min(ranges, max(units * tiles.query_tiles, 1))
     else:
         filling = ceil_div(units * ceil_div(stages, splits), FEWEST_PIECE_STAGES)
         ranges = min(filling, MOST_PIECE_ROUNDS * capacity // columns)
@@ -172,8 +175,9 @@ def plan_decode(
     counters = 0
     workspace = Workspace()
     if ranges > 1:
-        workspace = _range_workspace(problem, shared)
-        counters = _counters(kernel, shared)
+        most = replace(shared, ctas=max(widest * columns, most_columns))
+        workspace = _range_workspace(problem, most)
+        counters = _counters(kernel, most)
     if problem.cp_size > 1:
         workspace = part_workspace(problem, device, workspace)
     return _plan(tile, split_tiles, workspace, shared, counters, **common)

@@ -55,6 +55,7 @@ DECODES = (
 SPLITS = (
     SplitPolicy.off(),
     SplitPolicy.heuristic(),
+    SplitPolicy.heuristic(max_split_k=3),
     SplitPolicy.fixed(3),
     SplitPolicy.fixed_size(128),
 )

@@ -118,6 +118,8 @@ def test_the_api_lists_what_is_linked_and_refuses_by_field(project: Project) -> 
     assert "512" in refused["small"][2]
     assert refused["none"][:2] == ["1", "workspace"]
     assert refused["odd"][:2] == ["1", "workspace"]
+    assert refused["bound of ranges"] == ["7"]  # as the caller had it
+    assert refused["bound of splits"] == ["2"]  # as planned
 
 
 def test_a_caller_compiled_by_nvcc_works_alike(project: Project) -> None:

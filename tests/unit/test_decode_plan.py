@@ -102,6 +102,16 @@ def test_the_workspace_of_the_heuristic_depends_on_neither_batch_nor_lengths() -
     assert first.reduce_grid_x == 0
 
 
+@pytest.mark.parametrize("cap", [0, 2, 20, 500])
+def test_few_and_short_sequences_plan_the_memory_of_many_and_long_ones(cap: int) -> None:
+    found = set()
+    for batch, keys in ((1, 130), (1, 4096), (7, 300), (500, 1 << 20)):
+        problem = replace(PROBLEM, batch_size=batch, token_num=batch, max_k_len=keys)
+        plan = plan_decode(problem, DEVICE, KERNEL, SplitPolicy.heuristic(max_split_k=cap))
+        found.add((plan.workspace_bytes, plan.partial_ML_offset, plan.counter_cnt))
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("group", [1, 3, 4, 7, 8, 12, 32])
 @pytest.mark.parametrize("rows", [8, 16, 32])
 def test_row_tiles_hold_every_head_of_every_token(group: int, rows: int) -> None:

@@ -57,4 +57,12 @@ int main() {
   refused("small", [&] { attn::set_workspace(params, plan, workspace, 511); });
   refused("none", [&] { attn::set_workspace(params, plan, nullptr, 512); });
   refused("odd", [&] { attn::set_workspace(params, plan, workspace + 1, 512); });
+  params.max_split_k = 7;
+  plan.ranges.ctas = 8;  // of decode, which shares out ranges
+  plan.counter_cnt = 8;
+  attn::set_workspace(params, plan, workspace, 512);
+  std::printf("bound of ranges|%d\n", params.max_split_k);
+  plan.counter_cnt = 0;
+  attn::set_workspace(params, plan, workspace, 512);
+  std::printf("bound of splits|%d\n", params.max_split_k);
 }

@@ -221,9 +221,12 @@ void set_workspace(AttentionParams<T>& params,
   params.cp_O = reinterpret_cast<float*>(base + plan.cp_O_offset);
   params.cp_ML = reinterpret_cast<float*>(base + plan.cp_ML_offset);
   params.cp_stride = plan.cp_stride;
-  // Ranges of decode fit any call of the same heads; splits take more with every one.
+  // Splits take more with every one. Ranges of decode are as many in any batch, up to the caller's
+  // bound.
   const bool shares_ranges = plan.ranges.ctas > 0 && plan.counter_cnt > 0;
-  params.max_split_k = shares_ranges ? 0 : plan.split_cnt;
+  if (!shares_ranges) {
+    params.max_split_k = plan.split_cnt;
+  }
 }
 
 // What cp_fn gathers in place: the parts of all ranks, `floats` of each, that of rank 0 first.
