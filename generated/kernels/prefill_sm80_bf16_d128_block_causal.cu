@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         f4305f6d15a5c90221837a0411be05fba50df10ee2383a50cab7a9b56de2caa9
+// digest         bd4024d22a7e7cdf0cf95f3e3a98c765f2604d5fd34c435f632b11ca9382f069
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         83a9141e39f401da4c62566a47a0c9e8c04281edf30798564f8977084b5918cc
+// digest         e7d0e047e3518e216e0394f97007ab5eacd1513016732f40422309fb50d4bdf6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         da8f9e2a52e56975248b2cbbd1741c2377ba3c83a34501c9f1a775a25f716213
+// digest         86d610a50ffb46804aaa283f8e8b3ab3d0bc6f4cd2182eb4d5cebb89e274767c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

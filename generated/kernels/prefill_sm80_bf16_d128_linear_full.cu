@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         26b3bfd1fa5052abaa6522769b5f0e9fe1ecee1855b4b079bfdcd345037641f0
+// digest         944901c4af3467ddd732060a90b7e101f899d33f876ed9dc41fb38cf7de8075b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

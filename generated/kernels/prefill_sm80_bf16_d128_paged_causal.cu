@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         37aeee56ef253ed65bef1b3e1dee4acba628302bbb84321c34516472eef6d9d5
+// digest         9d244079213080416f32cf4c13a2b4a4bc28ddc18bd9c94cabf8b3e3d72bfb75
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

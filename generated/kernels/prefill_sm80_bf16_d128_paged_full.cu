@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         c326dcaf108a8a7732a35df166261fb33d5b1668802fdeff26db308e8959770b
+// digest         bc421728de6002b1fb405111feffc70414d84a8828f8afed2e1428b682dbe8e9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         3f8085bb9b0ecf31c606b396eba478b3fedde66942bb7b3b35c20a8b7e8bd8c4
+// digest         bf01a21270669f8efcca57a8cf9946915e6b9d379d70db910a70378cd23ea7e3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         40cef17b96f099b590ccf5c982dc48dc5319aa01d3c8c9f05165ad76cbe866e9
+// digest         01a91b75333187f299811a149169eacae0f237b454b08cbcff510350fe2137d2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

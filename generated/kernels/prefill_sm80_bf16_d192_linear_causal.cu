@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         bda5a4b8579cde1c8ff8c8fff9b8104331d66b75a16c85d4304cdd67cf519472
+// digest         eb2b55c82347295260247758698e6b49be3e9780bd2fbec2f57c938b6b66207f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         86b9382c7e8ade4f6bc58c8b55710e60a428683b60143fc0ed2a744f4036ad49
+// digest         050f70a106269a9236b04a7f90a0d418ab732ea8fe4e42939c3ad4ce6a9211d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         5df0c38ba7eb935c5d98ff78b255c29efc2104ef531bead9e97324a74f97790d
+// digest         5846b451d68783b58c0074fae631675349a034d8d1e383e8616cef08a4c73617
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         219441eec5ffd4907059d4637d14fadcf01505b7c4caaa1e3d48b6949ce00f0a
+// digest         9d81c652dd95713fce598636de86de48d9d21ace8ea3ba8493bff93c558afb24
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         aeff62a67f67193f53473a60c816740ddcb1ae0c7cd2af6c07718c6949acdeb6
+// digest         5fbcbed86fa92ef2d81f7976355fcde80f4ed870e7c62f6d95b8c2458d0e8cd8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         7f77fab98c5e34365b8ff9d9e288959c13cbf8e97f78edb4b30c5a712f651bb6
+// digest         e36a6cadc8e1f1ccb53733044973b39e2305afb3bf7a70b21f1e00cc71e11bce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         b843700ed83429c2328ce4f4b514d32a403e0f0636bee98bbf5fadeb45209cc6
+// digest         31297b87d63668c6c4dfa191c025af247b915af6f7b25297b2554ee0b187129b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         34e7c8c56f7005a50c3695c7e1874eabe6125fa02139b77654401539b6336c14
+// digest         525b55afd5b464a6c8a826e7fdcaf4263a5ca0b320f4422d395a57baad094b2a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         a0c9e2a391c6ba20a266b5537f5fbd299a8b11588bbeeada814ed2548f261539
+// digest         331bf8533699ff8f267b3332ab0d6a76d9aebb80328482f8d2d09e173ae9eb33
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

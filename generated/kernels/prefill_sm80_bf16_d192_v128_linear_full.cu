@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         eba8546c232b7a22a15a096f722a175720dd4b0350ea2c3275bf385aba3dcb79
+// digest         6ed9d273174e410c04b4bec120a738085f993cd8f079645493311518e34ba856
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         524fcb0b4feeb8512b7a7584fd360a099176797fb00daa932df484ff4b1d372d
+// digest         69dbe1fb311f192ec769541936c1e489b79dc86480fb2defad0bf1f5908a17c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

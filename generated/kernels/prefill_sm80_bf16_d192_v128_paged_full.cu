@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         b7407289c64f87be8bc923b3e219d75760cee9c7917bf611bdd183748fd723b5
+// digest         9f717adbf1953168b1b65a9a5372969ffcc5baa7c849bdedb888ca7a56f8423d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         a0d711858b886d35a9782e82c982fa1c6736c0269aa7f46a96fd7003ff9480b0
+// digest         2e301a6b44b44ef231b456a5c66dac17e969d0c49e45a47be8ad3c266810e635
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         83e86827b5eaa4274a20414c2db3eb3838d1c941e34ba67b280743ada7169512
+// digest         9396e817c577252555a16cd526553960400855dfa043ba55af249be467e41ea3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         54188a7b6ef1c83f666b6210bf2adcbbf6ea120d6cfbd0b157e7db833cfc92b3
+// digest         0c90b6e4888253303fd980467faf2e0af00e1d38b869fb04e9f3ca677ae36774
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

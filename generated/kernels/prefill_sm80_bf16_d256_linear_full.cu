@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         163418dfee86ebe365e1c2eaa90bfb5d5b00d0c9df2b7229d333e6257d05e0c1
+// digest         bf47b428d6444802d9e9635f51096ad756d70a80cf3d67f22efa28fecda5bdd1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

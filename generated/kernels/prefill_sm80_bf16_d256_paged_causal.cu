@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         fbd0a97c9bbbb41807e19ef586067cb4df83a7543ccfebbd13702dc3ddf79ef9
+// digest         fb7b37c0498d79b25b13a9e55678a546facd6b92dbde3e909a35781715035633
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

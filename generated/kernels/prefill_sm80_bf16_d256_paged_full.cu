@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         731614c8456f7ea4285d12ed17059737de64a048cdafc954cc036559c1455151
+// digest         65007f0bfcc68c614ecdd9e3d8848b1c55dd540b13ece28b1462b0203921aca5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         8e71d008c0a4011eea6b71d91555fdf4db1ea3f62bcef35a4e06f872bd2fe6fa
+// digest         938865db02849b6e6124861c3ee77f493e19bfce39212258fc1bc7b82dea8d65
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         bac7abc2ecc1de41fccd82c9b4eaa56030b9f6434e406cac221fd74b67938483
+// digest         47f8ebe1b6ca1a65a945afa2789305c696b112150bce80f6a1abc6630be2149b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         f16becae00890e07796fef0a891e1ed2224fa1bca332e0d47c48b6f083942818
+// digest         161542b6f3b54c69bb5c7d6e153a11acd15b95068ad0896786ff79c55d9522d9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

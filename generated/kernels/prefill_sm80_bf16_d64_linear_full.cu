@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         88cef9eaba55d008abefc30dd3bd112901558765d5f8ed54dbb72b8e1bd85c14
+// digest         8af3ffed8d1c7a6defc2eed6dc10d6f17d17e8890883ab1da5d92f09b81d447e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         ca10adf72dbd0abf29acf7b1070b87aa3e8a370ecb061ef860e19dc15ebc4518
+// digest         64aa7dcdd6bc3d4fc804459ee80feba4bd739f8a902085884971c9441088b8ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         00ef515b5fa01a2713ddb9e328fd5be28954ab3b4b0c50ca7881f1faa07a8454
+// digest         1767dbfbe5fe6bfa1aa0ccf0f287ceb7fc1a00454a41e277ab72e5e37f503270
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         27f8978fb24c1e3c138d551bc491d866c9dcae4e091da736751ef0bdf93446a1
+// digest         e1d7d3eeb8158cf7a72aa7663a8b569065ccc362fca7505439c4c7a6735d6e64
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

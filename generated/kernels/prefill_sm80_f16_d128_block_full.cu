@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         0e0ce919ae15e0a880ec0b5833673d78b1bdb1de4f443903fa2271fed5c6d2e6
+// digest         694511e6686421875c1b1f93920103ebe07dc88076eba1543700b63dccd03ae1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

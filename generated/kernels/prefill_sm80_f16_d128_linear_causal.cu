@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         95c390275dd5bbe860fd4773caf1247ddb20904148ddbd118ff7eed81b4e0df9
+// digest         6f6dd3f5d4ca69e13d1094c1ad91d71cf3ab3aca2e51f744869af612f78a9a60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         ea87fe8a893dfaea189c57634de96e58f9dc084af0b88486dd4b9b59f0602edb
+// digest         8e5adc738bcd06674335fd9a327244dbb17be697deeaa16317a6ca0e29d6041d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

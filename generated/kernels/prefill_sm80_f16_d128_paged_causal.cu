@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         39e7389359dfad680dc105cb41c23c79507e0bc8fdc9fe0b81910d10703685d6
+// digest         92b86787fd210c005e8b73ed8c2c199d45ff924dca44e2ae69e8bf4931cf3b38
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         40c67efca6f862bee196a0f35e2aa96612a570c76acda67573ad9bd8f1aef924
+// digest         04fbfefbfc36e7cf3c0c6fa2cc657a91c79373932b1f3a863c55bc5ae884c654
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

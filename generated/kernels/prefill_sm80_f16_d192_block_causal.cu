@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         1519ebbbf3089afacbcc984da1ee43d410a84eb6acb0db0fffef9111a9fa5180
+// digest         784ca8d4b9dd4145d3ef6bdac06376a6ea5d790e0eb81d203a4bba418eac8832
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

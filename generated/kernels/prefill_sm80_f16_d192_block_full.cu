@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         a326b3448d6f6c65229c79062c7ee261c0bd218b808373fa0b5e1e2972e055fe
+// digest         9bdf03b6eeeb1889f5ae0814c8ae430eb7eef9e716c57429f12e54597105f225
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         9e7a1bb0a5931610d119cfed93a49c36d4c5a5437636e63c91ed219b08ce1f9c
+// digest         3fb9ec9504f57b510dc7a495be1ec2d506c30b25b4ca72c0ea357c0edd87e305
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         498607e98882901c1a7a38dff3e412e9b1e0c8e75eeca2b5481606e82a6063d5
+// digest         4e4405ba650bf43389aecd6cc5972c47c32c6b19146628619b0a4dce9117cc45
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

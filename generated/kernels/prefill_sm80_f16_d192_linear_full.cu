@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         92689ad5b49c847edeb3590ccd643223f54897bec6b9be579f2a322a0ccad2dc
+// digest         cdf7b6f4feed317744638c61e2f9654c37c89c13488761f1fb30f3b10b0e4fac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

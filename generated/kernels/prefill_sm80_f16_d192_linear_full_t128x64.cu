@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         d1f880ccbb860e71a30750353324491e0938b117157cc94decaa8a905c76a154
+// digest         4563cf689bf23ceda2367199b1ecdfdf187c9e2d543c2cd6b0084fdad65f1f57
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         d6529821bc73e0c989185d102ce35b4375787c7579261d6fe9190b4c61aeffff
+// digest         835083ec32d9e540a56adaf936b48f619f4f864900732e2c9f4b3e2aed8ebe2a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         d4352b492709595b980d0a34770ced421f2b862122c7accb0cf99965250df390
+// digest         93f5850a28df9fdac9047200497a27b964fb96353cfe8f72a2ba467972a9aa7c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         7b7c1199e907fd672249e7b9c00dbac2352620a6a5ee7e45aa779ee37d25f08f
+// digest         18c8fb2e2e102b342bc0dacb933fa8a6fa5960f691c482d1af7f303cee55c45b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

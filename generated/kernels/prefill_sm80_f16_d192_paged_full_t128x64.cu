@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         f98785f1ac3839817eee8babfa4467a23d1a0f635cdb833d3d74e0c5dc43ad3d
+// digest         7afc1712c4474d2aae269bbe7a8d0273ccce066652b870e432dd8370fb261a99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         518988ed8525b1c81f53e1240de2dedf469e6a719fd6ac3f68f97e183718c2c6
+// digest         6f2e691e81ceadf0d096fc6ac36e5eadbde0804fca4a11b15a13a8456d8a196f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         6b68aebdb43d1f78679002ef739ac98fe1e297655fec31cfbae46b9ba9848c10
+// digest         9c02acaea5213cadc9dc30980a19a66087f8fb830974c4aac76e5ba94a6d089c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         1cefc64218a363d82b1d8c4396748da39b490757fe37ef7cf65dc14e756926b7
+// digest         7ccf9d8a8e586e6c97b2b39c8d293816aa34829a1b8dc47efa1aa8f5f700ae12
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a08e86aff3b8b7d0fa197ed5bdd412517a44a0abd98d2be180c06e91999b4f7a
+// digest         92c1719866f480e375f17beac932cdfc366f082ce8fd0da4da8385f0c62a6658
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         2f8e882a44b21d30a02dbbab7108772f20bfd615229bdb1a3b890c2677e83e02
+// digest         87b8bfaeb2a2bd68af4991271ebd4b5023823771aa39728b8dc938d7736da76f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         ea7c0d8d8260319061a9c0c522988ccc4e55a5de0e34a94da9ff26da3d37be52
+// digest         5a1c71993822d63f0084d85573423fe225ae14790e20b98fe0bc5c1cbb2e6b8c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

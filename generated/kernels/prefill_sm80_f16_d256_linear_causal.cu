@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c4f1ffd4e206efa9f06705deeddbce6c370fc241796bffafd743e0a9ebfd8b27
+// digest         c36efe5093f58425c13de82c8b80bb501b457e7ea74109602b933b85fc95c840
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

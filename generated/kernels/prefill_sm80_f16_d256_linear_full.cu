@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         ceeda1444b5a070177a971c51c52f306635772857e3dd7298076421938c5918a
+// digest         522c47edb2588d93b40225972b32d7d8f1112bb83398b63d6dc5b2a126ecc187
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

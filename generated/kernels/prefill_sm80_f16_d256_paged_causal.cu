@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         4863864c7caf0f06eaff4faa1caba1b2c16bbaac34f236947116fecd8d8c296b
+// digest         d85f9048f12193c7eec749f4d82c6c1b1354d18659a5007cc4e6a6576b1de1f7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         83974577e91b63ba9126a2437b0f36d0d2f4549982d325864545e9eed3739004
+// digest         5778a1209fecf87e33ef97d30d0967831e5f28df4dc178f3ca2a5c7c5afa77ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         a5fc383b066281f219469fe1bdda5bf139c3e976667f57e308424a1923d1e9c2
+// digest         9e4c485786adba2d8bb6eba08433450b4945a14966c302605a96ee8430835fea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

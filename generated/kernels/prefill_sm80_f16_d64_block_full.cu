@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         6fc0650ccaff9d8fe86dcfb43324875ba0912a2f67800f7435c57da8db311b5e
+// digest         3ed772adea792f7d4b3dff33b1f4b2f5ad258fb68eb5cf9b6b799d9e5dfb4ec8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         8828ffb807b6cfc439e0cfc5d7174fef3733db1ec17b497d4af55677b9dec55a
+// digest         e6f3a375ad69fee941cd36a180d73a590a9394d434e4bda76b75d639432a0f58
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         f440b99d719c799171559eb0819c8e6554b9376fc376967cc0615e5df3d87458
+// digest         5c7f4a1ea6aec6722d3d15796a6eb79abd1ccbfcda3eb85d746f546089e41e67
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

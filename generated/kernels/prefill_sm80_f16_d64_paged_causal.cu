@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ead3c94f225003c162731ada327dd417c3d6affe85318812378aff1aac4ffeaa
+// digest         229e6d0d1641ca61433789994d4c0044505c9d08864893abe24a3b2529965e72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         dca795166a29160928a6fdf7d7d4dc3ee285f293d1fb2e8813704668f5d3df59
+// digest         07d0896e39cb5be7037762adfe0002554ff122a290148161c44b6bcb7b168835
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         bfa8e246fd45da811d9d6b81e1be25a1695b4a1ccc22f0e0a45a345cacdd37c7
+// digest         84eccf7a7fe0c48deed3c8367d2e4df4c38de94803ed69d30ddea2f1c5c0ab70
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         57f3b2a112158af82cffe7d6262fa168456c4e29dd6b29a96f8e49d4f4f3f706
+// digest         dc9fdc8f1ca9c515b606b7bb014890a61e00516942c4e781795a040cb33712c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

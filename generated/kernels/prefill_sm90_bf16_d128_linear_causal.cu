@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         82c0b65960ea453aa4dabfa4fd17dbb64f628c19b34ce9b8264d68d1d1e00a0a
+// digest         92a07756bcc3a1eca518077c9f84265e9745753dce7c39a4fb8b50b766c7ff3d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

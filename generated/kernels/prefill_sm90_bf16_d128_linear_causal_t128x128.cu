@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         fb36915f4132777c94317ccf48aab92cbae8b9322fe9d695508c8979d9fa337e
+// digest         9fc6ea97c0b64584af848ca9da2e5d6eaf5741b813b511d59052bdc498cb9c15
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

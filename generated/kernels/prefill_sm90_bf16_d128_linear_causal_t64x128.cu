@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         1b849f406cbb4f1e2208fb9edcc65529c8fcaa5a3db1198b971591e419efd546
+// digest         2f47c79128374741ae1b4aa72090bf45213628ea10bd9b6449e48deb8ff4d12d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         bff1590b4007674258f3c4244e36f00c1591ee8d73b81ddad8f0bf88d61fd7b7
+// digest         340a78260923521818ca4c0fc26817bc7b65afddbbc5d73a122456eb50d24824
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

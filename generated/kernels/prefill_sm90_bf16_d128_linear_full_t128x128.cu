@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         2259cafbe66df1ec3028433765e9cc40412c53d8fd452fdfc3fcb34024ea0172
+// digest         0389fd0912afa3b3d4855753b7993e069786d5bc37ac33555d05c3a68c9b6516
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

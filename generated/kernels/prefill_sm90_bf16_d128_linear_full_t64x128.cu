@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         3532e27997e902dc615334d5dce90f2d817c4ac77a8cb8ce37376f6e4c02099a
+// digest         f70de5f5f908e89f123a30604efc390afc74b2cdc3ceba234becf9fd6fe141e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

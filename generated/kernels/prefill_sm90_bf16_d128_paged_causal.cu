@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         2e959a6e5f93bce829ad676ee5c4fdf3e660659e8ff53069f4606022d6ac21b2
+// digest         a2ea8dc102142d1b161f0ed8bbd88964c65531ba81f33c37a436da7ddf962e78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

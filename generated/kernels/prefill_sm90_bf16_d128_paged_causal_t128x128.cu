@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         0f61b2f0940894372691468a3fb1c269b2d39463e9e5a3187d77507336aeff6c
+// digest         02dd6150cc161a245a1bc252b5a5baac4f07a72c48f419d19dc76bd423eb4b42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f2e77efeb95d24cc9689c15b30c374aafe072f947052a0659b358aff7756b5c0
+// digest         9a5892e0e6cb818dc07b81c2117f6ef0cd390ca5101db1ade4a5c0e98ac245d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

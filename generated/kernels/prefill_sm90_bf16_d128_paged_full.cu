@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         b70d94afa903d0e54a4cad4ff68732ed82bd3d5b8117464dbbc87954a32bb171
+// digest         2fe871b3d13bd41e7ff5f63ceca575b9ba0b96ec1d81a49622dd94a24df878db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

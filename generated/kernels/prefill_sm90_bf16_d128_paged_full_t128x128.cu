@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         c6b1c7656eef8e129177257ee51be23667ab44e8e535c03a160f6bf1aee26351
+// digest         96ec5061a94681595a135a49d634f3c41f12aa3e9bc43344f09baf64a577bb64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

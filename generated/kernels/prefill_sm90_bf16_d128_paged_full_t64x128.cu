@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         f4dd6526bce37fe38762d51bc78eb67a82db7619a828490d3bc1708eca793f26
+// digest         3ef5ebc8e419e1fd6dcb791ea26723453c4b9edc66662aba36c480122d955540
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

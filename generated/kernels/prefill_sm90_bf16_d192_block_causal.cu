@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         7e18232483e9c98878a720c89ab2ee8f2fa2a5192156c3e64ba3761783d92db5
+// digest         59360589a78d8cd63f88329be9fd95a24b04cff32ccb9c2af680d2e29ef57115
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         4eb7b182b8f46d40ebdd3a1026584124cd215745304cf51e9a562f81cee6f4df
+// digest         5acf6ab9863f949a1fd9b5aea8f94bf2deaa6cec7a94f7c6bb36b908e519d8e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

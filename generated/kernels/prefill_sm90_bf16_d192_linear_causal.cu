@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         adb892cd50765e4a336c04a132bc125d43d1bad43968d655aa01a176d9dbb698
+// digest         816af155f1833f02361e616aaa2bdee0fa4d7dc1356e1904675d65cf17bbc73e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

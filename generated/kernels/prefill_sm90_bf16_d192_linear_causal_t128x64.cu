@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         e699ee69b9bcd91fad47309fd14848e192988b95951623dfda9310c07cb232e8
+// digest         1708bc44942fb1fd17ace08e2cb1ff9229fdcdf2bea08e65ba45b395e6f875d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

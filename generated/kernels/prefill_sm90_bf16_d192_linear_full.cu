@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         6b70915b1249ab10fd95454625b1bd7f59a7e81a3299cde58ab2c068206ede4a
+// digest         82d3a46d993237f2cbb44da189566d6d861fe619f5ee1afd6572c48c1e71f9c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

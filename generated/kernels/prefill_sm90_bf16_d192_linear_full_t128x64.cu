@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         cbc22ec7e4c89cb46dbec138be71ae9a0b052a60179ebf1ee06bb7ad4a633df1
+// digest         93642798ae5cd89c8bec7f6f0a791e05455373c3d07fb4b80739649bb92ee8b9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

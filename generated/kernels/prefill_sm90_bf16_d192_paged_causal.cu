@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         e2259731e6fbcc5dd3e4f91ae535559d440388b7204a2c43312b4640920ffdb5
+// digest         9178de708d269c6811fe4e55c708070efc38f984de2599586169fd2442dc25b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         801827dad335ae65b38ca49aeb7ed6bba2beaf44d67b06f8bce5751bd55dfc5b
+// digest         ad63f8de1135fa8c900063206d56f37e2158e18112ca4f74ea509d7c471fc182
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         98a445ac05b8ab66b170928e832105d771f965d54fe992ff9d0673c2e966ed41
+// digest         15189fe2e7e5aa179d1336d6e996576f210a249ed849795417766962e45a0d41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         a6e73b4117940547e1cfcce520f2cc74e6be0fb8757e2f1c0fa0bd6b2d92b0b5
+// digest         30fccdb7e95effbdea2dd6f7366d354ac154df68fb96c9aece1d9fb4f75e4676
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

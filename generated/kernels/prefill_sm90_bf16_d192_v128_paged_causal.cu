@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         e7ce7afeaa8881a8011e3a1e11d5b7ad0e8fb0de4d0f44e1da6899bb2c798d91
+// digest         c3bb9a07bf9e977a5da09e14bf06e3d7a0124fbab42ec55cb9c143ae94d85456
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

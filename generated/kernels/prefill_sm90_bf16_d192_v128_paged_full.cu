@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         d6f8f8f101036146a4bd870a74d8a1bc020272c74ea695d2c19bae3fcbd58b0b
+// digest         a389221864ab61efe3d3c5067fa6ebb7aa2c50c3f31a16fedb44300c06d22313
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         4c7b15cbd33fd0f6e7d685330ed9a6f44525d847721b694bfb4a0050582651d7
+// digest         56ba28bc425f339284b1b47570f57863606fe394dd054c7c90545cba064b401f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

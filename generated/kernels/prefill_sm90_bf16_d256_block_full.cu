@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         1e915c57a6e8eb4bfda19186ed009d2ea8a1b78c04d76d73b6a179686c9fc682
+// digest         d2381884c8c1abd3f4a5ee843e3e667e642f6cb13df44bf38322b0081a36f1cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         7a87ca29c50df199fd9d505658547cd72ee78b24e42795306637978d57c473e3
+// digest         92187d58b9475821e463a2d98547a2618d8f2752f6c9caabb9591b4f245f0642
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         7e70cae8309a9729252c9d317de2495fe2dc127e481c79b704e58a7038a17edf
+// digest         f5361b1903d2046f7588d4538fbee5b5bca074984ea87bd564ef915e803ead2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

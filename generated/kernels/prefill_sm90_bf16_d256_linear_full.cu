@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         463a4efab479332f142fca7d505d08784e865fc9ab12f6cc15b42fb4682501f5
+// digest         9597ad80d55056ba5b9e04bcc7c2cec208b6c5a7a047a3513b59a40ee4e44bf2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

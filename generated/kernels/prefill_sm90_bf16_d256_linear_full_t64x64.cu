@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         85dd6632c13be107ca52a7928db9c23549c9a7550fae601b8f1fa6bb65596bce
+// digest         f9c55d4964643a00f22646fbedb81ac91a0cc2cb7dd8dd139c82f893c34f7a7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

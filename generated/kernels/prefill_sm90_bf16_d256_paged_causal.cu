@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         570075e404437130bb6b0987807d9621d6dd44fc4886f370eaca574ed739a29e
+// digest         abe956afe7827e83eeebc21ac5bb11d4d3e0ecad8dc7eaec09b5099cd4775761
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         cdb2c9a026802c009f8b56000a2a2195add889bfa5e79a8e6c241b4ca061cffb
+// digest         a02348f5207e78a2078983b59704e271c93a19d34e54de84ff8f55f208736d24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

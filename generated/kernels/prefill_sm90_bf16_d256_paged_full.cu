@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         eacca76cacb03be28553a6060c93e0083f7a2c66e21e57ea90822812b47a78cf
+// digest         b71c39eaa489ada188d1a8894196ad453f81bfc9ece2bd08016d4da6aa80a81e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

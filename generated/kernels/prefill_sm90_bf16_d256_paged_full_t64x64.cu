@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         b379012784f3a96ca65a304fdecdb61b102615a110c008cf1fe3893c9c5ca30c
+// digest         3ad8c9609a93b755aecd4e4441ae16ec62383823af623d8f9cf2a9a06e52fe77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

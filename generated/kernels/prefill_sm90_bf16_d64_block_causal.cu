@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         b4c6ff692c36cb518384e3ea267705df41004fa2f8af0017b161703897ff8b39
+// digest         354faac072c62f37d8415de1b3e9465de618b85d2e588313e29e147a14c8d4cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         66962c2a2c3015d3e56b7b5a2249c1fa38b3d19427e76b5af6866479e42d0330
+// digest         f048e7ea018b027d3613acbed7af7cd395a6edaa497625dbb0d187fc6c6bae69
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         09be23d3ebbfa7073166b30347ac4616a39c9ecbd843a70653204d5e5fc35dd0
+// digest         7a5d4eea73cbce411f5894fcac5ff1636f2a3758df4c85cdb8ced6eb04daa3a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         ce93e3f0d515eeff9604fad24dbc824c8474ae333cc5d8aa516f8ef29b3a4d66
+// digest         63a3fb5e54fc89c3385994450ec49f0b927f50d24287bdcd9fbac3fcd4d8d968
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         724aa07803f1c0400aa542d3da7e0b5a5c164c229872d9ed810732441986981f
+// digest         df681ceb56c81980e337e9c93a43905d16f26738705f83a65fcffe46d0d658fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         9ba2206792705459cd3b0ccd6d7a5110ba426440f1b8f0b84b47449cc0b90c84
+// digest         2fc69b3650e76d15a77247d5b83e9e8e7b8c049bc19387c9b502b7581ef6af28
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

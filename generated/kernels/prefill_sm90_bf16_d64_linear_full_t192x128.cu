@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         3fb146965fc4fe5569e14ecb90709ec8558f51e5eca6b1540cf63bc9f85c56b7
+// digest         57c8394932c44eb521d1473968d47cb14ef88b6c8c9bff36de819603df227fd9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

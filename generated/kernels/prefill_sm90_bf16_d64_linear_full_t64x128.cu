@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         0ecbd0bb1691d987edc5240a60094a4c21734f28b2537557bd888225fd7d0f62
+// digest         316d4ffd0470f67881eaf3e550c2c06963d2d21ed2598f215abecacb4be70bb1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         4d9617083e3281cccefb834cfe1f71f3ece36312faf816e9cd420b74534ee6ef
+// digest         ff43f525a39236e568dadf9109895a87948055c1e5cb7f8c6b2fd31e244059bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         43f2f17d46c1cabc3230a3f61b0ff9f06e283760a61842aff838cb2354aee252
+// digest         37432229809c601a13ee5909e460b3b5ba4b248e809fd338a7d08ec68459751f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

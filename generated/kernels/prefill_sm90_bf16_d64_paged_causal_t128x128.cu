@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         7d803ec6a75edc7d81b68f743f2a96f2361824de0ef3d4f7abc2b26184ef24f3
+// digest         e4213fc0f71a04d7f57f92a6b0ca4d11508968e9e818826bdad8ef4e9e86596a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

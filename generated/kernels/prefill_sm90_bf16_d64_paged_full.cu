@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         c155a9e228800d85bd68ed9d7ae5516d1e655d178a5647cfe931caa80cdc2e34
+// digest         8f72179bc5ab85324153ccadcbcf44b2cf3f185bf22de60fe40f999ef1037c17
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         607cc39961cf9671822aa3ba69fb3050ea7a153aec591989a06e11e8aa0c0c20
+// digest         4222b54475770a96afaaf64c6542e0c24782a9e6c4806ef883700eada7c75a68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

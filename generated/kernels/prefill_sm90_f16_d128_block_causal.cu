@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         da78ddba367fcd4bed33a38b15a2c2bd69fdfad6cb90a57a5afb51e7f5fe6b57
+// digest         d98533801d969bb042e0d3998a13b75205f62d1d8902e13ae5b8941622ab7126
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         5a99958d6d39051f9d43bb2f263d1b31a1b83231d99c2a6d7553686275ae90fa
+// digest         4afcee6ea43e41a17a568cee91e863184ff14c5d476375eeb5ee34c74da5f0f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

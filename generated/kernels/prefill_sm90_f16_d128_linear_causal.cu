@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         592b2e4de7d0cf8680754a71eb3ede424568bcc64d8cf525ec234838fe90e54b
+// digest         48e14c53275cb93bb9a5cac2438fb666bb6879c5d13dda6965e62ddcc87cbc0c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

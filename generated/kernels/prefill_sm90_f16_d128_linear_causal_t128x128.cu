@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         f4fabf0ad816a12f75c2f0036a4db0c395e1a0ccdcc712acf096cc86f75bdbb4
+// digest         7f3f811d078934b309e23f8e0ce8493a164067625bac8f75cfb373a44a66647a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         767ddda7ccd2eb6d7330f9366e6bd1f2788aa8a953957cbcebea852d3901988d
+// digest         2ca185e19a99f7542ba6319746fda1517dcfbc2ab7095c400eb5c6a0fe331d6d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         a12457e988f219d88021b31169044e64e6210a9034fb5403425b5d680d92a28d
+// digest         572af8222cb6b9ea820793059ef3aa3e96c92993a43914aded02f5b9a3742fbd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

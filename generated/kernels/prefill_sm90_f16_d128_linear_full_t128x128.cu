@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         7ee14203ba956454d08ea62270dec22e486d5b12f33f96ed07d758ea5960c47d
+// digest         91681be8b14af1d51bd2ec9342c9032f81d0497f00dfd376958a440f8e0be3e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         b71a3dc12e6bf6da496a7ac3cebf589d914764a2640df69f6427027b6fc72129
+// digest         71223151c39752c3630c206e2d14f2db2850535f71bda8aa9363b7c96c884a8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         7ac8dc3cae4912da93f1443d6bc9aee6c2e1d34f348b8e3118256a22fcff73ba
+// digest         a1ab9cfb082d1e08cb7fd808c5b5d271370818ef0ace6d549571ca52e0674fb0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

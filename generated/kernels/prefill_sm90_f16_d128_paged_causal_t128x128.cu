@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         49800edadaa54335072ac8f7b190adf53309bb885c9dbb47cc9fbf417e5f1157
+// digest         559f6cdc1dade10db7899367a59ed6a675828b4cb05fea3c0099f23182f467f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

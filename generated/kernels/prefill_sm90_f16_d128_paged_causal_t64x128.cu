@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         6e981ac911bac90f5776de100ccaf3482fa896c18977a0a85aa5051c63ba3c0b
+// digest         f6c048e1ec737a909c4aae022aa2dcbcc5507e5895689e9a7d7d71c70b50298f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

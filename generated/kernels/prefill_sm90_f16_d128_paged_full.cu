@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         0af6c4e77a113adee0e667324df98ebca06f855e238da107f0479e43a2f73e6b
+// digest         a5273877f3999b7828599d2b528ce51b664d6f677236b28e8de449b848d199e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

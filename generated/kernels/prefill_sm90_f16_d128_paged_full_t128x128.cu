@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         59110c628340c14fa8699f3c8f31c7f76bfa18c5310176b6cd643d897f1dc807
+// digest         271ea896e178f89153187b772e2269d0dd0f159e0c108e3b0084429ac5b62f0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

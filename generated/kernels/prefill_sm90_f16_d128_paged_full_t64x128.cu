@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         20a79028a982fe2529148d96dfcec32ee25b029d1fe36b1721beff2fd170f083
+// digest         6ea9ecc622b006ebc6ec4232a257098cb29baa76d93219354cd7f0ee323fc414
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

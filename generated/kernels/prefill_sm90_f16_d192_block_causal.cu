@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         0736c4e10aa2b8aab2454bd98f0c1cd9173a316255f4120de85ce10094b492be
+// digest         478d3d2de46acbc4475de31935a3ec7c93535e01d3d9fc9ecb375fdad3ab88f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         89c36e380335b8548b668826a3f597efc1c7c98e56a621ab84ff828795acfc1d
+// digest         ba5b5bcf13df876e0c0329262eb2d3f8222086519ced27fc2671a5d6525d3119
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

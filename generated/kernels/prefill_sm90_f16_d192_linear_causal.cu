@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         cb677d342570f4bdc2f4eac9b85ac32f8432313f844531517151c093cb4f5e01
+// digest         4c31d14119c4d50c06453330462dc9bcd178cd65832da858e8294653f77d9ed6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

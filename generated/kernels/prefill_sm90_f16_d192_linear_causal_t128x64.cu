@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         8543a52c2e7e9beacf67d0a4b8e4ef2bc852741fea6004f1a5be57953326c5d7
+// digest         f55c558e79cf24a9d47704da686cbb09f238d507ea24c6bdb157fc3822626daa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

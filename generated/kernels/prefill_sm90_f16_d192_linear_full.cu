@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         a6e840afed680e949760e9dec3abe8e9d340dff367afb56e6680b197f13a3b22
+// digest         172d938c71b1d90656598534fc2cacb87ef5c08dd888fd48393a3b1038e7ee5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

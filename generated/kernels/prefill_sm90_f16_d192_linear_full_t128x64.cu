@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         2d94287bf16e51f828cb3132809a551736de4fb96d4ff3d2c62cf292cea12f56
+// digest         1c26374d353a2a2c548fb9bfaa3aa97ad6d3917542b777d3a6fa881e2888cf22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

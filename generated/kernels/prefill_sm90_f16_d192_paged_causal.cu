@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         c4b3d45c997a93e920981136e5bb99e6c442f4ae13c3c4852d7a47905a6cdb1c
+// digest         142c31e92b92246a0d563ea6696abc5c40e29583245021c417f4a0057e736a22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         10bd039b7fe2ef14d5a5e8f62ca4356447f36468edf47ab78027363f85a9332a
+// digest         149777ec66cf207b0d6918408ba0fa4a26947cb4547309ccaec52897aab1db08
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

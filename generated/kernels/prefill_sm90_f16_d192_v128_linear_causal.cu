@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         51768d13ea2d3a1cd5af714986a342e493466f2d4de6cd7c37af11856edbab0d
+// digest         a67f2d0d1a35f32ce8d1225be6cb98099b9f2b37edd42d1601f957ebf12b021b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

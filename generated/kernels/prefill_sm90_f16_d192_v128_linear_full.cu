@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         478f5bd27cad221d5df8af77275fabeee97d6b7a9984098294a27a4c02056b00
+// digest         9e97af6670b6a19616cec0be4b8642c461d1be4d1a5d81b1a5ae248514bec742
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

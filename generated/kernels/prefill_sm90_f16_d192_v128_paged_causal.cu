@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         f6b98551ababbad46c7b54c8e298a389a217689168532cfc152618e475cb00e3
+// digest         e2c2bc22c79fb96bbcfe4e0ccaf27af502d5acb3d4549c71685b2015b81c6aac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

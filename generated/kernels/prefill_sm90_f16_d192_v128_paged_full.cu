@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         678e478c45e09b14115cf8b8646764ee66a6e5e962e63f9d541b991d3faa30d2
+// digest         1a8f26bee2cbcb656d77ee0f591265174080271ae95eb72ec84e923568fc484a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         e16bf6e6c20c8ab8cbe0eee3e4bcfb3080560ac1880be07c9b28e07ef5a30cd3
+// digest         97f676e4f0cf0771c919df30ad51182d96d007a853a01b0912dfa8053d88db3b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

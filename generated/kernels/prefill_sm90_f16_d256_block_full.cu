@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         09439f679503dfe615ff5b0317196084bc6f29fb09f11c183ca0040a6a85363a
+// digest         f5d322de371033b350971530b509a5a394e4f78e2f0f167d74c81ccb2c28a04b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         78d51b41a234f4fc1dceb88632375d36e205f71c4c689ef0e1b27f72c6608182
+// digest         fa5df7238487780b663c0720eb26e86f43f150847052c42928d3b3f9030afe7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

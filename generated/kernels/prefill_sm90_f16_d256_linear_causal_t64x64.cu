@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         62989ebfbdbdaf3526b798bdf3f9e8827dec5c58b5de5424c849d05e5413f168
+// digest         d93f57610e27c12f06ecc61fa76c1ed6ae593084ad02c8108f939d390c6aeda5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

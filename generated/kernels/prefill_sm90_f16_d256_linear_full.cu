@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         0b7faf58c2a548d42ca7510dcc89921768203b9923728f64541163ac09e60b80
+// digest         bd047009a296b2da6543905012b457e97d97aa31ac516cbe47dfb873222b5f85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         aaac34fa9a42632a8a73316971ea4a2e8abcc6301db339a94d7c0fbefa4283de
+// digest         ea7ed07ad2c605f86827e293ddfae8b27c1af48c8c2d20f26b68c19352de3a74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

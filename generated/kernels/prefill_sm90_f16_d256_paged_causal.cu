@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         fcb1ab7f1e831026d9ff44d455bfbe4bf98de68bb657dab0bd5ca6fa98c81a6b
+// digest         c129e5d9233a41a34564de89bd311a787ec803548c9e845dca16fb02e38ca63f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         6187c1b934341b9c865aaf884e3b9f781c56ddfbc51a3c2c38b462b9b8cd0f36
+// digest         a5c59d30858ed4ee923a1ef143ca0f73e0f550b71f5b4b95c974c5342b5567ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

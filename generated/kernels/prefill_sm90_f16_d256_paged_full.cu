@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         de2d7e912f0d905c9994e7b639cb967c8e3eb68e1bcb119b2360e5fda757d889
+// digest         f61335015ca0bb68f54fb00a7db300b787a1f97fad76790d0485b61da410f071
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         7449d4d5e3914ac2d5cd2910157c424086c2713c6da03cfbfec9e475b598496c
+// digest         6a3c0a740bb2cf7851b35669e31626ff85361f25d8882734032f1e0cc4dab4f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

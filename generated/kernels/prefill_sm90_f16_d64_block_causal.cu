@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         2280cc62f09d97464657255d0c77887469dcb2b6c20700a3b5077815c5c2a2c1
+// digest         22c8b3ca143a9fea47cf893d2348636bc3f3b73b4e6cd6721ea140a09ddf9afb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         a35bb53ce3172a93a0c3c908cdf5c9243444c41f55db7a4b52347020ac6c91f3
+// digest         32fcc46daee708999c8f4cb291d1a28956e82daddc40fe1a8abc01803690f82c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

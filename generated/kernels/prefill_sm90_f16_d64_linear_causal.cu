@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         7dab52960b1b6011270ff5e80c96d1c4362c4e8ad2c030d659e456bbc1a9365a
+// digest         aed60dc06a1f5a1835d327050fc92f88ed8b292f94523cff373ec51a7f2e39f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         cc81d3a0d2f5a2792e0ddb244cea0258b41cdf2a2f9f6eeefad4d0d782d6fb21
+// digest         8744aefaab326e0b20fb19deb6ba21a1efe033f8428ae9f16682373d3f0bd174
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         23a9c5420c753708caaad0871ee674922bf6b1ea24faf19050e5c51e18fb42b5
+// digest         a8b8867308093fb8ec0a70c7a6387d8c0703c75c976e54987746fc2a74c978bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

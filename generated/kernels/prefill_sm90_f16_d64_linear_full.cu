@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         0d2c811546a151ff38d5cf1c0045332933b999fe335a4c60219bb67756d99fff
+// digest         7f116a3033c2a9477d69fd21cd590599961e15089f6fe0676636ad94583f1cb9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         122c5a0306e2287d393dbe630afee2af588e7fd37d915a1f1867f8e477d252ef
+// digest         a801d7b9ffdbfa9451cd696709a6d368ae9db8e8b04b5ae47a2bcbfe85d10228
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         760c2b75bf47ca7b7e579f8ab61f6f0e32eaf88e9bc6c7b0649961b78b2e326e
+// digest         96a854d5203332be44f8ca8681f37d5d0379b852287722775acebe5c6922a5bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         adae03c4164936cf775a0a37118a8e47d321dbeecb77c3b407312485dcd8a341
+// digest         016473bdf127a69d470512c383841d296f55d95ed368ddd6631fd1dcfae9de5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

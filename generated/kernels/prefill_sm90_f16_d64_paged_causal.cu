@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         9cdecc5c432316d0cbc0a6c90801d4cf67a00c3631851bb9d50481406fa135a5
+// digest         f1e6f5da6e691bdbed40773206971884d86a85fed077172ab7107d2197026d85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

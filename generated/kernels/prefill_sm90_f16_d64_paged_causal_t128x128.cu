@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         fb8f9cffedd55d57dda672afa59400e0ee2acc66d003adbb8cfc126d0192ed82
+// digest         a742a905a3ca08f102a1f00423cd5bef9cb2dfe46724fd859e35c90137580fd0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         e13062a5e3f9700a01a5160f1f117d094706d0bcad0165058aa2961a62249713
+// digest         aa95bab8d26d6ba25c2c3c916767fb00f2ff88b7f1145b4256f62c26854f004b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

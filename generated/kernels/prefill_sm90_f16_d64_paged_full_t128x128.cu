@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         45db4fe593c3f02e3430636a63999f7fad34d53f78fa21473605c5ce87f0faa1
+// digest         b514ba0addd8d99aa02a94d89df5aa3dc089010513f21bd47f2dd900cdd61161
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -174,14 +174,18 @@ __device__ __forceinline__ void expand_tiles(Storage& storage) {
   }
 }
 
-// The output in units of 1, where the elements of V have a factor for all tokens.
+// The output in units of 1, where the elements of V have a factor for all tokens, or are stored in
+// other units.
 template <class Config, class Output>
 __device__ __forceinline__ void scale_output(Output& output,
                                              const AttentionParams<typename Config::T>& params,
                                              const QueryTile& tile) {
-  if constexpr (KvTraits<typename Config::T, typename Config::Tkv>::kType == KvType::kE4m3) {
+  using T = typename Config::T;
+  using Tkv = typename Config::Tkv;
+  if constexpr (KvTraits<T, Tkv>::kType == KvType::kE4m3 || kStoredUnit<T, Tkv> != 1.0f) {
     const float factor =
-        value_factor<Config>(params, tile.head / (params.num_heads / params.num_kv_heads));
+        value_factor<Config>(params, tile.head / (params.num_heads / params.num_kv_heads)) *
+        kStoredUnit<T, Tkv>;
     for (auto& fragment : output) {
 #pragma unroll
       for (auto& columns : fragment) {

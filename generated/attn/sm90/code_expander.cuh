@@ -35,7 +35,7 @@ __device__ __forceinline__ uint32_t load_shared_4(uint32_t shared) {
 
 // From the slots that the loader fills with codes to those of the consumers, in the order in which
 // the loader brings them. The consumers need the registers: so a lane reads no more than kAhead
-// pieces ahead.
+// pieces ahead: of 16 codes two, of 32 one.
 //
 // A piece is 16 or 32 codes, and becomes 2 or 4 chunks of 16 bytes within a panel. The warps take
 // groups of 8 or 16 rows in turn, panel after panel:
@@ -65,7 +65,7 @@ class CodeExpander {
   static_assert(Traits::kCtaS % kGroupRows == 0, "a block of keys is whole groups of rows");
 
   static constexpr int kPieces = kTurns * kPanels;  // of a lane
-  static constexpr int kAhead = kPieces < 2 ? kPieces : 2;
+  static constexpr int kAhead = kPieces < 2 || kChunks > 2 ? 1 : 2;
 
   struct Piece {
     uint4 codes;

@@ -13,7 +13,7 @@
 #pragma once
 
 #include "attn/recomputed.cuh"
-#include "attn/sm80/dequantise.cuh"
+#include "attn/sm80/ordered_codes.cuh"
 #include "attn/sm90/consumer_rows.cuh"
 #include "attn/sm90/key_parts.cuh"
 #include "attn/sm90/output.cuh"
@@ -36,13 +36,14 @@ class Consumer {
 
   static constexpr bool kOptimistic = Traits::kSoftmaxForm == SoftmaxForm::kOptimistic;
   static constexpr bool kHasFactors = Traits::Kv::kType == KvType::kE4m3;  // of each KV head
+  static constexpr float kUnit = sm80::kStoredUnit<T, typename Traits::Config::Tkv>;
   static constexpr int kClearBarrier = Turns<Traits::kConsumers>::kEndOfBarriers;  // + index
   static constexpr int kKeyGroups = Traits::kKeyGroups;
 
  public:
   __device__ __forceinline__ Consumer(Storage& storage, const Arguments<T>& arguments, int index)
       : arguments_(arguments),
-        softmax_(arguments.params.inv_sqrt_dh),
+        softmax_(arguments.params.inv_sqrt_dh * kUnit),
         index_(index),
         thread_{threadIdx.x % 128},
         path_(storage, arguments, index % Traits::kRowGroups, thread_),
@@ -110,7 +111,7 @@ class Consumer {
     const bool first_exists = rows().exists(0);
     const bool second_exists = rows().exists(1);
     if constexpr (kHasFactors) {
-      softmax_.set_scale(arguments_.params.inv_sqrt_dh * key_factor());
+      softmax_.set_scale(arguments_.params.inv_sqrt_dh * kUnit * key_factor());
     }
 
     wgmma_wait<0>();  // S is complete
@@ -324,10 +325,10 @@ class Consumer {
       parts_.collect(softmax_, output_);
       softmax_.finish();
     }
-    if constexpr (kHasFactors) {
+    if constexpr (kHasFactors || kUnit != 1.0f) {
 #pragma unroll
       for (int i = 0; i < kOutput; ++i) {
-        output_[i] *= factor;
+        output_[i] *= factor * kUnit;
       }
     }
     if (output_rows.split != kWholeRow) {

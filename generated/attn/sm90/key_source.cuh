@@ -53,11 +53,13 @@ __device__ __forceinline__ KeySource key_source(const AttentionParams<typename T
 
 // Whether the (scale, zero) pairs of a box's rows lie one behind the other, from a multiple of 16
 // bytes on: then the warp that loads the box loads them with it. In a block of a block cache they
-// always do, in a paged cache where the tokens of a head are neighbours.
+// always do, in a paged cache where the tokens of a head are neighbours. Not at a single panel: its
+// blocks follow each other so fast that one warp is too few.
 template <class Traits>
 __device__ __forceinline__ bool pairs_come_with_boxes(
     const AttentionParams<typename Traits::T>& params) {
-  if constexpr (!Traits::Kv::kHasPairs || Traits::Config::kCache == CacheType::kLinear) {
+  if constexpr (!Traits::Kv::kHasPairs || Traits::Config::kCache == CacheType::kLinear ||
+                Traits::kPanels == 1) {
     return false;
   } else if constexpr (Traits::Config::kCache == CacheType::kBlock) {
     return key_source<Traits>(params) == KeySource::kBlockBoxes;

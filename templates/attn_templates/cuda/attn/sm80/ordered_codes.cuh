@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the codes of a row to 16-bit elements in their order, for those who store them as rows.
-// Every element is exact. (decode_halves.cuh has the order that is cheapest for fragments.)
+// Every code is exact. (decode_halves.cuh has the order that is cheapest for fragments.)
 #pragma once
 
 #include "attn/sm80/dequantise.cuh"
@@ -9,13 +9,25 @@ namespace attn::sm80 {
 
 // --- codes --------------------------------------------------------------------------------------
 
-// A word of a row has 2 n codes, n = kPairs. expand() makes n pairs of elements of them: pair p has
-// element 2 p in its low half and element 2 p + 1 in its high half.
+// A word of a row has 2 n codes, n = kPairs. expand() makes n pairs of numbers of them: pair p has
+// that of code 2 p in its low half and that of code 2 p + 1 in its high half. An element x of K or
+// V is stored as x / kStoredUnit:
 //
-//   x = element * kUnit * scale + zero      Int8, Int4: code = element * kUnit
-//   x = element * kE4m3Factor<T> * scale      E4m3 (attn/sm80/dequantise.cuh)
+//   Int8, Int4   stored = number * (kUnits * scale) + zero / kStoredUnit; f16: kUnits is 1
+//   E4m3         stored = number = x / (kE4m3Factor<T> * scale)    (attn/sm80/dequantise.cuh)
 template <class T, class Tkv>
 struct OrderedExpander;
+
+// A code in the last bits of a bf16 is code / 2^133, and no bf16 is 2^133. But 2^64 times too small
+// an element is as exact, and one product and sum away. Softmax scale and output make up for it.
+template <class T, class Tkv>
+inline constexpr float kStoredUnit = 1.0f;
+
+template <>
+inline constexpr float kStoredUnit<__nv_bfloat16, Int8> = 0x1p64f;
+
+template <>
+inline constexpr float kStoredUnit<__nv_bfloat16, Int4> = 0x1p64f;
 
 // Subnormal factors count.
 __device__ __forceinline__ uint32_t mul2(uint32_t a, uint32_t b) {
@@ -27,7 +39,6 @@ __device__ __forceinline__ uint32_t mul2(uint32_t a, uint32_t b) {
 template <>
 struct OrderedExpander<half, Int8> {
   static constexpr int kPairs = 2;
-  static constexpr int kUnit = 1;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     constexpr uint32_t kBase = 0x64646464;
@@ -37,17 +48,15 @@ struct OrderedExpander<half, Int8> {
   }
 };
 
-// Behind a byte of zeros the byte c is the bf16 c / 2^133, below 128 a subnormal one: a product
-// gives it an exponent in the middle, c / 64.
+// Behind a byte of zeros the byte c is the bf16 c / 2^133, below 128 a subnormal one.
 template <>
 struct OrderedExpander<__nv_bfloat16, Int8> {
   static constexpr int kPairs = 2;
-  static constexpr int kUnit = 64;
+  static constexpr uint32_t kUnits = 0x62006200;  // 2^(133 - 64)
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
-    constexpr uint32_t kTwoTo127 = 0x7f007f00;
-    pairs[0] = mul2(permute_bytes<0x4140>(word, 0), kTwoTo127);
-    pairs[1] = mul2(permute_bytes<0x4342>(word, 0), kTwoTo127);
+    pairs[0] = permute_bytes<0x4140>(word, 0);
+    pairs[1] = permute_bytes<0x4342>(word, 0);
   }
 };
 
@@ -56,7 +65,6 @@ struct OrderedExpander<__nv_bfloat16, Int8> {
 template <>
 struct OrderedExpander<half, Int4> {
   static constexpr int kPairs = 4;
-  static constexpr int kUnit = 1;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
     pairs[0] = codes_of(permute_bytes<0x4040>(word, kBase));
@@ -75,23 +83,20 @@ struct OrderedExpander<half, Int4> {
   }
 };
 
-// As the byte of Int8: a low nibble c is c / 2^133, a high one 16 c / 2^133.
+// As the byte of Int8: a low nibble c is c / 2^133, a high one 16 c / 2^133. The byte of zeros is
+// eight copies of the sign of a low nibble.
 template <>
 struct OrderedExpander<__nv_bfloat16, Int4> {
   static constexpr int kPairs = 4;
-  static constexpr int kUnit = 64;
+  static constexpr uint32_t kUnits = 0x60006200;  // 2^(129 - 64), 2^(133 - 64)
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
-    pairs[0] = codes_of(permute_bytes<0x4040>(word, 0));
-    pairs[1] = codes_of(permute_bytes<0x4141>(word, 0));
-    pairs[2] = codes_of(permute_bytes<0x4242>(word, 0));
-    pairs[3] = codes_of(permute_bytes<0x4343>(word, 0));
-  }
-
- private:
-  __device__ __forceinline__ static uint32_t codes_of(uint32_t bytes) {
-    constexpr uint32_t kTwoTo127And123 = 0x7d007f00;
-    return mul2(bytes & 0x00f0000f, kTwoTo127And123);
+    const uint32_t low = word & 0x0f0f0f0f;
+    const uint32_t high = word & 0xf0f0f0f0;
+    pairs[0] = permute_bytes<0x8480>(low, high);
+    pairs[1] = permute_bytes<0x9591>(low, high);
+    pairs[2] = permute_bytes<0xa6a2>(low, high);
+    pairs[3] = permute_bytes<0xb7b3>(low, high);
   }
 };
 
@@ -162,11 +167,11 @@ struct PairScale<T, Tkv, true> {
   __device__ __forceinline__ static PairScale of(uint32_t pair) {
     const uint32_t scale = permute_bytes<0x1010>(pair, pair);
     const uint32_t zero = permute_bytes<0x3232>(pair, pair);
-    if constexpr (OrderedExpander<T, Tkv>::kUnit == 64) {
-      constexpr uint32_t k64 = 0x42804280;
-      return {mul2(scale, k64), zero};
-    } else {
+    if constexpr (kStoredUnit<T, Tkv> == 1.0f) {
       return {scale, zero};
+    } else {
+      constexpr uint32_t kStored = 0x1f801f80;  // 2^-64
+      return {mul2(scale, OrderedExpander<T, Tkv>::kUnits), mul2(zero, kStored)};
     }
   }
 

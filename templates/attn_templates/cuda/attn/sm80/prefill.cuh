@@ -67,7 +67,8 @@ __device__ __forceinline__ void prefill(PrefillStorage<Config>& storage,
   const auto& work = storage.work;
 
   // 3. Walk over the keys, from the last tile to the first.
-  SoftmaxOf<Config> softmax(params.inv_sqrt_dh * key_factor<Config>(params, kv_head));
+  SoftmaxOf<Config> softmax(params.inv_sqrt_dh * key_factor<Config>(params, kv_head) *
+                            kStoredUnit<typename Config::T, typename Config::Tkv>);
   float output[Traits::kRowFragments][2 * Traits::kValueFragments][4] = {};
   if (work.keys.begin < work.keys.end) {
     walk_over_keys<Config>(output, softmax, storage, params);
