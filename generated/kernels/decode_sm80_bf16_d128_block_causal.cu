@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         b4f0017db2e6d5629cd19eee44a2883ab156ed67b5d8a31141121dcfaac8f0cb
+// digest         5052a513692e5585c403903175723d6d7f4963afd01ba636b90b30decbeb03bb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

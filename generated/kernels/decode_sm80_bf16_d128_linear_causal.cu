@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         c896f8c54e78e67b57f83bb87d1ad58cbcf4b5f3386df5abc3b014d3214586cc
+// digest         e6060092306966bb0e21552184cac461c53007ddade62a61b364b0228738ccbd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         0fa42e5c3279f6bb0f91fd3d250a7ef2f42dc64751d44face349a70f0d3496dc
+// digest         595d9002cfec0fb2f143f2e3f65d93a572e1e766a5e6f26f6ed73a1cba5e18e3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

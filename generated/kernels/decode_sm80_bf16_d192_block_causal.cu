@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         699a0c8e16a307910b552013c8c8ed9547f981e4dd325a4fb3c428068459b4ea
+// digest         e44bbf45c4c5a78606432f92bf85d19c879410b4ec0b1bd563f7d99555ee2d7a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         11b4d0456c6543a7aef6c3fe43e3daadd9b5012f9cc2337d861b49fefe927f39
+// digest         fd53c2c9745edde86f2f53642b37b3b42b1efb260b4b5163d002a8436730b111
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         58556c0a9f5b7f167fdff8d7889a54e54e50e5b9aa110079d2e42c9b55d6724c
+// digest         3e8920d0e23a8b6c6a064120f59ce29896705a52f398c4693b3c976d1ed85290
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b895a5d9242af3a87c4009046e24031e4940b5d69864fd173ceceb650763e3d4
+// digest         2b2a6237731e48d707440883aac192c40b0f9e3bd8a859d118eccf3cf1ae0683
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

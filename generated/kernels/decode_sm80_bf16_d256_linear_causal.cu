@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         ed36741e2faef39f4640e0a577b16a07312cb18d1d44cd6cbfe1a411b7187aea
+// digest         7c044784b235b5a35e870aa44f8482fe16f9c1e4817aa5f7a91fe1ac6cd0a1b1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         558f4fe319801174894f0895f8e2ff5bfee31f5c06c36518571da862a1fef02a
+// digest         238c58751e89a535a5bbecdbf21f4f4685d97be69ae6f9534268aa490cd55139
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

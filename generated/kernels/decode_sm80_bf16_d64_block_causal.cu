@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         76a2050cd1d66092962caaad70d4d17c7e3448fdee20d4508e8cfd01f4a801a7
+// digest         25cae43fdad3eacaf41fcd6eff8659ffa5783cc06ea14c16ff1c5380a9a20605
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

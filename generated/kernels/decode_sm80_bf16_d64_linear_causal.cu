@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         02f498dce08e3aea9e05bcaa704d58b2be025a470d6933044ee32e9da70de0b9
+// digest         7b162d522ae4d0c92765002d541bd88b3920eaaec513eba92a3c133dcee3dcfc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         1387304fe72e42ab3144057228d874cba566190478d31ff60ee94cf75ae6fed0
+// digest         935f77797221c2bef67b205a4b522ddb18b458b94316a8803383a2737adcb588
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         3340e1c0bde37f41278857c1f318d78d66a868e05947931fee30e64fa297a0ef
+// digest         1bf5aad709a0771a91f323c9423023e574c5bf05e7ab47da26823ca84e79eeee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

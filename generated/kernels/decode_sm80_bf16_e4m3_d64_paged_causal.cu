@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         9cd7bb3acfab248566046ee75568020f145571a44d57a21bbf7ddd77967aeab7
+// digest         32d9cbbb9f7568ea54f12d608f3e5a999519cdc721970ce621428ac6c12aca84
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

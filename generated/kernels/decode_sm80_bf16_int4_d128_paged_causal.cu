@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         78b9161f9c55f7302c798aae99f1d5aad35e6e133d4e904afbafaf5b6c4f4dfe
+// digest         c0a5c3d726634ace864d000523b0e7a5f1583921f810b4ed2628a8898d545f59
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         ab2103a542b5cbeba1b3bf47f2458abea3d1bacbc2345f2f6c978f1553e3d614
+// digest         cdb6534ee35cccdbcafcad0631576c8b8671707f617a63f55058efa6dd89fda0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

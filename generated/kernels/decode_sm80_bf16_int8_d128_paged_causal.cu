@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         faeff09c59a7529953b03663b57fc316f68a3e2632e97169d1bd097da2d1dc3b
+// digest         668c4554c855ac883865f10a715cf44d7e658ae6c8c94d3279b12ac699a1ab50
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         7b2615e4e40ca5f0ee1e77e3767ecf4c8520a83568926375b01b8166ce4594c2
+// digest         6020c0dcd66b5b8d3a0a992d93ecd848dac8f0ccfbad3e6ff3789fabb2f5bc77
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

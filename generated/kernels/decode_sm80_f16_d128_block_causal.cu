@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         ef9774977664056f63951d04626beafa6d08fa75a2bf480535706a1c60d28906
+// digest         d21e8009658004881d8e2b8eff52cbe63cdcb879a1d46ec021d46f899a0f0efb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         76ceff8e0bd7222dda854e8d338a9504ada42eb9447392aee4a8d2f21054a5a9
+// digest         9f219fdca191c4bcd451201a6ab94ecdf29d40831e1796a5c127853ea914dfc3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         a2d47751149d698dc7e9df761a8dc41fe990f50f9cafd03dffbc7753e94975cb
+// digest         24490197b1e8c8e00c239a9f9855b7f4bc65f5c26909ce070402b7a677b256c2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         4807e60b2cd3eee215052470e3442ac95d9892ccf7fcd6d173aa3f8ff39f1ee3
+// digest         ab79dea586a9079e382a14a5a11bb0051523b569076f06e24b7de3f390a3b7f5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         1674ad39a1c1c4f2f751879f7b6fc1760e6ae8d6d748595c7fa514db9a8aaee5
+// digest         a58b7969bf5ee7107db296fb861c953195a9d1d185a3dcad8e0acef087628ac9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         2c3ae17a000748c669daf3ab0809d7d6de01d055656c5f8341b969a278d4f0b1
+// digest         beacb398472ea65c42ad6fe60758c2d9a77a89024ca5256b99054b2c47c20700
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

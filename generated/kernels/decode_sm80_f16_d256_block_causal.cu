@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         075f73b7d6574f95efb47c2d402e3cd6fd9d80a7b6f0e21d8d3073ccf394a685
+// digest         a078e7480da2a6a234121367167d31586c88c55c1aba540fae3b590b77dfe703
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

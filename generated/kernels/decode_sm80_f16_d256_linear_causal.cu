@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         a26176dd9a2d888ede55b47691238c0e8dc9f9f58337010f6c607206a846f61a
+// digest         63fb6476ebbc921f5bb22173546ce080b2afbc2908cac18f6393f66ae1dba86d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         586388e602f5c8341f363ec6ecb73150262c41a359c58d6e90106777b382b65c
+// digest         871ac6f98114f0821d4b0bca61a6d9ce06dce5c60131c79bec489394ecbc66a7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         75c9674084008323575ec73f80e8745583cc2e954201fb0d5c8ec89fa475e6d5
+// digest         3d69f169b64d59e9a948688bbe81262e708c2deaefc0756e0b9ede74c411801f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

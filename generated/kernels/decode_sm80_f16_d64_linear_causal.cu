@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         63ceefac076ea01edaa34ca654a3d68c4b8367d7f3126c64c09e125f450bd252
+// digest         a8795f2ffd1e9ae5e56d6d1e78b1bbcea3649795874b1727f022231a3a40f4bf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         3030ee2acc9f34e7b49c4792b956f612234b2e1ba9e27374afc9ae7d981772f3
+// digest         8194fcb3447413f1c0a8b731ffd865cc0b0314ba4db684148874e2348ec45f0b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         29163a3add9e0cd9d7a9e8364bbe4743cc7a619a23d575c04c62ff2524797a83
+// digest         12f02a138107b978ddf6c7aeadd722671bc2e384ad54ddc12c8df172315aa614
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

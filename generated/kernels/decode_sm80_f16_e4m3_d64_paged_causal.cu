@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         2e66a3c6a3e265f763bed528659d4f027714daf2c8f70e25a4610f9e9641810b
+// digest         48119743f60498175682377e2f70d81b29d3f15cd876b478932959927e450da5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

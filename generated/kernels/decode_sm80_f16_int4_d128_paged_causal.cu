@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         b7b057b4217ad802c408ac35250c8d9076b8884bdfdbc5fd4b9fb1143eac9813
+// digest         d31b6e0cd973b95de624f717c7f5785b5d2955c87330ca4ef4170f1701117f7d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         9de308edf74164656cd1e05b0bb66b833128f8c77e2ce8309296e80e230721aa
+// digest         feb77a9da5d5a98ac8fc5fa2b08672ee985eb4658b734ecf9030c51363df85e4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         95e2dd34c33f6b828230cf3f92b3692c969600bbdb58e9cb480a842718a5dcdd
+// digest         b60e70f0532a05569a627a07d86fcc045e84f7c9240699f2be9cbccd1ef7f6eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         c6309bc94ab5834fab47da04c4aef3f972eaaa6a91e793afb6779bed34005e16
+// digest         cbd452020bbfd453c9de19e47cf5ce9459218a08411fe8e2bcf8cf4d464ec0b5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

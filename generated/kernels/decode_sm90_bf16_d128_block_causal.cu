@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         33f15f87afeb548fb051e164047e8dcfa6d76f776ce85540c34bb7ca6dc514f7
+// digest         1acc1182199cf1795d85e9cfe1df54294fa3e92d91b34b1eca05fd6bdbc4c54a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

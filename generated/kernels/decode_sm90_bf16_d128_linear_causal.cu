@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         fbbb27e958ca159defca43657aa6beb57110bfab61d9e83c427aedde71d7b059
+// digest         06631712b2c6cc88b1daa9bd552943351419e5d458b4d1ab32aa5769d4392c9a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         254435fc1d6412b356fa06d948a296a814e86daa81e0123b83d2fe8ffadfbb0e
+// digest         372a7670e7a854f5b4fb0b0575c885cbcaf4585d2cabf1489f73b50c71e7bed5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

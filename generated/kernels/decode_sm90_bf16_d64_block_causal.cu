@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         755e48f460de6c61065d3d7d68eaf9a49168038e0452bcc2f9dd187328c41f9a
+// digest         a4eb56fbfc44651adc89d15ee35cac93ef3ada74ddfdf89dc44d1cc0040b150e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         006a601c6378ff1b8205f5c2dbaf7b7069725519b63e9a38be4c96e142c2772b
+// digest         27a0bcac4342cd800eb4b1a48623be20e935786eb132eed1e69d953ab84a6a85
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

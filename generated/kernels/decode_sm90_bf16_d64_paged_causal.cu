@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         315409ef4b94588353025bdd6c21cc3c05631de9a79a090cf3c1f3ac8d6435de
+// digest         4b581c237d0836c044427707d988b447393517b020bca1013d91198c5107f863
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

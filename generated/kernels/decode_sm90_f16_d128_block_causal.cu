@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         0238523938e7120f1f416dab76b341e9beab15b887bdf9d0f0052a7bf658452f
+// digest         f0be7532012107f30db48b4310d259bfb190cc313ee801156b08dd7c5e59a08a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

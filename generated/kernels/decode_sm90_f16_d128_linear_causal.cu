@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         ad74b44cdf806c7d2fcd39d92e4d22347f66d7c211101867b0a5fda0dec9b479
+// digest         bcc6094d82510deb7089634a68078c664c834ff2284136c9710fdb35af1d02fe
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

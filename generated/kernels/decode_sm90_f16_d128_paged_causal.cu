@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         77cdd7936ce6bd5270f1e8d2966037b0423767ab439b8d8f4ab2e211ebbe98dd
+// digest         a2743aac42515b4ebe66ba8ef08309c129b7dcd551ad00d43c5ca027c3f772aa
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

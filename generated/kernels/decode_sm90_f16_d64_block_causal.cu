@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         7150fc406db38f91603b72a7d5b647a073d0687303ebd5d84a28149f30d0948c
+// digest         798297ec7bae0561b4c77177064ee4f15abef241434d88080a4d9f6ddd6e0cc3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

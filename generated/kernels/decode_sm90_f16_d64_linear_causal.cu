@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         24c4848b7be926db0e68982197f7b91ee30131d8656e6edb2f3b5a73b13064a0
+// digest         47c1d8b52f32c33372411e051e7add51a91bdcb19a46bfc37c21322cdfc9aa21
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         438ff55a0dcc6b2cbbbdeb810f4acafb7694f5728550a41275909e01eed495ff
+// digest         ecbff1ec69f520aebfe6a8669525fe9cc0f04250a2a5f308ca8e006a5d5ce350
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

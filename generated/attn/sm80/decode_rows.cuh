@@ -90,8 +90,8 @@ struct RowState {
           values.weights[n][c] = 0.0f;
 #pragma unroll
           for (int i = 0; i < Traits::kDepthFragments; ++i) {
-            output[i][n][c] = fmaf(centre, -element_unit(i), output[i][n][c]);
-            output[i][n][c + 2] = fmaf(centre, -element_unit(i), output[i][n][c + 2]);
+            output[i][n][c] = fmaf(centre, -centre_unit(i), output[i][n][c]);
+            output[i][n][c + 2] = fmaf(centre, -centre_unit(i), output[i][n][c + 2]);
           }
         }
       }
@@ -114,7 +114,11 @@ struct RowState {
             summand = added_up(values.zero_sum[n][c]);
           }
 #pragma unroll
-          for (int i = 0; i < Traits::kDepthFragments; ++i) {
+          for (int i = Traits::kDepthFragments - 1; i >= 0; --i) {
+            if (is_sum(i)) {
+              output[i][n][c] -= output[i - 1][n][c];
+              output[i][n][c + 2] -= output[i - 1][n][c + 2];
+            }
             const float by = factor * (1.0f / element_unit(i));
             output[i][n][c] = fmaf(output[i][n][c], by, summand);
             output[i][n][c + 2] = fmaf(output[i][n][c + 2], by, summand);
@@ -130,6 +134,16 @@ struct RowState {
   // What a code of 1 is as an element of fragment i of the output.
   __device__ __forceinline__ static constexpr float element_unit(int i) {
     return i % 2 == 0 ? Code::kUnit : Code::kUnit * Code::kOdd;
+  }
+
+  // Whether fragment i has been added up together with the one before.
+  __device__ __forceinline__ static constexpr bool is_sum(int i) {
+    return Code::kOddAreSums && i % 2 == 1;
+  }
+
+  // What the middle of all codes is there, in such.
+  __device__ __forceinline__ static constexpr float centre_unit(int i) {
+    return element_unit(i) + (is_sum(i) ? element_unit(i - 1) : 0.0f);
   }
 
   // Over the lanes that have the same rows.

@@ -66,7 +66,7 @@ __device__ __forceinline__ void expand_values(uint32_t (&made)[kMade<Config>][4]
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
       uint32_t pairs[kMade<Config>];
-      Halves<typename Config::Tkv>::expand(pairs, loaded[word]);
+      Halves<typename Config::Tkv>::expand_columns(pairs, loaded[word]);
 #pragma unroll
       for (int column = 0; column < kMade<Config>; ++column) {
         made[column][word] = pairs[column];
