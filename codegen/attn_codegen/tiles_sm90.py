@@ -118,6 +118,7 @@ def _sm90_sized(
     staging = cta_q * round_up(width_v // 2, PANEL) if query_slots == 1 else 0
     row_groups = cta_q // WARPGROUP_ROWS
     barriers = 2 * query_slots * row_groups + 4 * (stages + code_stages) + 4
+    barriers += 2 * (key_groups - 1) * row_groups
     bookkeeping = barriers * SM90_BARRIER_BYTES
     bookkeeping += 2 * (SM90_WORK_BYTES + row_groups * SM90_SEEN_BYTES)
     bookkeeping += max(query_slots, 2) * row_groups * SM90_ITEM_BYTES

@@ -45,6 +45,14 @@ using HopperPagedConfig = attn::AttentionConfig<attn::arch::Sm90,
                                                 attn::Mask::kCausal>;
 using HopperLinearConfig =
     attn::AttentionConfig<attn::arch::Sm90, half, 64, attn::CacheType::kLinear, attn::Mask::kFull>;
+using HopperSharedKeysConfig = attn::AttentionConfig<attn::arch::Sm90,
+                                                     half,
+                                                     64,
+                                                     attn::CacheType::kLinear,
+                                                     attn::Mask::kFull,
+                                                     half,
+                                                     64,
+                                                     attn::Tile<64, 64, 2>>;
 #endif
 
 void check(cudaError_t error) {
@@ -271,6 +279,8 @@ void run_folder(const std::string& path) {
     run<HopperPagedConfig>(folder);
   } else if (kernel == "prefill_sm90_f16_d64_linear_full") {
     run<HopperLinearConfig>(folder);
+  } else if (kernel == "prefill_sm90_f16_d64_linear_full_t64x64k2") {
+    run<HopperSharedKeysConfig>(folder);
 #endif
   } else {
     throw std::runtime_error("no kernel " + kernel + " in this program");

@@ -42,7 +42,11 @@ CACHE_NAMES = tuple(
     for mode, mask in (("write", ""), ("decode", "_causal"), ("prefill", "_causal"))
 )
 """The kernels of cache_main.cpp."""
-HOPPER_NAMES = ("prefill_sm90_bf16_d128_paged_causal", "prefill_sm90_f16_d64_linear_full")
+HOPPER_NAMES = (
+    "prefill_sm90_bf16_d128_paged_causal",
+    "prefill_sm90_f16_d64_linear_full",
+    "prefill_sm90_f16_d64_linear_full_t64x64k2",
+)
 HOPPER = "sm_90"
 SOURCE = Path(__file__).with_name("attention_main.cpp")
 CACHE_SOURCE = Path(__file__).with_name("cache_main.cpp")

@@ -55,7 +55,6 @@ class Consumer {
   __device__ __forceinline__ void run() {
     // 1. The first tile: what each later tile finds already done.
     turns_.begin();
-    parts_.begin();
     next_item();
     if (has_work()) {
       slots_.wait_keys();  // K of the first block has landed
