@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles, loads, plans and launches attention kernels, for arrays of any library.
 
+Attention is the door. KVCache and CacheWriter fill caches, ContextParallel and RingAttention spread
+them over GPUs. What stands in __all__ is the interface; the modules may change. Whatever is refused
+or fails is a CodegenError, an AttnError but for those of configurations.
+
 Importing this package imports neither PyCUDA, nor cuda.bindings, nor torch.
 """
 
-from attn_codegen.errors import ConfigError
+from attn_codegen.errors import CodegenError, ConfigError
 from attn_runtime.attention import Attention
 from attn_runtime.cache_pools import KVCache
 from attn_runtime.cache_writer import CacheWriter
@@ -27,6 +31,7 @@ __all__ = [
     "Attention",
     "AttnError",
     "CacheWriter",
+    "CodegenError",
     "CompileError",
     "ConfigError",
     "ContextParallel",
