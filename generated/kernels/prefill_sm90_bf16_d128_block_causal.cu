@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         84eccf7a7fe0c48deed3c8367d2e4df4c38de94803ed69d30ddea2f1c5c0ab70
+// digest         381827e1f3957205da2fc640a13ed17774799caa907d0373d29753cee50c7e9b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         dc9fdc8f1ca9c515b606b7bb014890a61e00516942c4e781795a040cb33712c8
+// digest         89836f17570d30341882e125352b06fef9393bc1c9b592791e605ce881c748ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         92a07756bcc3a1eca518077c9f84265e9745753dce7c39a4fb8b50b766c7ff3d
+// digest         013aadf1ccc9bbb5963185586e4e45be278ca5dffcdbaba51b4aac986be26420
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         9fc6ea97c0b64584af848ca9da2e5d6eaf5741b813b511d59052bdc498cb9c15
+// digest         e34355c961183245a5727910b12bf21aa6d222052f12d2314317dd9358b02d92
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

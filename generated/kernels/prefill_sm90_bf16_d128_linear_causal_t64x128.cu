@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         2f47c79128374741ae1b4aa72090bf45213628ea10bd9b6449e48deb8ff4d12d
+// digest         c7eae6461d21f1bcb5bc444a01ea3244f9af7353f67849fd9c64403ac86cf57e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

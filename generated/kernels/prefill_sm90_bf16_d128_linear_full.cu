@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         340a78260923521818ca4c0fc26817bc7b65afddbbc5d73a122456eb50d24824
+// digest         c5279ec9b06beafe21ad7df5840a230fb2c3da47267a99fc227d9a3180c6976e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         0389fd0912afa3b3d4855753b7993e069786d5bc37ac33555d05c3a68c9b6516
+// digest         85ddfe8b8a0d3d66bcae9a521da6d5ef8a73dafe5fa452c00f7c0de9c3b60898
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

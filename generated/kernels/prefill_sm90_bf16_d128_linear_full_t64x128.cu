@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         f70de5f5f908e89f123a30604efc390afc74b2cdc3ceba234becf9fd6fe141e1
+// digest         ba24f1c3a677b70b8c2359b34da21a1a7b81b1d137af82793be8029f5502c9b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         a2ea8dc102142d1b161f0ed8bbd88964c65531ba81f33c37a436da7ddf962e78
+// digest         1a854d842ae21e1c8f774a7b2a8b1e6ddb567106956a0a21a11bf752eacd1700
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         02dd6150cc161a245a1bc252b5a5baac4f07a72c48f419d19dc76bd423eb4b42
+// digest         9489159f8de095f2e53928711f3247e2733df5b64c34971603be81ac53c4436e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

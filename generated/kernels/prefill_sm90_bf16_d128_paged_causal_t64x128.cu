@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         9a5892e0e6cb818dc07b81c2117f6ef0cd390ca5101db1ade4a5c0e98ac245d6
+// digest         43e2d1d1d3a18d82a1ed3400dba4211b35ed347fa7fc00cef124f83a9393a323
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

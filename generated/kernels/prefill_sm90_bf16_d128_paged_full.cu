@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         2fe871b3d13bd41e7ff5f63ceca575b9ba0b96ec1d81a49622dd94a24df878db
+// digest         1add4d1bd2b2e2d5e3f3f1851707dba0e9d1bc6dcb3d33c207b4df570e461e0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         96ec5061a94681595a135a49d634f3c41f12aa3e9bc43344f09baf64a577bb64
+// digest         a010c1bea34969967611ebf8ad0ae16485d26160c177f6d5a2b465435681c9e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         3ef5ebc8e419e1fd6dcb791ea26723453c4b9edc66662aba36c480122d955540
+// digest         92a931ea63bd32d7e371c5f89f00b8116c7701250fe79d3e5871d6ddee026d01
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

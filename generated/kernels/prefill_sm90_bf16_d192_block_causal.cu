@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         59360589a78d8cd63f88329be9fd95a24b04cff32ccb9c2af680d2e29ef57115
+// digest         cc24cc98a4c6fa02d6ceebcac9cda885306ac842ffe999fe0e4dbbf95717bdff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

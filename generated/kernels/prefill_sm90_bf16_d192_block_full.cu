@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         5acf6ab9863f949a1fd9b5aea8f94bf2deaa6cec7a94f7c6bb36b908e519d8e8
+// digest         5efe492c0b885c48acac9c99e510152831c2b123858211eccf8adc16f89177ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         816af155f1833f02361e616aaa2bdee0fa4d7dc1356e1904675d65cf17bbc73e
+// digest         c7b1166d75f41fe15a3879922c43f869566385823b3dd6797e0052156eae5c3a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

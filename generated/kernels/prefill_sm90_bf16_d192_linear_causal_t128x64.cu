@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         1708bc44942fb1fd17ace08e2cb1ff9229fdcdf2bea08e65ba45b395e6f875d4
+// digest         6017d5542957fca10fe11dd15ae58d627c53460e8ea96207c245653bfbaa6a3a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

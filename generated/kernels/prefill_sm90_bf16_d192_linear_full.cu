@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         82d3a46d993237f2cbb44da189566d6d861fe619f5ee1afd6572c48c1e71f9c4
+// digest         793687802399edb94c6f7e672bc56cf632d697ef8e5d3e5af2ffac2e33ef3901
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

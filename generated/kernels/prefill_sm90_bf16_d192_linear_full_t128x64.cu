@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         93642798ae5cd89c8bec7f6f0a791e05455373c3d07fb4b80739649bb92ee8b9
+// digest         0267defe65b3c344da568fffc78c64d4f46ea6eef38a62ae8408f5683bd40c6d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         9178de708d269c6811fe4e55c708070efc38f984de2599586169fd2442dc25b6
+// digest         0f0a58d5edb1941e966394795af57057a0885132597fd5dc419639f882275c7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

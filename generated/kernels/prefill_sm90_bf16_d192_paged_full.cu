@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         ad63f8de1135fa8c900063206d56f37e2158e18112ca4f74ea509d7c471fc182
+// digest         080bcfc34022c7f450c1db97423920bf5e74ed54ebeccc71c48d684953677409
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

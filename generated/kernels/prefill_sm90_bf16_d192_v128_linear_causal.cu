@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         15189fe2e7e5aa179d1336d6e996576f210a249ed849795417766962e45a0d41
+// digest         a1329212b86a68edacd30ce1ae72a8aa04ec734f178241c4b231638c6b75aa95
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         30fccdb7e95effbdea2dd6f7366d354ac154df68fb96c9aece1d9fb4f75e4676
+// digest         69f102d9b5c4a4af6c3480de43e7e66e7f387da4840ffb189e3028151f92243b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

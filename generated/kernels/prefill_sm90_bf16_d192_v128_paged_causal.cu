@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         c3bb9a07bf9e977a5da09e14bf06e3d7a0124fbab42ec55cb9c143ae94d85456
+// digest         56138e8657def06ae956479d100b1cbb3ee94f78c81618d41a44c3c1a5605939
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         a389221864ab61efe3d3c5067fa6ebb7aa2c50c3f31a16fedb44300c06d22313
+// digest         5c02dc9c53e092551018878a1839fa0acf5d638672de815cdc79af7c0cef42db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

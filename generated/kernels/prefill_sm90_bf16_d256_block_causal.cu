@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         56ba28bc425f339284b1b47570f57863606fe394dd054c7c90545cba064b401f
+// digest         bfdcb5b0a3ba1ea726e20fbca290e65b6c310958cb2feefbc55f812712a4e0f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         d2381884c8c1abd3f4a5ee843e3e667e642f6cb13df44bf38322b0081a36f1cf
+// digest         441896e96c50802d134c4abcccd4ea3632be53472e5ae698816341838519f0a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         92187d58b9475821e463a2d98547a2618d8f2752f6c9caabb9591b4f245f0642
+// digest         37cbb9a6e714d0979e057552bd16759593a8a15be58832bfe44c36a7d20fdbd1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

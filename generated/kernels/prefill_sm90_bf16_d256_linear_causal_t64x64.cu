@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         f5361b1903d2046f7588d4538fbee5b5bca074984ea87bd564ef915e803ead2c
+// digest         2f7cfbf573158f8465b5bdc9cbc442306d7ae52021d2ab4e051dc641c18c349f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         9597ad80d55056ba5b9e04bcc7c2cec208b6c5a7a047a3513b59a40ee4e44bf2
+// digest         b94d04879653676163297266c06244d2c39df8099dd57ceb75276a9f49decd06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

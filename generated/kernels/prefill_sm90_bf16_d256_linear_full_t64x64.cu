@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         f9c55d4964643a00f22646fbedb81ac91a0cc2cb7dd8dd139c82f893c34f7a7f
+// digest         d131bd00eb3107e90329b9d1ec2a852c9c5e64839db551c47d285f8a166b1023
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

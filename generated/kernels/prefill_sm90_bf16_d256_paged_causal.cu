@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         abe956afe7827e83eeebc21ac5bb11d4d3e0ecad8dc7eaec09b5099cd4775761
+// digest         be1c4e26927ba6de5429d11a20c4e3182d51a9cedc164e69020af6ccda0c58bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

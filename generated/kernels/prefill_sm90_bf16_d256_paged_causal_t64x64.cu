@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         a02348f5207e78a2078983b59704e271c93a19d34e54de84ff8f55f208736d24
+// digest         3283d5c61249db2038d1d94ab1c2004db1ce9e472a14242eaf55a615de5faaad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         b71c39eaa489ada188d1a8894196ad453f81bfc9ece2bd08016d4da6aa80a81e
+// digest         2d9c94d39ded7c6cd439bcacd3e13a1f4129c1fbd649b37988182c59b07ce6cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

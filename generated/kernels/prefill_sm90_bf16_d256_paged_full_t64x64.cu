@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         3ad8c9609a93b755aecd4e4441ae16ec62383823af623d8f9cf2a9a06e52fe77
+// digest         4ab1b43eb73034ce96e7f6df1a75877dffedf4b3db79536b8b3fd38b6e92d888
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

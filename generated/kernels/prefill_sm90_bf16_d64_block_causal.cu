@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         354faac072c62f37d8415de1b3e9465de618b85d2e588313e29e147a14c8d4cb
+// digest         9c8068a101dffd514f7a34f63ccc611dd2158e75533f26d3dfacf03197c2c1d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

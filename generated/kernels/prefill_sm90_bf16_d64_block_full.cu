@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         f048e7ea018b027d3613acbed7af7cd395a6edaa497625dbb0d187fc6c6bae69
+// digest         45da4352d2fa6707d4812edaefbefb62d315f57e77c81ac9d9c13a64ec1b85aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

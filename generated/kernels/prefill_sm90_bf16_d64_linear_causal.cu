@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         7a5d4eea73cbce411f5894fcac5ff1636f2a3758df4c85cdb8ced6eb04daa3a5
+// digest         3ca3eed80c4e25accf8a70d4c78828f38a8fa0f12fcfb8eb8da8f1e56bb08cf4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

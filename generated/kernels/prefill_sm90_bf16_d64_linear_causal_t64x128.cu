@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         63a3fb5e54fc89c3385994450ec49f0b927f50d24287bdcd9fbac3fcd4d8d968
+// digest         5dc789636cab7aac80e63e2c531504cf6a99f37a62af0457f5a1a7690d4809a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

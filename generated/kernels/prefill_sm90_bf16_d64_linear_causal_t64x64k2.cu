@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         df681ceb56c81980e337e9c93a43905d16f26738705f83a65fcffe46d0d658fd
+// digest         9c6bcbd959a987cac2e36425153dcc2bc32dc808fac0f20c80fdef7b67f243fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

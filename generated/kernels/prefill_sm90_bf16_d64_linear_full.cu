@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         2fc69b3650e76d15a77247d5b83e9e8e7b8c049bc19387c9b502b7581ef6af28
+// digest         01e0e5685108c7bdeb019d5a9ed712426f7a5dd48bc26599a570aad569480971
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         57c8394932c44eb521d1473968d47cb14ef88b6c8c9bff36de819603df227fd9
+// digest         008eb7c7d1558696dd507c3ffe838868eea30fab1b279659785c43bd51284fd0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         316d4ffd0470f67881eaf3e550c2c06963d2d21ed2598f215abecacb4be70bb1
+// digest         21382e80592244ddb99b8a863429db213fa27b3e797ff896dd7635d6d212bfc1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

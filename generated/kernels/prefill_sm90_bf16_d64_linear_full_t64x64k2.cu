@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         ff43f525a39236e568dadf9109895a87948055c1e5cb7f8c6b2fd31e244059bf
+// digest         04151abde7821b7983311204d4283b2f790bd660675d20804ebf5441c0a01d06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         37432229809c601a13ee5909e460b3b5ba4b248e809fd338a7d08ec68459751f
+// digest         f88793414047ce3ef84f6f1e0d7b58f137c8506bab0e83e9401c4fb4366c7493
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

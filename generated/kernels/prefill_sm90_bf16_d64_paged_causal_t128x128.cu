@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         e4213fc0f71a04d7f57f92a6b0ca4d11508968e9e818826bdad8ef4e9e86596a
+// digest         efe086077ef97a78221bacfac4f52fa5ce9a3ff252a947fa1879303aaec64291
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

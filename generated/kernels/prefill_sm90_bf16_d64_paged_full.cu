@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         8f72179bc5ab85324153ccadcbcf44b2cf3f185bf22de60fe40f999ef1037c17
+// digest         902a568e818f12985911fd1dc93b28ad0b0c254905988be7ae9909918b38ce22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         4222b54475770a96afaaf64c6542e0c24782a9e6c4806ef883700eada7c75a68
+// digest         36b6adc130e3f3102976c60a04bf6320adfcc5e90f89c77fdc4bb5c4ba428b6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         d98533801d969bb042e0d3998a13b75205f62d1d8902e13ae5b8941622ab7126
+// digest         d16c33af39ad20d5fe9977f1acf9e445671b07db6b5cb13d8f5dd81ebc27b2e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

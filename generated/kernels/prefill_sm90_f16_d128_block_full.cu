@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         4afcee6ea43e41a17a568cee91e863184ff14c5d476375eeb5ee34c74da5f0f5
+// digest         ce1de836006ba641d7f267d6e0f8e848574d4cf2e38b9ce82725309d44957dcb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

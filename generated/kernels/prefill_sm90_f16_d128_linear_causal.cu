@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         48e14c53275cb93bb9a5cac2438fb666bb6879c5d13dda6965e62ddcc87cbc0c
+// digest         fff791dad3e9e617f6b0a7dafd10cd191b6796c95afbf6ecd10640e587d337a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7f3f811d078934b309e23f8e0ce8493a164067625bac8f75cfb373a44a66647a
+// digest         4ba4c89165b36ecac69e7d87c9272e88cbd19a627182484c6bd023bce070ff01
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

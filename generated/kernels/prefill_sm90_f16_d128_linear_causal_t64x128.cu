@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         2ca185e19a99f7542ba6319746fda1517dcfbc2ab7095c400eb5c6a0fe331d6d
+// digest         e725e1a74cc60306ed62b0aad13e6499d8a8bd97a938d972e0511674d6f2a12c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         572af8222cb6b9ea820793059ef3aa3e96c92993a43914aded02f5b9a3742fbd
+// digest         18264fa76b8dddb8846cc2761c76569b2c749ce3a0dc0d6662813a1477653056
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         91681be8b14af1d51bd2ec9342c9032f81d0497f00dfd376958a440f8e0be3e8
+// digest         1443fb62f1e56fbce7b5ca973a5c7b4384ec80bc3689b1e9f7eb298adf7cc1d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

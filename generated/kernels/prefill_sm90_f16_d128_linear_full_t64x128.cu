@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         71223151c39752c3630c206e2d14f2db2850535f71bda8aa9363b7c96c884a8c
+// digest         32d09a2bebf9db908e1c63e47436fac4d4c25525c1c6dce2eeb6aa78ee7f16b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         a1ab9cfb082d1e08cb7fd808c5b5d271370818ef0ace6d549571ca52e0674fb0
+// digest         a7e02771db7c5eae00d7c55d9a0f0c95550a03b78473231052cff4d0f1586368
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         559f6cdc1dade10db7899367a59ed6a675828b4cb05fea3c0099f23182f467f5
+// digest         7678fe8950e30797a91776e2921282beb0b43632748ac070326d4041dba0fc64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

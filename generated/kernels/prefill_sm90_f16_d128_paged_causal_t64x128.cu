@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         f6c048e1ec737a909c4aae022aa2dcbcc5507e5895689e9a7d7d71c70b50298f
+// digest         9390a380962cb7b116535642a24e30a02d90978bf02a4c9393a0fc92e9d2a9c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

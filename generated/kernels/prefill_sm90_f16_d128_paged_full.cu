@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         a5273877f3999b7828599d2b528ce51b664d6f677236b28e8de449b848d199e3
+// digest         425b2a31c3c55345b81c7a1ea2c20a940afcfa04ca2d6e7a8f735e801d8614dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         271ea896e178f89153187b772e2269d0dd0f159e0c108e3b0084429ac5b62f0e
+// digest         75c9af830778e73d0be188f64e5fdbdbb4687a1744094257e44f772d1dd87a7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         6ea9ecc622b006ebc6ec4232a257098cb29baa76d93219354cd7f0ee323fc414
+// digest         c22acb8c3a012457887555340f1fa25fee1074b86c5e1d9acc019296f72209b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         478d3d2de46acbc4475de31935a3ec7c93535e01d3d9fc9ecb375fdad3ab88f1
+// digest         ed559470d7df5324f48a4d0899a5a7dbc4ada78d16e185a04f70bd9686459df6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         ba5b5bcf13df876e0c0329262eb2d3f8222086519ced27fc2671a5d6525d3119
+// digest         1cdd29da500b546ba2dab4246a493233b541f3c1a1f097388cc5a5aa3e53a799
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

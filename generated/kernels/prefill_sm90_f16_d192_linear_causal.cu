@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         4c31d14119c4d50c06453330462dc9bcd178cd65832da858e8294653f77d9ed6
+// digest         7ae9bae0dcc2dba18a97e0d5b169e92382a7b3a6679284a0630d2905c10deaf2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

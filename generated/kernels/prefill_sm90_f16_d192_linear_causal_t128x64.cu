@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f55c558e79cf24a9d47704da686cbb09f238d507ea24c6bdb157fc3822626daa
+// digest         3f935fe1c19ab95000edceebeca969c31083ce39e89dbfb6eef700e1da086276
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

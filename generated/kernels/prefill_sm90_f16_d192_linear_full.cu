@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         172d938c71b1d90656598534fc2cacb87ef5c08dd888fd48393a3b1038e7ee5e
+// digest         6faa4fb5c486cd80740413c0a15ae0312aefd382e29ecd695014a57eaf0a074c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         1c26374d353a2a2c548fb9bfaa3aa97ad6d3917542b777d3a6fa881e2888cf22
+// digest         b5b645d11e03fe14e754b8d36590c043720d540d125107af124ae1a5ac4aa18a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         142c31e92b92246a0d563ea6696abc5c40e29583245021c417f4a0057e736a22
+// digest         504c008c38a1d3a301818d3102064937998827c4abd0373c9840aec058a6077e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         149777ec66cf207b0d6918408ba0fa4a26947cb4547309ccaec52897aab1db08
+// digest         f3275983e0b4a6c01e067a7cc683a4f9a295750c3e4fad5235dded4a6cfb396d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

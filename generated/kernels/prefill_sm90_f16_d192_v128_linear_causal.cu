@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         a67f2d0d1a35f32ce8d1225be6cb98099b9f2b37edd42d1601f957ebf12b021b
+// digest         b2a2bd42e83b9930760f5bc1399550b20f6531bf09731ca462d84cc1ea1de271
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

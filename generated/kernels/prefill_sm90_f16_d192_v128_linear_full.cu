@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         9e97af6670b6a19616cec0be4b8642c461d1be4d1a5d81b1a5ae248514bec742
+// digest         46fc0365b9fd62c934fc39c2f26acf1aedeb29affd4342ea2fb796790e401b33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

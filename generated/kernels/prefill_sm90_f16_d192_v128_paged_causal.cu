@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         e2c2bc22c79fb96bbcfe4e0ccaf27af502d5acb3d4549c71685b2015b81c6aac
+// digest         b1652d2686c5642390885f794cc7ff8512eac8552b2f2906a4f9f53a80612ec7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         1a8f26bee2cbcb656d77ee0f591265174080271ae95eb72ec84e923568fc484a
+// digest         4c1a67a3be1dfd65a16e513d9da14017d24acf99b0ab392fab343530e21968a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         97f676e4f0cf0771c919df30ad51182d96d007a853a01b0912dfa8053d88db3b
+// digest         0189181eeec7784b5ef5efef76668298fb620ef9ffd03c874bb1b511245801e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         f5d322de371033b350971530b509a5a394e4f78e2f0f167d74c81ccb2c28a04b
+// digest         16f48956ddc2abb8d9aada48b788ab2f50e61654625453784e82b604501ef410
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

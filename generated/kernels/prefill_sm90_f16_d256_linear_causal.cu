@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         fa5df7238487780b663c0720eb26e86f43f150847052c42928d3b3f9030afe7f
+// digest         e40b622871b8817ef21ddcb647c0c10ab05fbce3855778d9fd55f3e458ca9c52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         d93f57610e27c12f06ecc61fa76c1ed6ae593084ad02c8108f939d390c6aeda5
+// digest         79bde6c0124ebbae21a22edf928d15e5115bcab972ebf8df5b22950f1805a0c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         bd047009a296b2da6543905012b457e97d97aa31ac516cbe47dfb873222b5f85
+// digest         27c47095791e40a93e1ed94474bc7ec5592d6e23ab2ed5852cbc227804894407
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         ea7ed07ad2c605f86827e293ddfae8b27c1af48c8c2d20f26b68c19352de3a74
+// digest         6c8f5041e39c48f3ab489f02b4ac004981ebbca0861e278ca67754dbabb41596
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         c129e5d9233a41a34564de89bd311a787ec803548c9e845dca16fb02e38ca63f
+// digest         78de49bd8991a475a58ff29ff97c07aa68f6f4d9baea6b0922d614deb005c07f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         a5c59d30858ed4ee923a1ef143ca0f73e0f550b71f5b4b95c974c5342b5567ae
+// digest         ff704ae669ad5b0509866ac9ea93cba39a57c9c64209c3a108aa85fb335d0d58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

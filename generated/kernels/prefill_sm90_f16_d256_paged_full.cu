@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         f61335015ca0bb68f54fb00a7db300b787a1f97fad76790d0485b61da410f071
+// digest         64b8a84c99a39c10a22c50807da788c2efa88e62c7a27966f9e301d48295241e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

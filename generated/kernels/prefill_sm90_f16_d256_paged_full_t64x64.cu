@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         6a3c0a740bb2cf7851b35669e31626ff85361f25d8882734032f1e0cc4dab4f0
+// digest         7210165c2b7d805c187ce01451ae89e5fc3da34ddc4bec85794d19f925841b33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         22c8b3ca143a9fea47cf893d2348636bc3f3b73b4e6cd6721ea140a09ddf9afb
+// digest         8a8fdc82b78f47b318e9f581691bf133a142184161b59ceffd706d9e12674758
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

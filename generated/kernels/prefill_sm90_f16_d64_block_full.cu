@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         32fcc46daee708999c8f4cb291d1a28956e82daddc40fe1a8abc01803690f82c
+// digest         35fc998098ff948d165bfe8076c064b0b63e650d40a66441daf950bc8c7e5d9e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         aed60dc06a1f5a1835d327050fc92f88ed8b292f94523cff373ec51a7f2e39f6
+// digest         fa8bd035e48efd0684da10679b0cdb29dee9fd71314aa5405e38cbaadf767506
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

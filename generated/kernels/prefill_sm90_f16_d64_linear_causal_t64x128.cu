@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         8744aefaab326e0b20fb19deb6ba21a1efe033f8428ae9f16682373d3f0bd174
+// digest         2ee2fd5a41235d0e777c4a5da9ff962ac4d8afd3d0ad7e016fb14a25951aecf2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

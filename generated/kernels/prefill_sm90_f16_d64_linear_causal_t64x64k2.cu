@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         a8b8867308093fb8ec0a70c7a6387d8c0703c75c976e54987746fc2a74c978bd
+// digest         6da1dcebab43f65222cd6fb614a8a08eb85d761245b47967902a177c9e03c859
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         7f116a3033c2a9477d69fd21cd590599961e15089f6fe0676636ad94583f1cb9
+// digest         cda968fd350f0b100521ba8401cb44e0017751d4e83f9e4e4ef9f26fb5eee33c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         a801d7b9ffdbfa9451cd696709a6d368ae9db8e8b04b5ae47a2bcbfe85d10228
+// digest         326527028c002870a4ac87767789c119e8afc9f4fa3d0a705acbfcb37add35f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         96a854d5203332be44f8ca8681f37d5d0379b852287722775acebe5c6922a5bb
+// digest         880ebd14524646e04d06eed887e79066cad2f6a7424e5e7ecc1b7f8024511b9e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

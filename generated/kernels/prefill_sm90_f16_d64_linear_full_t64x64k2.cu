@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         016473bdf127a69d470512c383841d296f55d95ed368ddd6631fd1dcfae9de5e
+// digest         1e26731270ed5080c784731cd4310207abcaca396d6c9e122af43d36328a27fd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

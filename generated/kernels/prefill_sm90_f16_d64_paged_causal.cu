@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         f1e6f5da6e691bdbed40773206971884d86a85fed077172ab7107d2197026d85
+// digest         b8db8f410e4e07e146933353e5f654f2cc9d2f4eb89eddbebeeef21aa3d7d808
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

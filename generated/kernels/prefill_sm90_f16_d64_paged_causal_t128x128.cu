@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         a742a905a3ca08f102a1f00423cd5bef9cb2dfe46724fd859e35c90137580fd0
+// digest         be237b94472b5da5e2c391b85771321b89c77b8047b44b2e6a2a4066eb605392
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

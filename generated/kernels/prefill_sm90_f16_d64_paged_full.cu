@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         aa95bab8d26d6ba25c2c3c916767fb00f2ff88b7f1145b4256f62c26854f004b
+// digest         baf3ada9a5f6ca1ecc78995a2ac37e39af4b876bf04dd670dbb1e7fff7991528
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

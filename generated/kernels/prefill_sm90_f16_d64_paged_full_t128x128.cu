@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         b514ba0addd8d99aa02a94d89df5aa3dc089010513f21bd47f2dd900cdd61161
+// digest         e4effe3242287a52a5bace3d20280913ee5e3d694ab11828d3a709f5f148bd34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         b9c34f43bfc3922559cd4390e1e11c205e065c1b8814309837f7ef912d177c03
+// digest         fc7d882ff755b00b3080fe43cfc63fc41a991ed8e1fe629c5716e2e91f55f953
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

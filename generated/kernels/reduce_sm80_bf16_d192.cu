@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         e17d148837a72238f232682a30e99cee281f0119c885d40a3ea42de7cf56e086
+// digest         f26e0c4e9e1be21e1eff7091194d017dd861e001c6ed3370a4b06b772e9b6ef7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

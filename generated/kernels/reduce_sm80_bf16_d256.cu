@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         7feda96bbe61307481fa7218c803d41aa98ebafd726796bc8ee96973f900953f
+// digest         e3de1f7ddc31e963c27aabc6bdce8bc955e9ae40c2e876194be02c3e35239b1f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

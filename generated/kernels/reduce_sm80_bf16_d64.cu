@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         1a4c2e2206c5a756682d2b25a79c7917202487468af20fa05a94d77c9a2abcfe
+// digest         b294447e060fc56126e55cf1e4508af33a7848dcaa410b7aa6d1a19e562e629b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         28869690b67b0fa4d9a14d3be12c5fbf2cad5c3b781e3444befa5e288b61bcbd
+// digest         31bd5894889f359a2c5149c8fe31a025e8656a6cbf56a32eb1bc4e4882e0d663
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         00dd6624ed8d3b494d78948c44a69d8de61fc75eacdd624eaaf6715ee6afee36
+// digest         ad033cfe71c5e0e41eff6d44c22b638cc70503bb95c75249bca59c935ddd3094
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

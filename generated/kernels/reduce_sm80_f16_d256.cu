@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         fd7c6482aa740074037feb0fe384f57aa802a24605013aa0edc473b048159475
+// digest         262756e5fec34d7db223722904ad6b4ade45f865dd115a1b575e9a54102b3d2b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         0c2472feb4a7beceace79863594bede2bffbf615123ab0ce2e815b4eaa9222a0
+// digest         c1c3de36b461413715efe5f05b0f72851f740d7697d317727cafcc86ebb0d65f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -18,7 +18,7 @@ namespace attn::sm90 {
 // copies of every panel.
 //
 // wgmma reads shared memory through another proxy than the copies write it, and the fence between
-// them is up to the thread that wrote. So a load is signalled by its warps: once they have issued
+// them is up to the thread that wrote. So each lane signals its part of a load: once it has issued
 // half of the next one, sooner where that has to wait for a slot, and the last of a tile at once.
 // Behind the end of the sequence, rows of K are left out, since their scores are masked, and rows
 // of V are zero: 0 * NaN would spoil the output.
@@ -167,7 +167,7 @@ class GatheredRows : public LoaderSource {
     }
     copy_async_wait<0>();
     fence_async_proxy();
-    arrive_at(unsignalled_);  // each lane for its own: consumers may write zeros over them
+    arrive_at(unsignalled_);  // each lane for its own: consumers may write zeros over it
     unsignalled_ = 0;
   }
 

@@ -22,34 +22,30 @@ class KeyPartsExchange {
   // Whether this consumer's rows are those of another, to whom it leaves its part.
   __device__ __forceinline__ bool is_first() const { return consumer_ < Traits::kRowGroups; }
 
-  // The room for parts is free.
-  __device__ __forceinline__ void begin() const {
-    if (is_first()) {
-      for_parts([](int part) { named_barrier_arrive(free_barrier(part), 256); });
-    }
-  }
-
+  // What this consumer has of a tile, for the first.
   template <class Softmax, int kOutput>
   __device__ __forceinline__ void leave(const Softmax& softmax, const float (&output)[kOutput]) {
     const int part = consumer_ - Traits::kRowGroups;
     auto& room = storage_.parts[part];
     const uint32_t thread = recomputed(threadIdx.x) % 128;
     const typename Softmax::Part rows = softmax.part();
-    named_barrier_sync(free_barrier(part), 256);  // the first has read the part before
+    storage_.part_barriers.empty[part].wait(phase_ ^ 1);  // the first has read the part before
 #pragma unroll
     for (int i = 0; i < kOutput; i += 4) {
       room.output[i / 4][thread] = {output[i], output[i + 1], output[i + 2], output[i + 3]};
     }
     room.rows[thread] = {rows.reference[0], rows.reference[1], rows.sum[0], rows.sum[1]};
-    named_barrier_arrive(full_barrier(part), 256);
+    storage_.part_barriers.full[part].arrive();
+    phase_ ^= 1;
   }
 
+  // Adds what all others have of it.
   template <class Softmax, int kOutput>
   __device__ __forceinline__ void collect(Softmax& softmax, float (&output)[kOutput]) {
     for_parts([&](int part) {
       const auto& room = storage_.parts[part];
       const uint32_t thread = recomputed(threadIdx.x) % 128;
-      named_barrier_sync(full_barrier(part), 256);  // the part is complete
+      storage_.part_barriers.full[part].wait(phase_);  // the part is complete
       const float4 rows = room.rows[thread];
       float own[2];
       float other[2];
@@ -62,19 +58,12 @@ class KeyPartsExchange {
         output[i + 2] = output[i + 2] * own[1] + added.z * other[1];
         output[i + 3] = output[i + 3] * own[1] + added.w * other[1];
       }
-      named_barrier_arrive(free_barrier(part), 256);
+      storage_.part_barriers.empty[part].arrive();
     });
+    phase_ ^= 1;
   }
 
  private:
-  static constexpr int kParts = Traits::kConsumers - Traits::kRowGroups;
-  // Behind the turns and one barrier per consumer.
-  static constexpr int kBarriers = Turns<Traits::kConsumers>::kEndOfBarriers + Traits::kConsumers;
-  static_assert(kBarriers + 2 * kParts <= 16, "a CTA has 16 named barriers");
-
-  __device__ __forceinline__ static int full_barrier(int part) { return kBarriers + part; }
-  __device__ __forceinline__ static int free_barrier(int part) { return kBarriers + kParts + part; }
-
   // The parts of this consumer's rows.
   template <class Body>
   __device__ __forceinline__ void for_parts(Body body) const {
@@ -86,6 +75,7 @@ class KeyPartsExchange {
 
   Storage& storage_;
   const int consumer_;
+  uint32_t phase_ = 0;  // of the tile's parts
 };
 
 // Where each consumer has all keys of its rows there is nothing to exchange.
@@ -94,7 +84,6 @@ class KeyPartsExchange<Traits, 1> {
  public:
   __device__ __forceinline__ KeyPartsExchange(SharedStorage<Traits>&, int) {}
   __device__ __forceinline__ static constexpr bool is_first() { return true; }
-  __device__ __forceinline__ void begin() const {}
   template <class Softmax, class Output>
   __device__ __forceinline__ void leave(const Softmax&, const Output&) {}
   template <class Softmax, class Output>

@@ -68,6 +68,7 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
       storage.work_empty.init(loader_warps);
     }
     storage.tables.init_barriers();
+    storage.part_barriers.init_barriers();
     storage.work_full.init(1);
     storage.work_seen[0].init(1);
     storage.work_seen[1].init(1);

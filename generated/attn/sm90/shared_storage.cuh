@@ -40,6 +40,25 @@ struct KeyParts {
 template <class Traits>
 struct KeyParts<Traits, 0> {};
 
+// Their barriers: every thread arrives for what it has written or read itself.
+template <class Traits, int kParts = Traits::kConsumers - Traits::kRowGroups>
+struct KeyPartBarriers {
+  Barrier full[kParts];
+  Barrier empty[kParts];
+
+  __device__ __forceinline__ void init_barriers() {
+    for (int part = 0; part < kParts; ++part) {
+      full[part].init(128);
+      empty[part].init(128);
+    }
+  }
+};
+
+template <class Traits>
+struct KeyPartBarriers<Traits, 0> {
+  __device__ __forceinline__ void init_barriers() {}
+};
+
 // Everything in the shared memory of a CTA. Panels start at multiples of 1024 bytes, as their
 // swizzle needs.
 template <class Traits>
@@ -67,6 +86,7 @@ struct SharedStorage : OutputStaging<Traits>, KeyParts<Traits>, ElementSlots<Tra
   RowTables<Traits> tables;
   PairSlots<Traits> pairs;
   ElementBarriers<Traits> expanded;
+  KeyPartBarriers<Traits> part_barriers;
 
   // full: filled by the loader. empty: handed back by those who read.
   Barrier q_full[Traits::kQuerySlots][kRowGroups];
@@ -85,6 +105,11 @@ struct SharedStorage : OutputStaging<Traits>, KeyParts<Traits>, ElementSlots<Tra
   // Each row group's current and next items, written by the loader before it fills q_full: one per
   // slot of Q. Of one slot, two are enough: the item after the next is written when the Q of the
   // next has been handed back.
+  //
+  // All threads of a consumer read them, and one hands Q back for the others of its warp or
+  // warpgroup. By then they have issued a product, or a store, of what they have read, so no read
+  // of theirs is open. (racecheck follows the thread that arrives alone: where a CTA computes three
+  // tiles, it reports these reads, and those of `work` by the other lanes of a loader warp.)
   WorkItem items[Traits::kQuerySlots > 1 ? Traits::kQuerySlots : 2][kRowGroups];
 };
 

@@ -296,20 +296,7 @@ class Consumer {
     const OutputRows output_rows = rows().output();
     const int query_slot = slots_.query_slot();
     const float factor = value_factor();
-    turns_.wait();
-    slots_.wait_values();  // V of the first block has landed
-    issue_output<Traits>(output_, p_, slots_.values());
-
-    // After the last tile this product reads what lies in shared memory and nobody reads its
-    // result: without a branch the pipeline stays one straight line.
-    slots_.next_queries();
-    next_item();
-    if (has_work()) {
-      slots_.wait_keys();  // K of the next tile's first block has landed
-    }
-    issue_scores<Traits>(scores_, slots_.queries(), slots_.keys());
-    turns_.pass();
-
+    issue_last_products();
     if constexpr (kKeyGroups == 1) {
       softmax_.finish();
     }
@@ -330,6 +317,27 @@ class Consumer {
         output_[i] *= factor * kUnit;
       }
     }
+    put_out(output_rows, query_slot);
+  }
+
+  // The last P.V of this tile, and the first Q.K of the next.
+  __device__ __forceinline__ void issue_last_products() {
+    turns_.wait();
+    slots_.wait_values();  // V of the first block has landed
+    issue_output<Traits>(output_, p_, slots_.values());
+
+    // After the last tile this product reads what lies in shared memory and nobody reads its
+    // result: without a branch the pipeline stays one straight line.
+    slots_.next_queries();
+    next_item();
+    if (has_work()) {
+      slots_.wait_keys();  // K of the next tile's first block has landed
+    }
+    issue_scores<Traits>(scores_, slots_.queries(), slots_.keys());
+    turns_.pass();
+  }
+
+  __device__ __forceinline__ void put_out(const OutputRows& output_rows, int query_slot) {
     if (output_rows.split != kWholeRow) {
       store_partial<Traits>(arguments_, softmax_, output_, output_rows, thread_.lane());
       path_.skip(query_slot);
