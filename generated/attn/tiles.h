@@ -100,28 +100,39 @@ inline std::int64_t pieces_of_span(const Problem& problem, std::int64_t span, st
   return std::min((span + size - 2) / size + 1, ceil_div(local_keys(problem), size));
 }
 
-// Heads, of one sequence or of all (attn/cta_map.cuh), whose tiles are computed together. Their K
-// and V stay in L2, where tile after tile finds them: without a mask the heads of one group. Under
-// a causal mask the longest tiles of a section come first, so it is as many heads as have K and V
-// in 8 MiB, and so many that the last section ends evenly: three tiles for every two CTAs. Sections
-// are as even as can be. K is taken to be as wide as V.
+// Heads, of one sequence or of all (attn/cta_map.cuh, sm90/tile_order.cuh), whose tiles are
+// computed together. Their K and V stay in L2, where tile after tile finds them: without a mask the
+// heads of one group, under a causal mask, where the longest tiles of a section come first, as many
+// as have K and V in 8 MiB. K is taken to be as wide as V.
+//
+// CTAs that take one tile after another end together by themselves; under a causal mask they get 16
+// heads at least, so that few of them share one (measured on H100 and H200). One CTA for each tile
+// ends when its tile does: there a section has three tiles for every two CTAs at least, so that the
+// last one ends evenly, and sections are as even as can be.
 inline std::int64_t section_of(const Problem& problem,
                                const DeviceLimits& device,
                                const KernelLimits& kernel,
                                const QTiles& tiles) {
   constexpr std::int64_t kSectionBytes = 8 << 20;
+  constexpr std::int64_t kLeastHeads = 16;
   const bool is_equal = tiles.per_sequence > 0;
   const std::int64_t heads = problem.num_heads;
   const std::int64_t columns = is_equal ? heads * problem.batch_size : heads;
   const std::int64_t rows = is_equal ? tiles.per_sequence : tiles.count;
+  const bool takes_tiles = kernel.tile_counters > 0;
   std::int64_t section = heads / problem.num_kv_heads;
   if (problem.causal) {
     const std::int64_t token_bytes = std::int64_t{4} * problem.head_dim_v;
     const std::int64_t keys = std::max<std::int64_t>(local_keys(problem), 1);
-    section = std::max(section * (kSectionBytes / token_bytes / keys),
-                       ceil_div(3 * slots_of(device, kernel), 2 * rows));
+    const std::int64_t least = takes_tiles ? kLeastHeads / kernel.packed_heads
+                                           : ceil_div(3 * slots_of(device, kernel), 2 * rows);
+    section = std::max(section * (kSectionBytes / token_bytes / keys), least);
   }
-  return ceil_div(columns, std::max<std::int64_t>(columns / std::max<std::int64_t>(section, 1), 1));
+  section = std::max<std::int64_t>(section, 1);
+  if (takes_tiles) {
+    return std::min(section, columns);
+  }
+  return ceil_div(columns, std::max<std::int64_t>(columns / section, 1));
 }
 
 }  // namespace detail

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         5052a513692e5585c403903175723d6d7f4963afd01ba636b90b30decbeb03bb
+// digest         8ffd2fc4c2645544b6324bd6efcd3351e6023382dcc91acdb99e0041cc0ece62
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

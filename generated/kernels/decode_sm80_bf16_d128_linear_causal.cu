@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         e6060092306966bb0e21552184cac461c53007ddade62a61b364b0228738ccbd
+// digest         3f1365506a3a0ca850ca9cb897eb4b341bb5b6b035f07d1fd291e61055f9c82c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

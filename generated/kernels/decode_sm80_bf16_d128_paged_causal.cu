@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         595d9002cfec0fb2f143f2e3f65d93a572e1e766a5e6f26f6ed73a1cba5e18e3
+// digest         ba4feef3e7dfb4990b5edc0a2976b21f91e6ac7e525964b5a0362ad26a4f8b78
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

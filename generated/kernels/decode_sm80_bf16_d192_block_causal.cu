@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         e44bbf45c4c5a78606432f92bf85d19c879410b4ec0b1bd563f7d99555ee2d7a
+// digest         a5148f2923c7475f82de418baf31263a50e73c7000405df5735e216310cfc03f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         fd53c2c9745edde86f2f53642b37b3b42b1efb260b4b5163d002a8436730b111
+// digest         e422b07c4f861fe7345c74f9858be5505f921ae272d9f6b6c8b73e58ccca5e35
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

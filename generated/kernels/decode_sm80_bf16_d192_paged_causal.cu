@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         3e8920d0e23a8b6c6a064120f59ce29896705a52f398c4693b3c976d1ed85290
+// digest         af88b5b75adf14f9441de18bb3d58df0e8a035ec813a68fbdfe3294d1c3f941a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         2b2a6237731e48d707440883aac192c40b0f9e3bd8a859d118eccf3cf1ae0683
+// digest         4d5ca58a774fccaa4c19cfa1875b17ca7e3cc36a8f4ec43b8b2f8d56c7e0ff89
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         7c044784b235b5a35e870aa44f8482fe16f9c1e4817aa5f7a91fe1ac6cd0a1b1
+// digest         428aef9ab5df7526c752cd2ebb7fdfb8ed8694025d2f9e0ab622a56b834fb739
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         238c58751e89a535a5bbecdbf21f4f4685d97be69ae6f9534268aa490cd55139
+// digest         46a01ee0fe2441fdb75c56b24e48b165b9cb29523c51dc26cd5999778689e620
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

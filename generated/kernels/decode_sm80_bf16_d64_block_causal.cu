@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         25cae43fdad3eacaf41fcd6eff8659ffa5783cc06ea14c16ff1c5380a9a20605
+// digest         be3e778504e8f9110bd04ebd35f04c740f44130287ff720a37d457eacedef68a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

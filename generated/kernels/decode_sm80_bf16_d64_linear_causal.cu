@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         7b162d522ae4d0c92765002d541bd88b3920eaaec513eba92a3c133dcee3dcfc
+// digest         0e1ba86b7075c2f5710de22feac23a49933c989659bfc066b6f1e49d965405d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

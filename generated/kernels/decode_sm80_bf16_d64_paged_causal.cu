@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         935f77797221c2bef67b205a4b522ddb18b458b94316a8803383a2737adcb588
+// digest         12523c96226714b2f7beb368837af19e0d4bc4d0db5233cba370bb22508dd2a6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

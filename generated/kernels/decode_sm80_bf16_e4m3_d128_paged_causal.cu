@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         1bf5aad709a0771a91f323c9423023e574c5bf05e7ab47da26823ca84e79eeee
+// digest         10775936d3455385f891dccb760ab86327481c0778647a114e6ae9956be188f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         32d9cbbb9f7568ea54f12d608f3e5a999519cdc721970ce621428ac6c12aca84
+// digest         9e01f098480b412a942c25d202242853a55ca2498b22fccdd24e57fcaef3ec38
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

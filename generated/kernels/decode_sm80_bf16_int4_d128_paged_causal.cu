@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         c0a5c3d726634ace864d000523b0e7a5f1583921f810b4ed2628a8898d545f59
+// digest         77dec2577ee6c1011817b9585a28c6caf0f37846b7455b287a2912efd6ecac25
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         cdb6534ee35cccdbcafcad0631576c8b8671707f617a63f55058efa6dd89fda0
+// digest         9fa1906ca8c726bd086b9da1e2a49522c1ca5402dd708f2227366084f979f7bc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         668c4554c855ac883865f10a715cf44d7e658ae6c8c94d3279b12ac699a1ab50
+// digest         60a2dc2b224a92ef443f026d0b8d2538af04bd006ed6f9f9cd2906b9bedaedc8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         6020c0dcd66b5b8d3a0a992d93ecd848dac8f0ccfbad3e6ff3789fabb2f5bc77
+// digest         1be840e0d2baee39ad8ffa6181438787f7575b56bd464baaf8f55225a2cfcac3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         d21e8009658004881d8e2b8eff52cbe63cdcb879a1d46ec021d46f899a0f0efb
+// digest         faa56daadfe52ea31af8d182ee50fa65ed53b8b5c0d903cec801d7c48da2be82
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

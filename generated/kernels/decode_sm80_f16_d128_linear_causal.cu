@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         9f219fdca191c4bcd451201a6ab94ecdf29d40831e1796a5c127853ea914dfc3
+// digest         2f88118024ed6c333adac00a42a9393bea758f090ed26dac8b974194b8816158
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         24490197b1e8c8e00c239a9f9855b7f4bc65f5c26909ce070402b7a677b256c2
+// digest         21234904cc6f23047375823a1c2821f137ef3c235b31690f218c9df0abb7ddf5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         ab79dea586a9079e382a14a5a11bb0051523b569076f06e24b7de3f390a3b7f5
+// digest         87049257f6b915706b9fa297858f4c8177bf2cc509c7f5af369686a5b5ab2648
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

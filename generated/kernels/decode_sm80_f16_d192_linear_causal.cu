@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         a58b7969bf5ee7107db296fb861c953195a9d1d185a3dcad8e0acef087628ac9
+// digest         6cd704ef88355bd188c4cd46ebd0a7a008f65b0edd192f9867e5c6be4410ef87
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

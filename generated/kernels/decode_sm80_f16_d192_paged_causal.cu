@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         beacb398472ea65c42ad6fe60758c2d9a77a89024ca5256b99054b2c47c20700
+// digest         6e262f7dc8a65f69a0fb71ee9f72fb9009f5eb0b89cb833455af980882507997
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         a078e7480da2a6a234121367167d31586c88c55c1aba540fae3b590b77dfe703
+// digest         307b7ce7a6baf78da3f212556d4d3ef940cb25452eafe4812ddd4ad47e3db20b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

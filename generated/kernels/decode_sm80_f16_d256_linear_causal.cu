@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         63fb6476ebbc921f5bb22173546ce080b2afbc2908cac18f6393f66ae1dba86d
+// digest         0cff1658778901f016a64bb609d90156f93c1dcab70a075eee2b5d7dedfed843
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         871ac6f98114f0821d4b0bca61a6d9ce06dce5c60131c79bec489394ecbc66a7
+// digest         c671f4f1e48a3d3949443b52f82c41f5d5048c31e97f1372f3aab11d94d5d414
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

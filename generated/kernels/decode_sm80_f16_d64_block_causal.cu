@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         3d69f169b64d59e9a948688bbe81262e708c2deaefc0756e0b9ede74c411801f
+// digest         4da95ab76c79c7b58d37cc34d7baba2e072e04f1a21da61d19eeb6c8083a941a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

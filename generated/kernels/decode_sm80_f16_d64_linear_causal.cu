@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         a8795f2ffd1e9ae5e56d6d1e78b1bbcea3649795874b1727f022231a3a40f4bf
+// digest         e5a22fbf07c96fdce773c89d99184949f913ad184595281416a3ef34b7486aad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         8194fcb3447413f1c0a8b731ffd865cc0b0314ba4db684148874e2348ec45f0b
+// digest         cd7cf20450538af28627d93bbbe50a825f48c56c0137d72d0a79364371ed37be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

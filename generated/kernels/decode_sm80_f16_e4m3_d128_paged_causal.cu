@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         12f02a138107b978ddf6c7aeadd722671bc2e384ad54ddc12c8df172315aa614
+// digest         5a00c3f7866a4209a304f50a332a262f8c173f75c3c8a84b683273469598693d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         48119743f60498175682377e2f70d81b29d3f15cd876b478932959927e450da5
+// digest         371fc814fc9e12620d6aaaae41f335aea947b96aa348ef87c5480f9dc6dba827
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

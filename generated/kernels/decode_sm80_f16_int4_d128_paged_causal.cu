@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         d31b6e0cd973b95de624f717c7f5785b5d2955c87330ca4ef4170f1701117f7d
+// digest         1f5b14ff2f04c603cf16fd80e1bfaa02e6e0ca0fbc63d14ff1bcc52ac9edf480
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

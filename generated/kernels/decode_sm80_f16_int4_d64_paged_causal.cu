@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         feb77a9da5d5a98ac8fc5fa2b08672ee985eb4658b734ecf9030c51363df85e4
+// digest         88d163ebde6d22b8ac557b6efaf477e143f9d93f956147c1fbfe94324ac73971
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         b60e70f0532a05569a627a07d86fcc045e84f7c9240699f2be9cbccd1ef7f6eb
+// digest         2deca1b2fcbdee26fdc025fc107a35cb8de5dbe7d04b933b01f1c32b57f567d7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         cbd452020bbfd453c9de19e47cf5ce9459218a08411fe8e2bcf8cf4d464ec0b5
+// digest         a9e8873f13b79fe2ec2e53b8ea88d6b456d3d3ce850682e1e8606c12c7a485b0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         1acc1182199cf1795d85e9cfe1df54294fa3e92d91b34b1eca05fd6bdbc4c54a
+// digest         29532e5b6402200e72b1b5f6643a012403e8ba23afaba79b5beed816be57cfbf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

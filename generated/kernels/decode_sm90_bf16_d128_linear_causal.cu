@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         06631712b2c6cc88b1daa9bd552943351419e5d458b4d1ab32aa5769d4392c9a
+// digest         538c8b5bf8f6b51ddd69e84be4905c65cf20c105fb6eb484c783c9177206198e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

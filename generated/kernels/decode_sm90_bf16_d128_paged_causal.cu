@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         372a7670e7a854f5b4fb0b0575c885cbcaf4585d2cabf1489f73b50c71e7bed5
+// digest         3bca8c0cef12320eeffb150a1af0ffc25539dd99b1d2df60614d069bb64a0c6d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         a4eb56fbfc44651adc89d15ee35cac93ef3ada74ddfdf89dc44d1cc0040b150e
+// digest         02c0c06e05600a343b27a80387d9072c23bfb59eab7f1f359e6cd7aa61187220
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

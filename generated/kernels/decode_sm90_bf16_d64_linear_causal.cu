@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         27a0bcac4342cd800eb4b1a48623be20e935786eb132eed1e69d953ab84a6a85
+// digest         87d6867106632b678553a2c0906d7e349eab7c93249eed983b3eaf08320393c8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

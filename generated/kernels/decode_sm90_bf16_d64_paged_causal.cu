@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         4b581c237d0836c044427707d988b447393517b020bca1013d91198c5107f863
+// digest         004fb044c828ed7daadd5c08ea3187cbf6fb3065197b96c9564945e8885aca38
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         f0be7532012107f30db48b4310d259bfb190cc313ee801156b08dd7c5e59a08a
+// digest         56c8c2c3f936ae248201d6be77840de9bbf43620ec5f522ce260be585db0ac83
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         bcc6094d82510deb7089634a68078c664c834ff2284136c9710fdb35af1d02fe
+// digest         d6e77a96b6895f61134df7d432fe4b1876af1538e202cab7757169a399527905
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         a2743aac42515b4ebe66ba8ef08309c129b7dcd551ad00d43c5ca027c3f772aa
+// digest         f87c8a7b7efc4b509595234f3e8470bf5325f323ae6a84b3676713105c7d3fae
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

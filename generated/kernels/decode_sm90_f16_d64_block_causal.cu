@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         798297ec7bae0561b4c77177064ee4f15abef241434d88080a4d9f6ddd6e0cc3
+// digest         4c8afbe0149e09d3731866cd1c397db5e0d7ed9832045c0a1c3421979e9543a0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

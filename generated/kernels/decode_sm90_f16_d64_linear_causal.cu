@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         47c1d8b52f32c33372411e051e7add51a91bdcb19a46bfc37c21322cdfc9aa21
+// digest         f693aa0abfa3823f1dd25478903ec35fa77df8feb9a94c0bebdee974f1aa0af0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         ecbff1ec69f520aebfe6a8669525fe9cc0f04250a2a5f308ca8e006a5d5ce350
+// digest         647af9412f87b55c562b17303cee6a25aad1100ad2c34367307882345dc5b4a5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

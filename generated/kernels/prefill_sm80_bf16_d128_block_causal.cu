@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         bd4024d22a7e7cdf0cf95f3e3a98c765f2604d5fd34c435f632b11ca9382f069
+// digest         435e3c15166b1a2a48d49fdca0ba43e57e2e36dd7310588ddeec600d860b658a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         e7d0e047e3518e216e0394f97007ab5eacd1513016732f40422309fb50d4bdf6
+// digest         af3f90758fd28a1fcc8fd915ed5a46b9f0d9544283051e6c1a1cbca64751a794
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         86d610a50ffb46804aaa283f8e8b3ab3d0bc6f4cd2182eb4d5cebb89e274767c
+// digest         d6392fb5989b5c8731107d06f7db4bf9d818fdbe73685315d54c0e358f1fe96f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

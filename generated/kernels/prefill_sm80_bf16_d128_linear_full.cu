@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         944901c4af3467ddd732060a90b7e101f899d33f876ed9dc41fb38cf7de8075b
+// digest         3cc02c6a29487446333f849eccdff8a832a916479b2ee6df1dd2f4f8c504e7fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         9d244079213080416f32cf4c13a2b4a4bc28ddc18bd9c94cabf8b3e3d72bfb75
+// digest         534c0684ec2928d9c60d30acb60889f52acc281d15160b48bc55b2d36a6766f4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

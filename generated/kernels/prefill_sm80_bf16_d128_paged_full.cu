@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         bc421728de6002b1fb405111feffc70414d84a8828f8afed2e1428b682dbe8e9
+// digest         88b3f405ad395059ab7b11fee8cf955775b492c33d4d2c919dfa21e0c7930d29
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

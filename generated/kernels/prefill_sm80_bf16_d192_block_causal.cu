@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         bf01a21270669f8efcca57a8cf9946915e6b9d379d70db910a70378cd23ea7e3
+// digest         40342f858f1436109ec2ea3ac8f709fa55b4421508f626d1a19aef64d7cded47
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

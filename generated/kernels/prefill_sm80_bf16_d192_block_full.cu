@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         01a91b75333187f299811a149169eacae0f237b454b08cbcff510350fe2137d2
+// digest         ed63a038793fae46711bfbeb54d906d62a40fdfe7a2e447c9e838d4e4dcedb18
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         eb2b55c82347295260247758698e6b49be3e9780bd2fbec2f57c938b6b66207f
+// digest         bdbc274c9e76ed68f68ee61206e0df382086b9f7d8a80e51fef45630337e2418
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

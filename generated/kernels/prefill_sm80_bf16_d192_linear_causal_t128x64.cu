@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         050f70a106269a9236b04a7f90a0d418ab732ea8fe4e42939c3ad4ce6a9211d4
+// digest         17a50bf2b0f586c02e262bfbb020bd56371c8357f78f04d93dbd661bf9541b14
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         5846b451d68783b58c0074fae631675349a034d8d1e383e8616cef08a4c73617
+// digest         c71463439f7ebd8e88eb57f9b0436a560f8074b8d31812bf4377e908226e9c0f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         9d81c652dd95713fce598636de86de48d9d21ace8ea3ba8493bff93c558afb24
+// digest         08172624e7f2903f08258b8c58e6ca7f905322cd30b1897693c3069e861e13d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

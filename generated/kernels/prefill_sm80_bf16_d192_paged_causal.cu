@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         5fbcbed86fa92ef2d81f7976355fcde80f4ed870e7c62f6d95b8c2458d0e8cd8
+// digest         aef31820a7095b90d64c92f3f4b8a150b5488339f607f16511a3eb41b7c0f511
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         e36a6cadc8e1f1ccb53733044973b39e2305afb3bf7a70b21f1e00cc71e11bce
+// digest         4b16e8232f90da0b82207d53ccb69a4a214fe6699c174764e68b4169c218197a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

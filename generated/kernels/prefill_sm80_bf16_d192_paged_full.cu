@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         31297b87d63668c6c4dfa191c025af247b915af6f7b25297b2554ee0b187129b
+// digest         a3c0d686f77d63c58080b43001f22d7a9257ef4f3575ccd2420a862a2246a1ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         525b55afd5b464a6c8a826e7fdcaf4263a5ca0b320f4422d395a57baad094b2a
+// digest         a20023f49950393a9c85a76a7b741353c330b583478613b67f7a0ab29bf32bfe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

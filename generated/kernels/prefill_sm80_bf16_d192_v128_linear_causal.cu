@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         331bf8533699ff8f267b3332ab0d6a76d9aebb80328482f8d2d09e173ae9eb33
+// digest         36181494b615a650150864c3973e6775f5527fc50f6c4624c213335c2a1b75f5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

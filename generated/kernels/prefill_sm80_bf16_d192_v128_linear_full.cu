@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         6ed9d273174e410c04b4bec120a738085f993cd8f079645493311518e34ba856
+// digest         dc0e1ffe7ca1521913a3f3489fa08d268d679a3059a1ea6b2309b5ef2250853b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         69dbe1fb311f192ec769541936c1e489b79dc86480fb2defad0bf1f5908a17c8
+// digest         eca52d66bdd164b8f70c59669660381a4bc4412ebe72d2bc96a2798b056de254
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

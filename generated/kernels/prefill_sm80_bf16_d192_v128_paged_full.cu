@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         9f717adbf1953168b1b65a9a5372969ffcc5baa7c849bdedb888ca7a56f8423d
+// digest         eb65a582ce9b3ec3aa91e2381b73e88764b8eb5f149533f559745bb22a495fcf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         2e301a6b44b44ef231b456a5c66dac17e969d0c49e45a47be8ad3c266810e635
+// digest         34ee405c5a48bcf9e952a883de568071747842fb9c779554a86de28beb2adf7b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         9396e817c577252555a16cd526553960400855dfa043ba55af249be467e41ea3
+// digest         056c3739fa0847f0fc6912e2e3f6185265d1017ed127412ab3ac2de33f654de7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         0c90b6e4888253303fd980467faf2e0af00e1d38b869fb04e9f3ca677ae36774
+// digest         4fa3f8fc7b62dd211dc25d8700b4b11e7be39dd2bc055d9485ec63ec7eb2acb5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

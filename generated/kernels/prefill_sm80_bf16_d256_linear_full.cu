@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         bf47b428d6444802d9e9635f51096ad756d70a80cf3d67f22efa28fecda5bdd1
+// digest         c860db361f1206cae4451519178ef4d914db58bb01cc3111bf1a42436dcb03e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

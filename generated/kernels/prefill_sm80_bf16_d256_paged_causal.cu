@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         fb7b37c0498d79b25b13a9e55678a546facd6b92dbde3e909a35781715035633
+// digest         ace7134c24679658d26682fd5046596262a313c82a4d640189856f5a33e42c76
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         65007f0bfcc68c614ecdd9e3d8848b1c55dd540b13ece28b1462b0203921aca5
+// digest         81bfab3c26451f68ae21fb9265bd68181faecb3e74de45218f55179f0aa132d1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

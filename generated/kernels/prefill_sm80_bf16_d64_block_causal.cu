@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         938865db02849b6e6124861c3ee77f493e19bfce39212258fc1bc7b82dea8d65
+// digest         7ae69686aa2b36c32e0b635dcd7c603a3975570970a676840c0d66da78bbef79
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

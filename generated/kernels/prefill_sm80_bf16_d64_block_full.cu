@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         47f8ebe1b6ca1a65a945afa2789305c696b112150bce80f6a1abc6630be2149b
+// digest         b460f2c80b607996bb562c4b9d7c604c5df6ec3d2f7940766cd1ed629bdea7f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

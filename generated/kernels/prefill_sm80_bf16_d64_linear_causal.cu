@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         161542b6f3b54c69bb5c7d6e153a11acd15b95068ad0896786ff79c55d9522d9
+// digest         89a2a5f75a216309a367c1fef6aee153f523e702bed27a647e51a8a46c8a94b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

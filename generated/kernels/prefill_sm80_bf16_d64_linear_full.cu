@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         8af3ffed8d1c7a6defc2eed6dc10d6f17d17e8890883ab1da5d92f09b81d447e
+// digest         510350c30c615631896ae16c6ef08637ce25dd2ea997032275722063eb80b38e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

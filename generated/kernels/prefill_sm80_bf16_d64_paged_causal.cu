@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         64aa7dcdd6bc3d4fc804459ee80feba4bd739f8a902085884971c9441088b8ff
+// digest         7bca9a59b7a6f61c05204286d3ff231c3997c1a147da3ebaec991b275f6157c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         1767dbfbe5fe6bfa1aa0ccf0f287ceb7fc1a00454a41e277ab72e5e37f503270
+// digest         221b2272205cba08e9bfa4476b4afaa2b86ef750e6956616a07f6f127159ed96
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         e1d7d3eeb8158cf7a72aa7663a8b569065ccc362fca7505439c4c7a6735d6e64
+// digest         d2780939b0bd2704c1e347b7403c8667711839daa8b4789c077de3b7ae4580f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

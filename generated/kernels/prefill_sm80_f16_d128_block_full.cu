@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         694511e6686421875c1b1f93920103ebe07dc88076eba1543700b63dccd03ae1
+// digest         6ff5dd135b07a04d254177ac4afece85ead6301858ffb4129fdb5660730383d1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         6f6dd3f5d4ca69e13d1094c1ad91d71cf3ab3aca2e51f744869af612f78a9a60
+// digest         de37f8a8e6d60825385bbc4147f7086abcb7012a57c060fea6c807046d464a39
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

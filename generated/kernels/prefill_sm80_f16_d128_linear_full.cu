@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         8e5adc738bcd06674335fd9a327244dbb17be697deeaa16317a6ca0e29d6041d
+// digest         f9d419e86719a41b4e9543df9f4e2c8310824087ad262912fe1a7f782ee720d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

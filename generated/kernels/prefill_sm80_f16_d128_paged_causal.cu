@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         92b86787fd210c005e8b73ed8c2c199d45ff924dca44e2ae69e8bf4931cf3b38
+// digest         839c977f0819ad62bb3ef0ea941f07e857851fde29c7f41711130fedb78aabfa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         04fbfefbfc36e7cf3c0c6fa2cc657a91c79373932b1f3a863c55bc5ae884c654
+// digest         9b81f73d54e0f24f8d497e0d39ee7a4348ef47bb6368eb930d0a64793cd6e874
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

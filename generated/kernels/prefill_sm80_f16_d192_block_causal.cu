@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         784ca8d4b9dd4145d3ef6bdac06376a6ea5d790e0eb81d203a4bba418eac8832
+// digest         e50dda8b09107f4ac7b148a1679a93568e676cb5640029d757a7e424599ad132
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

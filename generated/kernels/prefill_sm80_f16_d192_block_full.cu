@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         9bdf03b6eeeb1889f5ae0814c8ae430eb7eef9e716c57429f12e54597105f225
+// digest         d49e47b874574a87c4fd94d235f7c0b342bb72cfb365aba6cd1b54f8d0e99dc0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         3fb9ec9504f57b510dc7a495be1ec2d506c30b25b4ca72c0ea357c0edd87e305
+// digest         2fd3fec3f374ead7baba077d04a3c7ce60ff6b139c6fab5a0332511d239d9bc4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         4e4405ba650bf43389aecd6cc5972c47c32c6b19146628619b0a4dce9117cc45
+// digest         99f046343419a714ee82a1a040bb47500a00b362c5715c570da503e34a6576c4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

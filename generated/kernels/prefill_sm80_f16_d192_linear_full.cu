@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         cdf7b6f4feed317744638c61e2f9654c37c89c13488761f1fb30f3b10b0e4fac
+// digest         264cbaa58c6d9beedfa990b4ff838961546770980d0734aee3162293a912ccfc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

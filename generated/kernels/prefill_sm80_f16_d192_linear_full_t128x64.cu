@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         4563cf689bf23ceda2367199b1ecdfdf187c9e2d543c2cd6b0084fdad65f1f57
+// digest         5bdc7d3976aa87f8fefe826d8ea1f8dfbdb91e266746cc283d80a2e9ab0a5e13
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         835083ec32d9e540a56adaf936b48f619f4f864900732e2c9f4b3e2aed8ebe2a
+// digest         a9d9f7466522269007deda9396f1742370e5f56eccda88dc59823e015ac79279
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

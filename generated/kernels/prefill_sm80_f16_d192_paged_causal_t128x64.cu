@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         93f5850a28df9fdac9047200497a27b964fb96353cfe8f72a2ba467972a9aa7c
+// digest         110661986ee2d575a0fad05e5bd0fc476054a2f083898373f2ef7236384bedd7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         18c8fb2e2e102b342bc0dacb933fa8a6fa5960f691c482d1af7f303cee55c45b
+// digest         34927d682a64434d880084709d4f4149ae73d004135c8007852083d2f6885c13
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         7afc1712c4474d2aae269bbe7a8d0273ccce066652b870e432dd8370fb261a99
+// digest         e207fa161eb98b244d4fd84f3c12efb0acf0ad9dbdc3c77931ce8d863de1902f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

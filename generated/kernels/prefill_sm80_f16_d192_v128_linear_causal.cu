@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         6f2e691e81ceadf0d096fc6ac36e5eadbde0804fca4a11b15a13a8456d8a196f
+// digest         468041f7372aaaab961ed42860db1a0fb415d4d5dcdfa6564841d7f7c17272b0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         9c02acaea5213cadc9dc30980a19a66087f8fb830974c4aac76e5ba94a6d089c
+// digest         b8914b4f188b724ef975ded546e223959eae93aab065c9edd24f281fb8070691
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

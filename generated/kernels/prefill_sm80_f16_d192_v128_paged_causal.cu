@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         7ccf9d8a8e586e6c97b2b39c8d293816aa34829a1b8dc47efa1aa8f5f700ae12
+// digest         31accbc089b3f870641f0ede7ffb5ef8f37886caa9884d4fd1672ceb7a83bf07
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

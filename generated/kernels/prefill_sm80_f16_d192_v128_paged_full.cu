@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         92c1719866f480e375f17beac932cdfc366f082ce8fd0da4da8385f0c62a6658
+// digest         7f80ded4539f2e999ab960f0ea0ff12062bb4ac0529a219218bdc3e8768dc430
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         87b8bfaeb2a2bd68af4991271ebd4b5023823771aa39728b8dc938d7736da76f
+// digest         3a7e06965f77409cd963cfcff42096f5d8c88eacc69ec3fa0e8a9c3c5c3b9927
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         5a1c71993822d63f0084d85573423fe225ae14790e20b98fe0bc5c1cbb2e6b8c
+// digest         16f857bd51887eb55528f50cfb279431a7ca93c7fe14f35035b9e9821b1f7def
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c36efe5093f58425c13de82c8b80bb501b457e7ea74109602b933b85fc95c840
+// digest         eb4b5269be88dcab67df560b1613db6e54128a5a1614bd89610bef6901bbaf81
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

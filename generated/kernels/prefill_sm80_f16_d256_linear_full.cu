@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         522c47edb2588d93b40225972b32d7d8f1112bb83398b63d6dc5b2a126ecc187
+// digest         260e53d94cf346b41697aec0c8f04b523b291534bf466a4931be95a705643e65
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

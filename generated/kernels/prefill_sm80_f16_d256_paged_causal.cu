@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         d85f9048f12193c7eec749f4d82c6c1b1354d18659a5007cc4e6a6576b1de1f7
+// digest         28218151c4527b0727c79ec012cac73312e2d275636d53a1e6a3db2593abfe8c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

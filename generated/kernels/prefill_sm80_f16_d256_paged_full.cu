@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         5778a1209fecf87e33ef97d30d0967831e5f28df4dc178f3ca2a5c7c5afa77ea
+// digest         ccb9c05a8f4ffe4de345d12000b7a4bf03bea6678461ca01c1e9f39c9b6d0502
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

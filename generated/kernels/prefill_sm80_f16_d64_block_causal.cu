@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         9e4c485786adba2d8bb6eba08433450b4945a14966c302605a96ee8430835fea
+// digest         664c9ece7a7e747709143aa594dd2d177fc585cdf03b8bf265d8ec447d1d43fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         3ed772adea792f7d4b3dff33b1f4b2f5ad258fb68eb5cf9b6b799d9e5dfb4ec8
+// digest         09c2414dfc5f77147dee75491351908363327bd0e3adcfcbf7ca8308d9ab0b53
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

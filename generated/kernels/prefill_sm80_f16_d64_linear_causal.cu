@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         e6f3a375ad69fee941cd36a180d73a590a9394d434e4bda76b75d639432a0f58
+// digest         32761b451d48b2b32c562b5ab034a7c65f8bf973ff2329fadf96d869f58fc8ac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         5c7f4a1ea6aec6722d3d15796a6eb79abd1ccbfcda3eb85d746f546089e41e67
+// digest         c5007d6f54bde9a08ae535bc846c095ca4e463969bb8d3c86a1b29dad775d305
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

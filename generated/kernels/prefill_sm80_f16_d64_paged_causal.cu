@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         229e6d0d1641ca61433789994d4c0044505c9d08864893abe24a3b2529965e72
+// digest         e5da7c6f4232ad65706595db306c16a1ca53f192d7e87b28969b4adb51c18341
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         07d0896e39cb5be7037762adfe0002554ff122a290148161c44b6bcb7b168835
+// digest         459d220250912a98df9f4b1ba4970183626675bd45504eb2fd2691468a24fe6f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         381827e1f3957205da2fc640a13ed17774799caa907d0373d29753cee50c7e9b
+// digest         ab75b563c024e56b4fbfd0fe99d377f7382d2de74943d3859a00658f4e794fa0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         89836f17570d30341882e125352b06fef9393bc1c9b592791e605ce881c748ee
+// digest         df149e9a3f87129e015da14bdcaa1d2bee6d217d8914d8c7f901de16333c6f2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

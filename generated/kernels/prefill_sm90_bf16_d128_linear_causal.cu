@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         013aadf1ccc9bbb5963185586e4e45be278ca5dffcdbaba51b4aac986be26420
+// digest         ffba0a75ff670aa394de09dd26f3ef624df5a7687124b1fc37a22fed409417a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

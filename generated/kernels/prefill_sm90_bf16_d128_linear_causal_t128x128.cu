@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         e34355c961183245a5727910b12bf21aa6d222052f12d2314317dd9358b02d92
+// digest         8bc427ac03ece6b8d9af148ff1ff2fb36b2770c972738e33820bc40e3c759a0f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

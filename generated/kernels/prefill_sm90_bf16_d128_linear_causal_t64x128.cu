@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         c7eae6461d21f1bcb5bc444a01ea3244f9af7353f67849fd9c64403ac86cf57e
+// digest         90f1f6e846ba87e97b99b94078287439e495a97a105d406421a459ca883f543c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         c5279ec9b06beafe21ad7df5840a230fb2c3da47267a99fc227d9a3180c6976e
+// digest         0618ee908a9b5198e64e76b3ad6f0b9f9ef83adc5bb197bd156c9d973cf218f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

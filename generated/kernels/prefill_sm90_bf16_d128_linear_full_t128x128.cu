@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         85ddfe8b8a0d3d66bcae9a521da6d5ef8a73dafe5fa452c00f7c0de9c3b60898
+// digest         4f8c65c400b44b1929fece059440d8759f3362455d24bf7273f1e7f09f39fb86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

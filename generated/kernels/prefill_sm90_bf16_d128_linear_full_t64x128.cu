@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         ba24f1c3a677b70b8c2359b34da21a1a7b81b1d137af82793be8029f5502c9b2
+// digest         fc5d78524dff312ad0bf8ee1b74302002e5dc9c2de9b155dd0e442006caafb58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         1a854d842ae21e1c8f774a7b2a8b1e6ddb567106956a0a21a11bf752eacd1700
+// digest         62a627f86f45c9cd4de58928adf2ab3a59e2295cec87c2db4322c9263b489811
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         9489159f8de095f2e53928711f3247e2733df5b64c34971603be81ac53c4436e
+// digest         98092a1b1df5767c917778046629ebb3cb587b7d91395e99a14adce183f80e60
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

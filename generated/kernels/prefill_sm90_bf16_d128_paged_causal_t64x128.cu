@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         43e2d1d1d3a18d82a1ed3400dba4211b35ed347fa7fc00cef124f83a9393a323
+// digest         dcafc8eac1af3124e2f79bf3e87ade66aa95eaf128f3fc0031fd91a63d64c33f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         1add4d1bd2b2e2d5e3f3f1851707dba0e9d1bc6dcb3d33c207b4df570e461e0e
+// digest         58caaee6421b4b7221843e3a2cbfebf600d3dc3b35764f1fba17f304051b607a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         a010c1bea34969967611ebf8ad0ae16485d26160c177f6d5a2b465435681c9e3
+// digest         5875c65c42ebdc42f41d0b96529111b97c6c1386cb2bf1288f5aa4807939cb82
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

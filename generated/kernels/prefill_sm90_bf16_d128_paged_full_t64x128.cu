@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         92a931ea63bd32d7e371c5f89f00b8116c7701250fe79d3e5871d6ddee026d01
+// digest         bea9c22ae6ac0b04c8d0f28d34b90d638279228d1b1de37cfdb74ac2b84735a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

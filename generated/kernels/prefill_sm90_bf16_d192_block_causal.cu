@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         cc24cc98a4c6fa02d6ceebcac9cda885306ac842ffe999fe0e4dbbf95717bdff
+// digest         344f86882ce7e1149fbc5ec11f35ca9587383702d02bb435dd9bb3d0fa2b9a4d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         5efe492c0b885c48acac9c99e510152831c2b123858211eccf8adc16f89177ea
+// digest         b2b8f343f53b64ac13925dc00d7d2d294540997c0f2e43958f19d1a29f06fb08
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         c7b1166d75f41fe15a3879922c43f869566385823b3dd6797e0052156eae5c3a
+// digest         a955fd0cd99ed88d2b39c29830fa667c3dd930c734ca52b399d39b53a9863bef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

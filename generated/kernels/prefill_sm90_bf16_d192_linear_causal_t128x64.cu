@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         6017d5542957fca10fe11dd15ae58d627c53460e8ea96207c245653bfbaa6a3a
+// digest         6297a7e9efeaaf6819d3c67ab8ba4adecd0acb162ba3e81dc100fb0f15cb7927
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

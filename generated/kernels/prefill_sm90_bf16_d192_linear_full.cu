@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         793687802399edb94c6f7e672bc56cf632d697ef8e5d3e5af2ffac2e33ef3901
+// digest         5e126d95c6061b50739f11d66a81e5d807ca3cd9e152b02e09051ad58870fded
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

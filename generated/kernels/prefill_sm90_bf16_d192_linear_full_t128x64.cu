@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         0267defe65b3c344da568fffc78c64d4f46ea6eef38a62ae8408f5683bd40c6d
+// digest         ca6241a74eead3f1774c13122f628cb1d47b8c495945c389e963ff4fbc911391
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         0f0a58d5edb1941e966394795af57057a0885132597fd5dc419639f882275c7d
+// digest         acbad1ab3243271e1a18212d7b62a0d5fd9b06ac77b8c397b8e093b09ac4f1f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         080bcfc34022c7f450c1db97423920bf5e74ed54ebeccc71c48d684953677409
+// digest         76a0bb907c189cfe2ce51df7c3047e9eca18e3a190ac3ef5018f3f069d8faa73
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

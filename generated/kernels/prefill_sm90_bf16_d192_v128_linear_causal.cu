@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         a1329212b86a68edacd30ce1ae72a8aa04ec734f178241c4b231638c6b75aa95
+// digest         47e13138cbaf604d2a51d113c16c8bf2871f33f031a52521347a4f3cfcfc92c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

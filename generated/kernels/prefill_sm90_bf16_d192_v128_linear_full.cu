@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         69f102d9b5c4a4af6c3480de43e7e66e7f387da4840ffb189e3028151f92243b
+// digest         7d9e1a279c07bdedebc8d13658f22a331cefa0a53327c76cb6b28726c19fc6b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         56138e8657def06ae956479d100b1cbb3ee94f78c81618d41a44c3c1a5605939
+// digest         c04ede241db15c28b25e3db26641456ff64d96272980f5c15db51d316a31a685
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         5c02dc9c53e092551018878a1839fa0acf5d638672de815cdc79af7c0cef42db
+// digest         25450d3071a860927bcb8824dd37e046471d582a0afdd3e4d4c68368a5c14722
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

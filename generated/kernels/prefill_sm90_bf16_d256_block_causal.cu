@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         bfdcb5b0a3ba1ea726e20fbca290e65b6c310958cb2feefbc55f812712a4e0f2
+// digest         ad27ae08b2618cf929a1568d2604d1b34a6e4c7a19a16b3153c19fc847941d82
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

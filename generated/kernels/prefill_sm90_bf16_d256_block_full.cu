@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         441896e96c50802d134c4abcccd4ea3632be53472e5ae698816341838519f0a6
+// digest         64c345bbc475da2625c32ab1456916600e30ba159bc53d3daa4ae2efdf6c091d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         37cbb9a6e714d0979e057552bd16759593a8a15be58832bfe44c36a7d20fdbd1
+// digest         b8b29e676fbb1bae8486c9ae388f4db2e9c5029e8153716af2c04c26efce56df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         2f7cfbf573158f8465b5bdc9cbc442306d7ae52021d2ab4e051dc641c18c349f
+// digest         c9b42576ea52c0b2c3f5b8fc234d2b9757e9fb0988cbad1f9c9f556db83eb599
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

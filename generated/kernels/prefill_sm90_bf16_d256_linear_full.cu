@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         b94d04879653676163297266c06244d2c39df8099dd57ceb75276a9f49decd06
+// digest         c4c464c8d99b1df06412f53a40caac60a3ce8d12b761fedf1533a09edfb3ba10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         d131bd00eb3107e90329b9d1ec2a852c9c5e64839db551c47d285f8a166b1023
+// digest         c3863d7d491c15382cb7d65944ef58556bf74db0b2cc1906695700267c773f67
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         be1c4e26927ba6de5429d11a20c4e3182d51a9cedc164e69020af6ccda0c58bb
+// digest         4c93b7585f294cbc6a5dd2585c5cd1a11ed4cc9afa53d25e3adb2c45029b089a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         3283d5c61249db2038d1d94ab1c2004db1ce9e472a14242eaf55a615de5faaad
+// digest         7e8e3944061148bc747863ed5bfa092685873d0840b4bac60cb9acba5e74ef43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

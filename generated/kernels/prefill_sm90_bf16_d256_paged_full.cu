@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         2d9c94d39ded7c6cd439bcacd3e13a1f4129c1fbd649b37988182c59b07ce6cb
+// digest         b2b31a4cd871a75ae3e568030cafabff6b2a3a90a4784afc531de1108cd324cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

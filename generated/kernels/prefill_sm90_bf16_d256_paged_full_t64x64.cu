@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         4ab1b43eb73034ce96e7f6df1a75877dffedf4b3db79536b8b3fd38b6e92d888
+// digest         6e56b48398f0f4cb293e368865841bfddf4ad42325399724a85cf1811f26a5ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         9c8068a101dffd514f7a34f63ccc611dd2158e75533f26d3dfacf03197c2c1d7
+// digest         66564e1010aa67d2adc2484c60f006976a6ea47215cf129756e1f0c45a11d5aa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

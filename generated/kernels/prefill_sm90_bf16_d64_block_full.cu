@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         45da4352d2fa6707d4812edaefbefb62d315f57e77c81ac9d9c13a64ec1b85aa
+// digest         d62960dbcf1bb1f0d64e4d5c602112b9da38d36a653e0980f8db657f6b0d4032
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

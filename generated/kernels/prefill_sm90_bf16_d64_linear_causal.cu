@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         3ca3eed80c4e25accf8a70d4c78828f38a8fa0f12fcfb8eb8da8f1e56bb08cf4
+// digest         91982a015226f8f592b65c561efcd6f470d90b02500a44323f0787802ee0fd91
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         5dc789636cab7aac80e63e2c531504cf6a99f37a62af0457f5a1a7690d4809a1
+// digest         823e93cb271314e11d05e3b3bc3424a3ab184264b3fd400b8983c514dd875f3e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         9c6bcbd959a987cac2e36425153dcc2bc32dc808fac0f20c80fdef7b67f243fd
+// digest         e6a51a5ccc9a3c3cceb506023267ed3756a7f93d9393488c831f0878cd7ac4a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

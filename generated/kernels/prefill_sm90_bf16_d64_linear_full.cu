@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         01e0e5685108c7bdeb019d5a9ed712426f7a5dd48bc26599a570aad569480971
+// digest         35e0bb5957a01cfe9c1e5998b0e9874e8d5862d9405470e183e278b96f29a296
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         008eb7c7d1558696dd507c3ffe838868eea30fab1b279659785c43bd51284fd0
+// digest         365e9c7b4c7ff9550cc772b44d1de911fa1e615c578e20923cc9bf511e6620a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

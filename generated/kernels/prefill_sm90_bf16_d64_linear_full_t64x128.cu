@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         21382e80592244ddb99b8a863429db213fa27b3e797ff896dd7635d6d212bfc1
+// digest         e67fccba8d553fc0da47c586ab864cf131b45f02f757032cdcbf945f888c6499
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

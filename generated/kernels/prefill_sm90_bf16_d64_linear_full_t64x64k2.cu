@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         04151abde7821b7983311204d4283b2f790bd660675d20804ebf5441c0a01d06
+// digest         ac6f7510f627a0773674fc3c221e42c866089ad17284aa4be569efaee0b5619f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         f88793414047ce3ef84f6f1e0d7b58f137c8506bab0e83e9401c4fb4366c7493
+// digest         508bc9b1ad44aeecf3ac86e8c791bdcf055c340df05db741190a4d7e28f7e372
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

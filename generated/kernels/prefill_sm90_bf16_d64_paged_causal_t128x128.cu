@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         efe086077ef97a78221bacfac4f52fa5ce9a3ff252a947fa1879303aaec64291
+// digest         d6b6f0f2d8d2e17f26e624feb7aa5cad6504bdcabe7ba3f0ae4b09cb7bd75869
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

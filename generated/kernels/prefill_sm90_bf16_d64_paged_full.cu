@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         902a568e818f12985911fd1dc93b28ad0b0c254905988be7ae9909918b38ce22
+// digest         3efa61f01b42964d4cc66491469becf56dadab44771e08c497a18da4ef830fca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         36b6adc130e3f3102976c60a04bf6320adfcc5e90f89c77fdc4bb5c4ba428b6b
+// digest         6d8715d98a6a5550139c523fbfb640716033221a0ca42ac707902a714628ed0e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         d16c33af39ad20d5fe9977f1acf9e445671b07db6b5cb13d8f5dd81ebc27b2e5
+// digest         fa907d0a5ded9cf85e76198963fa26ffff2779b53286070cf7943551e35aff8b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         ce1de836006ba641d7f267d6e0f8e848574d4cf2e38b9ce82725309d44957dcb
+// digest         43521745ade96da76f8a95a7ff732242f27b64f384d1ade3b97a2f8ab36a1e7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

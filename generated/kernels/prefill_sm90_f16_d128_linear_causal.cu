@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         fff791dad3e9e617f6b0a7dafd10cd191b6796c95afbf6ecd10640e587d337a7
+// digest         6d56d6e88c0852a05372fce1373e2aa8bbc58c7317ed6213522923476c644aa9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

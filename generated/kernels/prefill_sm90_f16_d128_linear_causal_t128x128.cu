@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         4ba4c89165b36ecac69e7d87c9272e88cbd19a627182484c6bd023bce070ff01
+// digest         6d537fabfb0c6a5f0180aafb68968213b25d4d42eec412e82a3edf006e38b54c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         e725e1a74cc60306ed62b0aad13e6499d8a8bd97a938d972e0511674d6f2a12c
+// digest         70f34b0f3305f2f941dd8c351d5d7dce35d4db66592f1eccb8858ecf59276469
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

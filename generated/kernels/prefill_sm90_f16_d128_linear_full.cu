@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         18264fa76b8dddb8846cc2761c76569b2c749ce3a0dc0d6662813a1477653056
+// digest         c44fb3d85be7a1c4bf79d1b5ac1090745960ac0d3956030fc63020107135d088
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         1443fb62f1e56fbce7b5ca973a5c7b4384ec80bc3689b1e9f7eb298adf7cc1d6
+// digest         eb39ac648256467dcbd8fa3dfdfa775fe646e27c0716895ba914c87793e69221
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         32d09a2bebf9db908e1c63e47436fac4d4c25525c1c6dce2eeb6aa78ee7f16b4
+// digest         d451738c721c42276ed4b09878e9d2a4754a640c1c416fe9c19d8c514261aa10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

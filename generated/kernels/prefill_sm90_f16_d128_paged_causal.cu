@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         a7e02771db7c5eae00d7c55d9a0f0c95550a03b78473231052cff4d0f1586368
+// digest         9f8b053160ddc40df3869b6bd4a1d0d0f2e8dcd0c8942b94c83fcd7b131786d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

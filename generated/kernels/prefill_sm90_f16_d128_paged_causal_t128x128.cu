@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         7678fe8950e30797a91776e2921282beb0b43632748ac070326d4041dba0fc64
+// digest         99d981938a0d3ab26c7de50238ca9ab0cbf12640e0f939191f53e2a2cb538f89
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         9390a380962cb7b116535642a24e30a02d90978bf02a4c9393a0fc92e9d2a9c2
+// digest         8e12b0711591ed43340dd135eeb719a1e84f2063f57f5edc1702c6aa553c63e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         425b2a31c3c55345b81c7a1ea2c20a940afcfa04ca2d6e7a8f735e801d8614dc
+// digest         adfb4705840a8f4f13552cb3b2644e6aa7364e85aa27f00abab1e55602ff9fbc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         75c9af830778e73d0be188f64e5fdbdbb4687a1744094257e44f772d1dd87a7e
+// digest         058512865ba9b03804a18ab178d61a51caae01e519b990cc556b5ba084a04fc4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

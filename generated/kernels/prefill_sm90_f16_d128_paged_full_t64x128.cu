@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         c22acb8c3a012457887555340f1fa25fee1074b86c5e1d9acc019296f72209b5
+// digest         8d920843a418eea645b74b59308ea102cc5e86116b610b103d77635efef55fc9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         ed559470d7df5324f48a4d0899a5a7dbc4ada78d16e185a04f70bd9686459df6
+// digest         20fbda15c3131b225a29296dd5beb72c383af15bcff6763c999124bf5df2c548
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         1cdd29da500b546ba2dab4246a493233b541f3c1a1f097388cc5a5aa3e53a799
+// digest         0b5dad5fe1d5c94403d4131c214c1d7ff5d416e603869abf894a3f239d21d0d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

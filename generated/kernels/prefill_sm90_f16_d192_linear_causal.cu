@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         7ae9bae0dcc2dba18a97e0d5b169e92382a7b3a6679284a0630d2905c10deaf2
+// digest         5ac425641c426832b8032cb7569a5f718395461ce36e6226ddc47c026061a792
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         3f935fe1c19ab95000edceebeca969c31083ce39e89dbfb6eef700e1da086276
+// digest         a9b2f727f89e39907db539bb833f265460617833f8c66f58300093dfa24cf68b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

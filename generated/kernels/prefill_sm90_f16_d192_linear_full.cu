@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         6faa4fb5c486cd80740413c0a15ae0312aefd382e29ecd695014a57eaf0a074c
+// digest         313c616c0a5e522e357999dbed3cddc1901bd1f5aba961cb9d307e88ab22a10b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b5b645d11e03fe14e754b8d36590c043720d540d125107af124ae1a5ac4aa18a
+// digest         277b6a602542a85dc36b2c86a61eff857ffd935b3818fdbd13a27115fcea8451
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

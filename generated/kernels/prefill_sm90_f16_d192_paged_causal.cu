@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         504c008c38a1d3a301818d3102064937998827c4abd0373c9840aec058a6077e
+// digest         75db7abffc2e59c6b27d9d70879f16313772a5337cba158ff5f5dfa443a8ef81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

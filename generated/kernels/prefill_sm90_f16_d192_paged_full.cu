@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         f3275983e0b4a6c01e067a7cc683a4f9a295750c3e4fad5235dded4a6cfb396d
+// digest         22c5f2ed53dc6f0233715c9c2070b44e4a48bfe0ab8568827675a03de3d13af1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         b2a2bd42e83b9930760f5bc1399550b20f6531bf09731ca462d84cc1ea1de271
+// digest         94efba1c53a36f1878e652e5b933dbbb1dda0401249e6731b5d0ef6cfa451852
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

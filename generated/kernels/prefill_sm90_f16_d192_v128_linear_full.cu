@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         46fc0365b9fd62c934fc39c2f26acf1aedeb29affd4342ea2fb796790e401b33
+// digest         2b37d60baa5ab0af0d7fe4749e17e46b3a7b551b9b723c007cbe545b6e753c9a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

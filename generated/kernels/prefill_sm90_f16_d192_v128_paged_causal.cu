@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         b1652d2686c5642390885f794cc7ff8512eac8552b2f2906a4f9f53a80612ec7
+// digest         dfaf14550a18544baed8d30c28c7f4f51e09bca50ac02dd5d571b2fcc51c889c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

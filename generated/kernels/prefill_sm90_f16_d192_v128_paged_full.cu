@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         4c1a67a3be1dfd65a16e513d9da14017d24acf99b0ab392fab343530e21968a2
+// digest         a8d68e54afbbc8e8b61604805c7445fd7cfed234bb7f9a7d818c5c6e8bbf5b80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

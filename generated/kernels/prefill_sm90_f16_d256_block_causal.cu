@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         0189181eeec7784b5ef5efef76668298fb620ef9ffd03c874bb1b511245801e6
+// digest         bd1f71327d0e39c592a8fba59605b484fff67bdf38cd1f6f38fcd33e2c4ba0ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         16f48956ddc2abb8d9aada48b788ab2f50e61654625453784e82b604501ef410
+// digest         4edb574436579882c6e62164f45f85721490b3a3c5f314ef1b2f29a3a2075036
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

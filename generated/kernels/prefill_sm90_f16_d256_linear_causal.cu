@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         e40b622871b8817ef21ddcb647c0c10ab05fbce3855778d9fd55f3e458ca9c52
+// digest         ec4875fd77983b510138544feb5b93deb1ea26f0c116811ade67b04574323fb4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

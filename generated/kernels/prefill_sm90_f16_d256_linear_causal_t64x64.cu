@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         79bde6c0124ebbae21a22edf928d15e5115bcab972ebf8df5b22950f1805a0c1
+// digest         31a95b38a0f0011268683c3a46445cdf98f5c2f1a074f30e8dbd8472c6305b52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

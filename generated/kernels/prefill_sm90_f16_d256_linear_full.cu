@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         27c47095791e40a93e1ed94474bc7ec5592d6e23ab2ed5852cbc227804894407
+// digest         5fad2607531c19f247c9af1acddaf63d8936d244942d86f84d8b1e677da2ebb7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

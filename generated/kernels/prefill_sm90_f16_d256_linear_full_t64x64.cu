@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         6c8f5041e39c48f3ab489f02b4ac004981ebbca0861e278ca67754dbabb41596
+// digest         37d22c8de23c5d10b0839935d44088e13f7b680feba823db7fadb15a4d76810a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

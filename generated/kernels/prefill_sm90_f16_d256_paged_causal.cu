@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         78de49bd8991a475a58ff29ff97c07aa68f6f4d9baea6b0922d614deb005c07f
+// digest         559d1249f1b2fb93bd9b3571b5126718471402e73aaaa0a5df764d3ec56efe58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

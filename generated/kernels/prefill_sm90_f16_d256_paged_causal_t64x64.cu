@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         ff704ae669ad5b0509866ac9ea93cba39a57c9c64209c3a108aa85fb335d0d58
+// digest         37300ac829395c201754342c64042aa8d3d595107b7c912e06dadd73618b1420
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

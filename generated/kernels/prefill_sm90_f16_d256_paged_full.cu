@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         64b8a84c99a39c10a22c50807da788c2efa88e62c7a27966f9e301d48295241e
+// digest         9547ae2e3ce9d9c7e3d2826bda2e05f7fb641faa424fdb5846c46a4a107a3839
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

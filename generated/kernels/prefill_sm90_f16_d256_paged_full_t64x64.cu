@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         7210165c2b7d805c187ce01451ae89e5fc3da34ddc4bec85794d19f925841b33
+// digest         2e48023fcdeff5d9ba4d655142a83d761fc60c594056bf32f01debfc270bb896
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

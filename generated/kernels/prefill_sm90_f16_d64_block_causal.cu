@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         8a8fdc82b78f47b318e9f581691bf133a142184161b59ceffd706d9e12674758
+// digest         f67445fb872e7e7f0cc13922785ff708a2880be47818e72d2cf0567823fa662c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

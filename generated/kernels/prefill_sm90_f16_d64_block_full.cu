@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         35fc998098ff948d165bfe8076c064b0b63e650d40a66441daf950bc8c7e5d9e
+// digest         f741ccee002da9c277bd198bf6b05b2b7a897e03105b74074ab66c0f285b498b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         fa8bd035e48efd0684da10679b0cdb29dee9fd71314aa5405e38cbaadf767506
+// digest         f3448b7283d0e60c3064ab93d04bd65f421f3342d264db9966740fd2ab456416
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

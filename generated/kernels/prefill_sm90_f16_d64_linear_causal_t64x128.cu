@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         2ee2fd5a41235d0e777c4a5da9ff962ac4d8afd3d0ad7e016fb14a25951aecf2
+// digest         2d9687f5c811e6981eddf59661ec08ebe1e0897c7f1e3630613da61dfaf3f247
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

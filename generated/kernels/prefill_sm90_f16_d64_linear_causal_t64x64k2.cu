@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         6da1dcebab43f65222cd6fb614a8a08eb85d761245b47967902a177c9e03c859
+// digest         e8985e8016fd28757cc9ebdab5ae22865c214bedd81e0dbbb4c7ca8bce82c5be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         cda968fd350f0b100521ba8401cb44e0017751d4e83f9e4e4ef9f26fb5eee33c
+// digest         27a821ae0797b43f1d4891695af05fe1d7ffedde304b022bd76b8a7d4dd6c27f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

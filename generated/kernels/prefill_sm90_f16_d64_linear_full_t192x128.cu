@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         326527028c002870a4ac87767789c119e8afc9f4fa3d0a705acbfcb37add35f8
+// digest         9f1a2c312d160ca608c291f96bb283cc3cddf126d00511183ddcf4af4debf829
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         880ebd14524646e04d06eed887e79066cad2f6a7424e5e7ecc1b7f8024511b9e
+// digest         b00baf1aa7d30b01ff130645aaef5469c1d38c636c9a8b3f4cfd0f43f481f37b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         1e26731270ed5080c784731cd4310207abcaca396d6c9e122af43d36328a27fd
+// digest         2b1caa00b8077b8b71e950f7f5da8a5c8fa2848b83164ac24a0af58a6c8f2436
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         b8db8f410e4e07e146933353e5f654f2cc9d2f4eb89eddbebeeef21aa3d7d808
+// digest         89cee30ab71c03f95f42c83535f112856fc550c6ebcf2929e75fade1df491c75
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

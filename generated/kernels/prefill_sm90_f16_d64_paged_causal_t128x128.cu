@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         be237b94472b5da5e2c391b85771321b89c77b8047b44b2e6a2a4066eb605392
+// digest         8f1b8ea9439934ad7048db0f78ff3486f042fcdebf7c8be8f10d3a51997c0c80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

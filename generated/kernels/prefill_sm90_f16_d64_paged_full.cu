@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         baf3ada9a5f6ca1ecc78995a2ac37e39af4b876bf04dd670dbb1e7fff7991528
+// digest         d521b74ca2ac652ea7702ffa151f587b3de8c0e1a69b2eff3c1546d141e624b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         e4effe3242287a52a5bace3d20280913ee5e3d694ab11828d3a709f5f148bd34
+// digest         0c15f4846270f2d10f4e96719de67ec36b0730ce5c9b662cffca4ffd5afe82a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

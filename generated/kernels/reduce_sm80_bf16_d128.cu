@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         fc7d882ff755b00b3080fe43cfc63fc41a991ed8e1fe629c5716e2e91f55f953
+// digest         6ece2a217fe37e83426e94e5677b40a8c20f03359930f13c59f4b267f11edb90
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         f26e0c4e9e1be21e1eff7091194d017dd861e001c6ed3370a4b06b772e9b6ef7
+// digest         57725daa4c1649191753fbca4f6ae7ef90d7f7034fcb52f8053b297a26fac428
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

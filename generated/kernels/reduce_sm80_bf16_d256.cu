@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         e3de1f7ddc31e963c27aabc6bdce8bc955e9ae40c2e876194be02c3e35239b1f
+// digest         cc19bee886d461981eaf9fd937336df672ba06a05b4ee8df54dc59dc5a5e9f11
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

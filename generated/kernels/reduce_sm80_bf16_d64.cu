@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         b294447e060fc56126e55cf1e4508af33a7848dcaa410b7aa6d1a19e562e629b
+// digest         f7819165b592aad4a0f39af90fd7898e6df1603f83a846c620c2be293774bebc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

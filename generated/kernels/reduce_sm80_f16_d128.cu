@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         31bd5894889f359a2c5149c8fe31a025e8656a6cbf56a32eb1bc4e4882e0d663
+// digest         5b1f93e25260ce6460f9c8748cebab7f6c2bcb8566a870d65a50a0f161ed46ca
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         ad033cfe71c5e0e41eff6d44c22b638cc70503bb95c75249bca59c935ddd3094
+// digest         9c50ff6d48d7c114a0df3359f2ad7312734fe1550477d065bf363f9e713547ae
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         262756e5fec34d7db223722904ad6b4ade45f865dd115a1b575e9a54102b3d2b
+// digest         3e4f2dfd934ad08d9b3cce3957a3ed3f4d6e9679cc7724d83212d171de47cc61
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         c1c3de36b461413715efe5f05b0f72851f740d7697d317727cafcc86ebb0d65f
+// digest         4c599c8577d4d6b23c67308d78f9efa4ec99e6c74f7f004d8ab80776e7404028
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

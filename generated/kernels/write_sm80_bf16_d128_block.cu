@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         9ab0aecb502c2942f638432f87949ad63bc55b180992e058079d94a242d6f1af
+// digest         dc905490007c6c3e994d0b327c94e8d957758c10028b8f1b62560df2ad76793d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         ae2c117d7e0e5f5c00b1a35c776203c58d3f36742ee7c9cd8105d2bc9f034a39
+// digest         02d4109fd23e54fdfeb43f35afa418b731c4d11b68bc59acf501ae35936d35d0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

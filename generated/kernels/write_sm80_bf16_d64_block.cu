@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         f6ac66eef1490dc2c115f8d7159d20150f8b1dd9406cb78d1dbfe59415adc306
+// digest         d8959c7345b43b7d8aabe3a193952884351866b7b7299abf3f7a116a8c3b0745
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         c28dff9e6d8402c5e80b0ba2140579b5ccd4d4407a5c1763d57a97ea3b25ab3d
+// digest         c12d30e5d194c99d4f48df22fe6a39b520166063a0f2ba0c3c4c4d863e75d662
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         6c57d0cc3bca78093540b2bbcab5b80415c9d73fdd73d0c9c74d629d540c84e1
+// digest         caedac290cb9122da2b89832ac61fe2d4e73649d49a4c0807419939634651471
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

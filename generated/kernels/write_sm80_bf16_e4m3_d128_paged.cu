@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         a5cd268bf6742ea63538279d9e783085020d851b1bbae8e73498e39a31bcd244
+// digest         f119c3a202af64602756ec732e935c81adc72f4690955731d183cb4368ad9112
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         de76c531dc8116a628f2ce2aa3cd38269efe3bcfde7ec845fd711010b946c2dc
+// digest         b67f8132e951079f89431408ec905678d01a9118e55ca07fefb496cc4e0a8111
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         74f0ba49ff0fc327c775c0e9a015532f3835c689dfb9cb15a7f4f4dbc8066053
+// digest         6359f30c39c60acbb21c87a67c4eb1a7141425cb1c0f2e475c236adc08de715f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

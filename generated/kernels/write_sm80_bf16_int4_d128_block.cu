@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         8490d4f1af89a1c598d1edde8c9d431cc76ec5000e35987628f6a5f7789a91b1
+// digest         42904d0038725bb8b44711cda6324612e1aad61b52aeee4fcb8df46ce2a6c789
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         24de3990dbb93615ff72f7c41f8ae54df09898fcebd393f80e36b8919154a567
+// digest         c2a581c42543825c73ec0db3fde49596d07b2ffbddef3a826725a157f885eaab
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

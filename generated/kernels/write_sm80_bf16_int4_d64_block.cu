@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         9ed84f89240077712b462d84f7bee66c842649e8e531b3e3abce55012bd3a111
+// digest         1dde56322eec2b66ea22d83993718b80066377fc2df3bdc49b6dcbee7c38e908
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

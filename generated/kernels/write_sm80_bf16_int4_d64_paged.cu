@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         5d184f2777484775d35c7fc364a64a8b521c0d60e9649ef8a9ba3e8b00ce1807
+// digest         417c94211c7da7dcf8209d6674ac2bb777d42c746e91b0fa386c9bf8107b9bab
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

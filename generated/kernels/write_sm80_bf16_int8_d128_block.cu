@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         65e5281e783575f306c4b08f606accd80e342848b3f88efe96ec4a3e54d769ff
+// digest         cae8653c81724315e8e2c43e5f9eb52ddb1973ac30e7a6d0f9e85339aa75bcc3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

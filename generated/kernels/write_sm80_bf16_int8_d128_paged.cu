@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         5c7f8eb380147f71909b267dc6e9ce8657bba2763624cbf9e1b7b7cef599cd85
+// digest         cd1732b6c8ccb5a072f83a1388b6a5961c159358f392b402956ad9223264b419
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

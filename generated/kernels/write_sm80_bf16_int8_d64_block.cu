@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         5e570733a61a3f83583153c17e0ee5098917691c027420ffe61490633f4b1d1a
+// digest         61d38c72f27cec1eb4a92ee93973a9c14de7d36c3c8c177739680a1997d112a1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

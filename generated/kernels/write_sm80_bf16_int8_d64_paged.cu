@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         c55466c2c02cebec9f899779c7f4f7c2647f8d6c797760bd772828167ff70e01
+// digest         d6af4a0153e792b9db2a545e2deb3c434165d7bf0c17cfd171f9721a5b4ddb52
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         9bbd2ee1ff0552cf4d67a5b7b52b689e114fa4e2c0ed2084a0f329176ab154af
+// digest         8e91228c8a2d5c69a76f1c4fd33d77c04128f5f5705d866673696dbae127ac99
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         4bf1132ecb63a6739f6c685ca05fb4d117c28b78f13f09b6dd2f3da3fc47fb50
+// digest         66e1bcc222491af3b7098a1fd03d382f13b2d0b8376ae224ab6f39a59fb8b698
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

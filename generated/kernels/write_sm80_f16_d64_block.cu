@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         feab7d1a16d3a13afc208c196ab75e345535b93a4964d475e7580f2c037d288d
+// digest         7bb0ead02b844b3268247539252937641e1b0b5d43809429a16fc8766be58068
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

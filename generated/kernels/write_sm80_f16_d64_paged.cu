@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         df487db2fe9e82c563a77b0911bebb8ae68d00f20b519fc5e26523e69865b601
+// digest         3932e16227aaf55ce5f6661e80b19d7d8cdacef9ff5aed15fda2bf4159b83d3b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         5b19a91a262b6b4514a6cc8469a54156aef608d2c9e928dec55f85e8517855d4
+// digest         751bf02b95df41c98719662091512b23dcf81c2fc372e1e85aaacee7b31c65ca
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         e3ef9b21dfc63b74d41cd2f5a4f14dfe6bf3dfa0c6bcf9aacf595284af4ff1c7
+// digest         49c5b002ffe6068a581d689b459f4fad71b230c2cb0c1681c755c5083c21e555
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         bcc25edbb7d8e12f2efd4eac87096307c557d334008e399513898d929dd089aa
+// digest         1efb760998a2c7dd6a0acc4b2c7cb57c52d047d65ec3fb7c54b9a54ea9e48c0e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

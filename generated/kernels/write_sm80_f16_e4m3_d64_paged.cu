@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         2cfab8f0514ef6ca39a29e881c1130c4304ac2960dbd6589dc0f747a07d7142b
+// digest         ae118e651e4cc2c66dc5737c42377bb722b81d003410a10ef3902c1eca0ba97d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

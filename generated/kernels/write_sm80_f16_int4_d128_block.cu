@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         965b4aa6fa6a8cdc54ffaffd9423744358b738b0022c91ca0843155481ee363f
+// digest         f58079e6260108cdef32d1457522779de86a25f6367180b60f8fa6603d953399
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         214c43e56e11384e980b7a29a4ee9461f91099d16f008a6175382b5394bc5403
+// digest         84b94aea93af29928ecdb03191b1a6ba3fdaae4b27db6ea228a4bf5cf2376d09
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

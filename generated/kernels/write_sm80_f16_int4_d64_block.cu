@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         337cb0b4dc8bda06640bee774fdfb6d9966756ec76d19762a75b990148e766ae
+// digest         351b3e149089c73319d044650c079c25fe1e6e6e4946147797778d6204ba7cf4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

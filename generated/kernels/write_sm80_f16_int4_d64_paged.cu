@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         e95b00b2b5a6f245ef016de4b00f33f23322a1b642954bff377c3bba8590773d
+// digest         546b934632c0d44d3a21b2e3a2d4d58ab907c0d91ee735eb9ebbc40b42251f75
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         f45dc09308a995aa31570c0f45e6af4055bd405a7ae588ee436fcd544f93c229
+// digest         ee004ca19e89681fdf64d8c965450001811a39dd006b2649a4f7396be726a0e9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

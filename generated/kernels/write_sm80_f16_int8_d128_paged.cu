@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         74aab92304dcad90a9cfa8bce6aad83f965d93b4dc8e7184323fb882d16f741e
+// digest         ea530de818b9ebce43f799bdd50d66637eb77ce0ac053ce157cf5deb1b760cd0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         baa59afed20273b95f469de10800f9821d3de221ec524a3a664fa34a66e3419e
+// digest         4bf345b9cfe007177872046df3464c22ae116867662132f30ffcda98873f217c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

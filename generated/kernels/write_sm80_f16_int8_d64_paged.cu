@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         5977e69ed4f0cdaeab066d19e913fd87585a50e3b93435f76bf259fc6d7882b0
+// digest         fd60a752f5ab923ef89b6d360ccb9590f4af003a3ecf333b398ba41fe78e8d55
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

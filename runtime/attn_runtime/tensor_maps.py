@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel that reads by TMA takes beside the params: tensor maps, and how it is scheduled.
+"""What a kernel that reads by TMA takes beside the params and the plan: tensor maps.
 
 Pure. attn/tma_arguments.h is the C++ twin.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Final
 
-from attn_codegen.config import AttentionConfig, Cache, Mask
+from attn_codegen.config import AttentionConfig, Cache
 from attn_codegen.tile import KV_BITS, Tiling
 from attn_runtime.kv_cache import Values
 from attn_runtime.plan import Plan
@@ -24,8 +24,6 @@ OUT_ROWS: Final = 16
 LEAST_BOX_ROWS: Final = 16
 """Rows of a box of a cache of blocks, at least: smaller ones take longer than a gather."""
 ADDRESS_BASE: Final = 128
-SECTION_BYTES: Final = 8 << 20
-LEAST_SECTION: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +137,3 @@ def _block_maps(config: AttentionConfig, tile: Tiling, values: Values) -> tuple[
     dims = (columns, 1 << 30, rows, 1 << 20)
     strides = (8, columns, 1 << 33)
     return tuple(RowsMap(name, dims, strides, rows, address=ADDRESS_BASE) for name in ("k", "v"))
-
-
-def persistent_section_of(config: AttentionConfig, values: Values, plan: Plan) -> int:
-    """Heads, or packs of heads, that are scheduled together, in place of the plan's section.
-
-    Persistent CTAs end together by themselves, so a section need not fill the device.
-
-    Under a causal mask the longest tiles of a section come first, and K and V are read again for
-    each row of tiles: a section is as many heads as have their K and V in 8 MiB, so that L2 keeps
-    them, and at least 16, so that few CTAs share a head (measured on H100 and H200). Without a mask
-    it is the heads of one group.
-    """
-    heads = int(values["num_heads"])
-    section = group = heads // int(values["num_kv_heads"])
-    if config.mask is Mask.CAUSAL:
-        keys = -(-int(values["max_k_len"]) // int(values["cp_size"]))  # of this rank
-        head_bytes = keys * (config.head_dim + config.head_dim_v) * 2
-        section = max(LEAST_SECTION, SECTION_BYTES // max(head_bytes, 1) * group)
-    columns = heads * (int(values["batch_size"]) if plan.tiles_per_sequence else 1)
-    return max(1, min(section, columns) // plan.packed_heads)

@@ -15,6 +15,8 @@ from attn_runtime.problem import DeviceLimits, KernelLimits, KeySharding, Proble
 
 SECTION_BYTES = 2**23
 """K and V of the heads whose tiles are computed together, under a causal mask."""
+LEAST_HEADS = 16
+"""Heads of a section, where CTAs take one tile after another under a causal mask."""
 
 
 class QTiles(NamedTuple):
@@ -96,21 +98,32 @@ def pieces_of_span(problem: Problem, span: int, size: int) -> int:
 
 
 def section_of(problem: Problem, device: DeviceLimits, kernel: KernelLimits, tiles: QTiles) -> int:
-    """Heads, of one sequence or of all (attn/cta_map.cuh), whose tiles are computed together.
+    """Heads, of one sequence or of all (attn/cta_map.cuh, sm90/tile_order.cuh), whose tiles are
+    computed together.
 
     Their K and V stay in L2, where tile after tile finds them: without a mask the heads of one
-    group. Under a causal mask the longest tiles of a section come first, so it is as many heads as
-    have K and V in 8 MiB, and so many that the last section ends evenly: three tiles for every two
-    CTAs. Sections are as even as can be. K is taken to be as wide as V.
+    group, under a causal mask, where the longest tiles of a section come first, as many as have K
+    and V in 8 MiB. K is taken to be as wide as V.
+
+    CTAs that take one tile after another end together by themselves; under a causal mask they get
+    16 heads at least, so that few of them share one (measured on H100 and H200). One CTA for each
+    tile ends when its tile does: there a section has three tiles for every two CTAs at least, so
+    that the last one ends evenly, and sections are as even as can be.
     """
     heads = problem.num_heads
     columns = heads * problem.batch_size if tiles.per_sequence else heads
     rows = tiles.per_sequence or tiles.total
+    takes_tiles = kernel.tile_counters > 0
     section = heads // problem.num_kv_heads
     if problem.causal:
         keys = max(local_keys(problem), 1)
-        section = max(
-            section * (SECTION_BYTES // (4 * problem.head_dim_v) // keys),
-            ceil_div(3 * slots_of(device, kernel), 2 * rows),
+        least = (
+            LEAST_HEADS // kernel.packed_heads
+            if takes_tiles
+            else ceil_div(3 * slots_of(device, kernel), 2 * rows)
         )
-    return ceil_div(columns, max(columns // max(section, 1), 1))
+        section = max(section * (SECTION_BYTES // (4 * problem.head_dim_v) // keys), least)
+    section = max(section, 1)
+    if takes_tiles:
+        return min(section, columns)
+    return ceil_div(columns, max(columns // section, 1))

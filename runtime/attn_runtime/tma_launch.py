@@ -17,7 +17,7 @@ from attn_runtime.launch import ARRAYS, Launch, PlannedCall
 from attn_runtime.map_encoder import TENSOR_MAP_BYTES, RowsLayout
 from attn_runtime.plan import Plan
 from attn_runtime.streams import stream_handle
-from attn_runtime.tensor_maps import RowsMap, maps_of, persistent_section_of
+from attn_runtime.tensor_maps import RowsMap, maps_of
 
 _OFFSETS: Final = {name: offset for name, _, offset in struct_layout.leaves("TmaArguments")}
 _KEPT_MAPS: Final = 64
@@ -74,7 +74,6 @@ class TmaLaunch(Launch):
         kernel = call.kernel
         context = kernel.function.context
         self._ctas = min(call.plan.grid_x, context.device.sm_count * kernel.limits.ctas_per_sm)
-        self._config = kernel.config
         super().__init__(call)
         is_bf16 = kernel.config.dtype is Dtype.BF16
         self._maps = [
@@ -99,9 +98,7 @@ class TmaLaunch(Launch):
         packed = bytearray(struct_layout.size_of("TmaArguments"))
         common = super()._packed(plan, values)
         packed[: len(common)] = common
-        section = persistent_section_of(self._config, values, plan)
         group = int(values["num_heads"]) // int(values["num_kv_heads"])
-        struct.pack_into("<i", packed, _OFFSETS["plan.section"], section)
         struct.pack_into("<i", packed, _OFFSETS["group_packs"], group // plan.packed_heads)
         return bytes(packed)
 

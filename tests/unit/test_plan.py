@@ -212,6 +212,17 @@ def test_without_a_mask_the_heads_of_a_group_are_a_section(heads):
     assert made.section == 8 // heads
 
 
+def test_ctas_that_take_tile_after_tile_get_as_many_heads_as_l2_keeps_and_sixteen_at_least():
+    kernel = replace(KERNEL, tile_counters=1)
+    call = replace(PROBLEM, batch_size=64, token_num=64 * 4096, max_q_len=4096, num_heads=8)
+    eight_mib = 2**23 // (4 * call.head_dim_v)  # keys of one KV head, which four heads share
+    for keys, section in ((eight_mib // 64, 4 * 64), (eight_mib // 8, 4 * 8), (eight_mib, 16)):
+        made = plan(replace(call, max_k_len=keys), DEVICE, kernel, SplitPolicy.off())
+        assert made.section == section
+    few = plan(replace(call, batch_size=1, max_k_len=64), DEVICE, kernel, SplitPolicy.off())
+    assert few.section == 8, "there are no more"
+
+
 @property_test
 @given(st.integers(1, 300), st.integers(1, 2000), st.integers(1, 40), kernels)
 def test_sections_of_causal_calls_are_even_and_end_with_short_tiles(batch, length, heads, kernel):

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels that read by TMA take beside a call and its plan: tensor maps, and how their
-// tiles are scheduled. attn_runtime/tensor_maps.py is the twin.
+// What the kernels that read by TMA take beside a call and its plan: tensor maps.
+// attn_runtime/tensor_maps.py is the twin.
 #pragma once
 
 #include <cuda_bf16.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <string>
 #include <type_traits>
 
 #include "attn/config.h"
-#include "attn/cost.h"
 #include "attn/error.h"
 #include "attn/kv_type.h"
 #include "attn/params.h"
@@ -21,29 +19,6 @@
 namespace attn::detail {
 
 constexpr int kLeastBoxRows = 16;  // of a cache of blocks: smaller boxes take too long
-
-// Heads, or packs of heads, that are scheduled together: in place of the plan's section, which is
-// for kernels of one CTA per tile (attn/tiles.h). Persistent CTAs take another tile when they are
-// done, and end together by themselves (sm90/tile_order.cuh): a section need not fill the device.
-// Under a causal mask the longest tiles of a section come first, and K and V are read again for
-// each row of tiles: a section is as many heads as have their K and V in 8 MiB, so that L2 keeps
-// them, and at least 16, so that few CTAs share a head; without a mask, the heads of one group.
-template <class T>
-int persistent_section_of(const AttentionParams<T>& params, const TilePlan& plan) {
-  constexpr std::int64_t kSectionBytes = 8 << 20;
-  const std::int64_t columns = static_cast<std::int64_t>(params.num_heads) *
-                               (plan.tiles_per_sequence > 0 ? params.batch_size : 1);
-  const std::int64_t group = params.num_heads / params.num_kv_heads;
-  std::int64_t section = group;
-  if (params.causal) {
-    const std::int64_t keys = ceil_div(params.max_k_len, params.cp_size);  // of this rank
-    const std::int64_t head_bytes = keys * (params.size_per_head + params.size_per_head_v) * 2;
-    section =
-        std::max<std::int64_t>(16, kSectionBytes / std::max<std::int64_t>(head_bytes, 1) * group);
-  }
-  return static_cast<int>(
-      std::max<std::int64_t>(1, std::min(section, columns) / plan.packed_heads));
-}
 
 // 16-bit words that elements of the cache take: what maps count in, so that a panel of codes is
 // read like one of elements.
@@ -195,7 +170,6 @@ void complete(TmaArguments<typename Config::T>& arguments) {
         "counters is null: kernels of this family take their tiles from a counter; give one "
         "int of device memory per stream, zeroed once (it resets itself)");
   }
-  arguments.plan.section = persistent_section_of(params, arguments.plan);
   arguments.group_packs = params.num_heads / params.num_kv_heads / arguments.plan.packed_heads;
   encode_maps<Config>(arguments);
 }
