@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         8ffd2fc4c2645544b6324bd6efcd3351e6023382dcc91acdb99e0041cc0ece62
+// digest         429ebab9d3f7d9be7f766180666527e79ec7733c257720b76c1e895b6d865cbf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         3f1365506a3a0ca850ca9cb897eb4b341bb5b6b035f07d1fd291e61055f9c82c
+// digest         3d283b2ba4ca0c1815add5b8e22e32c82d1fba0a4424999ce0a914441f00078a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

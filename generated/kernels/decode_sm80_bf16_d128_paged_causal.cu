@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         ba4feef3e7dfb4990b5edc0a2976b21f91e6ac7e525964b5a0362ad26a4f8b78
+// digest         0ef820034cfd7828206bd75f57ea6bba8a54e695fcabba8353efdbc9769192f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

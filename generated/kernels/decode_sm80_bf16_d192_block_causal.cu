@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         a5148f2923c7475f82de418baf31263a50e73c7000405df5735e216310cfc03f
+// digest         d49015e39967025c3b0f8e97d1a49dd9535532fde855a23427f29878b6b69499
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e422b07c4f861fe7345c74f9858be5505f921ae272d9f6b6c8b73e58ccca5e35
+// digest         e92358962a7b257667a67d879291b40970823f98eff7106e543c5f9746329ada
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         af88b5b75adf14f9441de18bb3d58df0e8a035ec813a68fbdfe3294d1c3f941a
+// digest         64d1215481f3aa5651348bae1635cb71aa96a00c67b610b67e0555abf74ad93a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

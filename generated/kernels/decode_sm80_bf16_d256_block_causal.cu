@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         4d5ca58a774fccaa4c19cfa1875b17ca7e3cc36a8f4ec43b8b2f8d56c7e0ff89
+// digest         741f47a64924dc9d3b2069dccb45fed78e9eb2d2cda35a3043bacaaddd41d632
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

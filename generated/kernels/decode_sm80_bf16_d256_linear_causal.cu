@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         428aef9ab5df7526c752cd2ebb7fdfb8ed8694025d2f9e0ab622a56b834fb739
+// digest         f3f0e65237054583193f63a1317f9078a80212cbc41946c9c333a3e402f3bd23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

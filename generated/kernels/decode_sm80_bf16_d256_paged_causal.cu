@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         46a01ee0fe2441fdb75c56b24e48b165b9cb29523c51dc26cd5999778689e620
+// digest         15595e1b6784f7f812538e1a5b6414b07c32103ae73ac4b8ff609701e342abfb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         be3e778504e8f9110bd04ebd35f04c740f44130287ff720a37d457eacedef68a
+// digest         69de63512cba06ccebba13340f5cbeb506c5d36877559f53d7567abde908122a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

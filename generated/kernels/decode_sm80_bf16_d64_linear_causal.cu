@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         0e1ba86b7075c2f5710de22feac23a49933c989659bfc066b6f1e49d965405d6
+// digest         5aa91547802c0e17f007b968c1436f52f62c9db4c82c50bec1d876a31ee57d8e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

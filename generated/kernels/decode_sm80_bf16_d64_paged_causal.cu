@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         12523c96226714b2f7beb368837af19e0d4bc4d0db5233cba370bb22508dd2a6
+// digest         69b16d4257999b7e1fde1e5f9c96bde50a6cfa76757ceccb6466dc1c8ff585b0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

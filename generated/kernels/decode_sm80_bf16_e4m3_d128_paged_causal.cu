@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         10775936d3455385f891dccb760ab86327481c0778647a114e6ae9956be188f7
+// digest         a2ae319f6d7ee1e5ea91ccd6dca532fe4eaad5b2b7759ef974e10536036578eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         9e01f098480b412a942c25d202242853a55ca2498b22fccdd24e57fcaef3ec38
+// digest         4f99445f86b500300cdfc8c2826aed87f05a107df2992cfa3527f6750eb65703
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

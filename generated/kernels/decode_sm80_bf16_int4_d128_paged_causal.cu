@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         77dec2577ee6c1011817b9585a28c6caf0f37846b7455b287a2912efd6ecac25
+// digest         c6576e99e4cc6bdcc0c82b49bc044bb7027ba4498b24eacbf0225238aea9e36b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         9fa1906ca8c726bd086b9da1e2a49522c1ca5402dd708f2227366084f979f7bc
+// digest         8b917de12fad58f63a47534ecad7e3b88006009ea171cf834262435d26c13bac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         60a2dc2b224a92ef443f026d0b8d2538af04bd006ed6f9f9cd2906b9bedaedc8
+// digest         06ef0a15289123d8b1ce77de9372a37ae70a454425facedeb55843edce5f7d3b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

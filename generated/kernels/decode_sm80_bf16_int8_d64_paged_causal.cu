@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         1be840e0d2baee39ad8ffa6181438787f7575b56bd464baaf8f55225a2cfcac3
+// digest         f05346ce179db5ffdcf93bd339fefefc7eb6b34e22873e9e25b0382572f5e736
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         faa56daadfe52ea31af8d182ee50fa65ed53b8b5c0d903cec801d7c48da2be82
+// digest         522d1ecd2e66cc5126092a61d7c26569e78015d4ff37f80f20ee356d7685707b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         2f88118024ed6c333adac00a42a9393bea758f090ed26dac8b974194b8816158
+// digest         21d2574495304baaa5848c344659dab98c8445082c6eac3cdc6380e461279034
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         21234904cc6f23047375823a1c2821f137ef3c235b31690f218c9df0abb7ddf5
+// digest         6a7fbbc281bccf7a8b8aec3c28cfcc171c50ad1b984014c237800142d23bc6da
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

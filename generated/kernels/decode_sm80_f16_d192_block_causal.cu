@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         87049257f6b915706b9fa297858f4c8177bf2cc509c7f5af369686a5b5ab2648
+// digest         21746516eddf4f3d5f9f84ed6e4c4e993c5a57e4fa4bbea838325d356177551b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         6cd704ef88355bd188c4cd46ebd0a7a008f65b0edd192f9867e5c6be4410ef87
+// digest         f987ba76dec88a13bf51255a2d1ed76c107878e2f0d954371e9189faba287e22
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         6e262f7dc8a65f69a0fb71ee9f72fb9009f5eb0b89cb833455af980882507997
+// digest         898ac68f0fd2a2d0584ed996d452cac81f301b769f8120d6caea8c9cae375f23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

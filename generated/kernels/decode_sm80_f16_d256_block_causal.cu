@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         307b7ce7a6baf78da3f212556d4d3ef940cb25452eafe4812ddd4ad47e3db20b
+// digest         e3859bbbc8ad8e28b07037548739b2ad91ff981b1f98e4fa81ec69b552f081be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         0cff1658778901f016a64bb609d90156f93c1dcab70a075eee2b5d7dedfed843
+// digest         aa3e1460ae4d2d6363628676be23f378f8436b5dac522557f61b8e483faaa0aa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         c671f4f1e48a3d3949443b52f82c41f5d5048c31e97f1372f3aab11d94d5d414
+// digest         0f3d8ccbdf9d18a5e0500011553d2dd6d2144b389a759fd04181b69f12399f2b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

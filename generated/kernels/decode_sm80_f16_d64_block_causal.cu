@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         4da95ab76c79c7b58d37cc34d7baba2e072e04f1a21da61d19eeb6c8083a941a
+// digest         952ea08590c0e452512f023a39eca802e12757a23fb5577e78dd730490b6e820
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         e5a22fbf07c96fdce773c89d99184949f913ad184595281416a3ef34b7486aad
+// digest         daaca2eb7bb8fc9850368faac369dc4f63908f7263ccd7dc61450eac4a16dcc0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         cd7cf20450538af28627d93bbbe50a825f48c56c0137d72d0a79364371ed37be
+// digest         de9a09dd2942212a2177d1f0a569830f7c8ced1aacb95c6e106045d845b1f08c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         5a00c3f7866a4209a304f50a332a262f8c173f75c3c8a84b683273469598693d
+// digest         d355fb0e6db9fd562a697c6de2c5dbc910475ee16e77762be6fd7af438b14bc9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

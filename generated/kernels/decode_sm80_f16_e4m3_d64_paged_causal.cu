@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         371fc814fc9e12620d6aaaae41f335aea947b96aa348ef87c5480f9dc6dba827
+// digest         475524aab6144950e917b0587a966bb08d112354face1f37a86604e090c38094
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

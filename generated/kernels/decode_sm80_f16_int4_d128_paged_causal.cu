@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         1f5b14ff2f04c603cf16fd80e1bfaa02e6e0ca0fbc63d14ff1bcc52ac9edf480
+// digest         91d802cc7ef7e3cb2b2a636e946efdd0069a806da158206cacec13e732c3db11
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

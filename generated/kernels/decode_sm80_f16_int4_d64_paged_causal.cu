@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         88d163ebde6d22b8ac557b6efaf477e143f9d93f956147c1fbfe94324ac73971
+// digest         7fe7894d7be3b0fdd202107dfff7b1822ab897b7f9065a2c6177ef9b6b122414
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         2deca1b2fcbdee26fdc025fc107a35cb8de5dbe7d04b933b01f1c32b57f567d7
+// digest         ac15172fdd8ad6db2a934dcf7f6fa8ff1e2e49758aba97b392d02f0621538504
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         a9e8873f13b79fe2ec2e53b8ea88d6b456d3d3ce850682e1e8606c12c7a485b0
+// digest         c1d4a1987609e0707aaddf66ea9b695b53b68d1ed0ee1313e6ba0012ab678cb1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

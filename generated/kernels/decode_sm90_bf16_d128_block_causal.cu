@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         29532e5b6402200e72b1b5f6643a012403e8ba23afaba79b5beed816be57cfbf
+// digest         0c7f03d10c30c4ff1e0b2aacacf21201153e89a44c3b9cf8b06cd8614d9768c7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         538c8b5bf8f6b51ddd69e84be4905c65cf20c105fb6eb484c783c9177206198e
+// digest         2aef830fd0adaa9cebfea4155b429caeb90cb6b8d5d005efa22f8257233d5619
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

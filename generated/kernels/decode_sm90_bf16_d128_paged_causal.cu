@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         3bca8c0cef12320eeffb150a1af0ffc25539dd99b1d2df60614d069bb64a0c6d
+// digest         ed07183d66695e9d01b14f42dd90e842a4a71efe3b288c49772eda247c86788a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

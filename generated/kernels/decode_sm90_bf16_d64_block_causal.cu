@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         02c0c06e05600a343b27a80387d9072c23bfb59eab7f1f359e6cd7aa61187220
+// digest         0935790de708d789866e6425dae6c6398c83f9e812d6e5c9ebaae07e3bffe4ed
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

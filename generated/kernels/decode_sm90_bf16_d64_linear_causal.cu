@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         87d6867106632b678553a2c0906d7e349eab7c93249eed983b3eaf08320393c8
+// digest         8f37f1f3eabbba1198378a34da5338f8e94a984f96e27af3307021a533ad4f00
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         004fb044c828ed7daadd5c08ea3187cbf6fb3065197b96c9564945e8885aca38
+// digest         7278b170da23c604947ca8b8257f0e9a611bfa6bc5a1b44059df33660fc7590e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         56c8c2c3f936ae248201d6be77840de9bbf43620ec5f522ce260be585db0ac83
+// digest         c539a4bc409d0699d7e6531f5ddba6cc2076150542be71a35ffe9b69fc9abdc0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         d6e77a96b6895f61134df7d432fe4b1876af1538e202cab7757169a399527905
+// digest         de1842ea7a827c37742f803c4224d5cfe1a9f4b64e00b0bc2f8097a2ee98474e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

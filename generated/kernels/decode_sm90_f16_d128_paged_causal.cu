@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f87c8a7b7efc4b509595234f3e8470bf5325f323ae6a84b3676713105c7d3fae
+// digest         86b4a9e70f99b780b71839ed180a7d77f1279954e0d911865e19718abb32197f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         4c8afbe0149e09d3731866cd1c397db5e0d7ed9832045c0a1c3421979e9543a0
+// digest         585bb2a0d4d4cb9b1aa836c71b6d3b1a167f2a0365849c102787eeb861c9bc1d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f693aa0abfa3823f1dd25478903ec35fa77df8feb9a94c0bebdee974f1aa0af0
+// digest         d654db88f60303ef2f458293b57418dd5f842a78215a47e0a6af13ad7c729143
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         647af9412f87b55c562b17303cee6a25aad1100ad2c34367307882345dc5b4a5
+// digest         920464938a078e773438269238ed27941c0ede616d163f98da1cca6fa5238061
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

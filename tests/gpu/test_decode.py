@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 from harness import (
     MOST_LINES,
     Output,
+    Problem,
     assert_bits_are_those_alone,
     assert_neighbours_stay,
     assert_tasks_pass,
@@ -45,8 +48,8 @@ WRITE_LATE = """
 extern "C" __global__ void write_late(int* to, const int* from, int count) {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
   __nanosleep(20000);
-  if (threadIdx.x < count) {
-    to[threadIdx.x] = from[threadIdx.x];
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    to[i] = from[i];
   }
 }
 """
@@ -239,25 +242,55 @@ def test_a_plain_call_gives_the_bits_of_one_that_says_where_its_queries_lie(
     )
 
 
-@one_kernel
-@pytest.mark.parametrize("before", [(900, 40, 3000), (0, 0, 0), (5000, 1, 6000), WILD])
-def test_lengths_that_the_launch_before_writes_late_are_right(
-    kernel: Kernel, before: tuple[int, ...]
-) -> None:
-    """Hopper's kernels begin while it runs, and look at the lengths before they wait for it."""
-    problem = problem_of(kernel, Task(batch_for(kernel, [1, 1, 1], [2000, 65, 5000])))
-    attn = attention_for(kernel.config, problem.batch, "heuristic")
+def same_after_late_writes(problem: Problem, name: str, stale: Sequence[torch.Tensor]) -> None:
+    """The array `name` is written while the call's first CTAs run already, who find `stale`."""
+    attn = attention_for(problem.kernel.config, problem.batch, "heuristic")
     expected = launch(problem, attn, **bounds(problem.batch))
     assert not verdict(problem, expected)
     given = everything_given(problem, attn, bounds(problem.batch))
-    right, stale = given["cu_k_len"].clone(), torch.tensor(cumulated(before), dtype=torch.int64)
+    right = given[name].clone()
     write_late = torch.cuda._compile_kernel(WRITE_LATE, "write_late")
-    for _ in range(20):
-        given["cu_k_len"].copy_(stale.to(torch.int32))
-        given["out"].zero_()
-        write_late((1, 1, 1), (32, 1, 1), (given["cu_k_len"], right, len(right)))
-        attn(**given)
-        assert same_bits(given["out"], expected.out)
+    for found in stale:
+        for _ in range(20):
+            given[name].copy_(found)
+            given["out"].zero_()
+            write_late((1, 1, 1), (1024, 1, 1), (given[name], right, right.numel()))
+            attn(**given)
+            assert same_bits(given["out"], expected.out)
+
+
+# The lengths of few sequences lie in one warp, of more in several.
+FEW = (2000, 65, 5000)
+MORE = tuple(100 + 37 * i % 700 for i in range(200))
+
+
+@one_kernel
+@pytest.mark.parametrize("k_lens", [FEW, MORE], ids=["few", "more"])
+def test_lengths_that_the_launch_before_writes_late_are_right(
+    kernel: Kernel, k_lens: tuple[int, ...]
+) -> None:
+    """Hopper's kernels begin while it runs, and look at the lengths before they wait for it."""
+    problem = problem_of(kernel, Task(batch_for(kernel, [1] * len(k_lens), list(k_lens))))
+    count = len(k_lens)
+    shorter, none = [length // 2 for length in k_lens], [0] * count
+    swapped, wild = list(reversed(k_lens)), [WILD[i % 3] for i in range(count)]
+    stale = [
+        torch.tensor([0, *accumulate(lens)], dtype=torch.int64).to(torch.int32)
+        for lens in (shorter, none, swapped, wild)
+    ]
+    same_after_late_writes(problem, "cu_k_len", stale)
+
+
+@one_kernel
+@pytest.mark.parametrize("k_lens", [FEW, MORE], ids=["few", "more"])
+def test_a_block_table_that_the_launch_before_writes_late_is_right(
+    kernel: Kernel, k_lens: tuple[int, ...]
+) -> None:
+    """Hopper's kernels ask L2 for the first keys before they wait for it."""
+    problem = problem_of(kernel, Task(batch_for(kernel, [1] * len(k_lens), list(k_lens))))
+    table = problem.call["block_table"]
+    stale = [torch.full_like(table, entry) for entry in (0, -1, 2_000_000_000)]
+    same_after_late_writes(problem, "block_table", stale)
 
 
 @one_kernel

@@ -343,6 +343,13 @@ __device__ __forceinline__ void decode_ahead(DecodeStorage<Config>& storage,
   }
 }
 
+// No launch overlaps with this one.
+struct NothingToWaitFor {
+  static constexpr bool kTakesTime = false;
+
+  __device__ __forceinline__ void operator()() const {}
+};
+
 template <class Config, class Wait>
 __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
                                        const DecodeArguments<typename Config::T>& arguments,
@@ -354,13 +361,13 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
 template <class Config>
 __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
                                        const DecodeArguments<typename Config::T>& arguments) {
-  decode<Config>(storage, arguments, [] {});
+  decode<Config>(storage, arguments, NothingToWaitFor());
 }
 
 template <class Config>
 __device__ __forceinline__ void decode_plain(DecodeStorage<Config>& storage,
                                              const DecodeArguments<typename Config::T>& arguments) {
-  decode<Config>(storage, plain(arguments), [] {});
+  decode<Config>(storage, plain(arguments), NothingToWaitFor());
 }
 
 }  // namespace attn::sm80

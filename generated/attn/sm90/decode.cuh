@@ -12,6 +12,8 @@ namespace attn::sm90 {
 // The CTAs of the next launch may come as soon as all of this one are here: they take the place of
 // those that end, and write nothing before this launch has ended.
 struct FormerLaunch {
+  static constexpr bool kTakesTime = true;
+
   __device__ __forceinline__ void operator()() const {
     wait_for_former_launch();
     allow_next_launch();
