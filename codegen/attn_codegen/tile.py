@@ -23,7 +23,8 @@ SM90_SHARED_LIMIT = 227 * 1024  # of one CTA, which then has the SM to itself
 class Tiling:
     """How a CTA is shaped.
 
-    cta_q: query rows of a CTA (reduction: rows that it merges; writer: rows that it writes).
+    cta_q: query rows of a CTA (reduction: rows that it merges; writer: rows that it
+    writes at a time).
     cta_s: keys of a tile. stages: tiles of K and V in shared memory. ctas_per_sm: what
     __launch_bounds__ leaves registers for. shared_bytes: dynamic shared memory. persistent: a CTA
     takes tiles until none is left. packed_heads: most query heads of a group that its rows may

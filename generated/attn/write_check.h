@@ -20,18 +20,17 @@ void check_write(const AttentionParams<typename Config::T>& params) {
   check_cache_of<Config>(params);
 }
 
-// CTAs of `rows` rows, each of one token and KV head.
+// The most CTAs that have rows to write, `step` of them at a time, each of one token and KV head.
 template <class T>
-int write_grid(const AttentionParams<T>& params, int rows) {
-  const std::int64_t all = static_cast<std::int64_t>(params.token_num) * params.num_kv_heads;
-  const std::int64_t ctas = (all + rows - 1) / rows;
-  if (ctas > std::numeric_limits<int>::max()) {
+int write_grid(const AttentionParams<T>& params, int step) {
+  const std::int64_t rows = static_cast<std::int64_t>(params.token_num) * params.num_kv_heads;
+  if (rows > std::numeric_limits<int>::max()) {
     refuse_field("token_num",
                  "is " + std::to_string(params.token_num) + " tokens of " +
                      std::to_string(params.num_kv_heads) +
-                     " KV heads: more rows than one launch takes, write them in parts");
+                     " KV heads: more rows than one call takes, write them in parts");
   }
-  return static_cast<int>(ctas);
+  return static_cast<int>((rows + step - 1) / step);
 }
 
 }  // namespace attn::detail

@@ -6,6 +6,8 @@
 #include "attn/config.h"
 
 #ifndef __CUDACC_RTC__
+#include <algorithm>
+
 #include "attn/launch.h"
 #include "attn/write_check.h"
 
@@ -42,9 +44,11 @@ void invokeWrite(const typename Kernel::ParamType& params) {
     return;
   }
   detail::check_write<typename Kernel::Config>(params);
-  detail::writer_state<Kernel>().on_current_device();
+  const KernelInfo& info = detail::writer_state<Kernel>().on_current_device();
   const detail::Entry entry = WriteEntryOf<Kernel>::entry();
-  detail::launch(entry, detail::write_grid(params, entry.cta_q), params.stream, params);
+  const int most = info.sm_count * info.ctas_per_sm;  // CTAs take turns at the rows
+  const int grid = std::min(detail::write_grid(params, entry.cta_q), most);
+  detail::launch(entry, grid, params.stream, params);
 }
 
 }  // namespace attn

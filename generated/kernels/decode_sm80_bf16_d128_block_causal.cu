@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         429ebab9d3f7d9be7f766180666527e79ec7733c257720b76c1e895b6d865cbf
+// digest         43428308a5ddc6ec1a9b647ab4f48b7776bbb00c719e37883884b03ff6db96e1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

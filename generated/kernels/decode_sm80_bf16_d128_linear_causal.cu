@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         3d283b2ba4ca0c1815add5b8e22e32c82d1fba0a4424999ce0a914441f00078a
+// digest         611ecdcfbf7de7f706958ce08b0659449a56eaab553a514329ac643f38d133df
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

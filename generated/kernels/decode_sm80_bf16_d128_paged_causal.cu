@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         0ef820034cfd7828206bd75f57ea6bba8a54e695fcabba8353efdbc9769192f7
+// digest         5e6c1fbfea7bc355e5a9e78fe71c8aa78fd2deb325f1ad974505f81f262311a0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

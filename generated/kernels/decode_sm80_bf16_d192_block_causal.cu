@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         d49015e39967025c3b0f8e97d1a49dd9535532fde855a23427f29878b6b69499
+// digest         adfbec81babaa3b99955db60edb1d2d3db001b89e434e385159787d4f2b82574
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

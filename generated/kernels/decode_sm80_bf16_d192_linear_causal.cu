@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         e92358962a7b257667a67d879291b40970823f98eff7106e543c5f9746329ada
+// digest         9fcc9286a0aa90838a26f5df4797d495689c301ed7e275ca071c7a33d96a23f8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

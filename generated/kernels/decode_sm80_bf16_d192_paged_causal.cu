@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         64d1215481f3aa5651348bae1635cb71aa96a00c67b610b67e0555abf74ad93a
+// digest         68b97713df4d9abbbd95412ab2f411e24ecf844fc1b881db7b9de1c00bf669b7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

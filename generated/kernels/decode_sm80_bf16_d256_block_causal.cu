@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         741f47a64924dc9d3b2069dccb45fed78e9eb2d2cda35a3043bacaaddd41d632
+// digest         cb37332d5d56bf864b180da4aa558cf7cceae15ff6e3264d5b8372cc7be4eac6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

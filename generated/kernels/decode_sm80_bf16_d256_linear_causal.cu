@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         f3f0e65237054583193f63a1317f9078a80212cbc41946c9c333a3e402f3bd23
+// digest         8d5e12663e06e6f1ad32e879cf6a587d378a5a241d83bbfe350fb50cb28609d1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

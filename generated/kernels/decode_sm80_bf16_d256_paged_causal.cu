@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         15595e1b6784f7f812538e1a5b6414b07c32103ae73ac4b8ff609701e342abfb
+// digest         7525598eb224d7b4c973e094ed7e2adf6518e3fd3a4f4bc432334ea57936682c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         69de63512cba06ccebba13340f5cbeb506c5d36877559f53d7567abde908122a
+// digest         d4be8f578dac1bb634afc5b190c36da089a1ed5d7faf126293d6f8869ce347e7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         5aa91547802c0e17f007b968c1436f52f62c9db4c82c50bec1d876a31ee57d8e
+// digest         0509d0db35564bef4b9e83f180ae015a7e583b348e9a0b39be0bbbe2b166e642
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

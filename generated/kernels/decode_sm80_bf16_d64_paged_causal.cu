@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         69b16d4257999b7e1fde1e5f9c96bde50a6cfa76757ceccb6466dc1c8ff585b0
+// digest         32cb8fc7d0983ffbd083d1a3e0223d2d3253dc1a0ffe5c5aebb2709b0f616053
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

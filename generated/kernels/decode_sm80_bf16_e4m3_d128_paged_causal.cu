@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         a2ae319f6d7ee1e5ea91ccd6dca532fe4eaad5b2b7759ef974e10536036578eb
+// digest         ee4edf4c62221f8632196072a39c2a243b0006717db30a5b9c7532a849e52a17
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

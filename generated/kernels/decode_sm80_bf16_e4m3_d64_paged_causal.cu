@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         4f99445f86b500300cdfc8c2826aed87f05a107df2992cfa3527f6750eb65703
+// digest         4dea7a16691de5f2dd5a82c60eb19525949486e762cb962f3ce26a8c32cf4cac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         c6576e99e4cc6bdcc0c82b49bc044bb7027ba4498b24eacbf0225238aea9e36b
+// digest         ae9a606427630088b84ecc26a13aa9a6a9990b5359206b530aaa2b316bbc6989
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

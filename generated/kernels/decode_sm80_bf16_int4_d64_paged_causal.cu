@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         8b917de12fad58f63a47534ecad7e3b88006009ea171cf834262435d26c13bac
+// digest         3ba49d2c8aeccca47e72bcf1d4d4e9f28b8e90b1b69f72d601f521537be57083
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         06ef0a15289123d8b1ce77de9372a37ae70a454425facedeb55843edce5f7d3b
+// digest         b9fe17dd95b7e29e1abb13d3e380b041053431e1dac28dce59ff005a6f8915ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         f05346ce179db5ffdcf93bd339fefefc7eb6b34e22873e9e25b0382572f5e736
+// digest         d23e66a65876bf88dc32067b24ae208f684f3b1bbf27266e62eba1c68e30046e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         522d1ecd2e66cc5126092a61d7c26569e78015d4ff37f80f20ee356d7685707b
+// digest         9d915408a8c91c847f019f7fca7c9f713a00407073f89364418f0a3ce6eb0f6c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

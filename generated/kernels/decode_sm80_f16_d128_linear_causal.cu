@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         21d2574495304baaa5848c344659dab98c8445082c6eac3cdc6380e461279034
+// digest         5b43ebf49b2690b6549b6b45e07089c39f5705d2b83e5bbc078687d06ff5275a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

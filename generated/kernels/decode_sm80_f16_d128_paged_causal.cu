@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         6a7fbbc281bccf7a8b8aec3c28cfcc171c50ad1b984014c237800142d23bc6da
+// digest         7147cf0a93ea0214118a60468119ef04ec15996c4cf7217bbd7b1d9a34fa6773
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

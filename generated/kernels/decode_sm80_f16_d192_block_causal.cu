@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         21746516eddf4f3d5f9f84ed6e4c4e993c5a57e4fa4bbea838325d356177551b
+// digest         9be152ea7e86fd1226bf4934e195f9892c97391d6212bd6f34d2906e3300536f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

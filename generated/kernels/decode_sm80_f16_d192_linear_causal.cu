@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         f987ba76dec88a13bf51255a2d1ed76c107878e2f0d954371e9189faba287e22
+// digest         ba2e9632f1d06356844f6351edf26538dcd94347f7411c2574f66e8d5cc1de36
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         898ac68f0fd2a2d0584ed996d452cac81f301b769f8120d6caea8c9cae375f23
+// digest         2797995ebd999897a0fee3d98e7ad2b9c34ea78eac59ff01e77837cfadb0ea77
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

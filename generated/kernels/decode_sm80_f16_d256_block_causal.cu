@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         e3859bbbc8ad8e28b07037548739b2ad91ff981b1f98e4fa81ec69b552f081be
+// digest         3062441c913feed20a70a52ca60e794ecdb4d8ca0a125c1a2b7fef1d87a43725
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

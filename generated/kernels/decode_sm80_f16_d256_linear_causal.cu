@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         aa3e1460ae4d2d6363628676be23f378f8436b5dac522557f61b8e483faaa0aa
+// digest         c756690abeaaf167d2367f14d05fddbedf31041be08119f6e1f30ebaa0d519f5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         0f3d8ccbdf9d18a5e0500011553d2dd6d2144b389a759fd04181b69f12399f2b
+// digest         21d995e0bf0f88de759af96eafa4b40503ce1609f35a607f93830612432260ac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         952ea08590c0e452512f023a39eca802e12757a23fb5577e78dd730490b6e820
+// digest         c91ef3e3b99a5a63880d64249d6f9fd294ca5a4ae64814b68a6a9e160fb2e028
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         daaca2eb7bb8fc9850368faac369dc4f63908f7263ccd7dc61450eac4a16dcc0
+// digest         d8ddfb0c44ac2b3619a1de7dc063985c8bc8ca2fad56c5f17dcdec2601f356ee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

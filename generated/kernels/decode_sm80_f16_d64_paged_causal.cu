@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         de9a09dd2942212a2177d1f0a569830f7c8ced1aacb95c6e106045d845b1f08c
+// digest         8a47f2605bce342f3d2862f046fcf153d7fdc0b409b06904ef2ae721130650f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         d355fb0e6db9fd562a697c6de2c5dbc910475ee16e77762be6fd7af438b14bc9
+// digest         8745c6b91b198c26fae7b9174c43fa9e9fa260dba6446bbd98378bfa1c51b0ed
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

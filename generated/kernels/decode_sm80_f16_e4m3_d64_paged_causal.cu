@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         475524aab6144950e917b0587a966bb08d112354face1f37a86604e090c38094
+// digest         bda4b5807fc3ad6e627a9d17f5b96358cf7ccce869d7bed1c622487b962eeaeb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         91d802cc7ef7e3cb2b2a636e946efdd0069a806da158206cacec13e732c3db11
+// digest         6d2d96cfe124a3510ce0ab862927bc755744041cafa0f1a0f37b0a081b6a59f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         7fe7894d7be3b0fdd202107dfff7b1822ab897b7f9065a2c6177ef9b6b122414
+// digest         69a6437999390bdd9ed2e18641746dd607be18f48f5e7653446c451d69e0ed87
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

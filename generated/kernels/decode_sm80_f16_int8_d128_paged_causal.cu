@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         ac15172fdd8ad6db2a934dcf7f6fa8ff1e2e49758aba97b392d02f0621538504
+// digest         91cd81609286c6bc6386731813fb1fef56c3c1fae4f0106257d0a6ea1f82e918
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

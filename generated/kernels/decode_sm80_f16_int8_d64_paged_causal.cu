@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         c1d4a1987609e0707aaddf66ea9b695b53b68d1ed0ee1313e6ba0012ab678cb1
+// digest         e7af54dee81db0726c09a7d365145a0a18fd97da683d323525c3eb656eeb4f26
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         0c7f03d10c30c4ff1e0b2aacacf21201153e89a44c3b9cf8b06cd8614d9768c7
+// digest         5342b108d2808f808176ea79e9b51d4deed55f629d4218ec73be6dbbab304679
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         2aef830fd0adaa9cebfea4155b429caeb90cb6b8d5d005efa22f8257233d5619
+// digest         f5c59b1841d7c0ad8137ad647f0601ecf51513f2dc42093bc96f5cd737b6750c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ed07183d66695e9d01b14f42dd90e842a4a71efe3b288c49772eda247c86788a
+// digest         b3178a4bdcdc64bbfd08f04163e1470d1866e29993898565022c4d0f0bc615bf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         0935790de708d789866e6425dae6c6398c83f9e812d6e5c9ebaae07e3bffe4ed
+// digest         6bc29b8dbfd07f206b9155d48502e2ce4a73bd28d7c458d9c8385f6a99eac6dd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

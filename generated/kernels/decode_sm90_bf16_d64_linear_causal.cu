@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         8f37f1f3eabbba1198378a34da5338f8e94a984f96e27af3307021a533ad4f00
+// digest         0556dfa11c455dea00cd00e30138751b08077de49fc50be7339141c96c90bec8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         7278b170da23c604947ca8b8257f0e9a611bfa6bc5a1b44059df33660fc7590e
+// digest         8a65477f14ad5f5d7fda9c48affded046b24ec8b51ee5c5947e85393ae9dcc01
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

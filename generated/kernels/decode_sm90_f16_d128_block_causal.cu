@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         c539a4bc409d0699d7e6531f5ddba6cc2076150542be71a35ffe9b69fc9abdc0
+// digest         062384f0582bd7e2b374de13705e6a001d7822f7256d2a19afe1f62002d88eef
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         de1842ea7a827c37742f803c4224d5cfe1a9f4b64e00b0bc2f8097a2ee98474e
+// digest         ea45c959dc9728b5d304a9c88b610bf15740dbfed63533502ca83f877112bfe0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         86b4a9e70f99b780b71839ed180a7d77f1279954e0d911865e19718abb32197f
+// digest         18bb8f335be24e2cc747d06144dff0abce1eefd851b1f37b331b2863dacb7938
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

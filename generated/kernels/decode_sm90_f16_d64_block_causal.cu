@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         585bb2a0d4d4cb9b1aa836c71b6d3b1a167f2a0365849c102787eeb861c9bc1d
+// digest         eb2a7dd363877f8312aaf29786ef4cc239606991d4c312c254e3998d547a7cb2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         d654db88f60303ef2f458293b57418dd5f842a78215a47e0a6af13ad7c729143
+// digest         f7d96a5ac4fdcb474f15f31a36d8517ccec8c1f1b9dd8be50b237a2d40bcedc9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

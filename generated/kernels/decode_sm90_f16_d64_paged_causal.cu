@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         920464938a078e773438269238ed27941c0ede616d163f98da1cca6fa5238061
+// digest         4665bc544775ef3bb92936a0a34fc5d06709f5b0d630c64e68b2e666779648a1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         c2a581c42543825c73ec0db3fde49596d07b2ffbddef3a826725a157f885eaab
+// digest         70dd50e91ef5dfcb507735fb5c52f8d2fbdd34eff29d76ce5f5afb683d6315e6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -27,18 +27,18 @@ template <>
 struct TileOf<Config> {
   // Threads of a CTA.
   static constexpr int kThreads = 128;
-  // Rows of a CTA, each of one token and KV head.
+  // Rows that a CTA writes at a time, each of one token and KV head.
   static constexpr int kRows = 16;
   // Threads of a row.
   static constexpr int kLanes = 8;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 512;
+  static constexpr int kSharedBytes = 6144;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 10)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_bf16_int4_d128_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);

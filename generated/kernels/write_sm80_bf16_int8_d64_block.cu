@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         61d38c72f27cec1eb4a92ee93973a9c14de7d36c3c8c177739680a1997d112a1
+// digest         b98798de85e6c974b6c485d7d041fb101ff3e2faa1940dc50e98111755de2020
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -27,18 +27,18 @@ template <>
 struct TileOf<Config> {
   // Threads of a CTA.
   static constexpr int kThreads = 128;
-  // Rows of a CTA, each of one token and KV head.
+  // Rows that a CTA writes at a time, each of one token and KV head.
   static constexpr int kRows = 32;
   // Threads of a row.
   static constexpr int kLanes = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 1024;
+  static constexpr int kSharedBytes = 6144;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 10)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_bf16_int8_d64_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         66e1bcc222491af3b7098a1fd03d382f13b2d0b8376ae224ab6f39a59fb8b698
+// digest         2c5afb80296b339ab117468bbe5249c1740ac36966f6bc3651ec374710c33cc9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -27,18 +27,18 @@ template <>
 struct TileOf<Config> {
   // Threads of a CTA.
   static constexpr int kThreads = 128;
-  // Rows of a CTA, each of one token and KV head.
+  // Rows that a CTA writes at a time, each of one token and KV head.
   static constexpr int kRows = 16;
   // Threads of a row.
   static constexpr int kLanes = 8;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 256;
+  static constexpr int kSharedBytes = 5120;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 10)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_f16_d128_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         7bb0ead02b844b3268247539252937641e1b0b5d43809429a16fc8766be58068
+// digest         572f25ab785cdd0a793261c0b4261c80ccc44fba77907a1e798c4b2901c1a0f5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -27,18 +27,18 @@ template <>
 struct TileOf<Config> {
   // Threads of a CTA.
   static constexpr int kThreads = 128;
-  // Rows of a CTA, each of one token and KV head.
+  // Rows that a CTA writes at a time, each of one token and KV head.
   static constexpr int kRows = 32;
   // Threads of a row.
   static constexpr int kLanes = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 512;
+  static constexpr int kSharedBytes = 5120;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 10)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_f16_d64_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);

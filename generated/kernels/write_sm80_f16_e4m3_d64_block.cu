@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         1efb760998a2c7dd6a0acc4b2c7cb57c52d047d65ec3fb7c54b9a54ea9e48c0e
+// digest         aea5fde579896b6d135caeb6f1a18c90ff9e58b56a89bd7dcbaae46b546489c6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -27,18 +27,18 @@ template <>
 struct TileOf<Config> {
   // Threads of a CTA.
   static constexpr int kThreads = 128;
-  // Rows of a CTA, each of one token and KV head.
+  // Rows that a CTA writes at a time, each of one token and KV head.
   static constexpr int kRows = 32;
   // Threads of a row.
   static constexpr int kLanes = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 512;
+  static constexpr int kSharedBytes = 5120;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 10)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_f16_e4m3_d64_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         ae118e651e4cc2c66dc5737c42377bb722b81d003410a10ef3902c1eca0ba97d
+// digest         714f0575647485dacf9c5755d6bdbe0ece5f8388f29bc813a6a8b710ccaa3a33
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -27,18 +27,18 @@ template <>
 struct TileOf<Config> {
   // Threads of a CTA.
   static constexpr int kThreads = 128;
-  // Rows of a CTA, each of one token and KV head.
+  // Rows that a CTA writes at a time, each of one token and KV head.
   static constexpr int kRows = 32;
   // Threads of a row.
   static constexpr int kLanes = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 512;
+  static constexpr int kSharedBytes = 5120;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 10)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_f16_e4m3_d64_paged(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);

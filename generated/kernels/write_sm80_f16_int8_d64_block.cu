@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         4bf345b9cfe007177872046df3464c22ae116867662132f30ffcda98873f217c
+// digest         0ba3fb4d8f78e0a9d25d12e32fa574f53b03f3c96d07ac10e53ed8b5afa1712e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 
@@ -27,18 +27,18 @@ template <>
 struct TileOf<Config> {
   // Threads of a CTA.
   static constexpr int kThreads = 128;
-  // Rows of a CTA, each of one token and KV head.
+  // Rows that a CTA writes at a time, each of one token and KV head.
   static constexpr int kRows = 32;
   // Threads of a row.
   static constexpr int kLanes = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 1024;
+  static constexpr int kSharedBytes = 6144;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,
               "the shared memory of the manifest is that of the kernel");
 
-extern "C" __global__ void __launch_bounds__(128, 10)
+extern "C" __global__ void __launch_bounds__(128, 8)
     write_sm80_f16_int8_d64_block(const __grid_constant__ Args args) {
   extern __shared__ Kernel::SharedStorage storage[];
   sm80::write<Config>(storage[0], args);

@@ -21,7 +21,7 @@ from attn_runtime.kernel import Kernel, load
 from attn_runtime.kv_cache import Values
 from attn_runtime.settings import config_of, device_ordinal, refuse_unsupported
 from attn_runtime.streams import stream_handle
-from attn_runtime.write_call import ARRAYS, check_write, places
+from attn_runtime.write_call import ARRAYS, check_write, places, write_grid
 
 _STRUCT: Final = "AttentionParams"
 
@@ -169,8 +169,9 @@ class WriteCall:
         self._buffer = CallBuffer(packed, ARRAYS, places(kernel.config))
         tile, rows = kernel.tiling, int(values["token_num"]) * int(values["num_kv_heads"])
         self._has_rows = rows > 0
+        grid = write_grid(rows, tile.cta_q, context.device.sm_count * kernel.limits.ctas_per_sm)
         self._start = kernel.function.launcher(
-            -(-rows // tile.cta_q), tile.threads, tile.shared_bytes, self._buffer.parameters
+            grid, tile.threads, tile.shared_bytes, self._buffer.parameters
         )
 
     def run(self, addresses: Sequence[int], stream: int) -> None:

@@ -13,9 +13,13 @@ from attn_codegen.config import AttentionConfig, Cache
 from attn_runtime.arguments import CACHE_TYPE, check_cu_rows, check_devices, check_lengths
 from attn_runtime.call_buffer import CACHE_ARRAYS, Place, cache_fields
 from attn_runtime.checks import Views
+from attn_runtime.errors import ArgumentError
 from attn_runtime.kv_cache import CacheCall, Values, check_cache
 from attn_runtime.new_rows import check_new_rows
 from attn_runtime.ranks import ONE_RANK, Ranks
+
+MOST_ROWS: Final = 2**31 - 1
+"""Of one call, each of a token and KV head: kernels count them in 32 bits."""
 
 ARRAYS: Final = (
     "k_new",
@@ -49,6 +53,13 @@ def check_write(
     fault."""
     check_devices(views, ordinal)
     tokens, strides = check_new_rows(config, num_kv_heads, views)
+    rows = tokens * num_kv_heads
+    if rows > MOST_ROWS:
+        raise ArgumentError(
+            "k_new",
+            f"k_new has {tokens} tokens of {num_kv_heads} KV heads, {rows} rows: one call takes "
+            f"{MOST_ROWS}, write them in parts",
+        )
     batch = check_lengths(views)
     fields, capacity = check_cache(
         CacheCall(config, num_kv_heads, batch, views, block_len, layer_offset)
@@ -69,6 +80,12 @@ def check_write(
         }
         | ranks.fields()
     )
+
+
+def write_grid(rows: int, step: int, ctas: int) -> int:
+    """CTAs that take turns at `rows` rows, `step` at a time: no more than the device holds, which
+    are `ctas`."""
+    return min(-(-rows // step), ctas)
 
 
 def places(config: AttentionConfig) -> dict[str, tuple[Place, ...]]:

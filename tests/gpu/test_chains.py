@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 from harness import attention_for, bounds, ints, problem_of, same_bits
 
-from attn_codegen.config import Cache, Mode
+from attn_codegen.config import Cache, KvDtype, Mode
+from attn_runtime import Attention
+from attn_runtime.cache_writer import CacheWriter
 from attn_runtime.plan import SplitPolicy
 from cases import Task, batch_for, kernel_of
 from reference import cumulated
@@ -67,3 +70,55 @@ def test_a_chain_of_calls_has_the_bits_of_calls_that_are_waited_for(
             assert same_bits(got, right)
     for right in expected[1:]:
         assert not same_bits(right, problem.q), "a call that reads too early would not show"
+
+
+@pytest.mark.parametrize("kv_dtype", ["same", "int8"])
+def test_writers_and_decode_in_turns_have_the_bits_of_calls_that_are_waited_for(
+    kv_dtype: str,
+) -> None:
+    """Each writer overwrites keys that the decode call before it reads, and the next one sees."""
+    heads, width, block_len, lens = 8, 128, 64, (700, 1, 500)
+    tokens, blocks = sum(lens), 11
+    table = torch.arange(3 * blocks, dtype=torch.int32, device="cuda").view(3, blocks)
+    pools = (3 * blocks, block_len, heads)
+    is_same = kv_dtype == KvDtype.SAME
+    row, element = (width, torch.bfloat16) if is_same else (width, torch.uint8)
+    cache: dict[str, Any] = {
+        name: torch.zeros(*pools, row, dtype=element, device="cuda") for name in ("k", "v")
+    }
+    if not is_same:
+        pairs = torch.zeros(2, *pools, 2, dtype=torch.bfloat16, device="cuda")
+        cache |= {"k_pairs": pairs[0], "v_pairs": pairs[1]}
+    cache["block_table"] = table
+    sums = ints(cumulated(lens))
+    new = torch.randn(LINKS, 2, tokens, heads, width, device="cuda").to(torch.bfloat16)
+    q = torch.randn(len(lens), 4 * heads, width, device="cuda").to(torch.bfloat16)
+    write = CacheWriter(num_kv_heads=heads, head_dim=width, kv_dtype=kv_dtype)
+    attn = Attention(
+        num_heads=4 * heads,
+        num_kv_heads=heads,
+        head_dim=width,
+        mode=Mode.DECODE,
+        kv_dtype=kv_dtype,
+    )
+    one_each = ints(range(len(lens) + 1))
+
+    def chain(*, waits: bool) -> list[torch.Tensor]:
+        outputs = [torch.empty_like(q) for _ in range(LINKS)]
+        torch.cuda.synchronize()
+        for (k_new, v_new), out in zip(new, outputs, strict=True):
+            write(k_new, v_new, cu_q_len=sums, cu_k_len=sums, **cache)
+            if waits:
+                torch.cuda.synchronize()
+            attn(q, cu_q_len=one_each, cu_k_len=sums, max_q_len=1, out=out, **cache)
+            if waits:
+                torch.cuda.synchronize()
+        torch.cuda.synchronize()
+        return outputs
+
+    expected = chain(waits=True)
+    for _ in range(10):
+        for got, right in zip(chain(waits=False), expected, strict=True):
+            assert same_bits(got, right)
+    for before, after in itertools.pairwise(expected):
+        assert not same_bits(before, after), "a call that reads too early would not show"

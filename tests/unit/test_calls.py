@@ -53,7 +53,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     def load(config: AttentionConfig, *_: object) -> Kernel:
         size = struct_layout.size_of(SIZES.get(config.mode, "Arguments"))
         function = cast(Any, Recorder(config.name, found, size=size))
-        limits = nominal_limits(config) if config.mode is not Mode.WRITE else cast(Any, None)
+        limits = nominal_limits(config)
         return Kernel(config, tiling(config), limits, function, cast(Any, None))
 
     monkeypatch.setattr(kernel, "_kernels", {})

@@ -15,7 +15,7 @@ from attn_runtime.errors import ArgumentError
 from attn_runtime.kv_cache import Values
 from attn_runtime.problem import KeySharding
 from attn_runtime.ranks import ONE_RANK, Ranks
-from attn_runtime.write_call import ARRAYS, check_write, places
+from attn_runtime.write_call import ARRAYS, MOST_ROWS, check_write, places, write_grid
 
 TOKENS, BATCH, HEADS, D = 100, 3, 2, 128
 BLOCKS, BLOCK_LEN, MAX_BLOCKS = 40, 16, 10
@@ -135,6 +135,21 @@ def test_a_refusal_names_the_argument_and_what_it_must_be(
     error = refusal("paged", "int8", **{argument: view})
     assert error.argument == argument
     assert words in str(error)
+
+
+def test_more_rows_than_a_kernel_counts_are_refused() -> None:
+    tokens = MOST_ROWS // HEADS + 1
+    rows = array(tokens, HEADS, D)
+    error = refusal("paged", "same", k_new=rows, v_new=rows)
+    assert error.argument == "k_new"
+    assert "write them in parts" in str(error)
+
+
+@pytest.mark.parametrize(("rows", "ctas"), [(1, 1), (16, 1), (17, 2), (160, 10), (161, 10)])
+def test_a_grid_has_a_step_of_rows_for_each_cta_and_no_more_ctas_than_the_device_holds(
+    rows: int, ctas: int
+) -> None:
+    assert write_grid(rows, 16, 10) == ctas
 
 
 def test_a_read_only_cache_is_refused() -> None:

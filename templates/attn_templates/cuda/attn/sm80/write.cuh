@@ -3,6 +3,11 @@
 // the cache is. New token i of a sequence is its key k_len - q_len + i; no other row is touched,
 // and writing twice leaves the same bits. Where keys are spread over ranks, a rank writes its own
 // of the new tokens.
+//
+// Rows are numbered token by token, then head by head. A warp writes some rows side by side, which
+// is a step, and has a step in every so many: as many CTAs are launched as the device holds. Its
+// lanes find the places of 32 rows, one each, while the first of them are on their way, and the
+// rows of a step are loaded before those of the step before it are quantised.
 #pragma once
 
 #include "attn/config.h"
@@ -22,48 +27,46 @@ struct WriteTraits {
 
   static constexpr int kPieces = Config::kHeadDim / 8;  // of 16 bytes
   static constexpr int kPiecesV = Config::kHeadDimV / 8;
-  static constexpr int kThreads = TileOf<Config>::kThreads;
-  static constexpr int kRows = TileOf<Config>::kRows;
+  static constexpr int kWarps = TileOf<Config>::kThreads / 32;
   // Threads of a row of K and of V; the last ones idle where that is not a power of two.
   static constexpr int kLanes = TileOf<Config>::kLanes;
-  // Pieces of a thread, kLanes apart.
-  static constexpr int kSteps = ((kPieces > kPiecesV ? kPieces : kPiecesV) + kLanes - 1) / kLanes;
+  static constexpr int kPiecesOfLane =
+      ((kPieces > kPiecesV ? kPieces : kPiecesV) + kLanes - 1) / kLanes;
+  // Pieces of a thread are kLanes apart, or neighbours where their codes would fill no 32 bytes,
+  // which is what memory writes at a time.
+  static constexpr bool kAreNeighbours = Kv::kIsQuantised && kLanes * Kv::kBits < 32 &&
+                                         kPieces == kPiecesV && kPieces == kLanes * kPiecesOfLane;
+  // Rows of a step, and steps of the rows that the lanes of a warp find places for.
+  static constexpr int kRows = 32 / kLanes;
+  static constexpr int kSteps = kLanes;
 
   static_assert(32 % kLanes == 0, "a row is in one warp, which finds its extremes by shuffles");
-  static_assert(kRows * kLanes == kThreads, "a thread has one row");
+  static_assert(kRows * kWarps == TileOf<Config>::kRows, "the manifest counts the rows of a step");
 };
 
-// Where the rows of K and V of a token and head go, and their pairs; null: they are not written.
-template <int kRows, bool kHasPairs>
-struct WritePlaces {
-  alignas(16) RowAddress rows[kRows];
-  alignas(16) RowAddress pairs[kRows];
+// What else is known of a row of K and of V: where (scale, zero) go; of e4m3 1 / k_scale and
+// 1 / v_scale of its head.
+template <class Kv, bool kHasPairs = Kv::kHasPairs>
+struct RowExtra {
+  using Type = float2;
 };
 
-template <int kRows>
-struct WritePlaces<kRows, false> {
-  alignas(16) RowAddress rows[kRows];
+template <class Kv>
+struct RowExtra<Kv, true> {
+  using Type = RowAddress;
+};
+
+// Where 32 rows of a warp lie and where they go; null: they are not written.
+template <class Kv>
+struct WarpPlaces {
+  alignas(16) RowAddress from[32];
+  alignas(16) RowAddress to[32];
+  typename RowExtra<Kv>::Type extra[32];
 };
 
 template <class Config>
-struct WriteStorage : WritePlaces<WriteTraits<Config>::kRows, WriteTraits<Config>::Kv::kHasPairs> {
-};
-
-// A row of the call: rows are numbered token by token, then head by head.
-struct WriteRow {
-  int token;
-  int head;
-
-  // Row `row` of those of this CTA, of which it has kRows. With the CTA's number a heads + b, its
-  // rows begin at token a kRows and b kRows heads further: no product leaves 32 bits.
-  template <int kRows>
-  __device__ __forceinline__ static WriteRow of(int row, int heads) {
-    const unsigned divisor = heads;
-    const unsigned whole = blockIdx.x / divisor;
-    const unsigned rest = (blockIdx.x - whole * divisor) * kRows + row;
-    const unsigned tokens = rest / divisor;
-    return {static_cast<int>(whole * kRows + tokens), static_cast<int>(rest - tokens * divisor)};
-  }
+struct WriteStorage {
+  WarpPlaces<typename WriteTraits<Config>::Kv> warps[WriteTraits<Config>::kWarps];
 };
 
 // An entry of running sums and the next.
@@ -76,8 +79,8 @@ struct Ends {
 // behind the test of the tokens, and each row then waits for one latency more.
 __device__ __forceinline__ Ends load_ends(const int* sums) {
   Ends ends;
-  asm volatile("ld.global.nc.s32 %0, [%1];\n" : "=r"(ends.begin) : "l"(sums));
-  asm volatile("ld.global.nc.s32 %0, [%1 + 4];\n" : "=r"(ends.end) : "l"(sums));
+  asm volatile("ld.global.s32 %0, [%1];\n" : "=r"(ends.begin) : "l"(sums));
+  asm volatile("ld.global.s32 %0, [%1 + 4];\n" : "=r"(ends.end) : "l"(sums));
   return ends;
 }
 
@@ -124,94 +127,168 @@ __device__ __forceinline__ WriteSequence sequence_of(const AttentionParams<T>& p
   return WriteSequence::load(params, low);
 }
 
-// Finds where a row goes.
+// Writes the rows of a call that are a warp's.
 template <class Config>
-__device__ __forceinline__ void place_row(WriteStorage<Config>& storage,
-                                          const AttentionParams<typename Config::T>& params,
-                                          WriteRow row,
-                                          int place) {
+class RowWriter {
   using Traits = WriteTraits<Config>;
+  using Kv = typename Traits::Kv;
+  using T = typename Config::T;
   using Cache = typename Traits::Cache;
-  storage.rows[place] = {nullptr, nullptr};
-  if (row.token >= params.token_num) {
-    return;
-  }
-  const WriteSequence own = sequence_of(params, row.token);
-  const int sequence = own.sequence;
-  if (!own.has(row.token) || (params.finished != nullptr && params.finished[sequence])) {
-    return;
-  }
-  const int length = own.k_end - own.k_begin;
-  const int position = length - (own.q_end - row.token);
-  const KeyShards shards =
-      shards_of(params.cp_sharding, params.cp_size, params.cp_rank, params.cp_chunk, length);
-  if (position < 0 || !shards.holds(position)) {
-    return;
-  }
-  const int key = shards.keys_before(position);
-  const Cache cache = Cache::make(params, sequence, row.head);
-  typename Cache::Entry entry{};
-  if constexpr (Cache::kGathered) {
-    entry = cache.entry(key);
-    storage.rows[place] = cache.row(params, key, entry);
-  } else {
-    storage.rows[place] = cache.row(params, key);
-  }
-  if constexpr (Traits::Kv::kHasPairs) {
-    storage.pairs[place] = Traits::Pairs::make(params, sequence, row.head).pair(params, key, entry);
-  }
-}
+  using Pieces = RowPieces<T, Traits::kLanes, Traits::kPiecesOfLane, Traits::kAreNeighbours>;
+  using Places = WarpPlaces<Kv>;
+  static constexpr int kSteps = Traits::kSteps;
 
-// This thread's pieces of a row that is read once; zeros beyond its end.
-template <int kPieces, class T, int kLanes, int kSteps>
-__device__ __forceinline__ void load_row(RowPieces<T, kLanes, kSteps>& x, const T* row, int lane) {
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    if (x.template has<kPieces>(step, lane)) {
-      x.steps[step].vector = __ldcs(reinterpret_cast<const uint4*>(row) + x.piece(step, lane));
+  // A thread's pieces of a row of K and of V.
+  struct Rows {
+    Pieces k;
+    Pieces v;
+  };
+
+ public:
+  __device__ __forceinline__ RowWriter(const AttentionParams<T>& params, Places& places)
+      : params_(params),
+        places_(places),
+        lane_(threadIdx.x % 32),
+        rows_(static_cast<unsigned>(params.token_num) * params.num_kv_heads),
+        warps_(gridDim.x * Traits::kWarps) {}
+
+  __device__ __forceinline__ void write() {
+    const unsigned steps = (rows_ + Traits::kRows - 1) / Traits::kRows;
+    const unsigned warp = blockIdx.x * Traits::kWarps + threadIdx.x / 32;
+    for (unsigned first = warp; first < steps; first += kSteps * warps_) {
+      write_steps(first, min((steps - first + warps_ - 1) / warps_, kSteps));
+      __syncwarp();  // the places are read before others take their room
     }
   }
-}
+
+ private:
+  // Steps first, first + warps_, ..., `count` of them.
+  __device__ __forceinline__ void write_steps(unsigned first, int count) {
+    // 1. The rows of the first step are on their way.
+    const unsigned row =
+        (first + lane_ / Traits::kRows * warps_) * Traits::kRows + lane_ % Traits::kRows;
+    const unsigned heads = params_.num_kv_heads;
+    const int token = static_cast<int>(row / heads);
+    const int head = static_cast<int>(row - token * heads);
+    const bool is_row = lane_ / Traits::kRows < count && row < rows_;
+    places_.from[lane_] = is_row ? source(token, head) : RowAddress{nullptr, nullptr};
+    __syncwarp();  // where the rows lie is visible to all lanes
+    Rows even;
+    Rows odd;
+    load(even, 0);
+
+    // 2. Meanwhile, each lane finds where its row goes.
+    places_.to[lane_] = {nullptr, nullptr};
+    if (is_row) {
+      place(token, head);
+    }
+    __syncwarp();  // the places are visible to all lanes
+
+    // 3. Write, one step behind the loads.
+#pragma unroll 1
+    for (int step = 0; step < count; step += 2) {
+      load(odd, step + 1);
+      store(even, step);
+      load(even, step + 2);
+      if (step + 1 < count) {
+        store(odd, step + 1);
+      }
+    }
+  }
+
+  __device__ __forceinline__ RowAddress source(int64_t token, int head) const {
+    const T* const k = params_.k + token * params_.k_stride + head * Config::kHeadDim;
+    const T* const v = params_.v + token * params_.v_stride + head * Config::kHeadDimV;
+    return {reinterpret_cast<const char*>(k), reinterpret_cast<const char*>(v)};
+  }
+
+  // Finds where a row goes.
+  __device__ __forceinline__ void place(int token, int head) {
+    const WriteSequence own = sequence_of(params_, token);
+    const int sequence = own.sequence;
+    if (!own.has(token) || (params_.finished != nullptr && params_.finished[sequence])) {
+      return;
+    }
+    const int length = own.k_end - own.k_begin;
+    const int position = length - (own.q_end - token);
+    const KeyShards shards =
+        shards_of(params_.cp_sharding, params_.cp_size, params_.cp_rank, params_.cp_chunk, length);
+    if (position < 0 || !shards.holds(position)) {
+      return;
+    }
+    const int key = shards.keys_before(position);
+    const Cache cache = Cache::make(params_, sequence, head);
+    typename Cache::Entry entry{};
+    if constexpr (Cache::kGathered) {
+      entry = cache.entry(key);
+      places_.to[lane_] = cache.row(params_, key, entry);
+    } else {
+      places_.to[lane_] = cache.row(params_, key);
+    }
+    if constexpr (Kv::kHasPairs) {
+      places_.extra[lane_] = Traits::Pairs::make(params_, sequence, head).pair(params_, key, entry);
+    } else if constexpr (Kv::kIsQuantised) {
+      const int stride = params_.kv_scale_stride;
+      places_.extra[lane_] = {inverse_scale<Kv>(params_.k_scale, stride, head),
+                              inverse_scale<Kv>(params_.v_scale, stride, head)};
+    }
+  }
+
+  // This lane's pieces of a step's row.
+  __device__ __forceinline__ void load(Rows& x, int step) const {
+    if (step >= kSteps) {
+      return;
+    }
+    const RowAddress from = places_.from[row_of(step)];
+    if (from.k != nullptr) {
+      load_pieces<Traits::kPieces>(x.k, from.k);
+      load_pieces<Traits::kPiecesV>(x.v, from.v);
+    }
+  }
+
+  template <int kPieces>
+  __device__ __forceinline__ void load_pieces(Pieces& x, const char* row) const {
+#pragma unroll
+    for (int i = 0; i < Traits::kPiecesOfLane; ++i) {
+      if (x.template has<kPieces>(i, piece_lane())) {
+        // Read once: it need not stay in a cache.
+        x.steps[i].vector = __ldcs(reinterpret_cast<const uint4*>(row) + x.piece(i, piece_lane()));
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store(const Rows& x, int step) const {
+    const int row = row_of(step);
+    const RowAddress to = places_.to[row];
+    RowAddress pairs{};
+    float2 inverses{};
+    if constexpr (Kv::kHasPairs) {
+      pairs = places_.extra[row];
+    } else if constexpr (Kv::kIsQuantised) {
+      inverses = places_.extra[row];
+    }
+    write_row<Kv, Traits::kPieces>(x.k, piece_lane(), to.k, pairs.k, inverses.x);
+    write_row<Kv, Traits::kPiecesV>(x.v, piece_lane(), to.v, pairs.v, inverses.y);
+  }
+
+  // Of the 32 rows, the one of this lane in a step.
+  __device__ __forceinline__ int row_of(int step) const {
+    return step * Traits::kRows + lane_ / Traits::kLanes;
+  }
+
+  __device__ __forceinline__ int piece_lane() const { return lane_ % Traits::kLanes; }
+
+  const AttentionParams<T>& params_;
+  Places& places_;
+  int lane_;
+  unsigned rows_;   // of the call
+  unsigned warps_;  // of the launch
+};
 
 template <class Config>
 __device__ __forceinline__ void write(WriteStorage<Config>& storage,
                                       const AttentionParams<typename Config::T>& params) {
-  using Traits = WriteTraits<Config>;
-  using Kv = typename Traits::Kv;
-  using T = typename Config::T;
-
-  // 1. The rows of this CTA are on their way.
-  const int heads = params.num_kv_heads;
-  const int place = static_cast<int>(threadIdx.x / Traits::kLanes);
-  const int lane = static_cast<int>(threadIdx.x % Traits::kLanes);
-  const WriteRow row = WriteRow::of<Traits::kRows>(place, heads);
-  RowPieces<T, Traits::kLanes, Traits::kSteps> k{};
-  RowPieces<T, Traits::kLanes, Traits::kSteps> v{};
-  if (row.token < params.token_num) {
-    const int64_t token = row.token;
-    load_row<Traits::kPieces>(
-        k, params.k + token * params.k_stride + row.head * Config::kHeadDim, lane);
-    load_row<Traits::kPiecesV>(
-        v, params.v + token * params.v_stride + row.head * Config::kHeadDimV, lane);
-  }
-
-  // 2. Meanwhile, the first threads find where they go.
-  if (threadIdx.x < Traits::kRows) {
-    place_row<Config>(
-        storage, params, WriteRow::of<Traits::kRows>(threadIdx.x, heads), threadIdx.x);
-  }
-  __syncthreads();  // the places are visible to all warps
-
-  // 3. Write.
-  const RowAddress rows = storage.rows[place];
-  RowAddress pairs{};
-  if constexpr (Traits::Kv::kHasPairs) {
-    pairs = storage.pairs[place];
-  }
-  const float k_scale = inverse_scale<Kv>(params.k_scale, params.kv_scale_stride, row.head);
-  const float v_scale = inverse_scale<Kv>(params.v_scale, params.kv_scale_stride, row.head);
-  write_row<Kv, Traits::kPieces>(k, lane, rows.k, pairs.k, k_scale);
-  write_row<Kv, Traits::kPiecesV>(v, lane, rows.v, pairs.v, v_scale);
+  RowWriter<Config>(params, storage.warps[threadIdx.x / 32]).write();
 }
 
 }  // namespace attn::sm80

@@ -8,12 +8,43 @@
 
 namespace attn::sm80 {
 
+// So many that one store writes.
+template <class Part, int kParts>
+struct alignas(sizeof(Part) * kParts) SideBySide {
+  Part parts[kParts];
+};
+
+// Rows pass through L2 on their way to memory, and need not stay there.
+template <class Value>
+__device__ __forceinline__ void store_streamed(char* to, const Value& value) {
+  if constexpr (sizeof(Value) == 4) {
+    __stcs(reinterpret_cast<unsigned*>(to), reinterpret_cast<const unsigned&>(value));
+  } else if constexpr (sizeof(Value) == 8) {
+    __stcs(reinterpret_cast<uint2*>(to), reinterpret_cast<const uint2&>(value));
+  } else {
+    static_assert(sizeof(Value) == 16, "one store has 4, 8 or 16 bytes");
+    __stcs(reinterpret_cast<uint4*>(to), reinterpret_cast<const uint4&>(value));
+  }
+}
+
+// What a cache keeps of a piece.
+template <class Kv, class T>
+__device__ __forceinline__ Codes<Kv::kBits> codes_of(const Elements<T>& x,
+                                                     const RowScale<T>& scaled,
+                                                     float scale) {
+  if constexpr (Kv::kHasPairs) {
+    return integer_codes<Kv::kBits>(x, scaled);
+  } else {
+    return e4m3_codes(x, scale);
+  }
+}
+
 // Writes one row, if there is one, of which lane `lane` of kLanes, which are neighbours in a warp,
 // has the pieces `x`. Called by whole warps.
 //   row    of the cache        pair    its (scale, zero), where the cache has pairs
 //   scale  1 / k_scale or 1 / v_scale of e4m3
-template <class Kv, int kPieces, class T, int kLanes, int kSteps>
-__device__ __forceinline__ void write_row(const RowPieces<T, kLanes, kSteps>& x,
+template <class Kv, int kPieces, class T, int kLanes, int kSteps, bool kAreNeighbours>
+__device__ __forceinline__ void write_row(const RowPieces<T, kLanes, kSteps, kAreNeighbours>& x,
                                           int lane,
                                           const char* row,
                                           const char* pair,
@@ -25,18 +56,29 @@ __device__ __forceinline__ void write_row(const RowPieces<T, kLanes, kSteps>& x,
       *reinterpret_cast<uint32_t*>(const_cast<char*>(pair)) = scaled.pair();
     }
   }
+  if (row == nullptr) {
+    return;
+  }
+  char* const first = const_cast<char*>(row) + x.piece(0, lane) * Kv::kBits;
+  if constexpr (kAreNeighbours) {
+    SideBySide<Codes<Kv::kBits>, kSteps> all;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      all.parts[step] = codes_of<Kv>(x.steps[step], scaled, scale);
+    }
+    store_streamed(first, all);
+    return;
+  }
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    if (row == nullptr || !x.template has<kPieces>(step, lane)) {
+    if (!x.template has<kPieces>(step, lane)) {
       continue;
     }
-    char* const to = const_cast<char*>(row) + x.piece(step, lane) * Kv::kBits;
-    if constexpr (Kv::kHasPairs) {
-      *reinterpret_cast<Codes<Kv::kBits>*>(to) = integer_codes<Kv::kBits>(x.steps[step], scaled);
-    } else if constexpr (Kv::kIsQuantised) {
-      *reinterpret_cast<Codes<8>*>(to) = e4m3_codes(x.steps[step], scale);
+    char* const to = first + step * kLanes * Kv::kBits;
+    if constexpr (Kv::kIsQuantised) {
+      store_streamed(to, codes_of<Kv>(x.steps[step], scaled, scale));
     } else {
-      *reinterpret_cast<uint4*>(to) = x.steps[step].vector;
+      store_streamed(to, x.steps[step].vector);
     }
   }
 }
