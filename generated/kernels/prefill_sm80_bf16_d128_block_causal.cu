@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         435e3c15166b1a2a48d49fdca0ba43e57e2e36dd7310588ddeec600d860b658a
+// digest         6b9c5488597d4e8abe92c6c219d627e517ccdf8e5e15b89f117ed0c2d6464b6a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         af3f90758fd28a1fcc8fd915ed5a46b9f0d9544283051e6c1a1cbca64751a794
+// digest         ec2006165e7d1b7fc5f9f4bcf76e34c45f1a7af80c99e3611bf5fabd17456770
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

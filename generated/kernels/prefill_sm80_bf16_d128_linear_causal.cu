@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         d6392fb5989b5c8731107d06f7db4bf9d818fdbe73685315d54c0e358f1fe96f
+// digest         14fc3d4ec554ccee0a8c2d4b4f7be7415a133980846b05a4357a362beb542594
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

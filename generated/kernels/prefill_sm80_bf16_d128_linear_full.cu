@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         3cc02c6a29487446333f849eccdff8a832a916479b2ee6df1dd2f4f8c504e7fe
+// digest         2d36a72d579355b2f8175a9bceec6b502fdff077ab740eb7a113df12d0f4835c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

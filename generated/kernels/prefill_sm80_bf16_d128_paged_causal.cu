@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         534c0684ec2928d9c60d30acb60889f52acc281d15160b48bc55b2d36a6766f4
+// digest         75c08ab3fa59f73a0536ffdb252b0e7e65f5626e10f3aab374df7dba7c8c7b3c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

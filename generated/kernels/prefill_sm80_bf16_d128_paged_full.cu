@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         88b3f405ad395059ab7b11fee8cf955775b492c33d4d2c919dfa21e0c7930d29
+// digest         bc14a4e3b24b5ade88681b733a060b50e050c73e73a381ea42ee11f955a816d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

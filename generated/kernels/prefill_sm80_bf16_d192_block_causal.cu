@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         40342f858f1436109ec2ea3ac8f709fa55b4421508f626d1a19aef64d7cded47
+// digest         92ce88de6680238d507add1e529dcea4fca5037ad7f40ef5f99c15c2aa05e6d9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

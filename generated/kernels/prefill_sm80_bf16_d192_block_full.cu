@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         ed63a038793fae46711bfbeb54d906d62a40fdfe7a2e447c9e838d4e4dcedb18
+// digest         096d65eba5a3a578bf7a57be70f546d8ec501af9d942d6259a0b62a3e39bdca6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

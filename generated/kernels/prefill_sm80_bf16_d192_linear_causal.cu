@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         bdbc274c9e76ed68f68ee61206e0df382086b9f7d8a80e51fef45630337e2418
+// digest         7f79994c7fd32b03004834e1d04fdf9325f809ff55b6c487c9e3632a2d49dce5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

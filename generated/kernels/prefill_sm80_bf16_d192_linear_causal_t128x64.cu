@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         17a50bf2b0f586c02e262bfbb020bd56371c8357f78f04d93dbd661bf9541b14
+// digest         724a89f6739ffac46cfb95be8b82b47bacde8456ef6ddc64f0035467b29309a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

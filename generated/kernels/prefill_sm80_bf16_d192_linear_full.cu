@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         c71463439f7ebd8e88eb57f9b0436a560f8074b8d31812bf4377e908226e9c0f
+// digest         59a1e83b6375f9c6edc580ef1288d3c012f689e523ef1f2e5155166b73c867ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         08172624e7f2903f08258b8c58e6ca7f905322cd30b1897693c3069e861e13d4
+// digest         a08abf52a79250e6a9341b39eaad7f1bb33d86517f4a51b3f419ef39eb783359
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

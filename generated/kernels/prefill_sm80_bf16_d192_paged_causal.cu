@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         aef31820a7095b90d64c92f3f4b8a150b5488339f607f16511a3eb41b7c0f511
+// digest         43fcb13415d984a42c28870c158f9110c55b5dbc058cc18b0f61e00cc13c8834
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         4b16e8232f90da0b82207d53ccb69a4a214fe6699c174764e68b4169c218197a
+// digest         2085abed9e18cb429d84d959fd3f266ea6766810bdef94b9499a95e7fc978743
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

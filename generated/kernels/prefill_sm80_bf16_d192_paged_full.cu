@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         a3c0d686f77d63c58080b43001f22d7a9257ef4f3575ccd2420a862a2246a1ab
+// digest         8e90c4997fcad861b542dc102be7143675359257933dee2f88583b378f6c8810
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         a20023f49950393a9c85a76a7b741353c330b583478613b67f7a0ab29bf32bfe
+// digest         2e42854e629207f7298b90b96c48c694b5f35728471e4cddb3040f95a9eea4f3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         36181494b615a650150864c3973e6775f5527fc50f6c4624c213335c2a1b75f5
+// digest         8b7e7a03305ed60724dbb8247e17b29630daeedeb58c63446e94ac92a949ae16
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

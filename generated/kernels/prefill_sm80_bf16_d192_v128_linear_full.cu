@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         dc0e1ffe7ca1521913a3f3489fa08d268d679a3059a1ea6b2309b5ef2250853b
+// digest         b86a89a70600f1ad4ace5369e3e25c370c9510cfa0d07d63f94fe17476305ac1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

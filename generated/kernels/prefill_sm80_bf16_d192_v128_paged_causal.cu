@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         eca52d66bdd164b8f70c59669660381a4bc4412ebe72d2bc96a2798b056de254
+// digest         0f4b65fecfe03278df191708b35cc0aeea755c406716d9bf422cdeb33e5b0edb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         eb65a582ce9b3ec3aa91e2381b73e88764b8eb5f149533f559745bb22a495fcf
+// digest         57df912e64e6b4b2c383c3ec6fe7e01dad46d1267b04de3326a2f3bd0eb9ee4a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         34ee405c5a48bcf9e952a883de568071747842fb9c779554a86de28beb2adf7b
+// digest         9a029a365d6d2b66ac399503829993b2dcffaff65662bf88ffe025ccb66e69a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

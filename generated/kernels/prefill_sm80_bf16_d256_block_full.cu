@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         056c3739fa0847f0fc6912e2e3f6185265d1017ed127412ab3ac2de33f654de7
+// digest         8e1af034efd2b60131038f296d641ae0e847036ed4511f8f6e9a0039cdafc2ea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         4fa3f8fc7b62dd211dc25d8700b4b11e7be39dd2bc055d9485ec63ec7eb2acb5
+// digest         698346271186023756bf7e8f899c02dc51a2818906f130732aded30e1e6af48f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

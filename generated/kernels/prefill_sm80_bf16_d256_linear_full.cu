@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         c860db361f1206cae4451519178ef4d914db58bb01cc3111bf1a42436dcb03e2
+// digest         89e62ebe790ed2577a47b6e0562eab49e12560467e1cdbfdc6cb76b15aa7b2ca
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

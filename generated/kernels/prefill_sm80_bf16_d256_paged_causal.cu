@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         ace7134c24679658d26682fd5046596262a313c82a4d640189856f5a33e42c76
+// digest         53292e29370e531b40f3abe605ebcf38109a045a49ecc1313a3b55b53a9d07b6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         81bfab3c26451f68ae21fb9265bd68181faecb3e74de45218f55179f0aa132d1
+// digest         47ea4138e2d97f10910f26cf8ebd7fd29862f3c3015addd7071637289e3326db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         7ae69686aa2b36c32e0b635dcd7c603a3975570970a676840c0d66da78bbef79
+// digest         12618e9df025540848d948bc49f155f6ca2f682f1769c13282b307d2f2a4fa35
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         b460f2c80b607996bb562c4b9d7c604c5df6ec3d2f7940766cd1ed629bdea7f6
+// digest         76e35a557dca222d0d7e25784f75affd5ca52d0b1f702c5b9e55edceadf02d47
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         89a2a5f75a216309a367c1fef6aee153f523e702bed27a647e51a8a46c8a94b2
+// digest         80219e01fcb609d22ef49776e1d31f85637acbb2082f431c1f4598544e9236f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

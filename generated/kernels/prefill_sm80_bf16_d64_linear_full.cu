@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         510350c30c615631896ae16c6ef08637ce25dd2ea997032275722063eb80b38e
+// digest         427368c63199f654adc4d35ae0889fc6ce2b86ef78139b54773ea2f35d9fd843
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         7bca9a59b7a6f61c05204286d3ff231c3997c1a147da3ebaec991b275f6157c8
+// digest         50f8d8df137b2358d9d041b159afe7d1a3842a79a0e7da9c47d4c63e1dd85282
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

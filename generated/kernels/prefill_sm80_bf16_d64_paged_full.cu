@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         221b2272205cba08e9bfa4476b4afaa2b86ef750e6956616a07f6f127159ed96
+// digest         1f5952ca6250b185a1e7bab4b900b67a088f4f82319b9ef083ff03f2a511591c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

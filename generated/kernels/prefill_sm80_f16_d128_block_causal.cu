@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         d2780939b0bd2704c1e347b7403c8667711839daa8b4789c077de3b7ae4580f6
+// digest         186e1ba29885c62bd977f665d2736e56153f448c3d20a6e3a9fb1491a68afc12
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

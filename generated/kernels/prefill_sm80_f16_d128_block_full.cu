@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         6ff5dd135b07a04d254177ac4afece85ead6301858ffb4129fdb5660730383d1
+// digest         1811c610f41f333de17b12da1fa674285c663bb1f0aee656fa8680c1396b2ad4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         de37f8a8e6d60825385bbc4147f7086abcb7012a57c060fea6c807046d464a39
+// digest         1f6b898e6515fc23c2244fa6b26fb1dbee48224676c81b530042dc166684d462
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

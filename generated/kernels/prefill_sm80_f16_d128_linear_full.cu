@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         f9d419e86719a41b4e9543df9f4e2c8310824087ad262912fe1a7f782ee720d0
+// digest         656316c4e455cdb05e74480be761ef62f6055c85c99b4a242fdb28a6fbeb3ea8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         839c977f0819ad62bb3ef0ea941f07e857851fde29c7f41711130fedb78aabfa
+// digest         34640a115da93b0554c2f65ecedb412c80434ddc7b71f809a12ec9503c1414a9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         9b81f73d54e0f24f8d497e0d39ee7a4348ef47bb6368eb930d0a64793cd6e874
+// digest         00217c9858d3e9918f4cdae9574198546dbd07bd8722272fb826c5329ce5f08d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

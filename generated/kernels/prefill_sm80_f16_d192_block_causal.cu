@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         e50dda8b09107f4ac7b148a1679a93568e676cb5640029d757a7e424599ad132
+// digest         44bd32f6f8fdf32fc37152cbb959f2ff3adfaf57f65232690b4aaf8bcf1f21d2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

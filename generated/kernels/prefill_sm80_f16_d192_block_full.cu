@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         d49e47b874574a87c4fd94d235f7c0b342bb72cfb365aba6cd1b54f8d0e99dc0
+// digest         fbd4a7c29877e3bd5c9cc52a235e0a330d633aae36f6d56887dbd735ff233a04
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         2fd3fec3f374ead7baba077d04a3c7ce60ff6b139c6fab5a0332511d239d9bc4
+// digest         937a5eccdb24704a03de9d3b7cd6442ae9938df06b94b349d19f6645491ae010
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

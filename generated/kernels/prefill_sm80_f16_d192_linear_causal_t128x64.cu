@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         99f046343419a714ee82a1a040bb47500a00b362c5715c570da503e34a6576c4
+// digest         d78d8a7302904b1ccc135cfb695b548582fab57fc62dac081849be780cd7b3b0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

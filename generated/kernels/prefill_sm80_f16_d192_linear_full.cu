@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         264cbaa58c6d9beedfa990b4ff838961546770980d0734aee3162293a912ccfc
+// digest         1b29dc35985fe466257f6fd9b03b5de1062286eb2114dc58efc854c5f9c091c7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         5bdc7d3976aa87f8fefe826d8ea1f8dfbdb91e266746cc283d80a2e9ab0a5e13
+// digest         8dc13e8efb4b9c949107bf0b87c3866f157288d8a33caae7fa2c134fd992175f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

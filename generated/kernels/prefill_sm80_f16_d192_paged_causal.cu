@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         a9d9f7466522269007deda9396f1742370e5f56eccda88dc59823e015ac79279
+// digest         d26eabb74ba78e2e7eac5a1c2e3d8a682fd2f4317958100db86594fb8cef5546
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

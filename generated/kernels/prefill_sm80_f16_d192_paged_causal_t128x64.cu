@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         110661986ee2d575a0fad05e5bd0fc476054a2f083898373f2ef7236384bedd7
+// digest         7e3be404611b6ad77ee076671956481cd86e6b7f53ff35185f62264a365f7094
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         34927d682a64434d880084709d4f4149ae73d004135c8007852083d2f6885c13
+// digest         7c22e43d5d8c8bf7c4ef0be3ad55cb35eb5a3bad9311a66b1877382f2b8c121b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         e207fa161eb98b244d4fd84f3c12efb0acf0ad9dbdc3c77931ce8d863de1902f
+// digest         6d95a867ab72593dc0d6735fad7668ced3ed149359fdea101b22127333d53a39
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         468041f7372aaaab961ed42860db1a0fb415d4d5dcdfa6564841d7f7c17272b0
+// digest         53b391d69ad48f91d0872f8341dd39f564113c33e39626c7b8ada2df2544b180
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         b8914b4f188b724ef975ded546e223959eae93aab065c9edd24f281fb8070691
+// digest         8c92995c796fc8782128e2940368a7598f2659ac040028bc0f9d53c84a18b436
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         31accbc089b3f870641f0ede7ffb5ef8f37886caa9884d4fd1672ceb7a83bf07
+// digest         c5399f4bf3c6711732d24516ccefbe75d2c50cfa2c5fd111d3d9ebd3486d94d5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         7f80ded4539f2e999ab960f0ea0ff12062bb4ac0529a219218bdc3e8768dc430
+// digest         03086d7ca10774a5932f625b222780d5a0e875e309357ebe1d8b980723314c68
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         3a7e06965f77409cd963cfcff42096f5d8c88eacc69ec3fa0e8a9c3c5c3b9927
+// digest         c45fbbd399a77589091ad0ea849bab07e6dd6ae69c8c0cecd4c1c7643846410d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         16f857bd51887eb55528f50cfb279431a7ca93c7fe14f35035b9e9821b1f7def
+// digest         f256a9bac548a6479e8274452dfe606b93233172b1d76c39f256ea6447e6763f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

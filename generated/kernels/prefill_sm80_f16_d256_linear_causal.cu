@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         eb4b5269be88dcab67df560b1613db6e54128a5a1614bd89610bef6901bbaf81
+// digest         00f418ed3d9c99f5c168d1a664eb6825bec76a1a01f0a844ac6715cbf24a864d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         260e53d94cf346b41697aec0c8f04b523b291534bf466a4931be95a705643e65
+// digest         69a71f129f7339ea4acc20596bee85601e4bc1d5376db4dec514735f37eb5f9d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         28218151c4527b0727c79ec012cac73312e2d275636d53a1e6a3db2593abfe8c
+// digest         85f56843d54ae075fc6d867c2af2085d4c3d9e9e8c15a7f4bc6ec332492bb545
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         ccb9c05a8f4ffe4de345d12000b7a4bf03bea6678461ca01c1e9f39c9b6d0502
+// digest         fe4cbf39a605fbc9bf612c16144119d6e0f9cc0832a518ca3b96a553e28966b7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

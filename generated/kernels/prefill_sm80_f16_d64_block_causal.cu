@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         664c9ece7a7e747709143aa594dd2d177fc585cdf03b8bf265d8ec447d1d43fa
+// digest         72e99e3872d50b0c3630075a4c11ade2f6be108502903c22156dbcd2533af55d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         09c2414dfc5f77147dee75491351908363327bd0e3adcfcbf7ca8308d9ab0b53
+// digest         5dde5c45da64b378149230f6c2ec9df4d944e2e9731df188d1b0f3edfca3f7db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

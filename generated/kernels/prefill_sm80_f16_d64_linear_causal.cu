@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         32761b451d48b2b32c562b5ab034a7c65f8bf973ff2329fadf96d869f58fc8ac
+// digest         d22fa3d505ed7906784611fac67b429601f7f7be0e9b8f000bd753981b7be46b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

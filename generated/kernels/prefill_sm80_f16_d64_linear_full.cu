@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         c5007d6f54bde9a08ae535bc846c095ca4e463969bb8d3c86a1b29dad775d305
+// digest         238f54852e834f509823c552281f03d8124539b8da16bdae8b41e3288a8714f4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

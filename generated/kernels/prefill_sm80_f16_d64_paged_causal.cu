@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         e5da7c6f4232ad65706595db306c16a1ca53f192d7e87b28969b4adb51c18341
+// digest         b953a3be8226812e498dce2a6f46ca68d4acb482fb4100e57963dc98e5e9d9e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

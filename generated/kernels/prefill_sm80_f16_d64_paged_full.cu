@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         459d220250912a98df9f4b1ba4970183626675bd45504eb2fd2691468a24fe6f
+// digest         fcc72b675780d38432b16ea6258e63a863f1d53cebbbcb3f52225bfca0dc5080
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

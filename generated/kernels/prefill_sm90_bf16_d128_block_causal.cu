@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         ab75b563c024e56b4fbfd0fe99d377f7382d2de74943d3859a00658f4e794fa0
+// digest         19dbe68bf2a5cb18261a9993c5e6b1025e128b7326b93ac2193778c67007c239
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         df149e9a3f87129e015da14bdcaa1d2bee6d217d8914d8c7f901de16333c6f2c
+// digest         4cc08a4312f65719ef08a36772b05d10f3383195f1fc65c7c4a124eaf1f9a1df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         ffba0a75ff670aa394de09dd26f3ef624df5a7687124b1fc37a22fed409417a3
+// digest         f3b61410d734aea5ba4608202d96d9776c3809f0915e9a8b553edcfeac5f8be3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

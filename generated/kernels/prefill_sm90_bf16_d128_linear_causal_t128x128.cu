@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         8bc427ac03ece6b8d9af148ff1ff2fb36b2770c972738e33820bc40e3c759a0f
+// digest         cf928719c600a5dead8f2b2f2c4b35504b058f05b9b34a55a95fab0d272f4e13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

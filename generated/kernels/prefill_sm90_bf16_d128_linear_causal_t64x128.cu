@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         90f1f6e846ba87e97b99b94078287439e495a97a105d406421a459ca883f543c
+// digest         a0e9a8c7e27b158cb4e78ba10a9fe678ed8c011ad888d565077860fc97b88633
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

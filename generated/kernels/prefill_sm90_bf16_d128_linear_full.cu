@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         0618ee908a9b5198e64e76b3ad6f0b9f9ef83adc5bb197bd156c9d973cf218f3
+// digest         843a7a923068bb993007994df03714fa697e7e049d2a5a603b8e3ba25da0e3b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         4f8c65c400b44b1929fece059440d8759f3362455d24bf7273f1e7f09f39fb86
+// digest         afba0ee5bad402b18db9b8893e3ec87985e9764477a6988ce1319443d6cef521
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         fc5d78524dff312ad0bf8ee1b74302002e5dc9c2de9b155dd0e442006caafb58
+// digest         190545478b47c249013408635d3c814cee32da25ad4c5368904bcc6fddef3b40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

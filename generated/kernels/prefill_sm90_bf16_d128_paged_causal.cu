@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         62a627f86f45c9cd4de58928adf2ab3a59e2295cec87c2db4322c9263b489811
+// digest         b4e43951a837c6628574d592a56e90207c3b1a3c84093cb6e14a4eb3b5bfff4e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

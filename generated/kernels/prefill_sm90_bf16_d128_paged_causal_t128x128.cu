@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         98092a1b1df5767c917778046629ebb3cb587b7d91395e99a14adce183f80e60
+// digest         6508a4c9b3fef8a6068a35e422d35ab1cb61b4df95bd57f0cd3922ff3e7ed013
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         dcafc8eac1af3124e2f79bf3e87ade66aa95eaf128f3fc0031fd91a63d64c33f
+// digest         b4ecaacc4444efbf178bd1fdb9e612c4ba1aced9dc122c11aa58c94b5471b82d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

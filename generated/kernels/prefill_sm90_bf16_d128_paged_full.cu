@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         58caaee6421b4b7221843e3a2cbfebf600d3dc3b35764f1fba17f304051b607a
+// digest         5d679e9b941e2f67caac0aad3017d1a0a7a7c009e9075ec930d9d7cd08d47f53
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         5875c65c42ebdc42f41d0b96529111b97c6c1386cb2bf1288f5aa4807939cb82
+// digest         b45a096920ee39a54a36943ea87b2fe49df26b5001119929480ad9a94b0d2a03
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         bea9c22ae6ac0b04c8d0f28d34b90d638279228d1b1de37cfdb74ac2b84735a3
+// digest         2eaeb16531509bf31fd903054469e757adc168dbe3bc6ad9f56064a43d93a178
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         344f86882ce7e1149fbc5ec11f35ca9587383702d02bb435dd9bb3d0fa2b9a4d
+// digest         3c876c233da41e4eb240bd59177c7081a3561f641121d30538765a6844648af6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

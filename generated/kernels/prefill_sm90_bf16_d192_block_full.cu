@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         b2b8f343f53b64ac13925dc00d7d2d294540997c0f2e43958f19d1a29f06fb08
+// digest         90d02c6f565056c61b8ba3b115c4125470f90a0586c653f84525f575a0179d8f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

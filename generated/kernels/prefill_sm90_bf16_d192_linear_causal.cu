@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         a955fd0cd99ed88d2b39c29830fa667c3dd930c734ca52b399d39b53a9863bef
+// digest         4950509b24d10c12c64bc98f77da95cde08b52a8f3a5e85a8c8348a196e56294
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         6297a7e9efeaaf6819d3c67ab8ba4adecd0acb162ba3e81dc100fb0f15cb7927
+// digest         6e359a3bbf42eeed6eab9696272d9f9710ba120db9b737f58849675d73570ead
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         5e126d95c6061b50739f11d66a81e5d807ca3cd9e152b02e09051ad58870fded
+// digest         712b4287a808f1ae28a029b16c8f806c034359f5870cef917b010fde3ec7dece
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         ca6241a74eead3f1774c13122f628cb1d47b8c495945c389e963ff4fbc911391
+// digest         2e621a32440b71d8c94fad95b05b50bad6a5433e8a3bccf120cec0b2f0308cc1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         acbad1ab3243271e1a18212d7b62a0d5fd9b06ac77b8c397b8e093b09ac4f1f2
+// digest         fbac51bf28244014a109b6112675438071c0def530863888c4d0d88f956906e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

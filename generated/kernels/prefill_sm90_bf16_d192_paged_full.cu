@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         76a0bb907c189cfe2ce51df7c3047e9eca18e3a190ac3ef5018f3f069d8faa73
+// digest         5698430f78c0b8ff2d4fc2d9afd7c9784f58a430ff2c8e934b232ba50087feb1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

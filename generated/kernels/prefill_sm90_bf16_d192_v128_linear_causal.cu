@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         47e13138cbaf604d2a51d113c16c8bf2871f33f031a52521347a4f3cfcfc92c9
+// digest         adde6b3eeb3e57b549a63a5e121846bca9bfa7bc270b9fddb79b9b0c36796a84
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         7d9e1a279c07bdedebc8d13658f22a331cefa0a53327c76cb6b28726c19fc6b4
+// digest         e428da6aa6366ac0c2e51c2c5ad6f8af7aa4e60269595acd03913580eaf5306c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

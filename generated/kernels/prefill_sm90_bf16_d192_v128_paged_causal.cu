@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         c04ede241db15c28b25e3db26641456ff64d96272980f5c15db51d316a31a685
+// digest         ff58b77954b669b975ada524a45decabe73191ca7c994b8794701901c22e5ed1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         25450d3071a860927bcb8824dd37e046471d582a0afdd3e4d4c68368a5c14722
+// digest         6fb66d9ff357443c2b2c63a7bbde66d5f7382155748873f84ea9bbdac7aaf4a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         ad27ae08b2618cf929a1568d2604d1b34a6e4c7a19a16b3153c19fc847941d82
+// digest         5b4608e6c7295582a7558e418d6630a7aaaf0c55bdc12180605030e73f58fc80
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         64c345bbc475da2625c32ab1456916600e30ba159bc53d3daa4ae2efdf6c091d
+// digest         c117069756696ab719ab19290a00b204a02923f1fd76acac756cfe26d17dd964
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

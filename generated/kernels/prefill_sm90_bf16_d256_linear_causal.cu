@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         b8b29e676fbb1bae8486c9ae388f4db2e9c5029e8153716af2c04c26efce56df
+// digest         77c03d357216c20ecfd4177e00f8abac177b37633a0309e7c9a7fde725eedf54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

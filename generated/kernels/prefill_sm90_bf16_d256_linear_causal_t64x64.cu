@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         c9b42576ea52c0b2c3f5b8fc234d2b9757e9fb0988cbad1f9c9f556db83eb599
+// digest         ae21fc883596c3e4661f9d8b48664864e345ca665f20a3cf9871c6c7e2b8eb3e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         c4c464c8d99b1df06412f53a40caac60a3ce8d12b761fedf1533a09edfb3ba10
+// digest         4063f6b038d1309df17286d483081c1a5e797690ea22f61b7f179bd2c4c5263e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

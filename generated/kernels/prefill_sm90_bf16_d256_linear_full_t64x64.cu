@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         c3863d7d491c15382cb7d65944ef58556bf74db0b2cc1906695700267c773f67
+// digest         5a52397d8930e566953ac1e5148a3fc83d8cca306956cb4f468f7898df6a1c00
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         4c93b7585f294cbc6a5dd2585c5cd1a11ed4cc9afa53d25e3adb2c45029b089a
+// digest         bd18005daa07ee3925625676745a830e7c17154d55e2ff82505ab2118c08b438
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

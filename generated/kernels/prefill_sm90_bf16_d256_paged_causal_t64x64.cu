@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         7e8e3944061148bc747863ed5bfa092685873d0840b4bac60cb9acba5e74ef43
+// digest         b960720fcdc0783eb899cac44580c4097e575a19e52ce7bda744d032ffa016d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

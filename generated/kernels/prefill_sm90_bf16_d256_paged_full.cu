@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         b2b31a4cd871a75ae3e568030cafabff6b2a3a90a4784afc531de1108cd324cb
+// digest         0749542abf1787d5224d43b8fbb2955265c614e940102e37d3027860465ad972
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         6e56b48398f0f4cb293e368865841bfddf4ad42325399724a85cf1811f26a5ec
+// digest         a30dd80ef0eef618d907436f621462856e7e1b66b156b607844460c6316e7394
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         66564e1010aa67d2adc2484c60f006976a6ea47215cf129756e1f0c45a11d5aa
+// digest         1eba43ee35e02f3f4ea90275e8161ba5a38d768ea816ed48ca1417ff4c55ae02
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         d62960dbcf1bb1f0d64e4d5c602112b9da38d36a653e0980f8db657f6b0d4032
+// digest         159663306a351013a0eaaecd28fe5a0f07ec6c79ccbdb0bcb85e0ad3e428c6e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         91982a015226f8f592b65c561efcd6f470d90b02500a44323f0787802ee0fd91
+// digest         6379c12110a9fb2f94cdd97d88a4e0491d93de7a66a0b37e63766d7b63929def
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         823e93cb271314e11d05e3b3bc3424a3ab184264b3fd400b8983c514dd875f3e
+// digest         a7900a912fe173fa217f5010bcde8f92fa6f1bee4c4cc4e31abc81a4b2ef40a7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

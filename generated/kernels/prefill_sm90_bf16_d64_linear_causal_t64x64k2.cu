@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e6a51a5ccc9a3c3cceb506023267ed3756a7f93d9393488c831f0878cd7ac4a4
+// digest         9d701792392ddca36d5adab4bcc3cb1e4b062b735feb803376b1880d408c3625
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         35e0bb5957a01cfe9c1e5998b0e9874e8d5862d9405470e183e278b96f29a296
+// digest         a7566c5fee6a377f378213cbe22eb15a0784f35db00aaf144ae2efb15b361ac5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         365e9c7b4c7ff9550cc772b44d1de911fa1e615c578e20923cc9bf511e6620a9
+// digest         3acd5295a559797cbe66578bbbc76cb40b511cc7bc9b4c8c7f6ac41e8f56aa46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

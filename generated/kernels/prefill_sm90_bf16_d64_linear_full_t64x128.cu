@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         e67fccba8d553fc0da47c586ab864cf131b45f02f757032cdcbf945f888c6499
+// digest         f2af6d6ec9f8302f8ab3f9f922082e5e28cdf712e438d8efd8fb9d6be7902915
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         ac6f7510f627a0773674fc3c221e42c866089ad17284aa4be569efaee0b5619f
+// digest         e1b125f7e116e06a9c322a693f8f4e432247742b9c166ad6e44557b2de7b5a46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

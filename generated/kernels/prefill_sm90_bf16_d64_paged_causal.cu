@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         508bc9b1ad44aeecf3ac86e8c791bdcf055c340df05db741190a4d7e28f7e372
+// digest         16bce31eadf580ff37124816f143fe33c3d3f3f9865f709ae548cb057ee3af01
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         d6b6f0f2d8d2e17f26e624feb7aa5cad6504bdcabe7ba3f0ae4b09cb7bd75869
+// digest         a901339455df7e27accee74380d76163e1701e522f5a5ac47ca52a8a9685e992
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

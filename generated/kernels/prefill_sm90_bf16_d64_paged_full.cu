@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         3efa61f01b42964d4cc66491469becf56dadab44771e08c497a18da4ef830fca
+// digest         f5ccc013044920692becd712fe2f02de2484ace8a559e66992098497c69fcb8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         6d8715d98a6a5550139c523fbfb640716033221a0ca42ac707902a714628ed0e
+// digest         5a30f171989dd6391b9d04d585cfd837391ba9a2fb543a7a7aa4ca2d03432e88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

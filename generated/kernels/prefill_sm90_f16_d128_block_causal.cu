@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         fa907d0a5ded9cf85e76198963fa26ffff2779b53286070cf7943551e35aff8b
+// digest         c800ac7255e458910501ce71625eaebe4838e2902fe8c1a6cf1a0094c943da83
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

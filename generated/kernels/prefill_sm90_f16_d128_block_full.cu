@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         43521745ade96da76f8a95a7ff732242f27b64f384d1ade3b97a2f8ab36a1e7e
+// digest         6fa7b0053cb191cd7744f10595526a04f2f12f4f13205404ace00c2c510463eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         6d56d6e88c0852a05372fce1373e2aa8bbc58c7317ed6213522923476c644aa9
+// digest         045453052dcbf1fbe5a7939fd6648b68a7d3971d0b131696efd64907cab54086
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

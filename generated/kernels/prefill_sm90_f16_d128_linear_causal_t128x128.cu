@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         6d537fabfb0c6a5f0180aafb68968213b25d4d42eec412e82a3edf006e38b54c
+// digest         15b085808539a9b8d8a93b44beaf0cbf1317cdb091f8cc0349fa0057960370b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

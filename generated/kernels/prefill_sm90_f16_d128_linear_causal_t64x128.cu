@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         70f34b0f3305f2f941dd8c351d5d7dce35d4db66592f1eccb8858ecf59276469
+// digest         8920a74a01bc9acaf926bc88ad54357d2e9519cfdcf3615dd67867b40a382ac3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

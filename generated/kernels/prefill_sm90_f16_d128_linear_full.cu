@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         c44fb3d85be7a1c4bf79d1b5ac1090745960ac0d3956030fc63020107135d088
+// digest         056fedb5cd3165877f378f0d7f965d4b83c8eebac4955a145d31f692b097325a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

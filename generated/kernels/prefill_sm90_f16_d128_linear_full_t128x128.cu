@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         eb39ac648256467dcbd8fa3dfdfa775fe646e27c0716895ba914c87793e69221
+// digest         9c8dcb05ab6f4e078de437ab766f331b45e05d0dced837eede20de8b4eb0b6f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         d451738c721c42276ed4b09878e9d2a4754a640c1c416fe9c19d8c514261aa10
+// digest         e43e608d1db1b9616ceca64ec698e801f339b6ee05cfb4153ce52586a13511f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

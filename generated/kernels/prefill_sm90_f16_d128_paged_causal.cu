@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         9f8b053160ddc40df3869b6bd4a1d0d0f2e8dcd0c8942b94c83fcd7b131786d4
+// digest         d32ef46f82fe3a8aebbaec17f498ff68d669a06b8c909a555f768171c3c70439
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

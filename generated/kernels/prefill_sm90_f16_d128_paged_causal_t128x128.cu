@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         99d981938a0d3ab26c7de50238ca9ab0cbf12640e0f939191f53e2a2cb538f89
+// digest         1735bc4bb34231c7f7e6c5eaf78f48373a576da8cc44980d637673b6943aa7ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

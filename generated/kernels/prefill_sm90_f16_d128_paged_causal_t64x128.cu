@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         8e12b0711591ed43340dd135eeb719a1e84f2063f57f5edc1702c6aa553c63e6
+// digest         eb5d8c9487e4a5a62c82ae7cbfb5f5b1cb1bc34941495a49d0244ed9089fd9db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         adfb4705840a8f4f13552cb3b2644e6aa7364e85aa27f00abab1e55602ff9fbc
+// digest         21f351fd49ca34b6cbcdcde15351e0dba21683b2deb0d64fbb83940cda85783c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         058512865ba9b03804a18ab178d61a51caae01e519b990cc556b5ba084a04fc4
+// digest         e4496f7da81047ae9804af1c84b0695d1001b6eecfe351f4c1c3ed431b1fbe66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

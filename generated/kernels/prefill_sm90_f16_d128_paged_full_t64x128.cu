@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         8d920843a418eea645b74b59308ea102cc5e86116b610b103d77635efef55fc9
+// digest         d3f131c9bef479b43b7fd51a01f303c7dbaf09a42b4d51306c63322f0aa42556
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         20fbda15c3131b225a29296dd5beb72c383af15bcff6763c999124bf5df2c548
+// digest         0f088d52c7e2ad4f8be44084d672aa7af54d33964ed06b43285342118cafd860
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         0b5dad5fe1d5c94403d4131c214c1d7ff5d416e603869abf894a3f239d21d0d5
+// digest         a7e64fc532c0bdabfd17c79d6580ebb1d5f2a3fd83803a6d21354445458e9ac4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         5ac425641c426832b8032cb7569a5f718395461ce36e6226ddc47c026061a792
+// digest         9a2f2f813046124c889f0c6f6be5ee7bccbad318b53adab579bc7d4334d47c4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

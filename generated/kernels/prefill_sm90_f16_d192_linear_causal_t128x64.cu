@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         a9b2f727f89e39907db539bb833f265460617833f8c66f58300093dfa24cf68b
+// digest         e5dce61a48133e6325279e60ab770a4abf4fad1f9582c0b828a58f9d58b78d54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

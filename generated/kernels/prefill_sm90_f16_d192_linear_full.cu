@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         313c616c0a5e522e357999dbed3cddc1901bd1f5aba961cb9d307e88ab22a10b
+// digest         dca6b6def3788da427c6c7504d9e77897cd579510980fcc584794e9587c8211f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         277b6a602542a85dc36b2c86a61eff857ffd935b3818fdbd13a27115fcea8451
+// digest         f66a0abc1bfe2a9f3b325444e288a7eeb54b945d19d00cc2afc2abb150029ed8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         75db7abffc2e59c6b27d9d70879f16313772a5337cba158ff5f5dfa443a8ef81
+// digest         43611de0cc5778c5fd78369cb21fee47455f298f03dbea8d39e7e24dfcebea8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         22c5f2ed53dc6f0233715c9c2070b44e4a48bfe0ab8568827675a03de3d13af1
+// digest         999ea3eba8d2160c6741408887c4313ba399ad043ac149bdf669f01ac702985c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         94efba1c53a36f1878e652e5b933dbbb1dda0401249e6731b5d0ef6cfa451852
+// digest         3938e9290b98c97b5284aaa06c67b18bddcfc8dbf506ce51d092f7490035099c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

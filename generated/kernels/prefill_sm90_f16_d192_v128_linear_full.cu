@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         2b37d60baa5ab0af0d7fe4749e17e46b3a7b551b9b723c007cbe545b6e753c9a
+// digest         55112346b66b4989ea1e2b355e68d60429ce6c3e47a09ac1e568f4c817fcdee5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         dfaf14550a18544baed8d30c28c7f4f51e09bca50ac02dd5d571b2fcc51c889c
+// digest         5b58f3873dcd77f2301df89b17f58fc290c14b52dba64139deb675aa2383f25b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         a8d68e54afbbc8e8b61604805c7445fd7cfed234bb7f9a7d818c5c6e8bbf5b80
+// digest         656c30a6452eb38683c4f5f2f31b53c1eecdbddc343440092b7b158c8c99888a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         bd1f71327d0e39c592a8fba59605b484fff67bdf38cd1f6f38fcd33e2c4ba0ab
+// digest         91dfd461c00fb986d6ac383b467c130a32debb079be55413ae9eb30fa939b0a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         4edb574436579882c6e62164f45f85721490b3a3c5f314ef1b2f29a3a2075036
+// digest         0dbd12fdd87374df1d7216e9a454da71a32303176f7585cdb5af14538bda5359
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         ec4875fd77983b510138544feb5b93deb1ea26f0c116811ade67b04574323fb4
+// digest         aafd8bd661d22677b0d5592443426788108c5154ffb1dd9bb1a3ba3d0b16407f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

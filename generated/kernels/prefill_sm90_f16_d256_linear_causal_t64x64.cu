@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         31a95b38a0f0011268683c3a46445cdf98f5c2f1a074f30e8dbd8472c6305b52
+// digest         de2e10d46619bd0a655beccb7c19b7fd0e37872b8b0e328ef501700b67f302c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         5fad2607531c19f247c9af1acddaf63d8936d244942d86f84d8b1e677da2ebb7
+// digest         6ef88fd70bd690a9a7fc42a82fc9c070cf8638d4bf601b348bdee7823be69a13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         37d22c8de23c5d10b0839935d44088e13f7b680feba823db7fadb15a4d76810a
+// digest         10cd9203e56240926f5bd2bbc8c439c4230735d2bde7884fc0d38679692e4791
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

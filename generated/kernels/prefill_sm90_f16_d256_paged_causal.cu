@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         559d1249f1b2fb93bd9b3571b5126718471402e73aaaa0a5df764d3ec56efe58
+// digest         bb78acb089fdcb05d4860b312552c58aa6e8c860f3fe4651987b00978e6c33df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

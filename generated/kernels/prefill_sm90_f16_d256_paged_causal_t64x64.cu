@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         37300ac829395c201754342c64042aa8d3d595107b7c912e06dadd73618b1420
+// digest         8fe271de3f1ed095d1700e80362d4b3b4ee83e828ad6f90925395cec064a51bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

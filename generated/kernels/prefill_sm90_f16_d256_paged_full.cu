@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         9547ae2e3ce9d9c7e3d2826bda2e05f7fb641faa424fdb5846c46a4a107a3839
+// digest         ec74d6fdcae8d553cef395580755d659b0dc9bd5e9de892c4851f6530674d091
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         2e48023fcdeff5d9ba4d655142a83d761fc60c594056bf32f01debfc270bb896
+// digest         2fad32d27a72bc8ee025623878ecce956a688ff8c9fb00a1f01261221e5a75ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         f67445fb872e7e7f0cc13922785ff708a2880be47818e72d2cf0567823fa662c
+// digest         ee8dc9cde17cc645bf753173a5bfe40fb0427223ce0d9a5bd6aac89c35794f7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

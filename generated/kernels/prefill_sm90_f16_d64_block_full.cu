@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         f741ccee002da9c277bd198bf6b05b2b7a897e03105b74074ab66c0f285b498b
+// digest         be9c8a9a84b903f611ae6dc396f771f47dbe6a00b1060470792042949aa6ba8a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f3448b7283d0e60c3064ab93d04bd65f421f3342d264db9966740fd2ab456416
+// digest         5e90c2318391eccf553c883882dfaf3cc895019b1c18f1475785390177902742
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         2d9687f5c811e6981eddf59661ec08ebe1e0897c7f1e3630613da61dfaf3f247
+// digest         19f31cd0e084e9344f8445f6d55fddb1040d08c09e098e07f6af57a9b2b3fa5b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e8985e8016fd28757cc9ebdab5ae22865c214bedd81e0dbbb4c7ca8bce82c5be
+// digest         e62aa36837684bed265d293e5c93a878b9fd8c2f0b1c895b90dc4933db6addf3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

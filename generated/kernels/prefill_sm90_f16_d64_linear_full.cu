@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         27a821ae0797b43f1d4891695af05fe1d7ffedde304b022bd76b8a7d4dd6c27f
+// digest         3960bc49f6c46be0c032020ac5517f380111198b2eb4da94ba4a51165586ebed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         9f1a2c312d160ca608c291f96bb283cc3cddf126d00511183ddcf4af4debf829
+// digest         2a5a5c6a04c052e758fda9af088756933c8cc0171deb1633dbf4cb21f58e01d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         b00baf1aa7d30b01ff130645aaef5469c1d38c636c9a8b3f4cfd0f43f481f37b
+// digest         34116bfa8eba4e8b6161e3be8c225434d72b45b5c5486a73777edc596e34b735
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         2b1caa00b8077b8b71e950f7f5da8a5c8fa2848b83164ac24a0af58a6c8f2436
+// digest         131283011e917ff8171950b8fb658eb1ebed702880d78a371ef5ddbbe2e4082c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         89cee30ab71c03f95f42c83535f112856fc550c6ebcf2929e75fade1df491c75
+// digest         7cfd4048aeb210659d2b404657e14d676d0f725ddd0e3b7697b5832d3e08469d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

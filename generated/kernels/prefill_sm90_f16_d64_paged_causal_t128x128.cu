@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         8f1b8ea9439934ad7048db0f78ff3486f042fcdebf7c8be8f10d3a51997c0c80
+// digest         2fe3f81a71ce022b4602b2bb92fa8bc8f2e905afdaacdfadc0b01d4b57a57fe7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         d521b74ca2ac652ea7702ffa151f587b3de8c0e1a69b2eff3c1546d141e624b6
+// digest         17d684b126b6875262abfac9e971c8d8bfb3ea2bed6c3a65ff504595fc290ea1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         0c15f4846270f2d10f4e96719de67ec36b0730ce5c9b662cffca4ffd5afe82a8
+// digest         110d732960c9de7614b9c10b8fca8768ae54acc3bd36ccb8edc8134bacbf3a62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -14,12 +14,13 @@ namespace attn::sm80 {
 // V is stored as x / kStoredUnit:
 //
 //   Int8, Int4   stored = number * (kUnits * scale) + zero / kStoredUnit; f16: kUnits is 1
-//   E4m3         stored = number = x / (kE4m3Factor<T> * scale)    (attn/sm80/dequantise.cuh)
+//   E4m3         stored = number, for all rows in units of kE4m3Factor<T> * scale (dequantise.cuh)
 template <class T, class Tkv>
 struct OrderedExpander;
 
 // A code in the last bits of a bf16 is code / 2^133, and no bf16 is 2^133. But 2^64 times too small
-// an element is as exact, and one product and sum away. Softmax scale and output make up for it.
+// an element is as exact, and one product and sum away. An e4m3 is stored as its bits stand, though
+// bf16 counts its exponents from another bias. Softmax scale and output make up for both.
 template <class T, class Tkv>
 inline constexpr float kStoredUnit = 1.0f;
 
@@ -28,6 +29,9 @@ inline constexpr float kStoredUnit<__nv_bfloat16, Int8> = 0x1p64f;
 
 template <>
 inline constexpr float kStoredUnit<__nv_bfloat16, Int4> = 0x1p64f;
+
+template <>
+inline constexpr float kStoredUnit<__nv_bfloat16, E4m3> = 0x1p120f;  // 2^(127 - 7)
 
 // Subnormal factors count.
 __device__ __forceinline__ uint32_t mul2(uint32_t a, uint32_t b) {
@@ -133,15 +137,8 @@ struct OrderedExpander<__nv_bfloat16, E4m3> {
   using Moved = MovedE4m3<4, 0x87f087f0>;
 
   __device__ __forceinline__ static void expand(uint32_t (&pairs)[kPairs], uint32_t word) {
-    pairs[0] = scaled(Moved::first_pair(word));
-    pairs[1] = scaled(Moved::second_pair(word));
-  }
-
- private:
-  // Times 2^(127 - 7), here: left for later, products would leave the range of float.
-  __device__ __forceinline__ static uint32_t scaled(uint32_t elements) {
-    constexpr uint32_t kTwoTo120 = 0x7b807b80;
-    return mul2(elements, kTwoTo120);
+    pairs[0] = Moved::first_pair(word);
+    pairs[1] = Moved::second_pair(word);
   }
 };
 

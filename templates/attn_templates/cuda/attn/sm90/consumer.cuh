@@ -31,7 +31,7 @@ template <class Traits>
 class Consumer {
   using T = typename Traits::T;
   using Storage = SharedStorage<Traits>;
-  using Softmax = OnlineSoftmax<T, Traits::kCtaS / 2>;
+  using Softmax = OnlineSoftmax<T, Traits::kCtaS / 2, Traits::kSoftmaxForm>;
   using Probabilities = typename Softmax::Probabilities;
 
   static constexpr bool kOptimistic = Traits::kSoftmaxForm == SoftmaxForm::kOptimistic;

@@ -5,14 +5,9 @@
 #include "attn/cache_iterator.cuh"
 #include "attn/config.h"
 #include "attn/sm90/register_budget.cuh"
+#include "attn/sm90/softmax_form.h"
 
 namespace attn::sm90 {
-
-// When a consumer takes the exponentials of its scores.
-enum class SoftmaxForm : int {
-  kInPlace,     // after the maximum of the block is known; P replaces the scores
-  kOptimistic,  // before it is known, and again if it exceeds the limit; P lies beside them, twice
-};
 
 // How the output leaves the registers of a consumer.
 enum class OutputRoute : int {

@@ -4,23 +4,25 @@
 // A thread holds two rows (half h is row lane / 4 + 8 * h of its warp) and, of each, every fourth
 // pair of columns. Per row:
 //   reference   p = 2^(score * scale - reference), in log2 units of the scaled score
-//   limit       the score above which the reference is renewed;
-//               -inf: nothing seen yet; +inf: there is no such row
+//   limit       what exceeds it has the reference renewed: in place a score, else what a block adds
+//               to the sum; -inf: nothing seen yet; +inf: there is no such row
 //   sum         of p, over this thread's columns only until finish()
 //
 // A row's reference may lag behind its true maximum by kLag powers of two: the quotient output /
 // sum is the same, and 2^8 stays exact enough in f16 and bf16. So in the steady state there is no
-// reduction at all: each thread compares its own largest score with the limit, and the warp votes.
+// reduction at all: each thread compares what it has with the limit, and the warp votes. Where p is
+// taken beside the scores, no maximum is needed either: no p is larger than their sum.
 #pragma once
 
 #include "attn/arithmetic.cuh"
+#include "attn/sm90/softmax_form.h"
 #include "attn/types.h"
 
 namespace attn::sm90 {
 
 constexpr float kLag = 8.0f;
 
-template <class T, int kScores>
+template <class T, int kScores, SoftmaxForm kForm>
 class OnlineSoftmax {
  public:
   using Scores = float[kScores];                // accumulators of Q.K
@@ -72,14 +74,15 @@ class OnlineSoftmax {
     }
   }
 
-  // A later block, exponentials first: the maximum is taken beside them, off the critical path, and
-  // in the rare case that it exceeds a limit they are taken again.
+  // A later block, exponentials first: in the rare case that their sum exceeds a limit they are
+  // taken again.
   __device__ __forceinline__ void next_optimistic(const Scores& scores, Probabilities& p) {
-    float largest[2] = {-kInfinity, -kInfinity};
     float added[2] = {0.0f, 0.0f};
-    exponentials(scores, p, added, largest);
-    renewed_ = any_exceeds(largest);
+    exponentials(scores, p, added);
+    renewed_ = any_exceeds(added);
     if (renewed_) {
+      float largest[2];
+      block_max(scores, largest);
       renew_references(largest);
       added[0] = added[1] = 0.0f;
       exponentials(scores, p, added);
@@ -160,8 +163,8 @@ class OnlineSoftmax {
     }
   }
 
-  __device__ __forceinline__ bool any_exceeds(const float (&largest)[2]) const {
-    return __any_sync(0xffffffffu, largest[0] > limit_[0] || largest[1] > limit_[1]);
+  __device__ __forceinline__ bool any_exceeds(const float (&found)[2]) const {
+    return __any_sync(0xffffffffu, found[0] > limit_[0] || found[1] > limit_[1]);
   }
 
   // p = 2^(scores * scale - reference), sum += p.
@@ -178,22 +181,6 @@ class OnlineSoftmax {
     }
   }
 
-  // The same, with the largest score beside it.
-  __device__ __forceinline__ void exponentials(const Scores& scores,
-                                               Probabilities& p,
-                                               float (&sum)[2],
-                                               float (&largest)[2]) const {
-#pragma unroll
-    for (int i = 0; i < kScores; i += 2) {
-      const int h = i / 2 % 2;
-      largest[h] = fmaxf(largest[h], fmaxf(scores[i], scores[i + 1]));
-      const float x = exp2_approximate(fmaf(scores[i], scale_, -reference_[h]));
-      const float y = exp2_approximate(fmaf(scores[i + 1], scale_, -reference_[h]));
-      sum[h] += x + y;
-      p[i / 2] = pack(x, y, T{});
-    }
-  }
-
   // The reference of a row; -inf before it has seen a key.
   __device__ __forceinline__ float seen_reference(int h) const {
     return limit_[h] == -kInfinity ? -kInfinity : reference_[h];
@@ -203,7 +190,11 @@ class OnlineSoftmax {
   // 0.
   __device__ __forceinline__ void set_reference(int h, float max) {
     reference_[h] = max == -kInfinity ? 0.0f : max;
-    limit_[h] = __fdividef(max + kLag, scale_);
+    if constexpr (kForm == SoftmaxForm::kInPlace) {
+      limit_[h] = __fdividef(max + kLag, scale_);
+    } else {
+      limit_[h] = max == -kInfinity ? -kInfinity : kLargestSum;
+    }
   }
 
   // reference' = max(reference, largest * scale);  sum *= 2^(reference - reference')
@@ -219,6 +210,8 @@ class OnlineSoftmax {
       sum_[h] *= factor_[h];
     }
   }
+
+  static constexpr float kLargestSum = 256.0f;  // 2^kLag
 
   float scale_;  // softmax scale * log2(e), above 0
   float reference_[2];
