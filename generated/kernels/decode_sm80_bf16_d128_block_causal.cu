@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         43428308a5ddc6ec1a9b647ab4f48b7776bbb00c719e37883884b03ff6db96e1
+// digest         4f40a6ef09fd87ca7ed2e2c062126bb7be4f98f22071e01ec08b2697f1ab2499
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

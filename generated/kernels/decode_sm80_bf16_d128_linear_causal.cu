@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         611ecdcfbf7de7f706958ce08b0659449a56eaab553a514329ac643f38d133df
+// digest         f1a554b026aad12427cc35a854e242fc145e16662f45c6bca828b656694917f2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         5e6c1fbfea7bc355e5a9e78fe71c8aa78fd2deb325f1ad974505f81f262311a0
+// digest         fb1864c8eb1780524365659132f791b87b0d509e424720bbc4b60d2d89146c57
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

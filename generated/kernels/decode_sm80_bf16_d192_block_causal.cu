@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         adfbec81babaa3b99955db60edb1d2d3db001b89e434e385159787d4f2b82574
+// digest         b9c6930beb321f3f2c0a9b6e25ee179f4aad11c04934dd6e8333ba247bea75a3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         9fcc9286a0aa90838a26f5df4797d495689c301ed7e275ca071c7a33d96a23f8
+// digest         6c523eb42376698485a2c25e5259fc3e79059c00a04f022d054b124aae303b46
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

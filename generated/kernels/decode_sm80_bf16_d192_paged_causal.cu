@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         68b97713df4d9abbbd95412ab2f411e24ecf844fc1b881db7b9de1c00bf669b7
+// digest         cbf82f8ed1dbb15bde9dd8025ee5e7c13dd3dcf7233e316915d0236783176c38
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         cb37332d5d56bf864b180da4aa558cf7cceae15ff6e3264d5b8372cc7be4eac6
+// digest         b63b57e9d71f767c32e72639eb02aa88400b35ff0627244be5606ebc98264515
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         8d5e12663e06e6f1ad32e879cf6a587d378a5a241d83bbfe350fb50cb28609d1
+// digest         722f56098bfaa8ad237ef0902a57feee1c90a9e50005e896cefbd334199f81c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         7525598eb224d7b4c973e094ed7e2adf6518e3fd3a4f4bc432334ea57936682c
+// digest         e45ef951b1ff8f6629fbc3a77073e2b43aace35b629ee1d0d15de2219e39e06e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         d4be8f578dac1bb634afc5b190c36da089a1ed5d7faf126293d6f8869ce347e7
+// digest         b06a990c4723e2ba371707e08543cbe1c51c799365743d4666ef69d0b4969a26
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         0509d0db35564bef4b9e83f180ae015a7e583b348e9a0b39be0bbbe2b166e642
+// digest         26660466cadd369d33e9def1ddec2f85542cf6afe1905553e997ae44e58118e5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         32cb8fc7d0983ffbd083d1a3e0223d2d3253dc1a0ffe5c5aebb2709b0f616053
+// digest         f9a8c9043b2658e9108b31b9c5f3afc57a8199b6739daf066e96ebb5a2aef409
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

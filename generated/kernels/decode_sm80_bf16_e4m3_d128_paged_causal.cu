@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ee4edf4c62221f8632196072a39c2a243b0006717db30a5b9c7532a849e52a17
+// digest         ab61eb255d2a38ff76cd66d3126dae5035e4e362c29bf617b6d3ca0c108aa94a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         4dea7a16691de5f2dd5a82c60eb19525949486e762cb962f3ce26a8c32cf4cac
+// digest         48e86d9739bdd5bacbbc60bf7e7853e2704b37ab498be55ba62aff05089cc59a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

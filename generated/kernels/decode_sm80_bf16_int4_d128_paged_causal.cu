@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         ae9a606427630088b84ecc26a13aa9a6a9990b5359206b530aaa2b316bbc6989
+// digest         f08b12c49e0a0653ed9a0a0922804c35790da76d571637a1fa18816ecf48e21a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

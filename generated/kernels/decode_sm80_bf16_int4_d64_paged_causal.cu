@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         3ba49d2c8aeccca47e72bcf1d4d4e9f28b8e90b1b69f72d601f521537be57083
+// digest         a23a58be95a68c761250a80971370f2730a6e2c7c4d012dcdc98952f285c7de6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

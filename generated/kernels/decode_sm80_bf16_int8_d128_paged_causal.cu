@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         b9fe17dd95b7e29e1abb13d3e380b041053431e1dac28dce59ff005a6f8915ce
+// digest         a9f3ceafcc187ff63a60d90a83dcd7d6e54bde1d7eeddbcd059e5da405dd8df3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         d23e66a65876bf88dc32067b24ae208f684f3b1bbf27266e62eba1c68e30046e
+// digest         58ac0317402d17996d270fafbc4e2657f1ce80dcf878942f3e6a80c210c5b8f9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         9d915408a8c91c847f019f7fca7c9f713a00407073f89364418f0a3ce6eb0f6c
+// digest         faff80f67f625f1e2df8bcba1e44969f6cd29920840e735b03cb1514c9eb9744
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

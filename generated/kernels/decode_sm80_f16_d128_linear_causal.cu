@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         5b43ebf49b2690b6549b6b45e07089c39f5705d2b83e5bbc078687d06ff5275a
+// digest         9e3012bcc0866c0f1ee4d48d3b3a5502b60123571c8e4e47f9e34487a6c6cff8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

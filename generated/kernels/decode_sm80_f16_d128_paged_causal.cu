@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         7147cf0a93ea0214118a60468119ef04ec15996c4cf7217bbd7b1d9a34fa6773
+// digest         2ac24444b36234cde04a1cc3823f35381ade98a18f48ed7908fd1b2ec7299d35
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         9be152ea7e86fd1226bf4934e195f9892c97391d6212bd6f34d2906e3300536f
+// digest         5ad814c832b4afdc4f868f5325fe58934d628f6c659c5f71a3d01b9522237262
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

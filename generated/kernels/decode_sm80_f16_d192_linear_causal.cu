@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ba2e9632f1d06356844f6351edf26538dcd94347f7411c2574f66e8d5cc1de36
+// digest         db8f981316be1d42c0764ebd5089e6f9c6628dada5d0d544586c44e08d873c44
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         2797995ebd999897a0fee3d98e7ad2b9c34ea78eac59ff01e77837cfadb0ea77
+// digest         4bde961179990e2113c312bb6c1f01f2689813c35f47e8eb3a043061274d8256
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

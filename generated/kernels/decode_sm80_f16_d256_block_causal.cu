@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         3062441c913feed20a70a52ca60e794ecdb4d8ca0a125c1a2b7fef1d87a43725
+// digest         661ec509deeec76df54ef86f54500c1c616e251d8da9c78dee5ebf15085ef352
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c756690abeaaf167d2367f14d05fddbedf31041be08119f6e1f30ebaa0d519f5
+// digest         9488e4d9d83a336d2ebe114c31e7587ac4d68eefba4916269328ae7505e8484c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         21d995e0bf0f88de759af96eafa4b40503ce1609f35a607f93830612432260ac
+// digest         59e5bcf05c7232c79360132c53bca4eaa161d26676c080795d00c39d3c392cac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

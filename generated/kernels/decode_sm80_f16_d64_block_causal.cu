@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         c91ef3e3b99a5a63880d64249d6f9fd294ca5a4ae64814b68a6a9e160fb2e028
+// digest         eafde3b062a89d73303950b84e57ea9cf7ab845dc0c3da06d42dc2fa6a20fdc3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         d8ddfb0c44ac2b3619a1de7dc063985c8bc8ca2fad56c5f17dcdec2601f356ee
+// digest         d7fdafe9f8d3a8d9a553726e330d81b456f560e44daef1140aff8a323f413dcd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         8a47f2605bce342f3d2862f046fcf153d7fdc0b409b06904ef2ae721130650f1
+// digest         2bb5a937c1fda4036066a1d28866cc36ac62484af0dc4e11783226f0fa4f3186
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         8745c6b91b198c26fae7b9174c43fa9e9fa260dba6446bbd98378bfa1c51b0ed
+// digest         1c9f9892efb7b0b8ea41950e3aa032138c42e522d0fdd3cf9c9131a873fae46c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

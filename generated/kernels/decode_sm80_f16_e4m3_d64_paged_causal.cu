@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         bda4b5807fc3ad6e627a9d17f5b96358cf7ccce869d7bed1c622487b962eeaeb
+// digest         3c3021eab5112f1432addf1632bf53ece8bc2771b6e29fa3bc9601679021ad9a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         6d2d96cfe124a3510ce0ab862927bc755744041cafa0f1a0f37b0a081b6a59f1
+// digest         ed9410b7c754290021f162584843e8e0d6561d78f81d174a1ad9449868b1d3bc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         69a6437999390bdd9ed2e18641746dd607be18f48f5e7653446c451d69e0ed87
+// digest         76a293196b86cbdb563b263c11c4c2cd328d231e41780b16214e6fb874c7852d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

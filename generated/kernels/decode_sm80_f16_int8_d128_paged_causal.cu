@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         91cd81609286c6bc6386731813fb1fef56c3c1fae4f0106257d0a6ea1f82e918
+// digest         eb3a40c0b048e5c31f6154510ee2c1e30287cb8a1f2c255162e58b7a159cfe20
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         e7af54dee81db0726c09a7d365145a0a18fd97da683d323525c3eb656eeb4f26
+// digest         6d5d5bb73437a73373773b4253039ea744fc6a85ae4be2dda79e16af830eb744
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         5342b108d2808f808176ea79e9b51d4deed55f629d4218ec73be6dbbab304679
+// digest         0ba98deee1712209b8f5248cb891655b9fafabe74c439866740f3b3540cae035
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

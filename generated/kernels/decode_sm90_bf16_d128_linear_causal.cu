@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f5c59b1841d7c0ad8137ad647f0601ecf51513f2dc42093bc96f5cd737b6750c
+// digest         04574a8e376084febd6c99b5440ad85175ba13ed3d324cd40286ada107c13183
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

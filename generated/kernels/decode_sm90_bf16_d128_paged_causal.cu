@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         b3178a4bdcdc64bbfd08f04163e1470d1866e29993898565022c4d0f0bc615bf
+// digest         5c42a8a6f39d4a4c788f1a862468c16186cb0cf4ea4ebfa36cc3c292bda2557b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         6bc29b8dbfd07f206b9155d48502e2ce4a73bd28d7c458d9c8385f6a99eac6dd
+// digest         fde4444ad2ae5e3107a18d7d6da6519b5613821948cf1fa8c734642a8344248b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         0556dfa11c455dea00cd00e30138751b08077de49fc50be7339141c96c90bec8
+// digest         4857479078d29ea6fd28b018a3825b3df49ac944f75a74bd24b91fcbd156579c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         8a65477f14ad5f5d7fda9c48affded046b24ec8b51ee5c5947e85393ae9dcc01
+// digest         b8fecb7ce7de65f7d2ede2b3d3a7676b15fc5a45e769426318ae30b9f886345a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         062384f0582bd7e2b374de13705e6a001d7822f7256d2a19afe1f62002d88eef
+// digest         b8d0c33ae8000d21eed55314f500f0994730a3797f2375959a7d8f6a672cd5fd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         ea45c959dc9728b5d304a9c88b610bf15740dbfed63533502ca83f877112bfe0
+// digest         fdc4c5b46c8ffe965717d41e048cfcd7598a270a96684e31706a24e65f886612
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         18bb8f335be24e2cc747d06144dff0abce1eefd851b1f37b331b2863dacb7938
+// digest         0a0aabea56b6f6ac751b67ca606f9d0151453fe896db540b07d91ecf3d4bb74d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

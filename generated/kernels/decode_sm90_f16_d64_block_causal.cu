@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         eb2a7dd363877f8312aaf29786ef4cc239606991d4c312c254e3998d547a7cb2
+// digest         736e908693d7b35b7cb6340ae9045c07a3aba4f8fb00b0c904b85224ee046dc2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f7d96a5ac4fdcb474f15f31a36d8517ccec8c1f1b9dd8be50b237a2d40bcedc9
+// digest         ae60afcf54f575ed2f1bef93fe2b3b1f4ea1286ffa3de1a4f3f00e9a5dbc0956
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

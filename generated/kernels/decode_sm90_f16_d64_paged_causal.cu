@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         4665bc544775ef3bb92936a0a34fc5d06709f5b0d630c64e68b2e666779648a1
+// digest         7fbe13506e74aab45467b64c0705b9a03f01309f76ac580f0725fcc15458f1f6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         69d01752ef16340536eda7d12c38685f3116b05f39b63e3c97ee8a5045f5658a
+// digest         4e19c519b864ff3e71603bac422d02277587ee839de838d4c0696eaba18545af
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         6c6de283d153ed5a7f19757525d9df26e221fb98a5b8357346c957bde10007dc
+// digest         a4795f4d430b47431b0c5733619bd334d0838f613d5be9ee237e3ef0d2891f3a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

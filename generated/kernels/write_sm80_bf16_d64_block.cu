@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         85a19466062026bb5855914cea2148673e150c6d6a0ed8746264ffb46bc67301
+// digest         ecca44f5708b4557ee835d8b14838cd61f2812e00271307a3e10cd93565c2128
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         6b80f6cf5f8723e1ee4a3ef0af958ceee81488c545157e9bf33a01cb747f225e
+// digest         5fb5988fd7a45655c80951e8ef9b14d1a99b29ce7e7a3341ceebaf4699f999a5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

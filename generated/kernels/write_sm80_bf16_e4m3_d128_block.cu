@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         554a605990938e7588d9944fff2d258b59c09f4b5996b6dd930740344d5c8baa
+// digest         5c67d81c6da0e9b4aedb0d2f99011bf60de0d88a6503d4a1e03009f9381942c3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         756a5c0282b013e6fbd42439d010ce13ffef5508d8b162017935355decc6a1a8
+// digest         d52e89aba17ef6b622d24cf91e6f35aadbf0bf649a452077969013f8b6334f00
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

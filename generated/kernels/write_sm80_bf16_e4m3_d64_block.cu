@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         b76ca29442c995cceef7441264bb57e3b594970fdc5b8e338e78c01dcbe5f77d
+// digest         f6b540829c8347f3f9af08749be6a56abfa673bdc90736536d23e865d7e7fa62
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

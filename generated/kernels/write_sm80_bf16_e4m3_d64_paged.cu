@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         69ce0ddf2b84f352eace7b3138200e2cf11ad010aa859d57ddadc232404a68c9
+// digest         3dfb64c1ac5f6eb26d182022b5032049336c7a5e891570f1a9d74c1d3715462d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

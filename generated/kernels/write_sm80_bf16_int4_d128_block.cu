@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         a50fa6199ae7d0d1e78e564b8b44390fc06726dbd17981b4a79f4e893c9b4caa
+// digest         0b10e470c69070851fe5eaaffb0248bc171f2b97cfaa2005be99307614f7c189
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         70dd50e91ef5dfcb507735fb5c52f8d2fbdd34eff29d76ce5f5afb683d6315e6
+// digest         106a32e8e4164e1084959e687b48b2701ba128196bd4de420eeff060290368f8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

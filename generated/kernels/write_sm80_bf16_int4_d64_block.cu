@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         39dac6820e8120a8ea12e23e0c6b9620baafe4bec3bef296b573252a753cc184
+// digest         8e817eeb466fc5637966a20b843b45954adbad914cfb15d64b12af625fbf52c7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         05611ffdaa56d7f373f04f415a2d19be493a5ccdf4961dae282af8ddaff27275
+// digest         ac6b31f3864dbca6900dc6dc255d30809b37bcc0f5683f3f967e3fb47b79fbdd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         9125ce3f090b1added44a9f067ff533d86b5892ef5dc086326163c2643aa386b
+// digest         7c95116472bbb0e426f5eaa3103e3cec8b7b98bb673ddfcd9f4c713b817969d2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

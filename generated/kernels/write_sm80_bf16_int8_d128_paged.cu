@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         eb718835dd7a39e09f9cc9f78e77db1da4d6a4d2cbdb0ed017ae7901f76138c2
+// digest         b227128e7f7665adc44964e6e4e4df6d9e87fcae75f34c103188745d4b1182e4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

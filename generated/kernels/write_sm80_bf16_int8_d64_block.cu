@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         b98798de85e6c974b6c485d7d041fb101ff3e2faa1940dc50e98111755de2020
+// digest         117595e009ae41ee1edfae24aec4473e93d9c68febd4ee4ed4935b9ee68c5bf2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         86b4870f115559e6f87da4fe1afb3b2bb6465490bf41351843bf09cf4097f8e5
+// digest         5578ced0cc9f3717736dab0dbe12d8c75d89cfe634b4816072052d206e756aef
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         a2012f0784948c8fc91a067ee6be57ed060ed07886c299fbc9b73f31f26b4fa8
+// digest         3eed134c42484da63dbfead16ddec645562743e48fd718b44d8cc76f3fceef7d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         2c5afb80296b339ab117468bbe5249c1740ac36966f6bc3651ec374710c33cc9
+// digest         2a6fb2a15bae92e842962b90347f6727f92006137f9643c1d7b813907b6c1a73
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

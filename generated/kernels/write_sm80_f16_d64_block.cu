@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         572f25ab785cdd0a793261c0b4261c80ccc44fba77907a1e798c4b2901c1a0f5
+// digest         2f2001ad8751ba9fe3e26e5f01aa1bc4047c8881a5de1c860c9c61be71d35c95
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         fff91e94ac2f2eeb99d3d40cd8c87f589d4be1704d76dd8fe1f8021d6f170a3c
+// digest         9d28b22366c697286ff37811ca5222617a01f715b63bb6759be3114d0c069bdf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         6b4125f297e96414fad05a91611c25248633b6f4f79e0d6907bdd00186483219
+// digest         4acfc1ec0560d1bc687798a9474290f48fe587a58c4a19a8117336a67a60ee5a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         a5710f86a5b805968ef231ea162877f6a33466d520fd3a81c2df90d93f188760
+// digest         5a200a14cc37a86dedb3845fc90e78bf11e6d0749e2b74cadb6693110f613dd2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         aea5fde579896b6d135caeb6f1a18c90ff9e58b56a89bd7dcbaae46b546489c6
+// digest         ef7b30650bd0f797219b7a63244e7c1ddb0d4cd20337b075bbb0f57e5481f07e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         714f0575647485dacf9c5755d6bdbe0ece5f8388f29bc813a6a8b710ccaa3a33
+// digest         9e97f6cc55712044b288af87c42f907a9f77f1637f6e3cd8c5651909e5bd4669
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

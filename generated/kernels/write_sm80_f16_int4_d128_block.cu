@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         fa3f52c5498ce57c0455750af55e37362af82db00b31634d09b995f00d3972ea
+// digest         e57492a83d28b533c2497a9d0b3d8143369b45111a283bec86b5561617e8af88
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

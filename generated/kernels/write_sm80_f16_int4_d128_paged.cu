@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         25d614696bb41976c82520ccf5b61ae21f615d4c9cf6c6e4b89db11222f8ea67
+// digest         13e3508a4f040eebb459cf10fa5eceef76eb4ca16b14f60b7fea1521c57d2078
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

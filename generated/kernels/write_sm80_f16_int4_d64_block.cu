@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         c2cc40ec8a058a7ac9e392c2a84c076a878e30a1ac0d61b53c1bc01e99efd3bc
+// digest         07b6304425aa9499388f6c899cbe66d068c8915403d986680b5f5ef187c7a784
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

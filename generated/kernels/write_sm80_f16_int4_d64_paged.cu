@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         aca8d3a4ddac8f140233a7386a73f4e05bffffc12238e07febf94fef558211b5
+// digest         f4504edb7b504321a764456abefb66503d097c3d58a24d13bd7bf71a420ebfe6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         b6d423150e14f80aa44d724548aff0dc711f0bfd5779efa2166030dfec2eb84a
+// digest         1aa51496aae5a34fca33f19762fa506eb8f26b953c8d62089533313b48e99d07
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         32d8f96c3072cc38a6a4dbb5d6dacf6a321d37002ca638626a23845d2e0bce50
+// digest         a9ca1d1352efac09d028e4b309660041fd372cdc1c1c0a61aac9ba8c6895f485
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         0ba3fb4d8f78e0a9d25d12e32fa574f53b03f3c96d07ac10e53ed8b5afa1712e
+// digest         def7b592c978f7ff30f3a5c98baec03d7f487003aef96c554f8e81c64a9ca55f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         42e23ecfa9cd1d1e4639b1a171cdc27eef9df53e6d1c1c71dd7a4939527deb7f
+// digest         58117db4a769f567dc17d89dcb35d014dfa63c5a4d1e077ab31a152cdc06c7d5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -67,18 +67,18 @@ __device__ __forceinline__ void write_row(const RowPieces<T, kLanes, kSteps, kAr
       all.parts[step] = codes_of<Kv>(x.steps[step], scaled, scale);
     }
     store_streamed(first, all);
-    return;
-  }
+  } else {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    if (!x.template has<kPieces>(step, lane)) {
-      continue;
-    }
-    char* const to = first + step * kLanes * Kv::kBits;
-    if constexpr (Kv::kIsQuantised) {
-      store_streamed(to, codes_of<Kv>(x.steps[step], scaled, scale));
-    } else {
-      store_streamed(to, x.steps[step].vector);
+    for (int step = 0; step < kSteps; ++step) {
+      if (!x.template has<kPieces>(step, lane)) {
+        continue;
+      }
+      char* const to = first + step * kLanes * Kv::kBits;
+      if constexpr (Kv::kIsQuantised) {
+        store_streamed(to, codes_of<Kv>(x.steps[step], scaled, scale));
+      } else {
+        store_streamed(to, x.steps[step].vector);
+      }
     }
   }
 }
