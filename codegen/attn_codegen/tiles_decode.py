@@ -77,9 +77,13 @@ def _decode_codes(config: AttentionConfig) -> dict[str, Tiling]:
 
     keys = warps * units * DECODE_UNIT_TOKENS
     tiles = {"": tile(8, 4 if width <= 128 else 2)}
-    widest = 192 if config.kv_dtype is KvDtype.INT4 else 256  # for which registers suffice
+    int4 = config.kv_dtype is KvDtype.INT4
+    widest = 192 if int4 else 256  # for which registers suffice
+    # ptxas 13.0 gives copies of 32 rows over int4 of 64 a descriptor in an odd uniform register,
+    # for sm_90 (`desc[UR1]` of LDGSTS): an illegal instruction.
+    most_rows = 16 if int4 and width == 64 else 32
     for rows in DECODE_ROWS[1:]:
-        if width <= widest and rows * width <= DECODE_MOST_ELEMENTS:
+        if rows <= most_rows and width <= widest and rows * width <= DECODE_MOST_ELEMENTS:
             tiles[f"t{rows}x{keys}"] = tile(rows, 2)
     return tiles
 

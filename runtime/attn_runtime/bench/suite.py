@@ -101,14 +101,14 @@ STEPS: Final = (
     Step(
         "prefill-codes",
         "Prefill on quantised caches",
-        "prefill --kv same,int8,int4,e4m3 --cache paged --heads 32 --kv-heads 8 --lengths 8k "
-        "--tokens 8192 --mask causal --peers none",
+        "prefill --kv same,int8,int4,e4m3 --cache paged --layout hnd --heads 32 --kv-heads 8 "
+        "--lengths 8k --tokens 8192 --mask causal --peers none",
     ),
     Step(
         "prefill-codes-sm80",
         "The same with the instructions of Ampere",
-        "prefill --kv same,int8,int4,e4m3 --cache paged --heads 32 --kv-heads 8 --lengths 8k "
-        "--tokens 8192 --mask causal --peers none --arch sm80",
+        "prefill --kv same,int8,int4,e4m3 --cache paged --layout hnd --heads 32 --kv-heads 8 "
+        "--lengths 8k --tokens 8192 --mask causal --peers none --arch sm80",
     ),
     Step("write", "Writing into a cache", "write"),
     Step("overhead", "The host's time of a call", "overhead", has_rounds=False),
