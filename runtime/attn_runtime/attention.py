@@ -218,7 +218,8 @@ class Attention:
         A quantised cache has uint8 k and v (int4: half as many bytes as head_dim). int8 and int4
         have k_pairs and v_pairs beside them, (scale, zero) of each row: [tokens, num_kv_heads, 2]
         or [block_count, block_len, num_kv_heads, 2] of dtype. e4m3 has k_scale and v_scale,
-        float32, one or [num_kv_heads], 1 where left out.
+        float32, one or [num_kv_heads], 1 where left out; prefill on bf16 takes v_scale, and
+        k_scale times the softmax scale, below 128.
 
         k_new and v_new [token_num, num_kv_heads, head_dim], of mode decode: rows of the tokens of
         q, which the call writes into the cache before it reads it, as a CacheWriter would; they are
