@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         4f40a6ef09fd87ca7ed2e2c062126bb7be4f98f22071e01ec08b2697f1ab2499
+// digest         acfd1d4cf05e4e301b141c8c271f41b2bf4a241c3ce9a8e4087aa4e0eea6b446
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

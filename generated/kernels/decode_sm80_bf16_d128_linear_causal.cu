@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         f1a554b026aad12427cc35a854e242fc145e16662f45c6bca828b656694917f2
+// digest         a764fe350caca406bec045640cc8930101350c9e0738197e9ae2d4c566e5318a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         fb1864c8eb1780524365659132f791b87b0d509e424720bbc4b60d2d89146c57
+// digest         eda88ae4fef1869de0aa8ef2407631971e17d04d401ff3346cac10b87aed6da2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

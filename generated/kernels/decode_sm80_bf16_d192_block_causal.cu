@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         b9c6930beb321f3f2c0a9b6e25ee179f4aad11c04934dd6e8333ba247bea75a3
+// digest         cfa9253aa89dbb44b3ab27e37085e08ba2950301a8561289a5096adc9163da9e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

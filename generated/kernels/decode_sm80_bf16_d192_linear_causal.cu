@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         6c523eb42376698485a2c25e5259fc3e79059c00a04f022d054b124aae303b46
+// digest         c12dd607befb3105b82b2430973b281cc0f5d62079d11cc26d5e47dc2b668a95
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         cbf82f8ed1dbb15bde9dd8025ee5e7c13dd3dcf7233e316915d0236783176c38
+// digest         7271d078c20d73884995f4bec8e53f1219389452b8c837d91186a9d94fc218b6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

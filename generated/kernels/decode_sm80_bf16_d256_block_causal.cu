@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         b63b57e9d71f767c32e72639eb02aa88400b35ff0627244be5606ebc98264515
+// digest         cf5c68414c46399cbc568e7642f027a2385b01f2da5daf32035cee9911c13d46
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

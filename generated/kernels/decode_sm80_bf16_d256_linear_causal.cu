@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         722f56098bfaa8ad237ef0902a57feee1c90a9e50005e896cefbd334199f81c9
+// digest         db2020bc1ba9faab51a99ea1367947b1746e7b018b1e0cc7dfca49a24c16aced
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         e45ef951b1ff8f6629fbc3a77073e2b43aace35b629ee1d0d15de2219e39e06e
+// digest         11e0cddb47db6ea41b9efb6abc39a17ab9e7ae332af3263c867cf9ab0825d9eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         b06a990c4723e2ba371707e08543cbe1c51c799365743d4666ef69d0b4969a26
+// digest         0cd0807a616f597465fd83c35e35e42ce1d186105ef7b08e3d1cc893b937b8ee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

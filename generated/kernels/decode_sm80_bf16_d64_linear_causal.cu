@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         26660466cadd369d33e9def1ddec2f85542cf6afe1905553e997ae44e58118e5
+// digest         12dac75f381834df430d2b01e11099b4cc86004f7a4bd85d3c3c296fca8330e2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

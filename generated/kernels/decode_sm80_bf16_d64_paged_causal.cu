@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         f9a8c9043b2658e9108b31b9c5f3afc57a8199b6739daf066e96ebb5a2aef409
+// digest         f8cde56326ad933fe3f7b907f5ac67b08e080d7bd472cb52a237914ea29d3b48
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ab61eb255d2a38ff76cd66d3126dae5035e4e362c29bf617b6d3ca0c108aa94a
+// digest         fb3156acc0395c5120648c7a4c0cf5b30768ae78f2fcbc688fe7a87e180a1706
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

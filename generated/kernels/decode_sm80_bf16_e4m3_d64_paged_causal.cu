@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         48e86d9739bdd5bacbbc60bf7e7853e2704b37ab498be55ba62aff05089cc59a
+// digest         0b8f034ecfeb818a3f8bf16a077192227f93abf3b975f308b4be649c8624356e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         f08b12c49e0a0653ed9a0a0922804c35790da76d571637a1fa18816ecf48e21a
+// digest         a904327d3146fd0cc8ec5076a27489931f4825146c15570818d212ede9b34fd5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

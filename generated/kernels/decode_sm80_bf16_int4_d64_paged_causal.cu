@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         a23a58be95a68c761250a80971370f2730a6e2c7c4d012dcdc98952f285c7de6
+// digest         2a82eee0e64619d581bcde3e5f8e83053cd1a3fab03afd70b67fc7f1791d18be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

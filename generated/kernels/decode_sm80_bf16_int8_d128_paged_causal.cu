@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         a9f3ceafcc187ff63a60d90a83dcd7d6e54bde1d7eeddbcd059e5da405dd8df3
+// digest         5ceebfe976795ae50c3c15eb1aaa5a602435e741dae9b7dddb7998f52da84253
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         58ac0317402d17996d270fafbc4e2657f1ce80dcf878942f3e6a80c210c5b8f9
+// digest         d9e93fb36d38d9ff248731ee12f2ea5d91676eaf35e0533e01926555f82dd7af
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         faff80f67f625f1e2df8bcba1e44969f6cd29920840e735b03cb1514c9eb9744
+// digest         b345378c42ef5cb145c902005cfe687a36188c274f2a0c7fcb2969c3f83ce838
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         9e3012bcc0866c0f1ee4d48d3b3a5502b60123571c8e4e47f9e34487a6c6cff8
+// digest         7d43e63529efdc93d2cd37b7f9c40ee28ffda342127784d4589ef61e49e420f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         2ac24444b36234cde04a1cc3823f35381ade98a18f48ed7908fd1b2ec7299d35
+// digest         56e9da88de589e6720841c85a0f98bd67351927e0b23c8514710a555ecaec672
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

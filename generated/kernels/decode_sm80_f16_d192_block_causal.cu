@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         5ad814c832b4afdc4f868f5325fe58934d628f6c659c5f71a3d01b9522237262
+// digest         fe5028d2b68ba26d402036e9271a8302e507556cab1105a6a416f4ef126741bf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         db8f981316be1d42c0764ebd5089e6f9c6628dada5d0d544586c44e08d873c44
+// digest         ec9367c613a9ec0ca0cf96b24253e93d519b12c65cebeded7b3ff8f30c56fefa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         4bde961179990e2113c312bb6c1f01f2689813c35f47e8eb3a043061274d8256
+// digest         5d3bd21e27b8dd2f155bcb56a5857c170de52c212d5f7784f36a7bf36916e0cb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

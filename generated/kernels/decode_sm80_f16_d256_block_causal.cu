@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         661ec509deeec76df54ef86f54500c1c616e251d8da9c78dee5ebf15085ef352
+// digest         7089e8bd5621a0c80b6021defffcea159215e0768bd4fe52455a6c0d3435de68
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         9488e4d9d83a336d2ebe114c31e7587ac4d68eefba4916269328ae7505e8484c
+// digest         75a50c8e760baa5c69df76f3428f9c9e40bb62d9287b620fb459a04fb8863f7e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

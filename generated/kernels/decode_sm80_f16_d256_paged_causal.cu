@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         59e5bcf05c7232c79360132c53bca4eaa161d26676c080795d00c39d3c392cac
+// digest         a87c44183f019da3aac7b6d64677e5b4ca2d8340f030fb43473e1ac05c2de99a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         eafde3b062a89d73303950b84e57ea9cf7ab845dc0c3da06d42dc2fa6a20fdc3
+// digest         da89b15d1db9db1302cfceb02caa98f5076c4734dd030a1f753f3a28b1a64d8c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

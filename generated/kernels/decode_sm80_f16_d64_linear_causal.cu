@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         d7fdafe9f8d3a8d9a553726e330d81b456f560e44daef1140aff8a323f413dcd
+// digest         90d97f46d58780b25f6838fb715c9617287c3d6c60d55a394bf82003c5d4433a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

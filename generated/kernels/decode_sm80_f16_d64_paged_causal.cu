@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         2bb5a937c1fda4036066a1d28866cc36ac62484af0dc4e11783226f0fa4f3186
+// digest         808f43fdce2df5d64e59dfb9074e01fb97174b1b88fcec84731a4e5c0757506b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         1c9f9892efb7b0b8ea41950e3aa032138c42e522d0fdd3cf9c9131a873fae46c
+// digest         75654b1f8608585a3c7109b1fa395e1542123c7f7068fab960ef84abf46fb7e8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

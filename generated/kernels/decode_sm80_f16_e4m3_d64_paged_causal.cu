@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         3c3021eab5112f1432addf1632bf53ece8bc2771b6e29fa3bc9601679021ad9a
+// digest         3a4fb483e0f3c3968c78bd52f13f4d8523051e93a222d4f8c7ff84a0c1632c77
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

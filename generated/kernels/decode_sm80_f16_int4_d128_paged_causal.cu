@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         ed9410b7c754290021f162584843e8e0d6561d78f81d174a1ad9449868b1d3bc
+// digest         a70a9ba3292d7663dc6c1b40ea9e0e258d5695dd82ec7ffe42ce5ba35e5d1c19
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

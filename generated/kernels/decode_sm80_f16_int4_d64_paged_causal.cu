@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         76a293196b86cbdb563b263c11c4c2cd328d231e41780b16214e6fb874c7852d
+// digest         3b97e7128c8d12b7c983516b0823c135213577955514ee9d2d498a1d8a45a92d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

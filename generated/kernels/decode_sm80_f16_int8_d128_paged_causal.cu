@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         eb3a40c0b048e5c31f6154510ee2c1e30287cb8a1f2c255162e58b7a159cfe20
+// digest         ce2a89f251b262b0bd82ffee32dd4d3c65d49b13d596b6c21ffebb5e74f4fa8e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         6d5d5bb73437a73373773b4253039ea744fc6a85ae4be2dda79e16af830eb744
+// digest         b24860322647257c8d166d9ee217a6cd4fbc4dc2b1bf25b765710f278e584349
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         0ba98deee1712209b8f5248cb891655b9fafabe74c439866740f3b3540cae035
+// digest         b091c7f15daa6e3b80836a6a33227938d16248a8e4d74c33f465debbe9021046
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

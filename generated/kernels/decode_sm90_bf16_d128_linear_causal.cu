@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         04574a8e376084febd6c99b5440ad85175ba13ed3d324cd40286ada107c13183
+// digest         f96ea73fa6520beef941e0c413ad1d7bb5e5d46001ea54f34d35bdbc0270082a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

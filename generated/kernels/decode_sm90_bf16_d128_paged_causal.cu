@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         5c42a8a6f39d4a4c788f1a862468c16186cb0cf4ea4ebfa36cc3c292bda2557b
+// digest         1aefe0e8ed6bd47475076dc8b0bf003eba976acd10f19f3e0d0fd0454540a445
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

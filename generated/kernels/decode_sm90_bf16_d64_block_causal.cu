@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         fde4444ad2ae5e3107a18d7d6da6519b5613821948cf1fa8c734642a8344248b
+// digest         5e941f62ee5b567210acf0bea0abcf021a81dff79281cb4f19f70c9350ee2a70
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         4857479078d29ea6fd28b018a3825b3df49ac944f75a74bd24b91fcbd156579c
+// digest         d83ea1b48fb73fba86a3afc29c0a2d70c72bd4e694f73c0d2cee733a2b8ebac3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         b8fecb7ce7de65f7d2ede2b3d3a7676b15fc5a45e769426318ae30b9f886345a
+// digest         e331fa5a54d81ddf131d27c0167c8fcf914c1d89388183c7828a1b0789c531db
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b8d0c33ae8000d21eed55314f500f0994730a3797f2375959a7d8f6a672cd5fd
+// digest         51c1148363bec9b7fd0741a219b705f13e19b55d586a24dcaf4fa62560feb00f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

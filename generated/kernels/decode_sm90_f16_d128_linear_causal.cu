@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         fdc4c5b46c8ffe965717d41e048cfcd7598a270a96684e31706a24e65f886612
+// digest         fb4d1ec287e61c16beb6059ae2199d0036cfb3a6f21665e02f2188d9257011af
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

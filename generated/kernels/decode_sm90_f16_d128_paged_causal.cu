@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         0a0aabea56b6f6ac751b67ca606f9d0151453fe896db540b07d91ecf3d4bb74d
+// digest         f1e53fb2ac8adbaf8d720b8ba5d8aeb1cffb02b210d43128963ac4b2cdbd306b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

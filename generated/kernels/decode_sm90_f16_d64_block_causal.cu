@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         736e908693d7b35b7cb6340ae9045c07a3aba4f8fb00b0c904b85224ee046dc2
+// digest         9eade28203de339bbe0c06c1054280cda78402994e5c23bb374eafbe0bf1f833
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

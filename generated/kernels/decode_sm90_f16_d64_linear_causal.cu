@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         ae60afcf54f575ed2f1bef93fe2b3b1f4ea1286ffa3de1a4f3f00e9a5dbc0956
+// digest         9edc79f960452ae8596813631c751fcc66f2037c6b3a9731e60bdf50ff68ea4e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7fbe13506e74aab45467b64c0705b9a03f01309f76ac580f0725fcc15458f1f6
+// digest         00aa4d9d6093321f06b6a0fd68a70ac6aecc7a29e0965db8cd856d18aa282dbc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -104,14 +104,6 @@ struct Window {
   Lengths lengths;
   SeenKeys seen;
 
-  // Ends where the one with sequence `next` in lane 0 begins, after `units` units.
-  __device__ __forceinline__ static Window none(int next, int units) {
-    Window window{};
-    window.first = next - 32;
-    window.end = units;
-    return window;
-  }
-
   __device__ __forceinline__ Window of_lane(int lane) const {
     const auto theirs = [&](int own) { return __shfl_sync(kWarp, own, lane); };
     const auto range = [&](KeyRange own) { return KeyRange{theirs(own.begin), theirs(own.end)}; };

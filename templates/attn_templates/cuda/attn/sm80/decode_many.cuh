@@ -130,7 +130,7 @@ __device__ __forceinline__ void plan_many(DecodeStorage<Config>& storage,
   const int end = __shfl_sync(kWarp, chunks.before, chunk);
   if (threadIdx.x == 0) {
     storage.work = work;
-    storage.window = {chunk * span, end};
+    storage.window = {chunk * span - 32, end};
   }
 }
 

@@ -96,7 +96,10 @@ __device__ __forceinline__ Start make_plan(DecodeStorage<Config>& storage,
     }
     plan_many<Config>(storage, arguments);
     __syncthreads();  // the work is visible to all warps
-    return {storage.work, Window::none(storage.window.first, storage.window.end)};
+    Window none{};    // ends where the first one begins
+    none.end = storage.window.end;
+    none.first = storage.window.first;
+    return {storage.work, none};
   }
   wait();
   const bool is_one = DecodeTraits<Config>::kHasSpareRegisters && params.batch_size == 1;
