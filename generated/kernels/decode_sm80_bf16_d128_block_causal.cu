@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         acfd1d4cf05e4e301b141c8c271f41b2bf4a241c3ce9a8e4087aa4e0eea6b446
+// digest         e7ec17061ea23f81fa3692df6b0c06214f95fd873924c32879d0de76fa6a2816
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

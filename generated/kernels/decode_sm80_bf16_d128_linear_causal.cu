@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         a764fe350caca406bec045640cc8930101350c9e0738197e9ae2d4c566e5318a
+// digest         5d10dba9192fccd33179e45c337b473985b17bc7ac4b30a8dbbcd6222c85c0df
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         eda88ae4fef1869de0aa8ef2407631971e17d04d401ff3346cac10b87aed6da2
+// digest         13c29038ef9bc015427b45672e5d674885b46d9284cf85440f42a083863c462d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         cfa9253aa89dbb44b3ab27e37085e08ba2950301a8561289a5096adc9163da9e
+// digest         397bbb17e2d53c8babc94d7af5adef38b6b0372db10155ff09e44784873ace58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         c12dd607befb3105b82b2430973b281cc0f5d62079d11cc26d5e47dc2b668a95
+// digest         47d0685699dd631e1479ebf98e20e887dab903198897b11f97c5204b68386cb9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

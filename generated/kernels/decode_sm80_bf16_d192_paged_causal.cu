@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         7271d078c20d73884995f4bec8e53f1219389452b8c837d91186a9d94fc218b6
+// digest         dd99c5463243e8374c3c8ecd8d0994e86fdcadc24f3cad283c45991b31527391
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         cf5c68414c46399cbc568e7642f027a2385b01f2da5daf32035cee9911c13d46
+// digest         6b1122a773c85ae59e662a5afec312830f59b6bfcb301d8311b67579ccbc3f1a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

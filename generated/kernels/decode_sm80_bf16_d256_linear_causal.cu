@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         db2020bc1ba9faab51a99ea1367947b1746e7b018b1e0cc7dfca49a24c16aced
+// digest         fe39a5a4c340296964d7c903230bc5f0323c302c7decc989b4b9e611b469d92f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

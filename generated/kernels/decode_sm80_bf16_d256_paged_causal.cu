@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         11e0cddb47db6ea41b9efb6abc39a17ab9e7ae332af3263c867cf9ab0825d9eb
+// digest         355aac6a089d5ca838511755c4f73133ed839a0b9dae5f09b0329b70a74fd8f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

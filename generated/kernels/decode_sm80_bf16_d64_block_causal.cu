@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         0cd0807a616f597465fd83c35e35e42ce1d186105ef7b08e3d1cc893b937b8ee
+// digest         a028132e4bc5d8a3a4e67b29d4f806752b3064c0cc76d438570c7c005ec76d1f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

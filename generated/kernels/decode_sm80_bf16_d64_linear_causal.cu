@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         12dac75f381834df430d2b01e11099b4cc86004f7a4bd85d3c3c296fca8330e2
+// digest         8ec738a7ade2c78509205ccf580706595dfa1a65962f594ed54774da3674e0e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

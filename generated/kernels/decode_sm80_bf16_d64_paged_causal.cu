@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         f8cde56326ad933fe3f7b907f5ac67b08e080d7bd472cb52a237914ea29d3b48
+// digest         2aa44769c229a5475190805c2410f0b9ba3b5af106d29db0b18a6237bd9f05b0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

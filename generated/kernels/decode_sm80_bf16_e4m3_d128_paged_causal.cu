@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         fb3156acc0395c5120648c7a4c0cf5b30768ae78f2fcbc688fe7a87e180a1706
+// digest         1d4d03a9234301406b8e4ca2530f521c94fd39329a07eb9b85e28e155c1d2b5f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         0b8f034ecfeb818a3f8bf16a077192227f93abf3b975f308b4be649c8624356e
+// digest         52e217f5ab549b9a2f4cc7ab6072e386d4aa7c8069793e3ac11f4e40dab96533
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         a904327d3146fd0cc8ec5076a27489931f4825146c15570818d212ede9b34fd5
+// digest         d20d878d96ffcaf1ef5b5e4d4f4b4b4a79f874c999d2b769aa94cc71114122d3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

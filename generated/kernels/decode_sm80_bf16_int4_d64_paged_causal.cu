@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         2a82eee0e64619d581bcde3e5f8e83053cd1a3fab03afd70b67fc7f1791d18be
+// digest         47342652838adc5ef06fb800f873d1321ab875f78d21386c4b5a8a2a5c04424a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

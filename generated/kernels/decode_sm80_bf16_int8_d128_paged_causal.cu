@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         5ceebfe976795ae50c3c15eb1aaa5a602435e741dae9b7dddb7998f52da84253
+// digest         36214d4b92f3c28d41ca8cd83df5ed9841828222339ada6e117483640608474d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         d9e93fb36d38d9ff248731ee12f2ea5d91676eaf35e0533e01926555f82dd7af
+// digest         64555e60976e031d543290fd89753e7e0376bc4d7f2c9325850e71b53d764e31
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

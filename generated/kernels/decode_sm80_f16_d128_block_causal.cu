@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         b345378c42ef5cb145c902005cfe687a36188c274f2a0c7fcb2969c3f83ce838
+// digest         3c803233504120d61982f94741b5650bca8a20a1b19576043e4b0257c996224d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

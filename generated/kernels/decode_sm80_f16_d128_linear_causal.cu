@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7d43e63529efdc93d2cd37b7f9c40ee28ffda342127784d4589ef61e49e420f1
+// digest         6e947830aa3e6c021014167a166b3bb1af0824cbd19b871a62a189cac6ec9cea
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

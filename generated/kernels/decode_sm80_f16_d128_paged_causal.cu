@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         56e9da88de589e6720841c85a0f98bd67351927e0b23c8514710a555ecaec672
+// digest         561dc32bd1f9b5bf23439e90950639bb1fedb476b89a5df92881a5d66fa7356a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         fe5028d2b68ba26d402036e9271a8302e507556cab1105a6a416f4ef126741bf
+// digest         4430f021ab6a9b8812ecb1fa730d68911ffbbc05fc3a2f5bf7eb80d1664f4ac6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

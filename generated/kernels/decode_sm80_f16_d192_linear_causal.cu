@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ec9367c613a9ec0ca0cf96b24253e93d519b12c65cebeded7b3ff8f30c56fefa
+// digest         d3930575c5093cb9f05ef9b63d65ec624072ec30ad7b3ddf328c9a3a5ca34cd9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         5d3bd21e27b8dd2f155bcb56a5857c170de52c212d5f7784f36a7bf36916e0cb
+// digest         a99e971fe9228375fe36bbe5119f8bdd6e07ea14aa0a0e114ffadc6432cb99f3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

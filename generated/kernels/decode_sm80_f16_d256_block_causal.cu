@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         7089e8bd5621a0c80b6021defffcea159215e0768bd4fe52455a6c0d3435de68
+// digest         d9842c2f135e3f4c163ccc6c9180780f06a3616a7e37dc581f7bf6a56c98ab3f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

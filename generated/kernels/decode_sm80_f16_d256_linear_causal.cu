@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         75a50c8e760baa5c69df76f3428f9c9e40bb62d9287b620fb459a04fb8863f7e
+// digest         f53f992465b8a7f57678c269f99bd6d47f81b29e740bf429a4dac7152c5e355a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         a87c44183f019da3aac7b6d64677e5b4ca2d8340f030fb43473e1ac05c2de99a
+// digest         0c708c4812c33a9497d91a66c03a8fd4e4a44315c8a4ecc7db2bcdc7f651ed77
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

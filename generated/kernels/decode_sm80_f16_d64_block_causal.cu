@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         da89b15d1db9db1302cfceb02caa98f5076c4734dd030a1f753f3a28b1a64d8c
+// digest         d712e197308acd3889c58da817078cb5f71b645528494a1f454eec62bcc8f72c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         90d97f46d58780b25f6838fb715c9617287c3d6c60d55a394bf82003c5d4433a
+// digest         818ce7a2262ea0c62c25c4fdb3dec543192b4add161b642938a2fb9cb070125d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         808f43fdce2df5d64e59dfb9074e01fb97174b1b88fcec84731a4e5c0757506b
+// digest         54983de05e1907b48e8f511bf6a590e6f86d130ec2d254ab816007f88612c437
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         75654b1f8608585a3c7109b1fa395e1542123c7f7068fab960ef84abf46fb7e8
+// digest         02662d92a1aec95a82d8fd82072cf7afd027d5acd9ca52f8abd960a8a1f1f778
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         3a4fb483e0f3c3968c78bd52f13f4d8523051e93a222d4f8c7ff84a0c1632c77
+// digest         9f4f517a45e5eb2474bd703e47c22cf85e76a8a60af45edd0a89640fb3e2b50e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

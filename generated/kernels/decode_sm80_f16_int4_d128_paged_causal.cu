@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         a70a9ba3292d7663dc6c1b40ea9e0e258d5695dd82ec7ffe42ce5ba35e5d1c19
+// digest         59371b7fbac565949d06c86aba19221a7565e77108d03bc99c545e3247f660c7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         3b97e7128c8d12b7c983516b0823c135213577955514ee9d2d498a1d8a45a92d
+// digest         43eeacda50bfe52d05cb546880fc931af9c36da8fbbf07abf5b2986db2c93c0e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

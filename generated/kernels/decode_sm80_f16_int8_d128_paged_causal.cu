@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         ce2a89f251b262b0bd82ffee32dd4d3c65d49b13d596b6c21ffebb5e74f4fa8e
+// digest         4bb7300553b38a5f825157662ad12d5b647c96280774e48f315e86d677917665
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

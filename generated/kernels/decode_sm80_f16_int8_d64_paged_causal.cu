@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         b24860322647257c8d166d9ee217a6cd4fbc4dc2b1bf25b765710f278e584349
+// digest         6fdd11f0e9487bfc286186091fd4b5673dce942f5e37282e3a65d1710763d4cc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

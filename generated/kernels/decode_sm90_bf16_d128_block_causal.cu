@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         b091c7f15daa6e3b80836a6a33227938d16248a8e4d74c33f465debbe9021046
+// digest         5d6d01fe34a78b394f6590af2c1d3e15604270a8f1480d3c39153a7855b64741
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f96ea73fa6520beef941e0c413ad1d7bb5e5d46001ea54f34d35bdbc0270082a
+// digest         0107d848363e63429dd839a97fd0bb029e337dfb9ca6888364e51fa021b6dfe7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         1aefe0e8ed6bd47475076dc8b0bf003eba976acd10f19f3e0d0fd0454540a445
+// digest         95c8556f0b3316dd956834baf403444a32456a77bdc08f4f6fc175992e766280
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

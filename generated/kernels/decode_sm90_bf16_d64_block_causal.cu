@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         5e941f62ee5b567210acf0bea0abcf021a81dff79281cb4f19f70c9350ee2a70
+// digest         2cb47d56bb4f8e0eba29ec2154f8d410b1836d9c2025ce40728d501ddeb21416
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         d83ea1b48fb73fba86a3afc29c0a2d70c72bd4e694f73c0d2cee733a2b8ebac3
+// digest         af00f0e37b5d2d01c62c2a6f6a6f4418e598a6aeaa0e334280a88815147bc0ea
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

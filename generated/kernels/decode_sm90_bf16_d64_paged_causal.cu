@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         e331fa5a54d81ddf131d27c0167c8fcf914c1d89388183c7828a1b0789c531db
+// digest         55ad8b37da63a2e23fd92e4cdd1a722dfef824bf7416f422f384791ffed0bc64
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         51c1148363bec9b7fd0741a219b705f13e19b55d586a24dcaf4fa62560feb00f
+// digest         ce53c0362fd3866af4c43ffa291ad42ef4d7a138cbb8a7d58ae28222f04f7e84
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

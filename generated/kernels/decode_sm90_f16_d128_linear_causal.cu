@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         fb4d1ec287e61c16beb6059ae2199d0036cfb3a6f21665e02f2188d9257011af
+// digest         bde682046ad46da6363faee4402854c5118967adae6a83788442d8576e319494
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

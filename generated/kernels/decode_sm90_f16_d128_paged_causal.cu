@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f1e53fb2ac8adbaf8d720b8ba5d8aeb1cffb02b210d43128963ac4b2cdbd306b
+// digest         5d24eae4383637f89119691957a2d15835bb74a3eda0733534001f2d7ebb0a84
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         9eade28203de339bbe0c06c1054280cda78402994e5c23bb374eafbe0bf1f833
+// digest         f2b0752c82a9a962d8294808830467b413f3887ee0c67c6e138fe2211053ad39
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

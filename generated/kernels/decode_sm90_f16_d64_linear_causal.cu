@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         9edc79f960452ae8596813631c751fcc66f2037c6b3a9731e60bdf50ff68ea4e
+// digest         1a63dc5f76376beba800f30dbb86651658e5c21fdeb20dba3774e18613494556
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

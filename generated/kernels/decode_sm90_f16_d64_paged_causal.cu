@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         00aa4d9d6093321f06b6a0fd68a70ac6aecc7a29e0965db8cd856d18aa282dbc
+// digest         e87a1606e58703c276e6a208f15f2db4ae6da031a5ee221a7f7a0116ea1981c0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -97,8 +97,8 @@ __device__ __forceinline__ void count_chunks(DecodeStorage<Config>& storage,
   keep_totals(storage, totals, warp, lane);
 }
 
-// Leaves the work in storage, and the window in which the range begins. Called by
-// all warps; a barrier must follow.
+// Leaves the work in storage, and the window before the chunk in which the range begins: it ends
+// where the chunk does begin. Called by all warps; a barrier must follow.
 template <class Config>
 __device__ __forceinline__ void plan_many(DecodeStorage<Config>& storage,
                                           const DecodeArguments<typename Config::T>& arguments) {
@@ -130,7 +130,7 @@ __device__ __forceinline__ void plan_many(DecodeStorage<Config>& storage,
   const int end = __shfl_sync(kWarp, chunks.before, chunk);
   if (threadIdx.x == 0) {
     storage.work = work;
-    storage.window = {chunk * span - 32, end};
+    storage.window = {chunk * span - 32, end};  // a window is 32 sequences
   }
 }
 
