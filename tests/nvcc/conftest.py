@@ -48,6 +48,7 @@ SAMPLE = (
     "prefill_sm90_f16_e4m3_d256_paged_full",
     "decode_sm80_bf16_int8_d128_paged_causal",
     "decode_sm80_f16_int4_d64_block_causal",
+    "decode_sm80_f16_int4_d64_block_causal_t16x128",
     "decode_sm80_bf16_int4_d128_paged_causal",
     "write_sm80_bf16_int4_d128_paged",
     "reduce_sm80_bf16_d128",

@@ -229,3 +229,17 @@ def test_every_default_tile_fits_the_smallest_device_of_its_family() -> None:
 
 def test_every_configuration_has_a_default_tile() -> None:
     assert all("" in tilings(config) for config in space.valid_space())
+
+
+@pytest.mark.parametrize("cache", list(Cache))
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_int4_of_64_has_no_tile_for_which_ptxas_makes_an_illegal_instruction(
+    dtype: Dtype, cache: Cache
+) -> None:
+    """CUDA 13.0, for sm_90; tests/nvcc/test_gates.py looks for it in the units that it compiles."""
+    config = AttentionConfig.of(
+        mode=Mode.DECODE, dtype=dtype, kv_dtype=KvDtype.INT4, head_dim=64, cache=cache
+    )
+    assert tilings(config).keys() == {"", "t16x128"}
+    wide = AttentionConfig.parse(f"{config.name}_t32x128")
+    assert message(wide).endswith(f"({config.name} has t16x128)")
