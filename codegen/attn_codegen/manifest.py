@@ -55,6 +55,9 @@ class KernelEntry:
     argument_bytes: int
     argument_align: int
     gencode: str
+    native: bool
+    """Compiled from PTX of the very device, not of the family that `gencode` names: it uses
+    instructions of later devices where it finds itself on one."""
     reduction: str | None
     """Name of the kernel that merges its splits; None where there is nothing to merge."""
 

@@ -144,6 +144,7 @@ def _unit(
         argument_bytes=struct_layout.size_of(arguments),
         argument_align=struct_layout.align_of(arguments),
         gencode=_gencode(config.arch),
+        native=config.mode is Mode.WRITE,
         reduction=reduction_of(config).name if config.mode in (Mode.PREFILL, Mode.DECODE) else None,
     )
     return entry, _unit_text(config, tile, cost, namespace, symbol, digest)

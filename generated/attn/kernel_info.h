@@ -25,6 +25,7 @@ struct KernelInfo {
   int static_shared_bytes = 0;  // of a CTA, beside the dynamic ones
   int ctas_per_sm = 0;          // occupancy
   int sm_count = 0;             // multiprocessors
+  int ptx_version = 0;          // of the PTX that the code was made from: 90 of compute_90
 };
 
 }  // namespace attn

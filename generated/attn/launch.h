@@ -97,6 +97,7 @@ inline KernelInfo resolve(const Entry& entry, int device) {
   info.registers = attributes.numRegs;
   info.local_bytes = static_cast<int>(attributes.localSizeBytes);
   info.static_shared_bytes = static_cast<int>(attributes.sharedSizeBytes);
+  info.ptx_version = attributes.ptxVersion;
 
   int shared_limit = 0;
   check_cuda(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),

@@ -19,6 +19,9 @@ struct WriteEntryOf;
 
 namespace detail {
 
+// A writer made from this PTX and later waits for the launch before it by itself.
+constexpr int kWaitingPtx = 90;
+
 template <class Kernel>
 KernelState& writer_state() {
   static KernelState state(WriteEntryOf<Kernel>::entry());
@@ -45,7 +48,8 @@ void invokeWrite(const typename Kernel::ParamType& params) {
   }
   detail::check_write<typename Kernel::Config>(params);
   const KernelInfo& info = detail::writer_state<Kernel>().on_current_device();
-  const detail::Entry entry = WriteEntryOf<Kernel>::entry();
+  detail::Entry entry = WriteEntryOf<Kernel>::entry();
+  entry.is_dependent = info.ptx_version >= detail::kWaitingPtx;
   const int most = info.sm_count * info.ctas_per_sm;  // CTAs take turns at the rows
   const int grid = std::min(detail::write_grid(params, entry.cta_q), most);
   detail::launch(entry, grid, params.stream, params);

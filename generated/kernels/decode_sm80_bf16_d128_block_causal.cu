@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         e7ec17061ea23f81fa3692df6b0c06214f95fd873924c32879d0de76fa6a2816
+// digest         3fbfd4002b32d9539b711aa3dbddbf6d8309085e2642b5ed28cbbf109b152fbf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         5d10dba9192fccd33179e45c337b473985b17bc7ac4b30a8dbbcd6222c85c0df
+// digest         39e00fb35beab23a4f50a449e21f666041d962d00ac18f706c694a6fee857ca5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

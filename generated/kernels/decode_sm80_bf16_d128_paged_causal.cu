@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         13c29038ef9bc015427b45672e5d674885b46d9284cf85440f42a083863c462d
+// digest         fc5b68fe7d7642f6df9b87870e767c4b90a4f7e47cbd9b154d40f394316d910b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         397bbb17e2d53c8babc94d7af5adef38b6b0372db10155ff09e44784873ace58
+// digest         ff44789f47c723515322f9bef0e8022f39e6e820ced16a85a1675a39fc062580
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         47d0685699dd631e1479ebf98e20e887dab903198897b11f97c5204b68386cb9
+// digest         7c28b92ed68675a6936fe079cfdf1c1da88783cdb74f4bfca66c1b59ff7863b5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         dd99c5463243e8374c3c8ecd8d0994e86fdcadc24f3cad283c45991b31527391
+// digest         7ab76803afa0df11024bd35ee0473a7f6c1cbdabe8e6621465957792ff8575c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         6b1122a773c85ae59e662a5afec312830f59b6bfcb301d8311b67579ccbc3f1a
+// digest         608d20e476fff15906c123c091d2b98fbbe759c08db5453aeb83be68d144bc88
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

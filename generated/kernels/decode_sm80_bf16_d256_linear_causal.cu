@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         fe39a5a4c340296964d7c903230bc5f0323c302c7decc989b4b9e611b469d92f
+// digest         6baa9abd72778003b3bec72fcbcfd9f1dd397a938e99fbc17518407a914ea380
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

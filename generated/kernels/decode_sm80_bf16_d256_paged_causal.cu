@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         355aac6a089d5ca838511755c4f73133ed839a0b9dae5f09b0329b70a74fd8f7
+// digest         0cdba0d8776221eb6cc6c08faea7b97d779a50e782f0c899b99ecccbf64b61fc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         a028132e4bc5d8a3a4e67b29d4f806752b3064c0cc76d438570c7c005ec76d1f
+// digest         33030ab25be4ea4989c9194529d3e364a8c6705a51df93a87e7154968624838e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         8ec738a7ade2c78509205ccf580706595dfa1a65962f594ed54774da3674e0e9
+// digest         6366a39bdf9e19ba618cbeae525ac86cdadcdfc9ad5991833700c16982bf9c14
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

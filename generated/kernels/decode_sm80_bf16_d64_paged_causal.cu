@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         2aa44769c229a5475190805c2410f0b9ba3b5af106d29db0b18a6237bd9f05b0
+// digest         6b4f8c63a50c38a14bd672ab9003c5b6bad2cbefce5e278c1a304aa84b2ea480
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

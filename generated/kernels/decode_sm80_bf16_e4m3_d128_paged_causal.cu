@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         1d4d03a9234301406b8e4ca2530f521c94fd39329a07eb9b85e28e155c1d2b5f
+// digest         8b440e52c11475dca72878e7e2c805bcb86431b2389ffb0bbc2cda843c21e940
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

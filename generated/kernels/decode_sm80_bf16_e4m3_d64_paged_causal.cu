@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         52e217f5ab549b9a2f4cc7ab6072e386d4aa7c8069793e3ac11f4e40dab96533
+// digest         76cc399eea8581c13a48d80280a2aadc0fc4bd378ef1cc68739db4c7f4d17ead
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         d20d878d96ffcaf1ef5b5e4d4f4b4b4a79f874c999d2b769aa94cc71114122d3
+// digest         dae5a813ecaff91f4ac4699652a7f63ba485f7a7f3bc2aaa632599435ed3e759
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         47342652838adc5ef06fb800f873d1321ab875f78d21386c4b5a8a2a5c04424a
+// digest         4c66db6a7411a787baa2e237dbdca9f6fe4ddc74eff88d1b6e0d7d2d015f8cae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

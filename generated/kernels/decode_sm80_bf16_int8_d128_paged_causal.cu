@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         36214d4b92f3c28d41ca8cd83df5ed9841828222339ada6e117483640608474d
+// digest         2495a63b8160fd5a2de1afddaffd82472b21caac40c9b3ff64d436f307090585
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

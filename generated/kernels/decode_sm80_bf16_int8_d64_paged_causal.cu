@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         64555e60976e031d543290fd89753e7e0376bc4d7f2c9325850e71b53d764e31
+// digest         706ff9233d29692e86c47256d481e1b98b5ea9c953455ab7ede7efcb6667f3ae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         3c803233504120d61982f94741b5650bca8a20a1b19576043e4b0257c996224d
+// digest         37c62b7ee61a8c877e8d4190ecbd612c635adda23a22d2db070697cb09aa75c1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         6e947830aa3e6c021014167a166b3bb1af0824cbd19b871a62a189cac6ec9cea
+// digest         95994da8a3195c782a0c62fd886137acb9766476da3ea809dd642e75566ee39c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         561dc32bd1f9b5bf23439e90950639bb1fedb476b89a5df92881a5d66fa7356a
+// digest         58e6f63a228ba1dc4493cc277e91ecb8f5ce2ff20e6934ef0fce40245539b2d3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         4430f021ab6a9b8812ecb1fa730d68911ffbbc05fc3a2f5bf7eb80d1664f4ac6
+// digest         091dfbedd4d558d3023a35544bf44e450a4fe71cbbf998af135f00d8ee03f9e1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         d3930575c5093cb9f05ef9b63d65ec624072ec30ad7b3ddf328c9a3a5ca34cd9
+// digest         62e456940306f42c386e4ea6f7cbf8649bcbfd6732ed50bc4c252ea8aca30514
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         a99e971fe9228375fe36bbe5119f8bdd6e07ea14aa0a0e114ffadc6432cb99f3
+// digest         043bac0d75220194795f86ec59b3174b0eb0b084b25fece0e459b50c28c92a5e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         d9842c2f135e3f4c163ccc6c9180780f06a3616a7e37dc581f7bf6a56c98ab3f
+// digest         5e67b6b2654ac16e8293b5fd01a0df9b8a0624df36e25f6a1fd72ea6def09416
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         f53f992465b8a7f57678c269f99bd6d47f81b29e740bf429a4dac7152c5e355a
+// digest         5d5d616f169528dde83148a4cc15e4e9265a42071930692836131d6b1f227036
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

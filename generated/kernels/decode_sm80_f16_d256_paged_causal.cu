@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         0c708c4812c33a9497d91a66c03a8fd4e4a44315c8a4ecc7db2bcdc7f651ed77
+// digest         38480ff76b9295674373a917567986afc63a1f38583af2b68ae64498c64d61ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         d712e197308acd3889c58da817078cb5f71b645528494a1f454eec62bcc8f72c
+// digest         e78b7fb5b086e7e43f6835d489d67991b757adfe5a3ad6e525d78a5de5a7126e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

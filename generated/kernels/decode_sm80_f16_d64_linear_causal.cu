@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         818ce7a2262ea0c62c25c4fdb3dec543192b4add161b642938a2fb9cb070125d
+// digest         5c13326259bfa08f0e9508e653a0280079911d93a0a169c7a91da134a7a2362e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

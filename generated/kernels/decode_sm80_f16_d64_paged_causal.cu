@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         54983de05e1907b48e8f511bf6a590e6f86d130ec2d254ab816007f88612c437
+// digest         6de563558d17d0bb6f7c7639af7f2e375e04724f6e709c6ae420b69f8890491e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

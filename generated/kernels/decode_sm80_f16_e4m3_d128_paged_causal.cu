@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         02662d92a1aec95a82d8fd82072cf7afd027d5acd9ca52f8abd960a8a1f1f778
+// digest         d99583e03e491701105e9b8be1df5bd1b6e33710c30cd40e395d4858352cafe2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

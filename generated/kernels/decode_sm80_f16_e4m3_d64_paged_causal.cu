@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         9f4f517a45e5eb2474bd703e47c22cf85e76a8a60af45edd0a89640fb3e2b50e
+// digest         3042e6b6c5c92c17d6af61631cd4ed9b989ae00dd2ab6050ee2d9cd5b1f7b757
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

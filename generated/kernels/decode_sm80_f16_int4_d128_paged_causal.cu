@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         59371b7fbac565949d06c86aba19221a7565e77108d03bc99c545e3247f660c7
+// digest         9bf603f19b58181737a7b7156ba4c4c9bedd6c3824ca0280993b654badcbd3cd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         43eeacda50bfe52d05cb546880fc931af9c36da8fbbf07abf5b2986db2c93c0e
+// digest         999415caaf06d4aa6292be889b290b87b8481da619a3cee359384e3941659919
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

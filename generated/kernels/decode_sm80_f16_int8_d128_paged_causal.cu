@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         4bb7300553b38a5f825157662ad12d5b647c96280774e48f315e86d677917665
+// digest         15d8d1fa2811207b90f789a8dcb75b0424d74d8b3498708eeb7693d135673e8b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         6fdd11f0e9487bfc286186091fd4b5673dce942f5e37282e3a65d1710763d4cc
+// digest         4ca790af62915a2f5b4928b8aaf2bec671398352b1097993d53fec84acb8f27c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

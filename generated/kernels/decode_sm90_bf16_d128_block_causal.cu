@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         5d6d01fe34a78b394f6590af2c1d3e15604270a8f1480d3c39153a7855b64741
+// digest         e071c076a5e4f9c7554768ca5f77a8349dcaaee847fe80fd3aeebb6ecac4f018
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

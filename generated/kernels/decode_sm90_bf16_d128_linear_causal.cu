@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         0107d848363e63429dd839a97fd0bb029e337dfb9ca6888364e51fa021b6dfe7
+// digest         ad319f11486d308ae3ef2e9e2df40a2b5dc295efe03b2cf4bb47b0089ab6491c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         95c8556f0b3316dd956834baf403444a32456a77bdc08f4f6fc175992e766280
+// digest         41426b087d7503bf0f8e486dace440cda3780331ef2f671ba86fe186c96635c9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         2cb47d56bb4f8e0eba29ec2154f8d410b1836d9c2025ce40728d501ddeb21416
+// digest         af9ecc229c4c7bf5dcfab6df4db59b3fd01ce835ecf479d885dd2a88bb93904c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         af00f0e37b5d2d01c62c2a6f6a6f4418e598a6aeaa0e334280a88815147bc0ea
+// digest         678a31ba85d32fc238c1722d18d75325cc6cea3888fc09fecfc30418f804ae25
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         55ad8b37da63a2e23fd92e4cdd1a722dfef824bf7416f422f384791ffed0bc64
+// digest         2daf22b6c5d737d13454bfa327a92fdd5f51387afba048fea85e869ee28f1443
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

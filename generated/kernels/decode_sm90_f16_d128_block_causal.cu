@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         ce53c0362fd3866af4c43ffa291ad42ef4d7a138cbb8a7d58ae28222f04f7e84
+// digest         139e5f3b8608e36e0d6bcb4e63a6d46c9c6a6db1950e2ccd9c3831961a1905cd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         bde682046ad46da6363faee4402854c5118967adae6a83788442d8576e319494
+// digest         f7eba1dff341844f607e7afc1dc2885a16ff02e33ca2f294280e6f6eb35e6867
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         5d24eae4383637f89119691957a2d15835bb74a3eda0733534001f2d7ebb0a84
+// digest         7bccfd1cbb706c9249d3fcebc22ce82159b74c3256debdab049a64f664bf3443
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

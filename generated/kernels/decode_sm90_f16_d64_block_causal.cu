@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         f2b0752c82a9a962d8294808830467b413f3887ee0c67c6e138fe2211053ad39
+// digest         f91e6f1b0252ccfefc18b4f9adda45cb5279bd45a262f9d82bfadc628b799f7f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         1a63dc5f76376beba800f30dbb86651658e5c21fdeb20dba3774e18613494556
+// digest         b0b9db2823c73c617cb5f720666aa420b656a90a0f42462bf8dcccdc2537275d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

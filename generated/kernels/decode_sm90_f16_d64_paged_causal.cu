@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         e87a1606e58703c276e6a208f15f2db4ae6da031a5ee221a7f7a0116ea1981c0
+// digest         52a24121fdb9e7d2b90a0afb82da2d7211b048a975e1f2331fc7669268d0ac57
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

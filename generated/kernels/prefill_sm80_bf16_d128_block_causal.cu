@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         6b9c5488597d4e8abe92c6c219d627e517ccdf8e5e15b89f117ed0c2d6464b6a
+// digest         a49b4c3cfb224799eb2c81e0feeb3f104cff35184d2d45dab0a89c18def0590a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

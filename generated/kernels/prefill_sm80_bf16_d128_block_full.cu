@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         ec2006165e7d1b7fc5f9f4bcf76e34c45f1a7af80c99e3611bf5fabd17456770
+// digest         49b447737bd4ebe81b494ce0a6866e39f06ee6552f1c860c05b7f7354458dea7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

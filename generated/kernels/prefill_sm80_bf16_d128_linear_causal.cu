@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         14fc3d4ec554ccee0a8c2d4b4f7be7415a133980846b05a4357a362beb542594
+// digest         6ff11e057bfd07b7f98c34cf6de0f6e838c130b2ff422558d358bec5e7685c4e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         2d36a72d579355b2f8175a9bceec6b502fdff077ab740eb7a113df12d0f4835c
+// digest         8a0989b690730b30682dfc57e230e542d616a72737b88893897bb4ca9dadfab1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         75c08ab3fa59f73a0536ffdb252b0e7e65f5626e10f3aab374df7dba7c8c7b3c
+// digest         07133437532f7b51111090986b256bc9fa10d3da5eeb204b9805487804653ab1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         bc14a4e3b24b5ade88681b733a060b50e050c73e73a381ea42ee11f955a816d0
+// digest         e8c7cd76834d0aca5f8625ac8123658d37b32ca633e5dd71f67c1d56b1786d3f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

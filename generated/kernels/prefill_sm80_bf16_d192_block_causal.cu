@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         92ce88de6680238d507add1e529dcea4fca5037ad7f40ef5f99c15c2aa05e6d9
+// digest         e3c3e140b51781242cda896b501be8943a2a555d4af44ff1dd152d6f72fe5c97
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

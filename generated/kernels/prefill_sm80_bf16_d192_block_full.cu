@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         096d65eba5a3a578bf7a57be70f546d8ec501af9d942d6259a0b62a3e39bdca6
+// digest         68274eebf40ea7d3fc3092c90b98c08c9aa3b822deaf944d866d7421b7515651
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         7f79994c7fd32b03004834e1d04fdf9325f809ff55b6c487c9e3632a2d49dce5
+// digest         026a4c911090c483acafe69bd0e5b15c92bcf5805012d7267d58a31c177835f8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         724a89f6739ffac46cfb95be8b82b47bacde8456ef6ddc64f0035467b29309a3
+// digest         01175f2b31af5205e2dfccd7b12108d5ce0bfa7151aaba11b871e0c52e31df7d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

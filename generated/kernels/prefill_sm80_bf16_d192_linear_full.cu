@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         59a1e83b6375f9c6edc580ef1288d3c012f689e523ef1f2e5155166b73c867ea
+// digest         67aaadbb8674209ebfedfe7e90498b61caa41faa898b15b53ca96951ec91e775
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

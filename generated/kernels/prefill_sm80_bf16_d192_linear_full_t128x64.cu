@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         a08abf52a79250e6a9341b39eaad7f1bb33d86517f4a51b3f419ef39eb783359
+// digest         5a0d85eb15f975e5a222fe24bf17df0af490a730b34a4c48ed4a10640f9fa2eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

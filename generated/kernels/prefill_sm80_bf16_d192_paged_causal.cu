@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         43fcb13415d984a42c28870c158f9110c55b5dbc058cc18b0f61e00cc13c8834
+// digest         2b834a7e49407dd22c2f1571d2dedb6ecfd838293a5cc42e5ab10ff70eda74c5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         2085abed9e18cb429d84d959fd3f266ea6766810bdef94b9499a95e7fc978743
+// digest         a38d83b03e4b1a85a492bf64cc993bc4394057fb9e189349a71936de91b01b2d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

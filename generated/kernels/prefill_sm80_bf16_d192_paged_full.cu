@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         8e90c4997fcad861b542dc102be7143675359257933dee2f88583b378f6c8810
+// digest         83e164a5d9047fa194a3e351e08ff01bba6419970eff82397a0a9e1b54e5e546
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         2e42854e629207f7298b90b96c48c694b5f35728471e4cddb3040f95a9eea4f3
+// digest         c9d6a58eacc99c512ec1676ef65c16934cfd3bf62a7afd51ad948605727dea27
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

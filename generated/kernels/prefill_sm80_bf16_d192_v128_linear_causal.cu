@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         8b7e7a03305ed60724dbb8247e17b29630daeedeb58c63446e94ac92a949ae16
+// digest         e0c2f4e1566e7d5da7c689e9f1b1de758d2c118882e95c08b9423a45968ad952
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         b86a89a70600f1ad4ace5369e3e25c370c9510cfa0d07d63f94fe17476305ac1
+// digest         73938ab15370c0b0435219597223aad8f9e40f21f29b83559a12c9f8a7b3cf5d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

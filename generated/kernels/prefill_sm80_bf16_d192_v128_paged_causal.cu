@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         0f4b65fecfe03278df191708b35cc0aeea755c406716d9bf422cdeb33e5b0edb
+// digest         f1028cd60e113143062585402155b8ff3747dd79ad44e6aa8d9468cc2380bce2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         57df912e64e6b4b2c383c3ec6fe7e01dad46d1267b04de3326a2f3bd0eb9ee4a
+// digest         f6fbaa3af503dd281a348eff044a4feedf3f94b52fac4146f13e9b15de580dcf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         9a029a365d6d2b66ac399503829993b2dcffaff65662bf88ffe025ccb66e69a5
+// digest         0422f57f61f7e77bc06638ae0b7600dcb95fae6ca2ce72717e74b7e261c15243
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         8e1af034efd2b60131038f296d641ae0e847036ed4511f8f6e9a0039cdafc2ea
+// digest         cbae0630947bfbcda164012612eb3bf206b2e8a357b39c717521dab36e88e04c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         698346271186023756bf7e8f899c02dc51a2818906f130732aded30e1e6af48f
+// digest         5981604d40ffc66e4ae9cc2fbf7b102ae06a0482adee09903d9667eeba05fb40
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         89e62ebe790ed2577a47b6e0562eab49e12560467e1cdbfdc6cb76b15aa7b2ca
+// digest         3da9282414083e3663846277e53b0b56e3ad7b918678d49405e1201e2bbd9605
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

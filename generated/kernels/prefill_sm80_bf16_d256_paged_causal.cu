@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         53292e29370e531b40f3abe605ebcf38109a045a49ecc1313a3b55b53a9d07b6
+// digest         b0298111ea86ab7cad0a43b1fd1e005e46dd7eaeac76f7718f76c33f55e7bddb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         47ea4138e2d97f10910f26cf8ebd7fd29862f3c3015addd7071637289e3326db
+// digest         6931d5cd11e048cff5547561dba818c488f65882da2926abf42d901d2145979d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

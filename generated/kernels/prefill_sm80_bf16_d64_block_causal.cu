@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         12618e9df025540848d948bc49f155f6ca2f682f1769c13282b307d2f2a4fa35
+// digest         1e6bb8ab09e95c56ca2e5b0d705c6f97298cc35aec5ecbcefac655bda8616074
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

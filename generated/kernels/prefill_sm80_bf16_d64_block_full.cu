@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         76e35a557dca222d0d7e25784f75affd5ca52d0b1f702c5b9e55edceadf02d47
+// digest         60637c01b90869adeb4af7bafadc1f7ec64a27211e27529c9a9748187e7df9e6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

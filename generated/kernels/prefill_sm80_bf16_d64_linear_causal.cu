@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         80219e01fcb609d22ef49776e1d31f85637acbb2082f431c1f4598544e9236f9
+// digest         b63a2382d9cda9d06239f7fcfe2bcffe7b67a78691bb9ceb69314f72f4af6a9c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         427368c63199f654adc4d35ae0889fc6ce2b86ef78139b54773ea2f35d9fd843
+// digest         153e5080ae4507ff6d4ef3a4ed4819bad6b9885fbfe8f167b3659647bc8d3cf1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

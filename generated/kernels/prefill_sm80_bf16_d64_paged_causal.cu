@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         50f8d8df137b2358d9d041b159afe7d1a3842a79a0e7da9c47d4c63e1dd85282
+// digest         f377fb69ee963c95039e95fb64319268fba848dfe87bce62199ccb335f7b1c38
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         1f5952ca6250b185a1e7bab4b900b67a088f4f82319b9ef083ff03f2a511591c
+// digest         e896b9a34f0b6718d23a2d7c9d4dddf637f2e505ea0f9d924907f35138392421
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

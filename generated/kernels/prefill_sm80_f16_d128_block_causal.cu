@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         186e1ba29885c62bd977f665d2736e56153f448c3d20a6e3a9fb1491a68afc12
+// digest         4c94d016eb8fa30a37169e36dc1f3f2fdad98205fa490528a936a5f588023ecd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

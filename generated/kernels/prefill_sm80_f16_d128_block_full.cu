@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         1811c610f41f333de17b12da1fa674285c663bb1f0aee656fa8680c1396b2ad4
+// digest         149d5e93783b804b33b8943e29f21daad9c589099a2fe7b4fbb580c7d2065bf0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

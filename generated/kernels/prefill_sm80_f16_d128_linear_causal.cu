@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         1f6b898e6515fc23c2244fa6b26fb1dbee48224676c81b530042dc166684d462
+// digest         2f00fbc4059c63741ad81f39a3404243c902a054632040fb0f876f74a054ebef
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

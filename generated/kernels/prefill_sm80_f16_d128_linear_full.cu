@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         656316c4e455cdb05e74480be761ef62f6055c85c99b4a242fdb28a6fbeb3ea8
+// digest         711180734dcddd5d92be85c51b39e39b8720088296b8d080330acb8b09acea54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         34640a115da93b0554c2f65ecedb412c80434ddc7b71f809a12ec9503c1414a9
+// digest         acb450acee55b5a7b2ba2c0a9e7147f00dd686e6247e1ffe0f0cc5ecb77fd297
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         00217c9858d3e9918f4cdae9574198546dbd07bd8722272fb826c5329ce5f08d
+// digest         94fa485f1c1e9319e46eb946186c47c70d9b49d6efa0a08f897a78b4dfa576b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

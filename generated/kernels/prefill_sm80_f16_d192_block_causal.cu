@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         44bd32f6f8fdf32fc37152cbb959f2ff3adfaf57f65232690b4aaf8bcf1f21d2
+// digest         6e7c6b17f0c0fd7d420aede714a0dd81838064f9cf5738fb91db47fea91ad57d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         fbd4a7c29877e3bd5c9cc52a235e0a330d633aae36f6d56887dbd735ff233a04
+// digest         0452a2eadb6f75f0a6734a24ba9c6ad1ab696f6d1062a503206a92674fb00623
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         937a5eccdb24704a03de9d3b7cd6442ae9938df06b94b349d19f6645491ae010
+// digest         cfeed586d1221fb606665f14d8a611451e535dfe0cf2ac189d8d20aa619e2e19
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

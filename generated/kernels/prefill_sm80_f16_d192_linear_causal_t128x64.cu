@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         d78d8a7302904b1ccc135cfb695b548582fab57fc62dac081849be780cd7b3b0
+// digest         baa25b1d9ec80194979511a5ff72100be133fc8878a80ac9827a528e3b3592c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

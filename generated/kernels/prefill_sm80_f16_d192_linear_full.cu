@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         1b29dc35985fe466257f6fd9b03b5de1062286eb2114dc58efc854c5f9c091c7
+// digest         286b8007ba59926a4dd5875eeef0e525d3c1f3cb3bc8c5e2675cbfe8eb9a8ebc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

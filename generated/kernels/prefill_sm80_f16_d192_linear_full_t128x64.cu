@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8dc13e8efb4b9c949107bf0b87c3866f157288d8a33caae7fa2c134fd992175f
+// digest         c5695381b253d3345c8948c015c5d3f17da72ed32a18948de0c13100be949053
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

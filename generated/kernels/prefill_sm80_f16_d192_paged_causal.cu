@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         d26eabb74ba78e2e7eac5a1c2e3d8a682fd2f4317958100db86594fb8cef5546
+// digest         65e2de4302acb5b2bf36ff8d82dd55ddb46810451bd2938165da3fcd95c6f424
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

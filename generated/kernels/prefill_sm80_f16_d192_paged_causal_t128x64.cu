@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         7e3be404611b6ad77ee076671956481cd86e6b7f53ff35185f62264a365f7094
+// digest         4a471e94c3064efbd7d448bc9ff90133daa0fed283960bb40c09e877b2b4d415
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         7c22e43d5d8c8bf7c4ef0be3ad55cb35eb5a3bad9311a66b1877382f2b8c121b
+// digest         84de666f142f0d225edfa03b7b9fb4e78be88112e359b90648bfb4a50ed259d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

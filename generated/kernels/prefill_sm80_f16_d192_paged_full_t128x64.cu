@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         6d95a867ab72593dc0d6735fad7668ced3ed149359fdea101b22127333d53a39
+// digest         e72e3ded743f4f4d6bb5b28abc812ee9757cff6724d809ca57428dd27c57f14b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

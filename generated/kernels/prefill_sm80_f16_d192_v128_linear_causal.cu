@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         53b391d69ad48f91d0872f8341dd39f564113c33e39626c7b8ada2df2544b180
+// digest         84cab11ae435549c4146b8d2e3d5e8c8934f7d1647a81299e20206171a6cebb4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         8c92995c796fc8782128e2940368a7598f2659ac040028bc0f9d53c84a18b436
+// digest         08a19d17f08a21ec3d488e6bb8e9b5e5f2da531e089e7189ac8840fe926ba9b0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

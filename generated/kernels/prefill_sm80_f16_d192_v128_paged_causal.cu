@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         c5399f4bf3c6711732d24516ccefbe75d2c50cfa2c5fd111d3d9ebd3486d94d5
+// digest         ce13bcbd14cc37f2c0723b05b7a0ffa23a77a89f98f3d7ddde4b8726595ac8c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         03086d7ca10774a5932f625b222780d5a0e875e309357ebe1d8b980723314c68
+// digest         eef337974018884915b33ff54e0e292317cfb5c19853650351f618909cb4c0dc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         c45fbbd399a77589091ad0ea849bab07e6dd6ae69c8c0cecd4c1c7643846410d
+// digest         2bba187852bf813d26decacbf48491d3a530bea80d6ac31e5649ead7719a8a96
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         f256a9bac548a6479e8274452dfe606b93233172b1d76c39f256ea6447e6763f
+// digest         4e3e402cacbabeb9adadf684348d5d2f1f1548cca85e898a56cceda9800793bc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

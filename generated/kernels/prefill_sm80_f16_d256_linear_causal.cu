@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         00f418ed3d9c99f5c168d1a664eb6825bec76a1a01f0a844ac6715cbf24a864d
+// digest         2c9c0b54e2bb1100f8e2221c1a2e762a72afde86cf9daa52bcd74c359c003526
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

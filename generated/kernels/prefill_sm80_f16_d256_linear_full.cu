@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         69a71f129f7339ea4acc20596bee85601e4bc1d5376db4dec514735f37eb5f9d
+// digest         478249bedf9674fbbfbc6556fe35260ef149af078891b00e64b544934047c774
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         85f56843d54ae075fc6d867c2af2085d4c3d9e9e8c15a7f4bc6ec332492bb545
+// digest         974f8d2fe3c21bebe1095750f55be5aa456fcd8459cad15e04a9d60a6aa8e8ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         fe4cbf39a605fbc9bf612c16144119d6e0f9cc0832a518ca3b96a553e28966b7
+// digest         7faf1731739559898a213606ecaaf9ece0dc097630a436a40bf772a9a63d774f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

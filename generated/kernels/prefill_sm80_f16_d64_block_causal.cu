@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         72e99e3872d50b0c3630075a4c11ade2f6be108502903c22156dbcd2533af55d
+// digest         62411b166eb57814917e656a70fa761a80de5ce97052961c220b0249040262be
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

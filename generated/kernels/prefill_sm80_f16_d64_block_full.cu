@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         5dde5c45da64b378149230f6c2ec9df4d944e2e9731df188d1b0f3edfca3f7db
+// digest         b74770a375a066013e863a9ea48c2cefdfefcd99ac564514455bb45fdceabecd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         d22fa3d505ed7906784611fac67b429601f7f7be0e9b8f000bd753981b7be46b
+// digest         166ee65de5ae95007b31b70c76c9f689c24996e32603760f395c90778e93be7b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

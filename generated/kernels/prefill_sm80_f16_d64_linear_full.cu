@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         238f54852e834f509823c552281f03d8124539b8da16bdae8b41e3288a8714f4
+// digest         885024232019ff94f9267ca41f85295d1911051017f40b3f0a1797547c349a52
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

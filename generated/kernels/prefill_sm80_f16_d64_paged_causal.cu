@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         b953a3be8226812e498dce2a6f46ca68d4acb482fb4100e57963dc98e5e9d9e4
+// digest         880ab45d877d8f0401ea57efe20042f02194f385a762330c039fa482a26826bd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

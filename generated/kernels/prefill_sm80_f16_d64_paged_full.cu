@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         fcc72b675780d38432b16ea6258e63a863f1d53cebbbcb3f52225bfca0dc5080
+// digest         173329534cb5baa76912dacc2cbe2e9e250019aa65bb54b13ab3b7251c92200f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         19dbe68bf2a5cb18261a9993c5e6b1025e128b7326b93ac2193778c67007c239
+// digest         646ea68b52a3c36d5aa761d104eb06712dcc5970d06aaedbf076fcd0c294fe6e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         4cc08a4312f65719ef08a36772b05d10f3383195f1fc65c7c4a124eaf1f9a1df
+// digest         d137b4c6de40ebb2f76d3cae887061456064ceee69fb04ca51c720613632c9ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

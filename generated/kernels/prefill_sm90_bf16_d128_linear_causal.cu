@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f3b61410d734aea5ba4608202d96d9776c3809f0915e9a8b553edcfeac5f8be3
+// digest         0929ef44ec0eee71be8d216552e6b4123745fc8141f53a2ffa08ddb9bb7ebb87
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         cf928719c600a5dead8f2b2f2c4b35504b058f05b9b34a55a95fab0d272f4e13
+// digest         d654424eb4299ba9e2d371c261005b9f1e99285ccdc81bc14f9926b6e5977ecc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         a0e9a8c7e27b158cb4e78ba10a9fe678ed8c011ad888d565077860fc97b88633
+// digest         1df1e5f21cb36156a7456c5d452c43e550f80868563a8486b7ef407a5a249598
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         843a7a923068bb993007994df03714fa697e7e049d2a5a603b8e3ba25da0e3b7
+// digest         dd5d62c5a41b8f73c7a171f4a0f8ffb8c80bf0447500f7105ea07c73f62f1c4e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

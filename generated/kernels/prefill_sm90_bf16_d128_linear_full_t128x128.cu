@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         afba0ee5bad402b18db9b8893e3ec87985e9764477a6988ce1319443d6cef521
+// digest         24af2ae81329b5aaf9708b2d790b54f6dc1927c6b16607dd007ea95494ac3188
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

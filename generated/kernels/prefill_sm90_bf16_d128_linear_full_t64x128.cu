@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         190545478b47c249013408635d3c814cee32da25ad4c5368904bcc6fddef3b40
+// digest         af1863eee79a4d1af6f4d5839d80525e7adc29699656bb8fc4d102de504be29c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

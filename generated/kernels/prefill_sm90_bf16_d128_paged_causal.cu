@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         b4e43951a837c6628574d592a56e90207c3b1a3c84093cb6e14a4eb3b5bfff4e
+// digest         e6511d5cc09b809acce92be681da44a136a1b9248eea184402230087adc9a5ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

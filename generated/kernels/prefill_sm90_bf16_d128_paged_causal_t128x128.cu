@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         6508a4c9b3fef8a6068a35e422d35ab1cb61b4df95bd57f0cd3922ff3e7ed013
+// digest         0b40922437c149c3f33f1c9d5eaa7c5caf716a552501d24a869a55fdf437270c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         b4ecaacc4444efbf178bd1fdb9e612c4ba1aced9dc122c11aa58c94b5471b82d
+// digest         ef049b6c863272fe817875ddb0aa6cca64d39ba6d8c5f50c0de06bd6dbbfd56f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

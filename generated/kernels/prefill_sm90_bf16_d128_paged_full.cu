@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         5d679e9b941e2f67caac0aad3017d1a0a7a7c009e9075ec930d9d7cd08d47f53
+// digest         e93aa7177ee47c3a0871512c6ed276af0914849f5abeec03ee73aa60601aec22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         b45a096920ee39a54a36943ea87b2fe49df26b5001119929480ad9a94b0d2a03
+// digest         66f598103ad358982de6d9db5250cbba6e4de5be18e55012444cbb0fb47e6d66
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         2eaeb16531509bf31fd903054469e757adc168dbe3bc6ad9f56064a43d93a178
+// digest         af12180162839eef836068d306c89614b1e7123c48647d1a9661ccb587619aa7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

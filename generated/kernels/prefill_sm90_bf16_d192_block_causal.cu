@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         3c876c233da41e4eb240bd59177c7081a3561f641121d30538765a6844648af6
+// digest         1da21fa5629c27e59cca72a9caf39450687f4e29d2ca867936469965f6dee72e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

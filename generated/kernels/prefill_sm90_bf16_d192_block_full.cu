@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         90d02c6f565056c61b8ba3b115c4125470f90a0586c653f84525f575a0179d8f
+// digest         b85bbfc888b33851297c3cbdcaec130e3805c8a17d663f675dd6ee0047a43db9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

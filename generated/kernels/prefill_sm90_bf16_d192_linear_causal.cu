@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         4950509b24d10c12c64bc98f77da95cde08b52a8f3a5e85a8c8348a196e56294
+// digest         932e99db0f788ae3f77ed539cd96e58378e15152d9071aacb47f32815557ec14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         6e359a3bbf42eeed6eab9696272d9f9710ba120db9b737f58849675d73570ead
+// digest         52f69a3c9755f099b2e7a806d278a8bb21c06f3a192a7e92518159c0cd374ee6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

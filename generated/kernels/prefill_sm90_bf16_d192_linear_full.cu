@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         712b4287a808f1ae28a029b16c8f806c034359f5870cef917b010fde3ec7dece
+// digest         610f7ed437330ee5df19d59e32e50f4e4ae26ab426f4fee78ff1f6f398696c45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

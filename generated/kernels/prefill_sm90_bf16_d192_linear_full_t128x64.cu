@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         2e621a32440b71d8c94fad95b05b50bad6a5433e8a3bccf120cec0b2f0308cc1
+// digest         8c29e3dd194a5471b27fa212bc39a161213efb5eab9bcb874f24db54631fc0c3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

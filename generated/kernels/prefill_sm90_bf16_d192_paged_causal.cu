@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         fbac51bf28244014a109b6112675438071c0def530863888c4d0d88f956906e7
+// digest         943eab6533b35089a654c2f1283717f7791d6fc346106db93b94fd0cb9927033
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         5698430f78c0b8ff2d4fc2d9afd7c9784f58a430ff2c8e934b232ba50087feb1
+// digest         f915f4850ace37e6441fb8ee2869ae72e662392d96bccb4c6a87345ed1a9a76e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

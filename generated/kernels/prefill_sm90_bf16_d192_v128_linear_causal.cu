@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         adde6b3eeb3e57b549a63a5e121846bca9bfa7bc270b9fddb79b9b0c36796a84
+// digest         d88f1833ce84b58825474ca27ccbdc1a453141e27945d03232919ad441a22f14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         e428da6aa6366ac0c2e51c2c5ad6f8af7aa4e60269595acd03913580eaf5306c
+// digest         f01b7c10ce78265e909ff9773f9cff918144eb4e06ebe4e07c3b0ef6da8335f7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         ff58b77954b669b975ada524a45decabe73191ca7c994b8794701901c22e5ed1
+// digest         99c9ba06c60ba138dca8281d292161e6ee8ae731d8cccbd636440fffce4d4e33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         6fb66d9ff357443c2b2c63a7bbde66d5f7382155748873f84ea9bbdac7aaf4a3
+// digest         2edccfc2830e0a9dfc1c4800575126d7bd8f27c2fd2b831f887fd507091529c9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

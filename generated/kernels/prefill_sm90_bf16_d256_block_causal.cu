@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         5b4608e6c7295582a7558e418d6630a7aaaf0c55bdc12180605030e73f58fc80
+// digest         0cd765dcd00fbf8820e39e1ceebbeb00e3a37ec43c3c0a8f7597414582829aed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         c117069756696ab719ab19290a00b204a02923f1fd76acac756cfe26d17dd964
+// digest         1e34fcda4a59220548c319634b8c8f6ee828c85d2f76030d95e49d4c78f3987d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

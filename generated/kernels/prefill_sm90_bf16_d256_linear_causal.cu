@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         77c03d357216c20ecfd4177e00f8abac177b37633a0309e7c9a7fde725eedf54
+// digest         d59c80e8f1271ebfa096ea8165739f76a7151c97919f1529d8d5239f5306b8e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         ae21fc883596c3e4661f9d8b48664864e345ca665f20a3cf9871c6c7e2b8eb3e
+// digest         8281a0f6ed436400340eab7b0cc1ff47296ce152a6793079527655af442196db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         4063f6b038d1309df17286d483081c1a5e797690ea22f61b7f179bd2c4c5263e
+// digest         9da9e6b215ccf46cad5b0d12aee4bae9bb4bd82660bc643bc9f91ab69444aea2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         5a52397d8930e566953ac1e5148a3fc83d8cca306956cb4f468f7898df6a1c00
+// digest         f8af15f10b59d315a72c12efcc4c4e486635db410574e0b4e4e4514a3f61ef64
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

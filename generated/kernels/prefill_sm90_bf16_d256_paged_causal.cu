@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         bd18005daa07ee3925625676745a830e7c17154d55e2ff82505ab2118c08b438
+// digest         4f2c91746e36435cd4141703ec084c2f0f6bd73a50e0586dca962624c8bae3cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         b960720fcdc0783eb899cac44580c4097e575a19e52ce7bda744d032ffa016d3
+// digest         41459e831a0e7b71f96b6acfa699a4c961c99f2d0c02e6fdc9125918a083044f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         0749542abf1787d5224d43b8fbb2955265c614e940102e37d3027860465ad972
+// digest         357904cc71fa481d62426c92dd34be49d7970a1ed1ecc1107a62cf7b3b946848
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

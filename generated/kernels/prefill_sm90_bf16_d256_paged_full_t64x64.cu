@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a30dd80ef0eef618d907436f621462856e7e1b66b156b607844460c6316e7394
+// digest         7ee6fc0d8ffb59972f7356200346b3917ffccab27d87a840161f7d8b7328c459
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         1eba43ee35e02f3f4ea90275e8161ba5a38d768ea816ed48ca1417ff4c55ae02
+// digest         4bc562eb662928941c0db9b6463f527a84cdc8ea5bf0012a7a0def6f0cd2c728
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

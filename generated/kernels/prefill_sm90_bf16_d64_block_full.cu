@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         159663306a351013a0eaaecd28fe5a0f07ec6c79ccbdb0bcb85e0ad3e428c6e9
+// digest         44db79ea803ee2229658bb156163d237911cbadc3ee23fce07b18ea61b530849
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

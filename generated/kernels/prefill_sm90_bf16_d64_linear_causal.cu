@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         6379c12110a9fb2f94cdd97d88a4e0491d93de7a66a0b37e63766d7b63929def
+// digest         80e9f54200c53b2cb2a05c9e501c83b269d3a5955eeefb4ef822bce560ebeecc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         a7900a912fe173fa217f5010bcde8f92fa6f1bee4c4cc4e31abc81a4b2ef40a7
+// digest         a7108cd86d33b402410bc837d048248307e895532a9375e4b7c1d98ad89b1683
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

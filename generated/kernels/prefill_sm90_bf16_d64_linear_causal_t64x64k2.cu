@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         9d701792392ddca36d5adab4bcc3cb1e4b062b735feb803376b1880d408c3625
+// digest         453588c6ae653ef025c0bd87f176357906f92e89c55b385063dbb98769266e35
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         a7566c5fee6a377f378213cbe22eb15a0784f35db00aaf144ae2efb15b361ac5
+// digest         05be292c051afeffd0307930150cec4b8a53ccb35b1fb9d7c18876f37df9bc0d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         3acd5295a559797cbe66578bbbc76cb40b511cc7bc9b4c8c7f6ac41e8f56aa46
+// digest         914df255a9cb3f5448b6ddafe7699c88d75016263da1b847e47300ad61d076e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

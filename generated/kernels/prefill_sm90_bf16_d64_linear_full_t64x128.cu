@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f2af6d6ec9f8302f8ab3f9f922082e5e28cdf712e438d8efd8fb9d6be7902915
+// digest         358928588a5874354bcfbd12314b4ba9462df16fd52cc2fab949e96d38787620
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         e1b125f7e116e06a9c322a693f8f4e432247742b9c166ad6e44557b2de7b5a46
+// digest         5ec70b36cb2ed3173fa81c10ac371f902d7a9ac286c51877d90825bf12ccb20e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

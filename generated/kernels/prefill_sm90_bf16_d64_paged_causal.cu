@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         16bce31eadf580ff37124816f143fe33c3d3f3f9865f709ae548cb057ee3af01
+// digest         747edb58388c06e7f204a0f82341e36db248fdba0e87daa3773e61d3aa719938
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

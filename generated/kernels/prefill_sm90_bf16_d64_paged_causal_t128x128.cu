@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         a901339455df7e27accee74380d76163e1701e522f5a5ac47ca52a8a9685e992
+// digest         589da4fe3f55e098403e12512037197ebc8cac782b0ad7cd817c94573b4e02d8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

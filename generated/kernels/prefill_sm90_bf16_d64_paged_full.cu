@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         f5ccc013044920692becd712fe2f02de2484ace8a559e66992098497c69fcb8e
+// digest         ec7db27a5d50b979132a671a37b3b7cc4b669131423d9877a3ed34d159f36875
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

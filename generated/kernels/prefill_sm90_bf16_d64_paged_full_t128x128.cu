@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         5a30f171989dd6391b9d04d585cfd837391ba9a2fb543a7a7aa4ca2d03432e88
+// digest         b96e0a134a8cf60612d1937b51c7644c626211ecc3bac1eea4a87d20be6847c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         c800ac7255e458910501ce71625eaebe4838e2902fe8c1a6cf1a0094c943da83
+// digest         74ef79781a0a8262be18291d61f3ab46bb62d089e78d7607b32e09a4f997d03b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         6fa7b0053cb191cd7744f10595526a04f2f12f4f13205404ace00c2c510463eb
+// digest         3187275a939899be7b678bfdede8d118d342855505913520b668cce6377f2584
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         045453052dcbf1fbe5a7939fd6648b68a7d3971d0b131696efd64907cab54086
+// digest         87f4d097291e1cfe44aa1625227cd0b0154f02620a26e5111a17196998f02017
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

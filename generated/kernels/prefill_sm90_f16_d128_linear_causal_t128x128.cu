@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         15b085808539a9b8d8a93b44beaf0cbf1317cdb091f8cc0349fa0057960370b8
+// digest         3728f8a14e8141ce9b3040103acbb0a4ff05f51b84b969ac35595713c7638d7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         8920a74a01bc9acaf926bc88ad54357d2e9519cfdcf3615dd67867b40a382ac3
+// digest         0d4156949a786332010e293d448ee1369740726f71bf26022351dd873d3795c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

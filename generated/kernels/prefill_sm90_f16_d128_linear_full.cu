@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         056fedb5cd3165877f378f0d7f965d4b83c8eebac4955a145d31f692b097325a
+// digest         c532a4ae56338e047cf9ff38d0296e505c99ac01f35bdc1546d2aae76778bb76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

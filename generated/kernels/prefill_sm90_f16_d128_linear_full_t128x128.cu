@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         9c8dcb05ab6f4e078de437ab766f331b45e05d0dced837eede20de8b4eb0b6f2
+// digest         1507a323b4f2bec8f988da9573addf7cad46b264e80d91aba3bd1da11b290bb7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         e43e608d1db1b9616ceca64ec698e801f339b6ee05cfb4153ce52586a13511f7
+// digest         a98cf26e4083bddfe5f4613ea49071664725d813da9a268b0a188da3c1a6b8ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         d32ef46f82fe3a8aebbaec17f498ff68d669a06b8c909a555f768171c3c70439
+// digest         b4d4afd2742d05ff1429999395b6231b84801b6f16922141c20d55a772486bf7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         1735bc4bb34231c7f7e6c5eaf78f48373a576da8cc44980d637673b6943aa7ac
+// digest         fcffbdcf62932f096c6524d7bb83deafe96f8fbd3db276c0c76a3a33e7161e22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

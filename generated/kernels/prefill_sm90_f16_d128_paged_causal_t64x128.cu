@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         eb5d8c9487e4a5a62c82ae7cbfb5f5b1cb1bc34941495a49d0244ed9089fd9db
+// digest         021d33ae036345dd6f630bea2e707fb6c8f907988fa70b86e3f83ea472ca6090
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

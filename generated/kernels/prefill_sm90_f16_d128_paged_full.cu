@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         21f351fd49ca34b6cbcdcde15351e0dba21683b2deb0d64fbb83940cda85783c
+// digest         4682f3c01c3fda3200e1855e0023351f65f7f0ffecc3cf3bd407c6cc41787cc9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         e4496f7da81047ae9804af1c84b0695d1001b6eecfe351f4c1c3ed431b1fbe66
+// digest         14ac48e53f75a31e458a5a47b88437b42be3a4690b093bda1d57e8c68bd948c8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         d3f131c9bef479b43b7fd51a01f303c7dbaf09a42b4d51306c63322f0aa42556
+// digest         bc77f3cec93f6e2024bc7edaffc13ab43f80dcde49f204a18fcdf7176d60654c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         0f088d52c7e2ad4f8be44084d672aa7af54d33964ed06b43285342118cafd860
+// digest         8f4e8ea692cae6e52a9ce3dfa46ce65cb50ebdb5c374e09ad33ce4d75d4a53b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         a7e64fc532c0bdabfd17c79d6580ebb1d5f2a3fd83803a6d21354445458e9ac4
+// digest         7e566b0942e24b136c95b68a0cc46b442e6ff22e2cc7ad43189893d65a20823e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

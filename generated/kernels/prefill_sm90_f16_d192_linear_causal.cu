@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         9a2f2f813046124c889f0c6f6be5ee7bccbad318b53adab579bc7d4334d47c4a
+// digest         af1cd2e1c8e28a9d18c89fc72648d72971850f02e1f89075c46e95d9bd2b91c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         e5dce61a48133e6325279e60ab770a4abf4fad1f9582c0b828a58f9d58b78d54
+// digest         a209227d45fde6d9a4e60a8ee165c9b94ed0cb79bcc614494e0539988c49296d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

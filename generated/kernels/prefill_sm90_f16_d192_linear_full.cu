@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         dca6b6def3788da427c6c7504d9e77897cd579510980fcc584794e9587c8211f
+// digest         64d8921b1676e991bdcea81c30c538989798883adfee9c3a101c049b3f6ad0e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

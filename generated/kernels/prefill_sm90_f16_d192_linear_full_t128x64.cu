@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f66a0abc1bfe2a9f3b325444e288a7eeb54b945d19d00cc2afc2abb150029ed8
+// digest         415978dff416a8951d928117e2afa4266462009a0ffca0589b8ab6f0e827b74b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         43611de0cc5778c5fd78369cb21fee47455f298f03dbea8d39e7e24dfcebea8a
+// digest         e031d679f7edca94eb4f6084f35e08c2bf4ee7c3a4ad59e97eca72915f8bdabc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         999ea3eba8d2160c6741408887c4313ba399ad043ac149bdf669f01ac702985c
+// digest         e3bb9684a7df4b8f671a39a5dd6df5d420295947ce58101a5ce42ca02580c070
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         3938e9290b98c97b5284aaa06c67b18bddcfc8dbf506ce51d092f7490035099c
+// digest         d45e05c8e89007b63f3cc02a97914c6fe6f0b21a7e16f962d14afb3f4513e7a3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         55112346b66b4989ea1e2b355e68d60429ce6c3e47a09ac1e568f4c817fcdee5
+// digest         c4888d822229144b4c13c75e8c41a162fa3d6686241d12bf4903cbeb156d1f68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

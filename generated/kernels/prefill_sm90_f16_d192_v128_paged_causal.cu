@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         5b58f3873dcd77f2301df89b17f58fc290c14b52dba64139deb675aa2383f25b
+// digest         37f8b4939c478fa13a9b35f4e6b10ffaf1aa14e2f7465bd6beb42fb0b56e1776
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

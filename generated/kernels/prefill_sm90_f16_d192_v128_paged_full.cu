@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         656c30a6452eb38683c4f5f2f31b53c1eecdbddc343440092b7b158c8c99888a
+// digest         346d83c81d4893739393432eee101fa9c7e7f9f82bc7d87eafbda65e5bfae0eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         91dfd461c00fb986d6ac383b467c130a32debb079be55413ae9eb30fa939b0a4
+// digest         ea5c94fba937670a08cc55d849bcb9f9d71489c922d2467412c2f61b7274e76f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         0dbd12fdd87374df1d7216e9a454da71a32303176f7585cdb5af14538bda5359
+// digest         8e6865215cce571652af1bde4639158f644c40ab41c4577f60212c5e2456863c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         aafd8bd661d22677b0d5592443426788108c5154ffb1dd9bb1a3ba3d0b16407f
+// digest         fa3cc867062db0c8eeb884b9c372f0a9f889b0e589c34d859bfcc38b4222f73b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         de2e10d46619bd0a655beccb7c19b7fd0e37872b8b0e328ef501700b67f302c4
+// digest         c244e89bf53b0c5fde434b5bdf128608512af4acd04a9c2cd9ff9a81bbcde256
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         6ef88fd70bd690a9a7fc42a82fc9c070cf8638d4bf601b348bdee7823be69a13
+// digest         563c1887aed738d43e30c45a8cc0350f4277bc2803f2ad446fb58e4ada952610
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         10cd9203e56240926f5bd2bbc8c439c4230735d2bde7884fc0d38679692e4791
+// digest         8f4716bb8e557f212ee38817217a070a957b5eae5a08ea793ba2de44329fd849
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         bb78acb089fdcb05d4860b312552c58aa6e8c860f3fe4651987b00978e6c33df
+// digest         1f1778c26afc55fa8d9fb1eeec4c146faea075d5f5666945eeef8a1be6152d27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         8fe271de3f1ed095d1700e80362d4b3b4ee83e828ad6f90925395cec064a51bc
+// digest         707bd7e01ad4a0e42d278bd0477df68696bf8aafc1bb40cb1605042b67fae36c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         ec74d6fdcae8d553cef395580755d659b0dc9bd5e9de892c4851f6530674d091
+// digest         851e3316f42c351fc23fe5ca2761d0ba06f7f981f6e011472134351d450bf529
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         2fad32d27a72bc8ee025623878ecce956a688ff8c9fb00a1f01261221e5a75ae
+// digest         af0a991b889c10f42b2906a94bba2d462f6e2f7e6e40e13ae65548d2e6122ddc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

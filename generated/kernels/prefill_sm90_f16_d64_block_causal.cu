@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         ee8dc9cde17cc645bf753173a5bfe40fb0427223ce0d9a5bd6aac89c35794f7d
+// digest         cd81e693e50cb2de294f8b41d3c214287000fff72f1faa397d317b931e4d5372
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         be9c8a9a84b903f611ae6dc396f771f47dbe6a00b1060470792042949aa6ba8a
+// digest         709a19038ec10b623d2cc5524e95a804ac44fd066b921e9df2c87d63dc6a564f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         5e90c2318391eccf553c883882dfaf3cc895019b1c18f1475785390177902742
+// digest         7aac04b848c10918ff47a4e49afb7a963e8cdcb676eec7dfd703a20bd67904f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         19f31cd0e084e9344f8445f6d55fddb1040d08c09e098e07f6af57a9b2b3fa5b
+// digest         514d428c41165b199be77587c4d512413cefedf52832e0235962840f92179c86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e62aa36837684bed265d293e5c93a878b9fd8c2f0b1c895b90dc4933db6addf3
+// digest         c726bb0c196a150e2c3b2232fd2e0b1d5f80570384e1cb4390c906463e7297ae
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         3960bc49f6c46be0c032020ac5517f380111198b2eb4da94ba4a51165586ebed
+// digest         6a1c5eb8856339e583f52c6f3e48e01b4a75673510707c0b268eb46e2536bcb2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         2a5a5c6a04c052e758fda9af088756933c8cc0171deb1633dbf4cb21f58e01d0
+// digest         cc1fa8319daefa8009358dec9089ae3563f6b79e9ffae40180b56050a64bc4ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         34116bfa8eba4e8b6161e3be8c225434d72b45b5c5486a73777edc596e34b735
+// digest         6716086f3ead50b0370a9bc429546d9397192c507813f94e93b1a1eac30f4d10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

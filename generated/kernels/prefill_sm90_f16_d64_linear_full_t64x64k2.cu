@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         131283011e917ff8171950b8fb658eb1ebed702880d78a371ef5ddbbe2e4082c
+// digest         f7fc924b297ab182728f393891084ea07515a8a66436ecd0d7820c3a3c955a30
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7cfd4048aeb210659d2b404657e14d676d0f725ddd0e3b7697b5832d3e08469d
+// digest         08ed8b46f731023b2162c8910aedd1c285c0a997c1ad03c1c9e8d0c0a39d9878
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

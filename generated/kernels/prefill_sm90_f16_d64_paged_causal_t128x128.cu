@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         2fe3f81a71ce022b4602b2bb92fa8bc8f2e905afdaacdfadc0b01d4b57a57fe7
+// digest         c5bb3751b2c6e74240c284b07b30ffbc994c471aa41fc0267c46c3ae4367d647
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

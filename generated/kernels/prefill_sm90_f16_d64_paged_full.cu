@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         17d684b126b6875262abfac9e971c8d8bfb3ea2bed6c3a65ff504595fc290ea1
+// digest         1a4129da3cb3ef6ae1dd1362d9fe851e1255f95ce5605b1fbe962e738b3b1e42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         110d732960c9de7614b9c10b8fca8768ae54acc3bd36ccb8edc8134bacbf3a62
+// digest         c227689724c1db6d1dafcfc3c8ee4a958013cd1bb5c6624d31f08fe56f9d370d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         6ece2a217fe37e83426e94e5677b40a8c20f03359930f13c59f4b267f11edb90
+// digest         cea6ae6a928de6ab7e359a295a402083d9bacbc6d714fc7c584120da11b57df5
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

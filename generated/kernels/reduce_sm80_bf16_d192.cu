@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         57725daa4c1649191753fbca4f6ae7ef90d7f7034fcb52f8053b297a26fac428
+// digest         89192caec8acecfff84dc6dc4da1536648e21d9bb92ecd4e4fc3b5ca43fce7b7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         cc19bee886d461981eaf9fd937336df672ba06a05b4ee8df54dc59dc5a5e9f11
+// digest         19103bd219cca073e1ac74cf3a9e19b5d6138e269c570938a82ce5881565148e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         f7819165b592aad4a0f39af90fd7898e6df1603f83a846c620c2be293774bebc
+// digest         7faf43df5b3cfe3049f4fbf2861af27d3546a0247ff342677fd828d540e4c0ee
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

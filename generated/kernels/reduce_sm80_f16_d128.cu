@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         5b1f93e25260ce6460f9c8748cebab7f6c2bcb8566a870d65a50a0f161ed46ca
+// digest         ee360df08159a5b340c57da9fec728d734e9161954edc9b26fb0e2fe7fdf3569
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         9c50ff6d48d7c114a0df3359f2ad7312734fe1550477d065bf363f9e713547ae
+// digest         149f0b2a876351021855ee39f143d97517f9b3200115441858d58ea1deed9a46
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         3e4f2dfd934ad08d9b3cce3957a3ed3f4d6e9679cc7724d83212d171de47cc61
+// digest         db79cb7ce8c21267ca0cfd1f3e71c732b568188f0e594d49ad75bb3550463ecc
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

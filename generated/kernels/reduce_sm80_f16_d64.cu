@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         4c599c8577d4d6b23c67308d78f9efa4ec99e6c74f7f004d8ab80776e7404028
+// digest         8a5e9d0dae5b877935083ed2e069a29b6e8d37d2d7e0a1a6d46f5ac61c9b55ae
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

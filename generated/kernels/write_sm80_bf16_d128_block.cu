@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         4e19c519b864ff3e71603bac422d02277587ee839de838d4c0696eaba18545af
+// digest         f0d3fc1f14d8f8320606b3724c27549b92c18d2f9cb9882cfef7ef723a8d94da
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

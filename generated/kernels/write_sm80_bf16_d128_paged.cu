@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         a4795f4d430b47431b0c5733619bd334d0838f613d5be9ee237e3ef0d2891f3a
+// digest         f611bae4a26b8952243148a8dc2bb0cb508e6bbf8773681bcf0dea01bb7428fe
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

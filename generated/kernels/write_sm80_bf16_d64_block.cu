@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         ecca44f5708b4557ee835d8b14838cd61f2812e00271307a3e10cd93565c2128
+// digest         c80aa4f445f92267aa20fb71b04d5786881ff6117c8e67e0864b27f27ec5ea30
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

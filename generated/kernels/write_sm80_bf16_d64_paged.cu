@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         5fb5988fd7a45655c80951e8ef9b14d1a99b29ce7e7a3341ceebaf4699f999a5
+// digest         2e37508d9be088fcfd8ac0a7c2d3786e01528c43187e303881c916377537242b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         5c67d81c6da0e9b4aedb0d2f99011bf60de0d88a6503d4a1e03009f9381942c3
+// digest         c3614fb981c934a65b8801762f69251626567820a439dde489381e5074232389
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         d52e89aba17ef6b622d24cf91e6f35aadbf0bf649a452077969013f8b6334f00
+// digest         db739b3b406900185f1c770f7e2ed78bb93e2a858a5030dc6785086ffe8936b1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         f6b540829c8347f3f9af08749be6a56abfa673bdc90736536d23e865d7e7fa62
+// digest         51498a1e1d98b7ac5782bf58d5b0e00ee3d5b7c858108c87ffa8152c0278d60a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

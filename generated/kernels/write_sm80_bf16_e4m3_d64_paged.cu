@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         3dfb64c1ac5f6eb26d182022b5032049336c7a5e891570f1a9d74c1d3715462d
+// digest         7911a0cc16ebf440acd9df13ac9ccf548e98898b7ea353a6aa18d1cb0ac54f11
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

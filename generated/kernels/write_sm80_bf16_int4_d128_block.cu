@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         0b10e470c69070851fe5eaaffb0248bc171f2b97cfaa2005be99307614f7c189
+// digest         60adaea95f01924773772c465ac5d0a88bb43603857e84c9cb77f23b878c2b9e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         106a32e8e4164e1084959e687b48b2701ba128196bd4de420eeff060290368f8
+// digest         e0d346442bc988bf149c7bc2434b7d0ecca9e45e209e421eb870c166c2f7fbef
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

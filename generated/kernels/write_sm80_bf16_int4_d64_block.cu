@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         8e817eeb466fc5637966a20b843b45954adbad914cfb15d64b12af625fbf52c7
+// digest         b7800cb6cd2749d35d0c2684ed0821a7df4ac76ba89722ed63686f5e906ff67e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         ac6b31f3864dbca6900dc6dc255d30809b37bcc0f5683f3f967e3fb47b79fbdd
+// digest         af97cdbc9bca22dc2f8f4bbea7571fbd66c1dc99dcd858803b795c6d06f3c8c1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         7c95116472bbb0e426f5eaa3103e3cec8b7b98bb673ddfcd9f4c713b817969d2
+// digest         b35d8bb8f74fd4b5c5b2b95346612fb04204162d4bed63ed6cda57cd89db07ca
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         b227128e7f7665adc44964e6e4e4df6d9e87fcae75f34c103188745d4b1182e4
+// digest         e8cf324b5836eb3770d5565a91f3f53da6137770f1e1dccd9f2af2b224ab25dc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

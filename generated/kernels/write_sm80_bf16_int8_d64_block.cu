@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         117595e009ae41ee1edfae24aec4473e93d9c68febd4ee4ed4935b9ee68c5bf2
+// digest         02b6a023dd4a31d6551353b645445a2e19e59a75e116c548894c7417ba920978
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

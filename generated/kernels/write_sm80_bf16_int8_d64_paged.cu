@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         5578ced0cc9f3717736dab0dbe12d8c75d89cfe634b4816072052d206e756aef
+// digest         d3d22d5262285c8e08b5858cc1781d53b21aa9e214412fa02ce8003a6b45f39b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

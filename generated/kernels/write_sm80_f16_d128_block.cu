@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         3eed134c42484da63dbfead16ddec645562743e48fd718b44d8cc76f3fceef7d
+// digest         014eaeb3d0676c8c995cb6189079a77e8d2e7a7ddb60ad686ddab45ab3191ce7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         2a6fb2a15bae92e842962b90347f6727f92006137f9643c1d7b813907b6c1a73
+// digest         67562c101df09e2f4d3053af5cbdb8c78c1a3746a95a92aabac410d492519197
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         2f2001ad8751ba9fe3e26e5f01aa1bc4047c8881a5de1c860c9c61be71d35c95
+// digest         b8ccb54ecd7e9abab04fd026fef5d824470b960730c03dc91b3f4e24ab534186
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         9d28b22366c697286ff37811ca5222617a01f715b63bb6759be3114d0c069bdf
+// digest         57b2ae17bad695ed1db4b61e9245eede017aed06cf94acd516d3ee5401ece9f0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

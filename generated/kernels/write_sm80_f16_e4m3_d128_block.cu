@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         4acfc1ec0560d1bc687798a9474290f48fe587a58c4a19a8117336a67a60ee5a
+// digest         c0a57c0470fe7e5701190d26f7988bf5d49c94d6c01380c162f085a7327525b6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         5a200a14cc37a86dedb3845fc90e78bf11e6d0749e2b74cadb6693110f613dd2
+// digest         8c12dd31e2ad66b77b7e5cff2d63751fc260e660c2be234ddd668381ba04ac6b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         ef7b30650bd0f797219b7a63244e7c1ddb0d4cd20337b075bbb0f57e5481f07e
+// digest         dacfd5679c1e748d63c72b77491ca4f70aa3a38d499e2fbef8b99dcf0c7f4c8c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         9e97f6cc55712044b288af87c42f907a9f77f1637f6e3cd8c5651909e5bd4669
+// digest         22700e8ec90311e3452c594a3c69c8763a6e9e53f4d39eec97b41ad36ddc6dbd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         e57492a83d28b533c2497a9d0b3d8143369b45111a283bec86b5561617e8af88
+// digest         c2bf0e4d90cc8915bbc5c132e69d2ae4a9c82286ff2e3dde094a87325eacfd5b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         13e3508a4f040eebb459cf10fa5eceef76eb4ca16b14f60b7fea1521c57d2078
+// digest         4cae55f1eb78cae9e7fb3c12dc2f909aa4c38b0e0e2f71d7fe78d4d0f8f8cf0a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         07b6304425aa9499388f6c899cbe66d068c8915403d986680b5f5ef187c7a784
+// digest         b3ec27a2ed37a78685e357e33974411c773d0a5eccc347231ef88e2c0520eb69
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

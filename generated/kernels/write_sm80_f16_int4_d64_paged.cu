@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         f4504edb7b504321a764456abefb66503d097c3d58a24d13bd7bf71a420ebfe6
+// digest         acd41d2e24ee6bee60f74d0b887923aa15aa19057e94ae20406644e7963819a5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

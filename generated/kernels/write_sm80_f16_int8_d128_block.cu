@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         1aa51496aae5a34fca33f19762fa506eb8f26b953c8d62089533313b48e99d07
+// digest         1b4c8123e8cb1b905c5e17f9aa91709793afc6f9ea098b485f94b9f5442030ff
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

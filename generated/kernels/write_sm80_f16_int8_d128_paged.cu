@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         a9ca1d1352efac09d028e4b309660041fd372cdc1c1c0a61aac9ba8c6895f485
+// digest         f0bac99e0cb580ca150af7be6d854b69f72425fcce7b87ba25ba489b83ce5f60
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

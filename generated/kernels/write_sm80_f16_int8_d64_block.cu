@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         def7b592c978f7ff30f3a5c98baec03d7f487003aef96c554f8e81c64a9ca55f
+// digest         df81ee19fc20d4d6bee22f39274bbfb08c9d09b768d1d1a25070e1c45480e0b7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

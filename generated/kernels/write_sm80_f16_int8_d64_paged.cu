@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         58117db4a769f567dc17d89dcb35d014dfa63c5a4d1e077ab31a152cdc06c7d5
+// digest         cb30d5ed3a188729b1d8302c531ae7ef0db376ced6b7bbce5a867a544a0e7424
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

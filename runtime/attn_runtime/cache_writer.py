@@ -25,6 +25,9 @@ from attn_runtime.write_call import ARRAYS, check_write, places, write_grid
 
 _STRUCT: Final = "AttentionParams"
 
+WAITING_PTX: Final = 90
+"""A writer of this PTX and later waits for the launch before it by itself (attn/launch.h)."""
+
 
 class CacheWriter:
     """Writes rows of K and V of new tokens into a linear, block or paged cache, quantised where
@@ -171,7 +174,8 @@ class WriteCall:
         self._has_rows = rows > 0
         grid = write_grid(rows, tile.cta_q, context.device.sm_count * kernel.limits.ctas_per_sm)
         self._start = kernel.function.launcher(
-            grid, tile.threads, tile.shared_bytes, self._buffer.parameters
+            *(grid, tile.threads, tile.shared_bytes, self._buffer.parameters),
+            may_begin_early=kernel.function.ptx_version >= WAITING_PTX,
         )
 
     def run(self, addresses: Sequence[int], stream: int) -> None:

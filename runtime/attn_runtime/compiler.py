@@ -57,6 +57,8 @@ class Unit:
     gencode: str
     """The gencode flag of the kernel family; `flags` puts the device in."""
     texts: Mapping[str, str] = field(repr=False)
+    native: bool = False
+    """Whether the PTX is of the device, too, and not of the family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +91,17 @@ class Build:
 def unit_of(config: AttentionConfig) -> Unit:
     """The source of a configuration, rendered."""
     entry = kernel_entry(config)
-    return Unit(entry.name, entry.symbol, entry.file, entry.gencode, unit_sources(config))
+    return Unit(
+        entry.name, entry.symbol, entry.file, entry.gencode, unit_sources(config), entry.native
+    )
 
 
 def flags(unit: Unit, target: str) -> tuple[str, ...]:
     """The flags of a compile, without paths.
 
     A family without a letter is PTX that is compiled for the device at hand: compute_80 for sm_90,
-    say; one with a letter (compute_90a) holds the instructions of one device alone. Raises
-    DeviceError when the family cannot serve the target.
+    say, or compute_90 of a native unit; one with a letter (compute_90a) holds the instructions of
+    one device alone. Raises DeviceError when the family cannot serve the target.
     """
     family, letter = _family(unit)
     real = _TARGET.fullmatch(target)
@@ -113,8 +117,10 @@ def flags(unit: Unit, target: str) -> tuple[str, ...]:
             f"{unit.name} needs a GPU of sm_{family} or later, and the target is {target}: "
             f"use sm_{family} or a later one"
         )
-    code = f"sm_{family}{letter}" if letter else target
-    return (*BASE_FLAGS, f"-gencode=arch=compute_{family}{letter},code={code}")
+    if letter:
+        return (*BASE_FLAGS, f"-gencode=arch=compute_{family}{letter},code=sm_{family}{letter}")
+    virtual = target.removeprefix("sm_") if unit.native else family
+    return (*BASE_FLAGS, f"-gencode=arch=compute_{virtual},code={target}")
 
 
 def own_target(unit: Unit) -> str | None:

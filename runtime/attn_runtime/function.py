@@ -16,7 +16,8 @@ from attn_runtime.errors import DriverError
 class Function:
     """A kernel of a cubin, loaded in a primary context.
 
-    `registers` and `local_bytes` are per thread, `static_shared_bytes` per CTA. Parameters are one
+    `registers` and `local_bytes` are per thread, `static_shared_bytes` per CTA; `ptx_version` is 90
+    of what was compiled from compute_90. Parameters are one
     struct by value, which begins at `argument_offset` of the parameter space: not 0 for a struct
     that is aligned to more than the space is. Both are 0 where the driver cannot say (before 12.4).
     """
@@ -32,6 +33,7 @@ class Function:
                 self._pycuda = self._module.get_function(symbol)
                 numbers = own.function_attribute
                 self.registers = int(self._pycuda.get_attribute(numbers.NUM_REGS))
+                self.ptx_version = int(self._pycuda.get_attribute(numbers.PTX_VERSION))
                 self.local_bytes = int(self._pycuda.get_attribute(numbers.LOCAL_SIZE_BYTES))
                 self.static_shared_bytes = int(
                     self._pycuda.get_attribute(numbers.SHARED_SIZE_BYTES)

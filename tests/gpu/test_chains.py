@@ -72,13 +72,16 @@ def test_a_chain_of_calls_has_the_bits_of_calls_that_are_waited_for(
         assert not same_bits(right, problem.q), "a call that reads too early would not show"
 
 
+@pytest.mark.parametrize("grows", [False, True], ids=["all", "last"])
 @pytest.mark.parametrize("kv_dtype", ["same", "int8"])
 def test_writers_and_decode_in_turns_have_the_bits_of_calls_that_are_waited_for(
-    kv_dtype: str,
+    kv_dtype: str, grows: bool
 ) -> None:
-    """Each writer overwrites keys that the decode call before it reads, and the next one sees."""
-    heads, width, block_len, lens = 8, 128, 64, (700, 1, 500)
-    tokens, blocks = sum(lens), 11
+    """Each writer overwrites keys that the decode call before it reads, and the next one sees; or
+    the last key of every sequence, which has one more each time."""
+    heads, width, block_len = 8, 128, 64
+    lens = [(660 + link, 1 + link, 500 + link) if grows else (700, 1, 500) for link in range(LINKS)]
+    tokens, blocks = len(lens[0]) if grows else sum(lens[0]), 11
     table = torch.arange(3 * blocks, dtype=torch.int32, device="cuda").view(3, blocks)
     pools = (3 * blocks, block_len, heads)
     is_same = kv_dtype == KvDtype.SAME
@@ -90,9 +93,9 @@ def test_writers_and_decode_in_turns_have_the_bits_of_calls_that_are_waited_for(
         pairs = torch.zeros(2, *pools, 2, dtype=torch.bfloat16, device="cuda")
         cache |= {"k_pairs": pairs[0], "v_pairs": pairs[1]}
     cache["block_table"] = table
-    sums = ints(cumulated(lens))
+    sums = [ints(cumulated(own)) for own in lens]
     new = torch.randn(LINKS, 2, tokens, heads, width, device="cuda").to(torch.bfloat16)
-    q = torch.randn(len(lens), 4 * heads, width, device="cuda").to(torch.bfloat16)
+    q = torch.randn(3, 4 * heads, width, device="cuda").to(torch.bfloat16)
     write = CacheWriter(num_kv_heads=heads, head_dim=width, kv_dtype=kv_dtype)
     attn = Attention(
         num_heads=4 * heads,
@@ -101,16 +104,18 @@ def test_writers_and_decode_in_turns_have_the_bits_of_calls_that_are_waited_for(
         mode=Mode.DECODE,
         kv_dtype=kv_dtype,
     )
-    one_each = ints(range(len(lens) + 1))
+    one_each = ints(range(3 + 1))
 
     def chain(*, waits: bool) -> list[torch.Tensor]:
         outputs = [torch.empty_like(q) for _ in range(LINKS)]
+        for name in cache.keys() - {"block_table"}:
+            cache[name].zero_()
         torch.cuda.synchronize()
-        for (k_new, v_new), out in zip(new, outputs, strict=True):
-            write(k_new, v_new, cu_q_len=sums, cu_k_len=sums, **cache)
+        for (k_new, v_new), keys, out in zip(new, sums, outputs, strict=True):
+            write(k_new, v_new, cu_q_len=one_each if grows else keys, cu_k_len=keys, **cache)
             if waits:
                 torch.cuda.synchronize()
-            attn(q, cu_q_len=one_each, cu_k_len=sums, max_q_len=1, out=out, **cache)
+            attn(q, cu_q_len=one_each, cu_k_len=keys, max_q_len=1, out=out, **cache)
             if waits:
                 torch.cuda.synchronize()
         torch.cuda.synchronize()

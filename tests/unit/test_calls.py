@@ -185,6 +185,19 @@ def test_an_attention_for_another_gpu_refuses_the_arrays_of_this_one(log: Log) -
     assert log == []
 
 
+def test_a_writer_begins_early_only_where_its_code_waits_for_the_launch_before_it(
+    log: Log,
+) -> None:
+    write = CacheWriter(num_kv_heads=KV_HEADS, head_dim=D, dtype="f16")
+    write(**writing())
+    (loaded,) = kernel._kernels.values()
+    function = cast(Recorder, loaded.function)
+    assert not function.begins_early
+    function.ptx_version = 90
+    write(**writing(20))
+    assert function.begins_early
+
+
 def test_a_writer_remembers_its_calls_and_writes_each_to_its_own_cache(
     log: Log, checks: list[str]
 ) -> None:

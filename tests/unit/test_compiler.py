@@ -38,6 +38,14 @@ def test_an_sm80_kernel_is_compiled_for_the_device_from_the_instructions_of_sm80
     )
 
 
+def test_a_writer_is_compiled_from_the_instructions_of_the_device() -> None:
+    writer = unit_of(AttentionConfig.parse("write_sm80_bf16_e4m3_d64_paged"))
+    assert flags(writer, "sm_90")[-1] == "-gencode=arch=compute_90,code=sm_90"
+    assert flags(writer, "sm_80")[-1] == "-gencode=arch=compute_80,code=sm_80"
+    decode = unit_of(AttentionConfig.parse("decode_sm80_bf16_e4m3_d64_paged_causal"))
+    assert flags(decode, "sm_90")[-1] == "-gencode=arch=compute_80,code=sm_90"
+
+
 def test_a_family_with_a_letter_is_compiled_for_its_own_device() -> None:
     unit = replace(make_unit(), gencode="-gencode=arch=compute_90a,code=sm_90a")
     assert flags(unit, "sm_90")[-1] == "-gencode=arch=compute_90a,code=sm_90a"

@@ -35,6 +35,7 @@ class Recorder:
     argument_offset: int = 0
     size: int = SIZE
     context: Any = None
+    ptx_version: int = 80
     begins_early: bool = False
 
     def launcher(

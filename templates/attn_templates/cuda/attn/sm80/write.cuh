@@ -14,6 +14,7 @@
 #include "attn/key_range.cuh"
 #include "attn/pair_iterator.cuh"
 #include "attn/sm80/write_row.cuh"
+#include "attn/sm90/dependent_launch.cuh"
 
 namespace attn::sm80 {
 
@@ -127,6 +128,14 @@ __device__ __forceinline__ WriteSequence sequence_of(const AttentionParams<T>& p
   return WriteSequence::load(params, low);
 }
 
+// Where a launch may begin while the one before it ends, that one is waited for: it may still write
+// rows, lengths and tables, and read the cache. The next launch may come as soon as all of this one
+// are here. Every warp with rows waits, so that a launch that waits for this one waits for those
+// before it, too.
+__device__ __forceinline__ void wait_for_former_launch() {
+  NV_IF_TARGET(NV_PROVIDES_SM_90, (sm90::wait_for_former_launch(); sm90::allow_next_launch();))
+}
+
 // Writes the rows of a call that are a warp's.
 template <class Config>
 class RowWriter {
@@ -173,6 +182,7 @@ class RowWriter {
     const bool is_row = lane_ / Traits::kRows < count && row < rows_;
     places_.from[lane_] = is_row ? source(token, head) : RowAddress{nullptr, nullptr};
     __syncwarp();  // where the rows lie is visible to all lanes
+    wait_for_former_launch();
     Rows even;
     Rows odd;
     load(even, 0);
