@@ -17,16 +17,14 @@ from attn_runtime.arguments import (
 )
 from attn_runtime.array_view import ArrayView
 from attn_runtime.decode_launch import DecodeLaunch
-from attn_runtime.decode_plan import (
-    plan_decode,
-    range_bytes,
-)
+from attn_runtime.decode_plan import plan_decode
 from attn_runtime.driver import Context
 from attn_runtime.given import Given, views_of
 from attn_runtime.kernels import Kernels, device_limits, kernels_for
 from attn_runtime.kv_cache import Values
 from attn_runtime.launch import ARRAYS, Exchange, Launch, PlannedCall
-from attn_runtime.plan import Plan, Problem, SplitKind, SplitPolicy, plan
+from attn_runtime.plan import Plan, Problem, plan
+from attn_runtime.plan_within import plan_within
 from attn_runtime.rounds import RoundsLaunch, round_count, share_of
 from attn_runtime.settings import Settings
 from attn_runtime.tma_launch import TmaLaunch
@@ -117,23 +115,8 @@ def plan_call(
 def _plan_within(
     settings: Settings, problem: Problem, kernels: Kernels, context: Context, have: int | None
 ) -> Plan:
-    """The heuristic splits no further than `have` bytes of workspace hold; other policies are taken
-    at their word, and a workspace too small for them is refused later."""
-    config, device = kernels.attention.config, device_limits(context.device)
+    config = kernels.attention.config
     cost = settings.tuning.cost(config)
     limits = replace(kernels.attention.limits, tile_ns=cost.tile_ns, step_ns=cost.step_ns)
     make = plan_decode if config.mode is Mode.DECODE else plan
-    found = make(problem, device, limits, settings.policy)
-    if have is None or settings.policy.kind is not SplitKind.HEURISTIC:
-        return found
-    if found.workspace_bytes <= have:
-        return found
-    # partial_O and partial_ML of one split or range, and the most that lies between and around
-    split_bytes = problem.token_num * problem.num_heads * 4 * (problem.head_dim_v + 2)
-    if settings.config.mode is Mode.DECODE:
-        split_bytes = range_bytes(problem, found)
-    unsplit_bytes = make(problem, device, limits, SplitPolicy.off()).workspace_bytes
-    if unsplit_bytes:
-        have -= unsplit_bytes + 255
-    most = max(1, (have - 255) // split_bytes)
-    return make(problem, device, limits, replace(settings.policy, max_split_k=most))
+    return plan_within(make, problem, device_limits(context.device), limits, settings.policy, have)
