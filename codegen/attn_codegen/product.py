@@ -89,8 +89,14 @@ _C_STRUCTS: Final = {
     params.PAGED.name: "attn_paged_iterator_params_t",
     params.PARAMS.name: "attn_params_t",
 }
+_C_ENUMS: Final = {
+    "CacheType": "attn_cache_t",
+    "KvType": "attn_kv_type_t",
+    "KeySharding": "attn_key_sharding_t",
+    "CpForm": "attn_cp_form_t",
+}
 _C_TYPES: Final = _C_STRUCTS | {
-    **dict.fromkeys(params.ENUMS, "int"),
+    **dict.fromkeys(_C_ENUMS, "int"),
     "CpCallback": "attn_callback_t",
     "CUstream_st*": "void*",
 }
@@ -108,7 +114,7 @@ def c_structs() -> tuple[CStruct, ...]:
 
 
 def _c_struct(struct: params.Struct) -> CStruct:
-    fields = (CField(_c_type(field.cpp), field.name, field.doc) for field in struct.fields)
+    fields = (CField(_c_type(field.cpp), field.name, _c_doc(field)) for field in struct.fields)
     first = _C_MEMBERS if struct is params.PARAMS else ()
     return CStruct(_C_STRUCTS[struct.name], tuple(struct.doc.split("\n")), (*first, *fields))
 
@@ -116,3 +122,9 @@ def _c_struct(struct: params.Struct) -> CStruct:
 def _c_type(cpp: str) -> str:
     """C spells pointers to T as pointers to void, and enumerations as int."""
     return _C_TYPES.get(cpp) or re.sub(r"\bT\b", "void", cpp)
+
+
+def _c_doc(field: params.Field) -> str:
+    """An int that holds an enumerator is told by the enumeration's name."""
+    name = _C_ENUMS.get(field.cpp)
+    return f"an {name}: {field.doc}" if name else field.doc

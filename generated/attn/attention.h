@@ -191,9 +191,9 @@ inline void check_workspace(const Plan& plan, const void* workspace, std::size_t
   if (bytes < needed) {
     throw Error(Status::kWorkspaceTooSmall,
                 "workspace",
-                "workspace has " + std::to_string(bytes) + " bytes: this call is split " +
-                    std::to_string(plan.split_cnt) + " ways and needs " + std::to_string(needed) +
-                    " (workspace_size); give more, or set max_split_k");
+                "workspace has " + std::to_string(bytes) + " bytes, and this call needs " +
+                    std::to_string(needed) +
+                    " (workspace_size): give more, or let max_split_k bound its splits");
   }
   if (reinterpret_cast<std::uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
     throw Error(Status::kInvalidArgument,

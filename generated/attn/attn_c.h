@@ -234,11 +234,11 @@ typedef struct attn_params_t {
   float inv_sqrt_dh;
   /* 0: none; w: position p sees keys above p - w (full: below p + w); unseen blocks may be gone */
   int window_size;
-  /* dispatch picks the kernel by it */
+  /* whether query i of n sees key j of m only if j <= i + m - n; dispatch picks the kernel by it */
   bool causal;
-  /* how the cache is quantised; dispatch picks the kernel by it */
+  /* an attn_kv_type_t: how the cache is quantised; dispatch picks the kernel by it */
   int kv_type;
-  /* which *_iter_params is read; dispatch picks the kernel by it */
+  /* an attn_cache_t: which *_iter_params is read; dispatch picks the kernel by it */
   int cache;
   /* splits that the workspace holds; 1: never split, 0: no bound */
   int max_split_k;
@@ -256,11 +256,11 @@ typedef struct attn_params_t {
   int cp_rank;
   /* context parallel: ranks that the keys of each sequence are spread over */
   int cp_size;
-  /* which keys each of them has */
+  /* an attn_key_sharding_t: which keys each of them has */
   int cp_sharding;
-  /* kInterleaved: consecutive keys that go to one rank */
+  /* keys interleaved: consecutive ones that go to one rank */
   int cp_chunk;
-  /* what a rank has at the end */
+  /* an attn_cp_form_t: what a rank has at the end */
   int cp_form;
   /* [token_num, num_heads, size_per_head_v] own O, unnormalised; anything if sum is 0 */
   float* cp_O;
@@ -328,7 +328,8 @@ int attn_kernel_count(void);
 attn_status_t attn_kernel_info(int kernel, int device, attn_kernel_info_t* info);
 
 /* The kernel that attn_prefill, attn_decode or attn_write takes for params on a device. Reads mode,
- * dtype, kv_type, cache, causal, size_per_head and size_per_head_v. */
+ * dtype, kv_type, cache, causal, size_per_head and size_per_head_v and, with a device, the numbers
+ * that the call is planned by: of several tiles, the fastest for its bounds is taken. */
 attn_status_t attn_find(const attn_params_t* params, int device, int* kernel);
 
 /* Bytes of device memory that attn_prefill or attn_decode wants for its splits and for the parts of

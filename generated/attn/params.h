@@ -164,7 +164,7 @@ struct AttentionParams {
   float inv_sqrt_dh = 0;
   // 0: none; w: position p sees keys above p - w (full: below p + w); unseen blocks may be gone
   int window_size = 0;
-  // dispatch picks the kernel by it
+  // whether query i of n sees key j of m only if j <= i + m - n; dispatch picks the kernel by it
   bool causal = true;
   // how the cache is quantised; dispatch picks the kernel by it
   KvType kv_type = KvType::kSame;
@@ -188,7 +188,7 @@ struct AttentionParams {
   int cp_size = 1;
   // which keys each of them has
   KeySharding cp_sharding = KeySharding::kInterleaved;
-  // kInterleaved: consecutive keys that go to one rank
+  // keys interleaved: consecutive ones that go to one rank
   int cp_chunk = 1;
   // what a rank has at the end
   CpForm cp_form = CpForm::kScaled;

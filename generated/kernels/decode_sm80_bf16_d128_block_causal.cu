@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         3fbfd4002b32d9539b711aa3dbddbf6d8309085e2642b5ed28cbbf109b152fbf
+// digest         2ad3f53c519b5803027573a052bd876b482ab87a6c5c890d547dfdb6c3f530c7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         39e00fb35beab23a4f50a449e21f666041d962d00ac18f706c694a6fee857ca5
+// digest         8f14a43027b36bd6d8e17298eb14d487ffe8bb32fad13dca0aad2d2ecb643a01
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         fc5b68fe7d7642f6df9b87870e767c4b90a4f7e47cbd9b154d40f394316d910b
+// digest         31cc601f222fd8fec5db22263ecb81a686f4ddbd659063bda8f9e1bc6c3bcfa1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         ff44789f47c723515322f9bef0e8022f39e6e820ced16a85a1675a39fc062580
+// digest         f979423a7faa9ed8cbee8598ce379520beb4c955650be69d00c672a23b635911
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

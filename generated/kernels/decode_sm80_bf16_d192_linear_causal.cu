@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         7c28b92ed68675a6936fe079cfdf1c1da88783cdb74f4bfca66c1b59ff7863b5
+// digest         022f037ebac5723255e9b2e524682686a7fb356ebb77440043449c4292e822be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

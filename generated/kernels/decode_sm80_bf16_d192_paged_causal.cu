@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         7ab76803afa0df11024bd35ee0473a7f6c1cbdabe8e6621465957792ff8575c9
+// digest         52ed56120cd461ad4d31ec9ec9be0ca2f5311fbdef52cd87a551937290c37c77
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

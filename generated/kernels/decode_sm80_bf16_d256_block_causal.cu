@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         608d20e476fff15906c123c091d2b98fbbe759c08db5453aeb83be68d144bc88
+// digest         4383ea393401905e783783eb7e296611a5af2bfbb810f8197c27ffeb8786d7bd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

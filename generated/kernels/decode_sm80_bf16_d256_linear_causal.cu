@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         6baa9abd72778003b3bec72fcbcfd9f1dd397a938e99fbc17518407a914ea380
+// digest         147debd46aec80a1b8c4ae385b2c2bd458f37e7290c2126f5389225b566e15dc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         0cdba0d8776221eb6cc6c08faea7b97d779a50e782f0c899b99ecccbf64b61fc
+// digest         a6f31a6d76026f6309853f5501e6eee82fd12014755641a7d43b5764a13eb497
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         33030ab25be4ea4989c9194529d3e364a8c6705a51df93a87e7154968624838e
+// digest         edd113591099b9c0f87a130a90b7b8a2f4d92e55301f4ad757a9967aaa5ac14a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

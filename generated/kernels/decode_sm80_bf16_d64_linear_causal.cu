@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         6366a39bdf9e19ba618cbeae525ac86cdadcdfc9ad5991833700c16982bf9c14
+// digest         8713ae806b220dd0401a7574914ad4cf2092d960792789522efda51bf27f8a90
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         6b4f8c63a50c38a14bd672ab9003c5b6bad2cbefce5e278c1a304aa84b2ea480
+// digest         8006280dbdd1621f75d0780b05249a639304fb9d33ebc535fab6a2034844b329
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         8b440e52c11475dca72878e7e2c805bcb86431b2389ffb0bbc2cda843c21e940
+// digest         9a47a8a8b006e25a3746a2128cba7deac013c1b13f872607289ef80e54b4114d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         76cc399eea8581c13a48d80280a2aadc0fc4bd378ef1cc68739db4c7f4d17ead
+// digest         04ee2ac78f8c1775c7283cef2c2b91e448ddb48c979683c822196826bc727b07
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         dae5a813ecaff91f4ac4699652a7f63ba485f7a7f3bc2aaa632599435ed3e759
+// digest         cf484f6db8a27e93575ade8c23f2d8491098193ab49a4e1c4445f714769dbc47
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

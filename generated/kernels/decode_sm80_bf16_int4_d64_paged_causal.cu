@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         4c66db6a7411a787baa2e237dbdca9f6fe4ddc74eff88d1b6e0d7d2d015f8cae
+// digest         0e64e57696f84262c39d113b691be2939b5c3b771376a15fc2ad8bccd3b9efbb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         2495a63b8160fd5a2de1afddaffd82472b21caac40c9b3ff64d436f307090585
+// digest         9b1c5280890c60ff1716fe4f79a586425cf5bb9c5d9b92a26e4afda4fc8a36f9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         706ff9233d29692e86c47256d481e1b98b5ea9c953455ab7ede7efcb6667f3ae
+// digest         d3b829362bfef472d3975819085281349d4484c538046ecbc65231c0c0c86633
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

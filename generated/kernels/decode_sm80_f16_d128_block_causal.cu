@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         37c62b7ee61a8c877e8d4190ecbd612c635adda23a22d2db070697cb09aa75c1
+// digest         f792d1506fa99d36f927e2b5507ed245e4fa355db29b2203c88fa129b7c124c7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

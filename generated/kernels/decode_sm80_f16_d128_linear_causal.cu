@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         95994da8a3195c782a0c62fd886137acb9766476da3ea809dd642e75566ee39c
+// digest         5bcfb93345f95dc8a5d10b242ff6efb125b0a61f6ebbd6086fd3de6b0a30ed34
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         58e6f63a228ba1dc4493cc277e91ecb8f5ce2ff20e6934ef0fce40245539b2d3
+// digest         23aa5b3273e4858b5c6fd7b124f342ce9e7ef4f1afeb310a0e9f1196f8608f3c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         091dfbedd4d558d3023a35544bf44e450a4fe71cbbf998af135f00d8ee03f9e1
+// digest         6740fa81eacc5adaa85325e921caadc6cda28d571a842aad31030750446b5f7d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         62e456940306f42c386e4ea6f7cbf8649bcbfd6732ed50bc4c252ea8aca30514
+// digest         a1653971855076b7426b87bd2247df66164b6b943dfb3c1abcb10be802172a8e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

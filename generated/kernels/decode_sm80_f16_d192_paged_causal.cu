@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         043bac0d75220194795f86ec59b3174b0eb0b084b25fece0e459b50c28c92a5e
+// digest         c5b088055347e2a0db6dfd3b0ddc39088ae82311c9e8d8113a971826fd23b3fa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         5e67b6b2654ac16e8293b5fd01a0df9b8a0624df36e25f6a1fd72ea6def09416
+// digest         dc33681c3d4fc89e6a77e12ef0222c10e587e944202743cc4b970722a7c51f26
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         5d5d616f169528dde83148a4cc15e4e9265a42071930692836131d6b1f227036
+// digest         4bc150bb43e6b6b9ad7a478bd38453fdb8281b12cbebe5add0731d6d246c8ad1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         38480ff76b9295674373a917567986afc63a1f38583af2b68ae64498c64d61ef
+// digest         8f6a04b72791f481848a8cbaa6f06a9306e045ca0f9286e06a8e173ede816475
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

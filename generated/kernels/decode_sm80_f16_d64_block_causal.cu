@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         e78b7fb5b086e7e43f6835d489d67991b757adfe5a3ad6e525d78a5de5a7126e
+// digest         03c71d730342593134cca1cdfdc5da4fc479cb2a18f9037ad33cefb56210a47b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         5c13326259bfa08f0e9508e653a0280079911d93a0a169c7a91da134a7a2362e
+// digest         7880f8c49a4ea4fbe07422d0ffa995cfe1cc0600641180a64464d99513bf8269
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         6de563558d17d0bb6f7c7639af7f2e375e04724f6e709c6ae420b69f8890491e
+// digest         484347d731a81c6b96bc3ba5a1ef511a527c74218ef97a168a4d65dca09c0c0f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

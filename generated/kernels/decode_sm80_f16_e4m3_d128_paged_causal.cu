@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         d99583e03e491701105e9b8be1df5bd1b6e33710c30cd40e395d4858352cafe2
+// digest         a69d81696a22991642b17c12ea36f3282d1b9d6ee88dd4cc4744629f5f0f32d7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         3042e6b6c5c92c17d6af61631cd4ed9b989ae00dd2ab6050ee2d9cd5b1f7b757
+// digest         924ff600a330f710aaccb932978624b87f1b1c708124d86a606b2642fbe4136a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

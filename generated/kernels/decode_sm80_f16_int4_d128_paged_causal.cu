@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         9bf603f19b58181737a7b7156ba4c4c9bedd6c3824ca0280993b654badcbd3cd
+// digest         452d81344d8034ca9ceb22cda77bde29a8d2a4b1018f71ac61f45e655cec2ab2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

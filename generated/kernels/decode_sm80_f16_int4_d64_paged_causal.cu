@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         999415caaf06d4aa6292be889b290b87b8481da619a3cee359384e3941659919
+// digest         740c2a8f447705389f710a14f86223c1a5899da4784e754d7ce05df549e5e2f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         15d8d1fa2811207b90f789a8dcb75b0424d74d8b3498708eeb7693d135673e8b
+// digest         5c3547c443faf871084b71be33a5280de3c22f558b655f64ef117424990cfe8e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         4ca790af62915a2f5b4928b8aaf2bec671398352b1097993d53fec84acb8f27c
+// digest         5a008920fa9f47c35d0316e255257d47672cd3472b02690fc6cd99992bbbddfe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         e071c076a5e4f9c7554768ca5f77a8349dcaaee847fe80fd3aeebb6ecac4f018
+// digest         ee841a8ed15e24d388e3b6ee0355c1f4b68a35a4a4645ea2dfa352c15d9c53e0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

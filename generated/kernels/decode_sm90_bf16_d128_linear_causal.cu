@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         ad319f11486d308ae3ef2e9e2df40a2b5dc295efe03b2cf4bb47b0089ab6491c
+// digest         59a751958510e314f0d853b9f355260c4ea0b720ac3a5f18a8084c25dd72bcb9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

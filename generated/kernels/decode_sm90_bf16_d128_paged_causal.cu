@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         41426b087d7503bf0f8e486dace440cda3780331ef2f671ba86fe186c96635c9
+// digest         205fae630ee460c7d45acd4de85202e294956f2206b1d26839520b4baa750017
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

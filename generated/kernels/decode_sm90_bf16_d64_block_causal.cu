@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         af9ecc229c4c7bf5dcfab6df4db59b3fd01ce835ecf479d885dd2a88bb93904c
+// digest         80b5915fb1b01beedabe9014620c2222f771e07d13ebaef28c67dce29340f8cb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

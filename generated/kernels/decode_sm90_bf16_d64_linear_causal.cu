@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         678a31ba85d32fc238c1722d18d75325cc6cea3888fc09fecfc30418f804ae25
+// digest         d5d5b1ad2afe26ad13d64891aae4cfd2556c8ffa4dd9b350b9846a363a8da3ad
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         2daf22b6c5d737d13454bfa327a92fdd5f51387afba048fea85e869ee28f1443
+// digest         13eaa1cb1bf0fe604cf73d8912e48c57f75c19b982a0f8de63a3defddba0c387
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

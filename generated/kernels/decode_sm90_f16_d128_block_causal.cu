@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         139e5f3b8608e36e0d6bcb4e63a6d46c9c6a6db1950e2ccd9c3831961a1905cd
+// digest         665311f7264ae7892538795f540cec5d658ffd2fb3ce57098408e0f7d4171283
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         f7eba1dff341844f607e7afc1dc2885a16ff02e33ca2f294280e6f6eb35e6867
+// digest         4348081f6b4e0772b0b7a9b914472df8487a29b71d27fcf863a75afeab1d0982
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         7bccfd1cbb706c9249d3fcebc22ce82159b74c3256debdab049a64f664bf3443
+// digest         7e1fe42c39e01a3b16ac6cbc397320896455c10e1b82f6268af416675fbc4652
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         f91e6f1b0252ccfefc18b4f9adda45cb5279bd45a262f9d82bfadc628b799f7f
+// digest         0ed0295bc6fe772579ada67a5c419da63e61facc28b720a53d260db0884e5cb3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         b0b9db2823c73c617cb5f720666aa420b656a90a0f42462bf8dcccdc2537275d
+// digest         5f42c11f62e65fd02af33fa4f81353e06d2c6e8695d4b570cfe0835a634aa7ae
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

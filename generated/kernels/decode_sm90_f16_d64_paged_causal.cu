@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         52a24121fdb9e7d2b90a0afb82da2d7211b048a975e1f2331fc7669268d0ac57
+// digest         b5a9156b1f8c81c5ccd6be4fc028beb9bf3970fa4192b36a40e640a3945f5f45
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         a49b4c3cfb224799eb2c81e0feeb3f104cff35184d2d45dab0a89c18def0590a
+// digest         39f74c2db7f2c90c07967bf9a7209b37aabe6eaffcb55259e97cc4d47f993c6e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

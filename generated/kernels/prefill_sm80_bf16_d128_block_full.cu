@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         49b447737bd4ebe81b494ce0a6866e39f06ee6552f1c860c05b7f7354458dea7
+// digest         1abdc0a596d74558d42c42f24e8024f4de6b731dffe4d08c6d6d7d68d2102c8d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

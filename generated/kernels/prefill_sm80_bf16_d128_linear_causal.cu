@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         6ff11e057bfd07b7f98c34cf6de0f6e838c130b2ff422558d358bec5e7685c4e
+// digest         0fafb8ee7d7a8da21b1d710b698fc3dd0dc5354b4a423047a926613ebf40dacb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

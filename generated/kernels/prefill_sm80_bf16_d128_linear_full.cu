@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         8a0989b690730b30682dfc57e230e542d616a72737b88893897bb4ca9dadfab1
+// digest         71741f3abca5a61323eb4fd7fe39966f0dd2f6a444ed0c26a42b21372473bbab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

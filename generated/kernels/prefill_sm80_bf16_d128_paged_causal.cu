@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         07133437532f7b51111090986b256bc9fa10d3da5eeb204b9805487804653ab1
+// digest         a15cb80bfb3a7b97c64c9c055928e2cd0349f1917a67aeef666f81045ffe5404
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

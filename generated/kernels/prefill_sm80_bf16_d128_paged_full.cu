@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         e8c7cd76834d0aca5f8625ac8123658d37b32ca633e5dd71f67c1d56b1786d3f
+// digest         faa1e8c623c09226fbd5e309bb731deb526ca28fb46a6f996ccd0125571ccd62
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         e3c3e140b51781242cda896b501be8943a2a555d4af44ff1dd152d6f72fe5c97
+// digest         aaaa33c8850eb3a0c6bd49352daaf812e5b49e773be4a531b805c271fd9f5528
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

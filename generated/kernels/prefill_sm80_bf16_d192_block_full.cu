@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         68274eebf40ea7d3fc3092c90b98c08c9aa3b822deaf944d866d7421b7515651
+// digest         9edb2f3bf8a106a032ae30761a1a0fbeb8b3bbae6c0f4e509dba0786bf49ded2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         026a4c911090c483acafe69bd0e5b15c92bcf5805012d7267d58a31c177835f8
+// digest         5b36eef88c2a57c610af2b490160065f16f43792ffce411322f5c2a75e0db75c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         01175f2b31af5205e2dfccd7b12108d5ce0bfa7151aaba11b871e0c52e31df7d
+// digest         f8ab61ee861707fc9c8d4698a6044e9b5feb3f39ccd9c18f3530a0eb93d6151f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         67aaadbb8674209ebfedfe7e90498b61caa41faa898b15b53ca96951ec91e775
+// digest         6a343d22d8f90dd8ea7438243aa851452ca262e0759f0ef8cc6f19f80f7473c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

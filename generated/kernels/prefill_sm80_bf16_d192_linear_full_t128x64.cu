@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         5a0d85eb15f975e5a222fe24bf17df0af490a730b34a4c48ed4a10640f9fa2eb
+// digest         bbd741cd4cff5f350c86aa61fc5f7bff456d85e17412e6d49331a7f080b517fc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

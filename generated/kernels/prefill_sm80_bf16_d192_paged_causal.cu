@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         2b834a7e49407dd22c2f1571d2dedb6ecfd838293a5cc42e5ab10ff70eda74c5
+// digest         31cc7a15509054d6939780a77decdb88100901ac9884db7560442c5dbfea3404
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

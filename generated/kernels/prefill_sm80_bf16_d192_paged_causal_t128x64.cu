@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         a38d83b03e4b1a85a492bf64cc993bc4394057fb9e189349a71936de91b01b2d
+// digest         f8923e29ab0543d3005bfb613abbdfa5df507ef71166e64f87ee2292e1724c76
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         83e164a5d9047fa194a3e351e08ff01bba6419970eff82397a0a9e1b54e5e546
+// digest         45ab108fb281eeaaa39a3a7b60f1e9fc562d983884b0a6376b40e870e268e85d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         c9d6a58eacc99c512ec1676ef65c16934cfd3bf62a7afd51ad948605727dea27
+// digest         4f98feeab27bf6ade2069ed15859ab0eaf2f4350f7e6614c97cc9e62b7e01abe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

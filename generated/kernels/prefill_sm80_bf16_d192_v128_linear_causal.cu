@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         e0c2f4e1566e7d5da7c689e9f1b1de758d2c118882e95c08b9423a45968ad952
+// digest         d918b778c6a7d039ccaaf8b88f850aa725fa444e7034d5d8a21ac0e44546a3ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         73938ab15370c0b0435219597223aad8f9e40f21f29b83559a12c9f8a7b3cf5d
+// digest         0a95a458ba7c0d29162b105b2ba38d382996a7a7a4f8703db34e9012a6eb0a60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         f1028cd60e113143062585402155b8ff3747dd79ad44e6aa8d9468cc2380bce2
+// digest         3531c0866eec6b21c93e2f68a0dea4aa3b89dfb9e3fbdbaad851f4d0337322a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

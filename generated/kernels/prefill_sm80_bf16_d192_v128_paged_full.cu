@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         f6fbaa3af503dd281a348eff044a4feedf3f94b52fac4146f13e9b15de580dcf
+// digest         fb657994d7ed3f31ed34ba70747751003b9ab2589dafecbd3d75a94d6d7ca718
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

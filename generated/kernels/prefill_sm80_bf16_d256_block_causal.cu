@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         0422f57f61f7e77bc06638ae0b7600dcb95fae6ca2ce72717e74b7e261c15243
+// digest         c45ab1be78672be316fa1df745c0c99e9016fb82db14d9305c02025613221c77
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

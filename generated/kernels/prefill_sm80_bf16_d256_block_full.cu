@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         cbae0630947bfbcda164012612eb3bf206b2e8a357b39c717521dab36e88e04c
+// digest         9eab25838d3b52a86d8b246bacb019d9051efa55000d54afb5d18dbb4c297d88
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         5981604d40ffc66e4ae9cc2fbf7b102ae06a0482adee09903d9667eeba05fb40
+// digest         db7a6fd90dd3b466f8f8440a587fecf416f0a4cc25bb3fc33fa9be01ed97faa5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         3da9282414083e3663846277e53b0b56e3ad7b918678d49405e1201e2bbd9605
+// digest         e0e696c605adb5b3d6aedb128ac526c833ee5df76fb6f9bf2e57c7683aa66f44
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         b0298111ea86ab7cad0a43b1fd1e005e46dd7eaeac76f7718f76c33f55e7bddb
+// digest         2ef643a36ef49f6dc145a8ec89ae75117d016814f75270adaa5f78d7cca1eb54
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         6931d5cd11e048cff5547561dba818c488f65882da2926abf42d901d2145979d
+// digest         5354dbaa19f4355064e3ca72e406b130cccd5d350c78f7a743dd5f3ddc75eabf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         1e6bb8ab09e95c56ca2e5b0d705c6f97298cc35aec5ecbcefac655bda8616074
+// digest         f8b3bdc3ace64eab4b37895bb079134c7e0beb6023a928f975a54b11edbb03ee
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         60637c01b90869adeb4af7bafadc1f7ec64a27211e27529c9a9748187e7df9e6
+// digest         5b17a640e7555fa185c6c451bb5f8b19ed864ac639af09ebe3718cbe69ff483d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

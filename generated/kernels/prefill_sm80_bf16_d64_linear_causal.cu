@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         b63a2382d9cda9d06239f7fcfe2bcffe7b67a78691bb9ceb69314f72f4af6a9c
+// digest         45bc5053145785ee52ec0f24e7d1f065cdd37a150ea63635c20d7e3dcee01e43
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

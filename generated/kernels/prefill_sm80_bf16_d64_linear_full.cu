@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         153e5080ae4507ff6d4ef3a4ed4819bad6b9885fbfe8f167b3659647bc8d3cf1
+// digest         ae7e24ac16ac08deab65451f91718389d8aedf90a742aad6e7e73c208661c4af
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

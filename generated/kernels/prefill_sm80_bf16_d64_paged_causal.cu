@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         f377fb69ee963c95039e95fb64319268fba848dfe87bce62199ccb335f7b1c38
+// digest         36c1ff89143c52a14011dfcf4b9a105c2f69e0890a8be1f91570d384a9e29655
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

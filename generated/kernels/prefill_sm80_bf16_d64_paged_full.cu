@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         e896b9a34f0b6718d23a2d7c9d4dddf637f2e505ea0f9d924907f35138392421
+// digest         69ffeb5753cce83f0ebc6b69af03246676c4d273fc4c436ecbd154a87fc3f8ed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

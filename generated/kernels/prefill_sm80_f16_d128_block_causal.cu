@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         4c94d016eb8fa30a37169e36dc1f3f2fdad98205fa490528a936a5f588023ecd
+// digest         f1140237d4ead0308c8ce770aacfc55fa6de5a0d254b1a5b79008a4a7cda558c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         149d5e93783b804b33b8943e29f21daad9c589099a2fe7b4fbb580c7d2065bf0
+// digest         97220d8be64b82246a67707b6fd41dacdc52f16350246afd65d249c2cb6d59a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         2f00fbc4059c63741ad81f39a3404243c902a054632040fb0f876f74a054ebef
+// digest         dab845196bc4ab3d2469dccf06347f052e50ab6b3903399325c31aba731c18ad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         711180734dcddd5d92be85c51b39e39b8720088296b8d080330acb8b09acea54
+// digest         4b64868ed881a917724a69255c074583aa7d7e59f5545c717a4c7277dd209043
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         acb450acee55b5a7b2ba2c0a9e7147f00dd686e6247e1ffe0f0cc5ecb77fd297
+// digest         0efb93d7b69b5f134116dceaf26f4f9ca7f879fa53109d2271a6f8bf89f4e66d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

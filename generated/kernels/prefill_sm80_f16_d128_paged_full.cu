@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         94fa485f1c1e9319e46eb946186c47c70d9b49d6efa0a08f897a78b4dfa576b2
+// digest         50bafbe39a29273e688ef625ef3b5e0a87e6d28b350d7b8a2362cc5aecb31456
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         6e7c6b17f0c0fd7d420aede714a0dd81838064f9cf5738fb91db47fea91ad57d
+// digest         343d2f255c7881ca7017dc8df0534b42c9cfe828dd6451b3d15a400f6747a564
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         0452a2eadb6f75f0a6734a24ba9c6ad1ab696f6d1062a503206a92674fb00623
+// digest         e594c7b8a3343054e97faaf8375f69bb5f764379552d53dff6818ed722f7e596
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         cfeed586d1221fb606665f14d8a611451e535dfe0cf2ac189d8d20aa619e2e19
+// digest         ac4a25ad22dae007a3d869af55a31804d925df5372da46eee232b2f9e2b7b422
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

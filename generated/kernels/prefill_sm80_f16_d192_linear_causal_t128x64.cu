@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         baa25b1d9ec80194979511a5ff72100be133fc8878a80ac9827a528e3b3592c1
+// digest         536917b2210764e1c18e13c6d921be72d9942907672de9ca6e6521bab95e43de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         286b8007ba59926a4dd5875eeef0e525d3c1f3cb3bc8c5e2675cbfe8eb9a8ebc
+// digest         9a71446c342ac662ee65239cf60807805a21885a2b2366827be811be212edf1d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         c5695381b253d3345c8948c015c5d3f17da72ed32a18948de0c13100be949053
+// digest         bc9f2e561529d89297bd1ccf36718779a5d3f6f28592c8a1fd131fa614623675
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         65e2de4302acb5b2bf36ff8d82dd55ddb46810451bd2938165da3fcd95c6f424
+// digest         53a9982b6e2dc15bf58fecdd1a2cd4e71a25a9394e10dbcc3a74024844c37a73
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         4a471e94c3064efbd7d448bc9ff90133daa0fed283960bb40c09e877b2b4d415
+// digest         7053426875778f45a25f0588eb0809333865146ecbf756fb4f97d2cceb4269f3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

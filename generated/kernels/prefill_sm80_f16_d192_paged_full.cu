@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         84de666f142f0d225edfa03b7b9fb4e78be88112e359b90648bfb4a50ed259d7
+// digest         c3944d16777530dc453f5750d19601c86bc726547b305b5b4f3f481f3d10f958
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         e72e3ded743f4f4d6bb5b28abc812ee9757cff6724d809ca57428dd27c57f14b
+// digest         63d161c79e313fb3050a4933a0512e54c406aa1a555438058d711fbf908534a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

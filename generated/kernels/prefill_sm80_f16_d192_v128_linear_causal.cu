@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         84cab11ae435549c4146b8d2e3d5e8c8934f7d1647a81299e20206171a6cebb4
+// digest         f04b310ab3d5d83ba52ef634477f436ba66c73cbd2bb09b19e5a243a3c17dc0c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         08a19d17f08a21ec3d488e6bb8e9b5e5f2da531e089e7189ac8840fe926ba9b0
+// digest         c21adff6e9e75ca8c5cb26768ca66d2f69200b5804f7eeda1db73e52462194a0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

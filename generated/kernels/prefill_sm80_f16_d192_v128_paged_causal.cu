@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         ce13bcbd14cc37f2c0723b05b7a0ffa23a77a89f98f3d7ddde4b8726595ac8c1
+// digest         cd1c3485f9b821d7b055011e9762e7498fbb97c1b6d60eec90f74b9482bc39a2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         eef337974018884915b33ff54e0e292317cfb5c19853650351f618909cb4c0dc
+// digest         2b76739c25ec84f73026b0900ace119983057ac2c6e881aaa0a2b5993f06f3c7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

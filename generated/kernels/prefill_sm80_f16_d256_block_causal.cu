@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         2bba187852bf813d26decacbf48491d3a530bea80d6ac31e5649ead7719a8a96
+// digest         ece26dafe58a3e00013a1fdb9d6c6357b537f7f66772f47d677c08427fb017bd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         4e3e402cacbabeb9adadf684348d5d2f1f1548cca85e898a56cceda9800793bc
+// digest         d4c72e0028dfdec4af989d125e217e74eb65d6a2d1e108a7fc93949f6f2032bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

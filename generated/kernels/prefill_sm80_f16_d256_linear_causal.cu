@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         2c9c0b54e2bb1100f8e2221c1a2e762a72afde86cf9daa52bcd74c359c003526
+// digest         1c957075841f4c3b30373873993b192a42003f24165dd086351741ffad38cbf4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

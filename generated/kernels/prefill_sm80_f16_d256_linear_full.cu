@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         478249bedf9674fbbfbc6556fe35260ef149af078891b00e64b544934047c774
+// digest         16005e21e325ed6868917d82f9cc768bb538927c79e9e8338ba48e6125f214de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

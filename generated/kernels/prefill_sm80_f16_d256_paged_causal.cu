@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         974f8d2fe3c21bebe1095750f55be5aa456fcd8459cad15e04a9d60a6aa8e8ba
+// digest         687fa657a124126a7f3f4a009a63f630aa3d44530c89eaa97e7e259b40976062
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

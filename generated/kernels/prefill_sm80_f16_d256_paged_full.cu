@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         7faf1731739559898a213606ecaaf9ece0dc097630a436a40bf772a9a63d774f
+// digest         96bfcf1f7cca65738f9b40a5b4475b28da5a76b0d283723cfcf8596489c876a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         62411b166eb57814917e656a70fa761a80de5ce97052961c220b0249040262be
+// digest         ff693cfe0790b048678ad2a323b5ceb7693f0ffeed3a11b943785b39a8f1bc6f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

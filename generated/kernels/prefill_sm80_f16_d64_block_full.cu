@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         b74770a375a066013e863a9ea48c2cefdfefcd99ac564514455bb45fdceabecd
+// digest         7a25faa88f84f9031041036b44807692c1baaa64bfa10f438c94dde11f1a4e41
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         166ee65de5ae95007b31b70c76c9f689c24996e32603760f395c90778e93be7b
+// digest         5ce2d85c65def384ff5f0cacb856dabcc3d3fd1371415d64db700d3f13575a26
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

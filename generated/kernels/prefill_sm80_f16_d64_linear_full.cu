@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         885024232019ff94f9267ca41f85295d1911051017f40b3f0a1797547c349a52
+// digest         abf257186cf8536d50c6643a7733de1cf543fc9a043b7136f05f03a173ffca2f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

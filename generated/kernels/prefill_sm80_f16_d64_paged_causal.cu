@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         880ab45d877d8f0401ea57efe20042f02194f385a762330c039fa482a26826bd
+// digest         d9190cc6ba5d03ab7ba0edafc2a551a1f88123a7912d0f0fbdac01db34027a68
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

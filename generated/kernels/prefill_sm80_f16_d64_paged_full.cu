@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         173329534cb5baa76912dacc2cbe2e9e250019aa65bb54b13ab3b7251c92200f
+// digest         965efb4f57b0298dbaa375ba734bc54a8210f63f75c4ce120dc2644888d9796d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

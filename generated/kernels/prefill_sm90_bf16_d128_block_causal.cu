@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         646ea68b52a3c36d5aa761d104eb06712dcc5970d06aaedbf076fcd0c294fe6e
+// digest         c3365a599208f62a9e0684691fd58013e4c742bca074ab37e8a3bfa943bdc25e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

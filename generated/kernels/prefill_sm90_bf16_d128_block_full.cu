@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         d137b4c6de40ebb2f76d3cae887061456064ceee69fb04ca51c720613632c9ab
+// digest         a56a50ed5c470332223cd607c9c51462422d00c839ac3ecb97fcb07341d6604c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         0929ef44ec0eee71be8d216552e6b4123745fc8141f53a2ffa08ddb9bb7ebb87
+// digest         0e0489eb55fed72b2b79ce5b814d007d1eaf628a59ac56df8b2b013f67e8230a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         d654424eb4299ba9e2d371c261005b9f1e99285ccdc81bc14f9926b6e5977ecc
+// digest         474ee01147761657703ddb0216b5235340802c381e2cbaa474828f73fa1ee197
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

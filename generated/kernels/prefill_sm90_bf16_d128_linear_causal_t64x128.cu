@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         1df1e5f21cb36156a7456c5d452c43e550f80868563a8486b7ef407a5a249598
+// digest         ddbdf9e65dfa68c28dc3ec54a9d29115a57ac76245fa7a547215e203d43db7b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

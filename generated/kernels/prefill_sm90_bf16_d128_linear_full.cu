@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         dd5d62c5a41b8f73c7a171f4a0f8ffb8c80bf0447500f7105ea07c73f62f1c4e
+// digest         2b99ecb2c7da21f564ff7e39d8c2c28bb5c7b31126646c0e3fc08b283377578a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         24af2ae81329b5aaf9708b2d790b54f6dc1927c6b16607dd007ea95494ac3188
+// digest         7812a630764b4548e41709a1cb3344da276a0f7f74b63c7773f2a5ae17cb2239
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         af1863eee79a4d1af6f4d5839d80525e7adc29699656bb8fc4d102de504be29c
+// digest         e6846de10fe9277458c9e927aafed82743c41ba6c6012f840aebd670df016017
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         e6511d5cc09b809acce92be681da44a136a1b9248eea184402230087adc9a5ab
+// digest         0e7a179887df2713cc2f2bdcebcc935c48c705355fb9902f6aa5917eb51af1f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

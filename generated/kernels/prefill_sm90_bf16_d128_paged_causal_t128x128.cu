@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         0b40922437c149c3f33f1c9d5eaa7c5caf716a552501d24a869a55fdf437270c
+// digest         b771c6028ab9b2bd9acdb5d21a9c97c6beb6aea7dbb6000120199ae42b9005ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

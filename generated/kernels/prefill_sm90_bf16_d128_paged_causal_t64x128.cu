@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         ef049b6c863272fe817875ddb0aa6cca64d39ba6d8c5f50c0de06bd6dbbfd56f
+// digest         540b60ee18ffde847ddc7b1c108b53670d1112b1ca123a341d7b8a2b7887f50b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

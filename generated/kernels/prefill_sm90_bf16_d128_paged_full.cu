@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         e93aa7177ee47c3a0871512c6ed276af0914849f5abeec03ee73aa60601aec22
+// digest         49436ccc9544006b36500578cff2aedad4d937987f0ddd11abb3a5984e202230
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         66f598103ad358982de6d9db5250cbba6e4de5be18e55012444cbb0fb47e6d66
+// digest         f394b13d8fa2651ac37e27bcc5948fe589750fc2645b9c02f3582658a30d7707
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         af12180162839eef836068d306c89614b1e7123c48647d1a9661ccb587619aa7
+// digest         3e0d8bb26161c9090f1627dfbe84f8dd88a8bf478026efd6e3f5287ffd4c21ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

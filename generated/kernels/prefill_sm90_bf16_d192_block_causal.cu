@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         1da21fa5629c27e59cca72a9caf39450687f4e29d2ca867936469965f6dee72e
+// digest         d397baf1e291a9c8a8ef4f8e3e13282790de445ed511064b184c450328766b23
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

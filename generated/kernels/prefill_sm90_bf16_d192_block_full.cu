@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         b85bbfc888b33851297c3cbdcaec130e3805c8a17d663f675dd6ee0047a43db9
+// digest         6efd40960c02bb59f8430557f653e3f2360e0c55c059e5c1f98c3ff04358840b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         932e99db0f788ae3f77ed539cd96e58378e15152d9071aacb47f32815557ec14
+// digest         ae49ae75fd1e24baffe1edc8de7e1c4fa4b827c3166015fb85618e6989a326ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

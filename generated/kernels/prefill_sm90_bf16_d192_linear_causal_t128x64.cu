@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         52f69a3c9755f099b2e7a806d278a8bb21c06f3a192a7e92518159c0cd374ee6
+// digest         cbba459a19acf3cc4eb20f9d06c90ba6a0eaaef865536e7653225dfcf2f13fe4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

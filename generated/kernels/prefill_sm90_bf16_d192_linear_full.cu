@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         610f7ed437330ee5df19d59e32e50f4e4ae26ab426f4fee78ff1f6f398696c45
+// digest         522a90e409552c566b53593a358ebdab68a0d61036296288e2445ad979357789
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8c29e3dd194a5471b27fa212bc39a161213efb5eab9bcb874f24db54631fc0c3
+// digest         3a11b25aa5877f4c937a6953ac55c40846c75b9ef24804b172d6f86ecb1519f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

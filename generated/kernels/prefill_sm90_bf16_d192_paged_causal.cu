@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         943eab6533b35089a654c2f1283717f7791d6fc346106db93b94fd0cb9927033
+// digest         aa8de9542c28fc70cc2dbad91b5b06027510e1494658716dca07ca4273e23e2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

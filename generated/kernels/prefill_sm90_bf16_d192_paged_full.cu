@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         f915f4850ace37e6441fb8ee2869ae72e662392d96bccb4c6a87345ed1a9a76e
+// digest         278333eed94fd821241d049435ae51122b7bb7917476cfc7cae214a1f6bc1c8b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

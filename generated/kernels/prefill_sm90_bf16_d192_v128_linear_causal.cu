@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         d88f1833ce84b58825474ca27ccbdc1a453141e27945d03232919ad441a22f14
+// digest         2e747142f9637ce549758817e83c1d7a37cde21bb9245ac000afca3cc695add2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

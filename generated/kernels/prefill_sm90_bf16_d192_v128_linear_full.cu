@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         f01b7c10ce78265e909ff9773f9cff918144eb4e06ebe4e07c3b0ef6da8335f7
+// digest         54110860e7e82e901bcb8f4942fe6dcb547c44429c93da013920f3074b1dac45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         99c9ba06c60ba138dca8281d292161e6ee8ae731d8cccbd636440fffce4d4e33
+// digest         acfadc9513617d12d3ea91ec3e1a6faf4b00c533bcd31817ab762636166d7be4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

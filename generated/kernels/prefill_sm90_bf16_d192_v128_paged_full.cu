@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         2edccfc2830e0a9dfc1c4800575126d7bd8f27c2fd2b831f887fd507091529c9
+// digest         38f3f58454682eb0238a4a6d35bb2a3332349b094c4da50e42b8ce1b6ceb2ac2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

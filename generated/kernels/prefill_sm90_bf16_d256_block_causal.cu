@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         0cd765dcd00fbf8820e39e1ceebbeb00e3a37ec43c3c0a8f7597414582829aed
+// digest         8593689ed53e408b9dcdec26ebb76636b063390fecee485d757b7f1dbf9bd1d8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

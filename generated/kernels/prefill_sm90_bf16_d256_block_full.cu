@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         1e34fcda4a59220548c319634b8c8f6ee828c85d2f76030d95e49d4c78f3987d
+// digest         111baa321d1cb59cdd93920c10c990949a2827ca964e454c0c82a056087a287c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

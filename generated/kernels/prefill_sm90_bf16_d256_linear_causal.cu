@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         d59c80e8f1271ebfa096ea8165739f76a7151c97919f1529d8d5239f5306b8e1
+// digest         56640ecfc4afe9ba99374932d8d2b9a620794070b3ba13370baae546d375dbe4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

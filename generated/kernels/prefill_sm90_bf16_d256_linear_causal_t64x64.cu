@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         8281a0f6ed436400340eab7b0cc1ff47296ce152a6793079527655af442196db
+// digest         42865a15fcc50d2e182af24ec57a51c54880b7425b5b10947fcb1a92dc4cd0f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         9da9e6b215ccf46cad5b0d12aee4bae9bb4bd82660bc643bc9f91ab69444aea2
+// digest         60577e92c4f7ed5fa6e8930268c6da4043a8ce9f5a32383013ca3c55f6343905
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

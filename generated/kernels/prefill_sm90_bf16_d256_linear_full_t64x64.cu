@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         f8af15f10b59d315a72c12efcc4c4e486635db410574e0b4e4e4514a3f61ef64
+// digest         068005d2590e8803b5f05045524ac7cefc04a970834b30f34e54f855c4dce0ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         4f2c91746e36435cd4141703ec084c2f0f6bd73a50e0586dca962624c8bae3cf
+// digest         cbf644c7aba0d9d806b6b18b5c2cd107ae13458c03905e02919cde91d3c90818
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

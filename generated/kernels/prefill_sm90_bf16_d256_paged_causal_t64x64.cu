@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         41459e831a0e7b71f96b6acfa699a4c961c99f2d0c02e6fdc9125918a083044f
+// digest         961f7f565a585e2bed048f86ba84329b0b5107d26265feab9fb871a0345505a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

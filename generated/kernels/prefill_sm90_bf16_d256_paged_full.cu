@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         357904cc71fa481d62426c92dd34be49d7970a1ed1ecc1107a62cf7b3b946848
+// digest         38592556fac2f3783de90f841802237be16214e566f33f040dd2c93f6f55410e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         7ee6fc0d8ffb59972f7356200346b3917ffccab27d87a840161f7d8b7328c459
+// digest         f4a0d33a7b4bf24a9cc2a327ff0187cb0b98a63be2382f1c075c441708d53468
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         4bc562eb662928941c0db9b6463f527a84cdc8ea5bf0012a7a0def6f0cd2c728
+// digest         7e063bd651a9ea4ca02a4add81cc6d6ef14a096380e36c961f20b1260beb05a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         44db79ea803ee2229658bb156163d237911cbadc3ee23fce07b18ea61b530849
+// digest         94d9c28575347409dc5f19c8e020c4a5c3dc624a1a624331cc96086a36b448b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         80e9f54200c53b2cb2a05c9e501c83b269d3a5955eeefb4ef822bce560ebeecc
+// digest         5265f8baacb1839911393b5306b3535dfe5639fa961b64f0ad73bbad2fdb8bb3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         a7108cd86d33b402410bc837d048248307e895532a9375e4b7c1d98ad89b1683
+// digest         3b387ed3dc28720433d090c7c0dfdf4f5da4b91215ddc05e0a31901fb6a8289a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

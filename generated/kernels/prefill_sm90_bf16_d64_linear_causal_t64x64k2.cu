@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         453588c6ae653ef025c0bd87f176357906f92e89c55b385063dbb98769266e35
+// digest         5e755b09f63f4299e355482bd3c5831d9ef3cd2aa6656abf15c92d59dac21356
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

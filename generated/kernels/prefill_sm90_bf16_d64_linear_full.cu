@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         05be292c051afeffd0307930150cec4b8a53ccb35b1fb9d7c18876f37df9bc0d
+// digest         0c20eb269e8f44cdff260b41c684cecad560f9ff554321d5c0fa07178bd5e2ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         914df255a9cb3f5448b6ddafe7699c88d75016263da1b847e47300ad61d076e5
+// digest         f31d5cce58877221f384d354c60b360c73fd523360912e3016df3daef1da8a10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

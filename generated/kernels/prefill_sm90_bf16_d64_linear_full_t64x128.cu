@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         358928588a5874354bcfbd12314b4ba9462df16fd52cc2fab949e96d38787620
+// digest         0b973ab5ac3e42161782087bf12229145dd6fcd7755e986528f312a37210af6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         5ec70b36cb2ed3173fa81c10ac371f902d7a9ac286c51877d90825bf12ccb20e
+// digest         3168ba29fecdd9d390da3dfc488284c963fe0ddf2897871820f98bd97e8aa675
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         747edb58388c06e7f204a0f82341e36db248fdba0e87daa3773e61d3aa719938
+// digest         2e9ddcb8a205cc3c6adce1c01f3ed9a5eb0391b6d00969ad71e90e65741574bd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

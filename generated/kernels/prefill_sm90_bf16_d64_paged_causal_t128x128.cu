@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         589da4fe3f55e098403e12512037197ebc8cac782b0ad7cd817c94573b4e02d8
+// digest         e677c301657a6756e80333c9d6636a91070fb7c968fe5595457de7948b2b6344
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

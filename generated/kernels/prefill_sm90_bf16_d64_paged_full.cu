@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         ec7db27a5d50b979132a671a37b3b7cc4b669131423d9877a3ed34d159f36875
+// digest         97adc96f4941949a177f2eebe92d0880fb3118b579ee7e49633b89b17be28890
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         b96e0a134a8cf60612d1937b51c7644c626211ecc3bac1eea4a87d20be6847c7
+// digest         dc241ac5041e3b3f6d94d83e7288408d1249a668438bb824f4ea286876ca2697
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         74ef79781a0a8262be18291d61f3ab46bb62d089e78d7607b32e09a4f997d03b
+// digest         22054c0660f4d114995623f4db5bd7863661278f345766ec3e4886be843b77fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         3187275a939899be7b678bfdede8d118d342855505913520b668cce6377f2584
+// digest         f89b9983f59c5b85cc20b24fd2671628a05c40ef82b2f5c660af941f9a98b908
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         87f4d097291e1cfe44aa1625227cd0b0154f02620a26e5111a17196998f02017
+// digest         d4b59a17d3ab16ed3461c05ef317ba86fd1f8a82d05ceec2580359b252438e78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

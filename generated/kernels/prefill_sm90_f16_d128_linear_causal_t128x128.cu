@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         3728f8a14e8141ce9b3040103acbb0a4ff05f51b84b969ac35595713c7638d7e
+// digest         7d3177be0e12003db6fcbf05ecb54c6a89c2a6e8bf9a7f712625cd7c70e8649a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         0d4156949a786332010e293d448ee1369740726f71bf26022351dd873d3795c4
+// digest         fc748677724c5306a4cd4f2ede1d488fd6e950f2d2fc641bee878a191c3d1825
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         c532a4ae56338e047cf9ff38d0296e505c99ac01f35bdc1546d2aae76778bb76
+// digest         0d7e48f8e9b93a06481ad7e57140f6c28c23910755d05d71457ceb8b37f18c14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         1507a323b4f2bec8f988da9573addf7cad46b264e80d91aba3bd1da11b290bb7
+// digest         e0b0851e049a513f9e190785f9fe98975fa6269cd516237f9145cefab105404c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

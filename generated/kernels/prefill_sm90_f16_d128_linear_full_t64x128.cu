@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         a98cf26e4083bddfe5f4613ea49071664725d813da9a268b0a188da3c1a6b8ba
+// digest         120c4fffcde5a70779f96e7bc434d908a7fa9ffd6790f1bb0b5459e0cfb44ef5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         b4d4afd2742d05ff1429999395b6231b84801b6f16922141c20d55a772486bf7
+// digest         2ee6df9092f2cb9a891b8000e8c0a6af245a9d8db7819d6034161c6cd798e15f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

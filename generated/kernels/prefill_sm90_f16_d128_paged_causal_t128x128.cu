@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         fcffbdcf62932f096c6524d7bb83deafe96f8fbd3db276c0c76a3a33e7161e22
+// digest         b9dbf7b7ecbbcc2d76f0d784e999e7cb08311950848003d07c5db2663ac0f124
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         021d33ae036345dd6f630bea2e707fb6c8f907988fa70b86e3f83ea472ca6090
+// digest         47678f5e4c94dcd034561066cf87b539d7b8048910b6ce75a3276bbaef88819f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         4682f3c01c3fda3200e1855e0023351f65f7f0ffecc3cf3bd407c6cc41787cc9
+// digest         5f6af73441d889e80ff6688362ade5ac6ecc7e7ee354d4cc5e6c4f2785e171d5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         14ac48e53f75a31e458a5a47b88437b42be3a4690b093bda1d57e8c68bd948c8
+// digest         794c969943283377446a00e7c468fc452cb530c8d202f89a6407832550782ee5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         bc77f3cec93f6e2024bc7edaffc13ab43f80dcde49f204a18fcdf7176d60654c
+// digest         a4795d49a98e42bc2c341950afca9e9afdcdfab04ac6abd45944972b97dbab09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         8f4e8ea692cae6e52a9ce3dfa46ce65cb50ebdb5c374e09ad33ce4d75d4a53b4
+// digest         9f15e1127b67731f9d3f05bce6038d5b23d2605c9ecbea295682bad97debf9e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

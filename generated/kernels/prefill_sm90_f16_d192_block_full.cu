@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         7e566b0942e24b136c95b68a0cc46b442e6ff22e2cc7ad43189893d65a20823e
+// digest         95f008b7fbea3f648e36d93f98e83ae7c0f337e8dd83186a787a4fb878ef0215
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         af1cd2e1c8e28a9d18c89fc72648d72971850f02e1f89075c46e95d9bd2b91c0
+// digest         a079970e2a74076280915b080ecda1d57199d442823f6ff23bb53ef22f70888c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         a209227d45fde6d9a4e60a8ee165c9b94ed0cb79bcc614494e0539988c49296d
+// digest         ee1e1726268f0793aedb3f471685be622b6d7430bd1ef517ca4ec7e356c3975d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

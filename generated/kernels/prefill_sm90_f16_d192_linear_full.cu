@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         64d8921b1676e991bdcea81c30c538989798883adfee9c3a101c049b3f6ad0e1
+// digest         6057a60d0c05743e8ca5d2a7c23fa43d99d0802ff0408792a6b1bcedf9b82425
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

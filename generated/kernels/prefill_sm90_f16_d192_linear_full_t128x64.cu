@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         415978dff416a8951d928117e2afa4266462009a0ffca0589b8ab6f0e827b74b
+// digest         e6a0a9e7b07ddde731ee62e273522f5ebfa3bf34bbbadf86578558d6eeecf001
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

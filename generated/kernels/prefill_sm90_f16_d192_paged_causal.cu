@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         e031d679f7edca94eb4f6084f35e08c2bf4ee7c3a4ad59e97eca72915f8bdabc
+// digest         c6284c800f026e92d2a3360f7c9c87c35f9db82779850b98d4701c06eb365b44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

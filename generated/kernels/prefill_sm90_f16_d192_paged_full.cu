@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         e3bb9684a7df4b8f671a39a5dd6df5d420295947ce58101a5ce42ca02580c070
+// digest         753f6a54700a5fce739b06391f839d62e13c7ec4d19379bd547ed57e6bf87750
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         d45e05c8e89007b63f3cc02a97914c6fe6f0b21a7e16f962d14afb3f4513e7a3
+// digest         33c30f1b70688f5874beef13b159b93a3fb9f07674c6c797de47483b8e60001b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         c4888d822229144b4c13c75e8c41a162fa3d6686241d12bf4903cbeb156d1f68
+// digest         b6595c8f45a2142cf2910d917889ef6e3eb4acc6e5e6c3fb43adbb37224a9454
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

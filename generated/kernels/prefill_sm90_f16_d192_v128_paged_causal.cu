@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         37f8b4939c478fa13a9b35f4e6b10ffaf1aa14e2f7465bd6beb42fb0b56e1776
+// digest         43c2a1ac798f641d90068e406f42d0fa02daf3051e126a28aab6ec18790d1b0a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         346d83c81d4893739393432eee101fa9c7e7f9f82bc7d87eafbda65e5bfae0eb
+// digest         b7243a509db7e2771c2b3fc75ab0e45acbde14b3e4941efd50750232b24eb8a1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

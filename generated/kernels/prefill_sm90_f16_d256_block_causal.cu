@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         ea5c94fba937670a08cc55d849bcb9f9d71489c922d2467412c2f61b7274e76f
+// digest         4f4eeade84d9eba08f9e891c068653a64851b2b4859faf9f1ad6e59c05a07bad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         8e6865215cce571652af1bde4639158f644c40ab41c4577f60212c5e2456863c
+// digest         40a4b179d336b4dbd86b7c607cb5c7dfdb9594b840e08447b61a4a0c9d95b64a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         fa3cc867062db0c8eeb884b9c372f0a9f889b0e589c34d859bfcc38b4222f73b
+// digest         dc1b645ec51ed4138f04095e687fe12f28619c1424ccaf6c94f45d5892ca7900
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         c244e89bf53b0c5fde434b5bdf128608512af4acd04a9c2cd9ff9a81bbcde256
+// digest         746c7f24e3f82392ab48dde27095538b8ce2176e02952751b0eb2f7057a835d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

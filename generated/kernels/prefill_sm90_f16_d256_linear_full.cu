@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         563c1887aed738d43e30c45a8cc0350f4277bc2803f2ad446fb58e4ada952610
+// digest         757128a0fe2de61826a16d937c3dc8cf9a74803d580dc3dc5c02cedb4fe7da34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8f4716bb8e557f212ee38817217a070a957b5eae5a08ea793ba2de44329fd849
+// digest         70eb45b50383d8adf002c59a9fada70d37bf7a86060b74a7472bd8332e90d914
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         1f1778c26afc55fa8d9fb1eeec4c146faea075d5f5666945eeef8a1be6152d27
+// digest         2b31ac32a43a9e82409afead46a996dd72b8f1d9ea257ef84ed46796f68832ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

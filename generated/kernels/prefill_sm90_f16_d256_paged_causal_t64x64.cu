@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         707bd7e01ad4a0e42d278bd0477df68696bf8aafc1bb40cb1605042b67fae36c
+// digest         6016ff8cf893ca7089638e954ba8fe43d54b71e9eee412882f93bcbfe2040fe1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

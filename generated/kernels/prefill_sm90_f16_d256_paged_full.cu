@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         851e3316f42c351fc23fe5ca2761d0ba06f7f981f6e011472134351d450bf529
+// digest         c3f42009bb70f080c3e0e7d82d40357781cb4a35730a1b33c958a2193b465175
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         af0a991b889c10f42b2906a94bba2d462f6e2f7e6e40e13ae65548d2e6122ddc
+// digest         6ee2d61bdd6882743c7bb0489325095093a197182ee55ebc9342e8c617b4c809
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         cd81e693e50cb2de294f8b41d3c214287000fff72f1faa397d317b931e4d5372
+// digest         d1d31487d47c0946f3b26f4d204a662a730cd670126bf79238c3b070c93638d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

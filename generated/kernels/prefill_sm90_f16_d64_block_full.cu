@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         709a19038ec10b623d2cc5524e95a804ac44fd066b921e9df2c87d63dc6a564f
+// digest         66a048d27e8991bafc931d97a28dc7fb1858a3431a4079328005cf6a8c7865b2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         7aac04b848c10918ff47a4e49afb7a963e8cdcb676eec7dfd703a20bd67904f0
+// digest         4cd7f070b9c8ff1cb13f24529c806c061f1d426e71f9d87d4a24bd1aecc1588c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

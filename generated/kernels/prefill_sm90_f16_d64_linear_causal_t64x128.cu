@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         514d428c41165b199be77587c4d512413cefedf52832e0235962840f92179c86
+// digest         7deea30549c428064ec81cf88f9e6644bd50ac82ce25901bf484a6b88c80facd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

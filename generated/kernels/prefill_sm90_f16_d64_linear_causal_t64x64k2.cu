@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         c726bb0c196a150e2c3b2232fd2e0b1d5f80570384e1cb4390c906463e7297ae
+// digest         84622a9f95d484ae28344d6c7d3de95e06581533c19620f5b27ba404eaf602e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

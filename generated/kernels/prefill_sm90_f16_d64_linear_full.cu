@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         6a1c5eb8856339e583f52c6f3e48e01b4a75673510707c0b268eb46e2536bcb2
+// digest         4205c8627594b3f709e4f6b505949569608ae25971b0d6a83716280aa75fb964
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         cc1fa8319daefa8009358dec9089ae3563f6b79e9ffae40180b56050a64bc4ba
+// digest         9612f8a24f9200ec3884571a460cd4c0ae24ee3b2a11420fbecc6ab65b14a97d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

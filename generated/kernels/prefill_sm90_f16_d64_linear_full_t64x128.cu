@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         6716086f3ead50b0370a9bc429546d9397192c507813f94e93b1a1eac30f4d10
+// digest         b446345c79c019fec63ac5352aa7b5e1b33ec01f747924ced4830eb89e0e36a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         f7fc924b297ab182728f393891084ea07515a8a66436ecd0d7820c3a3c955a30
+// digest         664197ece6a30fd62b2cb6e47bed5193ed9cb1eee9ab8cc364364ce1a64e298d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         08ed8b46f731023b2162c8910aedd1c285c0a997c1ad03c1c9e8d0c0a39d9878
+// digest         72df312d9275990f8ca0ed8268d16f2d09f5e4a227700139238f0f41397eea1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

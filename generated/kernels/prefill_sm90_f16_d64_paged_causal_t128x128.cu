@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         c5bb3751b2c6e74240c284b07b30ffbc994c471aa41fc0267c46c3ae4367d647
+// digest         b10c9804b7934a0e67c8fd9b4ecb9133064b551d1706b5ce3bd9e4ae9706ad38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         1a4129da3cb3ef6ae1dd1362d9fe851e1255f95ce5605b1fbe962e738b3b1e42
+// digest         4ce2475315116f946fbcfbc380c1cd7dad546cadbe0af564a9a0d161e5d02fe4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

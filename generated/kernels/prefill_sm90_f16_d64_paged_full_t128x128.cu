@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         c227689724c1db6d1dafcfc3c8ee4a958013cd1bb5c6624d31f08fe56f9d370d
+// digest         67d23524cc99c72dc30f12d9fabcf576f65c08b46d6ead6001456773d24fd853
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

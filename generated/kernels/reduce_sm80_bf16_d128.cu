@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         cea6ae6a928de6ab7e359a295a402083d9bacbc6d714fc7c584120da11b57df5
+// digest         e7b8bc327a159f3390194681c0fdf2646bb80edc590d349697037cac50b601bb
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         89192caec8acecfff84dc6dc4da1536648e21d9bb92ecd4e4fc3b5ca43fce7b7
+// digest         ebf413090a1d82eebffda37f7398d9f6361a7d988853c3a2266d92ee3125b5f8
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         19103bd219cca073e1ac74cf3a9e19b5d6138e269c570938a82ce5881565148e
+// digest         7bb253881c079aff6623781feb32f1e7688c7e595a010e74f90088b21666e8dd
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

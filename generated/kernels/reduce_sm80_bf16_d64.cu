@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         7faf43df5b3cfe3049f4fbf2861af27d3546a0247ff342677fd828d540e4c0ee
+// digest         df1c5ef8b80fb012fa255800e1f203c530dd0e6107db049c369e5ed83d24ea6a
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         ee360df08159a5b340c57da9fec728d734e9161954edc9b26fb0e2fe7fdf3569
+// digest         5dcb44ae432fd598c9438d13d04cdfa1f79229f18a5de00372e1b0435b82352d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

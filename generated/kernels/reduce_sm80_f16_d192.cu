@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         149f0b2a876351021855ee39f143d97517f9b3200115441858d58ea1deed9a46
+// digest         71a6120922f2327449eee967f7614a7c1c6f6e898284c6aa029fd7b392f83a75
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         db79cb7ce8c21267ca0cfd1f3e71c732b568188f0e594d49ad75bb3550463ecc
+// digest         bf1fe196cbf8eac9d85f6f48f779e814996ede9e4775b919fc75ef33880b3957
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         8a5e9d0dae5b877935083ed2e069a29b6e8d37d2d7e0a1a6d46f5ac61c9b55ae
+// digest         cd893247b7d40c4ef8d79df615700b5404e9973c314f70edb95bf291e75e87e7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         f0d3fc1f14d8f8320606b3724c27549b92c18d2f9cb9882cfef7ef723a8d94da
+// digest         5c5e6faa13ca202c6a2ffb94953221e3c5a2888b37f5baf5e578c7390d97b9f0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         f611bae4a26b8952243148a8dc2bb0cb508e6bbf8773681bcf0dea01bb7428fe
+// digest         3641f1be6a3a8fc1db198d33921cdf099abe98d44d63cb9dd2becc109ab5ac35
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

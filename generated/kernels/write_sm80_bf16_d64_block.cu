@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         c80aa4f445f92267aa20fb71b04d5786881ff6117c8e67e0864b27f27ec5ea30
+// digest         d40d827782e0030095420d13e169c1a95afd42220f32ec059324ebb100e20a90
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

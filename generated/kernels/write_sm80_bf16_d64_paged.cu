@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         2e37508d9be088fcfd8ac0a7c2d3786e01528c43187e303881c916377537242b
+// digest         270df91986af2f66a8b10866f8383cce5ee81043086c85c61cfc71ae3cabda98
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

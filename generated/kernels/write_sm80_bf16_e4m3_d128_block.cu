@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         c3614fb981c934a65b8801762f69251626567820a439dde489381e5074232389
+// digest         ca2379b287a04fd4b41d18147f76611d23ed3dab05365954b5d41b0baf7e8385
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

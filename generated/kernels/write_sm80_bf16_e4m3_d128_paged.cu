@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         db739b3b406900185f1c770f7e2ed78bb93e2a858a5030dc6785086ffe8936b1
+// digest         423a90972b294a7a6e8da2d481f7c2c6c7565df0899c8510aaa6ca63449c236d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

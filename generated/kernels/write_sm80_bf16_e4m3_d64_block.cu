@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         51498a1e1d98b7ac5782bf58d5b0e00ee3d5b7c858108c87ffa8152c0278d60a
+// digest         685d3ca4ec917906bec38635b9c8d7d9d27ffaf3b59c89be6bc7ecd6199fd90a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         7911a0cc16ebf440acd9df13ac9ccf548e98898b7ea353a6aa18d1cb0ac54f11
+// digest         c57a7dfefcf5e6b54dbd662113486a7b5216b28fcf8f1d0900644266f5ee734a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         60adaea95f01924773772c465ac5d0a88bb43603857e84c9cb77f23b878c2b9e
+// digest         998a9ba8751fd60517b0b956f216285436bea793a72cfb62b1c7f6f30c162677
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

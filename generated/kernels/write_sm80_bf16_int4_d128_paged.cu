@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         e0d346442bc988bf149c7bc2434b7d0ecca9e45e209e421eb870c166c2f7fbef
+// digest         714ff4a433d47640967375b3af71ca75e0279a17029429e2196b7a664d164618
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         b7800cb6cd2749d35d0c2684ed0821a7df4ac76ba89722ed63686f5e906ff67e
+// digest         8cf6b4a7e2370ff498d6f0a8a61cd616ca35c38ead682d0ae22eee87306c9421
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         af97cdbc9bca22dc2f8f4bbea7571fbd66c1dc99dcd858803b795c6d06f3c8c1
+// digest         7fb10579a2390857955708403fd6db58ce462f48494209facbc6224faafa2217
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

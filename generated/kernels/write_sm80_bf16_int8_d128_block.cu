@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         b35d8bb8f74fd4b5c5b2b95346612fb04204162d4bed63ed6cda57cd89db07ca
+// digest         b43b4c44a565f8075783df6a5fd71e774a1658c5d1ef24ff01bc0b74f50cc8f3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

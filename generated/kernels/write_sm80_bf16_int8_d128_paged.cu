@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         e8cf324b5836eb3770d5565a91f3f53da6137770f1e1dccd9f2af2b224ab25dc
+// digest         34c55d5ea29d5f77cbac922ef0a3e5051a58f84617e17b610bc7f5428b443fc9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         02b6a023dd4a31d6551353b645445a2e19e59a75e116c548894c7417ba920978
+// digest         61abe6bab456467de8c642fed68ba7476d8bd5cdc2e60dd3cb5b39186d01b51b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

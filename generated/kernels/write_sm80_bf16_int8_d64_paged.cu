@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         d3d22d5262285c8e08b5858cc1781d53b21aa9e214412fa02ce8003a6b45f39b
+// digest         e73241a77fc69553019564fc2f8fc1e77286bb47cd0af5c6da5f90438488f441
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

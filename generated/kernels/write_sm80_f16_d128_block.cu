@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         014eaeb3d0676c8c995cb6189079a77e8d2e7a7ddb60ad686ddab45ab3191ce7
+// digest         e2c76b05de822f9a98cfe18fb82de5370869340a995dec8738f237dcfd08dfd3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

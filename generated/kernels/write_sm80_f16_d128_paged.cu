@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         67562c101df09e2f4d3053af5cbdb8c78c1a3746a95a92aabac410d492519197
+// digest         9b166829e30c2a3e34eb648aa757e583bd6a2ca7c7a72875fe6a7cfb63bd5cbf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         b8ccb54ecd7e9abab04fd026fef5d824470b960730c03dc91b3f4e24ab534186
+// digest         fd795ac94ac94c8fc0bbe0b192486b7a8aeffebc8c90788984f41c35ee75fc0c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         57b2ae17bad695ed1db4b61e9245eede017aed06cf94acd516d3ee5401ece9f0
+// digest         82a99f2b711eef2d1bb363cf6f98c9063b8b6f07f69115bc503181cebb7ddce5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

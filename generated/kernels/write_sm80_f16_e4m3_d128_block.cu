@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         c0a57c0470fe7e5701190d26f7988bf5d49c94d6c01380c162f085a7327525b6
+// digest         0ce29b36e5f54606cd186c482d2a59ddd0821269b83983bd54457a058e2b88bd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

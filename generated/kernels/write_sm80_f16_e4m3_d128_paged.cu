@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         8c12dd31e2ad66b77b7e5cff2d63751fc260e660c2be234ddd668381ba04ac6b
+// digest         df41c9bdd6df05f68e09a89a50161f94cd1d97cfd9dc693348b6232ef185a8ed
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

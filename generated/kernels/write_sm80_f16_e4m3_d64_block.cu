@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         dacfd5679c1e748d63c72b77491ca4f70aa3a38d499e2fbef8b99dcf0c7f4c8c
+// digest         2639548e1ff4c1f3725fcede265bdfd4e289f093c2b45b5929fce80ffa75bb97
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         22700e8ec90311e3452c594a3c69c8763a6e9e53f4d39eec97b41ad36ddc6dbd
+// digest         8ce789b2a354d5b1bab499c4deeee1e4a5796144abc942d0f09c3d9966f1d47f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         c2bf0e4d90cc8915bbc5c132e69d2ae4a9c82286ff2e3dde094a87325eacfd5b
+// digest         d98474f816c6cd5910d6bd69f8c3836bee7d0f800eb6d5bfcf282709f94a319f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

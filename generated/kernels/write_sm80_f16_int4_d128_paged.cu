@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         4cae55f1eb78cae9e7fb3c12dc2f909aa4c38b0e0e2f71d7fe78d4d0f8f8cf0a
+// digest         f4d9a48611392154b13383c86cb8dbaac5de5f0f001c1112fdef581af568fafc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         b3ec27a2ed37a78685e357e33974411c773d0a5eccc347231ef88e2c0520eb69
+// digest         3826dbfa8b41b85b81274b3f3322cc046f2dbc38f861b82f5dae62aa7500aa8a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

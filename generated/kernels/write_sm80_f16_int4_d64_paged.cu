@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         acd41d2e24ee6bee60f74d0b887923aa15aa19057e94ae20406644e7963819a5
+// digest         e4e10eeb11d91a2f6c7e28cb31b4a813cf9545568ababe8cc3b8d5c727b7f888
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         1b4c8123e8cb1b905c5e17f9aa91709793afc6f9ea098b485f94b9f5442030ff
+// digest         df8070b5e60375dc1fcb88271722ae914bbb14363ac17fc3913395dd8cd0599c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

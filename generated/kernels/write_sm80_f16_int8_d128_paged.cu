@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         f0bac99e0cb580ca150af7be6d854b69f72425fcce7b87ba25ba489b83ce5f60
+// digest         80991d352e44c7f9c0fb2a0207f878be651482312b768131045c01c845fa4b98
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

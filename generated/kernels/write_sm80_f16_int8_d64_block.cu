@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         df81ee19fc20d4d6bee22f39274bbfb08c9d09b768d1d1a25070e1c45480e0b7
+// digest         e60de0eefeee48fcbbde80586ccefc1bfdb62457e89b8bc3377b180a81f37861
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

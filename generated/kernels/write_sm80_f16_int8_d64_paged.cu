@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         cb30d5ed3a188729b1d8302c531ae7ef0db376ced6b7bbce5a867a544a0e7424
+// digest         d3d6d469d73e44064b8bad90160da7b3adfef8a172ea917287f6605bd3d3dec4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

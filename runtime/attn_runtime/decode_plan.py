@@ -135,8 +135,8 @@ def plan_decode(
     if units > INT_MAX:
         raise PlanError(
             "max_k_len",
-            f"max_k_len gives batch_size {problem.batch_size} more than 2^31 pieces of keys: send "
-            "fewer sequences, or split less",
+            f"max_k_len is {problem.max_k_len}: the keys of {problem.batch_size} sequences are "
+            "more than 2^31 pieces; give a smaller bound, send fewer sequences, or split less",
         )
     capacity = device.sm_count * kernel.ctas_per_sm
     ctas_per_sm = ctas_of_heuristic(problem, device, kernel, tiles)

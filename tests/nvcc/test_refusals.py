@@ -58,8 +58,8 @@ EXPECTED = (
     "paged_iter_params.block_table | paged_iter_params.block_table is null: give a device address",
     "workspace | workspace is null: this call is split, or its keys are spread over ranks; give "
     "1000 bytes",
-    "workspace | workspace has 10 bytes: this call is split 3 ways and needs 1000 "
-    "(workspace_size); give more, or set max_split_k",
+    "workspace | workspace has 10 bytes, and this call needs 1000 (workspace_size): give more, or "
+    "let max_split_k bound its splits",
     "workspace | workspace is address 8: it must be a multiple of 256, as cudaMalloc gives them",
 )
 

@@ -152,6 +152,7 @@ def test_a_kernel_is_found_by_what_a_call_says(library: Library) -> None:
         ({"dtype": c_abi.BF16}, "dtype"),
         ({"size_per_head": 96}, "size_per_head"),
         ({"size_per_head": -128}, "size_per_head"),
+        ({"size_per_head": 0, "causal": False, "cache": 0}, "size_per_head"),
         ({"size_per_head_v": 64}, "size_per_head_v"),
         ({"cache": 9}, "cache"),
         ({"kv_type": 3}, "kv_type"),

@@ -162,8 +162,10 @@ inline Plan plan_decode(const Problem& problem,
   const std::int64_t units = problem.batch_size * (shares_stages ? stages : splits);
   if (units > detail::kMaxInt) {
     detail::refuse("max_k_len",
-                   "max_k_len gives batch_size " + std::to_string(problem.batch_size) +
-                       " more than 2^31 pieces of keys: send fewer sequences, or split less");
+                   "max_k_len is " + std::to_string(problem.max_k_len) + ": the keys of " +
+                       std::to_string(problem.batch_size) +
+                       " sequences are more than 2^31 pieces; give a smaller bound, send fewer "
+                       "sequences, or split less");
   }
   const int ctas_per_sm = detail::ctas_of_heuristic(problem, device, kernel, tiles);
   std::int64_t ranges;

@@ -8,6 +8,7 @@
 
 #include "attn/cache_check.h"
 #include "attn/dispatch.h"
+#include "attn/need.h"
 
 namespace attn::detail {
 
@@ -97,6 +98,7 @@ inline int distance(const Traits& a, const Traits& b) {
 }
 
 [[noreturn]] inline void refuse_traits(const Traits& traits) {
+  need_positive("size_per_head", traits.size_per_head);
   const KernelRow* nearest = nullptr;
   for (const KernelRow& row : kernel_table()) {
     if (nearest == nullptr || distance(traits, row.traits) < distance(traits, nearest->traits)) {
