@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from numbers import Integral
 from typing import Any, Final, TypeVar
@@ -243,6 +244,13 @@ def _integer(axis: str, value: object) -> int:
     return int(value)
 
 
+def _nearest_word(word: str) -> str:
+    """What may have been meant by a word that no axis has."""
+    known = [value.value for axis in (Mode, Arch, Dtype, KvDtype, Cache, Mask) for value in axis]
+    close = [] if word in known else get_close_matches(word, known, n=1)
+    return f" (nearest: {close[0]})" if close else ""
+
+
 class _Words:
     """The words of a name, read from the left; each axis takes the word that is its own."""
 
@@ -281,9 +289,10 @@ class _Words:
     def end(self) -> None:
         if self._next < len(self._words):
             raise ConfigError(
-                f"configuration name {self._name!r} has {self._peek()!r} out of place: the words "
-                "are mode, arch, dtype, kv_dtype unless same, d + head_dim, v + head_dim_v unless "
-                f"equal, cache, mask, tile, in this order (example: {EXAMPLE_NAME})"
+                f"configuration name {self._name!r} has {self._peek()!r} out of place"
+                f"{_nearest_word(self._peek())}: the words are mode, arch, dtype, kv_dtype unless "
+                "same, d + head_dim, v + head_dim_v unless equal, cache, mask, tile, in this order "
+                f"(example: {EXAMPLE_NAME})"
             )
 
     def _peek(self) -> str:

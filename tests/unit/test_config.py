@@ -128,6 +128,10 @@ def test_the_reduction_has_the_width_of_the_output() -> None:
             "prefill_sm80_f16_d128_causal_block",
             "has 'block' out of place: the words are mode, arch",
         ),
+        (
+            "prefill_sm80_f16_d128_block_causl",
+            "has 'causl' out of place (nearest: causal): the words are mode, arch",
+        ),
         ("prefill_sm80_f16_d0128_block_causal", "has 'd0128' where head_dim stands"),
         (
             "prefill_sm80_f16_same_d128_block_causal",

@@ -102,6 +102,17 @@ def test_the_workspace_of_the_heuristic_depends_on_neither_batch_nor_lengths() -
     assert first.reduce_grid_x == 0
 
 
+def test_few_sequences_take_a_cta_of_an_sm_up_to_as_many_columns_as_sms() -> None:
+    """4 KV heads of 33 sequences are 132 columns on 132 SMs."""
+
+    def ctas_of(batch_size: int) -> int:
+        problem = replace(PROBLEM, batch_size=batch_size, token_num=batch_size, num_kv_heads=4)
+        return plan_decode(problem, DEVICE, KERNEL, SplitPolicy.heuristic()).ranges.ctas
+
+    assert ctas_of(33) == 132
+    assert ctas_of(34) == 264
+
+
 @pytest.mark.parametrize("cap", [0, 2, 20, 500])
 def test_few_and_short_sequences_plan_the_memory_of_many_and_long_ones(cap: int) -> None:
     found = set()
