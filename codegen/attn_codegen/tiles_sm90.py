@@ -19,7 +19,7 @@ from attn_codegen.tile import (
 
 FLOAT_BYTES = 4
 ROW_ADDRESS_BYTES = 16  # addresses of a K row and of a V row
-SM90_PACKED_HEADS = 16  # a warp writes its 16 rows as whole tokens
+SM90_PACKED_HEADS = 64  # the rows of a warpgroup are whole tokens, as its box of Q is
 WARPGROUP_ROWS = 64  # query rows that a Hopper warpgroup multiplies
 WARPGROUP_WARPS = 4
 SM90_TABLE_BARRIERS = 4  # of the tables of row addresses, of K and of V: written and read

@@ -71,8 +71,8 @@ def maps_of(
         "out",
         (width_v, heads, max(1, tokens)),
         (width_v, heads * width_v),
-        OUT_ROWS // pack,
-        pack,
+        OUT_ROWS // min(pack, OUT_ROWS),
+        min(pack, OUT_ROWS),
     )
     keys = {Cache.LINEAR: _linear_maps, Cache.PAGED: _paged_maps, Cache.BLOCK: _block_maps}
     assert config.cache in keys  # a rule of the space
