@@ -120,6 +120,17 @@ inline int ctas_of_heuristic(const Problem& problem,
   return few && kernel.ctas_per_sm == 2 ? 1 : kernel.ctas_per_sm;
 }
 
+// Query tokens of a sequence of average length, rounded up.
+inline std::int64_t mean_tokens(const Problem& problem) {
+  const std::int64_t mean = ceil_div(problem.token_num, std::max(problem.batch_size, 1));
+  return bounded(mean, problem.max_q_len);
+}
+
+// How far a tile is from the least that holds so many rows.
+inline std::int64_t misfit(int cta_q, std::int64_t rows) {
+  return cta_q >= rows ? cta_q - rows : rows - cta_q + kMaxInt;
+}
+
 }  // namespace detail
 
 // Plans one decode call, of a kernel that packs kernel.cta_q rows and has stages of kernel.cta_s
@@ -229,15 +240,10 @@ inline std::int64_t rank_decode(const Problem& problem,
   if (kernel.shared_bytes > device.shared_per_cta) {
     return detail::kUnfit;
   }
-  const std::int64_t batch = problem.batch_size;
-  const std::int64_t mean = detail::ceil_div(problem.token_num, std::max<std::int64_t>(batch, 1));
-  const std::int64_t bound = std::min<std::int64_t>(mean, problem.max_q_len);
   const std::int64_t tokens =
-      policy.kind == SplitKind::kFixedSize ? 1 : std::max<std::int64_t>(bound, 1);
-  const std::int64_t wanted = problem.num_heads / problem.num_kv_heads * tokens;
-  const std::int64_t rows = kernel.cta_q;
-  const std::int64_t misfit = rows >= wanted ? rows - wanted : wanted - rows + detail::kMaxInt;
-  return 2 * misfit + (kernel.threads < kFullThreads ? 1 : 0);
+      policy.kind == SplitKind::kFixedSize ? 1 : detail::mean_tokens(problem);
+  const std::int64_t rows = problem.num_heads / problem.num_kv_heads * tokens;
+  return 2 * detail::misfit(kernel.cta_q, rows) + (kernel.threads < kFullThreads ? 1 : 0);
 }
 
 }  // namespace attn

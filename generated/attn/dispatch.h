@@ -7,7 +7,7 @@
 
 #include "attn/attention.h"
 #include "attn/check.h"
-#include "attn/choose.h"
+#include "attn/many_rows.h"
 
 namespace attn::detail {
 
@@ -65,6 +65,18 @@ Traits traits_of(const AttentionParams<T>& params, Mode mode) {
   return traits;
 }
 
+// How a prefill kernel takes decode calls of many rows (many_rows.h). Null: it does not.
+struct ManyRows {
+  // Of a call that the decode kernel could take.
+  std::int64_t (*rank)(const void* params,
+                       int max_split_k,
+                       const DeviceLimits& device,
+                       const KernelInfo& decode);
+  // With memory for the decode kernel's plan, too.
+  Plan (*plan)(const void* params, const Plan& decode);
+  void (*invoke)(const void* params);
+};
+
 // A linked kernel. `params` are AttentionParams of its element type.
 struct KernelRow {
   Traits traits;
@@ -77,6 +89,7 @@ struct KernelRow {
   std::int64_t (*rank)(const void* params, int max_split_k, const DeviceLimits& device);
   Plan (*plan)(const void* params);
   void (*invoke)(const void* params);
+  ManyRows many_rows;
 };
 
 struct KernelTable {
@@ -114,18 +127,46 @@ const KernelRow& kernel_for(const AttentionParams<T>& params,
 // The device itself. Throws Error where there is no such device.
 int checked_device(int device);
 
+// A kernel that takes a call on the current device.
+class TakenCall {
+ public:
+  explicit TakenCall(const KernelRow& row) : row_(&row) {}
+
+  // Of many rows, which a decode kernel could take.
+  TakenCall(const KernelRow& row, const KernelRow& decode) : row_(&row), decode_(&decode) {}
+
+  const KernelRow& row() const { return *row_; }
+
+  Plan plan(const void* params) const {
+    return decode_ == nullptr ? row_->plan(params)
+                              : row_->many_rows.plan(params, decode_->plan(params));
+  }
+
+  void invoke(const void* params) const {
+    decode_ == nullptr ? row_->invoke(params) : row_->many_rows.invoke(params);
+  }
+
+ private:
+  const KernelRow* row_;
+  const KernelRow* decode_ = nullptr;
+};
+
+// Who takes a call on the current device, planned with at most max_split_k splits. Throws Error
+// where no kernel is linked that does.
+template <class T>
+TakenCall take(const AttentionParams<T>& params, Mode mode, int max_split_k);
+
 // Nothing to do: the other fields may hold anything.
 template <class T>
 bool is_empty(const AttentionParams<T>& params) {
   return params.token_num == 0 || params.batch_size == 0;
 }
 
-// The kernel for a call on the current device, planned with at most max_split_k splits. What is
-// wrong with the call is told before the device is asked.
+// The same, but what is wrong with the call is told before the device is asked.
 template <class T>
-const KernelRow& kernel_here(const AttentionParams<T>& params, Mode mode, int max_split_k) {
+TakenCall take_checked(const AttentionParams<T>& params, Mode mode, int max_split_k) {
   kernel_for(traits_of(params, mode)).check(&params);
-  return kernel_for(params, mode, current_device(), max_split_k);
+  return take(params, mode, max_split_k);
 }
 
 // Makes a device current, and the former one again at the end.

@@ -29,7 +29,7 @@ struct Plan : Workspace {
   int grid_x = 0;        // 0: nothing to launch
   int threads = 0;
   int shared_bytes = 0;
-  RangePlan ranges;     // decode: which CTA computes what
+  RangePlan ranges;     // decode: which CTA computes what, or would
   int counter_cnt = 0;  // ints that AttentionParams::counters must hold
 };
 

@@ -5,6 +5,7 @@
 
 #include <cuda_bf16.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <string>
@@ -131,6 +132,7 @@ void encode_maps(TmaArguments<typename Config::T>& arguments) {
   const bool is_bf16 = std::is_same_v<typename Config::T, __nv_bfloat16>;
   const std::int64_t heads = params.num_heads;
   const auto pack = static_cast<unsigned>(arguments.plan.packed_heads);
+  const unsigned warp_pack = std::min(pack, 16u);
   arguments.q = encode_rows({"q",
                              params.q,
                              3,
@@ -145,8 +147,8 @@ void encode_maps(TmaArguments<typename Config::T>& arguments) {
                                {Config::kHeadDimV, heads, params.token_num},
                                {Config::kHeadDimV, heads * Config::kHeadDimV}},
                               is_bf16,
-                              16 / pack,
-                              pack);
+                              16 / warp_pack,
+                              warp_pack);
   if constexpr (Config::kCache == CacheType::kLinear) {
     encode_keys<Config>(arguments, params.linear_iter_params, is_bf16);
   } else if (params.max_k_len > 0) {

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         2ad3f53c519b5803027573a052bd876b482ab87a6c5c890d547dfdb6c3f530c7
+// digest         4a77163cdf8a10f692085fc9178df6d32a5d3144d263ce0d23f971c2912b1eeb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         8f14a43027b36bd6d8e17298eb14d487ffe8bb32fad13dca0aad2d2ecb643a01
+// digest         052eea623478927fa09ea5590cb8e49c7ddc42ea6f76e951c777370d3228430d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         31cc601f222fd8fec5db22263ecb81a686f4ddbd659063bda8f9e1bc6c3bcfa1
+// digest         b2f05542aa43d880dc3e43589b9f1f7fb295301fec39824a64f8f39098576a72
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         f979423a7faa9ed8cbee8598ce379520beb4c955650be69d00c672a23b635911
+// digest         4890d7928ea77dda4c13981b6abe38a9512f0253f3ae1f9776576f86d19322c0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         022f037ebac5723255e9b2e524682686a7fb356ebb77440043449c4292e822be
+// digest         0b7824aab7d8cfcfb2b023d0d41c1945352c13f1871761c0b695633a68616d05
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         52ed56120cd461ad4d31ec9ec9be0ca2f5311fbdef52cd87a551937290c37c77
+// digest         df8ba7d212d3414289041c22d4c6de36742fac7ca1a14e13b69c91499a4c6dce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

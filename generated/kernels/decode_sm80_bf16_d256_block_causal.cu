@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         4383ea393401905e783783eb7e296611a5af2bfbb810f8197c27ffeb8786d7bd
+// digest         25e74e5fb6171f0798c59afeddc4dbc297a351887216fa68a97f814d99e2ffbc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         147debd46aec80a1b8c4ae385b2c2bd458f37e7290c2126f5389225b566e15dc
+// digest         2aeb037d9a22a489a8ff1f5003e8ba7661fa4e5cab10cd53ee3241408c7bf31b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

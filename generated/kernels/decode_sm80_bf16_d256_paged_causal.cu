@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         a6f31a6d76026f6309853f5501e6eee82fd12014755641a7d43b5764a13eb497
+// digest         153244a75aff4a27588e82a565c9a0d026643be62ebb09741e5022ef3eb6705f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         edd113591099b9c0f87a130a90b7b8a2f4d92e55301f4ad757a9967aaa5ac14a
+// digest         22315bcb8adf269f9c8e0c2fab74e3f19f6da9c1ff6b485f68399c3be81de8ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         8713ae806b220dd0401a7574914ad4cf2092d960792789522efda51bf27f8a90
+// digest         8d765a2af0d6b93dd6afc0ac4f34fcb79b61c81a305f6b2ad51f10e858f35598
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         8006280dbdd1621f75d0780b05249a639304fb9d33ebc535fab6a2034844b329
+// digest         90b1f71e40eecec3b413b47f126fc1fe9935579e726bbe181a2631dd587b0df9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         9a47a8a8b006e25a3746a2128cba7deac013c1b13f872607289ef80e54b4114d
+// digest         4c3a209d1f35bf5f61cf276a5314a91605ef18b97c6c538f7e281226927650ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

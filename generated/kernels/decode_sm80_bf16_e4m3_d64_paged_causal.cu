@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         04ee2ac78f8c1775c7283cef2c2b91e448ddb48c979683c822196826bc727b07
+// digest         bb4977509cd1dfa07f04d744faf06d0ef4d678af2d6be51ad1efb39bee45d027
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

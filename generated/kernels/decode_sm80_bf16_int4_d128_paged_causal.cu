@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         cf484f6db8a27e93575ade8c23f2d8491098193ab49a4e1c4445f714769dbc47
+// digest         d77b57a3a23a6e8573389a2e7f86c35765bd53fb0f3acc8dacf2852ebf1fbb98
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

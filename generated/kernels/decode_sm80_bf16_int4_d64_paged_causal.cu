@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         0e64e57696f84262c39d113b691be2939b5c3b771376a15fc2ad8bccd3b9efbb
+// digest         4a86a9c07fbde78067bd4c1883b043d7294fce52ae3c2110e04cf9ad344e7785
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

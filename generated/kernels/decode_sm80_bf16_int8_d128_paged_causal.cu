@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         9b1c5280890c60ff1716fe4f79a586425cf5bb9c5d9b92a26e4afda4fc8a36f9
+// digest         ceffac5d47dbdcff49cac64932c2d98dee83981bd6b76e468ff21c1a004a47c0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

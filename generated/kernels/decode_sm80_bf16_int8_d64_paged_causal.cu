@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         d3b829362bfef472d3975819085281349d4484c538046ecbc65231c0c0c86633
+// digest         4d72af465908329a8fee4a75a0e890b6e2eb731dbc40e84d6e5c818504b0d3f6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         f792d1506fa99d36f927e2b5507ed245e4fa355db29b2203c88fa129b7c124c7
+// digest         e6169d7321d714144bfd444b24070c87e39c011aa05198bd0b34f1b048ffeb2e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

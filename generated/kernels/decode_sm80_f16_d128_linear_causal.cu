@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         5bcfb93345f95dc8a5d10b242ff6efb125b0a61f6ebbd6086fd3de6b0a30ed34
+// digest         4515285d3808bc2769becad5250be974b274ed7a790aca59b3fe440626eb1cd5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

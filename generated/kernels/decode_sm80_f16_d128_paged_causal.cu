@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         23aa5b3273e4858b5c6fd7b124f342ce9e7ef4f1afeb310a0e9f1196f8608f3c
+// digest         2fa66c6640f2009aac7df4f6b10eb17b23ad1d1698bac0df61874cef45ed2019
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

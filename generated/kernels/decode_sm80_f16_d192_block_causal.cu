@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         6740fa81eacc5adaa85325e921caadc6cda28d571a842aad31030750446b5f7d
+// digest         1af7253cf168d9ab42bcedf5d0617b2d99aa0db3617304ea6a492df603471549
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         a1653971855076b7426b87bd2247df66164b6b943dfb3c1abcb10be802172a8e
+// digest         1e60e4b791faabf3cb225b4e08501d87769ad38c0f210763307987cf77e5157c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         c5b088055347e2a0db6dfd3b0ddc39088ae82311c9e8d8113a971826fd23b3fa
+// digest         f0e9efe577970f439a92ce100cb4d61b020ad3303e9f624d9715d45a567b4f0d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

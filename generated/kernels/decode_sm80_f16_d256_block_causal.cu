@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         dc33681c3d4fc89e6a77e12ef0222c10e587e944202743cc4b970722a7c51f26
+// digest         2d6c0ba3344f3dfab12ef449ccc74063b6fdfe31cd9a536fd9e7c1fa7c2cdbf1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         4bc150bb43e6b6b9ad7a478bd38453fdb8281b12cbebe5add0731d6d246c8ad1
+// digest         de96846ce564b0bb7aeb1437d61d645e63ffaf0eee02813cc40a27dd17de48a2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

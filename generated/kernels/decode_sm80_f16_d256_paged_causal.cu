@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         8f6a04b72791f481848a8cbaa6f06a9306e045ca0f9286e06a8e173ede816475
+// digest         39b2b5061597e0a1f92f757bf38aeac38ecc6f40e0a460411cff39ae6b102fc9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

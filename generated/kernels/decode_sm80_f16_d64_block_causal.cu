@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         03c71d730342593134cca1cdfdc5da4fc479cb2a18f9037ad33cefb56210a47b
+// digest         36e4f54ef5d0321547f91aa706653bf513321724587cd34b0a1821d05433df37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

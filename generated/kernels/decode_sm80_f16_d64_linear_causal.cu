@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         7880f8c49a4ea4fbe07422d0ffa995cfe1cc0600641180a64464d99513bf8269
+// digest         62d0ec9a09f1f81e344f447e9a9a0550e64b7167f9bac667f8d867d26de473e3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

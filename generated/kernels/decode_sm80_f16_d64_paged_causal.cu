@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         484347d731a81c6b96bc3ba5a1ef511a527c74218ef97a168a4d65dca09c0c0f
+// digest         ffe1cdcc426c9aba2cdf11fa175ee3fb98489a802260ffbbd9b4b7262235a53a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

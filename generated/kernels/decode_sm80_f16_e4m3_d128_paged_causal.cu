@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         a69d81696a22991642b17c12ea36f3282d1b9d6ee88dd4cc4744629f5f0f32d7
+// digest         afaed59622fcdf6e8a93242868832fd825bc494c50c7d45b3e56f5901fa9eac2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

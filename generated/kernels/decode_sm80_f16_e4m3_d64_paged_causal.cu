@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         924ff600a330f710aaccb932978624b87f1b1c708124d86a606b2642fbe4136a
+// digest         4fd1b1201d54267bbc5fc624e6f8f204fdeda04bf96f88f60ff65e5254cb12b1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

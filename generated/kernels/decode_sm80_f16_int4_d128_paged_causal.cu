@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         452d81344d8034ca9ceb22cda77bde29a8d2a4b1018f71ac61f45e655cec2ab2
+// digest         9fb1ddfd3b359520a9a9f4f77674871aea6c2a88ab324d6e015a7bc9cb1b504c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

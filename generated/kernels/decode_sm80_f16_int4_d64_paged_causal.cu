@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         740c2a8f447705389f710a14f86223c1a5899da4784e754d7ce05df549e5e2f4
+// digest         2a0032a83776f69b193894776e02416cdb8b1de3ca3c5d799d58b484d97cd939
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         5c3547c443faf871084b71be33a5280de3c22f558b655f64ef117424990cfe8e
+// digest         5a9bbdae31005aef923cf2f6ceb33f651ead94affc88228790e47efe19debb4e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         5a008920fa9f47c35d0316e255257d47672cd3472b02690fc6cd99992bbbddfe
+// digest         f00b771e8bb6e9a32a042283b632cf674d97b8a40e4aa7267400695534fbd9ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         ee841a8ed15e24d388e3b6ee0355c1f4b68a35a4a4645ea2dfa352c15d9c53e0
+// digest         13e4447505cbbe83dfaee07855a760e829b491360be3ac98e0479ffe4f7435fe
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

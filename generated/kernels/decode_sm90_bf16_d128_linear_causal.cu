@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         59a751958510e314f0d853b9f355260c4ea0b720ac3a5f18a8084c25dd72bcb9
+// digest         6c08cbb8fdf0eb4028b0c29f02e5f25bd9014a28dd66f3448e2ff264e2038f26
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

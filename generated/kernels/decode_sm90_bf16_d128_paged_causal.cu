@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         205fae630ee460c7d45acd4de85202e294956f2206b1d26839520b4baa750017
+// digest         935e3325ec8bd1232b5c0194a852250a8fa1619ec4a1a826c52ab96ef1b4daf0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         80b5915fb1b01beedabe9014620c2222f771e07d13ebaef28c67dce29340f8cb
+// digest         6b29378a4f6b26c58f89a3a2bb2b365f276431ef60e3deeda9245ae054f93715
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

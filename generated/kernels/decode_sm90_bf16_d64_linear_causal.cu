@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         d5d5b1ad2afe26ad13d64891aae4cfd2556c8ffa4dd9b350b9846a363a8da3ad
+// digest         2ae617b73dd45f2b7568da85a447d698e7cc353fbd47bc61bba19fa92216c2e0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

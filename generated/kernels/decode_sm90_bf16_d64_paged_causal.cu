@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         13eaa1cb1bf0fe604cf73d8912e48c57f75c19b982a0f8de63a3defddba0c387
+// digest         fb9a13f66b20534236ecd0c49de8dbe7f703b87026a9a608548d18f1b53defce
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

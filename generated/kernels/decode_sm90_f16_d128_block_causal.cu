@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         665311f7264ae7892538795f540cec5d658ffd2fb3ce57098408e0f7d4171283
+// digest         c37d30e555b8b800f9d4fdcbd785e92250070a53734daebe7a5f8f9b48aced53
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         4348081f6b4e0772b0b7a9b914472df8487a29b71d27fcf863a75afeab1d0982
+// digest         3365188844fc8b2c3d85f12adb7ad7cc962d007ec77bfe84056206c64607bb4c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         7e1fe42c39e01a3b16ac6cbc397320896455c10e1b82f6268af416675fbc4652
+// digest         dfea4d51ab298032bbdfbe9fa9e8d9ea6f56d1b4fa790c403aa7c5c8c42cb6ef
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         0ed0295bc6fe772579ada67a5c419da63e61facc28b720a53d260db0884e5cb3
+// digest         037f5ac425f003cf964b0497ef6c62d464bcd69cb7c8318cda82f7cc70ad53d2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         5f42c11f62e65fd02af33fa4f81353e06d2c6e8695d4b570cfe0835a634aa7ae
+// digest         0957f7614d9adbe59ef54a010359e6552a0b951a1fdc994f3953a81d962bc713
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

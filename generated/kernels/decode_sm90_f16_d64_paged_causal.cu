@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         b5a9156b1f8c81c5ccd6be4fc028beb9bf3970fa4192b36a40e640a3945f5f45
+// digest         13b74f829ac20a026352f0cb4014d50a3382c45412299f79bf4b82fdbcbc55d4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         39f74c2db7f2c90c07967bf9a7209b37aabe6eaffcb55259e97cc4d47f993c6e
+// digest         306881ad73b790fed4bc5a6066336d06e114f631be49b7df36581a60adb11979
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         1abdc0a596d74558d42c42f24e8024f4de6b731dffe4d08c6d6d7d68d2102c8d
+// digest         878dcc775e257c46bebb7f79d90731f139e8b6787abef2bd7c2cc198300df7d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         0fafb8ee7d7a8da21b1d710b698fc3dd0dc5354b4a423047a926613ebf40dacb
+// digest         54c0107adf58b8aec31dbd5cb7b1eb58edaffea08e9e8a96482d3412e2cb82b9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         71741f3abca5a61323eb4fd7fe39966f0dd2f6a444ed0c26a42b21372473bbab
+// digest         6d27e3273090a8a93dd4f9d585d149f738bcda1a016af9ee1c15092a61b35f51
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         a15cb80bfb3a7b97c64c9c055928e2cd0349f1917a67aeef666f81045ffe5404
+// digest         484061349bcf0d074bc2e9856082bdb1bf456ea8767f5f787b42cb8117074cae
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         faa1e8c623c09226fbd5e309bb731deb526ca28fb46a6f996ccd0125571ccd62
+// digest         b54508b4ec8bd4aa37cdcf7f59123531eb9828baead84237a1bc232d664c96b6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         aaaa33c8850eb3a0c6bd49352daaf812e5b49e773be4a531b805c271fd9f5528
+// digest         f75696e8d8abc9b8c59bec8fc4aff72dd2244684d0c4921bc34ffd00fcd8b189
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

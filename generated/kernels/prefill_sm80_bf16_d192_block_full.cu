@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         9edb2f3bf8a106a032ae30761a1a0fbeb8b3bbae6c0f4e509dba0786bf49ded2
+// digest         155c09dd51bfa318ef8204e53659303b930c97ab60ec52b36bae39aa142f4ca5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

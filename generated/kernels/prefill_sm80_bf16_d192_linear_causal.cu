@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         5b36eef88c2a57c610af2b490160065f16f43792ffce411322f5c2a75e0db75c
+// digest         f3012a42cf58ca8834ce592c9c296151002e84ebd579c3e4695169db4ab4de74
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

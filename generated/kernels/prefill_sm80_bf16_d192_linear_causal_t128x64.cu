@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f8ab61ee861707fc9c8d4698a6044e9b5feb3f39ccd9c18f3530a0eb93d6151f
+// digest         9856e1d484597595935c1397cb451c1a01c703aeed174449d3fa9d36025a7509
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

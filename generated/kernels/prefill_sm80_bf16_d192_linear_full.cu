@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         6a343d22d8f90dd8ea7438243aa851452ca262e0759f0ef8cc6f19f80f7473c1
+// digest         b46d69cdd5ea9b676fd2959e36f725fee4ea5ab4a64dcc48527894f781126fe9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         bbd741cd4cff5f350c86aa61fc5f7bff456d85e17412e6d49331a7f080b517fc
+// digest         72d9369603840e4188f2f19a19e2693663456ce2ba87d2b4c310afdc024a0015
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

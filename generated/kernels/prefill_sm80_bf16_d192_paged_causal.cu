@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         31cc7a15509054d6939780a77decdb88100901ac9884db7560442c5dbfea3404
+// digest         76a3cd43292d050171eb58d55f9e8ecd1f59f080143f95551797c2ba9fa0e06a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

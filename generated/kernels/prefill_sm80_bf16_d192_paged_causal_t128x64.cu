@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         f8923e29ab0543d3005bfb613abbdfa5df507ef71166e64f87ee2292e1724c76
+// digest         6e23c2a717caf6c5af3aba1da576c5b5009ae17a6acce8037a9772c68a95971b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

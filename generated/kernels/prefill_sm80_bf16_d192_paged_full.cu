@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         45ab108fb281eeaaa39a3a7b60f1e9fc562d983884b0a6376b40e870e268e85d
+// digest         63a33b66642bab34385e75ac88f101e68152a2894b8973017d7e3d88025844bb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         4f98feeab27bf6ade2069ed15859ab0eaf2f4350f7e6614c97cc9e62b7e01abe
+// digest         12ba7c71e725909ec22f04a66e7e73e53aa448a36811dc75eeeeb15f9aacd5ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         d918b778c6a7d039ccaaf8b88f850aa725fa444e7034d5d8a21ac0e44546a3ba
+// digest         9e6118a3f39cfe955b2cd1953f878303bd068c95c8dd363ebce65d46db22087b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

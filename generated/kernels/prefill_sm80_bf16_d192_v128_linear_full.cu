@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         0a95a458ba7c0d29162b105b2ba38d382996a7a7a4f8703db34e9012a6eb0a60
+// digest         d583e0d83bc132cb32417146c209e19a0ceb921888b0904808e47dacdb6e8127
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         3531c0866eec6b21c93e2f68a0dea4aa3b89dfb9e3fbdbaad851f4d0337322a5
+// digest         ba4671a249d9a03e32dd743df44b8f404354a8d09a0f1dbd304a0b77d7675464
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

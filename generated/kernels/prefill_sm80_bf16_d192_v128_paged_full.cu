@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         fb657994d7ed3f31ed34ba70747751003b9ab2589dafecbd3d75a94d6d7ca718
+// digest         67f95e1f8c7569bcedf036a7f446769ab05716d1dd2c0d75fdfe5748d2844a3f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

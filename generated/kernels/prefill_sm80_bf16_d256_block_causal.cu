@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         c45ab1be78672be316fa1df745c0c99e9016fb82db14d9305c02025613221c77
+// digest         d8dcb674d455cf848df9c3c176218e659adbd6d0ee6c59d407cd7f092f04e478
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

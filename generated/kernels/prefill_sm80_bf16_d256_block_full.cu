@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         9eab25838d3b52a86d8b246bacb019d9051efa55000d54afb5d18dbb4c297d88
+// digest         b815e21e2c90c04f231ca3b98d29351a83ad45888c1ad2a138f816a0a4a86b19
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         db7a6fd90dd3b466f8f8440a587fecf416f0a4cc25bb3fc33fa9be01ed97faa5
+// digest         91aa6918880584fa0b2fdd3d495943a3d6d7f54e951cb0f95be797d1ba2a2d56
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         e0e696c605adb5b3d6aedb128ac526c833ee5df76fb6f9bf2e57c7683aa66f44
+// digest         77e37d93aab2710e44c9a09c8e9e151a7870e1f360e7e2d16a40f82f17d4ded2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         2ef643a36ef49f6dc145a8ec89ae75117d016814f75270adaa5f78d7cca1eb54
+// digest         a4085e371c0a54f8a23bb59a03529912ca7b4f7df6d4b34d4786bb94ee1df7fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         5354dbaa19f4355064e3ca72e406b130cccd5d350c78f7a743dd5f3ddc75eabf
+// digest         f3cdb8ac211e97316628bd0c36c50433564505f269b3800883e1a93cbd81785a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

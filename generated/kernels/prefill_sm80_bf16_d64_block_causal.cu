@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         f8b3bdc3ace64eab4b37895bb079134c7e0beb6023a928f975a54b11edbb03ee
+// digest         342274e6b56228b6a5659ba6432facc25574834f19cd8b7ed64e4b1979dae604
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

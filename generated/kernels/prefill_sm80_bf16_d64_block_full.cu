@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         5b17a640e7555fa185c6c451bb5f8b19ed864ac639af09ebe3718cbe69ff483d
+// digest         e01d0fcbcf9c88fbb103903745302d174f1b30891eef0014cf1dd77efd2c914f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

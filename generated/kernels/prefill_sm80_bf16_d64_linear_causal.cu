@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         45bc5053145785ee52ec0f24e7d1f065cdd37a150ea63635c20d7e3dcee01e43
+// digest         41f665c71d6a80ae18aac808e9f844aecf9fa1282bbb3dc09ad3c6618fbe3a8c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         ae7e24ac16ac08deab65451f91718389d8aedf90a742aad6e7e73c208661c4af
+// digest         727e4d7989c17fc51f238d3178cdceb43bf0a4bd4ceac0f3feb0862f6c74563c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         36c1ff89143c52a14011dfcf4b9a105c2f69e0890a8be1f91570d384a9e29655
+// digest         a770f72f7d20c6051ebe2a8087224fdcafa41990067ff16fe33dedf1ad452ff8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         69ffeb5753cce83f0ebc6b69af03246676c4d273fc4c436ecbd154a87fc3f8ed
+// digest         0934231e41fbc8feb914abaa38426454a79b93a4863d1fca2b65000270337f72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

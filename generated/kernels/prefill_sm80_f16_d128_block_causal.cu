@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         f1140237d4ead0308c8ce770aacfc55fa6de5a0d254b1a5b79008a4a7cda558c
+// digest         10966faa10335f976b387da79ab6113dc0f82bf09c18917b499a5c80ccd51e49
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         97220d8be64b82246a67707b6fd41dacdc52f16350246afd65d249c2cb6d59a6
+// digest         1abdcabda9003f9c7540fb799887f92806f9fa49c4e10a675761993950946ad4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         dab845196bc4ab3d2469dccf06347f052e50ab6b3903399325c31aba731c18ad
+// digest         cb090bf94eb19395a531edb1647553995855c0087167c9508dee04a06b47ce79
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

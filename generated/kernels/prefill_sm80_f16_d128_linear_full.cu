@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         4b64868ed881a917724a69255c074583aa7d7e59f5545c717a4c7277dd209043
+// digest         037623a0e0c2dba0c9616f7310ed93cbb5b4afebf58f6d8460741d09986096db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

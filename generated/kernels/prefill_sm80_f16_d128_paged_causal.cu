@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         0efb93d7b69b5f134116dceaf26f4f9ca7f879fa53109d2271a6f8bf89f4e66d
+// digest         5141553a21ab555374b33e0dd5f5ffcd063f4d511b5b528aacf6062a8b0a72e3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

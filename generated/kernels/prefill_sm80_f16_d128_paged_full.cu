@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         50bafbe39a29273e688ef625ef3b5e0a87e6d28b350d7b8a2362cc5aecb31456
+// digest         930be6b3821061d59d190ac0c63c5834a05c9bfa86249d12b57801090efdabde
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

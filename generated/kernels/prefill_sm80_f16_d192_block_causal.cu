@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         343d2f255c7881ca7017dc8df0534b42c9cfe828dd6451b3d15a400f6747a564
+// digest         d302b3e324fde5a45811abcbe08e0db6f9acdeda3e4747781ceb5beda934269d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         e594c7b8a3343054e97faaf8375f69bb5f764379552d53dff6818ed722f7e596
+// digest         9c90093d1c9c6b8eff1ed877dd3e282608008692c9bcb4478d1e9362dcb3e5bd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

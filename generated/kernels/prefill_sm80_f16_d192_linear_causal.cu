@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ac4a25ad22dae007a3d869af55a31804d925df5372da46eee232b2f9e2b7b422
+// digest         ce07a9041cd3469460dc53d9bc9f6bba5e484f06d397570f0b73d1663c7134bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         536917b2210764e1c18e13c6d921be72d9942907672de9ca6e6521bab95e43de
+// digest         9fa2533fb495782ae9d41ed4b6fd1e22819f890d55c650aa8394bb16cea7fa47
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

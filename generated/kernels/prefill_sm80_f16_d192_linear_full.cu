@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         9a71446c342ac662ee65239cf60807805a21885a2b2366827be811be212edf1d
+// digest         7bf0db4ce201b6e25afbcbc71accbbc2e9d3a480bac9df3bb412a66aa9ad4313
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         bc9f2e561529d89297bd1ccf36718779a5d3f6f28592c8a1fd131fa614623675
+// digest         e4d4676479d1001ba8ec135bbad94f2a927782918bce401075800994f7073986
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         53a9982b6e2dc15bf58fecdd1a2cd4e71a25a9394e10dbcc3a74024844c37a73
+// digest         6475b37a404cffbf464b50b2b562512927d281c9ff931120c0bb8c039ddc4068
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         7053426875778f45a25f0588eb0809333865146ecbf756fb4f97d2cceb4269f3
+// digest         3cd27c053606311399878224593f49ce1abb1a4261fc9e71bc736f6897fc3b34
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         c3944d16777530dc453f5750d19601c86bc726547b305b5b4f3f481f3d10f958
+// digest         f5cae5ad39dc0bca902cd02e6d258bca3724e318bf88fafd0e226b87e4ea6e97
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

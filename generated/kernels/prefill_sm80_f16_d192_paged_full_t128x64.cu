@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         63d161c79e313fb3050a4933a0512e54c406aa1a555438058d711fbf908534a0
+// digest         948c5e95c2f1006abffd8fa863ba26dbeb634b349b7cdfc720e02c51633359bd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

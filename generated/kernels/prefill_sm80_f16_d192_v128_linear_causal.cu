@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         f04b310ab3d5d83ba52ef634477f436ba66c73cbd2bb09b19e5a243a3c17dc0c
+// digest         5dcad95741e35863398b45fb3ef7d9c1d91386769564a316cff64144b4848a19
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         c21adff6e9e75ca8c5cb26768ca66d2f69200b5804f7eeda1db73e52462194a0
+// digest         2b6381401fcb87be9e408c9908df1a96bac64ec4f82ccb9ae85100b729fa4c31
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

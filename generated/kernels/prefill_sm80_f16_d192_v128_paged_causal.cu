@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         cd1c3485f9b821d7b055011e9762e7498fbb97c1b6d60eec90f74b9482bc39a2
+// digest         99e502b819b77a8e3c54a57fe4af8a8d84638f199edaab1901577bc9a9a9130c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         2b76739c25ec84f73026b0900ace119983057ac2c6e881aaa0a2b5993f06f3c7
+// digest         9f1f268bd1dc2833f7628bb88bf2692b87860d6f2cea12781db986ddeccf572a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

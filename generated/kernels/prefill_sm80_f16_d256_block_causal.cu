@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         ece26dafe58a3e00013a1fdb9d6c6357b537f7f66772f47d677c08427fb017bd
+// digest         80f120efdf0b095c3708ac3fc4df3a22073e33edb1f7aa696684ed30ba89d7c9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

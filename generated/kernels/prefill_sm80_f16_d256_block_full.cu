@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         d4c72e0028dfdec4af989d125e217e74eb65d6a2d1e108a7fc93949f6f2032bb
+// digest         2e4da5b7ae438ba04f8cc1d79898624ddbdfcec5530271497f6359f2100be33e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

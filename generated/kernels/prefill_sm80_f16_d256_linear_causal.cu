@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         1c957075841f4c3b30373873993b192a42003f24165dd086351741ffad38cbf4
+// digest         03299fc332fa253f853daf0be532a33c4118804067ad991b39fc3c27fe2382ab
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

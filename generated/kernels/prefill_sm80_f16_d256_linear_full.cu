@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         16005e21e325ed6868917d82f9cc768bb538927c79e9e8338ba48e6125f214de
+// digest         4e7713c0144bcb5b96ccff4d454290ecfd365dad1ff602c7799a10aa9640bd82
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         687fa657a124126a7f3f4a009a63f630aa3d44530c89eaa97e7e259b40976062
+// digest         1f6081d6872612464e1cd04cf17b59bbdce2768eab4bb4232e322cafee6b27e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

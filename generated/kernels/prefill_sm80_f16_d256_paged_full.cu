@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         96bfcf1f7cca65738f9b40a5b4475b28da5a76b0d283723cfcf8596489c876a6
+// digest         cc7dd26cb2906b6f93cac718d6114db1c1d0a17f806b5ce5a212d8e58f87a32d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

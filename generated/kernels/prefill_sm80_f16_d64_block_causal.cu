@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         ff693cfe0790b048678ad2a323b5ceb7693f0ffeed3a11b943785b39a8f1bc6f
+// digest         c22f5b7a97100387a49e30286f57740d70d4c961bdad8e6065a05b3979239fd5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

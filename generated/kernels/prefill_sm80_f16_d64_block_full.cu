@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         7a25faa88f84f9031041036b44807692c1baaa64bfa10f438c94dde11f1a4e41
+// digest         eb1647d9f6bdc036973a556a3424398802b121e8c9e2e6aa958af61c21f67a90
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

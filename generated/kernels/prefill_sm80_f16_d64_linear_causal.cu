@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         5ce2d85c65def384ff5f0cacb856dabcc3d3fd1371415d64db700d3f13575a26
+// digest         a91c48c719ae18accb4c115ebe4d520185fa3c728e668f3b98d9a2ad54746a52
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

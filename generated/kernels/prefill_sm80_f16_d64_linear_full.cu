@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         abf257186cf8536d50c6643a7733de1cf543fc9a043b7136f05f03a173ffca2f
+// digest         e11b099d3f5de8118d64c4f2332c30847cd9b495c07b02230af2887fcbf757c3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         d9190cc6ba5d03ab7ba0edafc2a551a1f88123a7912d0f0fbdac01db34027a68
+// digest         baea1cf431d426e6a67ff668524f60ad0c815569a7df7a7c8479eed179add5f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

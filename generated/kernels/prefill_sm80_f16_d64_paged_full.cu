@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         965efb4f57b0298dbaa375ba734bc54a8210f63f75c4ce120dc2644888d9796d
+// digest         1b4744641cf1e81de76bc82c37004100ddd6c0292364087a99cc825eb8bb9219
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         2e9ddcb8a205cc3c6adce1c01f3ed9a5eb0391b6d00969ad71e90e65741574bd
+// digest         25d8392b6e278e6fe8fef513d64956cc557be359f3b3a0b3bcb9b1c9ce39550c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -65,7 +65,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 16;
+    entry.packed_heads = 64;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     entry.is_dependent = true;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         b10c9804b7934a0e67c8fd9b4ecb9133064b551d1706b5ce3bd9e4ae9706ad38
+// digest         72e352ba72305dd3cfb47a67ca4d708e3a88132c19cc90231118f08af80bce32
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -65,7 +65,7 @@ struct EntryOf<Kernel> {
     entry.shared_bytes = TileOf<Config>::kSharedBytes;
     entry.cta_q = TileOf<Config>::kCtaQ;
     entry.cta_s = TileOf<Config>::kCtaS;
-    entry.packed_heads = 16;
+    entry.packed_heads = 64;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
     entry.is_dependent = true;

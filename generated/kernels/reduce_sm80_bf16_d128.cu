@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         e7b8bc327a159f3390194681c0fdf2646bb80edc590d349697037cac50b601bb
+// digest         88f53ac43428e3c74bd15676d139e39db6800aeeb41f7dfe67d15d10992d98f6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         ebf413090a1d82eebffda37f7398d9f6361a7d988853c3a2266d92ee3125b5f8
+// digest         528ebdadbcfec34fdf1f0ae948e72947694e12b56042592cf7bc0a4367eacfe6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         7bb253881c079aff6623781feb32f1e7688c7e595a010e74f90088b21666e8dd
+// digest         67ea99564bb05c436f91291d88b105ec6194d2795a5c68ac1f453cc1a5c78aa1
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         df1c5ef8b80fb012fa255800e1f203c530dd0e6107db049c369e5ed83d24ea6a
+// digest         208c8fc50476c472e3550c33a34ea582722b58a2d99f7d8ef6f859a8ba143fb1
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

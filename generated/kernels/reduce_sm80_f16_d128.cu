@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         5dcb44ae432fd598c9438d13d04cdfa1f79229f18a5de00372e1b0435b82352d
+// digest         84a1ab1b3d37a830cf62c68891a554ed3ef994690d58099ae877433bb73fce32
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         71a6120922f2327449eee967f7614a7c1c6f6e898284c6aa029fd7b392f83a75
+// digest         d552c23983058523139423cd4f0e58c8e8e6ffb3ef365d56506981bb8fe3d2b6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         bf1fe196cbf8eac9d85f6f48f779e814996ede9e4775b919fc75ef33880b3957
+// digest         45010a3bb84df61356294752048f22f07ef0cc76a97c151b690eb1ff0c02c75e
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         cd893247b7d40c4ef8d79df615700b5404e9973c314f70edb95bf291e75e87e7
+// digest         0b9d9f18a0210214f9853010b7bcea2e2e43d7c5ccc67b5f924c949790eac023
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         5c5e6faa13ca202c6a2ffb94953221e3c5a2888b37f5baf5e578c7390d97b9f0
+// digest         cf71a4b93f2b52f6d402cee8e698e335491c451604822d8c2c0ae631a628f458
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         3641f1be6a3a8fc1db198d33921cdf099abe98d44d63cb9dd2becc109ab5ac35
+// digest         14e6e72c52d9ec6c9b57ecb82fdf83a761ef878ecac10addf14d62edee0f6bf2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         d40d827782e0030095420d13e169c1a95afd42220f32ec059324ebb100e20a90
+// digest         49af18d2d99400499599ddaa91f9d5f2077c106b75824e808093264d1eda6ad6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         270df91986af2f66a8b10866f8383cce5ee81043086c85c61cfc71ae3cabda98
+// digest         d8852751ec9a1b7e0b8f4c15394b17fece97b206a053414d80c4a36ac235fe89
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

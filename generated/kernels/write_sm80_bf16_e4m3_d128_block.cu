@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         ca2379b287a04fd4b41d18147f76611d23ed3dab05365954b5d41b0baf7e8385
+// digest         2f55cfcafc7519fab3af3c42acdfe9fc6a315f2b1f96e11f141786ddfbc47667
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         423a90972b294a7a6e8da2d481f7c2c6c7565df0899c8510aaa6ca63449c236d
+// digest         de8d020e44efda15e8f816f624c0f9409b161f9f8eb861c50c197696865abed2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

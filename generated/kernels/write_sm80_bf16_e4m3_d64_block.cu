@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         685d3ca4ec917906bec38635b9c8d7d9d27ffaf3b59c89be6bc7ecd6199fd90a
+// digest         3155c9eb47d44e57776f814e49b0a0df5c1930553fa20a93f8fde42a63a7beae
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

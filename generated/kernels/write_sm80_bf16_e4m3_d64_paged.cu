@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         c57a7dfefcf5e6b54dbd662113486a7b5216b28fcf8f1d0900644266f5ee734a
+// digest         3dcbc67835c5dcfe599c1cdafebe449cc796f867416d6c66bdfbe73592903cf0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         998a9ba8751fd60517b0b956f216285436bea793a72cfb62b1c7f6f30c162677
+// digest         bb21dd6003c047b1af18e9533c9a63fbf9adbef244e3146c34eebf920307c82b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         714ff4a433d47640967375b3af71ca75e0279a17029429e2196b7a664d164618
+// digest         ef72977d0c700edf69495592e23e74f383444c59bfc34f0f9cf4933a50a264ff
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         8cf6b4a7e2370ff498d6f0a8a61cd616ca35c38ead682d0ae22eee87306c9421
+// digest         34ca1905459011dcd51643ff72f5a962e8cf807f90653aac2c74732f935d5aab
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         7fb10579a2390857955708403fd6db58ce462f48494209facbc6224faafa2217
+// digest         c139b57eac63a6ca6463d7c5c908eb183e561f53b5f444d10ca0b02ae69091c9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         b43b4c44a565f8075783df6a5fd71e774a1658c5d1ef24ff01bc0b74f50cc8f3
+// digest         460f71a85a080c99788c931ae7a79b465672d21bfbbb9c839b3da6c64c6f0adb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         34c55d5ea29d5f77cbac922ef0a3e5051a58f84617e17b610bc7f5428b443fc9
+// digest         0c3a2f49700863f021a64384f29616daf3a5657c565ada69b3f864eeed28e8aa
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         61abe6bab456467de8c642fed68ba7476d8bd5cdc2e60dd3cb5b39186d01b51b
+// digest         2ad9968155c0a05aae4c0f48dc97d7bc92293c8abaac50389e46b1a11e9c8091
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         e73241a77fc69553019564fc2f8fc1e77286bb47cd0af5c6da5f90438488f441
+// digest         a4d35637ac72e561a8b9b7fc348f0d893888d291965964b9914f2114e423abbc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

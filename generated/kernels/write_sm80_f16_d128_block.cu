@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         e2c76b05de822f9a98cfe18fb82de5370869340a995dec8738f237dcfd08dfd3
+// digest         368b555e024ba81dd55ffc5d31a68a58f20d0a34a0f9baad105870520708dd70
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

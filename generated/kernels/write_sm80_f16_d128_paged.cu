@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         9b166829e30c2a3e34eb648aa757e583bd6a2ca7c7a72875fe6a7cfb63bd5cbf
+// digest         f2545228e2450e3b67935b52d973079cd533b9797aa8e03975a73b8c0f0963ac
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         fd795ac94ac94c8fc0bbe0b192486b7a8aeffebc8c90788984f41c35ee75fc0c
+// digest         a41bf426a61b45dfa3c7ec319fdc6e660292a1816fc803c9827f711bd1cdca59
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

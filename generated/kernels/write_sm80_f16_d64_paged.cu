@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         82a99f2b711eef2d1bb363cf6f98c9063b8b6f07f69115bc503181cebb7ddce5
+// digest         0325aef33e4301f470db96d6224d92a0625e94dec95d1a0628a62da2f81df11e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

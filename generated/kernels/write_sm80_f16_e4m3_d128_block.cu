@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         0ce29b36e5f54606cd186c482d2a59ddd0821269b83983bd54457a058e2b88bd
+// digest         35f9337dc5570192f0fdec1e412dc5c8b8efbd5d6348eec8cd0b50044240ce03
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

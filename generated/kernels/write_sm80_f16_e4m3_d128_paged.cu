@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         df41c9bdd6df05f68e09a89a50161f94cd1d97cfd9dc693348b6232ef185a8ed
+// digest         43944f0d1f492e4afbcf758bdf97fd99aa23dd1933f6de408a3280bb5bf00610
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         2639548e1ff4c1f3725fcede265bdfd4e289f093c2b45b5929fce80ffa75bb97
+// digest         e3a5a3aa6db46ea80265301b5e708300215499296e78ec3c86ec3a2ec6bff6d7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

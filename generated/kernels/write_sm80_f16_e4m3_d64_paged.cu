@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         8ce789b2a354d5b1bab499c4deeee1e4a5796144abc942d0f09c3d9966f1d47f
+// digest         c80a667d4eedfa68b886490e89affdb4167e0f01e0798b709b386d281b34d279
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

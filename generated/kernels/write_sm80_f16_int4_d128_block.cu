@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         d98474f816c6cd5910d6bd69f8c3836bee7d0f800eb6d5bfcf282709f94a319f
+// digest         02cb218051b05a92e1ca4c4ba6ee003a81cf43c33c2ddf24f08c1628a494d817
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

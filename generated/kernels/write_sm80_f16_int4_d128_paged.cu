@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         f4d9a48611392154b13383c86cb8dbaac5de5f0f001c1112fdef581af568fafc
+// digest         c33e831d2a9037cbc93ae7506a792e290d1e1bf70ec80bc6cdc5349ee3c3adf2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         3826dbfa8b41b85b81274b3f3322cc046f2dbc38f861b82f5dae62aa7500aa8a
+// digest         9572805d127b05e722d50960e76524d5831aa5b09d1fb3c6b321542749201464
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         e4e10eeb11d91a2f6c7e28cb31b4a813cf9545568ababe8cc3b8d5c727b7f888
+// digest         c4dbdfbcbf6b6a651a4e6fbc69a671d88959ca13be679ed1b5900d39bd3f8947
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         df8070b5e60375dc1fcb88271722ae914bbb14363ac17fc3913395dd8cd0599c
+// digest         c46d37ace5ba6325f16c49d2699ca63261e889d5eaec3ab20101dd52b7d487b7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         80991d352e44c7f9c0fb2a0207f878be651482312b768131045c01c845fa4b98
+// digest         2151f729de252078bdbf7be21de050c43fd9a0b19225e123b8100cb1b242ccc3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         e60de0eefeee48fcbbde80586ccefc1bfdb62457e89b8bc3377b180a81f37861
+// digest         aedabb18a904a7e66c69c1b8448fba83b6fecf4b1c3eed2ef436e14571c94225
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

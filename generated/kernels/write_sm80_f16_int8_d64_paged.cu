@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         d3d6d469d73e44064b8bad90160da7b3adfef8a172ea917287f6605bd3d3dec4
+// digest         2be4a59116e342bb96169552f75b5f2cb9e0685b17dd9b11de5384dada9dcb3e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

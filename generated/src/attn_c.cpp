@@ -142,6 +142,16 @@ KernelInfo info_of(const detail::KernelRow& row, int device) {
   return row.prepare();
 }
 
+// The kernel that takes a call on a device.
+template <class T>
+const detail::KernelRow& row_for(const AttentionParams<T>& params, Mode mode, int device) {
+  if (device == ATTN_ANY_DEVICE) {
+    return detail::kernel_for(detail::traits_of(params, mode));
+  }
+  const detail::DeviceScope scope(device);
+  return detail::take(params, mode, params.max_split_k).row();
+}
+
 void fill(const detail::KernelRow& row, const KernelInfo& from, attn_kernel_info_t& to) {
   to.name = from.name;
   to.mode = static_cast<int>(row.traits.mode);
@@ -171,9 +181,9 @@ void run(AttentionParams<T> params, Mode mode, void* workspace, std::size_t work
     detail::dispatch(params, mode);
     return;
   }
-  const detail::KernelRow& row = detail::kernel_here(params, mode, params.max_split_k);
-  set_workspace(params, row.plan(&params), workspace, workspace_bytes);
-  row.invoke(&params);
+  const detail::TakenCall call = detail::take_checked(params, mode, params.max_split_k);
+  set_workspace(params, call.plan(&params), workspace, workspace_bytes);
+  call.invoke(&params);
 }
 
 }  // namespace
@@ -198,11 +208,7 @@ attn_status_t attn_find(const attn_params_t* params, int device, int* kernel) {
     need_argument("kernel", kernel);
     with_params(params, [&](const auto& call) {
       const Mode mode = mode_of(*params);
-      const detail::KernelRow& row =
-          device == ATTN_ANY_DEVICE
-              ? detail::kernel_for(detail::traits_of(call, mode))
-              : detail::kernel_for(call, mode, detail::checked_device(device), call.max_split_k);
-      *kernel = static_cast<int>(&row - detail::kernel_table().rows);
+      *kernel = static_cast<int>(&row_for(call, mode, device) - detail::kernel_table().rows);
     });
   });
 }

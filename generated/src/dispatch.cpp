@@ -66,6 +66,68 @@ const KernelRow& fastest_tile(const KernelRow& first,
   return *fastest;
 }
 
+// The prefill kernel that may take a decode call of many rows in the place of a decode kernel; null
+// where none is linked that does.
+const KernelRow* many_rows_kernel(const KernelRow& decode,
+                                  int device,
+                                  const void* params,
+                                  int max_split_k) {
+  Traits traits = decode.traits;
+  traits.mode = Mode::kPrefill;
+  const KernelInfo info = decode.describe();
+  const DeviceLimits limits = limits_of(device);
+  const int capability = capability_of(device);
+  const KernelRow* found = nullptr;
+  std::int64_t least = kUnfit;
+  for (const KernelRow& row : kernel_table()) {
+    if (row.traits == traits && row.many_rows.rank != nullptr && row.family.runs_on(capability)) {
+      const std::int64_t rank = row.many_rows.rank(params, max_split_k, limits, info);
+      if (rank < least) {
+        found = &row;
+        least = rank;
+      }
+    }
+  }
+  return found;
+}
+
+// TMA reads only where rows lie apart.
+template <class... Strides>
+bool lie_apart(Strides... strides) {
+  return ((strides > 0) && ...);
+}
+
+// Whether a decode call is one that a prefill kernel computes as well: sinks and new rows are of
+// decode kernels, and of linear rows in front of a window prefill multiplies V by 0, where decode
+// does not look. TMA reads a cache of which it is told the bounds.
+template <class T>
+bool may_go_to_prefill(const AttentionParams<T>& params) {
+  if (params.sinks != nullptr || params.k != nullptr || params.v != nullptr) {
+    return false;
+  }
+  switch (params.cache) {
+    case CacheType::kLinear: {
+      const LinearIteratorParams& linear = params.linear_iter_params;
+      return params.window_size == 0 && linear.token_count > 0 &&
+             lie_apart(linear.k_token_stride,
+                       linear.k_head_stride,
+                       linear.v_token_stride,
+                       linear.v_head_stride);
+    }
+    case CacheType::kPaged: {
+      const PagedIteratorParams& paged = params.paged_iter_params;
+      return paged.block_count > 0 && lie_apart(paged.k_block_stride,
+                                                paged.k_token_stride,
+                                                paged.k_head_stride,
+                                                paged.v_block_stride,
+                                                paged.v_token_stride,
+                                                paged.v_head_stride);
+    }
+    default:
+      return true;
+  }
+}
+
 }  // namespace
 
 int capability_of(int device) {
@@ -116,23 +178,36 @@ DeviceScope::DeviceScope(int device) : former_(current_device()) {
 DeviceScope::~DeviceScope() { cudaSetDevice(former_); }
 
 template <class T>
+TakenCall take(const AttentionParams<T>& params, Mode mode, int max_split_k) {
+  const int device = current_device();
+  const KernelRow& row = kernel_for(params, mode, device, max_split_k);
+  const KernelRow* const prefill = mode == Mode::kDecode && may_go_to_prefill(params)
+                                       ? many_rows_kernel(row, device, &params, max_split_k)
+                                       : nullptr;
+  return prefill == nullptr ? TakenCall(row) : TakenCall(*prefill, row);
+}
+
+template <class T>
 void dispatch(const AttentionParams<T>& params, Mode mode) {
   if (is_empty(params)) {
     kernel_for(traits_of(params, mode));
   } else {
-    kernel_here(params, mode, launched_splits(params)).invoke(&params);
+    take_checked(params, mode, launched_splits(params)).invoke(&params);
   }
 }
 
 template <class T>
 Plan plan_dispatch(const AttentionParams<T>& params, Mode mode) {
-  return kernel_for(params, mode, current_device(), params.max_split_k).plan(&params);
+  return take(params, mode, params.max_split_k).plan(&params);
 }
 
 template <class T>
 KernelInfo find_kernel(const AttentionParams<T>& params, Mode mode) {
-  return kernel_for(params, mode, current_device(), params.max_split_k).prepare();
+  return take(params, mode, params.max_split_k).row().prepare();
 }
+
+template TakenCall take(const AttentionParams<half>&, Mode, int);
+template TakenCall take(const AttentionParams<__nv_bfloat16>&, Mode, int);
 
 template __attribute__((visibility("default"))) void dispatch(const AttentionParams<half>&, Mode);
 template __attribute__((visibility("default"))) void dispatch(const AttentionParams<__nv_bfloat16>&,

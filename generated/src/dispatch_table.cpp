@@ -2,6 +2,7 @@
 // The kernels of attn/emitted.h as a table of functions. Whoever dispatches links all of them, and
 // nobody else does: nothing registers itself, so nothing is lost in a static library.
 #include <array>
+#include <type_traits>
 
 #include "attn/check.h"
 #include "attn/decode_plan.h"
@@ -26,6 +27,66 @@ std::int64_t rank_of(const void* any, int max_split_k, const DeviceLimits& devic
   const Problem problem = problem_of<Config>(params);
   return Config::kMode == Mode::kDecode ? rank_decode(problem, device, kernel, policy)
                                         : rank(problem, device, kernel, policy);
+}
+
+// Prefill kernels that read by TMA pack the heads of a group; causal ones see as decode does.
+template <class Config>
+constexpr bool takes_many_rows() {
+  if constexpr (Config::kMode == Mode::kPrefill) {
+    return Config::kMask == Mask::kCausal && std::is_same_v<typename Config::Arch, arch::Sm90> &&
+           std::is_same_v<typename Config::Tkv, typename Config::T>;
+  }
+  return false;
+}
+
+// The rows of partial results that a decode call has memory for on the current device.
+template <class Config>
+std::int64_t room_of(const typename Config::Kernel::ParamType& params) {
+  DeviceLimits device;
+  device.sm_count = prepareAttention<typename Config::Kernel>().sm_count;
+  const SplitPolicy policy = split_policy(params.max_split_k, params.split_cnt, params.split_size);
+  return room_for(problem_of<Config>(params), device, policy);
+}
+
+// The params with as many splits as have room.
+template <class Config>
+typename Config::Kernel::ParamType split_within(const void* any) {
+  auto params = params_of<typename Config::Kernel>(any);
+  params.max_split_k = splits_within(problem_of<Config>(params), room_of<Config>(params));
+  return params;
+}
+
+template <class Config>
+std::int64_t rank_many_rows_of(const void* any,
+                               int max_split_k,
+                               const DeviceLimits& device,
+                               const KernelInfo& decode) {
+  const auto& params = params_of<typename Config::Kernel>(any);
+  const KernelInfo info = describeAttention<typename Config::Kernel>();
+  const SplitPolicy policy = split_policy(max_split_k, params.split_cnt, params.split_size);
+  const Problem problem = problem_of<Config>(params);
+  if (!has_many_rows(problem, limits_of(decode, decode.min_ctas_per_sm), policy)) {
+    return kUnfit;
+  }
+  return rank_many_rows(problem, device, limits_of(info, info.min_ctas_per_sm), policy);
+}
+
+template <class Config>
+constexpr ManyRows many_rows_of() {
+  using Kernel = typename Config::Kernel;
+  ManyRows many_rows{};
+  many_rows.rank = rank_many_rows_of<Config>;
+  many_rows.plan = [](const void* params, const Plan& decode) {
+    const auto& call = params_of<Kernel>(params);
+    return with_memory(problem_of<Config>(call),
+                       decode,
+                       room_of<Config>(call),
+                       planAttention<Kernel>(split_within<Config>(params)));
+  };
+  many_rows.invoke = [](const void* params) {
+    invokeAttention<Kernel>(split_within<Config>(params));
+  };
+  return many_rows;
 }
 
 template <class Config>
@@ -60,6 +121,9 @@ constexpr KernelRow row_of() {
   } else if constexpr (Config::kMode == Mode::kPrefill) {
     row.plan = [](const void* params) { return planAttention<Kernel>(params_of<Kernel>(params)); };
     row.invoke = [](const void* params) { invokeAttention<Kernel>(params_of<Kernel>(params)); };
+  }
+  if constexpr (takes_many_rows<Config>()) {
+    row.many_rows = many_rows_of<Config>();
   }
   return row;
 }

@@ -19,7 +19,13 @@ from attn_runtime.context_parallel import ContextParallel, ranks_of
 from attn_runtime.driver import Context
 from attn_runtime.errors import ArgumentError
 from attn_runtime.given import Given, context_of, context_of_first, given_of
-from attn_runtime.kernels import candidates, kernels_for, load_kernels, reserve_counters
+from attn_runtime.kernels import (
+    candidates,
+    kernels_for,
+    load_kernels,
+    many_rows_candidates,
+    reserve_counters,
+)
 from attn_runtime.launch import ARRAYS
 from attn_runtime.plan import Plan, Problem, SplitPolicy
 from attn_runtime.prepared import Prepared, plan_call, prepare_call
@@ -48,7 +54,8 @@ class Attention:
     `tile` is the word of the tile that every call takes, such as t128x128, or "default"; left out,
     the plan picks one for each call, by the bounds of lengths and by what tiles cost: as measured
     on an H100, or as the file `tuning` of `attn-codegen tune` says.
-    `mode` decode is for one to eight query tokens a sequence, causal among themselves.
+    `mode` decode is for one to eight query tokens a sequence, causal among themselves; on Hopper, a
+    prefill kernel takes a call with many rows of a KV head (attn_runtime.many_rows).
     `kernels` is a folder that `attn-codegen build --export` made: its kernels are taken as they are
     and nothing is compiled; left out, it is $ATTN_KERNEL_DIR, and without that the cubin cache.
     `kv_dtype` is the element type of the cache: same (that of q), int8, int4 or e4m3, as
@@ -127,6 +134,9 @@ class Attention:
             load_kernels(config, context, settings.kernels)
             if config.mode is Mode.DECODE:
                 reserve_counters(settings, config, context)
+        if tiles is None:
+            for config in many_rows_candidates(settings, context):
+                load_kernels(config, context, settings.kernels)
 
     def plan(
         self,
@@ -153,7 +163,7 @@ class Attention:
             causal=settings.config.mask is Mask.CAUSAL,
             **settings.ranks.fields(),
         )
-        return plan_call(settings, problem, kernels_for(settings, problem, context), context)
+        return plan_call(settings, problem, kernels_for(settings, problem, context), context).plan
 
     def workspace_size(
         self,

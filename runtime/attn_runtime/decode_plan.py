@@ -257,10 +257,17 @@ def rank_decode(
     check(problem, device, kernel, policy)
     if kernel.shared_bytes > device.shared_per_cta:
         return UNFIT
-    sized = policy.kind is SplitKind.FIXED_SIZE
+    tokens = 1 if policy.kind is SplitKind.FIXED_SIZE else mean_tokens(problem)
+    rows = problem.num_heads // problem.num_kv_heads * tokens
+    return 2 * misfit(kernel.cta_q, rows) + (kernel.threads < FULL_THREADS)
+
+
+def mean_tokens(problem: Problem) -> int:
+    """Query tokens of a sequence of average length, rounded up."""
     mean = ceil_div(problem.token_num, max(problem.batch_size, 1))
-    tokens = 1 if sized else max(min(mean, problem.max_q_len), 1)
-    wanted = problem.num_heads // problem.num_kv_heads * tokens
-    rows = kernel.cta_q
-    misfit = rows - wanted if rows >= wanted else wanted - rows + INT_MAX
-    return 2 * misfit + (kernel.threads < FULL_THREADS)
+    return max(min(mean, problem.max_q_len), 1)
+
+
+def misfit(cta_q: int, rows: int) -> int:
+    """How far a tile is from the least that holds so many rows."""
+    return cta_q - rows if cta_q >= rows else rows - cta_q + INT_MAX

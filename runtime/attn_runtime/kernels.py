@@ -6,14 +6,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attn_codegen.config import AttentionConfig, Mode, reduction_of
+from attn_codegen.config import Arch, AttentionConfig, Cache, KvDtype, Mode, reduction_of
 from attn_codegen.tiling import tiling, tilings
-from attn_runtime.choose import choose
+from attn_runtime.choose import UNFIT, choose
 from attn_runtime.counters import counter_block, counters_of
 from attn_runtime.decode_plan import DECODE_TOKENS, plan_decode, rank_decode
 from attn_runtime.driver import Context, Device
 from attn_runtime.kernel import Kernel, load, nominal_limits, on_device
 from attn_runtime.kernel_folder import chosen_folder
+from attn_runtime.many_rows import (
+    MOST_DECODE_ROWS,
+    MOST_TILE_ROWS,
+    has_many_rows,
+    rank_many_rows,
+)
 from attn_runtime.plan import DeviceLimits, Problem, SplitPolicy
 from attn_runtime.problem import INT_MAX
 from attn_runtime.rounds import round_count, share_of
@@ -22,10 +28,13 @@ from attn_runtime.settings import Settings, with_tile
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What one device runs: the attention kernel and its reduction."""
+    """What one device runs: the attention kernel and its reduction. A decode call of many rows is
+    taken by a prefill kernel, `many_rows`; `attention` is the decode kernel all the same.
+    """
 
     attention: Kernel
     reduction: Kernel
+    many_rows: Kernel | None = None
 
 
 def candidates(settings: Settings, context: Context) -> tuple[AttentionConfig, ...]:
@@ -55,8 +64,12 @@ def _fits(config: AttentionConfig, device: Device) -> bool:
     return tiling(config).shared_bytes <= device.shared_per_block
 
 
-def kernels_for(settings: Settings, problem: Problem, context: Context) -> Kernels:
-    """The kernels that a call runs: the plan's choice of tile, compiled and loaded where needed."""
+def kernels_for(
+    settings: Settings, problem: Problem, context: Context, *, is_plain: bool = True
+) -> Kernels:
+    """The kernels that a call runs: the plan's choice of tile, compiled and loaded where needed.
+    A call that is not plain asks for what decode kernels alone do.
+    """
     problem = share_of(problem, round_count(settings, problem))
     configs = candidates(settings, context)
     limits = [nominal_limits(config, settings.tuning) for config in configs]
@@ -65,9 +78,56 @@ def kernels_for(settings: Settings, problem: Problem, context: Context) -> Kerne
         ranks = [rank_decode(problem, device, kernel, settings.policy) for kernel in limits]
         kernels = load_kernels(configs[ranks.index(min(ranks))], context, settings.kernels)
         _reserve_counters(settings, kernels.attention, context)
-        return kernels
+        prefill = None
+        if is_plain:
+            prefill = _many_rows_config(settings, problem, kernels.attention, context)
+        if prefill is None:
+            return kernels
+        taker = load_kernels(prefill, context, settings.kernels).attention
+        return replace(kernels, many_rows=taker)
     best = choose(problem, device, limits, settings.policy)
     return load_kernels(configs[best], context, settings.kernels)
+
+
+def many_rows_candidates(settings: Settings, context: Context) -> tuple[AttentionConfig, ...]:
+    """The prefill kernels among which a decode call of many rows picks on a device: one for each
+    height of tiles up to MOST_TILE_ROWS. None where the caller names a tile, nor over a linear
+    cache with a window: prefill multiplies what lies in front of it by 0, and decode does not look
+    at it."""
+    own = candidates(settings, context)[0]
+    group = settings.num_heads // settings.num_kv_heads
+    hides_rows = own.cache is Cache.LINEAR and settings.window_size > 0
+    if (
+        own.mode is not Mode.DECODE
+        or own.arch is not Arch.SM90
+        or own.kv_dtype is not KvDtype.SAME
+        or settings.tile is not None
+        or group * DECODE_TOKENS <= MOST_DECODE_ROWS
+        or hides_rows
+    ):
+        return ()
+    prefill = replace(own, mode=Mode.PREFILL, tile="")
+    heights: dict[int, AttentionConfig] = {}
+    for word, tile in tilings(prefill).items():
+        if tile.cta_q <= MOST_TILE_ROWS:
+            heights.setdefault(tile.cta_q, replace(prefill, tile=word))
+    folder = chosen_folder(settings.kernels)
+    target = context.device.target
+    return tuple(c for c in heights.values() if folder is None or folder.has(c, target))
+
+
+def _many_rows_config(
+    settings: Settings, problem: Problem, decode: Kernel, context: Context
+) -> AttentionConfig | None:
+    """The prefill kernel that takes a decode call of many rows."""
+    if not has_many_rows(problem, decode.limits, settings.policy):
+        return None
+    device, policy = device_limits(context.device), settings.policy
+    configs = many_rows_candidates(settings, context)
+    limits = [nominal_limits(config, settings.tuning) for config in configs]
+    ranks = [rank_many_rows(problem, device, kernel, policy) for kernel in limits]
+    least = min(ranks, default=UNFIT)
+    return None if least == UNFIT else configs[ranks.index(least)]
 
 
 def load_kernels(config: AttentionConfig, context: Context, folder: Path | None = None) -> Kernels:

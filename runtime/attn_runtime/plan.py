@@ -65,7 +65,8 @@ class Plan:
     of `cta_q` tokens. `tiles_per_sequence` 0: found from cu_q_len by search. `split_tiles` 0: equal
     splits; n: chunks of n key tiles. `grid_x` 0: nothing to launch. `workspace_bytes` 0: no
     reduction. `cp_stride` floats lie between the parts of two ranks. `counter_cnt`: the ints that
-    AttentionParams.counters must hold. `ranges` is of decode alone.
+    AttentionParams.counters must hold. `ranges` is of decode alone; where a prefill kernel
+    takes the call, of the decode kernel that could.
     """
 
     q_tiles: int

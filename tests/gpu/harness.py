@@ -109,6 +109,20 @@ def attention_for(
     )
 
 
+def free_attention(config: AttentionConfig, batch: Batch) -> Attention:
+    """The runtime's Attention, free to take any tile, and what else computes the same."""
+    assert config.cache is not None
+    return Attention(
+        mode=config.mode,
+        num_heads=batch.num_heads,
+        num_kv_heads=batch.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=config.dtype,
+        cache=config.cache,
+        window_size=batch.window,
+    )
+
+
 def problem_of(kernel: Kernel, task: Task) -> Problem:
     """Draws q, k, v, and lays them out as the task and the kernel's cache ask. Blocks in front of
     every window are gone."""

@@ -17,6 +17,7 @@ from harness import (
     fresh_output,
     poisoned_workspace,
     problem_of,
+    verdict,
 )
 from ranks import outputs_of_ranks
 
@@ -47,10 +48,12 @@ NAMES = (
     "prefill_sm80_f16_d128_block_causal",
 )
 HOPPER = "prefill_sm90_bf16_d128_linear_causal"
+HOPPER_DECODE = "decode_sm90_bf16_d128_linear_causal"
 DECODES = (
     "decode_sm80_bf16_d128_paged_causal",
     "decode_sm80_f16_d128_block_causal",
     "decode_sm80_bf16_d64_linear_causal",
+    HOPPER_DECODE,
 )
 SPLITS = (
     SplitPolicy.off(),
@@ -127,6 +130,22 @@ def test_c_and_python_give_the_same_bits(
     problem = problem_of(kernel, task_of(kernel, split))
     expected = run_python(problem, split)
     assert not difference("C", run_c(library, problem, split), expected)
+
+
+@pytest.mark.parametrize(("count", "k_len"), [(1, 50_000), (3, 5000), (40, 90)])
+def test_a_prefill_kernel_takes_decode_calls_of_many_rows(
+    count: int, k_len: int, library: Library
+) -> None:
+    if default_target() != "sm_90":
+        pytest.skip(f"needs a Hopper GPU: this one is {default_target()}")
+    kernel = kernel_of(HOPPER_DECODE)
+    batch = batch_for(kernel, [8] * count, [k_len] * count, num_heads=16)
+    problem = problem_of(kernel, Task(batch))
+    output = run_c(library, problem, SplitPolicy.heuristic())
+    assert not verdict(problem, output)
+    status, index = library.find(c_call(problem, SplitPolicy.heuristic(), output), device=0)
+    assert status == c_abi.SUCCESS, library.last_error()
+    assert library.kernels()[index].name.decode() == HOPPER
 
 
 @pytest.mark.parametrize("form", [c_abi.COMPLETE, c_abi.SCALED], ids=["complete", "scaled"])

@@ -30,7 +30,7 @@ class ConsumerRows {
   __device__ __forceinline__ OutputRows output() const {
     const int row = first_ + thread_.warp() * Traits::kWarpRows;
     return {item_.first_token + packed_rows(arguments_).token(row),
-            item_.head,
+            item_.head + packed_rows(arguments_).head(row),
             warp_uniform(rows_from(row)),
             warp_uniform(item_.split)};
   }

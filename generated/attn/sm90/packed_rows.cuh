@@ -6,8 +6,8 @@
 
 namespace attn::sm90 {
 
-// Row r of a tile is head r % heads of token r / heads. Heads are a power of two that divides 16,
-// so the rows of a warp are whole tokens.
+// Row r of a tile is head r % heads of token r / heads. Heads are a power of two that divides 64:
+// the rows of a warpgroup are whole tokens, those of a warp are whole tokens or heads of one.
 struct PackedRows {
   int heads;
 

@@ -129,7 +129,9 @@ void dispatchAttention(const AttentionParams<T>& params) {
 }
 
 // The same for one to eight new tokens of each sequence: invokeDecoding with the linked decode
-// kernel. Decode is causal, whatever params.causal says, and appends params.k and v where given.
+// kernel. Decode is causal, whatever params.causal says, and appends params.k and v where given. On
+// Hopper, a linked prefill kernel of the sm90 family takes a call that has many rows of a KV head
+// (attn/many_rows.h), a workspace, and neither sinks nor new rows.
 template <class T>
 void dispatchDecoding(const AttentionParams<T>& params) {
   detail::require_element<T>();
