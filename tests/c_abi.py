@@ -100,6 +100,10 @@ class Library:
         """attn_kernel_info."""
         return self._call("kernel_info", index, device, info and ctypes.byref(info))
 
+    def prepare(self, device: int) -> int:
+        """attn_prepare."""
+        return self._call("prepare", device)
+
     def find(self, given: Params | None, device: int = ANY_DEVICE) -> tuple[int, int]:
         """attn_find: the status and the kernel."""
         kernel = ctypes.c_int(-1)

@@ -327,6 +327,10 @@ int attn_kernel_count(void);
  * and the device asked; with ATTN_ANY_DEVICE, no device is needed. */
 attn_status_t attn_kernel_info(int kernel, int device, attn_kernel_info_t* info);
 
+/* Loads every linked kernel that runs on a device, so that no later call pays for that, and none is
+ * loaded while a CUDA graph is captured. The current device stays what it is. */
+attn_status_t attn_prepare(int device);
+
 /* The kernel that attn_prefill, attn_decode or attn_write takes for params on a device. Reads mode,
  * dtype, kv_type, cache, causal, size_per_head and size_per_head_v and, with a device, the numbers
  * that the call is planned by: of several tiles, the fastest for its bounds is taken. */

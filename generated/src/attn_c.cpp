@@ -203,6 +203,10 @@ attn_status_t attn_kernel_info(int kernel, int device, attn_kernel_info_t* info)
   });
 }
 
+attn_status_t attn_prepare(int device) {
+  return guarded([&] { prepare(device); });
+}
+
 attn_status_t attn_find(const attn_params_t* params, int device, int* kernel) {
   return guarded([&] {
     need_argument("kernel", kernel);

@@ -212,6 +212,7 @@ def test_a_thread_may_change_devices_between_calls(library: Library) -> None:
 
 def test_the_device_says_the_same_of_a_kernel_to_c_and_to_python(library: Library) -> None:
     capability = int(default_target().removeprefix("sm_"))
+    assert library.prepare(0) == c_abi.SUCCESS, library.last_error()
     for index, info in enumerate(library.kernels()):
         if not info.first_capability <= capability <= info.last_capability:
             continue

@@ -33,6 +33,7 @@ EXAMPLE = HERE.parents[1] / "examples" / "cpp"
 C_FUNCTIONS = {
     "attn_kernel_count",
     "attn_kernel_info",
+    "attn_prepare",
     "attn_find",
     "attn_workspace_size",
     "attn_counter_count",
@@ -45,6 +46,12 @@ C_FUNCTIONS = {
     "attn_last_error",
     "attn_last_error_field",
 }
+SNIPPET_HEAD = """#include <stdio.h>
+#include "attn/attn_c.h"
+void step(const void* q, void* out, const int* cu_q_len, const int* cu_k_len, int sequences,
+          attn_paged_iterator_params_t pools, void* workspace, int* counters, void* stream) {
+"""
+"""What the snippet of docs/cpp.md stands in."""
 CPP_API = re.compile(
     r"(?:void |attn::Plan |attn::KernelInfo )?attn::"
     r"(?:(?:invoke|plan|prepare|describe)Attention<.*|(?:invoke|plan)Decoding<.*"
@@ -112,6 +119,16 @@ def test_the_c_header_is_c99(project: Project, run: Run, tmp_path: Path) -> None
     link = ["-L", folder, "-lattn", f"-Wl,-rpath,{folder}"]
     run([compiler, *strict, HERE / "vendor" / "abi.c", "-o", program, *link])
     assert run([program]).stdout == f"4 {DECODE}\nstruct_size: invalid argument\n"
+
+
+def test_the_c_of_the_documents_compiles(tree: Path, run: Run, tmp_path: Path) -> None:
+    compiler = shutil.which("gcc") or pytest.skip("needs gcc: not on PATH")
+    document = (HERE.parents[1] / "docs" / "cpp.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"^```c\n(.*?)^```", document, re.M | re.S)
+    assert len(snippets) == 1
+    source = tmp_path / "snippet.c"
+    source.write_text(SNIPPET_HEAD + snippets[0] + "}\n", encoding="utf-8")
+    run([compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", tree, source])
 
 
 def test_kernels_are_listed_without_a_device(library: Library) -> None:
@@ -283,4 +300,4 @@ def test_without_a_device_every_call_returns_a_status(project: Project, run: Run
     assert statuses.pop("prefill of nothing") == str(c_abi.SUCCESS)
     assert "an NVIDIA GPU and its driver are needed" in statuses.pop("last error")
     assert set(statuses.values()) == {str(c_abi.NO_DEVICE)}
-    assert len(statuses) == 8
+    assert len(statuses) == 9

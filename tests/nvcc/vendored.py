@@ -97,5 +97,6 @@ def print_statuses_without_device(path: str) -> None:
     print(f"workspace_size|{library.workspace_size(call)[0]}")
     print(f"counter_count|{library.counter_count(call)[0]}")
     print(f"find|{library.find(call, device=0)[0]}")
+    print(f"prepare|{library.prepare(0)}")
     print(f"kernel_info|{library.kernel_info(0, 0, Info())}")
     print(f"prefill of nothing|{library.prefill(documented_call(token_num=0))}")

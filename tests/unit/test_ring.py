@@ -35,6 +35,12 @@ def test_every_token_is_on_one_rank(
     assert sorted(tokens) == list(range(sum(lens)))
 
 
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_a_group_of_one_has_each_sequence_in_one_piece(cut: tuple[KeySharding, int]) -> None:
+    (layout,) = layouts((5, 1, 300), 1, cut)
+    assert [piece.tokens for piece in layout.pieces(0)] == [5, 1, 300]
+
+
 @pytest.mark.parametrize("lens", LENS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("cut", CUTS, ids=str)
