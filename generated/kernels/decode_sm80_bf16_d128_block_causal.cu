@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         4a77163cdf8a10f692085fc9178df6d32a5d3144d263ce0d23f971c2912b1eeb
+// digest         5f98a222a55c51e1c3a9038c95536fde66caca88957d76fa0cad6c1210cf7ab1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

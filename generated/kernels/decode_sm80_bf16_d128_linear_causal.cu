@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         052eea623478927fa09ea5590cb8e49c7ddc42ea6f76e951c777370d3228430d
+// digest         7f697e40dfe75260fd8a11a579d2da2ed57b5feceb013130905c08c015d724f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         b2f05542aa43d880dc3e43589b9f1f7fb295301fec39824a64f8f39098576a72
+// digest         e7415e3577eadc4016c77356a236ca346bcc70b63d40678f429eaddc1447fe1f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

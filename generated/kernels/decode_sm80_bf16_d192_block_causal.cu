@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         4890d7928ea77dda4c13981b6abe38a9512f0253f3ae1f9776576f86d19322c0
+// digest         538f80687b51e77f31d4533034a70bd9ee415ff9c40fa4f51aa5d6c9cf90de38
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         0b7824aab7d8cfcfb2b023d0d41c1945352c13f1871761c0b695633a68616d05
+// digest         ac414b3cc78e6e2533a66e6d6a6c5ec8a7bfba5e8c9dd60b3ecda93ae34e03f3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

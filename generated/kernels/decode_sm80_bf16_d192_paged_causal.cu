@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         df8ba7d212d3414289041c22d4c6de36742fac7ca1a14e13b69c91499a4c6dce
+// digest         247cad0ed5c1e1a2667f236e002bdb90159d51bf6bc9cbe19a0adec88a0c1109
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

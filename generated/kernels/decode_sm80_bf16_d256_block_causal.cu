@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         25e74e5fb6171f0798c59afeddc4dbc297a351887216fa68a97f814d99e2ffbc
+// digest         1277f087ae6a44b7b2964bee62827cf075f53f58fb4b6b9a3aeddcbe7d1b85a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         2aeb037d9a22a489a8ff1f5003e8ba7661fa4e5cab10cd53ee3241408c7bf31b
+// digest         481592bf6a9e42aa46c43bff615cec2fa33bd5c29911ead99bce79b8075a8983
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         153244a75aff4a27588e82a565c9a0d026643be62ebb09741e5022ef3eb6705f
+// digest         0de0c70e16994736ff2ed44917c03412dc2bc81cc4e1f18e3ecebdd2d354908d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

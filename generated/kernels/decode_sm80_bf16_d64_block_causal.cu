@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         22315bcb8adf269f9c8e0c2fab74e3f19f6da9c1ff6b485f68399c3be81de8ce
+// digest         75a46a9ac98fea2d1185310c556ac789eb42c1f2ebbf34293f2b98cd238222b0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         8d765a2af0d6b93dd6afc0ac4f34fcb79b61c81a305f6b2ad51f10e858f35598
+// digest         2919392ef31c9f195e8f0b9b9a6a0a9800ff2c4ff8855a0fb300384624d731d7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

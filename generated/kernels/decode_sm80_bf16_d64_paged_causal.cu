@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         90b1f71e40eecec3b413b47f126fc1fe9935579e726bbe181a2631dd587b0df9
+// digest         3c49a7e166c6d9533066d49b9d4c8271b25978448757574bbba224c3510d683c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         4c3a209d1f35bf5f61cf276a5314a91605ef18b97c6c538f7e281226927650ec
+// digest         f316363199d26b88f3636ce0815e3a275a9335e2077d00494b75107605b13554
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         bb4977509cd1dfa07f04d744faf06d0ef4d678af2d6be51ad1efb39bee45d027
+// digest         e2865bd8656f55c05cdc7b84947ba41b85fc608980f799ecb67c4abcf53502e2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         d77b57a3a23a6e8573389a2e7f86c35765bd53fb0f3acc8dacf2852ebf1fbb98
+// digest         657c6cbab824285456f2e31babdfaf9cea1bfb3237c37e07f9102be4ce76c83d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

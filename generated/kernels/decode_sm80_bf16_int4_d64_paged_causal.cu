@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         4a86a9c07fbde78067bd4c1883b043d7294fce52ae3c2110e04cf9ad344e7785
+// digest         0f5922e89555bd57613c429288de73200162889824413c3ba12ce9aa08f9c0ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         ceffac5d47dbdcff49cac64932c2d98dee83981bd6b76e468ff21c1a004a47c0
+// digest         fa689d5534dc79ac32e723b277c97510d3b3d943d1712b36e8c94563b6acca5d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

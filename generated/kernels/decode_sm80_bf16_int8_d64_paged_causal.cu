@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         4d72af465908329a8fee4a75a0e890b6e2eb731dbc40e84d6e5c818504b0d3f6
+// digest         9740135cf3dee7d90980221af872f4a317366fdd0df1fe78cca87a3c8aab91c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

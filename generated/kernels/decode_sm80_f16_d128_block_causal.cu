@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         e6169d7321d714144bfd444b24070c87e39c011aa05198bd0b34f1b048ffeb2e
+// digest         264eda794fd6e02c4b1620565ba319bc565c94a78bf4e1a036b4d4870312f3b3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

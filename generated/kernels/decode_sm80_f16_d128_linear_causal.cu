@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         4515285d3808bc2769becad5250be974b274ed7a790aca59b3fe440626eb1cd5
+// digest         9508ba425a7b5fb0f1f79d4f93b638750b0765a683e6d1e6c564dc0f7ff28b3f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

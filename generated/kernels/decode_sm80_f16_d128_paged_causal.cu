@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         2fa66c6640f2009aac7df4f6b10eb17b23ad1d1698bac0df61874cef45ed2019
+// digest         91c465eda7c2e6a30a8ecfb7d710c932faeff4152194bb435101149ad1f2d0f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

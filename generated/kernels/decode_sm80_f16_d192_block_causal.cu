@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         1af7253cf168d9ab42bcedf5d0617b2d99aa0db3617304ea6a492df603471549
+// digest         c3a456ae61f85e18c58d148c2fa6d738171f1ed7adad7646eb09fc34fab9b58d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         1e60e4b791faabf3cb225b4e08501d87769ad38c0f210763307987cf77e5157c
+// digest         0e4e85f14ecc319bc69dc523586eb0102a61ea39b734ec4798f6f4626c0de412
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

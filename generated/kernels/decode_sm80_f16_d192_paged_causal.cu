@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         f0e9efe577970f439a92ce100cb4d61b020ad3303e9f624d9715d45a567b4f0d
+// digest         0e1398fa6758b6cce5c7207c3008d90fdf5fbd057e515f509f48ec8487b97797
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         2d6c0ba3344f3dfab12ef449ccc74063b6fdfe31cd9a536fd9e7c1fa7c2cdbf1
+// digest         1bdc7973fe1b5cdef7662ca1f1334ec097d5e86c6567ba18506f6c68d7adaa92
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

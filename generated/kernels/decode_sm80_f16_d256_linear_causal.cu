@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         de96846ce564b0bb7aeb1437d61d645e63ffaf0eee02813cc40a27dd17de48a2
+// digest         b6477c1593046d6f9b1cae93a3cbc3a0c34195cf4a43b590cc43f8f5cf6a4744
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         39b2b5061597e0a1f92f757bf38aeac38ecc6f40e0a460411cff39ae6b102fc9
+// digest         958b33aaaaf12fdf6ae8d6064cd636665a2868b4af027be8b315422d8132b636
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         36e4f54ef5d0321547f91aa706653bf513321724587cd34b0a1821d05433df37
+// digest         0ee21b2d176f3e41e5689ff59ca5751bc30aceb7448ed40a6e33227b73611ddb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

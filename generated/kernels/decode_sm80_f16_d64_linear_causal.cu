@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         62d0ec9a09f1f81e344f447e9a9a0550e64b7167f9bac667f8d867d26de473e3
+// digest         0df1e2ba45519623330c0028db1afe13cd4ee9cc22f165260ded3e472b26e0f8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         ffe1cdcc426c9aba2cdf11fa175ee3fb98489a802260ffbbd9b4b7262235a53a
+// digest         518c6f2258ff0b50c598bca5852b27f14d86a335c998f0c514824a13402d62e4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

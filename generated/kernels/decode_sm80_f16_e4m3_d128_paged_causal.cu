@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         afaed59622fcdf6e8a93242868832fd825bc494c50c7d45b3e56f5901fa9eac2
+// digest         9a639fe57acfc90847a10d54b73b6ac783362f5fb65384353f6217f3aae8a261
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

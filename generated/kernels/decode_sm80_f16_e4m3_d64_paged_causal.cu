@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         4fd1b1201d54267bbc5fc624e6f8f204fdeda04bf96f88f60ff65e5254cb12b1
+// digest         a78dc127b7f4df6d6826c69682909f7d30a4aac2aadb675aeb073ab8be0dfe0b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

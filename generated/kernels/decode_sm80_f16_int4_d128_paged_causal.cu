@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         9fb1ddfd3b359520a9a9f4f77674871aea6c2a88ab324d6e015a7bc9cb1b504c
+// digest         996100ae7221230733bf54f5b065ebb55862ed61d5531fb3c5d1b85bd05e7b3d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

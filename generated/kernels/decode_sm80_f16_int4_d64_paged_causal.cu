@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         2a0032a83776f69b193894776e02416cdb8b1de3ca3c5d799d58b484d97cd939
+// digest         a5b0a74a991d1835ecdc5a00d8b5e7560a1af94dcbe3a2f3c0e3ed45bc64f1de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

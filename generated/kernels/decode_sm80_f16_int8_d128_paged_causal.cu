@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         5a9bbdae31005aef923cf2f6ceb33f651ead94affc88228790e47efe19debb4e
+// digest         d5de0c83202557328b8acf7edafc5b77ae0bbd803f7b99183cf505b0167ce9bc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         f00b771e8bb6e9a32a042283b632cf674d97b8a40e4aa7267400695534fbd9ef
+// digest         f872329dc4ddd2dbb5ff6fb1584bf6883485702e86dffe61b158dd53aec35f96
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

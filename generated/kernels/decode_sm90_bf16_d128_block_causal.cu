@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         13e4447505cbbe83dfaee07855a760e829b491360be3ac98e0479ffe4f7435fe
+// digest         5d5be26968613a7b7ae3d9c5203fbf4b2839ea2c5e4036578bc7a7e47aaca6a5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         6c08cbb8fdf0eb4028b0c29f02e5f25bd9014a28dd66f3448e2ff264e2038f26
+// digest         3e17800a2a29a5856d0c947b791edab6df99748194c32d2ee245a978eeec593e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         935e3325ec8bd1232b5c0194a852250a8fa1619ec4a1a826c52ab96ef1b4daf0
+// digest         3fb5c0a7204228f04da6873a13a9444db4c54cc2b9df6645d44aaf97fbe30ad3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

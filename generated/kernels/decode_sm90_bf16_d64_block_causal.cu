@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         6b29378a4f6b26c58f89a3a2bb2b365f276431ef60e3deeda9245ae054f93715
+// digest         9eae49fb873649b9e6ece32b1f995d0f6aa3490f7d2f6609c32e33961dfb69b5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

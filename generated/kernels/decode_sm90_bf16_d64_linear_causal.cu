@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         2ae617b73dd45f2b7568da85a447d698e7cc353fbd47bc61bba19fa92216c2e0
+// digest         0d0e558fd4310761035cf54060edb483a511376de28c977722be975a58182064
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

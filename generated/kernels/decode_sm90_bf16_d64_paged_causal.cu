@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         fb9a13f66b20534236ecd0c49de8dbe7f703b87026a9a608548d18f1b53defce
+// digest         18929e12515722a317082a876039a2cb4508942084e1cb97f0a5c2a98db01000
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         c37d30e555b8b800f9d4fdcbd785e92250070a53734daebe7a5f8f9b48aced53
+// digest         da718804f27fc381e655d029be3c48d6b73dd1a8bf5c48448a138acc338f2dc5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         3365188844fc8b2c3d85f12adb7ad7cc962d007ec77bfe84056206c64607bb4c
+// digest         6d6a7d7546f72d34944a80c9f1a1076541eaa19a7d213c15ddce725f4d16dc00
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

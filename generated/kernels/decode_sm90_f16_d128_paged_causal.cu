@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         dfea4d51ab298032bbdfbe9fa9e8d9ea6f56d1b4fa790c403aa7c5c8c42cb6ef
+// digest         7358cc3e51cc497390aacf4f4344a8338cb3e70f18fb7f027368654ccc359ef8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

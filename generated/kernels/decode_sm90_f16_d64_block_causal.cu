@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         037f5ac425f003cf964b0497ef6c62d464bcd69cb7c8318cda82f7cc70ad53d2
+// digest         6480da210a27bc003451d4304a723cfcfeb9232173bc059e0e85ee9d9871aa04
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

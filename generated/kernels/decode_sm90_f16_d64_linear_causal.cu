@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         0957f7614d9adbe59ef54a010359e6552a0b951a1fdc994f3953a81d962bc713
+// digest         8a7e0564632a43deea605a9e8ef5bea6d3a52e4c05d5c81a73b5e19cb4fc1137
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

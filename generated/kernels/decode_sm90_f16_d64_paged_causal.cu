@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         13b74f829ac20a026352f0cb4014d50a3382c45412299f79bf4b82fdbcbc55d4
+// digest         7bd491bc99dc274f682d0bfebba932e10c07dcaceb1dbed78a5164df0ce6c746
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -32,22 +32,24 @@ struct Lengths {
 // line that L1 keeps would hide what it writes.
 enum class Reading { kThroughL1, kPastL1 };
 
+template <Reading kReading, class Value>
+__device__ __forceinline__ Value read(const Value* from) {
+  return kReading == Reading::kPastL1 ? __ldcg(from) : *from;
+}
+
 // All loads go out together, with no branch between them: these are the first of the launch, and
 // whatever follows waits for them.
 template <Reading kReading = Reading::kThroughL1, class T>
 __device__ __forceinline__ Lengths load_lengths(const AttentionParams<T>& params, int sequence) {
-  const auto read = [](const auto* from) {
-    return kReading == Reading::kPastL1 ? __ldcg(from) : *from;
-  };
   const bool exists = sequence < params.batch_size;
   const int at = exists ? sequence : 0;
-  const int first_query = read(params.cu_q_len + at);
-  const int last_query = read(params.cu_q_len + at + 1);
-  const int first_key = read(params.cu_k_len + at);
-  const int last_key = read(params.cu_k_len + at + 1);
+  const int first_query = read<kReading>(params.cu_q_len + at);
+  const int last_query = read<kReading>(params.cu_q_len + at + 1);
+  const int first_key = read<kReading>(params.cu_k_len + at);
+  const int last_key = read<kReading>(params.cu_k_len + at + 1);
   bool has_tokens = exists;
   if (params.finished != nullptr) {
-    has_tokens &= read(reinterpret_cast<const char*>(params.finished) + at) == 0;
+    has_tokens &= read<kReading>(reinterpret_cast<const char*>(params.finished) + at) == 0;
   }
   return {{first_query, has_tokens ? last_query - first_query : 0}, last_key - first_key};
 }
