@@ -69,6 +69,9 @@ class CacheWriter:
         self._ranks = ranks_of(context_parallel)
         self._memories: Final = CallMemories[WriteCall]()
 
+    def __repr__(self) -> str:
+        return f"<CacheWriter {self.config.name}, {self.num_kv_heads} KV heads>"
+
     def prepare(self) -> None:
         """Compile and load the kernel, so that no call and no graph capture has to. Raises
         ToolchainError, CompileError, DriverError or DeviceError."""

@@ -10,6 +10,7 @@ import pytest
 from attn_codegen import struct_layout
 from attn_codegen.config import AttentionConfig
 from attn_runtime.array_view import ArrayView, dense_strides
+from attn_runtime.cache_writer import CacheWriter
 from attn_runtime.call_buffer import CallBuffer
 from attn_runtime.errors import ArgumentError
 from attn_runtime.kv_cache import Values
@@ -166,3 +167,8 @@ def test_a_misaligned_address_is_refused_by_name() -> None:
     addresses[ARRAYS.index("k_pairs")] = 2
     with pytest.raises(ArgumentError, match="k_pairs is at address 0x2"):
         buffer.write(addresses)
+
+
+def test_a_writer_shows_its_kernel_and_heads() -> None:
+    writer = CacheWriter(num_kv_heads=8, head_dim=128, kv_dtype="int8", cache="linear")
+    assert repr(writer) == "<CacheWriter write_sm80_bf16_int8_d128_linear, 8 KV heads>"
