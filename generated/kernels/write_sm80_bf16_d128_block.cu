@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         cf71a4b93f2b52f6d402cee8e698e335491c451604822d8c2c0ae631a628f458
+// digest         337637da3d9c64df2b70436d02a7363aaa25fdd3a09b2729ef80a2a89688dac2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         14e6e72c52d9ec6c9b57ecb82fdf83a761ef878ecac10addf14d62edee0f6bf2
+// digest         b9ea2fbb689b9b189a33eb1422c770ec87e673f53f22e7cd996480a7db01ed49
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

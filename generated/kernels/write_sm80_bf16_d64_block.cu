@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         49af18d2d99400499599ddaa91f9d5f2077c106b75824e808093264d1eda6ad6
+// digest         3f484547aa548886414178553c3ce49e4df9be7ed431797cdfd5ddf2171568df
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         d8852751ec9a1b7e0b8f4c15394b17fece97b206a053414d80c4a36ac235fe89
+// digest         0f7edd18eead5d4c9c0def1bc0657916fba93c6bc4607fe36ee96fe9af30f103
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         2f55cfcafc7519fab3af3c42acdfe9fc6a315f2b1f96e11f141786ddfbc47667
+// digest         3192c62e2ed3e8d277dcafbb5509e3d98406f8828df67203dc5fe72fb3f6df75
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         de8d020e44efda15e8f816f624c0f9409b161f9f8eb861c50c197696865abed2
+// digest         3018b99fca19eade73f24b0cc12a9f8203e7b355f0b0d97aa4d9c7d0a5382cea
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         3155c9eb47d44e57776f814e49b0a0df5c1930553fa20a93f8fde42a63a7beae
+// digest         acd334160d2846d0281f8470c210d19bf63be922afde090126f2e33733139303
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         3dcbc67835c5dcfe599c1cdafebe449cc796f867416d6c66bdfbe73592903cf0
+// digest         89d2d3dd085229366a4d875eccaf72389ef657e56a4b2c4a1613eb85510ca55d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

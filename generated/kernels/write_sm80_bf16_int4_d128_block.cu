@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         bb21dd6003c047b1af18e9533c9a63fbf9adbef244e3146c34eebf920307c82b
+// digest         0d56c7fc0648460536834f5d1b3cdc24a1acf9aecaa7aef173c8bc011a395e89
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

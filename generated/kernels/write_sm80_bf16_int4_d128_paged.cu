@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         ef72977d0c700edf69495592e23e74f383444c59bfc34f0f9cf4933a50a264ff
+// digest         81b83c376dc4712b23fde5509f5bf2d5e85403bf48636e2b52b7b58ab702f6c2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         34ca1905459011dcd51643ff72f5a962e8cf807f90653aac2c74732f935d5aab
+// digest         c271ed38afc87f586b497540686abeae4f062c953ca5f399dd09128c465e3016
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         c139b57eac63a6ca6463d7c5c908eb183e561f53b5f444d10ca0b02ae69091c9
+// digest         dd1761a2d70a06351ac32074a8a5c4bcd6d6e77e2a03b530dae63d74355e94e2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

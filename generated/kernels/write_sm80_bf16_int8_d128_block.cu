@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         460f71a85a080c99788c931ae7a79b465672d21bfbbb9c839b3da6c64c6f0adb
+// digest         453a58ababc82e92a780f6f3aad8589c79d10e1a3fe8d3b543a1c93a88746e07
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         0c3a2f49700863f021a64384f29616daf3a5657c565ada69b3f864eeed28e8aa
+// digest         69e8468ae1cc2f93608c1f09f518dc1a21d01b6770cdc5c5e84eb77f618c26c5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

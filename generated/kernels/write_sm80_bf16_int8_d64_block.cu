@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         2ad9968155c0a05aae4c0f48dc97d7bc92293c8abaac50389e46b1a11e9c8091
+// digest         a69b09581f429bdcbea7b2b8d15a9fc0c285f705f46df3cf4a243285965fc29e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         a4d35637ac72e561a8b9b7fc348f0d893888d291965964b9914f2114e423abbc
+// digest         16df34fc09fc3c06bf1952efb502e407cbe787963899515a7a4a960171a9221d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         368b555e024ba81dd55ffc5d31a68a58f20d0a34a0f9baad105870520708dd70
+// digest         38d4625869c6d101dfa0d8a7fab7b38494aa34c742f1236cb6a6c09970215a57
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

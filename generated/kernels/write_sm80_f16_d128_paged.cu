@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         f2545228e2450e3b67935b52d973079cd533b9797aa8e03975a73b8c0f0963ac
+// digest         9f303a07ec96c840f7449495af797521de13c902b88bb4da531aaa8f664dfdf5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

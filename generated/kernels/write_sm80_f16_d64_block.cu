@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         a41bf426a61b45dfa3c7ec319fdc6e660292a1816fc803c9827f711bd1cdca59
+// digest         2ee984a1df6b5c2111676bdb05599ab0164c9734e104190383e9b05ce59e8d66
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

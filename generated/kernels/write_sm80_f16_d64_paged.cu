@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         0325aef33e4301f470db96d6224d92a0625e94dec95d1a0628a62da2f81df11e
+// digest         bd975d34e273b593c45638204d59dacd3b675d1c9bd855bb9a8cac303a67fc52
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

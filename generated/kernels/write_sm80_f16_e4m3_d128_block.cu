@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         35f9337dc5570192f0fdec1e412dc5c8b8efbd5d6348eec8cd0b50044240ce03
+// digest         89d01f38bb67e4063a6ea23df8ae2284e30fbe66af2e068cc7ed13a0b22be90d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

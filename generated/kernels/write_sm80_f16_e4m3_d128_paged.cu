@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         43944f0d1f492e4afbcf758bdf97fd99aa23dd1933f6de408a3280bb5bf00610
+// digest         d5c87644e20bd6b8d98cfc41427a187307d047dfca94d487c5abd2f3d7bbee30
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         e3a5a3aa6db46ea80265301b5e708300215499296e78ec3c86ec3a2ec6bff6d7
+// digest         9bc82716d0e1eeac9037489639d843bf2c5f7b0a12e76affabaf14c41bad40e3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

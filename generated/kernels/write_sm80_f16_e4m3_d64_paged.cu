@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         c80a667d4eedfa68b886490e89affdb4167e0f01e0798b709b386d281b34d279
+// digest         772b183e3ec4b9e6cb1a333892781b7b4921842dabd30ba74921b774eba29ec8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

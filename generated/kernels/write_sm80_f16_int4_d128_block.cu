@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         02cb218051b05a92e1ca4c4ba6ee003a81cf43c33c2ddf24f08c1628a494d817
+// digest         167f625c2c526232c9931656c386ef85b953a17a157e2a5df02fa9bfbe656d4c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         c33e831d2a9037cbc93ae7506a792e290d1e1bf70ec80bc6cdc5349ee3c3adf2
+// digest         1da672509d283fcb76f70315ac371588c9b1958df69c4b8a05bd3dd4374a22c0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

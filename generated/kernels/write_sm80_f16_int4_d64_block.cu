@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         9572805d127b05e722d50960e76524d5831aa5b09d1fb3c6b321542749201464
+// digest         77391f272be36041ed2d4a4678b2132c8dc0bec3fa183431e4856ce961ad8ed2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

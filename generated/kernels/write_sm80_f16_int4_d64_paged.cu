@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         c4dbdfbcbf6b6a651a4e6fbc69a671d88959ca13be679ed1b5900d39bd3f8947
+// digest         48f7c1b677d6b5c0c04f53f90fc3258a23cdc2dc9eb72e826e1a952755cafa48
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         c46d37ace5ba6325f16c49d2699ca63261e889d5eaec3ab20101dd52b7d487b7
+// digest         21c20b5b9399f9a64f784ab3c8e082d1258a4fb033f56df585624a2b06cb0597
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         2151f729de252078bdbf7be21de050c43fd9a0b19225e123b8100cb1b242ccc3
+// digest         c8d3b057673bb3faa06644cfaa4fd1340ad880a0e31d4263f141e4f7305f5a97
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

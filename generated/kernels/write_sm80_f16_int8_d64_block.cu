@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         aedabb18a904a7e66c69c1b8448fba83b6fecf4b1c3eed2ef436e14571c94225
+// digest         be0c82862a0b4a4a1589e5d3b2b9087353a04f7150e09a05c7c183b5577c679e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

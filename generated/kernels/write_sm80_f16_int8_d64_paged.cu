@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         2be4a59116e342bb96169552f75b5f2cb9e0685b17dd9b11de5384dada9dcb3e
+// digest         366dfabf19baf9a424340857c11837b08a059bd1e79dcf37002b2eab014dd51d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -21,6 +21,9 @@ from attn_runtime.ranks import ONE_RANK, Ranks
 MOST_ROWS: Final = 2**31 - 1
 """Of one call, each of a token and KV head: kernels count them in 32 bits."""
 
+MOST_TURNS: Final = 3
+"""Of a CTA, where all are there at a time."""
+
 ARRAYS: Final = (
     "k_new",
     "v_new",
@@ -83,9 +86,11 @@ def check_write(
 
 
 def write_grid(rows: int, step: int, ctas: int) -> int:
-    """CTAs that take turns at `rows` rows, `step` at a time: no more than the device holds, which
-    are `ctas`."""
-    return min(-(-rows // step), ctas)
+    """CTAs that take turns at `rows` rows, `step` at a time; the device holds `ctas` of them. Up to
+    three turns each there are no more. Of more rows each CTA takes two: those that come later begin
+    while others end, and what all do at a time lies closer together (attn/write_check.h)."""
+    steps = -(-rows // step)
+    return min(steps, ctas) if steps <= MOST_TURNS * ctas else -(-steps // 2)
 
 
 def places(config: AttentionConfig) -> dict[str, tuple[Place, ...]]:

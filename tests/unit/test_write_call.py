@@ -146,8 +146,11 @@ def test_more_rows_than_a_kernel_counts_are_refused() -> None:
     assert "write them in parts" in str(error)
 
 
-@pytest.mark.parametrize(("rows", "ctas"), [(1, 1), (16, 1), (17, 2), (160, 10), (161, 10)])
-def test_a_grid_has_a_step_of_rows_for_each_cta_and_no_more_ctas_than_the_device_holds(
+@pytest.mark.parametrize(
+    ("rows", "ctas"),
+    [(1, 1), (16, 1), (17, 2), (160, 10), (161, 10), (480, 10), (481, 16), (512, 16), (513, 17)],
+)
+def test_a_cta_of_a_grid_that_the_device_does_not_hold_takes_two_steps_of_rows(
     rows: int, ctas: int
 ) -> None:
     assert write_grid(rows, 16, 10) == ctas

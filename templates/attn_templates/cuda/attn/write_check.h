@@ -2,6 +2,8 @@
 // Refuses parameters that a cache writer cannot run with, before anything is launched.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <limits>
 
 #include "attn/check.h"
@@ -20,9 +22,13 @@ void check_write(const AttentionParams<typename Config::T>& params) {
   check_cache_of<Config>(params);
 }
 
-// The most CTAs that have rows to write, `step` of them at a time, each of one token and KV head.
+// CTAs that take turns at the rows, `step` of them at a time, each of one token and KV head; the
+// device holds `ctas`. Up to three turns each there are no more. Of more rows each CTA takes two:
+// those that come later begin while others end, and what all do at a time lies closer together.
+// attn_runtime/write_call.py is the twin.
 template <class T>
-int write_grid(const AttentionParams<T>& params, int step) {
+int write_grid(const AttentionParams<T>& params, int step, int ctas) {
+  constexpr std::int64_t kMostTurns = 3;  // of a CTA, where all are there at a time
   const std::int64_t rows = static_cast<std::int64_t>(params.token_num) * params.num_kv_heads;
   if (rows > std::numeric_limits<int>::max()) {
     refuse_field("token_num",
@@ -30,7 +36,9 @@ int write_grid(const AttentionParams<T>& params, int step) {
                      std::to_string(params.num_kv_heads) +
                      " KV heads: more rows than one call takes, write them in parts");
   }
-  return static_cast<int>((rows + step - 1) / step);
+  const std::int64_t steps = (rows + step - 1) / step;
+  const bool is_one_wave = steps <= kMostTurns * ctas;
+  return static_cast<int>(is_one_wave ? std::min<std::int64_t>(steps, ctas) : (steps + 1) / 2);
 }
 
 }  // namespace attn::detail

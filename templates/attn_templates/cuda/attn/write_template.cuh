@@ -6,8 +6,6 @@
 #include "attn/config.h"
 
 #ifndef __CUDACC_RTC__
-#include <algorithm>
-
 #include "attn/launch.h"
 #include "attn/write_check.h"
 
@@ -50,8 +48,7 @@ void invokeWrite(const typename Kernel::ParamType& params) {
   const KernelInfo& info = detail::writer_state<Kernel>().on_current_device();
   detail::Entry entry = WriteEntryOf<Kernel>::entry();
   entry.is_dependent = info.ptx_version >= detail::kWaitingPtx;
-  const int most = info.sm_count * info.ctas_per_sm;  // CTAs take turns at the rows
-  const int grid = std::min(detail::write_grid(params, entry.cta_q), most);
+  const int grid = detail::write_grid(params, entry.cta_q, info.sm_count * info.ctas_per_sm);
   detail::launch(entry, grid, params.stream, params);
 }
 

@@ -5,9 +5,9 @@
 // of the new tokens.
 //
 // Rows are numbered token by token, then head by head. A warp writes some rows side by side, which
-// is a step, and has a step in every so many: as many CTAs are launched as the device holds. Its
-// lanes find the places of 32 rows, one each, while the first of them are on their way, and the
-// rows of a step are loaded before those of the step before it are quantised.
+// is a step; of a launch of n warps, warp i has the steps i, i + n, i + 2 n, ... Its lanes find the
+// places of 32 rows, one each, while the first of them are on their way, and the rows of a step are
+// loaded before those of the step before it are quantised.
 #pragma once
 
 #include "attn/config.h"
@@ -134,6 +134,22 @@ __device__ __forceinline__ WriteSequence sequence_of(const AttentionParams<T>& p
 // before it, too.
 __device__ __forceinline__ void wait_for_former_launch() {
   NV_IF_TARGET(NV_PROVIDES_SM_90, (sm90::wait_for_former_launch(); sm90::allow_next_launch();))
+}
+
+// Reads a word of each line of the parameters. A line takes its time when it is first needed: so
+// all come together, while the launch before this one ends. They need a use, or they are not read:
+// this one is rare, and does no harm.
+template <class T>
+__device__ __forceinline__ void touch(const AttentionParams<T>& params) {
+  constexpr int kLine = 64;
+  int seen = 0;
+#pragma unroll
+  for (int at = 0; at < static_cast<int>(sizeof(params)); at += kLine) {
+    seen |= *reinterpret_cast<const int*>(reinterpret_cast<const char*>(&params) + at);
+  }
+  if (seen == 0) {
+    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(params.cu_q_len));
+  }
 }
 
 // Writes the rows of a call that are a warp's.
@@ -298,6 +314,7 @@ class RowWriter {
 template <class Config>
 __device__ __forceinline__ void write(WriteStorage<Config>& storage,
                                       const AttentionParams<typename Config::T>& params) {
+  touch(params);
   RowWriter<Config>(params, storage.warps[threadIdx.x / 32]).write();
 }
 
