@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
 
 #include "attn/choose.h"
 #include "attn/decode_plan.h"
@@ -55,8 +54,8 @@ inline std::int64_t rank_many_rows(const Problem& problem,
                                    const DeviceLimits& device,
                                    const KernelLimits& kernel,
                                    const SplitPolicy& policy) {
-  const int group = problem.num_heads / problem.num_kv_heads;
-  if (std::gcd(group, kernel.packed_heads) != group || problem.cp_size != 1) {
+  const PackedCall packed = pack_heads(problem, kernel, policy);
+  if (packed.problem.num_heads != problem.num_kv_heads || problem.cp_size != 1) {
     return detail::kUnfit;
   }
   const int splits = splits_within(problem, room_for(problem, device, policy));

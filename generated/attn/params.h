@@ -225,7 +225,7 @@ struct TilePlan {
   int cta_q = 0;
   // keys of a tile
   int cta_s = 0;
-  // query heads of a group that share a tile: its row r is head r % n of token r / n
+  // rows of a token in a tile, of query heads of a group: row r is head r % n of token r / n
   int packed_heads = 1;
   // heads, of one sequence or of all, whose tiles are computed together: their K and V fit into L2
   int section = 1;
@@ -291,6 +291,8 @@ struct TmaArguments {
   TilePlan plan;
   // packs of query heads that share a KV head
   int group_packs = 1;
+  // query heads of a pack: a token's rows behind them are nobody's
+  int pack_heads = 1;
   // [token_num, num_heads, head_dim], box 64 rows: packed_heads heads of each token
   TensorMap q;
   // [token_count, num_kv_heads, head_dim], box cta_s tokens; pools: of tokens of a block

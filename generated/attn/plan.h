@@ -24,7 +24,7 @@ struct Plan : Workspace {
   int split_tiles = 0;         // 0: equal splits; n: chunks of n key tiles
   int cta_q = 0;               // query tokens of a tile
   int cta_s = 0;
-  int packed_heads = 1;  // query heads of a group that share a tile
+  int packed_heads = 1;  // rows of a token in a tile, of query heads of a group
   int section = 1;       // heads whose tiles are computed together
   int grid_x = 0;        // 0: nothing to launch
   int threads = 0;
@@ -41,7 +41,7 @@ inline Plan plan(const Problem& problem,
                  const KernelLimits& limits,
                  const SplitPolicy& policy) {
   detail::check(problem, device, limits, policy);
-  const auto [packed, kernel] = pack_heads(problem, limits);
+  const auto [packed, kernel] = pack_heads(problem, limits, policy);
 
   Plan result;
   result.packed_heads = kernel.packed_heads;

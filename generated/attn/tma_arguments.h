@@ -172,7 +172,9 @@ void complete(TmaArguments<typename Config::T>& arguments) {
         "counters is null: kernels of this family take their tiles from a counter; give one "
         "int of device memory per stream, zeroed once (it resets itself)");
   }
-  arguments.group_packs = params.num_heads / params.num_kv_heads / arguments.plan.packed_heads;
+  const int group = params.num_heads / params.num_kv_heads;
+  arguments.pack_heads = std::min(group, arguments.plan.packed_heads);
+  arguments.group_packs = group / arguments.pack_heads;
   encode_maps<Config>(arguments);
 }
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         5f98a222a55c51e1c3a9038c95536fde66caca88957d76fa0cad6c1210cf7ab1
+// digest         1b7d34c891fb3542ad83d1ed5eabd861cb4cdaf5fdaf480a28a954ca258f636a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         7f697e40dfe75260fd8a11a579d2da2ed57b5feceb013130905c08c015d724f1
+// digest         52b07f4f8b17d9c0544ec03dd361eb41af1d3d8028a927dfe7aaa879316083d9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         e7415e3577eadc4016c77356a236ca346bcc70b63d40678f429eaddc1447fe1f
+// digest         3ae9b7387cafa4c90e9a86c38b9ddd6a6a1b14be7a612e3d2b307971876d18e1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

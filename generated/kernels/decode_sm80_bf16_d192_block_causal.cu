@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         538f80687b51e77f31d4533034a70bd9ee415ff9c40fa4f51aa5d6c9cf90de38
+// digest         e7dd64c2ca6495b20e01138012665a89994aafaa8a2be250b69084feff401263
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         ac414b3cc78e6e2533a66e6d6a6c5ec8a7bfba5e8c9dd60b3ecda93ae34e03f3
+// digest         5ca01e23be658b16460ae1eeb25d73c1047a043209062098f6f00b2d20f7abff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

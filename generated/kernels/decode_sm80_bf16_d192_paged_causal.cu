@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         247cad0ed5c1e1a2667f236e002bdb90159d51bf6bc9cbe19a0adec88a0c1109
+// digest         14ae4fc20ef030a04d2ed3741d5d13c3b6e1305c314a1158284d00f8d63d8540
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

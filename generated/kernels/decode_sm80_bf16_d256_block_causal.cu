@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         1277f087ae6a44b7b2964bee62827cf075f53f58fb4b6b9a3aeddcbe7d1b85a9
+// digest         02ed1fc5814063e32b461bc931267c9b664b2ea4c8c2ddd6ea7985b8c389212a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         481592bf6a9e42aa46c43bff615cec2fa33bd5c29911ead99bce79b8075a8983
+// digest         3a4307c2b9cf634e9cd537a606d41b9411a3a3beae312337a8cea4c40fde7208
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

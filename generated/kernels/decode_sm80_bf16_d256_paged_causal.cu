@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         0de0c70e16994736ff2ed44917c03412dc2bc81cc4e1f18e3ecebdd2d354908d
+// digest         4843efd7e9eb4892924710cd2e45cb6396710bf466240b248979fab37c861a1b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

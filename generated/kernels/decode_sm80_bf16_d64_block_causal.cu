@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         75a46a9ac98fea2d1185310c556ac789eb42c1f2ebbf34293f2b98cd238222b0
+// digest         4f675b74d5876ba3ffc6d6d9d32256ce7050f374eff9e1701a0741b4e481953d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         2919392ef31c9f195e8f0b9b9a6a0a9800ff2c4ff8855a0fb300384624d731d7
+// digest         f0f73ebe6cda5524e0f85cda5dfbfdc2cd1cf4cceaa8c5613046094263b590c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         3c49a7e166c6d9533066d49b9d4c8271b25978448757574bbba224c3510d683c
+// digest         c16dcddeb66494603ec4af8da4d1ddc864c5a3c0ef0dd19dbbed1e0b5a28022e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         f316363199d26b88f3636ce0815e3a275a9335e2077d00494b75107605b13554
+// digest         c49933d6e9107fd924e1a87c66d16ef81157b30faf4e482bf1dc2a2283defc27
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

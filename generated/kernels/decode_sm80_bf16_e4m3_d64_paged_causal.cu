@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         e2865bd8656f55c05cdc7b84947ba41b85fc608980f799ecb67c4abcf53502e2
+// digest         8586e9f6c21a820b5afaf377e0349c7235c29b34b4f72d786d9a0c9ab38abbfb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

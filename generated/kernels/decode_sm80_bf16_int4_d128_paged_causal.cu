@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         657c6cbab824285456f2e31babdfaf9cea1bfb3237c37e07f9102be4ce76c83d
+// digest         0cd0a7409e5ad504c5eb336f80c11a8cb771f86870009fbc62523bba9a2f9c18
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         0f5922e89555bd57613c429288de73200162889824413c3ba12ce9aa08f9c0ef
+// digest         1dd0426f0460dbf39d61ac668ceb36d3b4a6089490ea3b783d032ba8e137b9f9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         fa689d5534dc79ac32e723b277c97510d3b3d943d1712b36e8c94563b6acca5d
+// digest         e56670eb7e262ebdabe892f2055428080233dc7c4a7874ed8d5785f3d65520a8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

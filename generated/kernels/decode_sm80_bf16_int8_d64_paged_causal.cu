@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         9740135cf3dee7d90980221af872f4a317366fdd0df1fe78cca87a3c8aab91c9
+// digest         ba34e60188d6e100198b57fc926eeadc344490141fc0e14e4f5d4a956ec3b18f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

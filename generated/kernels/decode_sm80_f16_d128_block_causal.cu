@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         264eda794fd6e02c4b1620565ba319bc565c94a78bf4e1a036b4d4870312f3b3
+// digest         2ee3b2b4f0a5333a14f7634d14fae3dcd4dcacbd466e7f0cd6e0a8206fd706b8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

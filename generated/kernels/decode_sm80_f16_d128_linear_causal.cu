@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         9508ba425a7b5fb0f1f79d4f93b638750b0765a683e6d1e6c564dc0f7ff28b3f
+// digest         e4fb8196a04a8e08814fed17d40d18efac23b81eafc8f5505db25ae268b58491
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         91c465eda7c2e6a30a8ecfb7d710c932faeff4152194bb435101149ad1f2d0f7
+// digest         c490be0d4dd673b5a4a14bc57faeaed38b42aa4242cdc9a2bd04ec96474a12e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

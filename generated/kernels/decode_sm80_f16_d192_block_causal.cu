@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         c3a456ae61f85e18c58d148c2fa6d738171f1ed7adad7646eb09fc34fab9b58d
+// digest         3ab113883b371219fcd200e9b2dab5f760a9e820ca233cdfe6f2305e5070de41
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         0e4e85f14ecc319bc69dc523586eb0102a61ea39b734ec4798f6f4626c0de412
+// digest         04c2221e5e9d7cdaf8d87dce876821baff1bde8a12dc8160682a3144c322afd9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

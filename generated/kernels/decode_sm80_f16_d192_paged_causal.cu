@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         0e1398fa6758b6cce5c7207c3008d90fdf5fbd057e515f509f48ec8487b97797
+// digest         52593af5615e0fa846489a3ffeff1e302e30633b96f08d97daca0063a44b720d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

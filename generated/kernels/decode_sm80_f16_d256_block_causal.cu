@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         1bdc7973fe1b5cdef7662ca1f1334ec097d5e86c6567ba18506f6c68d7adaa92
+// digest         e19433f5a7fb3e333d32c85f244c167cdfc0889ece2ddd596adaea61e6089d32
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         b6477c1593046d6f9b1cae93a3cbc3a0c34195cf4a43b590cc43f8f5cf6a4744
+// digest         eaeabf906f181097c23e21b40ebac0fa85e9ac4086fd3a011a8bebf7833a2c14
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         958b33aaaaf12fdf6ae8d6064cd636665a2868b4af027be8b315422d8132b636
+// digest         59845d7c0b89365914c96a79da483bbd19e4f9cdbe91e5009efa2bec14f58c58
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

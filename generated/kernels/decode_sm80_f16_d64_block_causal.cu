@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         0ee21b2d176f3e41e5689ff59ca5751bc30aceb7448ed40a6e33227b73611ddb
+// digest         be0bd05f37bc606dbf93601ba55ed5c9cdeebf2cefbf6fa525fadb7758657d5b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         0df1e2ba45519623330c0028db1afe13cd4ee9cc22f165260ded3e472b26e0f8
+// digest         91827c480d70ed5e0c9a2635773bc9d5f0803627989499e622027de7ea069476
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

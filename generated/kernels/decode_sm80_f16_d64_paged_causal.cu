@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         518c6f2258ff0b50c598bca5852b27f14d86a335c998f0c514824a13402d62e4
+// digest         06fca7b8d806b3c983fab9a2e83baa983b9f5b974a9690ec1ac44218ed61c679
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         9a639fe57acfc90847a10d54b73b6ac783362f5fb65384353f6217f3aae8a261
+// digest         b48f88e06cba5d28fa0acded34af55f86ad884576133d223c70ab5e9d3581709
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         a78dc127b7f4df6d6826c69682909f7d30a4aac2aadb675aeb073ab8be0dfe0b
+// digest         0618a9cc5a4a661456cad86b9a5a1ce2509664a59594a93422230eed9b352bca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

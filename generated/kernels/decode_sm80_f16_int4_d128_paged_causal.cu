@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         996100ae7221230733bf54f5b065ebb55862ed61d5531fb3c5d1b85bd05e7b3d
+// digest         297c92fc64ca3fe0d1d2075a2d1a88341b26d5d307d2e8ebf1160bc8f2e501aa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

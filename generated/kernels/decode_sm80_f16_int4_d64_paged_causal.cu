@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         a5b0a74a991d1835ecdc5a00d8b5e7560a1af94dcbe3a2f3c0e3ed45bc64f1de
+// digest         7f9c1914f3463ae43371bcda6329f1ee84b2196d3034af7b4f94eea2cb937f13
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

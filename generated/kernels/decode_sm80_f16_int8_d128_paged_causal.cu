@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         d5de0c83202557328b8acf7edafc5b77ae0bbd803f7b99183cf505b0167ce9bc
+// digest         9a1e90aa19ea194bbcbe021653bf1f76fb15a8d93fecc672dcc17235ed57e558
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         f872329dc4ddd2dbb5ff6fb1584bf6883485702e86dffe61b158dd53aec35f96
+// digest         15c29ff18bf906853094a9daad8f36f6f764840f563ca426c9fea36dba9a0747
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

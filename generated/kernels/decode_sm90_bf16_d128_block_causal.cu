@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         5d5be26968613a7b7ae3d9c5203fbf4b2839ea2c5e4036578bc7a7e47aaca6a5
+// digest         2220e2f0bd4bf1c13eceefcbd32633a213f3af8711483230f0b586f51bcffd04
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         3e17800a2a29a5856d0c947b791edab6df99748194c32d2ee245a978eeec593e
+// digest         bae6f7550077ccb009a37929ec0268cd60cd10d65a0666cc63c7596210d686b1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

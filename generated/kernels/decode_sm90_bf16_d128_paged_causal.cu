@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         3fb5c0a7204228f04da6873a13a9444db4c54cc2b9df6645d44aaf97fbe30ad3
+// digest         57348572616befb73236d24ae13f16976d9100d0877271c80221017827159aac
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         9eae49fb873649b9e6ece32b1f995d0f6aa3490f7d2f6609c32e33961dfb69b5
+// digest         fa8538fb1636b79a0a2b6efd21035710d5ffbe3622113a8b2e036115c9daa87c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

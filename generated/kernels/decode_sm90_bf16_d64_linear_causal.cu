@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         0d0e558fd4310761035cf54060edb483a511376de28c977722be975a58182064
+// digest         1753654701e68ba810135767de6528ec22779afb2942a77c1fe0eda40b8cf8d1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         18929e12515722a317082a876039a2cb4508942084e1cb97f0a5c2a98db01000
+// digest         29504a187d3d9b8364c077d9d1361d88780cf8ba74497c319e2b614f8b620c70
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         da718804f27fc381e655d029be3c48d6b73dd1a8bf5c48448a138acc338f2dc5
+// digest         97755238fcaa464e068cc775538758d7d30cd64f3cc0240e0c18df0d49b37528
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         6d6a7d7546f72d34944a80c9f1a1076541eaa19a7d213c15ddce725f4d16dc00
+// digest         55fc5a3352f5566a1c31a7e097050b18b49975f4d0e4162c9865b0f761c65c2d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         7358cc3e51cc497390aacf4f4344a8338cb3e70f18fb7f027368654ccc359ef8
+// digest         af45864b17aa754b816093c9f24a909985b37e10b3b9c1b9cad28394c390998c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

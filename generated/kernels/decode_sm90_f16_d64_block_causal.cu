@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         6480da210a27bc003451d4304a723cfcfeb9232173bc059e0e85ee9d9871aa04
+// digest         9537ee84b8c7fcc51d6cf94789f260ab287971ffc0e5fe2e7973d1144e9609f3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         8a7e0564632a43deea605a9e8ef5bea6d3a52e4c05d5c81a73b5e19cb4fc1137
+// digest         b978c06452cd8dfe659d412bdce487c2e8ca5da93d5b8c06659665968aa97bc5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

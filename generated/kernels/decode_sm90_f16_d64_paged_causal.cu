@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7bd491bc99dc274f682d0bfebba932e10c07dcaceb1dbed78a5164df0ce6c746
+// digest         b50216d789f6671ccf9b7294639fdab041cc4ccf3b27fa452b491d13b0474c36
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

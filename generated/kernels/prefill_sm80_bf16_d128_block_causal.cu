@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         306881ad73b790fed4bc5a6066336d06e114f631be49b7df36581a60adb11979
+// digest         3dceb0122c9453b8b1abcb2cdc7490939abda21b710a0ad07eb6d7172934608d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

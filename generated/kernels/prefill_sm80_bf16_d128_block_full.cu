@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         878dcc775e257c46bebb7f79d90731f139e8b6787abef2bd7c2cc198300df7d7
+// digest         bce2f5b399b8e0e0a0f7cc337e1e56bc1f662626af6a2d4683421af8e18ee90a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         54c0107adf58b8aec31dbd5cb7b1eb58edaffea08e9e8a96482d3412e2cb82b9
+// digest         6ee1145739982e660587e4cf27387e3b8b89f7b40e019b03e667e3854a39e131
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

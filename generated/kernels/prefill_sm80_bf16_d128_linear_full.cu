@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         6d27e3273090a8a93dd4f9d585d149f738bcda1a016af9ee1c15092a61b35f51
+// digest         6a4af71427ce350cf49ed3fbb87d2b91a2d5277886831ace87b99c8d9ac7dc3e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

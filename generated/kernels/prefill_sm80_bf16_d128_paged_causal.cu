@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         484061349bcf0d074bc2e9856082bdb1bf456ea8767f5f787b42cb8117074cae
+// digest         c7f059f4296b1635138bb01cd2974ef1aa47c9fa24b4b62a72631ba5e8798373
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         b54508b4ec8bd4aa37cdcf7f59123531eb9828baead84237a1bc232d664c96b6
+// digest         b45bc44581ff5212babb959b58a216392b23aa42bc9e7c31dc1e814470768725
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

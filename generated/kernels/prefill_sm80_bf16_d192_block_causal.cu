@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         f75696e8d8abc9b8c59bec8fc4aff72dd2244684d0c4921bc34ffd00fcd8b189
+// digest         4dc40f6200fadc499d5e1fb97c27988e931df5b718ef311a9b1d727607f50650
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         155c09dd51bfa318ef8204e53659303b930c97ab60ec52b36bae39aa142f4ca5
+// digest         135230ff530cac134e4767b65970eef11a4cf8cca797856d08d1b240b2a14f67
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         f3012a42cf58ca8834ce592c9c296151002e84ebd579c3e4695169db4ab4de74
+// digest         c792aba5af23fdf44e87555140c7844c08937747a36d89f015ebb63159d13578
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         9856e1d484597595935c1397cb451c1a01c703aeed174449d3fa9d36025a7509
+// digest         7d300d7e27ca47f8ac2976e02cd42cb2ffac06140e5311fe2a9d961153b8078f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         b46d69cdd5ea9b676fd2959e36f725fee4ea5ab4a64dcc48527894f781126fe9
+// digest         cad3ad5d84fe09bd6d027788c1c4aa101d0fb694babaebb317e7b082614fd076
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

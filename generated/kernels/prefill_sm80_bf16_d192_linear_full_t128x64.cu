@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         72d9369603840e4188f2f19a19e2693663456ce2ba87d2b4c310afdc024a0015
+// digest         8c986e39288d1c6c89dd86baca6ebd15f154ebba14584c67bd5fd3979accb38a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         76a3cd43292d050171eb58d55f9e8ecd1f59f080143f95551797c2ba9fa0e06a
+// digest         668866b0970a820e0489cafd7607bcb542f8b214147458bce25351d6eb6f2893
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

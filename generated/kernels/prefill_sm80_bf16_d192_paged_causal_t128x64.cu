@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         6e23c2a717caf6c5af3aba1da576c5b5009ae17a6acce8037a9772c68a95971b
+// digest         1d4e0ca06cf0d1fd3f8661b31c7828b7f4c0fb8fbf0321eea0ca3d63f72b3098
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

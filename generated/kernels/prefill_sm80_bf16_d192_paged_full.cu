@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         63a33b66642bab34385e75ac88f101e68152a2894b8973017d7e3d88025844bb
+// digest         48da59296904a0eeae637896e5ea92aa7dc5b009dc1bfc98fcec8f91a924d9a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

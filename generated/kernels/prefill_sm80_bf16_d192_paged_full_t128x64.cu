@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         12ba7c71e725909ec22f04a66e7e73e53aa448a36811dc75eeeeb15f9aacd5ff
+// digest         5d0838e3f7d4bb83c54fc260af803184fd3f8c0f5ccfcd7c56649d3ac12c7718
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

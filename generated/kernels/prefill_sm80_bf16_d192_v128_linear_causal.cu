@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         9e6118a3f39cfe955b2cd1953f878303bd068c95c8dd363ebce65d46db22087b
+// digest         1129b75847bfe52008a7b1b5fe59acc62fa72e52251788ee4fe0c70442ae36df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         d583e0d83bc132cb32417146c209e19a0ceb921888b0904808e47dacdb6e8127
+// digest         ad63cb5570f5e150863e8f2f0e870feab3cb0eaf66622b9d7ca4c970e9fe7191
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         ba4671a249d9a03e32dd743df44b8f404354a8d09a0f1dbd304a0b77d7675464
+// digest         6d25f6c2c18e36eb572fa9b200077e51be0c6d22dba08d464cb36aeb1d6d9674
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

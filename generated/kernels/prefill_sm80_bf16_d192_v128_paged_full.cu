@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         67f95e1f8c7569bcedf036a7f446769ab05716d1dd2c0d75fdfe5748d2844a3f
+// digest         7f64d24c21de5b37dd78edf19f5ecef4da1fa26c135a7a4e94f6a3d1c7479d87
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         d8dcb674d455cf848df9c3c176218e659adbd6d0ee6c59d407cd7f092f04e478
+// digest         546af8a5350b87d73b693cee960aeab367980620b3ea68c341a30431e13b7f98
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         b815e21e2c90c04f231ca3b98d29351a83ad45888c1ad2a138f816a0a4a86b19
+// digest         dc62d25770987a8db8741c7432ab71caa48ae19334f2dd4d5ee54f167886b6ce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         91aa6918880584fa0b2fdd3d495943a3d6d7f54e951cb0f95be797d1ba2a2d56
+// digest         bf2dd6dd7ad8166c09751966edc532d09a23d36a28f1cac24755df8ac4b8e835
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

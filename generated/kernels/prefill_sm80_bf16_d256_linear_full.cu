@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         77e37d93aab2710e44c9a09c8e9e151a7870e1f360e7e2d16a40f82f17d4ded2
+// digest         1d1fdc9bb77e2afea2922b333299c0301157993a920c2fc570ff9c9d2e67c7df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

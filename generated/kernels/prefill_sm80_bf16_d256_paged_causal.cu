@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         a4085e371c0a54f8a23bb59a03529912ca7b4f7df6d4b34d4786bb94ee1df7fd
+// digest         b2b1da2f0a4771bc1779817503b069add35b77cdbac86754b57471538030a7d4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

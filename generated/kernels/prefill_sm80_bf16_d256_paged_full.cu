@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         f3cdb8ac211e97316628bd0c36c50433564505f269b3800883e1a93cbd81785a
+// digest         21a854959b2cca6296f9a33bc521a66766c3cf215ac3aa5165786f0a9603aef0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         342274e6b56228b6a5659ba6432facc25574834f19cd8b7ed64e4b1979dae604
+// digest         842d4c1c8645acb39d77c3decfaa2494aee06d9d611675846b12533034e68084
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         e01d0fcbcf9c88fbb103903745302d174f1b30891eef0014cf1dd77efd2c914f
+// digest         fb6767f2f3e9c9755c5e32507daccb65c5f8beb9d4052058f872cc8ded3ee0ad
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

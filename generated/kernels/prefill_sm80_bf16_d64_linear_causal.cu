@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         41f665c71d6a80ae18aac808e9f844aecf9fa1282bbb3dc09ad3c6618fbe3a8c
+// digest         195e2243703c04017f84d8555e2d8d5d79257cc4c82b8be89f53e8b0ba4e6915
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

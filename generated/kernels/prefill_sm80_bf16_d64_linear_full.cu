@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         727e4d7989c17fc51f238d3178cdceb43bf0a4bd4ceac0f3feb0862f6c74563c
+// digest         40d9ba8b282d699c7c8b1257079cd1f0104b00444682529023f3a5e494bdd3ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         a770f72f7d20c6051ebe2a8087224fdcafa41990067ff16fe33dedf1ad452ff8
+// digest         c12d70e3e48864950260f87fbd37eed4ff75c5f2d0076c9a4113b421240b56eb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         0934231e41fbc8feb914abaa38426454a79b93a4863d1fca2b65000270337f72
+// digest         d5ad43f27c5acf073556a575b26dc94a6aafe50cf314e1b5207912e880c2f750
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         10966faa10335f976b387da79ab6113dc0f82bf09c18917b499a5c80ccd51e49
+// digest         a9fd637b7aff9ffa42c4c3312bdf3367388f9d32a99b17b5b8521c2cb288d566
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         1abdcabda9003f9c7540fb799887f92806f9fa49c4e10a675761993950946ad4
+// digest         1f84e1b2275fc4534528288ca3731b3d0b46cabd3e6786f7c663f336fd13f8da
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

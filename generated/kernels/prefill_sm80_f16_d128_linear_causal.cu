@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         cb090bf94eb19395a531edb1647553995855c0087167c9508dee04a06b47ce79
+// digest         ea104525da886d6139bcbf04bed4c22dccaf3437b658e69ae8f2d1f7b21458c9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         037623a0e0c2dba0c9616f7310ed93cbb5b4afebf58f6d8460741d09986096db
+// digest         3c63c9fc30a91cd2ac957a9e2b774d4a51fa037a49615f718a92f57ad482fe3b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         5141553a21ab555374b33e0dd5f5ffcd063f4d511b5b528aacf6062a8b0a72e3
+// digest         f4ee6ba29ccdeab255d7c2fad15d9d897120060f0fa9df439a3761158dcb6de1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

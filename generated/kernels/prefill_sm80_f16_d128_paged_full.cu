@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         930be6b3821061d59d190ac0c63c5834a05c9bfa86249d12b57801090efdabde
+// digest         6f44b96b63092e45f898c531e5dcb8f2a312fc229f63d17cc330109d92936d36
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

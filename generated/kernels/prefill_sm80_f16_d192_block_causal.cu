@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         d302b3e324fde5a45811abcbe08e0db6f9acdeda3e4747781ceb5beda934269d
+// digest         bcabd95a940c8080e89609e05da6ebce71c46ef687505efa01e0f4106fc43481
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

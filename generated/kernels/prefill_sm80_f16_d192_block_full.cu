@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         9c90093d1c9c6b8eff1ed877dd3e282608008692c9bcb4478d1e9362dcb3e5bd
+// digest         fed89c880953817753b24321575037f3d78574372339dc32d1fa2ff4b43a5ed6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

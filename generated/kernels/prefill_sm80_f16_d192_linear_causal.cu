@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         ce07a9041cd3469460dc53d9bc9f6bba5e484f06d397570f0b73d1663c7134bf
+// digest         89c84307b72d08ffa4276021ddc730d7d119ebe41bea66e96f9997d5d8e1ac1a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         9fa2533fb495782ae9d41ed4b6fd1e22819f890d55c650aa8394bb16cea7fa47
+// digest         af2c1674469c8bfae0e1eb6d629ba8d8f3a0384de2271cd50dd2d81bf3f9b650
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         7bf0db4ce201b6e25afbcbc71accbbc2e9d3a480bac9df3bb412a66aa9ad4313
+// digest         db2babcd1d52cb1c3798df5f49aca62d2d56dd98d03b31fcb5cad556e7384714
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

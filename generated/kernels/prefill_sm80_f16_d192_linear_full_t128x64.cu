@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         e4d4676479d1001ba8ec135bbad94f2a927782918bce401075800994f7073986
+// digest         8fd6ba23978116968293c0ee55ba79e9747af9a7806802fea97d4c8a66fd5d18
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         6475b37a404cffbf464b50b2b562512927d281c9ff931120c0bb8c039ddc4068
+// digest         58994c415fbbd4ea1d7bea809bb91ba5496a7b4cf3d769015f9dee6c851bdc98
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

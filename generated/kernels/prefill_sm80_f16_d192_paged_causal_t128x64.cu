@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         3cd27c053606311399878224593f49ce1abb1a4261fc9e71bc736f6897fc3b34
+// digest         10c15dbdb802e87d9f81cd0b4350b12c681970389f1336442492afaab9301d9e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

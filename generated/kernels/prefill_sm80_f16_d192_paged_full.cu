@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         f5cae5ad39dc0bca902cd02e6d258bca3724e318bf88fafd0e226b87e4ea6e97
+// digest         0f0d4d7b20393e82d8fb9ec168fdfa2e0db91b9e881784daeb575e704883bef4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         948c5e95c2f1006abffd8fa863ba26dbeb634b349b7cdfc720e02c51633359bd
+// digest         884fdca84455d7711b41216a34e03c8ec89a8c499610a40a56ff812d4f630d33
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         5dcad95741e35863398b45fb3ef7d9c1d91386769564a316cff64144b4848a19
+// digest         57526287d24447ec720ae0d383d6188046a72bfa200c955ed3c2a5edf2bda5d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         2b6381401fcb87be9e408c9908df1a96bac64ec4f82ccb9ae85100b729fa4c31
+// digest         8e4fa257ea35e9c68bc816ee3aa8dc46d5014de691245fd552625194973e7681
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         99e502b819b77a8e3c54a57fe4af8a8d84638f199edaab1901577bc9a9a9130c
+// digest         1421a1a0587f4593cb321745c42d199864ee8c8bd51e7c05bd8be3bba61416ed
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         9f1f268bd1dc2833f7628bb88bf2692b87860d6f2cea12781db986ddeccf572a
+// digest         0d58e95255219e5140f9316a62ca0f82982399aca11c29e9a40f5294e4522a0b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         80f120efdf0b095c3708ac3fc4df3a22073e33edb1f7aa696684ed30ba89d7c9
+// digest         16e21834e2cbbe78cdc6d86325bfed979a13ca9ce43c507509fa16f06a54be61
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

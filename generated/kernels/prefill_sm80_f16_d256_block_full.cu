@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         2e4da5b7ae438ba04f8cc1d79898624ddbdfcec5530271497f6359f2100be33e
+// digest         0458c247be18d0d2bf899186c39038eb5b662e83cded473785f3378ff48e5993
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         03299fc332fa253f853daf0be532a33c4118804067ad991b39fc3c27fe2382ab
+// digest         780ab722d9a6e7adee53fa73552de27342d778e260505c0bb8f0f74cf6d53819
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         4e7713c0144bcb5b96ccff4d454290ecfd365dad1ff602c7799a10aa9640bd82
+// digest         60a1300df640cd87d771c978f5473a53d4328476d528baa86855071f7e3906a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         1f6081d6872612464e1cd04cf17b59bbdce2768eab4bb4232e322cafee6b27e2
+// digest         6bd8f362a0af3c99ac8866b0e3f6bb9a6aa12b70af3dd1ec9209dd172131c475
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

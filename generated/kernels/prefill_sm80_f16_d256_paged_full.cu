@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         cc7dd26cb2906b6f93cac718d6114db1c1d0a17f806b5ce5a212d8e58f87a32d
+// digest         fba430a66e3125685374821ac0964f383bcd2fea4916e00d008b3fe5cb05d6e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

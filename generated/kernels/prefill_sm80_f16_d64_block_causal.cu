@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         c22f5b7a97100387a49e30286f57740d70d4c961bdad8e6065a05b3979239fd5
+// digest         a49e6fa78ddb85aea0b434f7a301fd7a9043b147088bdb46895bd9cc1f495e02
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         eb1647d9f6bdc036973a556a3424398802b121e8c9e2e6aa958af61c21f67a90
+// digest         473f1159fdc0b9da419f22044cb559c09b9d449b3531fbd828bd65c594dd1c2a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         a91c48c719ae18accb4c115ebe4d520185fa3c728e668f3b98d9a2ad54746a52
+// digest         93aea0a1e103430327392a9e8aaa46ac092cd12801d70bc1e972a5cd5e08bc6e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

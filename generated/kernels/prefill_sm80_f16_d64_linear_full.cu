@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         e11b099d3f5de8118d64c4f2332c30847cd9b495c07b02230af2887fcbf757c3
+// digest         50fe2e94a0115af4f86fed7105ddb4342c0230f281663fcc37c6fa86c25b23fb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         baea1cf431d426e6a67ff668524f60ad0c815569a7df7a7c8479eed179add5f9
+// digest         5d74d21070631750fcc19aee9876787a8be37f31d7c7164c7062feb932d74ee7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         1b4744641cf1e81de76bc82c37004100ddd6c0292364087a99cc825eb8bb9219
+// digest         6d48082ca7e760d06aa64d56daebd3847a5ac20f45ef2cc60a2135176ff8de65
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

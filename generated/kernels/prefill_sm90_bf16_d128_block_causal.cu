@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         826eaafa7798ba54683db4d69e53d97759c98517f5b648a6bf3cd7ee2a8902f5
+// digest         e500c1d81958352a39bd1b65bb8712a840ae139589656dd1a81dc1f95424cf57
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         29e0184b2d7a4567cfcb7a6621ffb161646a675d4fa34886853a1666510c0a35
+// digest         a619a473fc954baad15e5ee5001741084e177f668a266bb873ce4bf9e1204f77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

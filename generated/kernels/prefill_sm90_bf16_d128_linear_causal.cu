@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         c7e4215ab8659bc7aabcfe7f4e8cc594d2d23eed7ce241f2229eaf0b71db1ec3
+// digest         96810a1d388a723beb3c5a57495847ce0b59f30855c5fe6a98f0377f7c37af99
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

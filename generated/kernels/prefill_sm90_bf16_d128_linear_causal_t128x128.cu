@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         ec086ec55a0bd88ad3ab6b48d18f52c777124d92383e6c7a25e4c073ae9a6eff
+// digest         301115bdb88544fe9436bea6c6d9e111bc7f9bd227751dbc011826bc8fa64b63
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         46488f9147611f0131f664cd4c086b2b7432e78fc926d885053ecedc5e9e41fb
+// digest         b3bb3fb26656c38d49a421343684414ca75802e25f1bfa1f7ecc62416761c50b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

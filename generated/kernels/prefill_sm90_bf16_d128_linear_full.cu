@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         86f5fc10fdadf580739889b55cc4184d50e9099a61ae75d07bdfb3061006c360
+// digest         86eb397e6327e386f9576b8e72de834cb449e4e8c64698d0e673db56d9547367
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

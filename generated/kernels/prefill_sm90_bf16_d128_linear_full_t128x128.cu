@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         d67b838532796266df1cd3359b8358b18d38cef8dffb5f6ec2a0bfe07d24f1e2
+// digest         fe1382967308669edf76583fa6698a729a754c9038fb19c934420e58631b4ecb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         fb6b39faea9d27e8fac99e2ee715cf8c0b64272216d3a1ecabbc9da3954c751a
+// digest         7b5ba1919b1efd29a2f2a826239a6be2252a4361c66d13a1edf80dca2956cd72
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

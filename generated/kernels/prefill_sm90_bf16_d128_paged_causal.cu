@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         bf06f947b1c554d3e3eb017982ed755cc0a830a48019d9dfacdc450f36b2f413
+// digest         30c49a780d9293ce2017558bec654bbbd87be6ccc20f0dda665f99ca61a6e437
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

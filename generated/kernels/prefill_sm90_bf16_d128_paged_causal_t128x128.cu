@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         c3ceb0ae6b9943eab1856256d164d70913802659fcc386e90a5abb242fb51ffa
+// digest         98663bcafcf6d9d7acad7963022aa7fb7891c85e675ecdad2f05868a5150f287
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         0ae44ea1c0b96b0ce6a980e275898deae556c21b0bb5311dd6647c93c279acf0
+// digest         03caa170374b14f52e2998e280e6179d7e0c10a0292c7e01b6e6e9e25d2ef718
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         eef66f88be7a891c1b171a64589bcb998fadd1d5c3a95364d10bd91583e4f915
+// digest         669ba394bbabc9e7e6555658f42e1655615c1d82b041937cddf2ebe22a1f732b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         414ffd11b37ffd6d42cd92d9d44480a57fd18cf1cf41213fc6437d25e8fbc91e
+// digest         9605cf4d5995230ac803ad4355d77aa1b4e270d30c2eeeff1ee7461ac0e7456b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

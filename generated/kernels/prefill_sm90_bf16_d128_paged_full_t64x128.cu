@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         d92bbd66389aa0aa0751a2ddd812a9b8169496ee5dde270022ae00691ccc778d
+// digest         78642a54b39131119e5170c7474bfbff130ff206f86cc76cd322d1bdca1bff79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         6c047727e407003a9bacdaf9d67846488b39df9813f51b7780b2fe0d47a0cf97
+// digest         6c37cf1c136aab4907ae36a887618c65bfd546ec121f4bad3a71da13f038697b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

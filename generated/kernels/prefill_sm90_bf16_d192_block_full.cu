@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         3f5a38d5ef7346b817cad82cdec42ee84a24285a5709fceacd4c706a4a9f9fa1
+// digest         26aaf0389909d204838eecd5fe19d2662154f7522fee2935a8e243e9b24add13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         feae6baeb14fb95e689bd8c0a67e1753fdb931257be40c0ac51e341a3198008f
+// digest         264d59a0e2b499a94fe3ca3d62e47082667b98fd34bbf98a3102ad7d02b51f3d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         aea796d17925ea3ceb02b62b20c9d4cb040c211fde553f3b164978c99b3acbc3
+// digest         f18613d2c7a8f30131aa120ba493cd8967d39e1b590c4cc49d9d44d5dc5e4a6b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         2fb1c65cce6a14e90632e6b5a1026306b3296ea7f4d41f1b8cb44d129f9b7d6c
+// digest         0b6a57927dc2fa6b88a5ca3bb96cf337ae3fae80ce7018374e1ca2bc93f229c2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         697d0efc5edc5e20136b14eda88a959b8d35b2c9c59cf92d85ea2b3a5969c70c
+// digest         de58644837dc4681087281a63b13dfdf85f77fddd3e9ed15991f5d92c26bc0c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

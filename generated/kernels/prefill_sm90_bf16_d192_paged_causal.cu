@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         9b7e9e26da15aa6a9494cfba21ee36543746ba1e5295b3f67566bfcc342502a4
+// digest         52d1bcd28d5c7f061e490eb201e9e02e6d8bec6a71c8f22279592ec85925c142
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         f53850e1674cdab7b0343bc409f82a4ef06c02ce883cd344850fb7f73bf85780
+// digest         548f31e2636da517039ed122ea52f4e82845b8e56ea1c829d534367aed9d15a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         6fc361948b9666709ee8d1e4e0dd881c5e720582b8d9f94fd2279be76c25a040
+// digest         314c2a1cbd00ed0319f59e682b19f31e82202cff2e2759bb2744f34ba83a2e73
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

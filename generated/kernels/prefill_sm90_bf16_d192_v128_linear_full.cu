@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         5281931197bafcaa3d3da1fca742ec282e6ebf7cd8489cb7eaf41cf10ea95693
+// digest         bb629c6ecef649f0d36ad866fbe82fd005a4bdaf17924b5e40efc76c41d287ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

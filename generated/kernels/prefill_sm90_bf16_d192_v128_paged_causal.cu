@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         e2c540b8bb98353d7565f5610c3dc3bc0a10264207766a50c3f430b3726bd83f
+// digest         86d8911eea1dbb08d3f5225d5bfecde69d9115775f3428681f13d688431a863c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

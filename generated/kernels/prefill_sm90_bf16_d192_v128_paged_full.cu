@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         b8a4b34271e3189fb2fcad154fbc4fe90fcec439e54ebe66dc3f4292c01bed95
+// digest         a4ba65933238ad5955bd404f871442badcd2660ab6fe4257ced3784e97fbdf4b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

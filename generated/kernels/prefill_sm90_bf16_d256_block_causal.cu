@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         8a4ef5f561a097d2314037ca31f52e6de5a52d19c87d30b0d294c5b5638717bc
+// digest         eed60eef4e9e25ccebb759c795d9779b0ac663d7d805e5f238c4fa692743ad2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         96077ce351822326c90929beaa8e949c35de882655a1ec0329ac983f72018446
+// digest         b8022842bb3e4c13f811acb87746ab47f12be0475da0293cd87da0fc9264e779
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

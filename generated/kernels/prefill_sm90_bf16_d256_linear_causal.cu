@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         84ecf45001eb28190c7e5cab832ec4e8366d67dd989a87d7981524d0fd8f780a
+// digest         7bc3c570185b52b62551b3041566ad92a34e0b631ad1912eb487851703de2f6a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

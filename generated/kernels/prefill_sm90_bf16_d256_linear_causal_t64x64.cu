@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         9d1e772190eb070583d2156f46b4768343e96d52e8ffdcdec753414619956c62
+// digest         d69913660c355b3bfcf389017e3df6eda420418b96802e1d196caaa7a79b35a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

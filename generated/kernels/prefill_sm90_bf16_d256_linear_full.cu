@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         69b34947062755da993589a0a22d5cf4055f0dab50c647bd93486a966f2dad0d
+// digest         de977457df088c7e3ecfdd6cc8ad75ecd601a5339e64cee5b20eb92a6643a960
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         e1a699eeb2b0dc589e9c68080a65572bce08d8350fde7fc8bc223796421494dc
+// digest         83085694ce9677a16d385019c79bff04b16cb9f02ede07d4ae6bc0dfab80e66f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         9c3abffc4672474a4fffe8ac7a2acc8bed4a47eb8324fc15cee7a6f8c35713f1
+// digest         29813bcfa3a9a37bd241330565234f65b4edb9de8f72dfde0ec9d1bad845375a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

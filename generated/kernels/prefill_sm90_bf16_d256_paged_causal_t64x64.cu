@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         86f49d425bdd4c575f1d251ce458e431c5fdba9e640b7eabf459dcee3a6a6fec
+// digest         6a8c7a61709b5a0d957819503659a26f6d18934672976ec2b5bea3c8eb93c4cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         93cffdb3bb7a3efca40979a61a021533d185e1dc3fad553c02b1786ec2625fdc
+// digest         903aca49ae96ce2a58ac80293439f61b87968654e872ca7c70d90099c3a37f90
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         ae8c13a20f1c315cc02c94f43c72e2968080160996f7205b718093b927dbc718
+// digest         6df992569dec7932a332e31083cb8fbaadb8b4b3324ca2f6629f24b7eb957490
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

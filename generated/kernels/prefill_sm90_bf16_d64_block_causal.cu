@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         81af3bba6fa35531e3e4f8ef0805a82cf718f80ed4a5fe4fb066dca2443857ce
+// digest         d2acd2ec46d1a1896d525d72ad5a00d25ed682678f0b9689a51ab9571de9753e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         fc63b3da76296253b99a045ad0e1daf7c904b3763f794a430f913c5afbcd0b4a
+// digest         72fc7c4374778d5b40ad4aa5959488c1768bbcc668e856417a6a0884202fcefb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

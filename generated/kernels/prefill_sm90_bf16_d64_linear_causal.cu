@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         8e8ff654c8544c5dd484eda656e2068dec5313e5d04a744499211e492166b10e
+// digest         7e28eaafa22a4ab8db4d962aea206cb545e849a144da8732110c0b3fb733bc73
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

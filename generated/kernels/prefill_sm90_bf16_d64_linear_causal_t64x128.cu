@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         d8321749cb8574b5b2d078a5b92bcb256c3c25c4535533a47ea62517646f1220
+// digest         a719ff2c2da22929fdab5a49ba036e12bc0e1f3bc42fde495d0ae7c4ff3c09cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         f33edb895004f8a87949c59ebb813cca4553e2706219af309ab47ccafe80c490
+// digest         7b6bf0b3d1c838feecec029aa9a6741e0861c13af3743e1fa100b5b58940a043
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

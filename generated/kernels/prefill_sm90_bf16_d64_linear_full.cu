@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         ac80c3ba33ef39f4a13ec9f5d5aec00b46945bc528c60df8c6cb8ab9fe39fcd5
+// digest         ad64aace665d9078ccab790a6ca157159458541f1a343694e17659000fa3ecbd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

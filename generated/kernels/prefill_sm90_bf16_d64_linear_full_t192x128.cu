@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         a3f2ebb1e6731ebef844ed3431abf2c9523271c25a36f63d85d4e34c2270e591
+// digest         8e26b216045a57a154b05f0604af94edde48cd2ba1e11ff3551ef6359a011b1a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

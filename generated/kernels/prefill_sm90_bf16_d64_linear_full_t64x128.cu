@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         a8ec97df907d376cc2d7040f1c172d033c6dc5f9afc4f0522c7ba78d91b9aaae
+// digest         c8e7213780b39c4c5c2fbb90f97d43fc72f33a10f1239f041cb18bd8f097d8a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         7be9e786094af11c27e582a6c4158ceec8c630e27b8fd4b3c31980a19969091b
+// digest         76368011eee5b297179b46ed89d69067d222f19a86e6cd42301d979bda838051
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         25d8392b6e278e6fe8fef513d64956cc557be359f3b3a0b3bcb9b1c9ce39550c
+// digest         39a817df838216a2d6e760c84c39f37c5efaf90cab532e98390937ae94c9b64d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         6da1e022ada520b586ff6b69a7be27e5c96f6efdde005b3377a44d9816067e75
+// digest         10cd4ce3a4eb0b37fc821e0ff96230595fcf183d17088e933a49b7f06e99a210
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

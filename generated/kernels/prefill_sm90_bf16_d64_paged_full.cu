@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         6cb68835714a70a9130c1a8faef0dcd7877bd3ff9f6d9b6e55cdc0d25018515b
+// digest         91c7e683a628113abfcb7f16bce875166502b1eb559218094460e24db8cd4d34
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         45cfa36e18603b9a282f726bcf94ec18ca65e1bacd37545f2fc06b7353092fa6
+// digest         40f2a75608e10317a2400401396689e04eb6fc6a35a37c03c10b4a00a24e264e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         34fcff065cb4e2e5fcf283ac421e21e85058495f04fbdf0aa9784fbb12f3282e
+// digest         88e68428ecbf44b50b6b3c1386b43a4cdb107cabd2886d31499575cd6b993b6e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

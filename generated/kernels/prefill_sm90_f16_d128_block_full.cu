@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         4f7c2976413fe5274c2bd5c4860ac83cf56d511ae45de9ee43effb2d9fbfcc97
+// digest         4092fb5ea0ec39e4c290ad86f38dd114031e8b8ed7e86d2182f57dfbde9c5d88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         506bcc1f0a2d0c0622039633f7470175a6b470b9b12cc878bf01ac9e058107d8
+// digest         95cfbbdfe04dbf17895387214eeeb2dd328855c97a487c13ec21f1b92e749bc6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         5071079219bc542caf857b5b773e765239cd9af0717423014318dd6914d93582
+// digest         959669528e7c4f11b3bc8610627433f850f893cd65a2b1b4e9e541906c25ed77
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

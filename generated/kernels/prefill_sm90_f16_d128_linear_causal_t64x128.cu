@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         5c1f890327bb582a5d6e681d8dc076fa2032ee3d816426504bc8c64edc1730c8
+// digest         2cf223dcbe3594c26dd0d5375bbb8ea8a91c6d8ec6f26be171bec113ac4e8d33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

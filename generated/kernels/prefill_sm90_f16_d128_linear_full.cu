@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         0ef4d8ef418006258f7b9c8394e7f29daacf015308d19fa66b73acf227aa9189
+// digest         b2b3a6854e5a01d89c6bf7dcdb362a1cae0de9b81f34042ba442a82e82e423d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         7a8bbb852c6eecaaf4fa0a7ddd7251aa79b9989b9dde0d7fe3af6421b0196db8
+// digest         548371c20c9d847cc4aa92ad4abf4e82aa5a02d56c0286e79bcf7c727bf97d44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

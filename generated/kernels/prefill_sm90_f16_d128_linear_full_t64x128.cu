@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         397d6901f933f43955b4ca6aaaf9735e5f843095ede100932da92f59b6f5496c
+// digest         a03dcad9f5813c66bbb6d1e608228804c4426b01d321328ac2e1d5c32a5305e4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         475daf76cd29f6256cf3fe51f929c93b955618afd4f986e54631408b9f610149
+// digest         6bbdfb3774b825f6f2907404fbb0ab42a3a91fc7397e698b62e50960173e1a68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

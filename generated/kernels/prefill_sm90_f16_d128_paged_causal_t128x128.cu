@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         495a97225cd07ec8c92094748e4024f6bfd02c0526ee94d7999dbfddc4c5d58c
+// digest         7b64ecdd85ac543f793104e6da32d42473ec054af0ebfdbb835861e23fe05a6a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

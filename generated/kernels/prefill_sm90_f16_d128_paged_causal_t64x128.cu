@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         572e128f1fb77ce5086a975c0a90e614017f5afa14ba3714435e9dc573020a38
+// digest         263c287e4bf0d7f1f93e2452476866521ba51b861a498d1c5484ff3921d32857
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

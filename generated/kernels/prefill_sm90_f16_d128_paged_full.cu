@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         f3462e7bf6e877c932b2860f0e0020be48b44d58f99fa6c3f4415f3b1a0a1e5e
+// digest         447cd6a8284583138e0e2f48d5b4050c14b93065dd202e9593170e6863f65e10
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         6b73df50d80031abff878f072c201a7134f7e5b8ce4472e4188f36d0c8e95bb7
+// digest         6c52bc543e7923d6eabc0b9f730cb7dc9a5ea5e97018a23641a3464f2d1d80d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

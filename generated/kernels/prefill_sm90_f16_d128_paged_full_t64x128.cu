@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         1afd2de4fcce0eadca5c8b57b7783426a36a5584cf7133fb7012d5596de5e463
+// digest         dba4dadd5cf1dffad4ea1dd9aaea3005e958694450d7d731e386dfe1097d3f3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

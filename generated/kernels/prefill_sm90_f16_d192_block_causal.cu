@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         dc8ce6ec5307ef7873e3f149ccd23c1dfa1a3fd17f967fb6a7c9791153c5879c
+// digest         5064db471fc2e6361a4d9aedcd0bd6dffe2e08baa1f4bf226db95973116a6836
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         86c16ba1d2f2eaa575fcd937343f5b62f9bd95befa74e5e22910156ad9451b8e
+// digest         dcd8b41fdbb0ffcc09250ec90c8640bbc339b6a29a06de55e1439efd5dbdbf56
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         588989d53e0621856b162901315dc972335ededfe70e8a4e01e99bf534fbbecb
+// digest         c3097ea56d8497ff88a205a0e67680eee3dec9a08ae2409ca4da65c900146f44
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         4097079f7e045266553784729a4e5c34ca58afe7eb6123f1e9d3e8c51f4b86fe
+// digest         b70d2a6e3eb186583a389fa1c3e75e03f4bb122060cd7eb6ab936d2c99e133b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         7f02b7f02918f11e3a55fe1c837d49d032b89e292aade7d498d11c8f99865d62
+// digest         8e8a04f339703869447db0dc7191d40ae0245b8a328ca4642d4b3f05f673ebec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

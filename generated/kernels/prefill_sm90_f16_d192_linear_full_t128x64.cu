@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         f1297f80fadb62f5cd79c6c477678006988e6c4543fa0fa438a3d4db105554e0
+// digest         9ebbbecd30e70e263a3425a9176f9d20963a196ea3a35ebcaf1de4d3bc638ea5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         f6c66bd15ffe2e836717df09a84c5f8ecf3a9c492ba647470593301fe6c4b2d6
+// digest         2ea1e811482024169b6d772677da5c8b08015d0030af5c13fc09a2b3652e659b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

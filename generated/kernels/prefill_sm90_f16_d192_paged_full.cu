@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         baa05f684fb7ba39ffaf1811762052da1ede568b64ef112bc40eb6de9aa11e2e
+// digest         1d1266d10ef41e58ce7592bd3fc2111aa937e3a225fb88d35301d4ff5fbf722d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         03d00c61a94fbea984abd00c61fe33a9754179f447f7ac8e3ed1fba63e414786
+// digest         648b676b052245ab26f15f8d95c9bf079ef4d78b8d8f5f2e10dcc0d20fc4af7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

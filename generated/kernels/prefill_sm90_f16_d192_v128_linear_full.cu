@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         59f598db0d76c89bd9a92ad6dc295f2ee26b9b9ec839e0afeafd4cf0b9f196e8
+// digest         79f81170355878f0e6ad47eb0f634384f42a612174f99d02d6b6077d61c736f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         8ffd954e89456a7d68c25c23b07ac8433a62bf915929b643106c0c4a1ffbd350
+// digest         7d81b7398092daa18f329d4570015da97d2022ad0fb98c51e8c712f36050e408
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

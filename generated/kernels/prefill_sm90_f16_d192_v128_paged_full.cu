@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         7c3e7a1e119cf06820154507b28148f053e3a014d191f1fd39f4ba3ae3fc2f9b
+// digest         20f76d03e9ac58ba579a6d2424f0fc3044f10b3cc8282888ab1881dbc09ac864
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         fe93c0d176a66f6e7d31fc6afe572aeb6d1c9d5a2c1c2dada903f8e3b42bcaa1
+// digest         36c6e9f082acd5ef8be2f2d91133f8a9d858a62a9909f4a28123c40f43215766
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         71fffbbc69cb0084c31424faf5a781fc90fd2d5f5e4642251636358a5f88286a
+// digest         87253d10cd2292bff7ff7eafb67119bc1488d721fe474b557c7584499ba7fd94
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

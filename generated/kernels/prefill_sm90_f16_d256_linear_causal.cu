@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         3342c488f1783c1e642cad9870b0c2086306abf56515118efb5759f6b638f5ea
+// digest         e4858738c0e853c33db944f698765ac90f1e13c3b4eb067f732c116c806e8068
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         a07163f37211693197db7c53418c942d409bb03c864d517b6d49483f1eb6272d
+// digest         8329f68b1321c13c82b7f036108b5c2c7e1d309410f700a5b63e65cd729faf53
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

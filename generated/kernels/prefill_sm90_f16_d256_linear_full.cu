@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         40e139ee70e143730365527921b49cdc3ac1261254d7d5f6dc75ad6bfb963c78
+// digest         c921affde0f8e826be8939b5af4842eda8f70255bffdd8d8e7aa5b82379dda8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         81c67bdb153cd5ee80336bb409b07f1d05f4658fb036803509d1a2f669f9a416
+// digest         8f17e76b2b51748fa0535b66a6b71ff65d3312217cac85e72b2539047eda0e63
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

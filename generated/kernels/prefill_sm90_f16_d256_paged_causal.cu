@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         db41ba1a9c6551ba893cd09374a5108ce22d2ad1a9aa5f7d1c4bac13a013d79b
+// digest         aa281de0e7a7051a65b3ca8c673a1740898d7b1cc3d6eb4e40dc7cd27159fe6a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         212a1f1530f135d73444f0335e32d8bb11a3bfbdbbd9d0142d21fa5ceea6954d
+// digest         dd7d159108984dc0d883fc27c6b99f0bfb731ce967092fd08ce36bff8223b3f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

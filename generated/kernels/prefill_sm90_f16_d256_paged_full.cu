@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         e4a9da0acde2ea4d25e1e4f2e410809c92ac778338837c4452dca315f58581e6
+// digest         8517330fb66131c7edd8955090e7519d182758d08e89f8ef457b5669f38513e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

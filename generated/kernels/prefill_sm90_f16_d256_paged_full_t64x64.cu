@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         6e757d8942da9098c8db4c34b2844278dfb8d067df74a35490ee4468da3b39e5
+// digest         59509a90ba4aa0d2070081ec63a70e53f8a3c7ffc699573d437d6e6b2cfd79b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         8049bf1a5fbf363b3628fe240d56609b9c127f804e095283e010c86822b546af
+// digest         a6f9ee9ed0907a7018a7a3c7db63329839424ff892fa4bdf2cdb0a74f8a30ae9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         dba77b386136fb3282511bf9d6a26cfda40504a34e795a14266c1ba7c5f751ec
+// digest         ee777586876f46895169be95f1018aae809a832adae447848ed8aeeaac1d1860
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

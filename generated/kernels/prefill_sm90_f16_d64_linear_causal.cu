@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         34e803279b162d5c6aa8439377ba001740ea0821ed8bf3125c7108f741127459
+// digest         e5f7aa1fdda950c5597aa0fb4f167b4c06d00c05fcae094b33488fa770197ce5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

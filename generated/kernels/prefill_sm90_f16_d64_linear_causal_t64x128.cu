@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         84b1bda88d0df8f9e71c41305125ed06bca75e5221d52125aacaadd7bd23fc15
+// digest         2f62f978a1a1d6932a8b4ef5fcc4ceb78b49d909ca356a295760399bae2d2aa9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

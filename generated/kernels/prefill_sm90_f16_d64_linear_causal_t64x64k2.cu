@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         084a8ddf4647bbf038eca4e7865b24c67c1fbe2492733885c4228a9af6201f0c
+// digest         29ba96af4711052d4b642c83e220eb33d16c05ba91f38867cfebcab2866017a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         4c46c2ffc87b2b1fc28003ef931e302821cf6d532e526d6b5652eaed7ad0afd5
+// digest         a10877cc17aa01cf64c9359e2163f9cd4152661c93502e4d278e1b502f25a474
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

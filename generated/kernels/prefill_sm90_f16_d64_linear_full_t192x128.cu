@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         204e07bf84eae232a0376ce7a917a51a4f348adc48c29d26c8d954c5fb201cce
+// digest         94cead6d6fa2ab51de8ab0e95449f0efc78f75601f1c55362975c739cac193b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

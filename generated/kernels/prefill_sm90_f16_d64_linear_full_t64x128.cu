@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f96d225654a9a0a5f033293b50e8441a52be3d510000e2323bbc7139e08754b3
+// digest         9107d4b8f9cf31bfaa3726e20a0c74600781ca14a33a63f7403d53f400a1b0bb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

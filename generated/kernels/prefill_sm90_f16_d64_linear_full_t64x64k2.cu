@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         49193c3465799021941e81a48ac7a6274700e440c441890755d717c2e7348689
+// digest         738c574b35f6ecd7daa4858cee28924d9e4c559d9d5a372778d6e19be53bd37f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         bf6164ec753740f2e97d9551d54b9d31264cc675834f46aa4473596a15bc2f6f
+// digest         58ec4605ff6b295620fad3da6f6617f6a4a5387c52222cfbff35c9db7eef546d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

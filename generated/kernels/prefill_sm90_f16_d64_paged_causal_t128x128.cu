@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         72e352ba72305dd3cfb47a67ca4d708e3a88132c19cc90231118f08af80bce32
+// digest         7d797feac61fb228b661fb7f44c5dcab6c9a5b390f15b767487b0b9be172b556
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

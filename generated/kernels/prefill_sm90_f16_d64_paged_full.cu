@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         715a7a178288bc0865ceb1fbb464ce08e294acd57baf184056fb278e08598c3b
+// digest         dc07b386a4db1632770fbd0200af25f3bf6b86fd3636ee4f68cf152f6d68d2a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         afc5a964385c91f938a64c73d1b4e65e8cf922861ccf7141e3bb12051dc91b5c
+// digest         dababdcaba0dafc0c6194ae689fa195ca0005c5e19cbd9915756405656ff19df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

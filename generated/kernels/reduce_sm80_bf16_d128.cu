@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         88f53ac43428e3c74bd15676d139e39db6800aeeb41f7dfe67d15d10992d98f6
+// digest         7c402945f661f9eaa0ec202d331c8cb9cd57f197e3f5a756fc595d66a2dd25a6
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         528ebdadbcfec34fdf1f0ae948e72947694e12b56042592cf7bc0a4367eacfe6
+// digest         721089d3a6c32f354bacdc30d92324c9f5830b91d60412c53aa1ad6ddf339fa2
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

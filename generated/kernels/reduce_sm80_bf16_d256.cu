@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         67ea99564bb05c436f91291d88b105ec6194d2795a5c68ac1f453cc1a5c78aa1
+// digest         83586493118d1dfaf18904f9094c039750df0b9522665f90a8e02218e3838a78
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         208c8fc50476c472e3550c33a34ea582722b58a2d99f7d8ef6f859a8ba143fb1
+// digest         004aedb70207c3583103384ae94949b285bcf867899737dc30f35a4635aae6f7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

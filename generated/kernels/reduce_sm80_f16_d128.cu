@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         84a1ab1b3d37a830cf62c68891a554ed3ef994690d58099ae877433bb73fce32
+// digest         dca89e696e099f9b3f7549fdc4a5f71d14cc41148a97621b8eef178f04070637
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

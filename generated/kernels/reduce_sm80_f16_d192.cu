@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         d552c23983058523139423cd4f0e58c8e8e6ffb3ef365d56506981bb8fe3d2b6
+// digest         807ae77757517d7af0a0d2b070202f689ae034a8b4e05526312c4c426051098b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

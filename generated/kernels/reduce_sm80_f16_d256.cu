@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         45010a3bb84df61356294752048f22f07ef0cc76a97c151b690eb1ff0c02c75e
+// digest         b5a03985e846038cdc48483e00c04d557958037c095eefee60f00074cbf6360f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         0b9d9f18a0210214f9853010b7bcea2e2e43d7c5ccc67b5f924c949790eac023
+// digest         3d98b91684608835fa16f0f6ba6dbb2ebb9c502f8fa3d847edf0421cb3899317
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

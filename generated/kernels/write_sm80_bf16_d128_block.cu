@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         337637da3d9c64df2b70436d02a7363aaa25fdd3a09b2729ef80a2a89688dac2
+// digest         6267c3967cdfed624412521a22bc4bf9d73dad69fcb20e6a02d2288b7206a490
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

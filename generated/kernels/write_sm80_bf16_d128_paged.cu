@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         b9ea2fbb689b9b189a33eb1422c770ec87e673f53f22e7cd996480a7db01ed49
+// digest         5ea1ad328f474238322968987dddade959722fcc50f25cfb969b3f48c68aa8a4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

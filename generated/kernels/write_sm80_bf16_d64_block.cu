@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         3f484547aa548886414178553c3ce49e4df9be7ed431797cdfd5ddf2171568df
+// digest         bf99672e89fe80c0e1c0a303552764a7ded4539448d2fc397b39ecc3ab52b437
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         0f7edd18eead5d4c9c0def1bc0657916fba93c6bc4607fe36ee96fe9af30f103
+// digest         06c9fed029112691314398c4f57d6ea0e1a1188076f5d62bfe10909b2dd6a4fd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         3192c62e2ed3e8d277dcafbb5509e3d98406f8828df67203dc5fe72fb3f6df75
+// digest         90a96e94d8e70790d1ff2bfbce345fea609410ed53f00aeda0548871ca13be66
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

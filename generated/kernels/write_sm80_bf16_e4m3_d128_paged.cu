@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         3018b99fca19eade73f24b0cc12a9f8203e7b355f0b0d97aa4d9c7d0a5382cea
+// digest         df8ed23ba1caa2a357c2b27d4f2ae6f7c4441a56fb4411f80101c948ee3e18fb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

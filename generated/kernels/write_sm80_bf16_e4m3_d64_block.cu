@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         acd334160d2846d0281f8470c210d19bf63be922afde090126f2e33733139303
+// digest         902d2b165bd8904fc5fdf0bcc050769add54d4c94ac46736fb45fe53005b6291
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         89d2d3dd085229366a4d875eccaf72389ef657e56a4b2c4a1613eb85510ca55d
+// digest         2cc2bdbfef2d2aaef0297cb595c49c202bf983c5a575cf165c3bb6b906865f14
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         0d56c7fc0648460536834f5d1b3cdc24a1acf9aecaa7aef173c8bc011a395e89
+// digest         378fe6a72180a68b2c283b4476636ebb91ea3b5269e2c9681f7fe2c1b991cf38
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         81b83c376dc4712b23fde5509f5bf2d5e85403bf48636e2b52b7b58ab702f6c2
+// digest         f3475d1f4e992ece4fc686cbb18faf542e5a85cad58cfebed976139e83636ea6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         c271ed38afc87f586b497540686abeae4f062c953ca5f399dd09128c465e3016
+// digest         004e5338cf52f87f07e20b83b8d32f51c03abaef9a24f6215588f20d4c11b6fd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         dd1761a2d70a06351ac32074a8a5c4bcd6d6e77e2a03b530dae63d74355e94e2
+// digest         da26ce037ead96997c8bc416a5d0c45d505cb032f6db7d25fdbcfbed6c55a0f1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

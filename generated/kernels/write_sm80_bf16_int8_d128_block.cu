@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         453a58ababc82e92a780f6f3aad8589c79d10e1a3fe8d3b543a1c93a88746e07
+// digest         7b84300e4951bc0b3d9ead8a188c4d798b19b0fa847ea6d4755d705c43cc73c8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

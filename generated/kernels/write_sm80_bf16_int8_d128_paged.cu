@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         69e8468ae1cc2f93608c1f09f518dc1a21d01b6770cdc5c5e84eb77f618c26c5
+// digest         c4e14262b38beb85dbe74ab259ce9ed71da888a10edb98e07283bd7104cfd471
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

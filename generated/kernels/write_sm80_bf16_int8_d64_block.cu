@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         a69b09581f429bdcbea7b2b8d15a9fc0c285f705f46df3cf4a243285965fc29e
+// digest         646eb866e5cdafeaa6e444b966103ae817fe76dfe60ad2dfa353885547841d85
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

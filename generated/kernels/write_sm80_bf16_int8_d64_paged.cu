@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         16df34fc09fc3c06bf1952efb502e407cbe787963899515a7a4a960171a9221d
+// digest         fc93e36709fb48657faedf1bd4804ff051b1be91142a836847eeb4d0b124983f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         38d4625869c6d101dfa0d8a7fab7b38494aa34c742f1236cb6a6c09970215a57
+// digest         f084c76f866f0d4c12047cc26581819393bbb82e0b27c57276a715f685f4bf1d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         9f303a07ec96c840f7449495af797521de13c902b88bb4da531aaa8f664dfdf5
+// digest         2e5da5b8d66d35565df45de88659371a36209e04c0387b40b8234bb93dded9b7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         2ee984a1df6b5c2111676bdb05599ab0164c9734e104190383e9b05ce59e8d66
+// digest         c043b1061a0b0386306585883c326c3419a28a3292d4166188888a798593deeb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

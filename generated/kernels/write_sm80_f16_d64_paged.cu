@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         bd975d34e273b593c45638204d59dacd3b675d1c9bd855bb9a8cac303a67fc52
+// digest         86bc54c2c5af1ea0b1ace7130bff0a6cdf06851e10dca88d9e43391d2b289a68
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

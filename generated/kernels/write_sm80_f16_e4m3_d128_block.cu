@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         89d01f38bb67e4063a6ea23df8ae2284e30fbe66af2e068cc7ed13a0b22be90d
+// digest         c1a6aff1a6311c4ef9468da581300ddd87d8a288118941ca3544627dcb4aa16a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         d5c87644e20bd6b8d98cfc41427a187307d047dfca94d487c5abd2f3d7bbee30
+// digest         191083cf3e76897e6fca593f3d193e34705fade6d808a5017ff017d55df3ebb4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         9bc82716d0e1eeac9037489639d843bf2c5f7b0a12e76affabaf14c41bad40e3
+// digest         7d0a032c3d2dfbd480a3a988ca9066d687a380358d9c1256cb5aa3bcba0de2f6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

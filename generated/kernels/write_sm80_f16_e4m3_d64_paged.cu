@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         772b183e3ec4b9e6cb1a333892781b7b4921842dabd30ba74921b774eba29ec8
+// digest         1ba2c24e5abf72d22c4075d951fc564cc00e225406eeb9cd048b0966f8307d3d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         167f625c2c526232c9931656c386ef85b953a17a157e2a5df02fa9bfbe656d4c
+// digest         18a96d72ce8bcdda0b20d4f06d96923a140f8aecfd8c05d4a29a0a8da268b301
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

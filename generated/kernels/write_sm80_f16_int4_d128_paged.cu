@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         1da672509d283fcb76f70315ac371588c9b1958df69c4b8a05bd3dd4374a22c0
+// digest         42b8508f0f76e34e1aa7166d55a104504216a72b8b8d0f845fc33db2f1e3eb79
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         77391f272be36041ed2d4a4678b2132c8dc0bec3fa183431e4856ce961ad8ed2
+// digest         5daa5198550fdea95490ff0d5dacbe70bebc0dc00d24fe930f91d98a263afb8b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

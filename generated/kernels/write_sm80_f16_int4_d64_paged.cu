@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         48f7c1b677d6b5c0c04f53f90fc3258a23cdc2dc9eb72e826e1a952755cafa48
+// digest         59f3e7115c7dfa674943fd9caa5d371985471dd7afea60d98c39655756b9af6e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

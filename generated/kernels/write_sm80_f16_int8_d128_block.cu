@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         21c20b5b9399f9a64f784ab3c8e082d1258a4fb033f56df585624a2b06cb0597
+// digest         f38299fa82e0cadf14b053f01c170391227ca4d79b7884c9221d89a4e219bf27
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         c8d3b057673bb3faa06644cfaa4fd1340ad880a0e31d4263f141e4f7305f5a97
+// digest         bc0a561959fed9b46ed19a3457262add7efb0c5235e8e858d24aec2a471b4b32
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         be0c82862a0b4a4a1589e5d3b2b9087353a04f7150e09a05c7c183b5577c679e
+// digest         d971f1e4e7c3b3ac14a83b42c7d33574ef37213c25083beffdeef068fa2b6adf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

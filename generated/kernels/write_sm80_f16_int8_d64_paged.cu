@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         366dfabf19baf9a424340857c11837b08a059bd1e79dcf37002b2eab014dd51d
+// digest         ccbf372985c48fbda579bb9320904c4f42cbdf7c2c222da3bf2b957fd0f21ec1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -42,7 +42,7 @@ def rank(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
         return UNFIT
     if policy.kind is SplitKind.FIXED_SIZE:
         return _rank_of_keys(kernel)
-    packed, kernel = pack_heads(problem, kernel)
+    packed, kernel = pack_heads(problem, kernel, policy)
     works = works_of(packed, kernel)
     splits = 1
     if policy.kind is SplitKind.HEURISTIC:

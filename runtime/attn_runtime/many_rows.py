@@ -7,7 +7,6 @@ Pure, like attn_runtime.plan. The C++ twin is attn/many_rows.h: same names and i
 from __future__ import annotations
 
 from dataclasses import replace
-from math import gcd
 from typing import Final
 
 from attn_runtime.choose import UNFIT, rank
@@ -21,6 +20,7 @@ from attn_runtime.problem import (
     SplitKind,
     SplitPolicy,
 )
+from attn_runtime.tiles import pack_heads
 from attn_runtime.workspace import aligned
 
 MOST_DECODE_ROWS: Final = 16
@@ -52,8 +52,8 @@ def rank_many_rows(
     A tile must have room for all heads of a group, so that K and V are read once. Ranks have all
     keys: a part is what a decode kernel leaves.
     """
-    group = problem.num_heads // problem.num_kv_heads
-    if gcd(group, kernel.packed_heads) != group or problem.cp_size != 1:
+    packed, _ = pack_heads(problem, kernel, policy)
+    if packed.num_heads != problem.num_kv_heads or problem.cp_size != 1:
         return UNFIT
     return rank(problem, device, kernel, _within(problem, room_for(problem, device, policy)))
 

@@ -61,12 +61,12 @@ class RangePlan:
 class Plan:
     """The grid, the splits and the workspace of one call; the fields are those of attn::Plan.
 
-    `q_tiles` counts those of one head, or of one pack: `packed_heads` heads of a group share a tile
-    of `cta_q` tokens. `tiles_per_sequence` 0: found from cu_q_len by search. `split_tiles` 0: equal
-    splits; n: chunks of n key tiles. `grid_x` 0: nothing to launch. `workspace_bytes` 0: no
-    reduction. `cp_stride` floats lie between the parts of two ranks. `counter_cnt`: the ints that
-    AttentionParams.counters must hold. `ranges` is of decode alone; where a prefill kernel
-    takes the call, of the decode kernel that could.
+    `q_tiles` counts those of one head, or of one pack: a token has `packed_heads` rows, of heads of
+    a group, in a tile of `cta_q` tokens. `tiles_per_sequence` 0: found from cu_q_len by search.
+    `split_tiles` 0: equal splits; n: chunks of n key tiles. `grid_x` 0: nothing to launch.
+    `workspace_bytes` 0: no reduction. `cp_stride` floats lie between the parts of two ranks.
+    `counter_cnt`: the ints that AttentionParams.counters must hold. `ranges` is of decode alone;
+    where a prefill kernel takes the call, of the decode kernel that could.
     """
 
     q_tiles: int
@@ -98,7 +98,7 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
     than the workspace holds, or a grid that no device can launch.
     """
     check(problem, device, kernel, policy)
-    packed, kernel = pack_heads(problem, kernel)
+    packed, kernel = pack_heads(problem, kernel, policy)
     tiles = q_tiles(packed, kernel.cta_q)
     sized = policy.kind is SplitKind.FIXED_SIZE
     split_tiles = ceil_div(policy.value, kernel.cta_s) if sized else 0

@@ -11,12 +11,23 @@ from math import gcd
 from typing import NamedTuple
 
 from attn_runtime.cost import slots_of
-from attn_runtime.problem import DeviceLimits, KernelLimits, KeySharding, Problem, ceil_div
+from attn_runtime.problem import (
+    DeviceLimits,
+    KernelLimits,
+    KeySharding,
+    Problem,
+    SplitKind,
+    SplitPolicy,
+    ceil_div,
+)
 
 SECTION_BYTES = 2**23
 """K and V of the heads whose tiles are computed together, under a causal mask."""
 LEAST_HEADS = 16
 """Heads of a section, where CTAs take one tile after another under a causal mask."""
+
+MOST_PADDED_HEADS = 16
+"""Rows of a token at most, where some of them are nobody's."""
 
 
 class QTiles(NamedTuple):
@@ -26,18 +37,41 @@ class QTiles(NamedTuple):
     per_sequence: int
 
 
-def pack_heads(problem: Problem, kernel: KernelLimits) -> tuple[Problem, KernelLimits]:
+def pack_heads(
+    problem: Problem, kernel: KernelLimits, policy: SplitPolicy
+) -> tuple[Problem, KernelLimits]:
     """The call as its tiles see it: a pack of heads is one head, a tile has cta_q tokens.
 
     As many heads of a group are packed as the kernel can and as divide the group: they read the
     same keys, so short queries fill a tile, and no row of a long one is worse off. The bits of a
-    row depend on it, so it depends on nothing that a batch or a bound of lengths changes.
+    row depend on it, so it depends on nothing that a batch or a bound of lengths changes; but where
+    the planner may choose, and all queries of a sequence fit into one tile so, the whole group is
+    packed.
     """
-    heads = gcd(problem.num_heads // problem.num_kv_heads, kernel.packed_heads)
+    group = problem.num_heads // problem.num_kv_heads
+    padded = _padded_heads(problem, kernel, policy)
+    heads = group if padded else gcd(group, kernel.packed_heads)
+    rows = max(padded, heads)
     return (
         replace(problem, num_heads=problem.num_heads // heads),
-        replace(kernel, cta_q=kernel.cta_q // heads, packed_heads=heads),
+        replace(kernel, cta_q=kernel.cta_q // rows, packed_heads=rows),
     )
+
+
+def _padded_heads(problem: Problem, kernel: KernelLimits, policy: SplitPolicy) -> int:
+    """Rows of a token whose heads, a whole group, are padded to a power of two; 0 where a tile has
+    not the room for the longest queries, or the caller has said how keys are split."""
+    may_choose = policy.kind is SplitKind.HEURISTIC or (
+        policy.kind is SplitKind.OFF and policy.max_split_k == 1
+    )
+    group = problem.num_heads // problem.num_kv_heads
+    heads = 1 << (min(group, MOST_PADDED_HEADS) - 1).bit_length()
+    fits = (
+        group <= heads <= kernel.packed_heads
+        and problem.causal
+        and min(problem.max_q_len, problem.token_num) * heads <= kernel.cta_q
+    )
+    return heads if may_choose and fits else 0
 
 
 def q_tiles(problem: Problem, cta_q: int) -> QTiles:

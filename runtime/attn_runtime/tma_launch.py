@@ -99,7 +99,9 @@ class TmaLaunch(Launch):
         common = super()._packed(plan, values)
         packed[: len(common)] = common
         group = int(values["num_heads"]) // int(values["num_kv_heads"])
-        struct.pack_into("<i", packed, _OFFSETS["group_packs"], group // plan.packed_heads)
+        pack = min(group, plan.packed_heads)
+        struct.pack_into("<i", packed, _OFFSETS["pack_heads"], pack)
+        struct.pack_into("<i", packed, _OFFSETS["group_packs"], group // pack)
         return bytes(packed)
 
     def compute(self, addresses: Sequence[int], stream: int) -> None:

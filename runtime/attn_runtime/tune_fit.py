@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from attn_codegen.tuning import COST_MAX, TileCost
 from attn_runtime.cost import slots_of
-from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
+from attn_runtime.problem import DeviceLimits, KernelLimits, Problem, SplitPolicy
 from attn_runtime.splits import work_of
 from attn_runtime.tiles import pack_heads
 
@@ -42,7 +42,7 @@ class Terms:
 
 def terms_of(problem: Problem, device: DeviceLimits, kernel: KernelLimits) -> Terms:
     """`even` of cost.estimate_ns, taken apart: what it says of a call that fills the device."""
-    packed, limits = pack_heads(problem, kernel)
+    packed, limits = pack_heads(problem, kernel, SplitPolicy.off())
     work, slots = work_of(packed, limits), slots_of(device, limits)
     idle = -work.tiles % slots
     steps = work.tiles * (work.shortest + work.longest) / 2 + idle * work.shortest
@@ -51,7 +51,7 @@ def terms_of(problem: Problem, device: DeviceLimits, kernel: KernelLimits) -> Te
 
 def fills(problem: Problem, device: DeviceLimits, kernel: KernelLimits) -> bool:
     """Whether a call has tiles for FULL_WAVES waves."""
-    packed, limits = pack_heads(problem, kernel)
+    packed, limits = pack_heads(problem, kernel, SplitPolicy.off())
     return work_of(packed, limits).tiles >= FULL_WAVES * slots_of(device, limits)
 
 

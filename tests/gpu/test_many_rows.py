@@ -69,7 +69,7 @@ def expect_right(kernel: Kernel, batch: Batch, **task: Any) -> None:
 
 
 @every_cache
-@pytest.mark.parametrize("group", [8, 16])
+@pytest.mark.parametrize("group", [5, 8, 12, 16])
 @pytest.mark.parametrize("window", [0, 70])
 def test_many_rows_are_right_beside_few_and_none(kernel: Kernel, group: int, window: int) -> None:
     if kernel.config.cache is Cache.LINEAR and window:

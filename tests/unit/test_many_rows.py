@@ -132,7 +132,10 @@ def test_splits_that_are_asked_for_are_those_of_decode_kernels(policy: SplitPoli
     [
         ({}, True),
         ({"num_heads": 8 * 16, "token_num": 8 * 3}, True),
-        ({"num_heads": 8 * 12}, False),  # three packs of four heads would each read K and V
+        ({"num_heads": 8 * 5}, True),  # padded to 8 heads
+        ({"num_heads": 8 * 12, "token_num": 8 * 4, "max_q_len": 4}, True),
+        ({"num_heads": 8 * 12}, False),  # 8 tokens of 16 heads are two tiles
+        ({"num_heads": 8 * 24, "token_num": 8, "max_q_len": 1}, False),  # not padded beyond 16
         ({"num_heads": 8 * 64, "token_num": 8}, True),
         ({"num_heads": 8 * 128, "token_num": 8}, False),
         ({"cp_size": 2}, False),
@@ -143,6 +146,17 @@ def test_only_groups_that_share_a_tile_are_taken(change: dict[str, Any], fits: b
     assert (rank != UNFIT) is fits
     small = replace(DEVICE, shared_per_cta=101376)
     assert rank_many_rows(replace(PROBLEM, **change), small, PREFILL, HEURISTIC) == UNFIT
+
+
+@pytest.mark.parametrize(("group", "rows"), [(5, 8), (8, 8), (12, 16), (64, 64)])
+def test_a_tile_holds_a_whole_group(group: int, rows: int) -> None:
+    tokens = PREFILL.cta_q // rows
+    problem = replace(
+        PROBLEM, num_heads=8 * group, token_num=PROBLEM.batch_size * tokens, max_q_len=tokens
+    )
+    plan = taken(problem)
+    assert (plan.packed_heads, plan.cta_q, plan.q_tiles) == (rows, tokens, PROBLEM.batch_size)
+    assert plan.grid_x == PROBLEM.batch_size * PROBLEM.num_kv_heads * plan.split_cnt
 
 
 # --- the C++ side ---------------------------------------------------------------------------------

@@ -60,8 +60,8 @@ __device__ __forceinline__ void stage_columns(StagedPanels panels,
 }
 
 // Sends kPanels staged panels to columns first_column.. of the rows. By the whole warp; lane 0 owns
-// the stores and has to wait for them. Rows that do not exist belong to the next sequence, and TMA
-// would write them: then the warp copies.
+// the stores and has to wait for them. Rows that do not exist belong to the next sequence, or to
+// the next KV head, and TMA would write them: then the warp copies.
 template <class Traits, int kPanels>
 __device__ __forceinline__ void send_panels(const Arguments<typename Traits::T>& arguments,
                                             StagedPanels panels,
@@ -71,7 +71,8 @@ __device__ __forceinline__ void send_panels(const Arguments<typename Traits::T>&
   using T = typename Traits::T;
   fence_async_proxy();
   __syncwarp();  // the warp's rows are complete, for TMA and for each other
-  if (rows.count >= Traits::kWarpRows) {
+  const PackedRows packed = packed_rows(arguments);
+  if (rows.count >= Traits::kWarpRows && packed.is_dense()) {
     if (lane == 0) {
 #pragma unroll
       for (int panel = 0; panel < kPanels; ++panel) {
@@ -83,12 +84,11 @@ __device__ __forceinline__ void send_panels(const Arguments<typename Traits::T>&
     }
     return;
   }
-  const PackedRows packed = packed_rows(arguments);
   for (int chunk = lane; chunk < kPanels * Traits::kWarpRows * 8; chunk += 32) {
     const int panel = chunk / (Traits::kWarpRows * 8);
     const int row = chunk / 8 % Traits::kWarpRows;
     const int column = first_column + panel * Traits::kPanelColumns + chunk % 8 * 8;
-    if (row < rows.count && column < Traits::kHeadDimV) {
+    if (row < rows.count && packed.has_head(row) && column < Traits::kHeadDimV) {
       // out [token_num, num_heads, head_dim_v]
       const int64_t token = rows.token + packed.token(row);
       const int64_t out_row = token * arguments.params.num_heads + rows.head + packed.head(row);
@@ -111,7 +111,7 @@ __device__ __forceinline__ void store_lse(const Arguments<typename Traits::T>& a
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = lane / 4 + 8 * h;
-    if (params.lse != nullptr && lane % 4 == 0 && row < rows.count) {
+    if (params.lse != nullptr && lane % 4 == 0 && row < rows.count && packed.has_head(row)) {
       // lse [num_heads, token_num]
       const int64_t head = rows.head + packed.head(row);
       params.lse[head * params.token_num + rows.token + packed.token(row)] = softmax.log_sum_exp(h);
@@ -132,7 +132,7 @@ __device__ __forceinline__ void store_partial(const Arguments<typename Traits::T
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = lane / 4 + 8 * h;
-    if (row < rows.count) {
+    if (row < rows.count && packed.has_head(row)) {
       // [splits, token_num, num_heads]
       const int64_t token =
           static_cast<int64_t>(rows.split) * params.token_num + rows.token + packed.token(row);

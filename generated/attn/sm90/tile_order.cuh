@@ -34,7 +34,10 @@ class TileOrder {
 
  public:
   __device__ __forceinline__ explicit TileOrder(const Arguments<T>& arguments)
-      : params_(arguments.params), plan_(arguments.plan), section_(arguments.plan.section) {}
+      : params_(arguments.params),
+        plan_(arguments.plan),
+        packed_(packed_rows(arguments)),
+        section_(arguments.plan.section) {}
 
   __device__ __forceinline__ int size() const { return rows() * columns(); }
 
@@ -65,7 +68,7 @@ class TileOrder {
       tile.head = column;
       from_last = slot - start;
     }
-    tile.head *= plan_.packed_heads;
+    tile.head *= packed_.heads;
     set_rows(tile, from_last);
     return tile;
   }
@@ -118,7 +121,8 @@ class TileOrder {
 
   // Of heads.
   __device__ __forceinline__ int packs() const {
-    return PackedRows{recomputed(plan_.packed_heads)}.packs(recomputed(params_.num_heads));
+    return PackedRows{recomputed(packed_.stride), packed_.heads}.packs(
+        recomputed(params_.num_heads));
   }
 
   __device__ __forceinline__ int rows() const {
@@ -128,6 +132,7 @@ class TileOrder {
 
   const AttentionParams<T>& params_;
   const TilePlan& plan_;
+  const PackedRows packed_;
   const int section_;
 };
 

@@ -41,7 +41,7 @@ inline std::int64_t rank(const Problem& problem,
   if (policy.kind == SplitKind::kFixedSize) {
     return detail::rank_of_keys(kernel);
   }
-  const auto [packed, limits] = pack_heads(problem, kernel);
+  const auto [packed, limits] = pack_heads(problem, kernel, policy);
   const detail::Works works = detail::works_of(packed, limits);
   std::int64_t splits = 1;
   if (policy.kind == SplitKind::kHeuristic) {

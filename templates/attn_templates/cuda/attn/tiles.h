@@ -19,15 +19,47 @@ struct PackedCall {
   KernelLimits kernel;
 };
 
+// A token has so many rows at most, where some of them are nobody's.
+inline constexpr int kMostPaddedHeads = 16;
+
+namespace detail {
+
+// Rows of a token whose heads, a whole group, are padded to a power of two; 0 where a tile has not
+// the room for the longest queries, or the caller has said how keys are split.
+inline int padded_heads(const Problem& problem,
+                        const KernelLimits& kernel,
+                        const SplitPolicy& policy) {
+  const bool may_choose = policy.kind == SplitKind::kHeuristic ||
+                          (policy.kind == SplitKind::kOff && policy.max_split_k == 1);
+  const std::int64_t longest = std::min(problem.max_q_len, problem.token_num);
+  const int group = problem.num_heads / problem.num_kv_heads;
+  int heads = 1;
+  while (heads < group && heads < kMostPaddedHeads) {
+    heads *= 2;
+  }
+  const bool fits = group <= heads && heads <= kernel.packed_heads && problem.causal &&
+                    longest * heads <= kernel.cta_q;
+  return may_choose && fits ? heads : 0;
+}
+
+}  // namespace detail
+
 // As many heads of a group are packed as the kernel can and as divide the group: they read the same
 // keys, so short queries fill a tile, and no row of a long one is worse off. The bits of a row
-// depend on it, so it depends on nothing that a batch or a bound of lengths changes.
-inline PackedCall pack_heads(const Problem& problem, const KernelLimits& kernel) {
-  const int heads = std::gcd(problem.num_heads / problem.num_kv_heads, kernel.packed_heads);
+// depend on it, so it depends on nothing that a batch or a bound of lengths changes; but where the
+// planner may choose, and all queries of a sequence fit into one tile so, the whole group is
+// packed.
+inline PackedCall pack_heads(const Problem& problem,
+                             const KernelLimits& kernel,
+                             const SplitPolicy& policy) {
+  const int group = problem.num_heads / problem.num_kv_heads;
+  const int padded = detail::padded_heads(problem, kernel, policy);
+  const int heads = padded > 0 ? group : std::gcd(group, kernel.packed_heads);
+  const int rows = std::max(padded, heads);
   PackedCall packed{problem, kernel};
   packed.problem.num_heads /= heads;
-  packed.kernel.cta_q /= heads;
-  packed.kernel.packed_heads = heads;
+  packed.kernel.cta_q /= rows;
+  packed.kernel.packed_heads = rows;
   return packed;
 }
 

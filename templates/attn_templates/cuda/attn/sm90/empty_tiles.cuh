@@ -24,7 +24,9 @@ __device__ __forceinline__ void write_empty_partial(const Arguments<typename Tra
     // [token_num, num_heads]
     const int64_t token = tile.first_token + packed.token(row);
     const int64_t partial = token * params.num_heads + tile.head + packed.head(row);
-    *reinterpret_cast<float2*>(params.partial_ML + partial * 2) = {-kInfinity, 0.0f};
+    if (packed.has_head(row)) {
+      *reinterpret_cast<float2*>(params.partial_ML + partial * 2) = {-kInfinity, 0.0f};
+    }
   }
 }
 
@@ -46,7 +48,7 @@ __device__ __forceinline__ void write_empty_tile(const Arguments<typename Traits
     // out [token_num, num_heads, head_dim_v]
     const int64_t token = tile.first_token + packed.token(row);
     const int64_t out_row = token * params.num_heads + tile.head + packed.head(row);
-    if (lane < kChunks) {
+    if (lane < kChunks && packed.has_head(row)) {
       *reinterpret_cast<uint4*>(params.out + out_row * Traits::kHeadDimV + lane * 8) =
           uint4{0, 0, 0, 0};
     }
@@ -55,6 +57,9 @@ __device__ __forceinline__ void write_empty_tile(const Arguments<typename Traits
 #pragma unroll 1
     for (int row = lane; row < rows; row += 32) {
       // lse [num_heads, token_num]
+      if (!packed.has_head(row)) {
+        continue;
+      }
       const int64_t head = tile.head + packed.head(row);
       params.lse[head * params.token_num + tile.first_token + packed.token(row)] = -kInfinity;
     }

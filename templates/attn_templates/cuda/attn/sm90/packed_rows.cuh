@@ -6,24 +6,32 @@
 
 namespace attn::sm90 {
 
-// Row r of a tile is head r % heads of token r / heads. Heads are a power of two that divides 64:
-// the rows of a warpgroup are whole tokens, those of a warp are whole tokens or heads of one.
+// Row r of a tile is head r % stride of token r / stride. The stride is a power of two that divides
+// 64: the rows of a warpgroup are whole tokens, those of a warp are whole tokens or heads of one.
+// Where a pack has fewer heads than that, at most 16, rows behind them are nobody's: they are
+// computed, and not written.
 struct PackedRows {
+  int stride;
   int heads;
 
-  __device__ __forceinline__ int token(int row) const { return row >> (31 - __clz(heads)); }
-  __device__ __forceinline__ int head(int row) const { return row & (heads - 1); }
+  __device__ __forceinline__ int token(int row) const { return row >> (31 - __clz(stride)); }
+  __device__ __forceinline__ int head(int row) const { return row & (stride - 1); }
+
+  __device__ __forceinline__ bool is_dense() const { return heads == stride; }
+  __device__ __forceinline__ bool has_head(int row) const { return head(row) < heads; }
 
   // Packs of so many heads.
-  __device__ __forceinline__ int packs(int num_heads) const { return token(num_heads); }
+  __device__ __forceinline__ int packs(int num_heads) const {
+    return is_dense() ? token(num_heads) : static_cast<unsigned>(num_heads) / heads;
+  }
 
   // Of the first `tokens` tokens.
-  __device__ __forceinline__ int rows(int tokens) const { return tokens * heads; }
+  __device__ __forceinline__ int rows(int tokens) const { return tokens * stride; }
 };
 
 template <class T>
 __device__ __forceinline__ PackedRows packed_rows(const TmaArguments<T>& arguments) {
-  return {arguments.plan.packed_heads};
+  return {arguments.plan.packed_heads, arguments.pack_heads};
 }
 
 }  // namespace attn::sm90

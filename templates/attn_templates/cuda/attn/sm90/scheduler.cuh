@@ -114,7 +114,7 @@ class Assignment {
   }
 
   __device__ __forceinline__ int kv_head() const {
-    const int pack = packed_rows(arguments_).token(tile_.head);
+    const int pack = packed_rows(arguments_).packs(tile_.head);
     return quotient(pack, arguments_.group_packs);
   }
 
