@@ -4,11 +4,10 @@
 
 #include <cstddef>
 #include <cstdio>
-#include <cstring>
 #include <exception>
 #include <string>
-#include <type_traits>
 
+#include "attn/c_params.h"
 #include "attn/dispatch.h"
 
 namespace attn {
@@ -52,84 +51,12 @@ attn_status_t guarded(Call&& call) noexcept {
   }
 }
 
-using detail::refuse_field;
-
-void need_argument(const char* name, const void* pointer) {
-  if (pointer == nullptr) {
-    refuse_field(name, "is null: give an address");
-  }
-}
-
-template <class Struct>
-void need_struct(const char* name, const Struct* given) {
-  need_argument(name, given);
-  if (given->struct_size != sizeof(Struct)) {
-    refuse_field("struct_size",
-                 "of " + std::string(name) + " is " + std::to_string(given->struct_size) +
-                     ": this library knows the struct by " + std::to_string(sizeof(Struct)) +
-                     " bytes; set it to the sizeof of this library's attn/attn_c.h");
-  }
-}
-
-// The C struct is AttentionParams behind the members that only C has.
-template <class T>
-AttentionParams<T> converted(const attn_params_t& from) {
-  using Params = AttentionParams<T>;
-  constexpr std::size_t kFirst = offsetof(attn_params_t, out);
-  static_assert(std::is_trivially_copyable_v<Params> && std::is_standard_layout_v<Params>);
-  static_assert(sizeof(attn_params_t) == kFirst + sizeof(Params) &&
-                    offsetof(attn_params_t, stream) == kFirst + offsetof(Params, stream),
-                "both structs come from one declaration");
-  Params to;
-  std::memcpy(static_cast<void*>(&to), reinterpret_cast<const char*>(&from) + kFirst, sizeof(to));
-  if (to.cp_size == 0) {
-    to.cp_size = 1;  // a struct of zeros means no context parallelism
-  }
-  if (to.cp_chunk == 0) {
-    to.cp_chunk = 1;  // and keys interleaved one by one
-  }
-  return to;
-}
-
-Mode mode_of(const attn_params_t& params) {
-  if (params.mode < ATTN_PREFILL || params.mode > ATTN_WRITE) {
-    refuse_field(
-        "mode",
-        "is " + std::to_string(params.mode) + ": use ATTN_PREFILL, ATTN_DECODE or ATTN_WRITE");
-  }
-  return static_cast<Mode>(params.mode);
-}
-
-// Each function that launches is of one mode, which the functions that ask read from the params.
-void need_mode(const attn_params_t* params, attn_mode_t mode, const char* name) {
-  need_struct("params", params);
-  if (params->mode != mode) {
-    refuse_field("mode",
-                 "is " + std::to_string(params->mode) + ": set it to " + std::to_string(mode) +
-                     " (" + name + ") for this function");
-  }
-}
-
-// Calls `call` with the AttentionParams that a C caller means.
-template <class Call>
-void with_params(const attn_params_t* params, Call&& call) {
-  need_struct("params", params);
-  switch (params->dtype) {
-    case ATTN_F16:
-      return call(converted<half>(*params));
-    case ATTN_BF16:
-      return call(converted<__nv_bfloat16>(*params));
-    default:
-      refuse_field("dtype", "is " + std::to_string(params->dtype) + ": use ATTN_F16 or ATTN_BF16");
-  }
-}
-
 const detail::KernelRow& row_at(int kernel) {
   const detail::KernelTable table = detail::kernel_table();
   if (kernel < 0 || kernel >= table.count) {
-    refuse_field("kernel",
-                 "is " + std::to_string(kernel) + ": " + std::to_string(table.count) +
-                     " kernels are linked, counted from 0");
+    detail::refuse_field("kernel",
+                         "is " + std::to_string(kernel) + ": " + std::to_string(table.count) +
+                             " kernels are linked, counted from 0");
   }
   return table.rows[kernel];
 }
@@ -197,7 +124,7 @@ int attn_kernel_count(void) { return detail::kernel_table().count; }
 
 attn_status_t attn_kernel_info(int kernel, int device, attn_kernel_info_t* info) {
   return guarded([&] {
-    need_struct("info", info);
+    detail::need_struct("info", info);
     const detail::KernelRow& row = row_at(kernel);
     fill(row, info_of(row, device), *info);
   });
@@ -209,9 +136,9 @@ attn_status_t attn_prepare(int device) {
 
 attn_status_t attn_find(const attn_params_t* params, int device, int* kernel) {
   return guarded([&] {
-    need_argument("kernel", kernel);
-    with_params(params, [&](const auto& call) {
-      const Mode mode = mode_of(*params);
+    detail::need_argument("kernel", kernel);
+    detail::with_params(params, [&](const auto& call) {
+      const Mode mode = detail::mode_of(*params);
       *kernel = static_cast<int>(&row_for(call, mode, device) - detail::kernel_table().rows);
     });
   });
@@ -219,9 +146,9 @@ attn_status_t attn_find(const attn_params_t* params, int device, int* kernel) {
 
 attn_status_t attn_workspace_size(const attn_params_t* params, size_t* bytes) {
   return guarded([&] {
-    need_argument("bytes", bytes);
-    with_params(params, [&](const auto& call) {
-      *bytes = workspace_size(detail::plan_dispatch(call, mode_of(*params)));
+    detail::need_argument("bytes", bytes);
+    detail::with_params(params, [&](const auto& call) {
+      *bytes = workspace_size(detail::plan_dispatch(call, detail::mode_of(*params)));
     });
   });
 }
@@ -231,10 +158,10 @@ attn_status_t attn_parts(const attn_params_t* params,
                          float** first,
                          size_t* floats) {
   return guarded([&] {
-    need_argument("first", first);
-    need_argument("floats", floats);
-    with_params(params, [&](auto call) {
-      set_workspace(call, detail::plan_dispatch(call, mode_of(*params)), workspace);
+    detail::need_argument("first", first);
+    detail::need_argument("floats", floats);
+    detail::with_params(params, [&](auto call) {
+      set_workspace(call, detail::plan_dispatch(call, detail::mode_of(*params)), workspace);
       const Parts parts = parts_of(call);
       *first = parts.first;
       *floats = parts.floats;
@@ -244,33 +171,33 @@ attn_status_t attn_parts(const attn_params_t* params,
 
 attn_status_t attn_counter_count(const attn_params_t* params, int* count) {
   return guarded([&] {
-    need_argument("count", count);
-    with_params(params, [&](const auto& call) {
-      *count = detail::plan_dispatch(call, mode_of(*params)).counter_cnt;
+    detail::need_argument("count", count);
+    detail::with_params(params, [&](const auto& call) {
+      *count = detail::plan_dispatch(call, detail::mode_of(*params)).counter_cnt;
     });
   });
 }
 
 attn_status_t attn_prefill(const attn_params_t* params, void* workspace, size_t workspace_bytes) {
   return guarded([&] {
-    need_mode(params, ATTN_PREFILL, "ATTN_PREFILL");
-    with_params(params,
-                [&](const auto& call) { run(call, Mode::kPrefill, workspace, workspace_bytes); });
+    detail::need_mode(params, ATTN_PREFILL, "ATTN_PREFILL");
+    detail::with_params(
+        params, [&](const auto& call) { run(call, Mode::kPrefill, workspace, workspace_bytes); });
   });
 }
 
 attn_status_t attn_decode(const attn_params_t* params, void* workspace, size_t workspace_bytes) {
   return guarded([&] {
-    need_mode(params, ATTN_DECODE, "ATTN_DECODE");
-    with_params(params,
-                [&](const auto& call) { run(call, Mode::kDecode, workspace, workspace_bytes); });
+    detail::need_mode(params, ATTN_DECODE, "ATTN_DECODE");
+    detail::with_params(
+        params, [&](const auto& call) { run(call, Mode::kDecode, workspace, workspace_bytes); });
   });
 }
 
 attn_status_t attn_write(const attn_params_t* params) {
   return guarded([&] {
-    need_mode(params, ATTN_WRITE, "ATTN_WRITE");
-    with_params(params, [&](const auto& call) { detail::dispatch(call, Mode::kWrite); });
+    detail::need_mode(params, ATTN_WRITE, "ATTN_WRITE");
+    detail::with_params(params, [&](const auto& call) { detail::dispatch(call, Mode::kWrite); });
   });
 }
 
