@@ -26,8 +26,10 @@ from ranks import Replay
 
 from attn_codegen.config import AttentionConfig, Cache, Dtype, KvDtype, Mode
 from attn_codegen.rules import is_valid
-from attn_runtime import ContextParallel
+from attn_runtime import ContextParallel, driver
 from attn_runtime.cache_writer import CacheWriter
+from attn_runtime.kernel import load
+from attn_runtime.write_call import write_grid
 from layouts import LinearStyle, PagedStyle
 from quantiser import e4m3_codes
 from reference import Batch, Bits, from_bits
@@ -190,6 +192,21 @@ def test_many_sequences_and_one_long_one(kv_dtype: str) -> None:
     k_lens = [q + int(rng.integers(40)) for q in q_lens]
     batch = batch_of(config, q_lens, k_lens, 2)
     cache, expected, _ = written(config, batch, Layout(64), rng, [False] * len(q_lens))
+    check(cache, expected, kv_dtype)
+
+
+@pytest.mark.parametrize("kv_dtype", ["same", "int4"])
+def test_a_launch_of_more_ctas_than_the_device_holds_writes_every_row(kv_dtype: str) -> None:
+    config = AttentionConfig.of(
+        mode="write", dtype="bf16", kv_dtype=kv_dtype, head_dim=256, cache="paged"
+    )
+    batch = batch_of(config, [3001, 1, 998], [3001, 40, 1000], 8)
+    context = driver.context_of_device(driver.current_device())
+    kernel = load(config, context)
+    held = context.device.sm_count * kernel.limits.ctas_per_sm
+    assert write_grid(batch.token_num * 8, kernel.tiling.cta_q, held) > held
+    rng = np.random.default_rng(8)
+    cache, expected, _ = written(config, batch, Layout(64), rng, [False] * 3)
     check(cache, expected, kv_dtype)
 
 
