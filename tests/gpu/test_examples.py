@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples that decode, in Python and in C++: what they print is right."""
+"""The examples that decode and the operator, in Python and in C++: what they print is right."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def test_the_loop_of_speculated_steps_is_right_after_its_last_replay() -> None:
     errors = errors_of(sys.executable, EXAMPLES / "decode_loop.py")
     assert len(errors) == 3
     assert max(errors) < LIMIT
+
+
+def test_an_operator_of_torch_is_right_within_a_compiled_layer() -> None:
+    errors = errors_of(sys.executable, EXAMPLES / "torch_operator.py")
+    assert len(errors) == 3
+    assert max(errors) < 2 * LIMIT  # the layer doubles its output
 
 
 @pytest.mark.skipif(missing_cmake() is not None, reason=missing_cmake() or "")
