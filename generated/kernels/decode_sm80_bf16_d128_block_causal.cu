@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         1b7d34c891fb3542ad83d1ed5eabd861cb4cdaf5fdaf480a28a954ca258f636a
+// digest         66b3cab1d0b8437ee7f135e7ff8f4f1ea6f846b1d98753c1ec43ccf82c58ebfd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

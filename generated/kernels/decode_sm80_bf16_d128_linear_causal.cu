@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         52b07f4f8b17d9c0544ec03dd361eb41af1d3d8028a927dfe7aaa879316083d9
+// digest         51e1638190f4f9bc0ed3738dce02def6fcfbd63d6d59931babbc3924a1579fe8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         3ae9b7387cafa4c90e9a86c38b9ddd6a6a1b14be7a612e3d2b307971876d18e1
+// digest         392e043f5c362a104f5548ab6a41e817bed6f001b2494844646fd390c1935ce5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

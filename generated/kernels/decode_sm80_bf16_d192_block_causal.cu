@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         e7dd64c2ca6495b20e01138012665a89994aafaa8a2be250b69084feff401263
+// digest         6869760f290b3a5deae73cc1eae627559cd506433a1af1c5bfd2d112d77683fd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         5ca01e23be658b16460ae1eeb25d73c1047a043209062098f6f00b2d20f7abff
+// digest         552f5322300120c3dc3d7902c5307c3e25d64d938dc3bd67f641cd67271f6ab2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         14ae4fc20ef030a04d2ed3741d5d13c3b6e1305c314a1158284d00f8d63d8540
+// digest         30d9bba284251d9f6c3968621a273e46e268e55cd8e6063f68dcb74bc7df1c69
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

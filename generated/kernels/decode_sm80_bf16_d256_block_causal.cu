@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         02ed1fc5814063e32b461bc931267c9b664b2ea4c8c2ddd6ea7985b8c389212a
+// digest         3e3a36141ccb863b96460927d903f872a88f750fbb32f153f8c10749b2cba11a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

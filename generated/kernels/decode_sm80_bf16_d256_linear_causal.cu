@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         3a4307c2b9cf634e9cd537a606d41b9411a3a3beae312337a8cea4c40fde7208
+// digest         27939b547d94f284e1f3c4819c0e7039ce854f47b377bbdbd48c1730fa5e8c19
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

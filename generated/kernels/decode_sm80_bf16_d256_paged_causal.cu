@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         4843efd7e9eb4892924710cd2e45cb6396710bf466240b248979fab37c861a1b
+// digest         d8790973eb06179f66ed206fd3e05f0f8d6842e719de33df589fff8f43174aae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         4f675b74d5876ba3ffc6d6d9d32256ce7050f374eff9e1701a0741b4e481953d
+// digest         cdc34ee562881c60b5529a93d674dccd2db83ca1fa20448c485a8f08523a675a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

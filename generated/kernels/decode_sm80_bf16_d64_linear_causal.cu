@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         f0f73ebe6cda5524e0f85cda5dfbfdc2cd1cf4cceaa8c5613046094263b590c6
+// digest         6257b21fc5593882a3f20f512e0fb11d73fd29a1af9c3bf1f028ccf8925eeec6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         c16dcddeb66494603ec4af8da4d1ddc864c5a3c0ef0dd19dbbed1e0b5a28022e
+// digest         d1f5a6806fc2d741b50fc24dda981f6a85eba39d246e87bec19a6b444c5a69a1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

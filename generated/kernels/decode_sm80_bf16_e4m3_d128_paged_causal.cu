@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         c49933d6e9107fd924e1a87c66d16ef81157b30faf4e482bf1dc2a2283defc27
+// digest         1745bbe50417b037d587cf97439d074fdfeb5f347c030cb65b036645a1b75a1f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

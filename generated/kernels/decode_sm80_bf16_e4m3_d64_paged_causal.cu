@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         8586e9f6c21a820b5afaf377e0349c7235c29b34b4f72d786d9a0c9ab38abbfb
+// digest         863999af0c2c1a4a62819884edd0c26bc14175329832b1ffc9d5621ee66bdce6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

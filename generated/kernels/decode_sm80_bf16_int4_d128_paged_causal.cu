@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         0cd0a7409e5ad504c5eb336f80c11a8cb771f86870009fbc62523bba9a2f9c18
+// digest         f5e9bf432df122cfde84fbcadea77692fa3453904ebfc175229319479768c814
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         1dd0426f0460dbf39d61ac668ceb36d3b4a6089490ea3b783d032ba8e137b9f9
+// digest         7608b8b9aabf4989d35138fb5e82c333eb9dc0ebd3b24a4a29cdd607bc7ccc17
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         e56670eb7e262ebdabe892f2055428080233dc7c4a7874ed8d5785f3d65520a8
+// digest         6959d16879390045d1a639f36c01f23abea95f6e9998a5a9a738c105d772c277
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

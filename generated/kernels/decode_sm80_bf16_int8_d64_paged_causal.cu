@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         ba34e60188d6e100198b57fc926eeadc344490141fc0e14e4f5d4a956ec3b18f
+// digest         3dab12af3c426722fbda266d0606350fdbde6f4754ce8bc5c9f73f695468cf36
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

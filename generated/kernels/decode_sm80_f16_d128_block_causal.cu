@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         2ee3b2b4f0a5333a14f7634d14fae3dcd4dcacbd466e7f0cd6e0a8206fd706b8
+// digest         0e98105d93889f828ccf22ef88f62438ce88c2e8e7b06f3633c00b6dc69c7207
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

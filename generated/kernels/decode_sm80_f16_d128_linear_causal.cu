@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         e4fb8196a04a8e08814fed17d40d18efac23b81eafc8f5505db25ae268b58491
+// digest         d8fc3468dfd5a25a25ee638559d6d042dd3ab31d7aea4ef9f2d9c91fbe6c21fe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         c490be0d4dd673b5a4a14bc57faeaed38b42aa4242cdc9a2bd04ec96474a12e6
+// digest         cb33807bdd812a6fc257e4b20ceb52c4ef526cee33b03b3670ffad400da946cd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

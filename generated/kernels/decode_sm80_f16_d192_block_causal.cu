@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         3ab113883b371219fcd200e9b2dab5f760a9e820ca233cdfe6f2305e5070de41
+// digest         0a6c451aa239ac9d2229871f6f4fc016fbb0c0ee9b362a450c2961c0a49488dc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

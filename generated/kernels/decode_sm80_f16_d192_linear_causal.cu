@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         04c2221e5e9d7cdaf8d87dce876821baff1bde8a12dc8160682a3144c322afd9
+// digest         445b90ee41ecb0a9f6609ea4165ade0667968bfc5516304f5fdd07628a621912
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         52593af5615e0fa846489a3ffeff1e302e30633b96f08d97daca0063a44b720d
+// digest         79f7efd96cbbace7008a545b35c728f51102c7b457c4d0c7912805a52ed9e774
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         e19433f5a7fb3e333d32c85f244c167cdfc0889ece2ddd596adaea61e6089d32
+// digest         b4a10fb507bb5679f64c550e9098937d7b843bcd12f5743af74634d11e8e5406
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         eaeabf906f181097c23e21b40ebac0fa85e9ac4086fd3a011a8bebf7833a2c14
+// digest         c97123866f0cb6fadef2110d37b5ade30a5d22019e26d1fc067c1a308e4f83c2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

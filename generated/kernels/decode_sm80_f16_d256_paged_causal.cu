@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         59845d7c0b89365914c96a79da483bbd19e4f9cdbe91e5009efa2bec14f58c58
+// digest         c97f5207b68cafe7999cbd1026f6504d5a69ffd3ff252e09f0a9c87bc35eec85
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         be0bd05f37bc606dbf93601ba55ed5c9cdeebf2cefbf6fa525fadb7758657d5b
+// digest         5cc53644289544ddf1da62780ddc7dc56189f08eebfab942a2b2527a596f5b3c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

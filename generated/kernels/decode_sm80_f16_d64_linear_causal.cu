@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         91827c480d70ed5e0c9a2635773bc9d5f0803627989499e622027de7ea069476
+// digest         3ddffba00365274217bb32e9a6f231c26dc0e87e9d67cba3e5271371cd03e3a4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

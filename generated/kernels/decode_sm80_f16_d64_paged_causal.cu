@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         06fca7b8d806b3c983fab9a2e83baa983b9f5b974a9690ec1ac44218ed61c679
+// digest         978bd771f736d30bdcee3ed690ccbb6008a584ecc382019203708e44ed9022de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         b48f88e06cba5d28fa0acded34af55f86ad884576133d223c70ab5e9d3581709
+// digest         aa3329690f04c1e59ebd29360fb580e2eac52f0c52f7feb372e4d9ffbf5cb633
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

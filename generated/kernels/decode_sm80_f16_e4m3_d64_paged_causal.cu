@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         0618a9cc5a4a661456cad86b9a5a1ce2509664a59594a93422230eed9b352bca
+// digest         70dd9722fdd156174e49a7cacea8574e0e282b9bd311003aedea8f0f1eb07e37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         297c92fc64ca3fe0d1d2075a2d1a88341b26d5d307d2e8ebf1160bc8f2e501aa
+// digest         fed9b91ae969320f53f369972c8d0847e91d8d5d72c3126122af72c4267625b7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

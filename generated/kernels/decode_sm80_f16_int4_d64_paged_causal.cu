@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         7f9c1914f3463ae43371bcda6329f1ee84b2196d3034af7b4f94eea2cb937f13
+// digest         1df8621bed85633477d50c54065ce78a16af63cbb9326236d20f32a0a9c40bd8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         9a1e90aa19ea194bbcbe021653bf1f76fb15a8d93fecc672dcc17235ed57e558
+// digest         53346499340469813b123cdce2a1f757efac8e5c167dd64a28406ae37164a226
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

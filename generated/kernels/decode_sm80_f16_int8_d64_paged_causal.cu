@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         15c29ff18bf906853094a9daad8f36f6f764840f563ca426c9fea36dba9a0747
+// digest         1cd4b86163f01d0531610df5b35c999bf74162757615d7337e3e25f5af10b903
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

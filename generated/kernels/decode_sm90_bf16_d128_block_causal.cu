@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         2220e2f0bd4bf1c13eceefcbd32633a213f3af8711483230f0b586f51bcffd04
+// digest         c816cff4e73fd4ddf6fa924049a739f884e8cadb939eaf80cca124ae687de225
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         bae6f7550077ccb009a37929ec0268cd60cd10d65a0666cc63c7596210d686b1
+// digest         c6a9f49decff22bc1ed4a1d65231bbd396b14705e76bab89cd5a3820bfcde36a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

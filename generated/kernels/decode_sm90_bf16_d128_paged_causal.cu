@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         57348572616befb73236d24ae13f16976d9100d0877271c80221017827159aac
+// digest         e3f2699d88c4d1c609ab8ab0b718525205db27dc78dfa56e3f5d451089f2f673
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

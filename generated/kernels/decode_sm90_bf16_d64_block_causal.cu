@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         fa8538fb1636b79a0a2b6efd21035710d5ffbe3622113a8b2e036115c9daa87c
+// digest         cfcd91f41dd33c1e5b4b70a9c3878862fbce9a7d92172826daaa070da34b3f53
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         1753654701e68ba810135767de6528ec22779afb2942a77c1fe0eda40b8cf8d1
+// digest         01761546f30df839793c2dca2b9e6e1f56e84b998b5a6c9379d2cd0102dd6526
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         29504a187d3d9b8364c077d9d1361d88780cf8ba74497c319e2b614f8b620c70
+// digest         6b629fa94f6c6ad35bcc3ca1f448dfe32e0ef4079da2ba65c089105acb2737d0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

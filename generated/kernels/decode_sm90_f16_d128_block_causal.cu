@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         97755238fcaa464e068cc775538758d7d30cd64f3cc0240e0c18df0d49b37528
+// digest         583ebb5c902939e52985ae7ccbee69d841749f2047bed62372b1aeb3be04dd22
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

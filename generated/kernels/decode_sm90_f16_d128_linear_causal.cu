@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         55fc5a3352f5566a1c31a7e097050b18b49975f4d0e4162c9865b0f761c65c2d
+// digest         4dd913c42eaa7744547b1065920a7ba6f5c74a59f00b5dadc66c4e5b6dc7b2d8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         af45864b17aa754b816093c9f24a909985b37e10b3b9c1b9cad28394c390998c
+// digest         8694aab65d5aaedb5d43e25d5ed7666bd2870653fc319eacf66fc8c3e5b0fade
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         9537ee84b8c7fcc51d6cf94789f260ab287971ffc0e5fe2e7973d1144e9609f3
+// digest         8e423b5db91c9af67131f1bcd5f6e509f0375d8dff42cc105f50b5dbb39ef963
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

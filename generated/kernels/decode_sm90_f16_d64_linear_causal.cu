@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         b978c06452cd8dfe659d412bdce487c2e8ca5da93d5b8c06659665968aa97bc5
+// digest         468b5810c3d2699b25f429bbaad8d2dc6f6dd3d6c59d4c68ab549ccf24f30316
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

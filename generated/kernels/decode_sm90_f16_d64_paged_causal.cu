@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         b50216d789f6671ccf9b7294639fdab041cc4ccf3b27fa452b491d13b0474c36
+// digest         94baab2cc50321dc2cab5eb668f6fb8dea8722a7c6898e8913c51d8e76733760
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -114,8 +114,8 @@ def test_every_tile_of_a_width_is_right(head_dim: int, queries: int) -> None:
 
 @every_cache
 @every_policy
-def test_many_short_sequences_are_right(kernel: Kernel, split: SplitPolicy) -> None:
-    count = 300
+@pytest.mark.parametrize("count", [33, 200, 300])
+def test_many_short_sequences_are_right(kernel: Kernel, split: SplitPolicy, count: int) -> None:
     k_lens = [(37 * b) % 211 for b in range(count)]
     q_lens = [b % 3 for b in range(count)]
     expect_right(kernel, Task(batch_for(kernel, q_lens, k_lens), split=split))

@@ -77,10 +77,15 @@ __device__ __forceinline__ void count_chunks(DecodeStorage<Config>& storage,
                                              int warp,
                                              int lane) {
   using Storage = DecodeStorage<Config>;
+  constexpr int kWarps = DecodeTraits<Config>::kWarps;
+  constexpr int kTurns = Storage::kChunks / kWarps;
+  static_assert(Storage::kChunks % kWarps == 0, "every warp has as many chunks");
   const int batch = arguments.params.batch_size;
   ColumnTotals totals{0, 0, 0, kMaxUnits};
+  // All CTAs read all lengths. Each begins with others, or they queue up at the same line of L2.
 #pragma unroll 1
-  for (int chunk = warp; chunk < Storage::kChunks; chunk += DecodeTraits<Config>::kWarps) {
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int chunk = (turn + blockIdx.x) % kTurns * kWarps + warp;
     int end = 0;
 #pragma unroll 1
     for (int first = chunk * span; first < min((chunk + 1) * span, batch); first += 32) {
