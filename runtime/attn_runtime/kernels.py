@@ -93,14 +93,14 @@ def many_rows_candidates(settings: Settings, context: Context) -> tuple[Attentio
     """The prefill kernels among which a decode call of many rows picks on a device: one for each
     height of tiles up to MOST_TILE_ROWS. None where the caller names a tile, nor over a linear
     cache with a window: prefill multiplies what lies in front of it by 0, and decode does not look
-    at it."""
+    at it; nor over e4m3, of which prefill takes fewer scales."""
     own = candidates(settings, context)[0]
     group = settings.num_heads // settings.num_kv_heads
     hides_rows = own.cache is Cache.LINEAR and settings.window_size > 0
     if (
         own.mode is not Mode.DECODE
         or own.arch is not Arch.SM90
-        or own.kv_dtype is not KvDtype.SAME
+        or own.kv_dtype is KvDtype.E4M3
         or settings.tile is not None
         or group * DECODE_TOKENS <= MOST_DECODE_ROWS
         or hides_rows
@@ -120,7 +120,8 @@ def _many_rows_config(
     settings: Settings, problem: Problem, decode: Kernel, context: Context
 ) -> AttentionConfig | None:
     """The prefill kernel that takes a decode call of many rows."""
-    if not has_many_rows(problem, decode.limits, settings.policy):
+    over_codes = decode.config.kv_dtype is not KvDtype.SAME
+    if not has_many_rows(problem, decode.limits, settings.policy, over_codes=over_codes):
         return None
     device, policy = device_limits(context.device), settings.policy
     configs = many_rows_candidates(settings, context)

@@ -35,12 +35,16 @@ ROOM_ROWS: Final = 256
 """Rows of partial results, for each SM, that the splits of any batch have room in."""
 
 
-def has_many_rows(problem: Problem, decode: KernelLimits, policy: SplitPolicy) -> bool:
+def has_many_rows(
+    problem: Problem, decode: KernelLimits, policy: SplitPolicy, *, over_codes: bool = False
+) -> bool:
     """Whether a decode call has more rows of a KV head, in a sequence of average length, than are
-    for the decode kernel that would take it. One that says how keys are split has not."""
+    for the decode kernel that would take it: than MOST_DECODE_ROWS or, over codes, which take
+    prefill longer, than its tile holds. One that says how keys are split has not."""
     rows = problem.num_heads // problem.num_kv_heads * mean_tokens(problem)
     is_free = policy.kind is SplitKind.HEURISTIC and policy.max_split_k != 1
-    return is_free and rows > min(decode.cta_q, MOST_DECODE_ROWS)
+    most = decode.cta_q if over_codes else min(decode.cta_q, MOST_DECODE_ROWS)
+    return is_free and rows > most
 
 
 def rank_many_rows(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import test_quantised
 from harness import (
     Output,
     Problem,
@@ -20,8 +21,9 @@ from harness import (
     problem_of,
     verdict,
 )
+from kv_harness import Layout
 
-from attn_codegen.config import Arch, Cache, Dtype
+from attn_codegen.config import Arch, Cache, Dtype, KvDtype
 from attn_runtime.attention import Attention
 from attn_runtime.decode_plan import DECODE_TOKENS
 from attn_runtime.plan import Plan
@@ -102,6 +104,19 @@ def test_every_width_is_right(kernel: Kernel) -> None:
 def test_any_block_len_is_right(kernel: Kernel, block_len: int) -> None:
     batch = batch_for(kernel, [8, 8], [3000, 2 * block_len + 9], num_heads=16)
     expect_right(kernel, batch, block_len=block_len)
+
+
+@pytest.mark.parametrize("cache", [Cache.PAGED, Cache.BLOCK])
+@pytest.mark.parametrize("kv_dtype", [KvDtype.INT8, KvDtype.INT4])
+def test_many_rows_over_codes_are_right(kv_dtype: KvDtype, cache: Cache) -> None:
+    config = replace(kernel_of(cache).config, kv_dtype=kv_dtype)
+    batch = Batch((8, 8, 8, 5), (4000, 8, 900, 0), 10, 2, 128, 128, causal=True)
+    attn = Attention(
+        mode="decode", num_heads=10, num_kv_heads=2, head_dim=128, kv_dtype=kv_dtype, cache=cache
+    )
+    longest = {"max_q_len": 8, "max_k_len": 4000}
+    assert is_prefill(attn.plan(token_num=29, batch_size=4, **longest))
+    assert test_quantised.verdict(config, test_quantised.Task(batch, Layout(64), tile=None)) == []
 
 
 @one_kernel

@@ -111,6 +111,8 @@ def test_rows_are_many_where_a_decode_tile_is_too_low_or_slower(decode_rows: int
         problem = replace(PROBLEM, num_heads=8 * 4, token_num=8 * tokens, max_q_len=8)
         is_many = 4 * tokens > min(decode_rows, MOST_DECODE_ROWS)
         assert has_many_rows(problem, decode, HEURISTIC) is is_many
+        over_codes = has_many_rows(problem, decode, HEURISTIC, over_codes=True)
+        assert over_codes is (4 * tokens > decode_rows)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +188,10 @@ int main() {
     const std::int64_t room = attn::room_for(p, d, policy);
     const attn::SplitPolicy within = attn::split_policy(attn::splits_within(p, room), 0, 0);
     const attn::Plan plan = attn::with_memory(p, own, room, attn::plan(p, d, k, within));
-    std::cout << attn::has_many_rows(p, decode, policy);
-    std::cout << ' ' << attn::rank_many_rows(p, d, k, policy)PRINT_FIELDS << '\\n';
+    for (const bool over_codes : {false, true}) {
+      std::cout << attn::has_many_rows(p, decode, policy, over_codes) << ' ';
+    }
+    std::cout << attn::rank_many_rows(p, d, k, policy)PRINT_FIELDS << '\\n';
   }
 }
 """
@@ -217,7 +221,10 @@ class Case:
         own = plan_decode(self.problem, self.device, self.decode, policy)
         room = room_for(self.problem, self.device, policy)
         plan = plan_many_rows(self.problem, self.device, self.prefill, own, room)
-        values: list[int] = [has_many_rows(self.problem, self.decode, policy)]
+        values: list[int] = [
+            has_many_rows(self.problem, self.decode, policy, over_codes=over_codes)
+            for over_codes in (False, True)
+        ]
         values += [rank_many_rows(self.problem, self.device, self.prefill, policy)]
         values += [getattr(plan, name) for name in PLAN_FIELDS] + [*astuple(plan.ranges)]
         return " ".join(str(int(value)) for value in values)

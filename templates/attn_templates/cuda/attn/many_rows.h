@@ -20,13 +20,15 @@ inline constexpr int kMostDecodeRows = 16;
 inline constexpr int kRoomRows = 256;
 
 // Whether a decode call has more rows of a KV head, in a sequence of average length, than are for
-// the decode kernel that would take it. One that says how keys are split has not.
+// the decode kernel that would take it: than kMostDecodeRows or, over codes, which take prefill
+// longer, than its tile holds. One that says how keys are split has not.
 inline bool has_many_rows(const Problem& problem,
                           const KernelLimits& decode,
-                          const SplitPolicy& policy) {
+                          const SplitPolicy& policy,
+                          bool over_codes) {
   const std::int64_t group = problem.num_heads / problem.num_kv_heads;
-  return policy.kind == SplitKind::kHeuristic &&
-         group * detail::mean_tokens(problem) > std::min(decode.cta_q, kMostDecodeRows);
+  const int most = over_codes ? decode.cta_q : std::min(decode.cta_q, kMostDecodeRows);
+  return policy.kind == SplitKind::kHeuristic && group * detail::mean_tokens(problem) > most;
 }
 
 // Rows of partial results that a plan has memory for: those of neither a batch nor lengths, unless

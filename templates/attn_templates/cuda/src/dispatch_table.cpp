@@ -29,12 +29,13 @@ std::int64_t rank_of(const void* any, int max_split_k, const DeviceLimits& devic
                                         : rank(problem, device, kernel, policy);
 }
 
-// Prefill kernels that read by TMA pack the heads of a group; causal ones see as decode does.
+// Prefill kernels that read by TMA pack the heads of a group; causal ones see as decode does. Over
+// e4m3 they take fewer scales.
 template <class Config>
 constexpr bool takes_many_rows() {
   if constexpr (Config::kMode == Mode::kPrefill) {
     return Config::kMask == Mask::kCausal && std::is_same_v<typename Config::Arch, arch::Sm90> &&
-           std::is_same_v<typename Config::Tkv, typename Config::T>;
+           !std::is_same_v<typename Config::Tkv, E4m3>;
   }
   return false;
 }
@@ -65,7 +66,9 @@ std::int64_t rank_many_rows_of(const void* any,
   const KernelInfo info = describeAttention<typename Config::Kernel>();
   const SplitPolicy policy = split_policy(max_split_k, params.split_cnt, params.split_size);
   const Problem problem = problem_of<Config>(params);
-  if (!has_many_rows(problem, limits_of(decode, decode.min_ctas_per_sm), policy)) {
+  const KernelLimits own = limits_of(decode, decode.min_ctas_per_sm);
+  constexpr bool kOverCodes = !std::is_same_v<typename Config::Tkv, typename Config::T>;
+  if (!has_many_rows(problem, own, policy, kOverCodes)) {
     return kUnfit;
   }
   return rank_many_rows(problem, device, limits_of(info, info.min_ctas_per_sm), policy);
