@@ -24,8 +24,8 @@ DECODE_COUNT_BYTES = 16  # what a warp has counted: tiles, most and fewest units
 DECODE_SEGMENT_BYTES = 52
 DECODE_WORK_BYTES = 80
 DECODE_ROW_BYTES = 16
-DECODE_SOURCE_BYTES = {Cache.LINEAR: 48, Cache.BLOCK: 48, Cache.PAGED: 64}
-DECODE_PAIR_SOURCE_BYTES = 16
+DECODE_SOURCE_BYTES = {Cache.LINEAR: 48, Cache.BLOCK: 64, Cache.PAGED: 80}
+DECODE_PAIR_SOURCE_BYTES = 32
 DECODE_ROWS = (8, 16, 32)
 DECODE_MOST_ELEMENTS = 16 * 256  # of the rows of a tile: what registers hold
 # Float accumulators and Q of a thread; more than this and Q stays in shared memory.

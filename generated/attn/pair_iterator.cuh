@@ -22,6 +22,8 @@ struct PairIterator<kCache, T, kHeadDim, Tkv, false> {
   __device__ __forceinline__ static PairIterator make(const AttentionParams<T>&, int, int) {
     return {};
   }
+
+  __device__ __forceinline__ static bool is_near(const AttentionParams<T>&) { return true; }
 };
 
 template <class T, int kHeadDim, class Tkv>
@@ -54,6 +56,28 @@ struct PairIterator<CacheType::kLinear, T, kHeadDim, Tkv, true> {
     return {reinterpret_cast<const char*>(k + token * linear.k_pair_token_stride),
             reinterpret_cast<const char*>(v + token * linear.v_pair_token_stride)};
   }
+
+  __device__ __forceinline__ static bool is_near(const AttentionParams<T>& params) {
+    const LinearIteratorParams& linear = params.linear_iter_params;
+    return all_near(linear.k_pair_token_stride, linear.v_pair_token_stride);
+  }
+
+  struct Steps {
+    RowSteps row;
+
+    __device__ __forceinline__ static Steps make(const AttentionParams<T>& params) {
+      const LinearIteratorParams& linear = params.linear_iter_params;
+      using Plain = KvTraits<T, T>;
+      return {{near_bytes_of<Plain>(linear.k_pair_token_stride),
+               near_bytes_of<Plain>(linear.v_pair_token_stride)}};
+    }
+  };
+
+  template <class Entry>
+  __device__ __forceinline__ RowAddress near_pair(const Steps& steps, uint64_t token, Entry) const {
+    return {reinterpret_cast<const char*>(k) + token * steps.row.k,
+            reinterpret_cast<const char*>(v) + token * steps.row.v};
+  }
 };
 
 template <class T, int kHeadDim, class Tkv>
@@ -81,9 +105,23 @@ struct PairIterator<CacheType::kBlock, T, kHeadDim, Tkv, true> {
     return pair_of_block(params, splitter.row(token), block);
   }
 
+  __device__ __forceinline__ static bool is_near(const AttentionParams<T>&) { return true; }
+
+  struct Steps {
+    __device__ __forceinline__ static Steps make(const AttentionParams<T>&) { return {}; }
+  };
+
+  __device__ __forceinline__ RowAddress near_pair(const Steps&, unsigned row, int64_t block) const {
+    return pair_of_block(row, block);
+  }
+
   __device__ __forceinline__ RowAddress pair_of_block(const AttentionParams<T>&,
                                                       unsigned row,
                                                       int64_t block) const {
+    return pair_of_block(row, block);
+  }
+
+  __device__ __forceinline__ RowAddress pair_of_block(unsigned row, int64_t block) const {
     const char* const k =
         reinterpret_cast<const char*>(block) + head_offset + static_cast<int64_t>(row) * kPairBytes;
     return {k, k + static_cast<int64_t>(splitter.block_len) * kPairBytes};
@@ -109,6 +147,31 @@ struct PairIterator<CacheType::kPaged, T, kHeadDim, Tkv, true> {
                                              int token,
                                              int id) const {
     return pair_of_block(params, splitter.row(token), id);
+  }
+
+  __device__ __forceinline__ static bool is_near(const AttentionParams<T>& params) {
+    const PagedIteratorParams& paged = params.paged_iter_params;
+    return all_near(paged.k_pair_block_stride,
+                    paged.v_pair_block_stride,
+                    paged.k_pair_token_stride,
+                    paged.v_pair_token_stride);
+  }
+
+  struct Steps : BlockSteps {
+    __device__ __forceinline__ static Steps make(const AttentionParams<T>& params) {
+      const PagedIteratorParams& paged = params.paged_iter_params;
+      using Plain = KvTraits<T, T>;
+      return {{{near_bytes_of<Plain>(paged.k_pair_block_stride),
+                near_bytes_of<Plain>(paged.v_pair_block_stride)},
+               {near_bytes_of<Plain>(paged.k_pair_token_stride),
+                near_bytes_of<Plain>(paged.v_pair_token_stride)}}};
+    }
+  };
+
+  __device__ __forceinline__ RowAddress near_pair(const Steps& steps, uint64_t row, int id) const {
+    const uint64_t block = static_cast<unsigned>(id);
+    return {reinterpret_cast<const char*>(k) + block * steps.block.k + row * steps.row.k,
+            reinterpret_cast<const char*>(v) + block * steps.block.v + row * steps.row.v};
   }
 
   __device__ __forceinline__ RowAddress pair_of_block(const AttentionParams<T>& params,

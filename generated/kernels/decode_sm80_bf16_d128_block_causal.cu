@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         66b3cab1d0b8437ee7f135e7ff8f4f1ea6f846b1d98753c1ec43ccf82c58ebfd
+// digest         2b7b6ecb19a8fa9e58de36cac8401d626b495d5b0563179a785c254c9acee7cf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         51e1638190f4f9bc0ed3738dce02def6fcfbd63d6d59931babbc3924a1579fe8
+// digest         214772d9e9f63d950a5d409f7fa84e6774afecb44ee323c218c4f16d372d722b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         392e043f5c362a104f5548ab6a41e817bed6f001b2494844646fd390c1935ce5
+// digest         aeeb8e539233131be2e96c171ca898b765ce41b9dd888d9d86e03b01b3260e2d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

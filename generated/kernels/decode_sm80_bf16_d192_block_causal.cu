@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         6869760f290b3a5deae73cc1eae627559cd506433a1af1c5bfd2d112d77683fd
+// digest         41ccfe870d047ba3d2a3ef3ba736a7474555d96039a6ed0411970422c11bc4dd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         552f5322300120c3dc3d7902c5307c3e25d64d938dc3bd67f641cd67271f6ab2
+// digest         72d72a5c01a4f79e463791ab4c98031b1b25cdad2f2fdf86efef32cc309489e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         30d9bba284251d9f6c3968621a273e46e268e55cd8e6063f68dcb74bc7df1c69
+// digest         386232ef16e5a10d36f0cc2a69e5f3f83638ea184f2218328fda4060b262c283
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         3e3a36141ccb863b96460927d903f872a88f750fbb32f153f8c10749b2cba11a
+// digest         8d58e3ee327251dd40a0ab5278847d9dfcd9512b1ccc01dc12b256b1f07dba37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

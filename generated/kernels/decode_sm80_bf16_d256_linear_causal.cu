@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         27939b547d94f284e1f3c4819c0e7039ce854f47b377bbdbd48c1730fa5e8c19
+// digest         93fd6027caef0402c8f81337afc621cc8220537df2eee14f792f53a647fa4870
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

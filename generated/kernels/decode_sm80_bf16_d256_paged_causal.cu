@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         d8790973eb06179f66ed206fd3e05f0f8d6842e719de33df589fff8f43174aae
+// digest         1f7c7e632d3bbdd19700ba19e2748d9c14ce139fd1e78e850c44c6781bc88da0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

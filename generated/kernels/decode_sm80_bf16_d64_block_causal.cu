@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         cdc34ee562881c60b5529a93d674dccd2db83ca1fa20448c485a8f08523a675a
+// digest         5bbb680ec5dee2db2936fa220984727ea089f7745677ded3fd0812811cbb48a2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

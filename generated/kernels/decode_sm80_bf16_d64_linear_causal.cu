@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         6257b21fc5593882a3f20f512e0fb11d73fd29a1af9c3bf1f028ccf8925eeec6
+// digest         a0ccd0875f78ba6a0beb551de0ded4c828151d60e74e612e9c25a4861561183d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

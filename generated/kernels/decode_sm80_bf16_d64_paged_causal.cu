@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         d1f5a6806fc2d741b50fc24dda981f6a85eba39d246e87bec19a6b444c5a69a1
+// digest         d28bd0b776609a27b8f4a8abcdde9e25b660f65fd5b37df72108ed0ba0d6769f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         863999af0c2c1a4a62819884edd0c26bc14175329832b1ffc9d5621ee66bdce6
+// digest         fe525f908f44560869788ff65c8120b193a2401410ca6349c3d42c4e66f6a5c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51584;
+  static constexpr int kSharedBytes = 51712;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

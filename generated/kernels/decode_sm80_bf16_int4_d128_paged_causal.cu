@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         f5e9bf432df122cfde84fbcadea77692fa3453904ebfc175229319479768c814
+// digest         aaff1d10e9f34e01fb50bb428ffcdcb29bcccb629e9051c7a6b7cb6992ac92f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 54784;
+  static constexpr int kSharedBytes = 54912;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         7608b8b9aabf4989d35138fb5e82c333eb9dc0ebd3b24a4a29cdd607bc7ccc17
+// digest         0759de91b7e21da8e14b2d2ea0453fa3dae765f9345633ce95a5c55a9d79840f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 49024;
+  static constexpr int kSharedBytes = 49152;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         6959d16879390045d1a639f36c01f23abea95f6e9998a5a9a738c105d772c277
+// digest         91892f3e2fda820b61daf4e2fda50578de41a7d32dbf9b9afe306aa556009edf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 53248;
+  static constexpr int kSharedBytes = 53376;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         3dab12af3c426722fbda266d0606350fdbde6f4754ce8bc5c9f73f695468cf36
+// digest         34ad237eb97cfac7329504bb857d081292624a39c73fc7059c33c37fd9c1e59c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 54784;
+  static constexpr int kSharedBytes = 54912;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         0e98105d93889f828ccf22ef88f62438ce88c2e8e7b06f3633c00b6dc69c7207
+// digest         d23f8fa737106e3a5636bf1a7de2e9cd6b0be14e572b9157703c9795360c33f8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

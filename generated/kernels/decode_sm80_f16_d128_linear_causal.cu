@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         d8fc3468dfd5a25a25ee638559d6d042dd3ab31d7aea4ef9f2d9c91fbe6c21fe
+// digest         066bbbda3d5bc3fb1b43adcb850a1e6d9716a8a67c6472f88b58f35421df4b4d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

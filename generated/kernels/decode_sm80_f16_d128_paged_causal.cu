@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         cb33807bdd812a6fc257e4b20ceb52c4ef526cee33b03b3670ffad400da946cd
+// digest         cec41676a53c27a7e53ebc3cdeb38aa843dfbbaaffb6265fe825adb9a90e03d3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         0a6c451aa239ac9d2229871f6f4fc016fbb0c0ee9b362a450c2961c0a49488dc
+// digest         b97e3152b4eebd8c89a1ffaee9ed939d3e9974c4997af93d6d6c0b749eea4031
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         445b90ee41ecb0a9f6609ea4165ade0667968bfc5516304f5fdd07628a621912
+// digest         a7e5d5339d3839b93015686669389b87e18059c7f988bdd5de37235b985e5de9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         79f7efd96cbbace7008a545b35c728f51102c7b457c4d0c7912805a52ed9e774
+// digest         101ef1dad702daca37937ae004d09e1defeab0bced8553cfb089def2cb5636f1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

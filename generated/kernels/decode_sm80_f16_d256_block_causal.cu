@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         b4a10fb507bb5679f64c550e9098937d7b843bcd12f5743af74634d11e8e5406
+// digest         e8e70d037ec861adecb2e1aac8cf48768854bbce4917cebc1f0af38f075dbaf4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

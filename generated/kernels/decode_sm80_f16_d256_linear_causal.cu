@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c97123866f0cb6fadef2110d37b5ade30a5d22019e26d1fc067c1a308e4f83c2
+// digest         3693faab17a1d5fe30e38f7a1f021df31e6e0f4d11993deec6dd86fbb59a1d9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

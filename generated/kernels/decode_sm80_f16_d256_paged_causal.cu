@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         c97f5207b68cafe7999cbd1026f6504d5a69ffd3ff252e09f0a9c87bc35eec85
+// digest         6da1071a986c1b0fb9ce003c6b0d6a5773f337f84946f4632af31d7feff050aa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

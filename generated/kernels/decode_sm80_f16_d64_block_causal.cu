@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         5cc53644289544ddf1da62780ddc7dc56189f08eebfab942a2b2527a596f5b3c
+// digest         3c7fc50df1fdcfebd47c0742a135607ba552857e1f63ca4bbfef07f07abe966c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         3ddffba00365274217bb32e9a6f231c26dc0e87e9d67cba3e5271371cd03e3a4
+// digest         0eb559369a4c6828ec7ebc1052bd03c07303018adf53d285bcc6ed47243c6eb9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         978bd771f736d30bdcee3ed690ccbb6008a584ecc382019203708e44ed9022de
+// digest         f1dc5f5a67ef522137636f081bd342ec468697067544990e63c3150931f8879f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         aa3329690f04c1e59ebd29360fb580e2eac52f0c52f7feb372e4d9ffbf5cb633
+// digest         6d7c5897d2e5f122710c07ed87efae79a817a80ff52bba3f532123a6eff131d4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51584;
+  static constexpr int kSharedBytes = 51712;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         70dd9722fdd156174e49a7cacea8574e0e282b9bd311003aedea8f0f1eb07e37
+// digest         cac75ed31ffbc3bda8341f2f5b98bd6775fba7d592dd0988e0c55fb9865b4c7f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 51584;
+  static constexpr int kSharedBytes = 51712;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

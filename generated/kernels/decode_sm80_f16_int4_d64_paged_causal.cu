@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         1df8621bed85633477d50c54065ce78a16af63cbb9326236d20f32a0a9c40bd8
+// digest         c930c29b3b832b8ae0b00d2180226346a2efab5d06a02221d698facb63806bed
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 
@@ -34,7 +34,7 @@ struct TileOf<Config> {
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 4;
   // Bytes of dynamic shared memory.
-  static constexpr int kSharedBytes = 49024;
+  static constexpr int kSharedBytes = 49152;
 };
 
 static_assert(sizeof(Kernel::SharedStorage) == TileOf<Config>::kSharedBytes,

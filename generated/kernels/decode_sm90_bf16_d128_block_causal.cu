@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c816cff4e73fd4ddf6fa924049a739f884e8cadb939eaf80cca124ae687de225
+// digest         6960589b11d725a7751ebf08ac62dff5f2e8a80339184a92d77030252b291b28
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         c6a9f49decff22bc1ed4a1d65231bbd396b14705e76bab89cd5a3820bfcde36a
+// digest         966f545d02a2ea4381535b4a480752e2bb32f4b1531dd921c312f5e9e6385c30
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         e3f2699d88c4d1c609ab8ab0b718525205db27dc78dfa56e3f5d451089f2f673
+// digest         273bbaae9a8a880664dd306fd26823b3185a6c55380654fa9e4d4e00144fb11b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         cfcd91f41dd33c1e5b4b70a9c3878862fbce9a7d92172826daaa070da34b3f53
+// digest         4d6167c3d863dcf5c91d171407f82a086be8410c3f00b7c43b87290cdf271a75
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

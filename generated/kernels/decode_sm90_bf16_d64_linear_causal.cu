@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         01761546f30df839793c2dca2b9e6e1f56e84b998b5a6c9379d2cd0102dd6526
+// digest         c3a7c31c6eab9d7c879044765aab26ed965597e8faf7994945ce156038ab2839
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

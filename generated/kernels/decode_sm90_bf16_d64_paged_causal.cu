@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         6b629fa94f6c6ad35bcc3ca1f448dfe32e0ef4079da2ba65c089105acb2737d0
+// digest         5bbeee6c8113569d856306dff2c8a672b970dd1db8b6c433926c339365d7b02f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         583ebb5c902939e52985ae7ccbee69d841749f2047bed62372b1aeb3be04dd22
+// digest         706be8fb0058c5495911c6bec5bb732fc8e5186cae609bcfbe438896d9dac24b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

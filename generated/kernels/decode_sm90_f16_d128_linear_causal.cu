@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         4dd913c42eaa7744547b1065920a7ba6f5c74a59f00b5dadc66c4e5b6dc7b2d8
+// digest         7d1b01b02a986c65c26e008499ba842087b64611770b003a6b0c8bea7e24778e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         8694aab65d5aaedb5d43e25d5ed7666bd2870653fc319eacf66fc8c3e5b0fade
+// digest         d7e0f8ef199e30ad6b9a39e92dedc21f2bc81f617e83f89de491f6555447d87f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         8e423b5db91c9af67131f1bcd5f6e509f0375d8dff42cc105f50b5dbb39ef963
+// digest         879e68310b680408eb6deb812348b95fd904a64e2aa3344a8199b72582cfcf17
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

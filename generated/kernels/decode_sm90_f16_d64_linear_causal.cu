@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         468b5810c3d2699b25f429bbaad8d2dc6f6dd3d6c59d4c68ab549ccf24f30316
+// digest         9ccd7097d7fcb39f9c786ba9f6584c92e703191e6c2bd3aa6f47d410ca3b2209
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

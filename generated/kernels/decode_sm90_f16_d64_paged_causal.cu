@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         94baab2cc50321dc2cab5eb668f6fb8dea8722a7c6898e8913c51d8e76733760
+// digest         367b411e9880cc3fc5a0102433d35f6768d5ecfb65d66d640727a27d5a74b6d1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         3dceb0122c9453b8b1abcb2cdc7490939abda21b710a0ad07eb6d7172934608d
+// digest         374f66e3754d84ea35ec3ab2172a0d3fbc196f03a30c7a19f342c84b6bb2913d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         bce2f5b399b8e0e0a0f7cc337e1e56bc1f662626af6a2d4683421af8e18ee90a
+// digest         af1466f97b92ac126f1f77b2981ee93a30c972011a54592aa87712bd8884053a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         6ee1145739982e660587e4cf27387e3b8b89f7b40e019b03e667e3854a39e131
+// digest         c0d7fa673803f67e6f8a1f3cc6e0dc4324e0899cb716220c6c59fbb014f4a335
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         6a4af71427ce350cf49ed3fbb87d2b91a2d5277886831ace87b99c8d9ac7dc3e
+// digest         c4898201a3ad1b85d52516b0bb97d58ae2b2af867617e91aef63964ea7928e35
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         c7f059f4296b1635138bb01cd2974ef1aa47c9fa24b4b62a72631ba5e8798373
+// digest         c433399ba3030e6f183ac8928e48e8e1c5e9850848edda6d2ec265f2e85ef02e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

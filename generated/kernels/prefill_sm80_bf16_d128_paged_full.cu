@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         b45bc44581ff5212babb959b58a216392b23aa42bc9e7c31dc1e814470768725
+// digest         6e85c9634a0bb228a7997b9054aef96cf638429f80f4bd9afe0245e6a7169eb9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         4dc40f6200fadc499d5e1fb97c27988e931df5b718ef311a9b1d727607f50650
+// digest         3342f96600ac0f8a0fcffef8498984c8c2f9fecc4b7ae56ed3484f6642aa72c2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

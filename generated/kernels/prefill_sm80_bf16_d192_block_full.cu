@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         135230ff530cac134e4767b65970eef11a4cf8cca797856d08d1b240b2a14f67
+// digest         b39bd93fbe778622db14e50c25b5e400408608117d3e2f32076cdb157f1a72d7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

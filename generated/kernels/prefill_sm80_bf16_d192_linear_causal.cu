@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         c792aba5af23fdf44e87555140c7844c08937747a36d89f015ebb63159d13578
+// digest         abe2843e394acaa3e81643b9a0dc56478e25cc902b20350ac7137655fc43617f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         7d300d7e27ca47f8ac2976e02cd42cb2ffac06140e5311fe2a9d961153b8078f
+// digest         729ca1a90e6e7ab3cdb5febb18b14a209f0f9aaad8b74a58b5637cef83a724a3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         cad3ad5d84fe09bd6d027788c1c4aa101d0fb694babaebb317e7b082614fd076
+// digest         174fe29a28c861deeaae09965cd8ee3766f898a104bcd9c3ef7a56dfaaca1d82
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8c986e39288d1c6c89dd86baca6ebd15f154ebba14584c67bd5fd3979accb38a
+// digest         b85c5ebea5cd4b4b896f35e3e8d547c7421a1a68a372dc60dbdbfd50d3ad47a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         668866b0970a820e0489cafd7607bcb542f8b214147458bce25351d6eb6f2893
+// digest         212df5d4af118eeea0260b80386d60716e772a286b3d49808ebcd6c4ad9d4aaa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         1d4e0ca06cf0d1fd3f8661b31c7828b7f4c0fb8fbf0321eea0ca3d63f72b3098
+// digest         017aa35fe62749881a5c36f3957567c297402698d4f65af5e2e6bef987288f45
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

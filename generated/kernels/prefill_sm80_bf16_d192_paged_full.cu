@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         48da59296904a0eeae637896e5ea92aa7dc5b009dc1bfc98fcec8f91a924d9a3
+// digest         2d93783610d762009afd70d00f4b13cc0ebf1732ca93a8403928b7fd21ea426f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         5d0838e3f7d4bb83c54fc260af803184fd3f8c0f5ccfcd7c56649d3ac12c7718
+// digest         0badba375a620fdb1416fafee8f5a896bcf432e38b46bca1848b9fee19538ed7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

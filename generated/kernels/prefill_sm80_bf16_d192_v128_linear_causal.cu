@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         1129b75847bfe52008a7b1b5fe59acc62fa72e52251788ee4fe0c70442ae36df
+// digest         cce1949843d7d6a3a0ce071cf7d80adbac513f31ff970963e82c22592baffe74
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ad63cb5570f5e150863e8f2f0e870feab3cb0eaf66622b9d7ca4c970e9fe7191
+// digest         507b000ff533ee293aec1415bde8559d1682accfd995f93a77f43debab6b1d6b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         6d25f6c2c18e36eb572fa9b200077e51be0c6d22dba08d464cb36aeb1d6d9674
+// digest         60869b8023ad7e98dde5a684e1670733543f046cd77794267847f4a99c3467f2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

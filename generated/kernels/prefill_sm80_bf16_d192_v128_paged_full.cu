@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         7f64d24c21de5b37dd78edf19f5ecef4da1fa26c135a7a4e94f6a3d1c7479d87
+// digest         956c933c05ce81874b1c7fd8d93ae323f4c1add5f11479d1215686d4b6b9cd94
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

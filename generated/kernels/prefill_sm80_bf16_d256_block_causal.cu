@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         546af8a5350b87d73b693cee960aeab367980620b3ea68c341a30431e13b7f98
+// digest         0838edbc147c9b3bf0ec98825106886d9f19c842194b57ecd6e1d121389efa9c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         dc62d25770987a8db8741c7432ab71caa48ae19334f2dd4d5ee54f167886b6ce
+// digest         ce77fa05937540ae46ae8ca960297aa1b694aa0347f3ecfd7e6f4870fd07e9b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         bf2dd6dd7ad8166c09751966edc532d09a23d36a28f1cac24755df8ac4b8e835
+// digest         f409bdd2f774886ed80639b74dd315c0bf41a37f550533d459d0a1b462aae0ac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

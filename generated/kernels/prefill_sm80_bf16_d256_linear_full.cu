@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         1d1fdc9bb77e2afea2922b333299c0301157993a920c2fc570ff9c9d2e67c7df
+// digest         dd2b2c7a54d1761019ff0ee2b5f776f2c279be8151927d8b820d0bd6789bd0f5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

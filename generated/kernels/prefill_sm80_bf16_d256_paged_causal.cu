@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         b2b1da2f0a4771bc1779817503b069add35b77cdbac86754b57471538030a7d4
+// digest         ad563c12c4446cad0cd6bf3342c82ee8a76fb4dd83b89188be59c62d40b0954b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

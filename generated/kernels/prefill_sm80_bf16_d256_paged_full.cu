@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         21a854959b2cca6296f9a33bc521a66766c3cf215ac3aa5165786f0a9603aef0
+// digest         78ed3b7cc6eae7d7c485ac33c25a31ff7c3ddda83f1e4b0119638de171373b07
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         842d4c1c8645acb39d77c3decfaa2494aee06d9d611675846b12533034e68084
+// digest         3906a0dfc93d0bfdab141a25da5f1e71894c07bf4b5c767e7efa475876398075
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

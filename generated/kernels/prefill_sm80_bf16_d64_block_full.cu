@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         fb6767f2f3e9c9755c5e32507daccb65c5f8beb9d4052058f872cc8ded3ee0ad
+// digest         370f2c8e50dad45697104f92f418c9ff22c02a8b04a7ee17a02f25cd8502487d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         195e2243703c04017f84d8555e2d8d5d79257cc4c82b8be89f53e8b0ba4e6915
+// digest         eaf93b28b187630f8432f0d94d75368e4ed4ee3476963fdf80e684969098e46e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

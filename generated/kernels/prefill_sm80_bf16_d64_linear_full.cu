@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         40d9ba8b282d699c7c8b1257079cd1f0104b00444682529023f3a5e494bdd3ba
+// digest         5a66011768d0a90236afdbbaad4dcbf9d5c29230154bbbf63b9594e8f0553229
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

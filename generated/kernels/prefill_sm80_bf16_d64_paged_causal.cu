@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         c12d70e3e48864950260f87fbd37eed4ff75c5f2d0076c9a4113b421240b56eb
+// digest         0e6bafa7470cff42d70b584d42c158f5d5a762d5bf46ecaa6b5dbf2695f10d15
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         d5ad43f27c5acf073556a575b26dc94a6aafe50cf314e1b5207912e880c2f750
+// digest         dcc9f2110bd8657d9c355784d0985d6da862d02f5cc3b1c978e952159bc4cdbc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

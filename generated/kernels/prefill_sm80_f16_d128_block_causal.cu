@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         a9fd637b7aff9ffa42c4c3312bdf3367388f9d32a99b17b5b8521c2cb288d566
+// digest         35005920ff8fef4d714eb55927d61c85800b2ed4ec26fb54169372de9418c995
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         1f84e1b2275fc4534528288ca3731b3d0b46cabd3e6786f7c663f336fd13f8da
+// digest         44753ea75431dcf52d9708429e12f81f51cfdb323342d82edd960e81ae759098
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

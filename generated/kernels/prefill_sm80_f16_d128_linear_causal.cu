@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         ea104525da886d6139bcbf04bed4c22dccaf3437b658e69ae8f2d1f7b21458c9
+// digest         8aa8e8af6f1b3d585b7cdf30e2a5aa25c807710c6bc30027ded97a4e3f9f5cf4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

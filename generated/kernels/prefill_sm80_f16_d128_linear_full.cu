@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         3c63c9fc30a91cd2ac957a9e2b774d4a51fa037a49615f718a92f57ad482fe3b
+// digest         d8020096ff2bdd254580e10b9a0e81e2611e3fa4dd62dfacd963d328ca044f55
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

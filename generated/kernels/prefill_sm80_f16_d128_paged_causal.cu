@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         f4ee6ba29ccdeab255d7c2fad15d9d897120060f0fa9df439a3761158dcb6de1
+// digest         7a1f8e39d2b80443bef4b1b4a0ca2c6966399af8f2c8de9acc9ac973ac74afbe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

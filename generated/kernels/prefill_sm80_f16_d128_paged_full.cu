@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         6f44b96b63092e45f898c531e5dcb8f2a312fc229f63d17cc330109d92936d36
+// digest         f8399ecd16638afd9c048b00ed9ee8ef70a52b19874719a151b41b4c13c90d31
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         bcabd95a940c8080e89609e05da6ebce71c46ef687505efa01e0f4106fc43481
+// digest         201a905f7d44591df4c5b35256eff71ef13661e8e5f796d12221b3a2a33d056c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

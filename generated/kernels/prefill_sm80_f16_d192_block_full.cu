@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         fed89c880953817753b24321575037f3d78574372339dc32d1fa2ff4b43a5ed6
+// digest         638adaa926720b0f5af1d4d9e80489622839a575e0483dc1378f1a20d2d05772
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

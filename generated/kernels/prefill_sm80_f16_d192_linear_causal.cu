@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         89c84307b72d08ffa4276021ddc730d7d119ebe41bea66e96f9997d5d8e1ac1a
+// digest         501f2f4ca95f6fcfcc994373fdc5dc753db0d1119b3f60235347c9838f1bb1b4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         af2c1674469c8bfae0e1eb6d629ba8d8f3a0384de2271cd50dd2d81bf3f9b650
+// digest         3cda884a6f34955db53e05837757121ffc22a7e0353d647f9f67cf78b6319242
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         db2babcd1d52cb1c3798df5f49aca62d2d56dd98d03b31fcb5cad556e7384714
+// digest         a3ba292d941820cc06650a0f6ecfd7c0572a2c989be61f042c9dac1b38b5d102
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

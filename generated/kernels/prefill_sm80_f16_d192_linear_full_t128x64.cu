@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8fd6ba23978116968293c0ee55ba79e9747af9a7806802fea97d4c8a66fd5d18
+// digest         8be0945c969e3da6d76ca0201fe58601ac5ed031cb9c4337e2e03f37aedafbd3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

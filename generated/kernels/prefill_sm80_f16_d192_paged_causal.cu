@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         58994c415fbbd4ea1d7bea809bb91ba5496a7b4cf3d769015f9dee6c851bdc98
+// digest         6da9b30fe1309c73636f222f2c8e3503dc423fedd29f62ca3c1eeb556128f525
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

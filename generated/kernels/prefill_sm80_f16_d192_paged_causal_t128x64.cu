@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         10c15dbdb802e87d9f81cd0b4350b12c681970389f1336442492afaab9301d9e
+// digest         89407cc3fe51b03633ba2d5e9c78e8bc8fb9543d52ef6f2a14341f00ab9cb443
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

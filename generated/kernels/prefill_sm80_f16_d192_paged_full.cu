@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         0f0d4d7b20393e82d8fb9ec168fdfa2e0db91b9e881784daeb575e704883bef4
+// digest         f6b95d6c7410ae69883bff7e0177fa2646e31cbdb825cb90ec5508eb89a6eb98
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

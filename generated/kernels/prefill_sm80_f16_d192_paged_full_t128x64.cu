@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         884fdca84455d7711b41216a34e03c8ec89a8c499610a40a56ff812d4f630d33
+// digest         122352535bde77b7443a46535f7fea945490973c1e27f7cf90c9c58ca72977ee
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         57526287d24447ec720ae0d383d6188046a72bfa200c955ed3c2a5edf2bda5d0
+// digest         5846292c360e8c90a8fde1c8e5ffde90d02d30fbf653f9d93e1a068aec20446d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

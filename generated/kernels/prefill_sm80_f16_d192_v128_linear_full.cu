@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         8e4fa257ea35e9c68bc816ee3aa8dc46d5014de691245fd552625194973e7681
+// digest         01f6a6303bbd9e7d9e1bfcaca28689bc6b8b1f70eb7486a03c975bb5123cbc9a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

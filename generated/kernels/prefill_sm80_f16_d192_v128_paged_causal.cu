@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         1421a1a0587f4593cb321745c42d199864ee8c8bd51e7c05bd8be3bba61416ed
+// digest         05dc5d065a367ac476d1435c22dc6af804096519cebae6826654ea481d057d13
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

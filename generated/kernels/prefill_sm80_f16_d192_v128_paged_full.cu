@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         0d58e95255219e5140f9316a62ca0f82982399aca11c29e9a40f5294e4522a0b
+// digest         e75a29c9984b51a619829bf93babfb5a53c90f177a3ae2535a681cc0799ea7c3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         16e21834e2cbbe78cdc6d86325bfed979a13ca9ce43c507509fa16f06a54be61
+// digest         bb091d317b5063c28dcd88c593c2b072b3d9b5f7a3d2de8a878f312727b34627
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         0458c247be18d0d2bf899186c39038eb5b662e83cded473785f3378ff48e5993
+// digest         4ee9332845c2453913d61bbf17a92853ef0593ffeaffc2c1ac7c1283b346bd8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         780ab722d9a6e7adee53fa73552de27342d778e260505c0bb8f0f74cf6d53819
+// digest         830fca8111a8a4dd83cd836eb139dad42adf5793f8ae0031d2d0f77fafb0200e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

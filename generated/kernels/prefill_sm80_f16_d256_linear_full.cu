@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         60a1300df640cd87d771c978f5473a53d4328476d528baa86855071f7e3906a5
+// digest         d740b15e728f1d50e23d2be41cfca41d09472ff6ced78b10ac0fa752a9fb16af
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

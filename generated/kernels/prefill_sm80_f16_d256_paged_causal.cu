@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         6bd8f362a0af3c99ac8866b0e3f6bb9a6aa12b70af3dd1ec9209dd172131c475
+// digest         e4533876aab1eb0701226795eabc304aa8b8a749559cbf77ec52dc5a1a868dcf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         fba430a66e3125685374821ac0964f383bcd2fea4916e00d008b3fe5cb05d6e2
+// digest         0c898cc064636b5fe06421501874d12b4d48ede9a11af9f6cc518052ecac1711
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         a49e6fa78ddb85aea0b434f7a301fd7a9043b147088bdb46895bd9cc1f495e02
+// digest         174d5b7d5db49a204859b7192cdfee4011c2f929e0bdd28b75bf982170d1cff4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

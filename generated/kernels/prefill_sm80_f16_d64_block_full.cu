@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         473f1159fdc0b9da419f22044cb559c09b9d449b3531fbd828bd65c594dd1c2a
+// digest         b429205e0e6509f03fe484c5856b221a2a7b74c56e376c47de0760f516cc42e1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

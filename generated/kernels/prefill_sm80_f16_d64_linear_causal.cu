@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         93aea0a1e103430327392a9e8aaa46ac092cd12801d70bc1e972a5cd5e08bc6e
+// digest         1661601dd3fb61bf5cb964c2c72eb13af4ca4dd4b96686ae26279d880b5c5d99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         50fe2e94a0115af4f86fed7105ddb4342c0230f281663fcc37c6fa86c25b23fb
+// digest         9249cdc6f72a5b46998d212d2952962323f3e48fcc4ad56bafaf55685121ecfb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

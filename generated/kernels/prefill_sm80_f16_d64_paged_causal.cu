@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         5d74d21070631750fcc19aee9876787a8be37f31d7c7164c7062feb932d74ee7
+// digest         3338c102d8c45637f73073b3a91907e5a4465850f292806889c444b9c91c79a4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

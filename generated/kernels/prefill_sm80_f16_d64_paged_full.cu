@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         6d48082ca7e760d06aa64d56daebd3847a5ac20f45ef2cc60a2135176ff8de65
+// digest         b0105ebad2f47986a5d56c5020535fdc8d574d2ae542323ef9b0ba2a116f4ee8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

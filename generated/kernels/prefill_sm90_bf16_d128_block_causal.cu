@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         e500c1d81958352a39bd1b65bb8712a840ae139589656dd1a81dc1f95424cf57
+// digest         ff02d76531cf8d2b7c2eb28b31e0af1c54e98711421c47ae69bab1bcd4a5f536
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         a619a473fc954baad15e5ee5001741084e177f668a266bb873ce4bf9e1204f77
+// digest         91d8f2ee9798b7a1be2f86e78f8aaf1a9570beff09823106819625d7b289210f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         96810a1d388a723beb3c5a57495847ce0b59f30855c5fe6a98f0377f7c37af99
+// digest         555aeabf540cfe1bcc79dbd02d432bd29f8d9df23b6829b22a2cdf66050d0179
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

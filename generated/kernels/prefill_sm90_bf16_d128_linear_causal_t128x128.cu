@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         301115bdb88544fe9436bea6c6d9e111bc7f9bd227751dbc011826bc8fa64b63
+// digest         a849f903f16858cd0e08c4eebc26f15e3b0744617eab845696d8e8cd69b71f20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

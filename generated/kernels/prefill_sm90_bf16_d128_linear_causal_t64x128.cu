@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         b3bb3fb26656c38d49a421343684414ca75802e25f1bfa1f7ecc62416761c50b
+// digest         3431d00eea5ecf2db80a276d7024cf1c3577ce5c1e3020a63912331d8fc7e063
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         86eb397e6327e386f9576b8e72de834cb449e4e8c64698d0e673db56d9547367
+// digest         d158fe472f660d030480d5dbe508eff9bb371f1da51a95d1aa367a5615b55f78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t128x128
 // namespace      attn
-// digest         fe1382967308669edf76583fa6698a729a754c9038fb19c934420e58631b4ecb
+// digest         901ed6fde7e55bbd164e0cb44e0151017b4f17b85520ea70bc365d349300c1e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

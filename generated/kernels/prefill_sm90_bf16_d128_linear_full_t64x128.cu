@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         7b5ba1919b1efd29a2f2a826239a6be2252a4361c66d13a1edf80dca2956cd72
+// digest         8510eb2ee853bfbd37634c6441018cc5f377d3d97f4c9d6407a635b98c372304
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

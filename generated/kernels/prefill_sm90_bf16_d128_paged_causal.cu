@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         30c49a780d9293ce2017558bec654bbbd87be6ccc20f0dda665f99ca61a6e437
+// digest         b7777d05918a86057279f4344ec892aadfb7dbe6748bd9df6aaa34e14ab321e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

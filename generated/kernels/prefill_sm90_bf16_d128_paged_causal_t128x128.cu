@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         98663bcafcf6d9d7acad7963022aa7fb7891c85e675ecdad2f05868a5150f287
+// digest         907f747ee4392ea8d82f7a265dc5b2612115ba1c650b4cb723a4b7a48e910a84
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

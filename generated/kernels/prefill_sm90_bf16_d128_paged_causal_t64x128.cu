@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         03caa170374b14f52e2998e280e6179d7e0c10a0292c7e01b6e6e9e25d2ef718
+// digest         94f907c98708894029cb64b4e2993e9ba54b2ba7270b8326da5866aa8dbb741b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

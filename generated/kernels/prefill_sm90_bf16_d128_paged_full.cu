@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         669ba394bbabc9e7e6555658f42e1655615c1d82b041937cddf2ebe22a1f732b
+// digest         97e902ee3f1b7cbe9ea0a3636631425e2aef080d2f9f15d7938d029e78c95f76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t128x128
 // namespace      attn
-// digest         9605cf4d5995230ac803ad4355d77aa1b4e270d30c2eeeff1ee7461ac0e7456b
+// digest         e41eff273faaa4cd55c61a8033c29d274bcebf8c53cf8cae16155f7cf42d61e6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         78642a54b39131119e5170c7474bfbff130ff206f86cc76cd322d1bdca1bff79
+// digest         d23d4c74d5b178b5abc1be992e726b685d527815bf8ac071406a34c86df3aee1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

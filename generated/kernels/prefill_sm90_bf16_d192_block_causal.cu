@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         6c37cf1c136aab4907ae36a887618c65bfd546ec121f4bad3a71da13f038697b
+// digest         337d00e2748be0a62117d0bc890676b0db9d6b1afc40edb9acaaea6075b1d453
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

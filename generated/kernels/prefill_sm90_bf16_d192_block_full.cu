@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         26aaf0389909d204838eecd5fe19d2662154f7522fee2935a8e243e9b24add13
+// digest         a652bbca490dae30b24aff81f44ebbe80a5a25cca17c164606f781ca4ffcd4e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         264d59a0e2b499a94fe3ca3d62e47082667b98fd34bbf98a3102ad7d02b51f3d
+// digest         cbe376e1b55e39c5c58769050fe047b699d279ad8d90765a5e969bef73117578
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

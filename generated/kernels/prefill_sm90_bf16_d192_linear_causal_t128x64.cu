@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f18613d2c7a8f30131aa120ba493cd8967d39e1b590c4cc49d9d44d5dc5e4a6b
+// digest         aee5a4820edc302707aac893ba5352b5245d6124e2b3096519b274efe8e4266f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

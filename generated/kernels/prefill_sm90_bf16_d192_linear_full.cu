@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         0b6a57927dc2fa6b88a5ca3bb96cf337ae3fae80ce7018374e1ca2bc93f229c2
+// digest         c75233dbcfde2c2749790192a4b52013976cd8cf44cddafb7bb7cdb0e377a2f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

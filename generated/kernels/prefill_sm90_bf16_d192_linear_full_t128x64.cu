@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         de58644837dc4681087281a63b13dfdf85f77fddd3e9ed15991f5d92c26bc0c7
+// digest         97d7a0ea2d5bac2c191c777598f171a14af2461b8b38317399cf881de9e3842f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

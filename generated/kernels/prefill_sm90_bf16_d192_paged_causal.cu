@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         52d1bcd28d5c7f061e490eb201e9e02e6d8bec6a71c8f22279592ec85925c142
+// digest         3e0bfaf7a13cf67d9f224f683e8efcba05ebda7ffb56038214ca975d5f3ba889
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         548f31e2636da517039ed122ea52f4e82845b8e56ea1c829d534367aed9d15a9
+// digest         6990a8e76b2818ea8bc5b3fbb9bfa732fc3b601458eee675053a45f4161a59a0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

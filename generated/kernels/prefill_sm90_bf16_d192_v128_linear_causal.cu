@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         314c2a1cbd00ed0319f59e682b19f31e82202cff2e2759bb2744f34ba83a2e73
+// digest         c913eb1b1ab75e9e1bd50335a4f4cfd8979e96fb10594e77fcbd6f9af02dbfa6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

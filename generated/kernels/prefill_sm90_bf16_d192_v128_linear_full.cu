@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         bb629c6ecef649f0d36ad866fbe82fd005a4bdaf17924b5e40efc76c41d287ee
+// digest         5b80c804f6fc468e66b38e92d0ec3ce641b2296786c65777f649b01c5d6e533b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         86d8911eea1dbb08d3f5225d5bfecde69d9115775f3428681f13d688431a863c
+// digest         5daefe7c779626e5b7eb06d5dc2fdc774a0d6fbed08151810afb3f67cc3bd9cc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

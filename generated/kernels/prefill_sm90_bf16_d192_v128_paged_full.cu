@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         a4ba65933238ad5955bd404f871442badcd2660ab6fe4257ced3784e97fbdf4b
+// digest         eda1376aebae32ac29dfa2638c3bd774ba8f37873b385109845cd6b8451ce795
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         eed60eef4e9e25ccebb759c795d9779b0ac663d7d805e5f238c4fa692743ad2b
+// digest         a4518bc39963a80d1e1f9dfbde5b16248656fe5791ed205fb67269afc4d1b270
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

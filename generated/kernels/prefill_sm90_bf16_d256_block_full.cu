@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         b8022842bb3e4c13f811acb87746ab47f12be0475da0293cd87da0fc9264e779
+// digest         80986731602bce75e5953e674384028e515a3d7f11f90b0b78b3b5e8709b6ebd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         7bc3c570185b52b62551b3041566ad92a34e0b631ad1912eb487851703de2f6a
+// digest         7d600db1ace6092b568bff373b6c312cffb7dad550306bc1d7a52e51b30f73ec
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         d69913660c355b3bfcf389017e3df6eda420418b96802e1d196caaa7a79b35a5
+// digest         3d1dc98f5567b8ff024e1f091485635d889f2c29991729963bbf388c6bb73d78
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

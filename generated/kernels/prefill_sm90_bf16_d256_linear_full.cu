@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         de977457df088c7e3ecfdd6cc8ad75ecd601a5339e64cee5b20eb92a6643a960
+// digest         056dfedd2e9813f36c6234327321512cd8548e890d7299e84fadad3b786a6943
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

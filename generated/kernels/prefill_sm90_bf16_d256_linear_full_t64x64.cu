@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         83085694ce9677a16d385019c79bff04b16cb9f02ede07d4ae6bc0dfab80e66f
+// digest         23831e600d8bc555f824d831dbd2b708ad9705b967ada5633e22eb27e70816f6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         29813bcfa3a9a37bd241330565234f65b4edb9de8f72dfde0ec9d1bad845375a
+// digest         a0511d42cfef1c8c7dffc6e42368f1888df016b84a12be250af4bdbcdcb2977c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         6a8c7a61709b5a0d957819503659a26f6d18934672976ec2b5bea3c8eb93c4cf
+// digest         cbea482c50376c430707469b4adbb70941fc7f5fdcb36d2aa5dbc27e518b87c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

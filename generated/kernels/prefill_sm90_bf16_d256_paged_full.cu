@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         903aca49ae96ce2a58ac80293439f61b87968654e872ca7c70d90099c3a37f90
+// digest         f865b86949ce105f5bea012caf694412ca1e4ff23290929fe8261a63e5e0a190
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         6df992569dec7932a332e31083cb8fbaadb8b4b3324ca2f6629f24b7eb957490
+// digest         ac46ea53436892d50cda2d7dcaf8d3b3178b0d711bed6f0cf8d7511ac2e4df0f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

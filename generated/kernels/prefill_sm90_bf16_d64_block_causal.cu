@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         d2acd2ec46d1a1896d525d72ad5a00d25ed682678f0b9689a51ab9571de9753e
+// digest         ee43dcd91cb0056fff5267331423fcc72ec26e873976d832af75e16c5917686d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

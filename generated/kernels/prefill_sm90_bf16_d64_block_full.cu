@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         72fc7c4374778d5b40ad4aa5959488c1768bbcc668e856417a6a0884202fcefb
+// digest         27861473ef029030582957e1726d1090ea30df3725dc128faf23e5c6bbe181b5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         7e28eaafa22a4ab8db4d962aea206cb545e849a144da8732110c0b3fb733bc73
+// digest         43021289bc8c81fa538ee612ee3b591ec315b5ae03778fab181cbed4a7b002a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         a719ff2c2da22929fdab5a49ba036e12bc0e1f3bc42fde495d0ae7c4ff3c09cb
+// digest         ebcaa07fe66faa1d999df3618588eeb28e14afc3ed1e0f2b1608fb4462a16d46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         7b6bf0b3d1c838feecec029aa9a6741e0861c13af3743e1fa100b5b58940a043
+// digest         993b4869e694e5be70b4d39935d82538e4317ca0101991ef5fe35fa9b08ec692
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

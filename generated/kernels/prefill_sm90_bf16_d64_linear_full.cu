@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         ad64aace665d9078ccab790a6ca157159458541f1a343694e17659000fa3ecbd
+// digest         8a06f308482a899c6ec1bb3feb8f5c13263c619a2c4fdb34caac3776c1c78174
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

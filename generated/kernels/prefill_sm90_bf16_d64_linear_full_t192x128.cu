@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         8e26b216045a57a154b05f0604af94edde48cd2ba1e11ff3551ef6359a011b1a
+// digest         1e8672d17e3c202eb1f5f1719c546efc3d96055d0e158fe996f6c245db601053
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

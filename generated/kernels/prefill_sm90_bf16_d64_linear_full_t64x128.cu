@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         c8e7213780b39c4c5c2fbb90f97d43fc72f33a10f1239f041cb18bd8f097d8a2
+// digest         5299199c9d89f43d8aad4b7dc5828c4e770a37e5083d768795685342f945a41b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

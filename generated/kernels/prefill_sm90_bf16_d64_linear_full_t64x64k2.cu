@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         76368011eee5b297179b46ed89d69067d222f19a86e6cd42301d979bda838051
+// digest         8d38419d625533e9063cdf0bb26f63266c11fa592295da0bfdc6087a89fe6939
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

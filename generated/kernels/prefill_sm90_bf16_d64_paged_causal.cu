@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         39a817df838216a2d6e760c84c39f37c5efaf90cab532e98390937ae94c9b64d
+// digest         ee7d7e770f39b45c230f4820701e2c2d440dcf2e95b36fc2911499a43f9d3042
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         10cd4ce3a4eb0b37fc821e0ff96230595fcf183d17088e933a49b7f06e99a210
+// digest         f2b4a8edb65064c42084d5d3baad82aaf5e1a8b9cde121fb1c81255f3b5df36d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         91c7e683a628113abfcb7f16bce875166502b1eb559218094460e24db8cd4d34
+// digest         85d1a158ad23da2f479d15c14b1010a8bd46b12f8a22b5a21f6ee0d90c4066bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t128x128
 // namespace      attn
-// digest         40f2a75608e10317a2400401396689e04eb6fc6a35a37c03c10b4a00a24e264e
+// digest         9fa48ab7bd601f24a93b10db7a9b4d6ccf5ccbcd86030b5884a849c7583d910a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

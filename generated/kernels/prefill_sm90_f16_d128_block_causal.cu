@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         88e68428ecbf44b50b6b3c1386b43a4cdb107cabd2886d31499575cd6b993b6e
+// digest         36bc958ee87a918b06873d6038ccb886c06bf5efcdeb3aac0904a1ebb3dfe971
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         4092fb5ea0ec39e4c290ad86f38dd114031e8b8ed7e86d2182f57dfbde9c5d88
+// digest         b9c81fc8151a8285050faa7712d45623e118b73892ff57e1b505d8a013afd274
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

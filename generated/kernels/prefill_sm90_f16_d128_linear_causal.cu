@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         95cfbbdfe04dbf17895387214eeeb2dd328855c97a487c13ec21f1b92e749bc6
+// digest         28a67b8c4e8aadad8930f600c7e7f57f6e480313021a478c983dc00cbd14b602
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

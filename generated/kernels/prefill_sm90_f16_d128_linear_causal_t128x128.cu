@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         959669528e7c4f11b3bc8610627433f850f893cd65a2b1b4e9e541906c25ed77
+// digest         91ff4e0a878b75aa1890933c2c69e2be0e4355c2f198995cbf2ff40630c80410
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         2cf223dcbe3594c26dd0d5375bbb8ea8a91c6d8ec6f26be171bec113ac4e8d33
+// digest         79b9033ee97b326cdfbf63e8bee7471d11689acc5f1bdb5d60f3525cac2486a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

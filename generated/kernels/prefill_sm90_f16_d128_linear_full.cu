@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         b2b3a6854e5a01d89c6bf7dcdb362a1cae0de9b81f34042ba442a82e82e423d2
+// digest         c0c31927760c1914f306033b5a3a9a15c69053fab0f8029ea03252414be73ef4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t128x128
 // namespace      attn
-// digest         548371c20c9d847cc4aa92ad4abf4e82aa5a02d56c0286e79bcf7c727bf97d44
+// digest         d95053d9fa5e2a8ae2ada840b680f6bd90773c367b228e57c68403c95617b69e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

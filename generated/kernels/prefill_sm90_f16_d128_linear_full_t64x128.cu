@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         a03dcad9f5813c66bbb6d1e608228804c4426b01d321328ac2e1d5c32a5305e4
+// digest         be58b90e864c466be5bdaee81220d2dc171e59b105daee719278f8241c8bb3e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         6bbdfb3774b825f6f2907404fbb0ab42a3a91fc7397e698b62e50960173e1a68
+// digest         2eff16fd246f14f5f4756db583995b20db0bc80abba7a1b55fa7aa3c055e8e1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

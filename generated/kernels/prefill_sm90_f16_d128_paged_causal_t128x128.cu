@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         7b64ecdd85ac543f793104e6da32d42473ec054af0ebfdbb835861e23fe05a6a
+// digest         3f31c75783aa412cf22a752f919d50ac0dd8d3beedabd076bb42034a697529d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

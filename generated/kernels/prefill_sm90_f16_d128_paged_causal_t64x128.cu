@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         263c287e4bf0d7f1f93e2452476866521ba51b861a498d1c5484ff3921d32857
+// digest         e2043b2ff418d94dfbb45fb8938f6cd6f614a5a60725c853f39f6a29d10cff43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         447cd6a8284583138e0e2f48d5b4050c14b93065dd202e9593170e6863f65e10
+// digest         3dc42176cd8dd7b84d507c8c49af570077241ebb39794bc6a31307b5d9c44c40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t128x128
 // namespace      attn
-// digest         6c52bc543e7923d6eabc0b9f730cb7dc9a5ea5e97018a23641a3464f2d1d80d4
+// digest         93898bd205aa97faa3280749954674d9f65e15c4e0751b1a5564bc8fbd24293f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

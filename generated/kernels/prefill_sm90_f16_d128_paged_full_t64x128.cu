@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         dba4dadd5cf1dffad4ea1dd9aaea3005e958694450d7d731e386dfe1097d3f3c
+// digest         f166b184cacdfa743a73a4a72278734f0319875e83befaa990f91625f0af95f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         5064db471fc2e6361a4d9aedcd0bd6dffe2e08baa1f4bf226db95973116a6836
+// digest         ed5b7284e046d5f4e0a9da39b6bf3bbd0cbfbb493f6824e328427deec648bbf3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         dcd8b41fdbb0ffcc09250ec90c8640bbc339b6a29a06de55e1439efd5dbdbf56
+// digest         5c2c411edf5d3475a8800d582d180d5460a74da9542b7af1abd00cdaad93364b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

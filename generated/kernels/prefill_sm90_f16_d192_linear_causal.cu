@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         c3097ea56d8497ff88a205a0e67680eee3dec9a08ae2409ca4da65c900146f44
+// digest         b4c5e62736094dcc2c333df2b57113839e1239e11344cf16ea2595ef169b6f06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         b70d2a6e3eb186583a389fa1c3e75e03f4bb122060cd7eb6ab936d2c99e133b8
+// digest         681e0ec080291900e8fc95c120f77f27af8e1006115dcce7111dbb89b0e7c6fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

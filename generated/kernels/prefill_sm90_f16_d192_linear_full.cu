@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         8e8a04f339703869447db0dc7191d40ae0245b8a328ca4642d4b3f05f673ebec
+// digest         e80856a2e68c21ba6cd2e9b8c2d4f4d9d42de98a26e30c4f39cacff5f55b03d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         9ebbbecd30e70e263a3425a9176f9d20963a196ea3a35ebcaf1de4d3bc638ea5
+// digest         e2651d4a7052dc49b0c93062288a59b708e3c37197a2d0bafd2138da1e5e353b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         2ea1e811482024169b6d772677da5c8b08015d0030af5c13fc09a2b3652e659b
+// digest         822b9df5c0b3ff9c454618fc97c66b274abeb019471786c2221a73a3fee8ac5a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         1d1266d10ef41e58ce7592bd3fc2111aa937e3a225fb88d35301d4ff5fbf722d
+// digest         e7f70e956a6f86d5578b59ee4ec450a94c495c89828b863f3e27625edf9bb3ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

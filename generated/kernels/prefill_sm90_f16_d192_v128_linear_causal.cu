@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         648b676b052245ab26f15f8d95c9bf079ef4d78b8d8f5f2e10dcc0d20fc4af7d
+// digest         c542448eb6eac0943e5ba13bc460eaf7a3fc1a284698181bfb99b2f971755185
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

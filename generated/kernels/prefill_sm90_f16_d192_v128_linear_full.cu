@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         79f81170355878f0e6ad47eb0f634384f42a612174f99d02d6b6077d61c736f4
+// digest         aa71291c748a1840f975f115e08ac16184d314752ec50520991b5441e09f698d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

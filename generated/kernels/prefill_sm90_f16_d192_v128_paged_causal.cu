@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         7d81b7398092daa18f329d4570015da97d2022ad0fb98c51e8c712f36050e408
+// digest         09d85be6447fe36258091fb8217c68aab75d1665e36b676508d9fb397dac0162
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

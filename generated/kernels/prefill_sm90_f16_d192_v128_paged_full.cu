@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         20f76d03e9ac58ba579a6d2424f0fc3044f10b3cc8282888ab1881dbc09ac864
+// digest         ada856440d0f89384401e853b518b1a867663b6ff9b9339e6409d4bc681a694b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

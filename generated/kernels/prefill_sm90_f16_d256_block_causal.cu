@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         36c6e9f082acd5ef8be2f2d91133f8a9d858a62a9909f4a28123c40f43215766
+// digest         0ce2c840d8a723a7d37e691334a94ec0c03f8f4f64c8d0c467bb750b95d7420d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

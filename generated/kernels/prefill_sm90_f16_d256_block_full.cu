@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         87253d10cd2292bff7ff7eafb67119bc1488d721fe474b557c7584499ba7fd94
+// digest         a005a6828d3728de03cdc58adf07d00e924d835035ce164aab3b97408ce55c76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

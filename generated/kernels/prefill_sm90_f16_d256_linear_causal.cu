@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         e4858738c0e853c33db944f698765ac90f1e13c3b4eb067f732c116c806e8068
+// digest         c0c608e85b6437821315921f4994427ec40d1a4b2626046013afee20568ac22b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

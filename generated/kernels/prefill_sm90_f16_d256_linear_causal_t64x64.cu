@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         8329f68b1321c13c82b7f036108b5c2c7e1d309410f700a5b63e65cd729faf53
+// digest         ecc16e23db3e660c94f080ffdd3f4d761c3b4c374d426aebc119de42d71583fa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

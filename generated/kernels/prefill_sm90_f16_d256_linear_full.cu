@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         c921affde0f8e826be8939b5af4842eda8f70255bffdd8d8e7aa5b82379dda8d
+// digest         c4dd463c143b0a3d798831eef5a9e7f75b8c8781ae7286655fc06e797015d443
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

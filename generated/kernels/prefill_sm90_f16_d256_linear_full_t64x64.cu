@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         8f17e76b2b51748fa0535b66a6b71ff65d3312217cac85e72b2539047eda0e63
+// digest         65a10c7856de6f1b3ba12ffb666d8968d513a9eb3d5b681b21bb1f5bd6b175b9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         aa281de0e7a7051a65b3ca8c673a1740898d7b1cc3d6eb4e40dc7cd27159fe6a
+// digest         77bad46383e6f0a8e7189fa2508dfbe6b46d0e0f063ffea487783ef9f3ce8028
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         dd7d159108984dc0d883fc27c6b99f0bfb731ce967092fd08ce36bff8223b3f2
+// digest         a504cd4de3a5576e94aa73eb9449d70692b174a60836288a432769697b63f029
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         8517330fb66131c7edd8955090e7519d182758d08e89f8ef457b5669f38513e8
+// digest         425b6ee9dfbc119930d6dc3c1af4619dc158e04ba3316ae83ba2e7caa5333df7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         59509a90ba4aa0d2070081ec63a70e53f8a3c7ffc699573d437d6e6b2cfd79b6
+// digest         341a5d9d64c4252817031378e12d0f9628e3d7abe5753b0b45ee0fa90d05c7d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

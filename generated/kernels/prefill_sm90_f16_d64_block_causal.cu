@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         a6f9ee9ed0907a7018a7a3c7db63329839424ff892fa4bdf2cdb0a74f8a30ae9
+// digest         58cbf506f90e1619e50bb279eec20309ccc1b65e0063e11605e5735e44972274
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         ee777586876f46895169be95f1018aae809a832adae447848ed8aeeaac1d1860
+// digest         f9a8026ed63575a33b70931eefb52cd1c64d953e399f18d6c92fcabc538f8cbe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

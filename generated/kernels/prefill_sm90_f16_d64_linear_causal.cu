@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         e5f7aa1fdda950c5597aa0fb4f167b4c06d00c05fcae094b33488fa770197ce5
+// digest         760b2d226859de775dcbe2de3ff18934e969fda357380950bb73bd2c9dbaf58d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         2f62f978a1a1d6932a8b4ef5fcc4ceb78b49d909ca356a295760399bae2d2aa9
+// digest         6aaf4ce8467b275f2fa49439c12dd43bb9709dcb7b00b7c8c232c2626a687b7c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

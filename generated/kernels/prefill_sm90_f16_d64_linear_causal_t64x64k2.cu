@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         29ba96af4711052d4b642c83e220eb33d16c05ba91f38867cfebcab2866017a5
+// digest         f77ddbd47cee0ccc21e20cc5a90732293a39066c75224d7e3b11478306fbe36b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         a10877cc17aa01cf64c9359e2163f9cd4152661c93502e4d278e1b502f25a474
+// digest         fa98a4ffa19200757c355aac81a6e5742c0a3dc2fdfb2254884b14863aaaaba3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

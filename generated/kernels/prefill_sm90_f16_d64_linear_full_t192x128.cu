@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         94cead6d6fa2ab51de8ab0e95449f0efc78f75601f1c55362975c739cac193b5
+// digest         23310d45396ce88df6f5891f9b91a569284d42c72e77b42e8be67d2821f0ac13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

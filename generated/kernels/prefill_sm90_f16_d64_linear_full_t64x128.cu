@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         9107d4b8f9cf31bfaa3726e20a0c74600781ca14a33a63f7403d53f400a1b0bb
+// digest         bad20dbc35f2b5132fdc542d1bd7427f3a8a7950da7aa96fbba27854e3b94dbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         738c574b35f6ecd7daa4858cee28924d9e4c559d9d5a372778d6e19be53bd37f
+// digest         f39b2c62994b3050c083b040fb3938800ab8d4c2775fc95aa76f90f4a22b5e2f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         58ec4605ff6b295620fad3da6f6617f6a4a5387c52222cfbff35c9db7eef546d
+// digest         3b81467f0163f8932e982b13d5b6a72d4452066782b823f4329a5fcbebee2b46
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t128x128
 // namespace      attn
-// digest         7d797feac61fb228b661fb7f44c5dcab6c9a5b390f15b767487b0b9be172b556
+// digest         259a8a423a42e93e150179698973e6d1429e9fdb87a40c29db79807255ebb7f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

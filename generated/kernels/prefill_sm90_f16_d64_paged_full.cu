@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         dc07b386a4db1632770fbd0200af25f3bf6b86fd3636ee4f68cf152f6d68d2a2
+// digest         7e40dfd2dd6a1ac63b0dbcc92ab84d1e5b19c973894ff871c8508a93f06bb61f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t128x128
 // namespace      attn
-// digest         dababdcaba0dafc0c6194ae689fa195ca0005c5e19cbd9915756405656ff19df
+// digest         0024d7f16d2a0ab4f57e472be103d84b67b68666636dbe7a798a80055c175549
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

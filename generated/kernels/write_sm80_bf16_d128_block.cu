@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         6267c3967cdfed624412521a22bc4bf9d73dad69fcb20e6a02d2288b7206a490
+// digest         3b6b56c50b4acd9a6938c7e474a39676444ef97da9aeb470a885ef0f42ec7a6c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

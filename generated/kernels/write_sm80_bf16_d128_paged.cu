@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         5ea1ad328f474238322968987dddade959722fcc50f25cfb969b3f48c68aa8a4
+// digest         4b66a6be8f463d8c1e35e9cd8411e9680f990558d11533586f27e50023d33861
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         bf99672e89fe80c0e1c0a303552764a7ded4539448d2fc397b39ecc3ab52b437
+// digest         36f07a5150f959ccc45b14af755a658ad87de8378beebeb468d1762dfbaaa264
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

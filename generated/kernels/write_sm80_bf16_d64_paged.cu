@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         06c9fed029112691314398c4f57d6ea0e1a1188076f5d62bfe10909b2dd6a4fd
+// digest         01a37bf37b076f15e47de5235ace088b9f74127df558750e182532c7811aabd9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         90a96e94d8e70790d1ff2bfbce345fea609410ed53f00aeda0548871ca13be66
+// digest         3abef1976677b377c9e8d61f9b156e69658b761a7bad815f3cb87c0c12d5064d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

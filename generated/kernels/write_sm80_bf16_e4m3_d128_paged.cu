@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         df8ed23ba1caa2a357c2b27d4f2ae6f7c4441a56fb4411f80101c948ee3e18fb
+// digest         42e143ea9efa2112a64951d7d3c44d9eb45cac43f38dd8a570cf90531f9223ad
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

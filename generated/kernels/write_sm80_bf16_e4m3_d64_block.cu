@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         902d2b165bd8904fc5fdf0bcc050769add54d4c94ac46736fb45fe53005b6291
+// digest         9f53d65b30a1c222e4c55821bd5cfbb98159137c6030745f24c9d19156b2a179
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         2cc2bdbfef2d2aaef0297cb595c49c202bf983c5a575cf165c3bb6b906865f14
+// digest         21a627a365d7f5c00b0b73103749e61df24eca1740451c82f37c1eee0a401983
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         378fe6a72180a68b2c283b4476636ebb91ea3b5269e2c9681f7fe2c1b991cf38
+// digest         d4b9a95468b1d7018c5f09d519ddb77198d6c373381871b1b271375886536eee
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

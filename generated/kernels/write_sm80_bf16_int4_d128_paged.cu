@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         f3475d1f4e992ece4fc686cbb18faf542e5a85cad58cfebed976139e83636ea6
+// digest         a97abcaa762a214d52f380f02e3a31885535de165ca37138879167c529fbeb2a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

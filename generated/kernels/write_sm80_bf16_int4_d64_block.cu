@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         004e5338cf52f87f07e20b83b8d32f51c03abaef9a24f6215588f20d4c11b6fd
+// digest         abbc0051efb590d51bd0efc56e529de8975ef436b0485d959e9fb4699bc12f00
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

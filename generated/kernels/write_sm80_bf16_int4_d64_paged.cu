@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         da26ce037ead96997c8bc416a5d0c45d505cb032f6db7d25fdbcfbed6c55a0f1
+// digest         d2561b87d624d3c6d0d6a7bacebfb86c159e4cfb1c208b6b35a624955d6d1979
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

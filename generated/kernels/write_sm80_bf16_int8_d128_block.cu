@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         7b84300e4951bc0b3d9ead8a188c4d798b19b0fa847ea6d4755d705c43cc73c8
+// digest         3a686d3e552796a4b47f1c335165615a1eec32bc834868f368e23d7c70a56c21
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         c4e14262b38beb85dbe74ab259ce9ed71da888a10edb98e07283bd7104cfd471
+// digest         83ec4063c6c47a60c3740b2bcbc4b172627a06bbc4c8f0eee65c199534e3adee
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

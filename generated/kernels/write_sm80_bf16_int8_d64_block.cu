@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         646eb866e5cdafeaa6e444b966103ae817fe76dfe60ad2dfa353885547841d85
+// digest         ffe4f251ed816a8cfb8f1272bdbd9411308cc8270980379717f1ef915c2d352b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

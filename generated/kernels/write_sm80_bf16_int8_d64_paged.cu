@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         fc93e36709fb48657faedf1bd4804ff051b1be91142a836847eeb4d0b124983f
+// digest         80422f8720ad9340c1e6895036fe3923a64ff1f06648acae02721a0da32cee0d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         f084c76f866f0d4c12047cc26581819393bbb82e0b27c57276a715f685f4bf1d
+// digest         ccf678c10825d6d5d5d454e0036b11039d18f87eb035fdd3a3e866e5f65f1f46
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

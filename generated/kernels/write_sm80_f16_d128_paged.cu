@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         2e5da5b8d66d35565df45de88659371a36209e04c0387b40b8234bb93dded9b7
+// digest         0a2102fa786208d62244d86398937ce5bfba51f2586b6f1320ca0d9fc711d223
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         c043b1061a0b0386306585883c326c3419a28a3292d4166188888a798593deeb
+// digest         dec925f776f4e2430036fb711c2bd80e8262aba84e604fe362ab34f8f34829f4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

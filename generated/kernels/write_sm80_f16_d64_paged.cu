@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         86bc54c2c5af1ea0b1ace7130bff0a6cdf06851e10dca88d9e43391d2b289a68
+// digest         c8a7b12f41767c1b6d3aab23c0a193af03305bf9c67701d96757f55126d69c0d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         c1a6aff1a6311c4ef9468da581300ddd87d8a288118941ca3544627dcb4aa16a
+// digest         0d47dce29743edde33a5da68c82cf0e39c2a70ac2e681ae56c53fbe0d167dc6a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         191083cf3e76897e6fca593f3d193e34705fade6d808a5017ff017d55df3ebb4
+// digest         d51ba5d6a0e6de6129c5bcbdd467c59814fd18be1eaae31b529f1f222d499fcb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

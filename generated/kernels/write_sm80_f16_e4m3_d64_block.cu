@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         7d0a032c3d2dfbd480a3a988ca9066d687a380358d9c1256cb5aa3bcba0de2f6
+// digest         42b436f2e629c1e87b06bab3836778e2c405050e4a5103aa6e0625ac9e98a592
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

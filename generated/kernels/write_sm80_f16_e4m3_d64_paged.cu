@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         1ba2c24e5abf72d22c4075d951fc564cc00e225406eeb9cd048b0966f8307d3d
+// digest         ed395a1e6822875400381e60d254c51faa8ec73b15ac9ca4d0d0eaec778351a7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         18a96d72ce8bcdda0b20d4f06d96923a140f8aecfd8c05d4a29a0a8da268b301
+// digest         d28a52fb942ae55dd7bfa04fc74621352e7cfe7af9cb2f0cbe5fe06dc716e6b4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

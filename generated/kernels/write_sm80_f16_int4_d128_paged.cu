@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         42b8508f0f76e34e1aa7166d55a104504216a72b8b8d0f845fc33db2f1e3eb79
+// digest         954d21345173a3e6fe367b1b6bb9ac88fa972bde1faf756fbf55fa64e10ad003
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

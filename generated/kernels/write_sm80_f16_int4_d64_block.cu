@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         5daa5198550fdea95490ff0d5dacbe70bebc0dc00d24fe930f91d98a263afb8b
+// digest         efe05118f6bc93414c692d9ff717e69f66d889d471bfb7891bc14d39ca7d2ccf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         59f3e7115c7dfa674943fd9caa5d371985471dd7afea60d98c39655756b9af6e
+// digest         79ebf4f61bab3fa23fbd6553559c4d106f223302b56abb77e7171fa80814a7f3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         f38299fa82e0cadf14b053f01c170391227ca4d79b7884c9221d89a4e219bf27
+// digest         6a7317b20db8998f0e6f71efee1351fa4644f830f0735d005d43619ef216cbb6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         bc0a561959fed9b46ed19a3457262add7efb0c5235e8e858d24aec2a471b4b32
+// digest         eb4ce3af93ed05cc106a3f42e54ef05ced5c888bf5593cc41c9fcd8df52a708a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

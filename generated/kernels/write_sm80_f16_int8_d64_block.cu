@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         d971f1e4e7c3b3ac14a83b42c7d33574ef37213c25083beffdeef068fa2b6adf
+// digest         6391a8a759691af70b34bae603214a2f22b212abae48d1c85bcbd2627f465ce4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         ccbf372985c48fbda579bb9320904c4f42cbdf7c2c222da3bf2b957fd0f21ec1
+// digest         9dbb05955b8a6bcdba035eba36eea56cb46ae15100f459feacb49b67997c30ee
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

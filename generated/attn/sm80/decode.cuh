@@ -27,6 +27,7 @@ __device__ __forceinline__ void compute_piece(RowState<Config>& state,
                                               const Segment& segment,
                                               const RowPlace* rows,
                                               float scale,
+                                              const FragmentPlaces<Config>& places,
                                               int stage,
                                               int warp,
                                               int lane) {
@@ -40,16 +41,19 @@ __device__ __forceinline__ void compute_piece(RowState<Config>& state,
     const Unit<Config>* const units = piece.units + i;
     const int first = first_token + i * Traits::kUnitTokens;
     const int end = first + Traits::kTogether * Traits::kUnitTokens;
-    // Nearly all are seen by all rows: one comparison of each end is enough.
-    const bool is_masked = first < segment.seen_by_all.begin || end > segment.seen_by_all.end;
+    Scores<Config> scores;
+    multiply_key_query<Config>(scores, units, query, places);
+    // Nearly all are seen by all rows: one comparison of each end is enough, and no branch between
+    // them. What lies in place of others may be anything: their scores are not looked at.
+    const KeyRange certain = segment.seen_by_all;
+    const bool is_masked = (first < certain.begin) | (end > certain.end);
     if (is_masked && (first >= segment.seen.end || end <= segment.seen.begin)) {
       continue;
     }
-    Scores<Config> scores;
-    multiply_key_query<Config>(scores, units, query, lane);
+    const auto pairs = StepPairs<Config>::load(units, lane);
 #pragma unroll
     for (int unit = 0; unit < Traits::kTogether; ++unit) {
-      scale_scores<Config>(scores[unit], units[unit], sums, lane);
+      scale_scores<Config>(scores[unit], pairs, unit, sums);
     }
     if (is_masked) {
 #pragma unroll
@@ -57,12 +61,11 @@ __device__ __forceinline__ void compute_piece(RowState<Config>& state,
         mask_scores<Config>(scores[unit], rows, first + unit * Traits::kUnitTokens, lane);
       }
     }
-    const auto pairs = ValuePairs<Config>::load(units, lane);
     state.update(scores, scale, pairs);
     state.values.weigh(scores, pairs);
 #pragma unroll
     for (int unit = 0; unit < Traits::kTogether; ++unit) {
-      multiply_value_probability<Config>(state, scores[unit], units[unit], lane);
+      multiply_value_probability<Config>(state, scores[unit], units[unit], places);
     }
   }
 }
@@ -72,7 +75,7 @@ template <class Config>
 struct SegmentRows {
   DecodeQuery<Config> query;
   QuerySums<Config> sums;
-  float score_unit;  // what an element of a product stands for
+  float score_unit;  // what a product is multiplied by to be a scaled score in log2 units
   int stage;         // that comes next
 
   // Called by all warps.
@@ -87,7 +90,7 @@ struct SegmentRows {
     stage = segment.stages.begin;
     place_rows<Config>(storage.rows[warp], params, tile, segment, lane);
     const auto scale = query_scale<Config>(params, rows, segment.rows, lane);
-    score_unit = key_scale * scale.unit;
+    score_unit = params.inv_sqrt_dh * kLog2E * key_scale * scale.unit;
     if constexpr (!DecodeTraits<Config>::kQueryInRegisters) {
       store_query(storage, params, rows, segment.rows, scale);
       __syncthreads();  // Q is visible to all warps
@@ -115,6 +118,7 @@ class RangeComputer {
         work_(work),
         key_scale_(
             head_scale<Config>(arguments.params, arguments.params.k_scale, work.tile.kv_head)),
+        places_(FragmentPlaces<Config>::of_lane(lane)),
         warp_(warp),
         lane_(lane) {}
 
@@ -184,7 +188,8 @@ class RangeComputer {
                   rows_.sums,
                   segment(),
                   storage_.rows[warp_],
-                  arguments_.params.inv_sqrt_dh * kLog2E * rows_.score_unit,
+                  rows_.score_unit,
+                  places_,
                   rows_.stage,
                   warp_,
                   lane_);
@@ -231,6 +236,7 @@ class RangeComputer {
   const DecodeArguments<typename Config::T>& arguments_;
   const CtaWork& work_;
   float key_scale_;
+  FragmentPlaces<Config> places_;
   int warp_;
   int lane_;
   SegmentRows<Config> rows_;
@@ -246,12 +252,21 @@ __device__ __forceinline__ int own_warp() {
   return DecodeTraits<Config>::kHasSpareRegisters ? warp : __shfl_sync(kWarp, warp, 0);
 }
 
+// The same storage at an address that the compiler keeps: it would find it again at every use. A
+// shuffle puts it into a uniform register, of which there are plenty.
+template <class Config>
+__device__ __forceinline__ DecodeStorage<Config>& kept(DecodeStorage<Config>& storage) {
+  const uint32_t address = __shfl_sync(kWarp, kept(shared_address(&storage)), 0);
+  return *static_cast<DecodeStorage<Config>*>(__cvta_shared_to_generic(address));
+}
+
 // The range of a CTA. Until `wait` returns, no memory is touched.
 template <class Config, class Wait>
-__device__ __forceinline__ void decode_range(DecodeStorage<Config>& storage,
+__device__ __forceinline__ void decode_range(DecodeStorage<Config>& shared,
                                              const DecodeArguments<typename Config::T>& arguments,
                                              Wait wait) {
   using Traits = DecodeTraits<Config>;
+  DecodeStorage<Config>& storage = kept(shared);
   const int warp = own_warp<Config>();
   const int lane = threadIdx.x % 32;
 

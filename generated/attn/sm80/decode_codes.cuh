@@ -125,16 +125,54 @@ struct ScaleZero {
   }
 };
 
-// scores *= scale, += zero (sum of q), of the tokens g and g + 8.
+// The pairs of K and of V of the tokens g and g + 8 of some units; nothing where tokens have none.
+template <class Config, bool kHasPairs = DecodeTraits<Config>::Kv::kHasPairs>
+struct StepPairs {
+  __device__ __forceinline__ static StepPairs load(const Unit<Config>*, int) { return {}; }
+};
+
+template <class Config>
+struct StepPairs<Config, true> {
+  static constexpr int kUnits = DecodeTraits<Config>::kTogether;
+
+  ScaleZero keys[kUnits][2];
+  ScaleZero values[kUnits][2];
+
+  __device__ __forceinline__ static StepPairs load(const Unit<Config>* units, int lane) {
+    StepPairs pairs;
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint2 both = units[unit].pairs[lane / 4 + i * 8];
+        pairs.keys[unit][i] = ScaleZero::of(both.x, typename Config::T{});
+        pairs.values[unit][i] = ScaleZero::of(both.y, typename Config::T{});
+      }
+    }
+    return pairs;
+  }
+
+  // Of V.
+  __device__ __forceinline__ float largest_scale() const {
+    float largest = 0.0f;
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) {
+      largest = fmaxf(largest, fmaxf(values[unit][0].scale, values[unit][1].scale));
+    }
+    return largest;
+  }
+};
+
+// scores *= scale, += zero (sum of q), of the tokens g and g + 8 of a unit.
 template <class Config>
 __device__ __forceinline__ void scale_scores(float (&scores)[DecodeTraits<Config>::kRowTiles][4],
-                                             const Unit<Config>& unit,
-                                             const QuerySums<Config>& query,
-                                             int lane) {
+                                             const StepPairs<Config>& pairs,
+                                             int unit,
+                                             const QuerySums<Config>& query) {
   if constexpr (DecodeTraits<Config>::Kv::kHasPairs) {
 #pragma unroll
     for (int token = 0; token < 2; ++token) {
-      const auto pair = ScaleZero::of(unit.key_pairs[lane / 4 + token * 8], typename Config::T{});
+      const ScaleZero& pair = pairs.keys[unit][token];
 #pragma unroll
       for (int n = 0; n < DecodeTraits<Config>::kRowTiles; ++n) {
 #pragma unroll
@@ -149,50 +187,15 @@ __device__ __forceinline__ void scale_scores(float (&scores)[DecodeTraits<Config
 
 // --- output -------------------------------------------------------------------------------------
 
-// The pairs of V of the tokens g and g + 8 of some units; nothing where tokens have none.
-template <class Config, bool kHasPairs = DecodeTraits<Config>::Kv::kHasPairs>
-struct ValuePairs {
-  __device__ __forceinline__ static ValuePairs load(const Unit<Config>*, int) { return {}; }
-};
-
-template <class Config>
-struct ValuePairs<Config, true> {
-  static constexpr int kUnits = DecodeTraits<Config>::kTogether;
-
-  ScaleZero tokens[kUnits][2];
-
-  __device__ __forceinline__ static ValuePairs load(const Unit<Config>* units, int lane) {
-    ValuePairs pairs;
-#pragma unroll
-    for (int unit = 0; unit < kUnits; ++unit) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        pairs.tokens[unit][i] =
-            ScaleZero::of(units[unit].value_pairs[lane / 4 + i * 8], typename Config::T{});
-      }
-    }
-    return pairs;
-  }
-
-  __device__ __forceinline__ float largest_scale() const {
-    float largest = 0.0f;
-#pragma unroll
-    for (int unit = 0; unit < kUnits; ++unit) {
-      largest = fmaxf(largest, fmaxf(tokens[unit][0].scale, tokens[unit][1].scale));
-    }
-    return largest;
-  }
-};
-
 // The parts of a warp's rows that only quantised values have; for others, nothing.
 template <class Config, bool kHasPairs = DecodeTraits<Config>::Kv::kHasPairs>
 struct ValueScales {
   __device__ __forceinline__ void clear() {}
   __device__ __forceinline__ void rescale(int, int, float) {}
-  __device__ __forceinline__ bool exceeded_by(const ValuePairs<Config>&) const { return false; }
+  __device__ __forceinline__ bool exceeded_by(const StepPairs<Config>&) const { return false; }
   __device__ __forceinline__ void weigh(
       float (&)[DecodeTraits<Config>::kTogether][DecodeTraits<Config>::kRowTiles][4],
-      const ValuePairs<Config>&) {}
+      const StepPairs<Config>&) {}
   __device__ __forceinline__ void add_weights(int, uint32_t, uint32_t) {}
 };
 
@@ -228,18 +231,18 @@ struct ValueScales<Config, true> {
     weights[n][row] *= factor;
   }
 
-  __device__ __forceinline__ bool exceeded_by(const ValuePairs<Config>& pairs) const {
+  __device__ __forceinline__ bool exceeded_by(const StepPairs<Config>& pairs) const {
     return pairs.largest_scale() > unit * kUnitLag;
   }
 
   // Turns probabilities into factors of the codes of V, in place.
   __device__ __forceinline__ void weigh(float (&p)[Traits::kTogether][kRowTiles][4],
-                                        const ValuePairs<Config>& pairs) {
+                                        const StepPairs<Config>& pairs) {
 #pragma unroll
     for (int u = 0; u < Traits::kTogether; ++u) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const ScaleZero& token = pairs.tokens[u][i];
+        const ScaleZero& token = pairs.values[u][i];
         const float zero = fmaf(Code::kCentre, token.scale, token.zero);
         const float scale = token.scale * inverse;
 #pragma unroll

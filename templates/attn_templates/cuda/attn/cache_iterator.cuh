@@ -20,10 +20,34 @@ struct RowStride {
   int64_t v;
 };
 
+// Strides that are near, in bytes: a product with a row is then one instruction.
+struct alignas(8) RowSteps {
+  uint32_t k;
+  uint32_t v;
+};
+
+struct alignas(16) BlockSteps {
+  RowSteps block;  // from block to block
+  RowSteps row;
+};
+
+// Whether all strides are near: below 2^31 elements, and so below 2^32 bytes.
+template <class... Strides>
+__device__ __forceinline__ bool all_near(Strides... strides) {
+  return static_cast<uint64_t>((strides | ...)) >> 31 == 0;
+}
+
 // Bytes that an even number of elements of a cache take.
 template <class Kv>
 __device__ __forceinline__ int64_t bytes_of(int64_t elements) {
   return Kv::kBits >= 8 ? elements * (Kv::kBits / 8) : elements >> 1;
+}
+
+// The same of a stride that is near.
+template <class Kv>
+__device__ __forceinline__ uint32_t near_bytes_of(int64_t elements) {
+  const uint32_t low = static_cast<uint32_t>(elements);
+  return Kv::kBits >= 8 ? low * (Kv::kBits / 8) : low >> 1;
 }
 
 // The rows of one sequence and one KV head. Tkv: what the cache holds (attn/kv_type.h). Splitter:
@@ -36,6 +60,9 @@ __device__ __forceinline__ int64_t bytes_of(int64_t elements) {
 //     entries()                  all entries of the sequence
 //   otherwise   row(params, token)
 //   evenly_spaced(n)             n rows from a multiple of n on are stride(params) apart
+//   is_near(params)              all strides are near; then also, in fewer instructions,
+//     Steps::make(params)          what follows needs of them
+//     near_row(steps, row, entry)  row_of_block(params, row, entry)
 template <CacheType kCache, class T, int kHeadDim, class Tkv = T, class Splitter = BlockSplitter>
 struct CacheIterator;
 
@@ -84,6 +111,24 @@ struct CacheIterator<CacheType::kLinear, T, kHeadDim, Tkv, Splitter> {
     const LinearIteratorParams& linear = params.linear_iter_params;
     return {bytes_of<Kv>(linear.k_token_stride), bytes_of<Kv>(linear.v_token_stride)};
   }
+
+  __device__ __forceinline__ static bool is_near(const AttentionParams<T>& params) {
+    const LinearIteratorParams& linear = params.linear_iter_params;
+    return all_near(linear.k_token_stride, linear.v_token_stride);
+  }
+
+  struct Steps {
+    RowSteps row;
+
+    __device__ __forceinline__ static Steps make(const AttentionParams<T>& params) {
+      const LinearIteratorParams& linear = params.linear_iter_params;
+      return {{near_bytes_of<Kv>(linear.k_token_stride), near_bytes_of<Kv>(linear.v_token_stride)}};
+    }
+  };
+
+  __device__ __forceinline__ RowAddress near_row(const Steps& steps, uint64_t row, Entry) const {
+    return {k + row * steps.row.k, v + row * steps.row.v};
+  }
 };
 
 template <class T, int kHeadDim, class Tkv, class Splitter>
@@ -123,6 +168,10 @@ struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv, Splitter> {
   __device__ __forceinline__ RowAddress row_of_block(const AttentionParams<T>&,
                                                      unsigned row,
                                                      Entry block) const {
+    return row_of_block(row, block);
+  }
+
+  __device__ __forceinline__ RowAddress row_of_block(unsigned row, Entry block) const {
     const char* const k =
         reinterpret_cast<const char*>(block) + head_offset + static_cast<int64_t>(row) * kRowBytes;
     return {k, k + static_cast<int64_t>(splitter.block_len) * kRowBytes};
@@ -134,6 +183,18 @@ struct CacheIterator<CacheType::kBlock, T, kHeadDim, Tkv, Splitter> {
 
   __device__ __forceinline__ RowStride stride(const AttentionParams<T>&) const {
     return {kRowBytes, kRowBytes};
+  }
+
+  __device__ __forceinline__ static bool is_near(const AttentionParams<T>&) { return true; }
+
+  struct Steps {
+    static constexpr RowSteps row{kRowBytes, kRowBytes};
+
+    __device__ __forceinline__ static Steps make(const AttentionParams<T>&) { return {}; }
+  };
+
+  __device__ __forceinline__ RowAddress near_row(const Steps&, unsigned row, Entry block) const {
+    return row_of_block(row, block);
   }
 };
 
@@ -189,6 +250,26 @@ struct CacheIterator<CacheType::kPaged, T, kHeadDim, Tkv, Splitter> {
   __device__ __forceinline__ RowStride stride(const AttentionParams<T>& params) const {
     const PagedIteratorParams& paged = params.paged_iter_params;
     return {bytes_of<Kv>(paged.k_token_stride), bytes_of<Kv>(paged.v_token_stride)};
+  }
+
+  __device__ __forceinline__ static bool is_near(const AttentionParams<T>& params) {
+    const PagedIteratorParams& paged = params.paged_iter_params;
+    return all_near(
+        paged.k_block_stride, paged.v_block_stride, paged.k_token_stride, paged.v_token_stride);
+  }
+
+  struct Steps : BlockSteps {
+    __device__ __forceinline__ static Steps make(const AttentionParams<T>& params) {
+      const PagedIteratorParams& paged = params.paged_iter_params;
+      return {{{near_bytes_of<Kv>(paged.k_block_stride), near_bytes_of<Kv>(paged.v_block_stride)},
+               {near_bytes_of<Kv>(paged.k_token_stride), near_bytes_of<Kv>(paged.v_token_stride)}}};
+    }
+  };
+
+  __device__ __forceinline__ RowAddress near_row(const Steps& steps, uint64_t row, Entry id) const {
+    const uint64_t block = static_cast<unsigned>(id);
+    return {k + block * steps.block.k + row * steps.row.k,
+            v + block * steps.block.v + row * steps.row.v};
   }
 };
 

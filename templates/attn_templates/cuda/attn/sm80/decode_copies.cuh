@@ -33,8 +33,9 @@ struct SourceHolder<Config, true> {
   __device__ __forceinline__ void set(const CopySource<Config>& value, int) { source = value; }
 };
 
-// Copies the pieces of one warp, unit by unit: 16 tokens of K and of V. The block table is read one
-// piece ahead (look_up), so that its latency passes behind the arithmetic.
+// Copies the pieces of one warp: of each unit 16 tokens of K and of V. A lane has a token of its
+// own, which it shares where a piece is one unit, and copies rows of that token's unit. The block
+// table is read one piece ahead (look_up), so that its latency passes behind the arithmetic.
 template <class Config>
 class PieceLoader {
   using Traits = DecodeTraits<Config>;
@@ -46,89 +47,103 @@ class PieceLoader {
   static constexpr int kTokens = Traits::kUnitTokens;
   static constexpr int kUnits = Traits::kUnits;
   static constexpr int kPieceTokens = kUnits * kTokens;
+  static constexpr int kUnitLanes = 32 / kUnits;
+  // A unit: pairs, keys, values.
+  static constexpr int kUnitBytes = sizeof(Unit<Config>);
+  static constexpr int kKeyPlace = kUnitBytes - 2 * sizeof(Tile);
   static constexpr int kRowChunks = Tile::kChunks;
   static constexpr int kPanel = kRowChunks < 8 ? kRowChunks : 8;
-  static constexpr bool kIsStepped = kRowChunks % kPanel == 0 && 32 % kPanel == 0;
+  static constexpr bool kIsStepped = kRowChunks % kPanel == 0 && kUnitLanes % kPanel == 0;
 
  public:
   __device__ __forceinline__ PieceLoader(const AttentionParams<T>& params,
                                          const CtaWork& work,
                                          const SourceHolder<Config>& holder,
                                          int lane)
-      : params_(params), work_(work), holder_(holder), lane_(lane) {}
+      : params_(params),
+        work_(work),
+        holder_(holder),
+        lane_(lane),
+        place_(__shfl_sync(kWarp, place_of(lane), lane)) {}
 
   // The pieces that follow are of this segment.
   __device__ __forceinline__ void enter(const Segment& segment, int kv_head) {
     CopySource<Config> source;
     source.cache = Cache::make(params_, segment.sequence, kv_head);
+    source.steps = Cache::Steps::make(params_);
     source.seen = segment.seen;
-    if constexpr (!Cache::kGathered) {
-      source.regular = RegularPieces::make(segment.seen, kPieceTokens);
-    } else if (source.cache.evenly_spaced(kTokens)) {
-      source.regular = RegularPieces::make(segment.seen, kPieceTokens, source.cache.splitter);
-    } else {
-      source.regular = {0, 0, 0, 0};
+    source.regular = {0, 0, 0, 0};
+    if (source.cache.evenly_spaced(kTokens) && are_near()) {
+      if constexpr (Cache::kGathered) {
+        source.regular = RegularPieces::make(segment.seen, kPieceTokens, source.cache.splitter);
+      } else {
+        source.regular = RegularPieces::make(segment.seen, kPieceTokens);
+      }
     }
     if constexpr (Traits::Kv::kHasPairs) {
       source.pairs = Pairs::make(params_, segment.sequence, kv_head);
+      source.pair_steps = Pairs::Steps::make(params_);
     }
     holder_.set(source, lane_);
   }
 
-  // Finds the block of each unit of the piece that begins at a token; of each row its own where
-  // they need not lie in one block. Entries of tokens that no row sees are not read: they may be
-  // wild.
+  // Finds the block of each token of the piece that begins at a token. Entries of tokens that no
+  // row sees are not read: they may be wild.
   __device__ __forceinline__ void look_up(int first) {
     const RegularPieces regular = holder_.source.regular;
     is_regular_ = regular.has(first);
     if constexpr (Cache::kGathered) {
+      const int token = own_token(first);
       if (is_regular_) {
-        const int block = regular.block(first);
-        entries_[0] = holder_.source.cache.entry_of_block(block);
-        if (kUnits > 1 && regular.ends_block(first - block * regular.block_len, kTokens)) {
-          entries_[kUnits - 1] = holder_.source.cache.entry_of_block(block + 1);
-        }
+        entry_ = holder_.source.cache.entry_of_block(regular.block(token));
       } else {
-#pragma unroll
-        for (int unit = 0; unit < kUnits; ++unit) {
-          const int token = first + unit * kTokens + lane_ % kTokens;
-          entries_[unit] = is_seen(token) ? holder_.source.cache.entry(token) : Entry{};
-        }
+        entry_ = is_seen(token) ? holder_.source.cache.entry(token) : Entry{};
       }
     }
   }
 
   // Starts the copies of the piece that was looked up. Units that no row sees are left out.
-  __device__ __forceinline__ void copy(Piece<Config>& piece, int first) {
+  __device__ __forceinline__ void copy(Piece<Config>& to, int first) {
+    // Copies to an address that is in part in a uniform register may get their descriptor from an
+    // odd one (ptxas 13.0): an illegal instruction. This is the same address in a register of the
+    // lane, for a place is even, which ptxas does not know.
+    const uint32_t piece = shared_address(&to) | (place_ & 1);
     if (is_regular_) {
       copy_regular(piece, first);
       return;
     }
+    const int token = own_token(first);
+    const bool seen = is_seen(token);
+    const RowAddress row = seen ? address(token) : RowAddress{nullptr, nullptr};
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
       const int begin = first + unit * kTokens;
       if (begin < holder_.source.seen.end && begin + kTokens > holder_.source.seen.begin) {
-        copy_rows(piece.units[unit], begin, entries_[unit]);
+        copy_rows(piece + unit * kUnitBytes, row, unit * kTokens);
       }
     }
     if constexpr (Traits::Kv::kHasPairs) {
-      const int token = first + lane_ % kPieceTokens;
-      const bool seen = is_seen(token);
-      copy_pairs(piece,
-                 seen ? holder_.source.pairs.pair(params_, token, own_entry())
-                      : RowAddress{nullptr, nullptr},
-                 seen);
+      copy_pairs(
+          piece,
+          seen ? holder_.source.pairs.pair(params_, token, entry_) : RowAddress{nullptr, nullptr},
+          seen);
     }
   }
 
  private:
+  __device__ __forceinline__ int own_token(int first) const { return first + lane_ % kPieceTokens; }
+
   __device__ __forceinline__ bool is_seen(int token) const {
     return token >= holder_.source.seen.begin && token < holder_.source.seen.end;
   }
 
-  __device__ __forceinline__ RowAddress address(int token, Entry entry) const {
+  __device__ __forceinline__ bool are_near() const {
+    return Cache::is_near(params_) && Pairs::is_near(params_);
+  }
+
+  __device__ __forceinline__ RowAddress address(int token) const {
     if constexpr (Cache::kGathered) {
-      return holder_.source.cache.row(params_, token, entry);
+      return holder_.source.cache.row(params_, token, entry_);
     } else {
       return holder_.source.cache.row(params_, token);
     }
@@ -136,130 +151,109 @@ class PieceLoader {
 
   // --- regular pieces ---
 
-  // The row of its block, or of the sequence, that each unit begins at.
-  struct UnitRows {
-    int first[kUnits];
-  };
-
-  __device__ __forceinline__ UnitRows rows_of(int first) const {
-    UnitRows rows;
-    rows.first[0] = Cache::kGathered ? holder_.source.regular.row(first) : first;
-#pragma unroll
-    for (int unit = 1; unit < kUnits; ++unit) {
-      const int row = rows.first[unit - 1];
-      const bool is_last = Cache::kGathered && holder_.source.regular.ends_block(row, kTokens);
-      rows.first[unit] = is_last ? 0 : row + kTokens;
+  __device__ __forceinline__ void copy_regular(uint32_t piece, int first) {
+    const int token = own_token(first);
+    const unsigned row = Cache::kGathered ? holder_.source.regular.row(token) : token;
+    // All is read before the first copy, since nothing may move across that.
+    const auto steps = holder_.source.steps;
+    const unsigned first_row = row - lane_ % kTokens + (kIsStepped ? own_row(lane_) : 0);
+    const RowAddress from = holder_.source.cache.near_row(steps, first_row, entry_);
+    const bool is_streamed = work_.streamed;
+    if constexpr (Traits::Kv::kHasPairs) {
+      const auto pair_steps = holder_.source.pair_steps;
+      copy_pairs(piece, holder_.source.pairs.near_pair(pair_steps, row, entry_), true);
     }
-    return rows;
-  }
-
-  __device__ __forceinline__ void copy_regular(Piece<Config>& piece, int first) {
-    const UnitRows rows = rows_of(first);
     // A plain copy where L2 may keep the line: a policy of evict_normal is slower than none
     // (measured: 10 %).
-    if (work_.streamed) {
+    if (is_streamed) {
       const uint64_t policy = evict_first_policy();
-      copy_units(piece, rows, [&](uint32_t to, const char* from) {
-        copy_async_16_hinted(to, from, policy);
+      copy_units(piece, from, steps.row, [&](uint32_t to, const char* chunk) {
+        copy_async_16_hinted(to, chunk, policy);
       });
     } else if constexpr (kRowChunks >= 8) {
-      copy_units(piece, rows, copy_async_16);
+      copy_units(piece, from, steps.row, copy_async_16);
     } else {
-      copy_units(piece, rows, copy_async_16_of_64);
-    }
-    if constexpr (Traits::Kv::kHasPairs) {
-      const bool is_second = kUnits > 1 && lane_ >= kTokens;
-      const int row = (is_second ? rows.first[kUnits - 1] : rows.first[0]) + lane_ % kTokens;
-      if constexpr (Cache::kGathered) {
-        const bool is_apart = is_second && rows.first[kUnits - 1] == 0;
-        const Entry entry = is_apart ? entries_[kUnits - 1] : entries_[0];
-        copy_pairs(piece, holder_.source.pairs.pair_of_block(params_, row, entry), true);
-      } else {
-        copy_pairs(piece, holder_.source.pairs.pair(params_, row, Entry{}), true);
-      }
+      copy_units(piece, from, steps.row, copy_async_16_of_64);
     }
   }
 
+  // Row of its unit that a lane begins at, where it steps down.
+  __device__ __forceinline__ static int own_row(int lane) { return lane % kUnitLanes / kPanel; }
+
+  // Every lane copies rows of its own unit, the first of which is at `from`.
   template <class Copy>
-  __device__ __forceinline__ void copy_units(Piece<Config>& piece,
-                                             const UnitRows& rows,
+  __device__ __forceinline__ void copy_units(uint32_t piece,
+                                             RowAddress from,
+                                             RowSteps steps,
                                              Copy copy) {
-    const RowStride stride = holder_.source.cache.stride(params_);
-    RowAddress row;
+    if constexpr (kIsStepped) {
+      copy_stepped(piece + place_, from, steps, copy);
+    } else {
 #pragma unroll
-    for (int unit = 0; unit < kUnits; ++unit) {
-      const int own = rows.first[unit] + (kIsStepped ? lane_ / kPanel : 0);
-      // Nearly always the second unit lies behind the first.
-      if (unit > 0 && rows.first[unit] != 0) {
-        row.k += kTokens * stride.k;
-        row.v += kTokens * stride.v;
-      } else if constexpr (Cache::kGathered) {
-        row = holder_.source.cache.row_of_block(params_, own, entries_[unit]);
-      } else {
-        row = holder_.source.cache.row(params_, own);
+      for (int unit = 0; unit < kUnits; ++unit) {
+        const uint32_t key = piece + unit * kUnitBytes + kKeyPlace;
+        copy_tile(key, shuffled(from.k, unit * kTokens), steps.k, copy);
+        copy_tile(key + sizeof(Tile), shuffled(from.v, unit * kTokens), steps.v, copy);
       }
-      copy_tile(piece.units[unit].key, row.k, stride.k, copy);
-      copy_tile(piece.units[unit].value, row.v, stride.v, copy);
     }
   }
 
-  // Where rows are whole panels of 8 chunks, or whole rows are a step of the warp, a lane stays in
-  // its column of each panel and only steps down, from its own row on. Otherwise `from` is the
-  // first row.
+  // Where rows are whole panels of 8 chunks, or whole rows are a step of the unit's lanes, a lane
+  // stays in its column of each panel and only steps down, from its own row on. V lies behind K.
   template <class Copy>
-  __device__ __forceinline__ void copy_tile(Tile& tile,
+  __device__ __forceinline__ void copy_stepped(uint32_t key,
+                                               RowAddress from,
+                                               RowSteps steps,
+                                               Copy copy) {
+    constexpr int kRowsOfStep = kUnitLanes / kPanel;
+    from.k += lane_ % kPanel * 16;
+    from.v += lane_ % kPanel * 16;
+#pragma unroll
+    for (int row = 0; row < kTokens; row += kRowsOfStep) {
+      const uint32_t to = Tile::below(key, row);
+#pragma unroll
+      for (int panel = 0; panel < kRowChunks; panel += kPanel) {
+        copy(to + panel * 16, from.k + panel * 16);
+        copy(to + sizeof(Tile) + panel * 16, from.v + panel * 16);
+      }
+      from.k += static_cast<uint64_t>(steps.k) * kRowsOfStep;
+      from.v += static_cast<uint64_t>(steps.v) * kRowsOfStep;
+    }
+  }
+
+  // Bytes from a piece to the first chunk of K that a lane copies.
+  __device__ __forceinline__ static uint32_t place_of(int lane) {
+    return lane / kUnitLanes * kUnitBytes + kKeyPlace +
+           Tile::chunk_offset(own_row(lane), lane % kPanel);
+  }
+
+  template <class Copy>
+  __device__ __forceinline__ void copy_tile(uint32_t tile,
                                             const char* from,
-                                            int64_t stride,
+                                            uint32_t stride,
                                             Copy copy) {
-    const uint32_t base = shared_address(&tile);
-    if constexpr (kIsStepped) {
-      constexpr int kRowsOfStep = 32 / kPanel;
-      // Rows that are 8 apart, and panels, are swizzled alike: only so many places differ.
-      constexpr int kPlaces = (kRowChunks < 8 ? kTokens : 8) / kRowsOfStep;
-      constexpr int kPeriod = kPlaces * kRowsOfStep;
-      const int row = lane_ / kPanel;
-      const int chunk = lane_ % kPanel;
-      uint32_t places[kPlaces];
 #pragma unroll
-      for (int i = 0; i < kPlaces; ++i) {
-        places[i] = base + Tile::chunk_offset(row + i * kRowsOfStep, chunk);
-      }
-      from += chunk * 16;
-#pragma unroll
-      for (int step = 0; step < kTokens; step += kRowsOfStep) {
-        const int place = step % kPeriod / kRowsOfStep;
-        const uint32_t to = places[place] + Tile::chunk_offset(step / kPeriod * kPeriod, 0);
-#pragma unroll
-        for (int panel = 0; panel < kRowChunks; panel += kPanel) {
-          copy(to + panel * 16, from + panel * 16);
-        }
-        from += kRowsOfStep * stride;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kTokens * kRowChunks; i += 32) {
-        const int row = (i + lane_) / kRowChunks;
-        const int chunk = (i + lane_) % kRowChunks;
-        copy(base + Tile::chunk_offset(row, chunk), from + row * stride + chunk * 16);
-      }
+    for (int i = 0; i < kTokens * kRowChunks; i += 32) {
+      const int row = (i + lane_) / kRowChunks;
+      const int chunk = (i + lane_) % kRowChunks;
+      copy(tile + Tile::chunk_offset(row, chunk),
+           from + static_cast<uint64_t>(stride) * row + chunk * 16);
     }
   }
 
   // --- other pieces ---
 
-  // Row by row: lane r (and r + 16) knows the address of row r. Rows that nobody sees become zero,
-  // so that what lies there in memory, NaN included, never meets the tensor cores.
-  __device__ __forceinline__ void copy_rows(Unit<Config>& unit, int first, Entry entry) {
-    const int token = first + lane_ % kTokens;
-    const RowAddress own = is_seen(token) ? address(token, entry) : RowAddress{nullptr, nullptr};
-    const uint32_t key = shared_address(&unit.key);
-    const uint32_t value = shared_address(&unit.value);
+  // Row by row: lane `base` + r knows the address of row r. Rows that nobody sees become zero, so
+  // that what lies there in memory, NaN included, never meets the tensor cores.
+  __device__ __forceinline__ void copy_rows(uint32_t unit, const RowAddress& own, int base) {
+    const uint32_t key = unit + kKeyPlace;
+    const uint32_t value = key + sizeof(Tile);
 #pragma unroll 1
     for (int i = 0; i < kTokens * kRowChunks; i += 32) {
       const int row = (i + lane_) / kRowChunks;
       const int chunk = (i + lane_) % kRowChunks;
-      const char* const k = shuffled(own.k, row);
-      const char* const v = shuffled(own.v, row);
+      const char* const k = shuffled(own.k, base + row);
+      const char* const v = shuffled(own.v, base + row);
       copy_async_16_or_zero(key + Tile::chunk_offset(row, chunk), k + chunk * 16, k != nullptr);
       copy_async_16_or_zero(value + Tile::chunk_offset(row, chunk), v + chunk * 16, v != nullptr);
     }
@@ -267,21 +261,15 @@ class PieceLoader {
 
   // --- pairs ---
 
-  // The block of the token whose pairs this lane copies.
-  __device__ __forceinline__ Entry own_entry() const {
-    return lane_ % kPieceTokens < kTokens ? entries_[0] : entries_[kUnits - 1];
-  }
-
   // Each lane the pairs of K and V of a token, or one of them where a piece has 16 tokens. Pairs of
   // tokens that nobody sees become zero.
-  __device__ __forceinline__ void copy_pairs(Piece<Config>& piece, RowAddress pair, bool seen) {
+  __device__ __forceinline__ void copy_pairs(uint32_t piece, RowAddress pair, bool seen) {
     const int own = lane_ % kPieceTokens;
-    Unit<Config>& unit = piece.units[own / kTokens];
+    const uint32_t both = piece + own / kTokens * kUnitBytes + own % kTokens * sizeof(uint2);
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
       const bool is_key = kUnits == 1 ? lane_ < kTokens : i == 0;
-      uint32_t* const pairs = is_key ? unit.key_pairs : unit.value_pairs;
-      copy_async_4_or_zero(shared_address(pairs + own % kTokens), is_key ? pair.k : pair.v, seen);
+      copy_async_4_or_zero(both + (is_key ? 0 : 4), is_key ? pair.k : pair.v, seen);
     }
   }
 
@@ -294,8 +282,9 @@ class PieceLoader {
   const CtaWork& work_;
   SourceHolder<Config> holder_;
   int lane_;
+  uint32_t place_;           // place_of(lane), by way of a shuffle: nothing is known of it
   bool is_regular_ = false;  // the piece that was looked up: all rows are seen, and evenly spaced
-  Entry entries_[kUnits];    // of regular pieces, the second only where it is of another block
+  Entry entry_;              // of this lane's token
 };
 
 }  // namespace attn::sm80

@@ -17,6 +17,33 @@ namespace attn::sm80 {
 
 // --- fragments ----------------------------------------------------------------------------------
 
+// Where a lane points for the first fragment of a tile, in bytes: found once, 16 bits for K and 16
+// for V.
+template <class Config>
+struct FragmentPlaces {
+  using Tile = typename DecodeTraits<Config>::PieceTile;
+  using Address = FragmentAddress<Tile>;
+  static_assert(sizeof(Tile) <= 0x10000, "16 bits hold any place of a tile");
+
+  // In a register, where there is one: codes of 8 bits use all of them.
+  static constexpr bool kKept = DecodeTraits<Config>::Kv::kBits != 8;
+
+  uint32_t both;
+
+  __device__ __forceinline__ static FragmentPlaces of_lane(int lane) {
+    const uint32_t both = Address::row_major_place(lane) | Address::column_major_place(lane) << 16;
+    return {kKept ? kept(both) : both};
+  }
+
+  __device__ __forceinline__ Address of_key(const Unit<Config>& unit) const {
+    return Address::of(unit.key, both & 0xffff);
+  }
+
+  __device__ __forceinline__ Address of_value(const Unit<Config>& unit) const {
+    return Address::of(unit.value, both >> 16);
+  }
+};
+
 // As many fragments of K or V are read ahead as registers allow. One of codes is several.
 template <class Config>
 inline constexpr int kFragmentsAhead = DecodeTraits<Config>::kAccumulators > 64   ? 1
@@ -82,9 +109,8 @@ template <class Config>
 __device__ __forceinline__ void multiply_key_query(Scores<Config>& scores,
                                                    const Unit<Config>* units,
                                                    const DecodeQuery<Config>& query,
-                                                   int lane) {
+                                                   const FragmentPlaces<Config>& places) {
   using Traits = DecodeTraits<Config>;
-  using Address = FragmentAddress<typename Traits::PieceTile>;
   constexpr int kTogether = Traits::kTogether;
   constexpr int kAhead = (kFragmentsAhead<Config> + kTogether - 1) / kTogether;
   constexpr int kMakes = kMade<Config>;
@@ -99,8 +125,7 @@ __device__ __forceinline__ void multiply_key_query(Scores<Config>& scores,
 #pragma unroll
       for (int unit = 0; unit < kTogether; ++unit) {
         if (first + i < Traits::kLoadedFragments) {
-          const Address address = Address::row_major(units[unit].key, lane);
-          load_matrix_x4(loaded[i][unit], address.at(0, first + i));
+          load_matrix_x4(loaded[i][unit], places.of_key(units[unit]).at(0, first + i));
         }
       }
     }
@@ -172,10 +197,9 @@ __device__ __forceinline__ void multiply_value_probability(
     RowState<Config>& state,
     const float (&probabilities)[DecodeTraits<Config>::kRowTiles][4],
     const Unit<Config>& unit,
-    int lane) {
+    const FragmentPlaces<Config>& places) {
   using Traits = DecodeTraits<Config>;
   using Product = typename Traits::Product;
-  using Address = FragmentAddress<typename Traits::PieceTile>;
   constexpr int kAhead = kFragmentsAhead<Config>;
   constexpr int kMakes = kMade<Config>;
   uint32_t b[Traits::kRowTiles][2];
@@ -186,7 +210,7 @@ __device__ __forceinline__ void multiply_value_probability(
     b[n][1] = transpose_matrix(pack(p[2], p[3], Product{}));
     state.values.add_weights(n, b[n][0], b[n][1]);
   }
-  const Address address = Address::column_major(unit.value, lane);
+  const auto address = places.of_value(unit);
 #pragma unroll
   for (int first = 0; first < Traits::kLoadedFragments; first += kAhead) {
     uint32_t loaded[kAhead][4];

@@ -46,7 +46,7 @@ struct RowState {
   // tokens.
   __device__ __forceinline__ void update(Scores<Config>& scores,
                                          float scale,
-                                         const ValuePairs<Config>& pairs) {
+                                         const StepPairs<Config>& pairs) {
     bool exceeded = values.exceeded_by(pairs);
 #pragma unroll
     for (int n = 0; n < Traits::kRowTiles; ++n) {
@@ -176,7 +176,7 @@ struct RowState {
   }
 
   // Where the scales ask for it:  unit' = the largest of them;  output, weights *= unit / unit'
-  __device__ __forceinline__ void renew_unit(const ValuePairs<Config>& pairs) {
+  __device__ __forceinline__ void renew_unit(const StepPairs<Config>& pairs) {
     if constexpr (Traits::Kv::kHasPairs) {
       const float largest = largest_of_lanes(pairs.largest_scale());
       if (largest <= values.unit * values.kUnitLag) {

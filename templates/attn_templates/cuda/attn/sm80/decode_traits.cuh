@@ -74,8 +74,7 @@ struct DecodeTraits {
 // (scale, zero) of each token of a unit.
 template <bool kHasPairs>
 struct UnitPairs {
-  uint32_t key_pairs[16];
-  alignas(64) uint32_t value_pairs[16];
+  uint2 pairs[16];  // that of the row of K, that of the row of V
 };
 
 template <>
@@ -140,6 +139,7 @@ struct alignas(16) RowPlace {
 template <class Pairs, bool kHasPairs>
 struct PairSource {
   Pairs pairs;
+  typename Pairs::Steps pair_steps;
 };
 
 template <class Pairs>
@@ -173,7 +173,8 @@ struct alignas(16) RegularPieces {
       constexpr unsigned kMost = 0xffffffffu;
       pieces.reciprocal = kMost / block_len + 1;
       const unsigned excess = pieces.reciprocal * block_len;
-      const int room = static_cast<int>(min(kMost / max(excess, 1u), 0x7fffffffu)) - seen.begin;
+      const int last = static_cast<int>(min(kMost / max(excess, 1u), 0x7fffffffu));  // token
+      const int room = last - piece_tokens + 1 - seen.begin;
       pieces.count = min(pieces.count, static_cast<unsigned>(max(room, 0)));
     }
     return pieces;
@@ -188,11 +189,6 @@ struct alignas(16) RegularPieces {
   }
 
   __device__ __forceinline__ int row(int token) const { return token - block(token) * block_len; }
-
-  // Whether the unit behind one at this row begins the next block.
-  __device__ __forceinline__ bool ends_block(int row, int unit_tokens) const {
-    return row + unit_tokens == block_len;
-  }
 };
 
 // What a warp copies from: a sequence, and the keys of it that some row sees.
@@ -200,6 +196,7 @@ template <class Config>
 struct alignas(16) CopySource
     : PairSource<typename DecodeTraits<Config>::Pairs, DecodeTraits<Config>::Kv::kHasPairs> {
   typename DecodeTraits<Config>::Cache cache;
+  typename DecodeTraits<Config>::Cache::Steps steps;
   KeyRange seen;
   RegularPieces regular;
 };

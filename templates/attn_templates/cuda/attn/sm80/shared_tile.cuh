@@ -22,6 +22,12 @@ struct SharedTile {
   __device__ __forceinline__ static int chunk_offset(int row, int chunk) {
     return row * kPitchBytes + ((chunk ^ (row & 7)) << 4);
   }
+
+  // The place of a chunk `rows` further down than one of row r at `place`, which may include the
+  // address of a tile. r and `rows` have no bit in common.
+  __device__ __forceinline__ static uint32_t below(uint32_t place, int rows) {
+    return (place ^ ((rows & 7) << 4)) + rows * kPitchBytes;
+  }
 };
 
 // The same for rows that may be narrower than 128 bytes: as many as fit share a line of 128 bytes.
@@ -42,6 +48,12 @@ struct PackedTile {
     const int position = row % kShare * kChunks + chunk;
     return line * (kPitchBytes * kShare) + ((position ^ (line & 7)) << 4);
   }
+
+  // As SharedTile::below, for whole lines.
+  __device__ __forceinline__ static uint32_t below(uint32_t place, int rows) {
+    const int line = rows / kShare;
+    return (place ^ ((line & 7) << 4)) + line * (kPitchBytes * kShare);
+  }
 };
 
 // Where a lane of ldmatrix.x4 points for the 16x16 fragment at the origin of a tile. Fragment
@@ -56,13 +68,26 @@ struct FragmentAddress {
   // Matrices in the order (rows 0-7, columns 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15): the A
   // operand from rows of Q, and the B operand from transposed rows of V.
   __device__ __forceinline__ static FragmentAddress row_major(const Tile& tile, int lane) {
-    return {shared_address(&tile) + Tile::chunk_offset(lane % 16, lane / 16)};
+    return of(tile, row_major_place(lane));
+  }
+
+  __device__ __forceinline__ static uint32_t row_major_place(int lane) {
+    return Tile::chunk_offset(lane % 16, lane / 16);
   }
 
   // Matrices in the order (rows 0-7, columns 0-7), (0-7, 8-15), (8-15, 0-7), (8-15, 8-15): the B
   // operand from rows of K.
   __device__ __forceinline__ static FragmentAddress column_major(const Tile& tile, int lane) {
-    return {shared_address(&tile) + Tile::chunk_offset(lane % 8 + lane / 16 * 8, lane / 8 % 2)};
+    return of(tile, column_major_place(lane));
+  }
+
+  __device__ __forceinline__ static uint32_t column_major_place(int lane) {
+    return Tile::chunk_offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  }
+
+  // From one of those places, in bytes.
+  __device__ __forceinline__ static FragmentAddress of(const Tile& tile, uint32_t place) {
+    return {shared_address(&tile) + place};
   }
 
   __device__ __forceinline__ uint32_t at(int row_fragment, int column_fragment) const {
