@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from harness import attention_for, bounds, launch, problem_of, verdict
 
@@ -37,3 +39,27 @@ def test_ten_thousand_launches_give_the_same_bits(kernel: Kernel, block_len: int
         differing += (out.view(torch.int16) != expected.out.view(torch.int16)).sum()
         differing += (lse.view(torch.int32) != expected.lse.view(torch.int32)).sum()
     assert differing.item() == 0
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param(kernel_named(name), id=name)
+        for name in (
+            "prefill_sm90_bf16_d128_linear_full",
+            "prefill_sm90_bf16_d128_linear_causal",
+            "prefill_sm90_bf16_d128_paged_causal",
+            "prefill_sm90_bf16_d64_paged_full",
+        )
+    ],
+)
+@pytest.mark.parametrize("longest", [100, 256])
+def test_tiles_in_turn_share_keys_that_stay_in_shared_memory(kernel: Kernel, longest: int) -> None:
+    # So many tiles that each CTA takes them in runs; keys end anywhere.
+    rng = random.Random(longest)
+    q_lens = [longest - rng.randint(0, 3) for _ in range(60)]
+    k_lens = [rng.randint(1, longest) for _ in q_lens]
+    batch = batch_for(kernel, q_lens, k_lens, num_heads=64, num_kv_heads=8)
+    problem = problem_of(kernel, Task(batch, block_len=64))
+    attn = attention_for(kernel.config, batch, SplitPolicy.off())
+    assert not verdict(problem, launch(problem, attn, **bounds(batch)))
