@@ -125,7 +125,7 @@ tuning_option = click.option(
     "--tuning",
     "tuning_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="What tiles cost: a file of `attn-codegen tune`.  [default: as measured on an H100]",
+    help="What tiles cost: a file of `attn-codegen tune`.  [default: as measured on an H200]",
 )
 
 

@@ -244,36 +244,36 @@ attn_kernel(prefill_sm90_bf16_d128_linear_causal_t128x128 sm90 reduce_sm80_bf16_
             "prefill<sm90, bf16, 128, 128, linear, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_linear_causal_t64x128 sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, linear, causal, Tile<64, 128>>")
+attn_kernel(prefill_sm90_bf16_d128_linear_causal_t64x64 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, linear, causal, Tile<64, 64>>")
 attn_kernel(prefill_sm90_bf16_d128_linear_full sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, linear, full>")
-attn_kernel(prefill_sm90_bf16_d128_linear_full_t128x128 sm90 reduce_sm80_bf16_d128
-            "prefill<sm90, bf16, 128, 128, linear, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_linear_full_t64x128 sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, linear, full, Tile<64, 128>>")
+attn_kernel(prefill_sm90_bf16_d128_linear_full_t64x64 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, linear, full, Tile<64, 64>>")
 attn_kernel(prefill_sm90_bf16_d128_paged_causal sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, paged, causal>")
 attn_kernel(prefill_sm90_bf16_d128_paged_causal_t128x128 sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, paged, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_paged_causal_t64x128 sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, paged, causal, Tile<64, 128>>")
+attn_kernel(prefill_sm90_bf16_d128_paged_causal_t64x64 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, paged, causal, Tile<64, 64>>")
 attn_kernel(prefill_sm90_bf16_d128_paged_full sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, paged, full>")
-attn_kernel(prefill_sm90_bf16_d128_paged_full_t128x128 sm90 reduce_sm80_bf16_d128
-            "prefill<sm90, bf16, 128, 128, paged, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_bf16_d128_paged_full_t64x128 sm90 reduce_sm80_bf16_d128
             "prefill<sm90, bf16, 128, 128, paged, full, Tile<64, 128>>")
+attn_kernel(prefill_sm90_bf16_d128_paged_full_t64x64 sm90 reduce_sm80_bf16_d128
+            "prefill<sm90, bf16, 128, 128, paged, full, Tile<64, 64>>")
 attn_kernel(prefill_sm90_bf16_d192_block_causal sm90 reduce_sm80_bf16_d192
             "prefill<sm90, bf16, 192, 192, block, causal>")
 attn_kernel(prefill_sm90_bf16_d192_block_full sm90 reduce_sm80_bf16_d192
             "prefill<sm90, bf16, 192, 192, block, full>")
 attn_kernel(prefill_sm90_bf16_d192_linear_causal sm90 reduce_sm80_bf16_d192
             "prefill<sm90, bf16, 192, 192, linear, causal>")
-attn_kernel(prefill_sm90_bf16_d192_linear_causal_t128x64 sm90 reduce_sm80_bf16_d192
-            "prefill<sm90, bf16, 192, 192, linear, causal, Tile<128, 64>>")
 attn_kernel(prefill_sm90_bf16_d192_linear_full sm90 reduce_sm80_bf16_d192
             "prefill<sm90, bf16, 192, 192, linear, full>")
-attn_kernel(prefill_sm90_bf16_d192_linear_full_t128x64 sm90 reduce_sm80_bf16_d192
-            "prefill<sm90, bf16, 192, 192, linear, full, Tile<128, 64>>")
 attn_kernel(prefill_sm90_bf16_d192_paged_causal sm90 reduce_sm80_bf16_d192
             "prefill<sm90, bf16, 192, 192, paged, causal>")
 attn_kernel(prefill_sm90_bf16_d192_paged_full sm90 reduce_sm80_bf16_d192
@@ -326,12 +326,12 @@ attn_kernel(prefill_sm90_bf16_d64_linear_full_t64x64k2 sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, linear, full, Tile<64, 64, 2>>")
 attn_kernel(prefill_sm90_bf16_d64_paged_causal sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, paged, causal>")
-attn_kernel(prefill_sm90_bf16_d64_paged_causal_t128x128 sm90 reduce_sm80_bf16_d64
-            "prefill<sm90, bf16, 64, 64, paged, causal, Tile<128, 128>>")
+attn_kernel(prefill_sm90_bf16_d64_paged_causal_t64x128 sm90 reduce_sm80_bf16_d64
+            "prefill<sm90, bf16, 64, 64, paged, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_bf16_d64_paged_full sm90 reduce_sm80_bf16_d64
             "prefill<sm90, bf16, 64, 64, paged, full>")
-attn_kernel(prefill_sm90_bf16_d64_paged_full_t128x128 sm90 reduce_sm80_bf16_d64
-            "prefill<sm90, bf16, 64, 64, paged, full, Tile<128, 128>>")
+attn_kernel(prefill_sm90_bf16_d64_paged_full_t64x128 sm90 reduce_sm80_bf16_d64
+            "prefill<sm90, bf16, 64, 64, paged, full, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d128_block_causal sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, block, causal>")
 attn_kernel(prefill_sm90_f16_d128_block_full sm90 reduce_sm80_f16_d128
@@ -342,36 +342,36 @@ attn_kernel(prefill_sm90_f16_d128_linear_causal_t128x128 sm90 reduce_sm80_f16_d1
             "prefill<sm90, f16, 128, 128, linear, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_linear_causal_t64x128 sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, linear, causal, Tile<64, 128>>")
+attn_kernel(prefill_sm90_f16_d128_linear_causal_t64x64 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, linear, causal, Tile<64, 64>>")
 attn_kernel(prefill_sm90_f16_d128_linear_full sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, linear, full>")
-attn_kernel(prefill_sm90_f16_d128_linear_full_t128x128 sm90 reduce_sm80_f16_d128
-            "prefill<sm90, f16, 128, 128, linear, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_linear_full_t64x128 sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, linear, full, Tile<64, 128>>")
+attn_kernel(prefill_sm90_f16_d128_linear_full_t64x64 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, linear, full, Tile<64, 64>>")
 attn_kernel(prefill_sm90_f16_d128_paged_causal sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, causal>")
 attn_kernel(prefill_sm90_f16_d128_paged_causal_t128x128 sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, causal, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_paged_causal_t64x128 sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, causal, Tile<64, 128>>")
+attn_kernel(prefill_sm90_f16_d128_paged_causal_t64x64 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, paged, causal, Tile<64, 64>>")
 attn_kernel(prefill_sm90_f16_d128_paged_full sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, full>")
-attn_kernel(prefill_sm90_f16_d128_paged_full_t128x128 sm90 reduce_sm80_f16_d128
-            "prefill<sm90, f16, 128, 128, paged, full, Tile<128, 128>>")
 attn_kernel(prefill_sm90_f16_d128_paged_full_t64x128 sm90 reduce_sm80_f16_d128
             "prefill<sm90, f16, 128, 128, paged, full, Tile<64, 128>>")
+attn_kernel(prefill_sm90_f16_d128_paged_full_t64x64 sm90 reduce_sm80_f16_d128
+            "prefill<sm90, f16, 128, 128, paged, full, Tile<64, 64>>")
 attn_kernel(prefill_sm90_f16_d192_block_causal sm90 reduce_sm80_f16_d192
             "prefill<sm90, f16, 192, 192, block, causal>")
 attn_kernel(prefill_sm90_f16_d192_block_full sm90 reduce_sm80_f16_d192
             "prefill<sm90, f16, 192, 192, block, full>")
 attn_kernel(prefill_sm90_f16_d192_linear_causal sm90 reduce_sm80_f16_d192
             "prefill<sm90, f16, 192, 192, linear, causal>")
-attn_kernel(prefill_sm90_f16_d192_linear_causal_t128x64 sm90 reduce_sm80_f16_d192
-            "prefill<sm90, f16, 192, 192, linear, causal, Tile<128, 64>>")
 attn_kernel(prefill_sm90_f16_d192_linear_full sm90 reduce_sm80_f16_d192
             "prefill<sm90, f16, 192, 192, linear, full>")
-attn_kernel(prefill_sm90_f16_d192_linear_full_t128x64 sm90 reduce_sm80_f16_d192
-            "prefill<sm90, f16, 192, 192, linear, full, Tile<128, 64>>")
 attn_kernel(prefill_sm90_f16_d192_paged_causal sm90 reduce_sm80_f16_d192
             "prefill<sm90, f16, 192, 192, paged, causal>")
 attn_kernel(prefill_sm90_f16_d192_paged_full sm90 reduce_sm80_f16_d192
@@ -424,12 +424,12 @@ attn_kernel(prefill_sm90_f16_d64_linear_full_t64x64k2 sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, linear, full, Tile<64, 64, 2>>")
 attn_kernel(prefill_sm90_f16_d64_paged_causal sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, paged, causal>")
-attn_kernel(prefill_sm90_f16_d64_paged_causal_t128x128 sm90 reduce_sm80_f16_d64
-            "prefill<sm90, f16, 64, 64, paged, causal, Tile<128, 128>>")
+attn_kernel(prefill_sm90_f16_d64_paged_causal_t64x128 sm90 reduce_sm80_f16_d64
+            "prefill<sm90, f16, 64, 64, paged, causal, Tile<64, 128>>")
 attn_kernel(prefill_sm90_f16_d64_paged_full sm90 reduce_sm80_f16_d64
             "prefill<sm90, f16, 64, 64, paged, full>")
-attn_kernel(prefill_sm90_f16_d64_paged_full_t128x128 sm90 reduce_sm80_f16_d64
-            "prefill<sm90, f16, 64, 64, paged, full, Tile<128, 128>>")
+attn_kernel(prefill_sm90_f16_d64_paged_full_t64x128 sm90 reduce_sm80_f16_d64
+            "prefill<sm90, f16, 64, 64, paged, full, Tile<64, 128>>")
 attn_kernel(write_sm80_bf16_d128_block sm80 ""
             "write<sm80, bf16, 128, 128, block>")
 attn_kernel(write_sm80_bf16_d128_paged sm80 ""

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         c913eb1b1ab75e9e1bd50335a4f4cfd8979e96fb10594e77fcbd6f9af02dbfa6
+// digest         839b0766f8d6dc0f4a7bcdfdcbfe0b155b3b3a9c551894582a1179e40c35557c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         5b80c804f6fc468e66b38e92d0ec3ce641b2296786c65777f649b01c5d6e533b
+// digest         8de357e3e986e321c6a9a5d47e0b6e00476ac129c335a441d8b32843962921d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         5daefe7c779626e5b7eb06d5dc2fdc774a0d6fbed08151810afb3f67cc3bd9cc
+// digest         77f7010c1d33da8f6e4068c120438b2ddf7746d20750404590bd278b4cd1a17a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         eda1376aebae32ac29dfa2638c3bd774ba8f37873b385109845cd6b8451ce795
+// digest         c251f63d1f78e76aa3a9151be0a5fba669d0825e0c2c71e82df94f6ce680095f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         c542448eb6eac0943e5ba13bc460eaf7a3fc1a284698181bfb99b2f971755185
+// digest         bffad46f1f75eabef31d9cfd9952772d99a81b1b94e7b7daa1f578b0b123c101
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

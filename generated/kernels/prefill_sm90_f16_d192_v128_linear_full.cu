@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         aa71291c748a1840f975f115e08ac16184d314752ec50520991b5441e09f698d
+// digest         3c117fd5d768616bb1b132ec39cf0a5d6a6b26bd8706144e0245136be3794657
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         09d85be6447fe36258091fb8217c68aab75d1665e36b676508d9fb397dac0162
+// digest         4feae70ab9c4ed8c9a17befcab4d834a7e922d3d1cfefb8bbdb651c65bc6cf7d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

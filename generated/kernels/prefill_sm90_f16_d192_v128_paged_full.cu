@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         ada856440d0f89384401e853b518b1a867663b6ff9b9339e6409d4bc681a694b
+// digest         2ede46a3f1de3c7d76798e58ee222f663123ceec045bd126d21810cc68b62954
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

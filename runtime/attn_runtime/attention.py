@@ -53,7 +53,7 @@ class Attention:
     makes the same calls, with its own part of the cache.
     `tile` is the word of the tile that every call takes, such as t128x128, or "default"; left out,
     the plan picks one for each call, by the bounds of lengths and by what tiles cost: as measured
-    on an H100, or as the file `tuning` of `attn-codegen tune` says.
+    on an H200, or as the file `tuning` of `attn-codegen tune` says.
     `mode` decode is for one to eight query tokens a sequence, causal among themselves; on Hopper, a
     prefill kernel takes a call with many rows of a KV head (attn_runtime.many_rows).
     `kernels` is a folder that `attn-codegen build --export` made: its kernels are taken as they are

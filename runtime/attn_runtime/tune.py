@@ -2,7 +2,8 @@
 """Times the tiles of configurations on this machine and writes what they cost: `attn-codegen tune`.
 
 Each tile runs the lengths of a grid, unsplit, in shuffled rounds beside the others. Two numbers are
-fitted to its times; the table shows what was measured, and what the plan will pick by them.
+fitted to its times, and moved where the plan would pick badly by them; the table shows what was
+measured, and what the plan will pick.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from attn_runtime.choose import choose
 from attn_runtime.driver import Device
 from attn_runtime.kernel import HOPPER, nominal_limits
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem, SplitPolicy
-from attn_runtime.tune_fit import Sample, fills, fit_cost, worthwhile
+from attn_runtime.tune_fit import Sample, Trial, fills, fit_cost, settle, worthwhile
 
 Echo = Callable[[str], None]
 
-LENGTHS: Final = (512, 1024, 2048, 4096, 8192)
+LENGTHS: Final = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 FEW: Final = ((512, 512), (1024, 1024), (2048, 2048), (4096, 4096))
 """(length, tokens) of calls that leave much of the device idle: a check, no part of the fit."""
 
@@ -130,6 +131,7 @@ def _tune(
         limits[word] = replace(kernel, tile_ns=cost.tile_ns, step_ns=cost.step_ns)
     kept = worthwhile([row.times for row in rows])
     limits = {word: kernel for word, kernel in limits.items() if word in kept}
+    limits = settle(limits, [Trial(row.problem, row.times) for row in rows], device)
     for line in report(config, rows, limits, device):
         echo(line)
     return {word: TileCost(kernel.tile_ns, kernel.step_ns) for word, kernel in limits.items()}

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """From measured times to what a tile costs: the two numbers that make the model of
-attn_runtime.cost fit best. Pure.
+attn_runtime.cost fit best, moved where picks by them would lose. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attn_codegen.tuning import COST_MAX, TileCost
+from attn_runtime.choose import choose
 from attn_runtime.cost import slots_of
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem, SplitPolicy
 from attn_runtime.splits import work_of
@@ -22,6 +24,10 @@ FULL_WAVES: Final = 2
 """Calls of fewer waves say little about the costs on a full device."""
 GAIN_PERCENT: Final = 3
 """Each tile is one more kernel to build and to ship."""
+NUDGES_PERCENT: Final = (-8, -4, -2, 2, 4, 8)
+"""By how much a cost may be moved at a time for the sake of the picks."""
+NOISE_PERCENT: Final = 1
+"""A pick that loses no more is as good as the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,14 @@ class Sample:
 
     problem: Problem
     ns: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One call, and what each tile, by its word, took for it unsplit."""
+
+    problem: Problem
+    times: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +113,43 @@ def worthwhile(times: Sequence[Mapping[str, float]]) -> list[str]:
             return kept
         kept.append(best)
         fastest = [min(old, own[best]) for old, own in zip(fastest, times, strict=True)]
+
+
+def settle(
+    limits: Mapping[str, KernelLimits], trials: Sequence[Trial], device: DeviceLimits
+) -> dict[str, KernelLimits]:
+    """The kernels with their costs moved where that makes the picks lose less: two numbers cannot
+    say all of a tile (memory binds short calls), and what counts is which one is taken.
+
+    The best of all moves of one number is made as long as one lowers `loss`.
+    """
+    found = dict(limits)
+    least = loss(found, trials, device)
+    while True:
+        moved = [
+            {**found, word: _nudged(found[word], field, percent)}
+            for word, field, percent in product(found, ("tile_ns", "step_ns"), NUDGES_PERCENT)
+        ]
+        losses = [loss(kernels, trials, device) for kernels in moved]
+        if min(losses) >= least:
+            return found
+        least = min(losses)
+        found = moved[losses.index(least)]
+
+
+def loss(
+    limits: Mapping[str, KernelLimits], trials: Sequence[Trial], device: DeviceLimits
+) -> float:
+    """What the picks lose to the best tile, in percent beyond the noise:  sum of squares."""
+    words, kernels = list(limits), list(limits.values())
+    total = 0.0
+    for trial in trials:
+        pick = words[choose(trial.problem, device, kernels, SplitPolicy.off())]
+        best = min(trial.times[word] for word in words)
+        total += max(100 * (trial.times[pick] / best - 1) - NOISE_PERCENT, 0.0) ** 2
+    return total
+
+
+def _nudged(kernel: KernelLimits, field: str, percent: int) -> KernelLimits:
+    value = _whole(getattr(kernel, field) * (100 + percent) / 100)
+    return replace(kernel, **{field: value})

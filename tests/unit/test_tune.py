@@ -18,7 +18,7 @@ from attn_runtime.cost import estimate_ns
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
 from attn_runtime.splits import work_of
 from attn_runtime.tune import Request, Row, _served, commands_of, report, run, shapes_of
-from attn_runtime.tune_fit import Sample, fills, fit_cost, worthwhile
+from attn_runtime.tune_fit import Sample, Trial, fills, fit_cost, loss, settle, worthwhile
 
 DEVICE = DeviceLimits(sm_count=132)
 CONFIG = AttentionConfig.parse("prefill_sm90_bf16_d128_linear_causal")
@@ -73,6 +73,35 @@ def test_only_tiles_that_were_faster_on_some_shape_are_kept():
     ]
     assert worthwhile(times) == ["", "t64x128", "t128x128"]
     assert worthwhile([{"": 1.0}]) == [""]
+
+
+def trials_of(times: dict[int, tuple[float, float]]) -> list[Trial]:
+    """By lengths: what the default tile took, and t128x128."""
+    return [
+        Trial(problem(length, False), {"": one, "t128x128": other})
+        for length, (one, other) in times.items()
+    ]
+
+
+def test_costs_by_which_the_slower_tile_is_taken_are_moved():
+    limits = {
+        "": replace(KERNEL, tile_ns=2000, step_ns=1400),
+        "t128x128": replace(KERNEL, tile_ns=1900, step_ns=1450),
+    }
+    trials = trials_of({512: (1.05, 1.0), 1024: (1.0, 1.02), 4096: (1.0, 1.05)})
+    assert loss(limits, trials, DEVICE) > 0
+    settled = settle(limits, trials, DEVICE)
+    assert loss(settled, trials, DEVICE) == 0
+    assert 0.9 < settled["t128x128"].tile_ns / limits["t128x128"].tile_ns <= 1
+
+
+def test_costs_by_which_the_faster_tile_is_taken_stay():
+    limits = {
+        "": replace(KERNEL, tile_ns=2000, step_ns=1400),
+        "t128x128": replace(KERNEL, tile_ns=1500, step_ns=1500),
+    }
+    trials = trials_of({512: (1.05, 1.0), 1024: (1.0, 1.009), 4096: (1.0, 1.05)})
+    assert settle(limits, trials, DEVICE) == limits
 
 
 def test_a_choice_without_prefill_is_refused_before_a_gpu_is_asked_for():

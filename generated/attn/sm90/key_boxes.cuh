@@ -8,14 +8,15 @@
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/key_source.cuh"
 #include "attn/sm90/loader_source.cuh"
+#include "attn/sm90/resident_keys.cuh"
 #include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/tma.cuh"
 #include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
 
-// A linear cache. By one thread.
-template <class Traits>
+// A linear cache. By one thread. kKeeps: a block that lies in its slot is not loaded again.
+template <class Traits, bool kKeeps>
 class TokenBoxes : public LoaderSource {
   using T = typename Traits::T;
   using Storage = SharedStorage<Traits>;
@@ -35,14 +36,23 @@ class TokenBoxes : public LoaderSource {
     const Work<Traits::kRowGroups>& work = storage_.work[work_slot];
     first_token_ = work.key_token;
     kv_head_ = work.kv_head;
+    resident_.begin_tile(work.sequence, kv_head_);
   }
 
   __device__ __forceinline__ void load_keys(int block, int slot) {
-    load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], block);
+    if (resident_.has_keys(slot, block)) {
+      storage_.k_full[slot].arrive();
+    } else {
+      load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], block);
+    }
   }
 
   __device__ __forceinline__ void load_values(int block, int slot) {
-    load(storage_.v[slot].panel, arguments_.v, storage_.v_full[slot], block);
+    if (resident_.has_values(slot, block)) {
+      storage_.v_full[slot].arrive();
+    } else {
+      load(storage_.v[slot].panel, arguments_.v, storage_.v_full[slot], block);
+    }
   }
 
  private:
@@ -67,6 +77,7 @@ class TokenBoxes : public LoaderSource {
   const Arguments<T>& arguments_;
   int first_token_ = 0;  // of the sequence whose tile is being loaded
   int kv_head_ = 0;
+  ResidentKeys<Traits::kLoadedStages, kKeeps> resident_;
 };
 
 // Where a box lies: two coordinates of its map, from the innermost dimension to the outermost:
@@ -96,7 +107,7 @@ __device__ __forceinline__ BoxPlace place_of(int64_t address) {
 // The consumers need the issue slots (at head_dim 64 every one of them), so this takes as few
 // instructions as it can: from one block of keys to the one before, lanes step back through the
 // cache without a division.
-template <class Traits>
+template <class Traits, bool kKeeps>
 class BlockBoxes : public LoaderSource {
   using T = typename Traits::T;
   using Storage = SharedStorage<Traits>;
@@ -138,6 +149,7 @@ class BlockBoxes : public LoaderSource {
     const auto& work = storage_.work[work_slot];
     first_block_ = warp_uniform(work.item.first_block);
     kv_head_ = warp_uniform(work.kv_head);
+    resident_.begin_tile(warp_uniform(work.sequence), kv_head_);
     if (!looked_ahead_) {
       look_up_last(work);
     }
@@ -165,7 +177,11 @@ class BlockBoxes : public LoaderSource {
     }
   }
 
-  __device__ __forceinline__ void load_keys(int, int slot) {
+  __device__ __forceinline__ void load_keys(int block, int slot) {
+    if (resident_.has_keys(slot, block)) {
+      fill_again(storage_.k_full[slot]);
+      return;
+    }
     load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], keys_);
     if constexpr (kHasPairs) {
       load_pairs(storage_.pairs.keys[slot], storage_.k_full[slot], keys_, pairs_of(keys_).k);
@@ -173,6 +189,10 @@ class BlockBoxes : public LoaderSource {
   }
 
   __device__ __forceinline__ void load_values(int block, int slot) {
+    if (resident_.has_values(slot, block)) {
+      fill_again(storage_.v_full[slot]);
+      return;
+    }
     Boxes boxes = block == key_block_ ? keys_ : values_;
     const RowAddress pairs = pairs_of(boxes);
     if constexpr (kByAddress) {
@@ -268,6 +288,13 @@ class BlockBoxes : public LoaderSource {
     return Pairs::make(arguments_.params, 0, kv_head_);
   }
 
+  // A slot that has its block.
+  __device__ __forceinline__ void fill_again(Barrier& full) const {
+    if (warp_ == 0 && elect_one()) {
+      full.arrive();
+    }
+  }
+
   // Behind load(), which has announced their bytes.
   __device__ __forceinline__ void load_pairs(uint32_t (&slot)[Traits::kCtaS],
                                              Barrier& full,
@@ -322,6 +349,7 @@ class BlockBoxes : public LoaderSource {
   // The tile being loaded.
   int first_block_ = 0;
   int kv_head_ = 0;
+  ResidentKeys<Traits::kLoadedStages, kKeeps> resident_;
 
   int key_block_ = 0;  // the block of keys that keys_ belongs to
   Boxes keys_;

@@ -77,6 +77,19 @@ __device__ __forceinline__ void init_barriers(SharedStorage<Traits>& storage,
   __syncthreads();  // no thread meets a barrier that is not set up
 }
 
+// A loader of boxes, for keys that may stay in their slots or for any.
+template <class Traits, template <class, bool> class Boxes>
+__device__ __forceinline__ void run_box_loader(SharedStorage<Traits>& storage,
+                                               const Arguments<typename Traits::T>& arguments) {
+  if constexpr (Traits::kKeepsKeys) {
+    if (keys_stay<Traits>(arguments.params)) {
+      Loader<Traits, Boxes<Traits, true>>(storage, arguments).run();
+      return;
+    }
+  }
+  Loader<Traits, Boxes<Traits, false>>(storage, arguments).run();
+}
+
 // Warps 1 .. of the producers. A kernel holds only the sources that its cache can have.
 template <class Traits>
 __device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
@@ -96,11 +109,11 @@ __device__ __forceinline__ void run_loader(SharedStorage<Traits>& storage,
   }
   if constexpr (kCache == CacheType::kLinear) {
     if (warp == 1 && elect_one()) {
-      Loader<Traits, TokenBoxes<Traits>>(storage, arguments).run();
+      run_box_loader<Traits, TokenBoxes>(storage, arguments);
     }
   } else if (source == KeySource::kBlockBoxes) {
     if (warp <= loader_warps) {
-      Loader<Traits, BlockBoxes<Traits>>(storage, arguments).run();
+      run_box_loader<Traits, BlockBoxes>(storage, arguments);
     }
   } else if constexpr (Traits::Kv::kIsQuantised) {
     if (warp == 1) {

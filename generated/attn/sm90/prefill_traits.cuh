@@ -105,6 +105,10 @@ struct PrefillTraits {
   static constexpr int kLoadedPanels = Kv::kIsQuantised ? kCodePanels : kPanels;
   static constexpr int kLoadedPanelsV = Kv::kIsQuantised ? kCodePanels : kPanelsV;
 
+  // Slots of K and V hold what was loaded until they are filled again, and tiles in turn may share
+  // it. (Codes become elements, and shared keys go round the consumers.)
+  static constexpr bool kKeepsKeys = !Kv::kIsQuantised && kKeyGroups == 1;
+
   // Bytes.
   static constexpr int kQueryPanelBytes = kConsumerRows * kPanelColumns * sizeof(T);
   static constexpr int kKeyPanelBytes = kCtaS * kPanelColumns * sizeof(T);

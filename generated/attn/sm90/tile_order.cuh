@@ -28,7 +28,12 @@ struct PlacedTile : QueryTile {
 // of all sequences), a row is a tile and a split of it, the last tile of a sequence first, because
 // under a causal mask it is the longest. Columns go in sections whose K and V fit into L2 together;
 // within a section the order is row by row.
-template <class Traits>
+//
+// A CTA takes one tile at a time. kInRuns: two or four of one column, whose keys it loads once
+// (resident_keys.cuh); a section is a column then, and the first tile of a sequence comes first,
+// because the others see its keys, too. As many tiles as a run for each CTA has are taken one at a
+// time in the end, so that all CTAs end together.
+template <class Traits, bool kInRuns>
 class TileOrder {
   using T = typename Traits::T;
 
@@ -37,9 +42,32 @@ class TileOrder {
       : params_(arguments.params),
         plan_(arguments.plan),
         packed_(packed_rows(arguments)),
-        section_(arguments.plan.section) {}
+        run_(kInRuns ? longest_run(arguments) : 1),
+        runs_(kInRuns ? size() / run_ - static_cast<int>(gridDim.x) : 0),
+        section_(kInRuns ? 1 : arguments.plan.section) {}
+
+  // Tiles of a run: 1 where there are too few for each CTA to take one before the end.
+  __device__ __forceinline__ static int longest_run(const Arguments<T>& arguments) {
+    const TileOrder<Traits, false> order(arguments);
+    const int most = min(order.rows(), order.size() / (static_cast<int>(gridDim.x) * 2));
+    return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+  }
+
+  // How often all CTAs together take tiles.
+  __device__ __forceinline__ int claims() const { return size() - runs_ * (run_ - 1); }
+
+  // Indices of the tiles that are taken together.
+  __device__ __forceinline__ TileRange tiles_of(int claim) const {
+    const int begin = claim < runs_ ? claim * run_ : claim + runs_ * (run_ - 1);
+    return {begin, claim < runs_ ? begin + run_ : begin + 1};
+  }
 
   __device__ __forceinline__ int size() const { return rows() * columns(); }
+
+  __device__ __forceinline__ int rows() const {
+    return (plan_.tiles_per_sequence > 0 ? plan_.tiles_per_sequence : plan_.q_tiles) *
+           plan_.split_cnt;
+  }
 
   // The tile at an index below size(); without rows where there is no such tile, or its sequence is
   // finished. By a whole warp, which waits for the launch before this one where it first reads
@@ -84,7 +112,7 @@ class TileOrder {
     tile.sequence_keys = k_end - k_begin;
     tile.key_token = Traits::Cache::kGathered ? 0 : first_linear_row(params_, tile.sequence);
     const int tiles = tiles_of_queries(tile.q_len);
-    tile.first_query = (tiles - 1 - from_last) * plan_.cta_q;
+    tile.first_query = (kInRuns ? from_last : tiles - 1 - from_last) * plan_.cta_q;
     tile.first_token = q_begin + tile.first_query;
     tile.rows = from_last < tiles ? min(plan_.cta_q, tile.q_len - tile.first_query) : 0;
     if (params_.finished != nullptr && params_.finished[tile.sequence]) {
@@ -105,6 +133,9 @@ class TileOrder {
   // It takes the columns behind it, too. Under a causal mask it has three tiles for every two CTAs
   // at least, so that all end with short ones.
   __device__ __forceinline__ int last_section() const {
+    if (kInRuns) {
+      return columns() - 1;
+    }
     if (columns() <= section_) {
       return 0;
     }
@@ -125,14 +156,11 @@ class TileOrder {
         recomputed(params_.num_heads));
   }
 
-  __device__ __forceinline__ int rows() const {
-    return (plan_.tiles_per_sequence > 0 ? plan_.tiles_per_sequence : plan_.q_tiles) *
-           plan_.split_cnt;
-  }
-
   const AttentionParams<T>& params_;
   const TilePlan& plan_;
   const PackedRows packed_;
+  const int run_;
+  const int runs_;
   const int section_;
 };
 

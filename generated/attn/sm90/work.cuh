@@ -65,6 +65,15 @@ __device__ __forceinline__ int first_seen_block(const WorkItem& item,
   return key == 0 ? 0 : steps.place(key).block;  // no division without a window
 }
 
+// Whether the slots of K and V have room for all keys of any sequence, and what was loaded stays
+// there until they are filled again: tiles in turn may share it. (In front of a window, rows of V
+// become zeros.)
+template <class Traits>
+__device__ __forceinline__ bool keys_stay(const AttentionParams<typename Traits::T>& params) {
+  return Traits::kKeepsKeys && params.max_k_len <= Traits::kLoadedStages * Traits::kCtaS &&
+         params.window_size == 0;
+}
+
 // A tile as the loader takes it.
 template <int kRowGroups>
 struct Work {

@@ -182,8 +182,8 @@ __device__ __forceinline__ bool assign(SharedStorage<Traits>& storage,
   return true;
 }
 
-// Whether the tiles of a plain call are taken in runs. Without a mask, where the products bind, only
-// few tiles that see the same keys gain (measured on an H200).
+// Whether the tiles of a plain call are taken in runs. Without a mask, where the products bind,
+// only few tiles that see the same keys gain (measured on an H200).
 template <class Traits>
 __device__ __forceinline__ bool takes_runs(const Arguments<typename Traits::T>& arguments) {
   constexpr int kMostRows = Traits::Config::kMask == Mask::kCausal ? 1 << 30 : 4;
