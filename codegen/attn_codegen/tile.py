@@ -23,16 +23,16 @@ SM90_SHARED_LIMIT = 227 * 1024  # of one CTA, which then has the SM to itself
 class Tiling:
     """How a CTA is shaped.
 
-    cta_q: query rows of a CTA (reduction: rows that it merges; writer: rows that it
-    writes at a time).
+    cta_q: query rows of a CTA (reduction: rows that it merges; writer: rows that it writes at a
+    time).
     cta_s: keys of a tile. stages: tiles of K and V in shared memory. ctas_per_sm: what
     __launch_bounds__ leaves registers for. shared_bytes: dynamic shared memory. persistent: a CTA
     takes tiles until none is left. packed_heads: most query heads of a group that its rows may
     belong to. Of sm90 only: query_slots, tiles of Q in shared memory, more than 1 where the next
     arrives while one is computed; key_groups, warpgroups that share the keys of the same rows;
     softmax, which of sm90::SoftmaxForm; code_stages, tiles of K and V in codes, over a quantised
-    cache. Of writers only: lanes, threads of a row. Of decode
-    only: plain, plain calls have a kernel of their own in the unit.
+    cache. Of writers only: lanes, threads of a row. Of decode only: plain, plain calls have a
+    kernel of their own in the unit.
     """
 
     cta_q: int

@@ -102,6 +102,19 @@ def test_what_is_not_in_the_folder_is_named_with_the_command_that_exports_it(
     )
 
 
+def test_of_many_kernels_that_a_folder_holds_some_are_named_and_the_others_counted(
+    folder: Path,
+) -> None:
+    held = KernelFolder.open(folder)
+    any_kernel = next(iter(held.kernels.values()))
+    many = replace(held, kernels={(f"k{n:02}", "sm_90"): any_kernel for n in range(11)})
+    with pytest.raises(KernelFolderError, match=r"it holds k00, .*, k07 and 3 more; export it"):
+        many.fetch(CONFIG, "sm_90")
+    few = replace(held, kernels=dict(list(many.kernels.items())[:8]))
+    with pytest.raises(KernelFolderError, match=r"it holds k00, .*, k07; export it"):
+        few.fetch(CONFIG, "sm_90")
+
+
 def test_a_plan_picks_among_the_tiles_that_were_exported(nvcc: FakeNvcc, tmp_path: Path) -> None:
     device = Device(0, "GPU", (9, 0), 132, 227 << 10)
     context = cast(Context, SimpleNamespace(device=device))

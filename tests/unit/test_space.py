@@ -227,6 +227,17 @@ def test_every_default_tile_fits_the_smallest_device_of_its_family() -> None:
             assert tile.ctas_per_sm * (tile.shared_bytes + 1024) <= 228 * 1024, config.name
 
 
+def test_every_tile_consists_of_the_steps_of_its_products() -> None:
+    """Of rows and of keys: mma.sync takes 16 and 16, with the rows of decode as its 8 columns;
+    wgmma takes 64 rows."""
+    steps = {Mode.PREFILL: {Arch.SM80: 16, Arch.SM90: 64}, Mode.DECODE: dict.fromkeys(Arch, 8)}
+    for config in space.valid_space():
+        if config.mode in steps:
+            for word, tile in tilings(config).items():
+                rows = steps[config.mode][config.arch]
+                assert tile.cta_q % rows == tile.cta_s % 16 == 0, f"{config.name} {word}"
+
+
 def test_every_configuration_has_a_default_tile() -> None:
     assert all("" in tilings(config) for config in space.valid_space())
 
