@@ -121,5 +121,5 @@ def _decode_sized(
         stages=stages,
         ctas_per_sm=ctas_per_sm,
         shared_bytes=round_up(ring + query + counts + work, 128),
-        plain=in_registers,
+        plain=in_registers or (rows == DECODE_ROWS[1] and config.kv_dtype is KvDtype.SAME),
     )

@@ -7,6 +7,9 @@
 
 namespace attn {
 
+// The smallest tile. The kernel of plain calls takes one token of each sequence in it.
+constexpr int kRowsOfOneToken = 8;
+
 // `heads` query heads of one KV head at `cta_q` query tokens: row r is head r % heads of token
 // r / heads. Groups wider than a tile are cut into head_tiles of them, at one token each.
 struct RowTile {

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         2b7b6ecb19a8fa9e58de36cac8401d626b495d5b0563179a785c254c9acee7cf
+// digest         94b3aa7d8ea4da4efb935b1354d2b77376858c42d4e5e4a1312fa5ca4752fc9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

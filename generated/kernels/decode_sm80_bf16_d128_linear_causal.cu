@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         214772d9e9f63d950a5d409f7fa84e6774afecb44ee323c218c4f16d372d722b
+// digest         b5e458a9d96df348545ced4da16e725211a6e245085d97019ad004a9c4dc7a35
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

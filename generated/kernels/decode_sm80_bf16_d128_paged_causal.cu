@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         aeeb8e539233131be2e96c171ca898b765ce41b9dd888d9d86e03b01b3260e2d
+// digest         21a52949a267a633b1a7b48a7051f7308b5e64fb58a19c508557eaca844c86fa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         41ccfe870d047ba3d2a3ef3ba736a7474555d96039a6ed0411970422c11bc4dd
+// digest         20639f3360b320875755d2f3a86b8ea0fdcf65a6770a3c7b5d11189c7d01d6ad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

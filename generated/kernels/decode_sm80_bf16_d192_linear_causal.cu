@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         72d72a5c01a4f79e463791ab4c98031b1b25cdad2f2fdf86efef32cc309489e6
+// digest         083b97349a5cf2504b7d1d98b8f763ec70b68abc2bdd850c23b81a7cb2b63bac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         386232ef16e5a10d36f0cc2a69e5f3f83638ea184f2218328fda4060b262c283
+// digest         d50abf0c7a3374889c25f7cba10a1738144795bc7d713b7645b193d5a31fe602
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         8d58e3ee327251dd40a0ab5278847d9dfcd9512b1ccc01dc12b256b1f07dba37
+// digest         f649af32dc1099577495eb73d97cc37ad4b5241da9ed44fc2aeb1f9b867123b5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

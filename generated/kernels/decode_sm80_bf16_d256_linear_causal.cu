@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         93fd6027caef0402c8f81337afc621cc8220537df2eee14f792f53a647fa4870
+// digest         28dd1101a19e210f87afccf61c85094a276b7f8c195cbe4e5a03b3bbd7178890
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         1f7c7e632d3bbdd19700ba19e2748d9c14ce139fd1e78e850c44c6781bc88da0
+// digest         1251c1a321e85f8909f5e18834dcc0d1d2ed5919ffeefcf0ce08cbce86a143fd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         5bbb680ec5dee2db2936fa220984727ea089f7745677ded3fd0812811cbb48a2
+// digest         77208eb4a5e206c020f4b9e4694b12697cda8cd30cfb6784e833def52bf527d0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

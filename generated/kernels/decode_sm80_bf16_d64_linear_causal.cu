@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         a0ccd0875f78ba6a0beb551de0ded4c828151d60e74e612e9c25a4861561183d
+// digest         e8408c97e222dd9fc58a4f4ba495cbfca76bbea47508a64ff54648438fff78e0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

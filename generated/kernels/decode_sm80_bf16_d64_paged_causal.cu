@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         d28bd0b776609a27b8f4a8abcdde9e25b660f65fd5b37df72108ed0ba0d6769f
+// digest         62565831398f17435bc8dd4875f978ec2639fbd4050b905a82dff5d3dc35dd32
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

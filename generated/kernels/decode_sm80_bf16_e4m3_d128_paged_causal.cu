@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         5052df1513f2bbb3d0710827168534b556dbe25510a686bb30e5ae7b385266ca
+// digest         035ca2c3b102855da1b5deac8232f9fb9ec36c3dae5097f5e1cff12a31897248
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         fe525f908f44560869788ff65c8120b193a2401410ca6349c3d42c4e66f6a5c9
+// digest         b90c524cc36d0cd6a21f10def6d92ce88982ffc106213a787961d10ab2ba22ea
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         aaff1d10e9f34e01fb50bb428ffcdcb29bcccb629e9051c7a6b7cb6992ac92f4
+// digest         af0ea0cd97125cbea85b702d8885c02785c94e1248c128a50222502242ee83a4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         0759de91b7e21da8e14b2d2ea0453fa3dae765f9345633ce95a5c55a9d79840f
+// digest         0d9a0f6fc9aa397e07d5e25404c27aef655123826d05a133b3cd01b6e8947eff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

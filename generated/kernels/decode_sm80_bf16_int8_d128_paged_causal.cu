@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         91892f3e2fda820b61daf4e2fda50578de41a7d32dbf9b9afe306aa556009edf
+// digest         fee9cdbfa297954a4b8fe51fd500a0375cd2b4e25940be96d14d1519331afe6f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

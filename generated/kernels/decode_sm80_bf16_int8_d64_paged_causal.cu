@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         34ad237eb97cfac7329504bb857d081292624a39c73fc7059c33c37fd9c1e59c
+// digest         3828175a3d3a3638d314e1661a46bb31da64033fb70714d9e8aca68bfcb591de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         d23f8fa737106e3a5636bf1a7de2e9cd6b0be14e572b9157703c9795360c33f8
+// digest         a3534f5b9cf76a384b819243a27c391e2e3259ff118d790f0dd01bbbf6bbaffb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         066bbbda3d5bc3fb1b43adcb850a1e6d9716a8a67c6472f88b58f35421df4b4d
+// digest         8b2989e676e71cfbfc12e418d19a80bf5264006119b191e78ec67eacbf3418fd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

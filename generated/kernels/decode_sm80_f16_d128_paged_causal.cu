@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         cec41676a53c27a7e53ebc3cdeb38aa843dfbbaaffb6265fe825adb9a90e03d3
+// digest         73b6f0704e53cdbf7e9c6ed958e19dc402e025d77b2597c0617ae045352d280b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         b97e3152b4eebd8c89a1ffaee9ed939d3e9974c4997af93d6d6c0b749eea4031
+// digest         c6c1206c269667ef7d39fd04df954d7d84b62d6f786efe4a3f85be1ad52d4e84
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         a7e5d5339d3839b93015686669389b87e18059c7f988bdd5de37235b985e5de9
+// digest         04600ede38752dcf2e17c9dca0f122bbbaaa9b4f29d348e1a7013d86042b46d9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

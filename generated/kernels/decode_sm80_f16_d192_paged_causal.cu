@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         101ef1dad702daca37937ae004d09e1defeab0bced8553cfb089def2cb5636f1
+// digest         12fa128b2268b05e4215c8beed9e40db75536135b8d367289e8910b143a34497
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         e8e70d037ec861adecb2e1aac8cf48768854bbce4917cebc1f0af38f075dbaf4
+// digest         e5ad0ea388d3b1c59fe68fd57ff05b976287f1ed32943cf0138d87e4bf0bffd7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         3693faab17a1d5fe30e38f7a1f021df31e6e0f4d11993deec6dd86fbb59a1d9d
+// digest         52605a59064c3e2c4b20182a2680736bc3b340467c515522c70d463e0e278a60
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

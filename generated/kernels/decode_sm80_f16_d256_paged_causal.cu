@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         6da1071a986c1b0fb9ce003c6b0d6a5773f337f84946f4632af31d7feff050aa
+// digest         ad4417b5c79a08d20252d58019006a445309484ad272d85cc7b92390b62419a2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         3c7fc50df1fdcfebd47c0742a135607ba552857e1f63ca4bbfef07f07abe966c
+// digest         c0a426398042db30919002c67410caf3401fadf552861241db558f3311222a87
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         0eb559369a4c6828ec7ebc1052bd03c07303018adf53d285bcc6ed47243c6eb9
+// digest         bfe80bada08f0e2dd867468023df35aec695ef780d3b20e49793a381034ff474
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         f1dc5f5a67ef522137636f081bd342ec468697067544990e63c3150931f8879f
+// digest         66dd0880898f402b85c52481818033ce417c8d76721314c6e030086ffc676f67
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         6d7c5897d2e5f122710c07ed87efae79a817a80ff52bba3f532123a6eff131d4
+// digest         4b8f949e06846ddbecdc0119151b6832a68187b2e588c1c07cba4c4d0d81bfed
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         cac75ed31ffbc3bda8341f2f5b98bd6775fba7d592dd0988e0c55fb9865b4c7f
+// digest         02111bb823725aa4a517975e3540e6c35e6623bb407881abf2dfc7938832ee4a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         48b76f907c9f397592a41d71d9d774f3b5773043935c7ed78168553cd5d83443
+// digest         42c64d819694f8f1d603df4c8c22eea891d0dd62bb78059eef7b767e2915bfa3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         c930c29b3b832b8ae0b00d2180226346a2efab5d06a02221d698facb63806bed
+// digest         e87e0d3a8aa68fa5f4ca4dff695978b0c243ac27215222f45ede540a2c3a3775
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

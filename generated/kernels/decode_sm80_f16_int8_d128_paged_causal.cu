@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         6294eb3ebc2131f6a60352f5a2131c43ffc5e63ea008f7359846afd43249af41
+// digest         3f7f651231fb6268b814a28d79228bca74d5807944247bd2da99b69c585f919c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

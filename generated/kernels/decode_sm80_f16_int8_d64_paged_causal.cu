@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         d0cfd6b3579ec9041275a9205300af417ada3e1ff3e002ae48d69f48c75c40c1
+// digest         bbfe86ce16f685daa15cd757379993e20e336b23cb7a5ed7dceafbfadc6bf19f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

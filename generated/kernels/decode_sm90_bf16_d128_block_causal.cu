@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         6960589b11d725a7751ebf08ac62dff5f2e8a80339184a92d77030252b291b28
+// digest         f7ea707d90efcef619b84eb483e0a918994ed30c3dda163411e8fab40fc18fd4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         966f545d02a2ea4381535b4a480752e2bb32f4b1531dd921c312f5e9e6385c30
+// digest         def9b85c3a4d1c933e9c08af5cf3b37d165f3da265515f6c62327d00fa55e4c7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

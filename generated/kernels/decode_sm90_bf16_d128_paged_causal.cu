@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         273bbaae9a8a880664dd306fd26823b3185a6c55380654fa9e4d4e00144fb11b
+// digest         86f996017af52a5e767847f40638961f656e0fb05fa3bc851518fe2bcd6e6258
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         4d6167c3d863dcf5c91d171407f82a086be8410c3f00b7c43b87290cdf271a75
+// digest         baa19245ff9de983e34bc41def54452eddb5b80e3d36a19602ac058a8eaa1113
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

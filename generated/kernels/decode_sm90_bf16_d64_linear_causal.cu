@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         c3a7c31c6eab9d7c879044765aab26ed965597e8faf7994945ce156038ab2839
+// digest         740c6244abd21582be46dca46862a373162d3f895c1d868a402978d231217960
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         5bbeee6c8113569d856306dff2c8a672b970dd1db8b6c433926c339365d7b02f
+// digest         d0d091752c2a16cc59e389621c4c3744ef0186efa260cdab8c870de39fc8a7b5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         706be8fb0058c5495911c6bec5bb732fc8e5186cae609bcfbe438896d9dac24b
+// digest         aad05dedb36411c65e327a75457b4596b8447301e88b32a117aa7f29f5196b9d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         7d1b01b02a986c65c26e008499ba842087b64611770b003a6b0c8bea7e24778e
+// digest         3ffab5a901d713506c436c74fc68b6a766b68cbe2876186102fdd1db419e7979
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         d7e0f8ef199e30ad6b9a39e92dedc21f2bc81f617e83f89de491f6555447d87f
+// digest         dbf32113004838d19be330d03ebb42b15ff81702a8131298280c89ffaf987c55
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

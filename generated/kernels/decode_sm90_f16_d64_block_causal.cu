@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         879e68310b680408eb6deb812348b95fd904a64e2aa3344a8199b72582cfcf17
+// digest         dcf54d2410cf83003cb4d34711572717dc3d51ec8ac57756887c8a1041bf7593
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         9ccd7097d7fcb39f9c786ba9f6584c92e703191e6c2bd3aa6f47d410ca3b2209
+// digest         f1b1b37d4b6c8f53d1188b17d76041d75853b1e0fc63d823a9994eae69f45807
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         367b411e9880cc3fc5a0102433d35f6768d5ecfb65d66d640727a27d5a74b6d1
+// digest         ed3bcd2ff08cdc006eff8d8191ef8acc56e944b212d73ed575f408b65b98150a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

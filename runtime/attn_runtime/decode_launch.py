@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from attn_codegen import struct_layout
 from attn_codegen.config import Arch
+from attn_codegen.tiles_decode import DECODE_ROWS
 from attn_runtime.counters import Counters, counter_block, counters_of
 from attn_runtime.function import Function
 from attn_runtime.kv_cache import Values
@@ -26,15 +27,17 @@ MOST_PLAIN_SEQUENCES: Final = 32
 _OFFSET_Q, _K_NEW = ARRAYS.index("offset_q"), ARRAYS.index("k_new")
 
 
-def may_be_plain(plan: Plan, values: Values) -> bool:
-    """Whether a call asks for nothing but one token of each of few sequences, which see all of
-    their keys, as far as its numbers say: a plain call has neither offset_q nor k_new, either.
-    The C++ twin is is_plain in attn/decode_template.cuh."""
+def may_be_plain(plan: Plan, values: Values, rows: int) -> bool:
+    """Whether a call asks for nothing but the last tokens of few sequences, which see all keys
+    before them, as far as its numbers say: a plain call has neither offset_q nor k_new, either. A
+    tile of the fewest `rows` takes one token of each. The C++ twin is is_plain in
+    attn/decode_template.cuh."""
     return (
         not values.get("window_size", 0)
         and values.get("cp_size", 1) == 1
         and values["batch_size"] <= MOST_PLAIN_SEQUENCES
-        and plan.q_tiles == plan.cta_q == 1
+        and plan.q_tiles == 1
+        and (plan.cta_q == 1 or rows > DECODE_ROWS[0])
         and plan.ranges.columns == values["num_kv_heads"]
         and not plan.ranges.pieces
     )
@@ -47,7 +50,8 @@ class DecodeLaunch(Launch):
         super().__init__(call)
         self._start_any = self._start
         self._start_plain: Callable[[int], None] | None = None
-        if call.kernel.plain is not None and may_be_plain(call.plan, call.values):
+        rows = call.kernel.tiling.cta_q
+        if call.kernel.plain is not None and may_be_plain(call.plan, call.values, rows):
             self._start_plain = self._starter_of(call.kernel.plain)
         self._counters: Counters | None = None
         if call.plan.counter_cnt:

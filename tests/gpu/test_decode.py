@@ -75,6 +75,19 @@ def kernel_of(cache: Cache, head_dim: int = 128, dtype: Dtype = Dtype.BF16) -> K
 every_cache = of_kernels(*map(kernel_of, Cache))
 caches_of_blocks = of_kernels(kernel_of(Cache.PAGED), kernel_of(Cache.BLOCK, 64, Dtype.F16))
 one_kernel = of_kernels(kernel_of(Cache.PAGED))
+TALL = replace(kernel_of(Cache.PAGED).config, tile="t16x64")
+plain_calls = pytest.mark.parametrize(
+    ("kernel", "queries"),
+    [
+        pytest.param(kernel, queries, id=f"{kernel.config.name}-{queries}")
+        for kernel, queries in (
+            (kernel_of(Cache.PAGED), 1),
+            (kernel_of(Cache.BLOCK, 64, Dtype.F16), 1),
+            (decode_kernel(TALL), 1),
+            (decode_kernel(TALL), 4),
+        )
+    ],
+)
 every_policy = pytest.mark.parametrize(
     "split", [pytest.param(split, id=split.kind.name.lower()) for split in POLICIES]
 )
@@ -226,17 +239,19 @@ def test_five_hundred_launches_give_the_same_bits(kernel: Kernel, split: SplitPo
     assert differing.item() == 0
 
 
-@caches_of_blocks
-@pytest.mark.parametrize("k_lens", [(1000,), (5000, 1, 0, 64), (700,) * 32, (700,) * 33])
+@plain_calls
+@pytest.mark.parametrize("k_lens", [(1000,), (5000, 4, 0, 64), (700,) * 32, (700,) * 33])
 def test_a_plain_call_gives_the_bits_of_one_that_says_where_its_queries_lie(
-    kernel: Kernel, k_lens: tuple[int, ...]
+    kernel: Kernel, queries: int, k_lens: tuple[int, ...]
 ) -> None:
     """Calls with offset_q are not plain: they have the kernel of all calls."""
-    problem = problem_of(kernel, Task(batch_for(kernel, [1] * len(k_lens), list(k_lens))))
+    q_lens = [min(queries, k_len) for k_len in k_lens]
+    problem = problem_of(kernel, Task(batch_for(kernel, q_lens, list(k_lens))))
     attn = attention_for(kernel.config, problem.batch, "heuristic")
     plain = launch(problem, attn, **bounds(problem.batch))
     assert not verdict(problem, plain)
-    offsets = torch.tensor([k_len - 1 for k_len in k_lens], dtype=torch.int32, device="cuda")
+    before = [k_len - q_len for k_len, q_len in zip(k_lens, q_lens, strict=True)]
+    offsets = torch.tensor(before, dtype=torch.int32, device="cuda")
     assert not difference(
         "with offset_q", launch(problem, attn, offset_q=offsets, **bounds(problem.batch)), plain
     )
@@ -259,18 +274,27 @@ def same_after_late_writes(problem: Problem, name: str, stale: Sequence[torch.Te
             assert same_bits(given["out"], expected.out)
 
 
+# Calls with an entry of their own, and one that has none.
+late_calls = pytest.mark.parametrize(
+    ("kernel", "queries"),
+    [
+        pytest.param(kernel_of(Cache.PAGED), 1, id="one_token"),
+        pytest.param(decode_kernel(TALL), 4, id="four_tokens"),
+        pytest.param(kernel_of(Cache.PAGED), 2, id="two_tokens"),
+    ],
+)
 # The lengths of few sequences lie in one warp, of more in several.
 FEW = (2000, 65, 5000)
 MORE = tuple(100 + 37 * i % 700 for i in range(200))
 
 
-@one_kernel
+@late_calls
 @pytest.mark.parametrize("k_lens", [FEW, MORE], ids=["few", "more"])
 def test_lengths_that_the_launch_before_writes_late_are_right(
-    kernel: Kernel, k_lens: tuple[int, ...]
+    kernel: Kernel, queries: int, k_lens: tuple[int, ...]
 ) -> None:
     """Hopper's kernels begin while it runs, and look at the lengths before they wait for it."""
-    problem = problem_of(kernel, Task(batch_for(kernel, [1] * len(k_lens), list(k_lens))))
+    problem = problem_of(kernel, Task(batch_for(kernel, [queries] * len(k_lens), list(k_lens))))
     count = len(k_lens)
     shorter, none = [length // 2 for length in k_lens], [0] * count
     swapped, wild = list(reversed(k_lens)), [WILD[i % 3] for i in range(count)]
@@ -281,13 +305,26 @@ def test_lengths_that_the_launch_before_writes_late_are_right(
     same_after_late_writes(problem, "cu_k_len", stale)
 
 
-@one_kernel
+@late_calls
+@pytest.mark.parametrize("k_lens", [FEW, MORE], ids=["few", "more"])
+def test_query_lengths_that_the_launch_before_writes_late_are_right(
+    kernel: Kernel, queries: int, k_lens: tuple[int, ...]
+) -> None:
+    """Few sequences of a plain call read their rows of Q before they have looked again."""
+    problem = problem_of(kernel, Task(batch_for(kernel, [queries] * len(k_lens), list(k_lens))))
+    right = problem.call["cu_q_len"]
+    beyond = torch.arange(len(k_lens) + 1, dtype=torch.int32, device="cuda") + 1_000_000_000
+    same_after_late_writes(problem, "cu_q_len", [right * 0, right - 1_000_000, right + 1, beyond])
+
+
+@late_calls
 @pytest.mark.parametrize("k_lens", [FEW, MORE], ids=["few", "more"])
 def test_a_block_table_that_the_launch_before_writes_late_is_right(
-    kernel: Kernel, k_lens: tuple[int, ...]
+    kernel: Kernel, queries: int, k_lens: tuple[int, ...]
 ) -> None:
-    """Hopper's kernels ask L2 for the first keys before they wait for it."""
-    problem = problem_of(kernel, Task(batch_for(kernel, [1] * len(k_lens), list(k_lens))))
+    """Hopper's kernels look up the first keys before they wait for it: many sequences ask L2 for
+    them, few begin to copy them."""
+    problem = problem_of(kernel, Task(batch_for(kernel, [queries] * len(k_lens), list(k_lens))))
     table = problem.call["block_table"]
     stale = [torch.full_like(table, entry) for entry in (0, -1, 2_000_000_000)]
     same_after_late_writes(problem, "block_table", stale)

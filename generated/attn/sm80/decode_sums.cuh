@@ -51,7 +51,7 @@ class PartSums {
       places[r] = place(r);
       rows[r].clear();
     }
-    float weight = 0.0f;
+    Weight weight{0.0f, 0.0f};
 #pragma unroll 1
     for (int next = 0; next < count; next += kLoaded) {
       const int chunk = next / kPartsOfRow * kPartsOfRow;
@@ -62,15 +62,24 @@ class PartSums {
       // Without predicates, which would put the loads one behind the other; and before the weights
       // are known, so that both latencies pass together.
       Vector values[kTogether][kLoaded][Row::kSteps];
+      const bool is_even = places[0].step == kEvenStep && next + kLoaded <= count;
 #pragma unroll
       for (int r = 0; r < kTogether; ++r) {
         load_part(values[r][0], address(parts, places[r][next]), lane);
-        const char* const origin = address(parts, places[r].origin);
-        const unsigned step = places[r].step * kPartBytes;
+        if (is_even) {
+          const char* const from = address(parts, places[r].origin + next * kEvenStep);
 #pragma unroll
-        for (int i = 1; i < kLoaded; ++i) {
-          const unsigned at = min(next + i, count - 1);
-          load_part(values[r][i], origin + static_cast<uint64_t>(at) * step, lane);
+          for (int i = 1; i < kLoaded; ++i) {
+            load_part(values[r][i], from + i * kEvenStep * kPartBytes, lane);
+          }
+        } else {
+          const char* const origin = address(parts, places[r].origin);
+          const unsigned step = places[r].step * kPartBytes;
+#pragma unroll
+          for (int i = 1; i < kLoaded; ++i) {
+            const unsigned at = min(next + i, count - 1);
+            load_part(values[r][i], origin + static_cast<uint64_t>(at) * step, lane);
+          }
         }
       }
       if (next == chunk) {
@@ -81,7 +90,9 @@ class PartSums {
       for (int r = 0; r < kTogether; ++r) {
 #pragma unroll
         for (int i = 0; i < kLoaded; ++i) {
-          const float w = __shfl_sync(kWarp, weight, r * kPartsOfRow + next - chunk + i);
+          const int of = r * kPartsOfRow + next - chunk + i;
+          const float w = __shfl_sync(kWarp, weight.factor, of);
+          rows[r].sum += __shfl_sync(kWarp, weight.sum, of);
 #pragma unroll
           for (int step = 0; step < Row::kSteps; ++step) {
             rows[r].add(step, values[r][i][step], w);
@@ -92,6 +103,14 @@ class PartSums {
   }
 
  private:
+  // 2^(m_j - M) of a part, and what it adds to the sum.
+  struct Weight {
+    float factor;
+    float sum;
+  };
+
+  // Between neighbours: their addresses then differ by what the compiler knows.
+  static constexpr int kEvenStep = 2;
   static constexpr int kPartsOfRow = 32 / kTogether;
   static_assert(kPartsOfRow % kAtOnce == 0 && kPartsOfRow % kFew == 0,
                 "a round of parts has its weights in one set of lanes");
@@ -109,13 +128,23 @@ class PartSums {
     return __ldcg(parts.max_sum + own);
   }
 
-  // Takes kPartsOfRow more parts of each row into its max and sum; returns the weight of this
-  // lane's.
-  __device__ __forceinline__ float weigh(float2 max_sum, int lane) {
+  // The greatest of all lanes: floats are ordered like integers, but for the negative ones, whose
+  // order is turned round.
+  __device__ __forceinline__ static float warp_max(float value) {
+    const auto turned = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+    return __int_as_float(turned(__reduce_max_sync(kWarp, turned(__float_as_int(value)))));
+  }
+
+  // Takes kPartsOfRow more parts of each row into its max; returns the weight of this lane's.
+  __device__ __forceinline__ Weight weigh(float2 max_sum, int lane) {
     float max = max_sum.x;
+    if constexpr (kPartsOfRow == 32) {
+      max = warp_max(max);
+    } else {
 #pragma unroll
-    for (int step = kPartsOfRow / 2; step > 0; step /= 2) {
-      max = fmaxf(max, __shfl_xor_sync(kWarp, max, step));
+      for (int step = kPartsOfRow / 2; step > 0; step /= 2) {
+        max = fmaxf(max, __shfl_xor_sync(kWarp, max, step));
+      }
     }
 #pragma unroll
     for (int r = 0; r < kTogether; ++r) {
@@ -126,17 +155,8 @@ class PartSums {
         max = renewed;
       }
     }
-    const float weight = exp2_approximate(max_sum.x - (max == -kInfinity ? 0.0f : max));
-    float sum = weight * max_sum.y;
-#pragma unroll
-    for (int step = kPartsOfRow / 2; step > 0; step /= 2) {
-      sum += __shfl_xor_sync(kWarp, sum, step);
-    }
-#pragma unroll
-    for (int r = 0; r < kTogether; ++r) {
-      rows[r].sum += __shfl_sync(kWarp, sum, r * kPartsOfRow);
-    }
-    return weight;
+    const float factor = exp2_approximate(max_sum.x - (max == -kInfinity ? 0.0f : max));
+    return {factor, factor * max_sum.y};
   }
 
   static constexpr unsigned kPartBytes = Config::kHeadDim * sizeof(float);

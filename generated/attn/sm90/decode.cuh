@@ -32,9 +32,9 @@ __device__ __forceinline__ void decode_plain(sm80::DecodeStorage<Config>& storag
                                              const DecodeArguments<typename Config::T>& arguments) {
   if constexpr (Config::kCache == CacheType::kPaged) {
     sm80::touch(arguments);
-    sm80::decode_ahead<Config>(storage, sm80::plain(arguments), FormerLaunch());
+    sm80::decode_ahead<Config>(storage, sm80::plain<Config>(arguments), FormerLaunch());
   } else {
-    sm80::decode<Config>(storage, sm80::plain(arguments), FormerLaunch());
+    sm80::decode<Config>(storage, sm80::plain<Config>(arguments), FormerLaunch());
   }
 }
 

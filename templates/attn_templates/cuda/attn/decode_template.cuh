@@ -4,6 +4,7 @@
 
 #include "attn/attention_template.cuh"
 #include "attn/config.h"
+#include "attn/row_tile.cuh"
 
 #ifndef __CUDACC_RTC__
 #include "attn/decode_plan.h"
@@ -38,16 +39,17 @@ void check_decode_memory(const Plan& plan, const AttentionParams<T>& params) {
   }
 }
 
-// Whether a call asks for nothing but one token of each of few sequences, which see all of their
-// keys: the shortest calls are among these. attn::sm80::plain says so to the compiler;
-// attn_runtime/decode_launch.py is the twin.
+// Whether a call asks for nothing but the last tokens of few sequences, which see all keys before
+// them: the shortest calls are among these. A tile of the fewest rows takes one token of each.
+// attn::sm80::plain says so to the compiler; attn_runtime/decode_launch.py is the twin.
 template <class T>
-bool is_plain(const DecodeArguments<T>& arguments) {
+bool is_plain(const DecodeArguments<T>& arguments, int tile_rows) {
   const AttentionParams<T>& params = arguments.params;
   const bool has_options = params.window_size > 0 || params.cp_size > 1 ||
                            params.offset_q != nullptr || params.k != nullptr;
+  const bool has_few_tokens = arguments.plan.cta_q == 1 || tile_rows > kRowsOfOneToken;
   return !has_options && params.batch_size <= kMostPlainSequences && arguments.plan.q_tiles == 1 &&
-         arguments.plan.cta_q == 1 && arguments.ranges.columns == params.num_kv_heads &&
+         has_few_tokens && arguments.ranges.columns == params.num_kv_heads &&
          arguments.ranges.pieces == 0;
 }
 
@@ -84,7 +86,7 @@ void invokeDecoding(const typename Kernel::ParamType& params) {
 
   // 2. The kernel, which leaves whole splits to the reduction and merges ranges itself.
   detail::Entry entry = EntryOf<Kernel>::entry();
-  if (entry.plain_address != nullptr && detail::is_plain(arguments)) {
+  if (entry.plain_address != nullptr && detail::is_plain(arguments, entry.cta_q)) {
     entry.address = entry.plain_address;
   }
   detail::launch(entry, plan.grid_x, params.stream, arguments);

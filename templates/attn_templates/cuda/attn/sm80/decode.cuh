@@ -283,15 +283,18 @@ __device__ __forceinline__ void decode_range(DecodeStorage<Config>& shared,
 }
 
 // A plain call, with what makes it one written down for the compiler.
-template <class T>
-__device__ __forceinline__ DecodeArguments<T> plain(DecodeArguments<T> arguments) {
-  AttentionParams<T>& params = arguments.params;
+template <class Config>
+__device__ __forceinline__ DecodeArguments<typename Config::T> plain(
+    DecodeArguments<typename Config::T> arguments) {
+  AttentionParams<typename Config::T>& params = arguments.params;
   params.window_size = 0;
   params.cp_size = 1;
   params.offset_q = nullptr;
   params.k = nullptr;
   arguments.plan.q_tiles = 1;
-  arguments.plan.cta_q = 1;
+  if (DecodeTraits<Config>::kRows == kRowsOfOneToken) {
+    arguments.plan.cta_q = 1;
+  }
   arguments.ranges.head_tiles = 1;
   arguments.ranges.columns = params.num_kv_heads;
   arguments.ranges.pieces = 0;
@@ -382,7 +385,7 @@ __device__ __forceinline__ void decode(DecodeStorage<Config>& storage,
 template <class Config>
 __device__ __forceinline__ void decode_plain(DecodeStorage<Config>& storage,
                                              const DecodeArguments<typename Config::T>& arguments) {
-  decode<Config>(storage, plain(arguments), NothingToWaitFor());
+  decode<Config>(storage, plain<Config>(arguments), NothingToWaitFor());
 }
 
 }  // namespace attn::sm80

@@ -20,6 +20,7 @@ class Destination {
   using Traits = DecodeTraits<Config>;
   using Row = MergedRow<Config>;
   using Sums = PartSums<Config>;
+  using Target = RowTarget<typename Config::T>;
 
  public:
   __device__ __forceinline__ Destination(const DecodeArguments<typename Config::T>& arguments,
@@ -50,7 +51,7 @@ class Destination {
       store_columns(merged, split_parts(params()), index, lane_);
       return;
     }
-    finish(row, merged);
+    finish(row, merged, target_of(row));
   }
 
   // Adds all splits of this warp's rows up, where it is the last to arrive. Warps do so
@@ -71,15 +72,24 @@ class Destination {
       count = min(kGroupParts, count - skipped);
     }
 #pragma unroll 1
-    while (is_last(counter, count)) {
+    while (true) {
+      const unsigned before = arrive(counter, count);
+      Target target{};  // of the first row
+      if constexpr (Sums::kTogether == 1) {
+        target = target_of(min(warp_, segment_.rows - 1));
+        target.settle();  // here, while the arrival is counted
+      }
+      if (!was_last(before, count)) {
+        return;
+      }
       const bool has_few = Sums::kAtOnce > Sums::kFew && count <= Sums::kFew;
       const PartRange parts{begin, count, stride};
 #pragma unroll 1
       for (int row = warp_; row < segment_.rows; row += Sums::kTogether * Traits::kWarps) {
         if (has_few) {
-          add_parts<Sums::kFew>(parts, row, is_group);
+          add_parts<Sums::kFew>(parts, row, target, is_group);
         } else {
-          add_parts<Sums::kAtOnce>(parts, row, is_group);
+          add_parts<Sums::kAtOnce>(parts, row, target, is_group);
         }
       }
       if (!is_group) {
@@ -105,32 +115,35 @@ class Destination {
   }
 
   // What is added up of a row: a group of its parts, or all.
-  __device__ __forceinline__ void pass_on(int row, const Row& sum, int begin, bool is_group) const {
+  __device__ __forceinline__ void pass_on(
+      int row, const Row& sum, const Target& target, int begin, bool is_group) const {
     if (is_group) {
       store_part(sum, split_parts(params()), part(begin, row), lane_);
     } else {
-      finish(row, sum);
+      finish(row, sum, target);
     }
   }
 
+  __device__ __forceinline__ Target target_of(int row) const {
+    return Target::of(params(), token_of(row), work_.tile.head(row), Config::kHeadDim);
+  }
+
   // A row whose keys on this rank have all been added up.
-  __device__ __forceinline__ void finish(int row, const Row& merged) const {
+  __device__ __forceinline__ void finish(int row, const Row& merged, const Target& target) const {
     if (params().cp_size > 1) {
       const int64_t index =
           static_cast<int64_t>(token_of(row)) * params().num_heads + work_.tile.head(row);
       store_columns(merged, rank_parts(params()), index, lane_);
     } else {
-      const auto target = RowTarget<typename Config::T>::of(
-          params(), token_of(row), work_.tile.head(row), Config::kHeadDim);
       store_row<Config>(merged, target, lane_);
     }
   }
 
-  // [columns, ranges, (goes on from the range before, begins here), row_slots]; the planner keeps
+  // [columns, row_slots, ranges, (goes on from the range before, begins here)]; the planner keeps
   // it within 32 bits.
   __device__ __forceinline__ int part(int range, int row) const {
-    const int place = 2 * (work_.column * work_.ranges + range) + (range == first_);
-    return place * arguments_.ranges.row_slots + row;
+    const int line = work_.column * arguments_.ranges.row_slots + row;
+    return 2 * (line * work_.ranges + range) + (range == first_);
   }
 
   // Parts of the ranges begin, begin + stride, ...
@@ -141,20 +154,24 @@ class Destination {
   };
 
   __device__ __forceinline__ PartRow parts_of(const PartRange& parts, int row) const {
-    const int slots = arguments_.ranges.row_slots;
     const int first = part(parts.begin, row);
     const bool is_apart = parts.begin == first_ && parts.count > 1;
-    return {first, first - (is_apart ? slots : 0), 2 * parts.stride * slots};
+    return {first, first - (is_apart ? 1 : 0), 2 * parts.stride};
   }
 
-  // Counts the arrival of this warp at one of [columns, ranges, warps].
-  __device__ __forceinline__ bool is_last(int range, int count) const {
+  // Counts the arrival of this warp at one of [columns, ranges, warps]. Lane 0 knows how many came
+  // before.
+  __device__ __forceinline__ unsigned arrive(int range, int count) const {
     __syncwarp();  // the parts of all lanes come before the arrival of lane 0
     unsigned before = 0;
     if (lane_ == 0) {
       const int place = (work_.column * work_.ranges + range) * Traits::kWarps + warp_;
       before = count_arrival(params().counters + place, count - 1);
     }
+    return before;
+  }
+
+  __device__ __forceinline__ static bool was_last(unsigned before, int count) {
     before = __shfl_sync(kWarp, before, 0);
     __syncwarp();  // what lane 0 has acquired, all may read
     return before == static_cast<unsigned>(count - 1);
@@ -164,6 +181,7 @@ class Destination {
   template <int kAtOnce>
   __device__ __forceinline__ void add_parts(const PartRange& range,
                                             int first,
+                                            Target target,
                                             bool is_group) const {
     const auto place = [&](int r) {
       const int row = first + r * Traits::kWarps;
@@ -175,7 +193,10 @@ class Destination {
     for (int r = 0; r < Sums::kTogether; ++r) {
       const int row = first + r * Traits::kWarps;
       if (row < segment_.rows) {
-        pass_on(row, sums.rows[r], range.begin, is_group);
+        if (row != warp_ || Sums::kTogether > 1) {
+          target = target_of(row);
+        }
+        pass_on(row, sums.rows[r], target, range.begin, is_group);
       }
     }
   }

@@ -14,6 +14,9 @@ struct RowTarget {
   float* lse;  // null: not wanted
   float sink;  // log2 units; -inf: none
 
+  // Has the compiler find it no later than here.
+  __device__ __forceinline__ void settle() { asm volatile("" : "+l"(out), "+l"(lse), "+f"(sink)); }
+
   __device__ __forceinline__ static RowTarget of(const AttentionParams<T>& params,
                                                  int token,
                                                  int head,
@@ -30,9 +33,9 @@ struct RowTarget {
 //   out = O / (l + 2^(sink - M))        lse = ln 2 (M + log2(l + 2^(sink - M)))
 // A row that has seen no key is zero, its lse -inf.
 template <class Config>
-__device__ __noinline__ void store_row(MergedRow<Config> row,
-                                       RowTarget<typename Config::T> target,
-                                       int lane) {
+__device__ __forceinline__ void store_row_here(MergedRow<Config> row,
+                                               const RowTarget<typename Config::T>& target,
+                                               int lane) {
   using Row = MergedRow<Config>;
   using T = typename Config::T;
   if (target.sink != -kInfinity && row.sum > 0.0f) {
@@ -53,6 +56,26 @@ __device__ __noinline__ void store_row(MergedRow<Config> row,
   }
   if (target.lse != nullptr && lane == 0) {
     *target.lse = row.sum > 0.0f ? (row.max + __log2f(row.sum)) * kLn2 : -kInfinity;
+  }
+}
+
+template <class Config>
+__device__ __noinline__ void store_row_elsewhere(MergedRow<Config> row,
+                                                 RowTarget<typename Config::T> target,
+                                                 int lane) {
+  store_row_here(row, target, lane);
+}
+
+// Where registers are scarce, it is a function of its own. Elsewhere it is not: a cold launch waits
+// half a microsecond for code that lies apart.
+template <class Config>
+__device__ __forceinline__ void store_row(const MergedRow<Config>& row,
+                                          const RowTarget<typename Config::T>& target,
+                                          int lane) {
+  if constexpr (DecodeTraits<Config>::kHasSpareRegisters) {
+    store_row_here(row, target, lane);
+  } else {
+    store_row_elsewhere(row, target, lane);
   }
 }
 

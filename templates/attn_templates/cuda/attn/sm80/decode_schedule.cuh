@@ -101,12 +101,35 @@ __device__ __forceinline__ Start make_plan(DecodeStorage<Config>& storage,
     none.first = storage.window.first;
     return {storage.work, none};
   }
-  wait();
+  // The launch before this one may still write the lengths: so they are read again behind it, and
+  // where they are others, the range is found again. What else a plan may read is read behind it.
   const bool is_one = DecodeTraits<Config>::kHasSpareRegisters && params.batch_size == 1;
-  const Lengths own = load_lengths(params, is_one ? 0 : lane);
-  const int entry = read_table<Config>(params, lane);
+  const bool is_early = Wait::kTakesTime && params.offset_q == nullptr;
+  if (!is_early) {
+    wait();
+  }
+  auto words = LengthWords::read(params, lane);
   prefetch<Config>(params);
-  const Start start = plan_few<Config>(arguments, work, own, is_one, lane);
+  Start start;
+  Lengths own;
+  int entry = 0;
+  bool is_certain = !is_early;
+#pragma unroll 1
+  while (true) {
+    own = words.lengths(params, is_one, lane);
+    start = plan_few<Config>(arguments, work, own, is_one, lane);
+    LengthWords now = words;
+    if (!is_certain) {
+      wait();
+      now = LengthWords::read(params, lane);
+    }
+    entry = read_table<Config>(params, lane);
+    is_certain = true;
+    if (!__any_sync(kWarp, now != words)) {
+      break;
+    }
+    words = now;
+  }
   clear_empty<Config>(arguments, work, start.window, own, warp, DecodeTraits<Config>::kWarps, lane);
   pretend_to_use(params, entry == kNoWord);
   if constexpr (!DecodeTraits<Config>::kHasSpareRegisters) {
