@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         94b3aa7d8ea4da4efb935b1354d2b77376858c42d4e5e4a1312fa5ca4752fc9d
+// digest         0a072a78836a3d1420ced8cdee5237369f625b4bd218e19f30155aa23e37225b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         b5e458a9d96df348545ced4da16e725211a6e245085d97019ad004a9c4dc7a35
+// digest         2821ad2cbd888c0c09a9e4e1aa598cbbd3601a6e7515ae84d7e48abc091c62bb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         21a52949a267a633b1a7b48a7051f7308b5e64fb58a19c508557eaca844c86fa
+// digest         54eb60c43d568676ed7574f9e4ea1d151c98011fcd7291571a3f4979798a3dcd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         20639f3360b320875755d2f3a86b8ea0fdcf65a6770a3c7b5d11189c7d01d6ad
+// digest         6f36a1a0fc4a3f6d9080d7ffbffc4abb8cef49e7bbfa4d19b2a8d49ec1eb9658
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

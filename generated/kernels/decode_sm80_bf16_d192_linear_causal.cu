@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         083b97349a5cf2504b7d1d98b8f763ec70b68abc2bdd850c23b81a7cb2b63bac
+// digest         84ef5de3cfa1bf37d9acc878f133dc071cb2328a0da69a4e0960e6d9b3f07a48
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

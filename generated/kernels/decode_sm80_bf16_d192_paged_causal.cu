@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         d50abf0c7a3374889c25f7cba10a1738144795bc7d713b7645b193d5a31fe602
+// digest         1766e6c67cf8f828a7b8b1e38b3b53c1fdf269f4a77461817038618549467a3c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

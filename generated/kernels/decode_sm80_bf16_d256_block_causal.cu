@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         f649af32dc1099577495eb73d97cc37ad4b5241da9ed44fc2aeb1f9b867123b5
+// digest         efd246cb7f0d21bb4bb0886ad91a3a001c2e0a96b2ed9e5504df368c666c7162
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         28dd1101a19e210f87afccf61c85094a276b7f8c195cbe4e5a03b3bbd7178890
+// digest         1cdada773db1af14af34d2bf04265bf90fcc024a0436ea08700ac4107786587c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         1251c1a321e85f8909f5e18834dcc0d1d2ed5919ffeefcf0ce08cbce86a143fd
+// digest         7e960369752b937723a4a8a8515624a1798a22e37c6cdda2d1dabb1fd868c4ac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         77208eb4a5e206c020f4b9e4694b12697cda8cd30cfb6784e833def52bf527d0
+// digest         93ffc2df2a41e8fc1d4e669edd21810477463456e7279cdc1b32a7701139ba2c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         e8408c97e222dd9fc58a4f4ba495cbfca76bbea47508a64ff54648438fff78e0
+// digest         bac2af94421ef7add387001e814d5e38c109ce1f86665ffb9568e9d61b6e0b23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         62565831398f17435bc8dd4875f978ec2639fbd4050b905a82dff5d3dc35dd32
+// digest         b33d40254785064a320584461b214c4de274671675abd2ad3528410192ca6914
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

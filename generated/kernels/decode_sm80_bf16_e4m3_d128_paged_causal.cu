@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         035ca2c3b102855da1b5deac8232f9fb9ec36c3dae5097f5e1cff12a31897248
+// digest         302af2d7409f6f75e5f63b63e7400d7078f4f70c1916fea2b71e075e12268269
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b90c524cc36d0cd6a21f10def6d92ce88982ffc106213a787961d10ab2ba22ea
+// digest         adaf33944997116ad6a206cacc1cbfb1e598a164e206ad439b77fc76a342d673
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

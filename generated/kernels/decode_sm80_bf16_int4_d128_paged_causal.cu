@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         af0ea0cd97125cbea85b702d8885c02785c94e1248c128a50222502242ee83a4
+// digest         1b589e76b482298e16bb37f74cd5038145bf6c6ee837bcb88b6396e6955c5030
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         0d9a0f6fc9aa397e07d5e25404c27aef655123826d05a133b3cd01b6e8947eff
+// digest         c8420441f9b61aeaf34aaa4862bcf303208d1b0d7f6e4f6a58b4de1a87927f09
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

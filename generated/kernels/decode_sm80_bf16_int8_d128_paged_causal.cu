@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         fee9cdbfa297954a4b8fe51fd500a0375cd2b4e25940be96d14d1519331afe6f
+// digest         d4f7c310662bcbb538517bb2b7aac78016b865ee6ff374f9caa1b3363c05ef99
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         3828175a3d3a3638d314e1661a46bb31da64033fb70714d9e8aca68bfcb591de
+// digest         61da43c15edd1f244a7a2588f96576d977634134f0c351b4abeb3d019045ac80
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

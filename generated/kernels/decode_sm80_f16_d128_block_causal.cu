@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         a3534f5b9cf76a384b819243a27c391e2e3259ff118d790f0dd01bbbf6bbaffb
+// digest         7c9dfd319929a5a1b027ce46e31f1a53463fcae507a1279061257fd1477bb8a5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         8b2989e676e71cfbfc12e418d19a80bf5264006119b191e78ec67eacbf3418fd
+// digest         eda3a16c7e893fdc2a973e5f7a3cf7f2d14895283a0ddc9355aec60490b69b65
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         73b6f0704e53cdbf7e9c6ed958e19dc402e025d77b2597c0617ae045352d280b
+// digest         7fbbcff6370a469d2891346071e323ca265f3932d2e6851a97fbb8aeb4649218
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

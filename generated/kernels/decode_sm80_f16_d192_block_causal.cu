@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         c6c1206c269667ef7d39fd04df954d7d84b62d6f786efe4a3f85be1ad52d4e84
+// digest         b3b2b1a2c069c2e3c6456cf376936be2eed30131a26a2e666a7bd7bb1168060e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

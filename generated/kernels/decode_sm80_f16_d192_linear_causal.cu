@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         04600ede38752dcf2e17c9dca0f122bbbaaa9b4f29d348e1a7013d86042b46d9
+// digest         056fc679736d51f697f2acb66724a0041610182c557365b44d28848a11052dde
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         12fa128b2268b05e4215c8beed9e40db75536135b8d367289e8910b143a34497
+// digest         4dc7dd65ac68a2c824f19a07c2890957b579598f9d3e665608fcca42544098c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         e5ad0ea388d3b1c59fe68fd57ff05b976287f1ed32943cf0138d87e4bf0bffd7
+// digest         15c3e57c038b96744b86bf8e60608dbac1b272ba2fa03c1c1395bf0526b9dcf4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

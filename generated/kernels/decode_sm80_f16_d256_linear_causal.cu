@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         52605a59064c3e2c4b20182a2680736bc3b340467c515522c70d463e0e278a60
+// digest         870ee0f9ff0eeed429c3c0ca7a66f1b17a2ca8b8867775de82a8122cf0a73954
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         ad4417b5c79a08d20252d58019006a445309484ad272d85cc7b92390b62419a2
+// digest         ca0535e23c64e547fdf90bfb5a3a004bc87a2a6b553270eb8e0876ab4bf85bac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

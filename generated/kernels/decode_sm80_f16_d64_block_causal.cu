@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         c0a426398042db30919002c67410caf3401fadf552861241db558f3311222a87
+// digest         686c767f02d56a9b79231c6b28fa0e7a3b3ef7a98c8b6ce07c939a480514dd07
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

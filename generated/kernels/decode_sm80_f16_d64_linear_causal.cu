@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         bfe80bada08f0e2dd867468023df35aec695ef780d3b20e49793a381034ff474
+// digest         ad65124debc2cc4e66e6c77d1796f9392b0dfaed1611a6fd47fb79efe85c28ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         66dd0880898f402b85c52481818033ce417c8d76721314c6e030086ffc676f67
+// digest         95764fa357cc6d05e174bf39852161516813e1f9e88410493cc4c8b686812c73
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

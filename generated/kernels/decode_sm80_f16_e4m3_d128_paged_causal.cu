@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         4b8f949e06846ddbecdc0119151b6832a68187b2e588c1c07cba4c4d0d81bfed
+// digest         1c860befdc0231e688c807d252e97a12b3a23f6eba10dbb7635625c83e641032
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         02111bb823725aa4a517975e3540e6c35e6623bb407881abf2dfc7938832ee4a
+// digest         77485007e6b6ccbe9a9838846cc60fd14aa50afe5a80d4272bc5b57f64a27073
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         42c64d819694f8f1d603df4c8c22eea891d0dd62bb78059eef7b767e2915bfa3
+// digest         10a4670335a3795e8f21f371300e9dca8c1a91a99af9a0dc553d3fa05104c454
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         e87e0d3a8aa68fa5f4ca4dff695978b0c243ac27215222f45ede540a2c3a3775
+// digest         88ef09d7677c8065a4f0f1e7f8034e951b8ad3268e4e4d05ec705e94e9ad68c1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

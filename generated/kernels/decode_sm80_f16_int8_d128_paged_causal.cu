@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         3f7f651231fb6268b814a28d79228bca74d5807944247bd2da99b69c585f919c
+// digest         5fbd8073609f6ff22ae8e2ebd2e680f0a34a2ec9638d75ee48cf2625153b1e1d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         bbfe86ce16f685daa15cd757379993e20e336b23cb7a5ed7dceafbfadc6bf19f
+// digest         0b2095af8a060f0fad53d75c80901563857c2853561c2849ff248e90f72e40bc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

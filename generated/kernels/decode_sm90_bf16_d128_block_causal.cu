@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         f7ea707d90efcef619b84eb483e0a918994ed30c3dda163411e8fab40fc18fd4
+// digest         33dc9a512c29264b0591ea45ed90e1dd5f0aaabee57527652eb1e7eb4ccd908d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

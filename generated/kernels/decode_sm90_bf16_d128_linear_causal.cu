@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         def9b85c3a4d1c933e9c08af5cf3b37d165f3da265515f6c62327d00fa55e4c7
+// digest         17ad5b60b00d5264523d24ca2b18f400bd0e7caaa7878daf8085ed9525ac5b2e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         86f996017af52a5e767847f40638961f656e0fb05fa3bc851518fe2bcd6e6258
+// digest         4565d02aa2b77b08071edb4c3289afe34b849ab86b13df9f4814848e7b2c9e90
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         baa19245ff9de983e34bc41def54452eddb5b80e3d36a19602ac058a8eaa1113
+// digest         7c7a088d9e80d4aeac0d7b18adc13b0e0c8824ccbc27426892c82b6796a58a50
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

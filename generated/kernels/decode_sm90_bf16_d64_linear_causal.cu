@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         740c6244abd21582be46dca46862a373162d3f895c1d868a402978d231217960
+// digest         a4651a637f347ab0e672d6bc0377a24699e7e4725cc0c6dd99f769e8a2245d57
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

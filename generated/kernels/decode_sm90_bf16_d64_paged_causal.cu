@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         d0d091752c2a16cc59e389621c4c3744ef0186efa260cdab8c870de39fc8a7b5
+// digest         977ffad206dd311f553e74424697c82c21621d80d237fb84476fcf07268cf1ec
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

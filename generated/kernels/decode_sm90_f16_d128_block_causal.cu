@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         aad05dedb36411c65e327a75457b4596b8447301e88b32a117aa7f29f5196b9d
+// digest         422628a5e1fcf079eaeb61baa98a9e3494a6892727b7e16aef9142818016a486
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

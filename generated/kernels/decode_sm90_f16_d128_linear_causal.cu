@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         3ffab5a901d713506c436c74fc68b6a766b68cbe2876186102fdd1db419e7979
+// digest         37118c0013fd9a858334a1a200d7e6733f4f12671bb24352f44b189273b34772
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         dbf32113004838d19be330d03ebb42b15ff81702a8131298280c89ffaf987c55
+// digest         a5c3f09af20d1f3479d172774f10fe45062aa2ba0e933bc185dc9f1120478f28
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         dcf54d2410cf83003cb4d34711572717dc3d51ec8ac57756887c8a1041bf7593
+// digest         23a83ab28416fd76111aa8858680d50e513632ad0f150b9bec021e4c012aabc3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         f1b1b37d4b6c8f53d1188b17d76041d75853b1e0fc63d823a9994eae69f45807
+// digest         b80463c2df58884895516e1996b41cbac0b3300383422c9d7298df14df112916
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

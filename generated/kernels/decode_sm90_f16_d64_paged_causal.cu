@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         ed3bcd2ff08cdc006eff8d8191ef8acc56e944b212d73ed575f408b65b98150a
+// digest         4de77fc527172876be05488cfb3098f1ad3af9c88728ab7725b08539c4a6f6b9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -156,6 +156,25 @@ __device__ __forceinline__ bool may_plan_early(
          arguments.params.offset_q == nullptr;
 }
 
+// The lengths of a window of 32 sequences, one to a lane. All CTAs read the same few lines, which
+// L2 gives to one after the other: so none asks for windows without sequences.
+template <class T>
+__device__ __forceinline__ Lengths load_window(const AttentionParams<T>& params,
+                                               int first,
+                                               int lane) {
+  const bool exists = first < params.batch_size;
+  const int sequence = min(first + lane, params.batch_size - 1);
+  const int first_query = load_past_l1_if(exists, params.cu_q_len + sequence);
+  const int last_query = load_past_l1_if(exists, params.cu_q_len + sequence + 1);
+  const int first_key = load_past_l1_if(exists, params.cu_k_len + sequence);
+  const int last_key = load_past_l1_if(exists, params.cu_k_len + sequence + 1);
+  bool has_tokens = first + lane < params.batch_size;
+  if (params.finished != nullptr) {
+    has_tokens &= __ldcg(reinterpret_cast<const char*>(params.finished) + sequence) == 0;
+  }
+  return {{first_query, has_tokens ? last_query - first_query : 0}, last_key - first_key};
+}
+
 // The plan, made before `wait` returns from the lengths that lie in memory by then. The launch
 // before this one may still write them: so they are read again, and where they are others, the plan
 // is good for nothing, and false. Called by all warps.
@@ -179,7 +198,7 @@ __device__ __forceinline__ bool plan_early(DecodeStorage<Config>& storage,
   int units[kEarlyWindows];
 #pragma unroll
   for (int i = 0; i < kEarlyWindows; ++i) {
-    own[i] = load_lengths<Reading::kPastL1>(params, (warp + i * kWarps) * 32 + lane);
+    own[i] = load_window(params, (warp + i * kWarps) * 32, lane);
   }
   ColumnTotals totals{0, 0, 0, kMaxUnits};
 #pragma unroll
@@ -211,8 +230,7 @@ __device__ __forceinline__ bool plan_early(DecodeStorage<Config>& storage,
   bool is_other = false;
 #pragma unroll
   for (int i = 0; i < kEarlyWindows; ++i) {
-    const int sequence = (warp + i * kWarps) * 32 + lane;
-    is_other |= load_lengths<Reading::kPastL1>(params, sequence) != own[i];
+    is_other |= load_window(params, (warp + i * kWarps) * 32, lane) != own[i];
   }
   pretend_to_use(params, entry == kNoWord);
   start = {work, window};

@@ -44,6 +44,23 @@ __device__ __forceinline__ void prefetch_l2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global));
 }
 
+// What L2 holds, or 0 without asking for it: in no case is there a branch, which loads behind it
+// would wait for.
+__device__ __forceinline__ int load_past_l1_if(bool is_wanted, const int* global) {
+  int value;
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.s32 wanted, %1, 0;\n"
+      "mov.s32 %0, 0;\n"
+      "@wanted ld.global.cg.s32 %0, [%2];\n"
+      "}\n"
+      : "=r"(value)
+      : "r"(static_cast<int>(is_wanted)), "l"(global)
+      : "memory");
+  return value;
+}
+
 // Counts up to `last`, then wraps to 0. What this thread has written, and what it has seen of other
 // threads of its warp, is visible to whoever counts later.
 __device__ __forceinline__ unsigned count_arrival(int* counter, unsigned last) {
