@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         0a072a78836a3d1420ced8cdee5237369f625b4bd218e19f30155aa23e37225b
+// digest         a388910a6b5fc206464dd8656a29658c87f005c62a5500000300d99b85062495
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

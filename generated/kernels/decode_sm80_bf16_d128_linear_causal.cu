@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         2821ad2cbd888c0c09a9e4e1aa598cbbd3601a6e7515ae84d7e48abc091c62bb
+// digest         aa5d9e9d6633d0c6238ea1dd8f6dd4941ec67d72693447ce2c164ceaf92dd66c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         54eb60c43d568676ed7574f9e4ea1d151c98011fcd7291571a3f4979798a3dcd
+// digest         132a1e4034d86fb3b4eddee08d06297ed36afbb5eeafee8b4cf88fa288a0b45a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

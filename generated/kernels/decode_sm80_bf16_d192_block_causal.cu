@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         6f36a1a0fc4a3f6d9080d7ffbffc4abb8cef49e7bbfa4d19b2a8d49ec1eb9658
+// digest         9b0f9d7e7372c2c3f500aabd4ec778f3767f875c3063751ff8997cc1d2d1e4ca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         84ef5de3cfa1bf37d9acc878f133dc071cb2328a0da69a4e0960e6d9b3f07a48
+// digest         ac49e894a97af6ca21dbde5a0d282ea746f0d58a60ae79ac8fc95c066ae59941
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

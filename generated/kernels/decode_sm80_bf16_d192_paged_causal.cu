@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         1766e6c67cf8f828a7b8b1e38b3b53c1fdf269f4a77461817038618549467a3c
+// digest         88f910c93cba1c194ce843ad9ba0525180c75c57df7b341a854100e23edb945c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

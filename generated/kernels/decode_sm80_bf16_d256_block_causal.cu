@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         efd246cb7f0d21bb4bb0886ad91a3a001c2e0a96b2ed9e5504df368c666c7162
+// digest         3c8d51dfa181a39a576c92164613f4ef1024893d8996efbd1f231839f0a8a322
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

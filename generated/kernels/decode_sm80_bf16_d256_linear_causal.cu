@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         1cdada773db1af14af34d2bf04265bf90fcc024a0436ea08700ac4107786587c
+// digest         ff55100b5ae6db6168136f7c12e2de3320f49d0a22ee296a5a28f4d4c987a87b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         7e960369752b937723a4a8a8515624a1798a22e37c6cdda2d1dabb1fd868c4ac
+// digest         012ca869d1bafaf9c1beb8b342a5c8eea2f9d69e268384f63036b5060c9061e2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

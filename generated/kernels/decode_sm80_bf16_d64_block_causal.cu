@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         93ffc2df2a41e8fc1d4e669edd21810477463456e7279cdc1b32a7701139ba2c
+// digest         d91b858b0625c81decd4bd63832df3aeef72421bc2ef822527faca33d965eba7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

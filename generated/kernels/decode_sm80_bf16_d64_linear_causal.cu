@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         bac2af94421ef7add387001e814d5e38c109ce1f86665ffb9568e9d61b6e0b23
+// digest         dbdebb5ac77424c22efee19c334621121afdc5224d9cffed4cadedbfedd4453f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

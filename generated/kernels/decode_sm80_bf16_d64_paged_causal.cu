@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         b33d40254785064a320584461b214c4de274671675abd2ad3528410192ca6914
+// digest         41990143338cbefcbb2cb47ac0607c237da512c77cac8fe15ade4df137e617e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         302af2d7409f6f75e5f63b63e7400d7078f4f70c1916fea2b71e075e12268269
+// digest         a4c7830d2ecc82b8c83860ea9e87789307f67e64f88614bc254b1ac130495514
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

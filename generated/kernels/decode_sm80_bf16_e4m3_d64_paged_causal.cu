@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         adaf33944997116ad6a206cacc1cbfb1e598a164e206ad439b77fc76a342d673
+// digest         80a2aab808389e98c0fd567100cdc728d1d1ae18f2101302d9ab817e7cbface7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

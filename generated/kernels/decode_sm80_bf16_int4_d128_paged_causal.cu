@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         1b589e76b482298e16bb37f74cd5038145bf6c6ee837bcb88b6396e6955c5030
+// digest         1230c1e37ea757fe37acb9a513bb2a3635d4f4fcc9f65791ea7cc97ba5483dd9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

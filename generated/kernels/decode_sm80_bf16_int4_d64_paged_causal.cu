@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         c8420441f9b61aeaf34aaa4862bcf303208d1b0d7f6e4f6a58b4de1a87927f09
+// digest         ec93e4df90f19f2f21645d44a45515388f9ebd77edb257239338396df88d7daf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         d4f7c310662bcbb538517bb2b7aac78016b865ee6ff374f9caa1b3363c05ef99
+// digest         3f37835bfc1c42d49914536c3c9590d998fce1f85bad3db4ed62e5d0849742b3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         61da43c15edd1f244a7a2588f96576d977634134f0c351b4abeb3d019045ac80
+// digest         4ef9d58d231098c5a7a92990dcca7c130fefac619059e204f94f3740ff28babb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         7c9dfd319929a5a1b027ce46e31f1a53463fcae507a1279061257fd1477bb8a5
+// digest         a50ac096a6e13d76cf9b751c208d5ca1cc553baf4f32193f87139ac96d23b375
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         eda3a16c7e893fdc2a973e5f7a3cf7f2d14895283a0ddc9355aec60490b69b65
+// digest         227249a1c47b9d3ccd2429a37897b795a378f4350b9b8d02cefc79ede175e8b0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         7fbbcff6370a469d2891346071e323ca265f3932d2e6851a97fbb8aeb4649218
+// digest         3f23ef0e539fe9d092c154477af07c845138f321843cf41a021fc1a3b51eed23
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         b3b2b1a2c069c2e3c6456cf376936be2eed30131a26a2e666a7bd7bb1168060e
+// digest         06a79d2c3f29b3ee957940925817385ea55958703e2b84b2cd8eab7097d46a73
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         056fc679736d51f697f2acb66724a0041610182c557365b44d28848a11052dde
+// digest         cc372855dc7fd94754f88cef18ab0580d2d07cf7629926a841c9999eede7ef31
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

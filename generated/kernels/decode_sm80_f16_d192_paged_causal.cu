@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         4dc7dd65ac68a2c824f19a07c2890957b579598f9d3e665608fcca42544098c9
+// digest         00a887245072462937800532e711f6bb1fdabbd37d0310c453b98c49eee6ca92
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         15c3e57c038b96744b86bf8e60608dbac1b272ba2fa03c1c1395bf0526b9dcf4
+// digest         74b1dee5552f114534820239418103042cb6de2c738d1e514c905e1a4d49e7da
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

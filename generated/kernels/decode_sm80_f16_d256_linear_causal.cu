@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         870ee0f9ff0eeed429c3c0ca7a66f1b17a2ca8b8867775de82a8122cf0a73954
+// digest         37747496ebb7a3dc67fc4cd19dc58dbbd4353be3a7b9986d7e1b00032ca1754c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         ca0535e23c64e547fdf90bfb5a3a004bc87a2a6b553270eb8e0876ab4bf85bac
+// digest         d54ccd2c2035c4c59fcc83bed68a45b2bcbe6f8d860277d9697871432b17fdaa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

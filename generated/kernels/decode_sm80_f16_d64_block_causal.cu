@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         686c767f02d56a9b79231c6b28fa0e7a3b3ef7a98c8b6ce07c939a480514dd07
+// digest         cc2da8433be8c28a9a85e518814a31094e8137e23e646fbe0899ae493f1ecf1f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

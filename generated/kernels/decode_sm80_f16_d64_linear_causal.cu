@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         ad65124debc2cc4e66e6c77d1796f9392b0dfaed1611a6fd47fb79efe85c28ec
+// digest         dfdd6879d4f15538cd3145683d59c5285ec4b84e4e6f9a3620c9715828d76e34
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         95764fa357cc6d05e174bf39852161516813e1f9e88410493cc4c8b686812c73
+// digest         493a7d9833d1281e7e5d68b74a521620aabc011d330b96eb3681aaa8c5dbdb14
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         1c860befdc0231e688c807d252e97a12b3a23f6eba10dbb7635625c83e641032
+// digest         3a11d44723f3c37a241fe03d54e41014231921e258b4aa01e68499a6621a4988
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         77485007e6b6ccbe9a9838846cc60fd14aa50afe5a80d4272bc5b57f64a27073
+// digest         f3c5de143fa1e348901fd71f8f99d81fadb8a5636cd5bfcb6b49c7a90116ecff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

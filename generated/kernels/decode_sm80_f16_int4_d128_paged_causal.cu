@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         10a4670335a3795e8f21f371300e9dca8c1a91a99af9a0dc553d3fa05104c454
+// digest         c4266df8f6d18d0aa06f5d8d641c3b5085cdfe8a41947486791bf89b16d7d8e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         88ef09d7677c8065a4f0f1e7f8034e951b8ad3268e4e4d05ec705e94e9ad68c1
+// digest         5ec643969d6b92f00176417c293592a2e8e80730e8803deb2993e2b196024285
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

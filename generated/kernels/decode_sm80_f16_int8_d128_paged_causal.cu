@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         5fbd8073609f6ff22ae8e2ebd2e680f0a34a2ec9638d75ee48cf2625153b1e1d
+// digest         6da63a78fac0efa3c4a233a508876efa78f34aa7b6e4c2ffb0b5e19ef73b5a41
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

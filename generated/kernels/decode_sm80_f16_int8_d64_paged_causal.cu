@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         0b2095af8a060f0fad53d75c80901563857c2853561c2849ff248e90f72e40bc
+// digest         545728208fe045e309cdd749b8f640f4820da8bd68a26a1c9148f06992249c8c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

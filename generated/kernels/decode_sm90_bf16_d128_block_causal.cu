@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         33dc9a512c29264b0591ea45ed90e1dd5f0aaabee57527652eb1e7eb4ccd908d
+// digest         c65ce91374426fef7eb63fe0fddf2a81d2a773cfe08fdfdbbe843da1446559be
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         17ad5b60b00d5264523d24ca2b18f400bd0e7caaa7878daf8085ed9525ac5b2e
+// digest         d87f593b977e064cf3b37c5d8c6d0f6acb80a15686d9e8d578a6355be1e89072
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         4565d02aa2b77b08071edb4c3289afe34b849ab86b13df9f4814848e7b2c9e90
+// digest         123e34cd26aaed89504fa60e763ca715b96e0a37e0d6cb34e1a4e38197904725
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

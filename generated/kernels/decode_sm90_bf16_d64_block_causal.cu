@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         7c7a088d9e80d4aeac0d7b18adc13b0e0c8824ccbc27426892c82b6796a58a50
+// digest         7af7aee4652fbccbf36c68af218d7acb8e41aa91c257a4ae722250b1152f343e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         a4651a637f347ab0e672d6bc0377a24699e7e4725cc0c6dd99f769e8a2245d57
+// digest         6668a6863c08d5f011e88ff86c0d920a9b190c101ec0123ee80b66226819b023
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

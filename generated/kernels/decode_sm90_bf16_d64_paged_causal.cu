@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         977ffad206dd311f553e74424697c82c21621d80d237fb84476fcf07268cf1ec
+// digest         3ab2bb1b8c5e0cebf22afe7f095699bc212322af62b09ea33f68d3d925a10093
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

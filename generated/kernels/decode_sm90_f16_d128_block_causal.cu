@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         422628a5e1fcf079eaeb61baa98a9e3494a6892727b7e16aef9142818016a486
+// digest         550892bbdba815a2fd419faf94bb065f6b4b8bf0773fcb3cd6bb7b1e6879f3f6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

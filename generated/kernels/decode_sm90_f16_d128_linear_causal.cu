@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         37118c0013fd9a858334a1a200d7e6733f4f12671bb24352f44b189273b34772
+// digest         86745decc5aa0d40b62900b3a03d5c67ffc2ab7b226c21d31b4217131720a84c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         a5c3f09af20d1f3479d172774f10fe45062aa2ba0e933bc185dc9f1120478f28
+// digest         6b345df96e7ca3bfec3c65da49e7c317b2788b38647d280df541229e777cfe58
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

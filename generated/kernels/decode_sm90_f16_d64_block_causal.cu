@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         23a83ab28416fd76111aa8858680d50e513632ad0f150b9bec021e4c012aabc3
+// digest         e80f099fa91aaaf8d1e517921a323fae5da9af73b0afc0129266432edb3edf65
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

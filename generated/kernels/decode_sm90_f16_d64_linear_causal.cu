@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         b80463c2df58884895516e1996b41cbac0b3300383422c9d7298df14df112916
+// digest         8536eb0c1e44a4199fcd59bd9cc9f5172a5076d7eb53d6a393d5dbf6c05ddcf8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         4de77fc527172876be05488cfb3098f1ad3af9c88728ab7725b08539c4a6f6b9
+// digest         7727ee05dcffc2cd3632ef03a1741307a2c5d4a997e573d1622396bf752cec83
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

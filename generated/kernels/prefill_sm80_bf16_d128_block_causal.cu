@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         374f66e3754d84ea35ec3ab2172a0d3fbc196f03a30c7a19f342c84b6bb2913d
+// digest         c7a10ff88835be407bd46a6a0359af174b54b848842c113d9374946b23c65d6c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         af1466f97b92ac126f1f77b2981ee93a30c972011a54592aa87712bd8884053a
+// digest         41de7e633a7b762c8db531f1018974428c4243942e177c993a08e26532d720d2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         c0d7fa673803f67e6f8a1f3cc6e0dc4324e0899cb716220c6c59fbb014f4a335
+// digest         4a23d52967b198ee7640f474952896ee639490192f4564c0217c174eeb0cf4f2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         c4898201a3ad1b85d52516b0bb97d58ae2b2af867617e91aef63964ea7928e35
+// digest         5d328b7a8c2cd7efce7bac6be4d0476ce42306b982592b2af383f55b2d110a93
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

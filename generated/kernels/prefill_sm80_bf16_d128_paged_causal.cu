@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         c433399ba3030e6f183ac8928e48e8e1c5e9850848edda6d2ec265f2e85ef02e
+// digest         e9f7e8f70f7c56042fff7129c53639a0302095c7516e54af5689b9fe1b56fde3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         6e85c9634a0bb228a7997b9054aef96cf638429f80f4bd9afe0245e6a7169eb9
+// digest         88dfee1cedd688be82ec2eb9b8ece227c39f09555d066fb18e4402cbc16029a5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

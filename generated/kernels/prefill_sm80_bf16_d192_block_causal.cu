@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         3342f96600ac0f8a0fcffef8498984c8c2f9fecc4b7ae56ed3484f6642aa72c2
+// digest         76f5332de7daf088e0b11c03523573618b5cb42ff8bd7b8b66fda9421ed813b4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         b39bd93fbe778622db14e50c25b5e400408608117d3e2f32076cdb157f1a72d7
+// digest         84949e1425a91763c63ed913c425c17b2f27cfaec391b7b4a2a23fffc0174f4f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         abe2843e394acaa3e81643b9a0dc56478e25cc902b20350ac7137655fc43617f
+// digest         b0f174e6dd078a1589cab604fb8490d3118b6b74c928224c15b7d1648b13202a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

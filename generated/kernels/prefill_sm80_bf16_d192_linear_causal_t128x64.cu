@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         729ca1a90e6e7ab3cdb5febb18b14a209f0f9aaad8b74a58b5637cef83a724a3
+// digest         f292bde63207df26c1549ec32de5af027aa14de398b71a56dad76627aee24bdd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         174fe29a28c861deeaae09965cd8ee3766f898a104bcd9c3ef7a56dfaaca1d82
+// digest         3597e84a6df6687a84e7730519d80fb08b3508d38ddac9225dc76aa5e6635538
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         b85c5ebea5cd4b4b896f35e3e8d547c7421a1a68a372dc60dbdbfd50d3ad47a5
+// digest         11d709b179d04040a4950fd9c5418b75401a0dea5c649a714cca938a923aa34c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

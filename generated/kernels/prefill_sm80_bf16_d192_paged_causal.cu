@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         212df5d4af118eeea0260b80386d60716e772a286b3d49808ebcd6c4ad9d4aaa
+// digest         13d86c46c89ac9bb0a3e7101f9adb101f40f13c3063a65adaad0bd0ca7c7ba26
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

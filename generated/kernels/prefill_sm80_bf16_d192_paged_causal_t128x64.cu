@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         017aa35fe62749881a5c36f3957567c297402698d4f65af5e2e6bef987288f45
+// digest         be7e39f12c390c856723cba1b0f4320abaa4127afc89871acc8ea679964d23fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

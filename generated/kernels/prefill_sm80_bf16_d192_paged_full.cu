@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         2d93783610d762009afd70d00f4b13cc0ebf1732ca93a8403928b7fd21ea426f
+// digest         ce8e4b347769054e4561c0eef83211300e17de2ad1e58292c45254264806d2d1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         0badba375a620fdb1416fafee8f5a896bcf432e38b46bca1848b9fee19538ed7
+// digest         13eb36966263136649e46a90352e475bff64294ce369438c158dee979bdc3c43
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         cce1949843d7d6a3a0ce071cf7d80adbac513f31ff970963e82c22592baffe74
+// digest         65ae26936bf05c9fe7c6f9a97fc3cb87c1ef08070d3e536f4cf46d76e9ea08bd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         507b000ff533ee293aec1415bde8559d1682accfd995f93a77f43debab6b1d6b
+// digest         a79ccaafcd947db55cbe5083cd9798df9d0e2db1c267bcfc6cbb778fd30422e4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

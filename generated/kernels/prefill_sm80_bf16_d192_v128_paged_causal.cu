@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         60869b8023ad7e98dde5a684e1670733543f046cd77794267847f4a99c3467f2
+// digest         e57bc1263b7992bfaba3f8e7800a7d74d71f2b15571004bf86446c2a6a69ea4e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         956c933c05ce81874b1c7fd8d93ae323f4c1add5f11479d1215686d4b6b9cd94
+// digest         6b4c03822e0a140a0328c638df59ac4799e0a59ab515c0b81e5fc2d41a7e2b87
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         0838edbc147c9b3bf0ec98825106886d9f19c842194b57ecd6e1d121389efa9c
+// digest         870a8f8d938d62b9a74009d60e774ca81035f38b8862a8b6377a7c62fad27fba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         ce77fa05937540ae46ae8ca960297aa1b694aa0347f3ecfd7e6f4870fd07e9b2
+// digest         3df30eec77c594f644b0b65fa85327175cc86823fe2f36c3212ca35997ddde35
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         f409bdd2f774886ed80639b74dd315c0bf41a37f550533d459d0a1b462aae0ac
+// digest         6c96f5ceae01da8787a6187fe91f1be5c04e4b1582628c62f80040902b07553d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

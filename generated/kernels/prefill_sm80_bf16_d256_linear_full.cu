@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         dd2b2c7a54d1761019ff0ee2b5f776f2c279be8151927d8b820d0bd6789bd0f5
+// digest         fa20ab09275c6369757f977b8bb8f39472f16c81580400b265ba737ef27931de
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

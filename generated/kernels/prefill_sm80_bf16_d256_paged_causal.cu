@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         ad563c12c4446cad0cd6bf3342c82ee8a76fb4dd83b89188be59c62d40b0954b
+// digest         c9edd338a56bb883e20e5f69487430111e0ab07db3ef1d6b3320fea6bea22f1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         78ed3b7cc6eae7d7c485ac33c25a31ff7c3ddda83f1e4b0119638de171373b07
+// digest         8c014f99324d547c9691bfd47148c3e3578c4e15082aa12d5f883ece9861e758
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

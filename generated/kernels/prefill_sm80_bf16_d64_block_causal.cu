@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         3906a0dfc93d0bfdab141a25da5f1e71894c07bf4b5c767e7efa475876398075
+// digest         8d9790649c05a223bae7d9c8ef3704ecf3d7d9efc61d3e6b8587ee981b28336d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         370f2c8e50dad45697104f92f418c9ff22c02a8b04a7ee17a02f25cd8502487d
+// digest         f3c3728530d642adc83cef01afd6a007697ed546babf4939803c24a781a0c655
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

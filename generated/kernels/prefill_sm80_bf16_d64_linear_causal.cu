@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         eaf93b28b187630f8432f0d94d75368e4ed4ee3476963fdf80e684969098e46e
+// digest         f04cc5c2bc577b501823c881cb89a27a594f84576bec5c38d3462f44d256b25a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         5a66011768d0a90236afdbbaad4dcbf9d5c29230154bbbf63b9594e8f0553229
+// digest         9fe3588807a20c6e60f9215210b2d82f7fa654f54b8c124cb38b9bc33a8702ff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         0e6bafa7470cff42d70b584d42c158f5d5a762d5bf46ecaa6b5dbf2695f10d15
+// digest         e398e2c620b0f915185d82082b86b3301ef46bbad05703096fb2ad29493a76db
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

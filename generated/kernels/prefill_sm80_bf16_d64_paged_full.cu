@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         dcc9f2110bd8657d9c355784d0985d6da862d02f5cc3b1c978e952159bc4cdbc
+// digest         af12822ce6ac8d5e8614fa10fa7445209024993e098e92de4523d0f5c57a916f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         35005920ff8fef4d714eb55927d61c85800b2ed4ec26fb54169372de9418c995
+// digest         6d1038857c2c0b7793ded0fe2393cfda6c15a76e88fba32dd2208d7f68e3d087
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         44753ea75431dcf52d9708429e12f81f51cfdb323342d82edd960e81ae759098
+// digest         385ec099d052bc41aed46816ca94602dbf73ef76a91ba358476b951f1602f435
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

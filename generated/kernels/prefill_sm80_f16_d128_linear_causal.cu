@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         8aa8e8af6f1b3d585b7cdf30e2a5aa25c807710c6bc30027ded97a4e3f9f5cf4
+// digest         381e9ee9eb4e45e49d948a60adfb2b52c3088458788a1fa18bd8bf278c40176a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

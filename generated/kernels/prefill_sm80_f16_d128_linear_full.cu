@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         d8020096ff2bdd254580e10b9a0e81e2611e3fa4dd62dfacd963d328ca044f55
+// digest         1911b253121a6a47396c78eaa5d1a7e1e7c854a8791306010e36888e177965ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

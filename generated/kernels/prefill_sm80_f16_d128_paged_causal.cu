@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         7a1f8e39d2b80443bef4b1b4a0ca2c6966399af8f2c8de9acc9ac973ac74afbe
+// digest         104306a1f90c3c0dd48e5fcc4a215cc76cf9aeaf8ad846c53537fc9623e7b033
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

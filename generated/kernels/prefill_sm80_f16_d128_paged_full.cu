@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         f8399ecd16638afd9c048b00ed9ee8ef70a52b19874719a151b41b4c13c90d31
+// digest         071c21cc26179e66680f11294c2f083710e296b18bccb49a7e1d94e1fb805bb0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         201a905f7d44591df4c5b35256eff71ef13661e8e5f796d12221b3a2a33d056c
+// digest         8cb4597686537ecf69e25f30f4102e7870cd34f6f495ae4ff3a3d9a0d60db8dc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

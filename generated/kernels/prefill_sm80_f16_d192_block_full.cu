@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         638adaa926720b0f5af1d4d9e80489622839a575e0483dc1378f1a20d2d05772
+// digest         eba49e56cc7dd4aad1544665f1a382caef8af0caf27e64b073ece91a20c0afea
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         501f2f4ca95f6fcfcc994373fdc5dc753db0d1119b3f60235347c9838f1bb1b4
+// digest         4ce9e2b494dd381a9caa89978e5b65ea305a5b4297c92c722710265c64209652
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

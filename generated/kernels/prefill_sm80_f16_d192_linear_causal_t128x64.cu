@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         3cda884a6f34955db53e05837757121ffc22a7e0353d647f9f67cf78b6319242
+// digest         322fc337445e81584fc072bd2e743278544695ac60f83067ad63ef902fdbaf2d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

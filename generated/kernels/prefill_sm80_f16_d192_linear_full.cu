@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         a3ba292d941820cc06650a0f6ecfd7c0572a2c989be61f042c9dac1b38b5d102
+// digest         88c4e655704128fdeb17713458211f621e502f0fe2365b013f8f32dba8392923
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8be0945c969e3da6d76ca0201fe58601ac5ed031cb9c4337e2e03f37aedafbd3
+// digest         1e04096d30fba5e90e503946eaf6b3d2105bb0ee789da9b77ab85d299de84bc1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         6da9b30fe1309c73636f222f2c8e3503dc423fedd29f62ca3c1eeb556128f525
+// digest         4d2da8cbb029dd5046b2d0bb1d2bd0ee8f962f62951ab8e1aa3865291abe18df
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

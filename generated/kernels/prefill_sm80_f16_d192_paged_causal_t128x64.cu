@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         89407cc3fe51b03633ba2d5e9c78e8bc8fb9543d52ef6f2a14341f00ab9cb443
+// digest         ffabbe1d6603afe2187e69ff655429d5c3560163a38bbb00eab252cdc3ad001c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         f6b95d6c7410ae69883bff7e0177fa2646e31cbdb825cb90ec5508eb89a6eb98
+// digest         39aecd79ff5132c60b0d7dd44690c1acc771157fa0c77fdfc9ef97a635e2cbf1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

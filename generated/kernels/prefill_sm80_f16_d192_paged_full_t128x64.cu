@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         122352535bde77b7443a46535f7fea945490973c1e27f7cf90c9c58ca72977ee
+// digest         588bf7c6b327b9695f3dc06df1f89d8e2993851c2301b9658db862ba09828dce
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         5846292c360e8c90a8fde1c8e5ffde90d02d30fbf653f9d93e1a068aec20446d
+// digest         500c3d8d4f2075a6329e7d81c37ccec13b3e15de0b8089f83c3ef0fb2aa0bafc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         01f6a6303bbd9e7d9e1bfcaca28689bc6b8b1f70eb7486a03c975bb5123cbc9a
+// digest         1929f7c81714d922365e2631d31c7b724e8f5907bb912f1544dfb045be14a7e7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         05dc5d065a367ac476d1435c22dc6af804096519cebae6826654ea481d057d13
+// digest         28e9a84e36c8f5e36ee5bc08230aced1e52a860f5ce657b1f7bafbe8f7ac45b2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         e75a29c9984b51a619829bf93babfb5a53c90f177a3ae2535a681cc0799ea7c3
+// digest         d970fb63964063541aa7f4f2670f23a2580b8b9d72d666fa07461074feae856a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         bb091d317b5063c28dcd88c593c2b072b3d9b5f7a3d2de8a878f312727b34627
+// digest         b993d289a2841ec3ef2aa770be7008d726595b21701fdae21b68285cc116bcb2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

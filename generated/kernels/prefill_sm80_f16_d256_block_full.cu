@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         4ee9332845c2453913d61bbf17a92853ef0593ffeaffc2c1ac7c1283b346bd8e
+// digest         92454fba7e63a0a74646a2b3290dfda90b3ebd4b29967aa041d7fe7f1ef461f1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         830fca8111a8a4dd83cd836eb139dad42adf5793f8ae0031d2d0f77fafb0200e
+// digest         041851a6449cfd82eee40a6e0ba20ea059bf4dc2ef8c01f4e005f23e0cc2a6bf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

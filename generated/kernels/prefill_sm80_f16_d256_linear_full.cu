@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         d740b15e728f1d50e23d2be41cfca41d09472ff6ced78b10ac0fa752a9fb16af
+// digest         8a00b55275d80373e53d0b80a55b741d7e806b0d50e7fa96d8f36bafebf459d0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         e4533876aab1eb0701226795eabc304aa8b8a749559cbf77ec52dc5a1a868dcf
+// digest         2c937b13bc657b62d0d3b6ee8bd0fb2fdc528e7096c794135a8b58bc37f55625
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         0c898cc064636b5fe06421501874d12b4d48ede9a11af9f6cc518052ecac1711
+// digest         1eb0a601ab80c0ae9c9bf7d2b5fb8e3c7a988f5e13cc95a05e2dac8b961ec588
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         174d5b7d5db49a204859b7192cdfee4011c2f929e0bdd28b75bf982170d1cff4
+// digest         9c36b305c635f7587c57d5ca3ff7cfa0200e04fad1ed146b835dec387c949155
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

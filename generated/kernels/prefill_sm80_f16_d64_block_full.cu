@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         b429205e0e6509f03fe484c5856b221a2a7b74c56e376c47de0760f516cc42e1
+// digest         e35eabc5d03238ccc596d3893672d5edf079a31acf885fc9450651d1456763f5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

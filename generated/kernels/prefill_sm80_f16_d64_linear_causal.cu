@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         1661601dd3fb61bf5cb964c2c72eb13af4ca4dd4b96686ae26279d880b5c5d99
+// digest         db8ba395578229d4f9de91ff221b55b0d920903633f948d2aad4c46826e0b918
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

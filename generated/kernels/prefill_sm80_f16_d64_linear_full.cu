@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         9249cdc6f72a5b46998d212d2952962323f3e48fcc4ad56bafaf55685121ecfb
+// digest         064b3289ae8cabfcb49f016c0fdaff8448c0a408e93a4f07ac8fc5107841ca84
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         3338c102d8c45637f73073b3a91907e5a4465850f292806889c444b9c91c79a4
+// digest         0033a10c9b737892df2290236772c38f011228038644738c550ae4337c927b5b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

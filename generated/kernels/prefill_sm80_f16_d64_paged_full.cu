@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         b0105ebad2f47986a5d56c5020535fdc8d574d2ae542323ef9b0ba2a116f4ee8
+// digest         2b0693a7aa7a4c7a3a75214350268f3e7a85bb77f607ed33f20d9bcb1e280d8d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         dbb2c67692b75a5f6dd5d74ddea0cf62b51e0a6a4fcb0d141dc141f24f557014
+// digest         e45d23b55e8729222510666ef4112c16fe8c05e143146379612fcaec5f8fc42a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

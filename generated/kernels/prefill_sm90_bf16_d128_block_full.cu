@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         e1cd12b55691426b07c894d838a51f65f672cf756f26b310cf1e5d27539dee9a
+// digest         9362a67d778314cffca6fc29cab061faec315eb6cce53766408ec2ceeda8cb30
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         66243a43ac5a73cd1ec5264b1849ca087063ca91c3e27df0ad2c6e6fcd39e5f9
+// digest         8d95dcbf5868a1ba8ef3bc06803ece5d0359003c6daa54e6a970be3ed809cd91
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         f135dca3acf182e7c203434d6eefc87f0099b77af0e6c2a4916ad2c10a11e1a3
+// digest         37b213ba5ab711dbaef48f2bbf413ed17f3bae65b9975716548d4ea5e7b8ae22
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         72aa7f44c150051b5671d07ef76713d164e4b5248b23a90dd808cc0f9a542268
+// digest         ea306fce456eec9cf9ec9f073c1022083113e9536d3f6ca61b8ea9627ffe5316
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

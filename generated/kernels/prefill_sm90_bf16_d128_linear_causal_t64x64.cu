@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         3af43792f0e1f286724f0879c2d86d86a4793bd9331853ced0c34dcb4dd531f4
+// digest         368f0a0207edca482ab50e6895bfc68105e37dd1adcb6516c89379920d9db902
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         594574710c18924230c1017bd3e6264be40e7caea24c85f5b6c6361a2b6a6832
+// digest         d2160ffe701df1596697d5ab6b44fe1adcb1d8c852aa8c188520870d2c8533ca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

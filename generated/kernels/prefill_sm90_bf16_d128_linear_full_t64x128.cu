@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         b5ea0f02c87bdd428be67a0018be5a570ce396a7b1aa800cedb09e1bd34c0f01
+// digest         a2d8ecc1faa8ae373c77f0ef4de387cc3ef6712cd8e4d55c6a354fa474483652
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         0d5ee9d1af985e776272e6f11d86f52a6a0147230ac69c9630a764fdc55d7037
+// digest         e2f9f822b912fc67a9d0a6ef669d5164714a5c692d770fd0b34a5475f7eb6afc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         723be5a1e09ff833d7aae9726ea8208e2107b1d7f519ad9114c85e4b97e994d9
+// digest         96a75dea13cc1ece6ab511f0d8ab89a9fd8fc2ffd7b84a98de93c1c40f0a80a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         fd150b3ecf5cf3963c4c44bf59c08c12fe5598055f0f4d6bae3558c95a89a057
+// digest         a2bf1a876bfef4a79329d3e1505ad10836ee25ee2d15cbce6fd8c0ffa878a18e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

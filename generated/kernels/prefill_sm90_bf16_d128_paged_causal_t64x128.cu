@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         bdbd254d1cc9a32f4828e61d1ee4116d501e4aa6e2d2ff3b9492cfb599e44337
+// digest         2e1ab7ef7311ec6486d2f0b4e27b32b05ef1a2b8a223e788265fb4716f5a828a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         441c2ce301cc2afcdc4fa1566ce211626529e4d2233daffecb74468396412e59
+// digest         1e61d6ff5bb8d35c539dafac18c11f071b36ca838dde7d6d62151f193fe819ab
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

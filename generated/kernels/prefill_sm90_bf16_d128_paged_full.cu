@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         e5327ecd76a35c6bce8a539e75dd01043401309e24d4b29f68f128abbd8151a5
+// digest         16f0a5d3bd53d5d4f2d97993d1db9a88b2d91bfb16934f3bdb18cad1ed385b0a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

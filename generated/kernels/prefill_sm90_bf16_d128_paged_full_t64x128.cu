@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         9999422d7791837c4842fc259efe405b18dfaf8b5f6feb5afa9340c25c6ce95f
+// digest         17c335f54335ee064f115737328afc8cc6d71f7aec6c3836fd2420b599502fcb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

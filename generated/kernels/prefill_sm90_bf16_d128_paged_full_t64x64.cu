@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         d643e4134807a0b4974724bd535618e94365d0ef040ef74fd6d476f257373e9d
+// digest         6f3ec73f4ceea1c6c9355411acff7675d19bd24d955a4050f30a5cf0b00cb02f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

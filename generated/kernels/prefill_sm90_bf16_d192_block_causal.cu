@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         906a060ee217a9368b772d812062a8d46917df97be6c36aca1e569f2e1809ec3
+// digest         e3673112cb767a84a39dd05122e0d7254b10611c69139d14ec0a0dd35f48b75b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

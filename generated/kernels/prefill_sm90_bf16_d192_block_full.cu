@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         68270a0eefe16298cdbf2551451e4354b5cf3720026fcb80fe0d48161f92f71a
+// digest         64cc3cb20e30120880ecf35d5922812631afc94dd6bf12f09887e32e5ab8e63d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

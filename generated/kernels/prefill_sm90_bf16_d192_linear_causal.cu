@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         fddbca2267b7d35f47574513e43d7d3df7d38ef9a82f62eb73e47672bcefeed3
+// digest         f0a8d8111a796d66ccdfbe308bab5a1a40857dbf686a3264a7cb52bcab390caf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         3588a28a69d4f9b06fd8fe8a86bf3b8336c72d73db09605879ccc4b49599a96f
+// digest         270b6fd8d2f620c5e86f9d659fc46228b33288cacd42d9f7f15f1d81495dfc62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

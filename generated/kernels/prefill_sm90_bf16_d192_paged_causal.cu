@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         b749f2b8eab83b4b6c53daac4c81fa5c1a2ce4af6d71668a51f80d8b86a8424f
+// digest         0a76728f89c2793c5d94e8c3e0b0d27e221fea981a88ee03b91b3d95de6457c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

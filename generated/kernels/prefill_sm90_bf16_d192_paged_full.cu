@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         4a3b6e668913d1d81a8f25f9266a6df9359fcc9dd1fe868a11506c8241e6d53c
+// digest         a30c18d9dba2f601483925fe5a67d3caed15aba9ba029a9bd042a5500664cc8e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         839b0766f8d6dc0f4a7bcdfdcbfe0b155b3b3a9c551894582a1179e40c35557c
+// digest         df97577d0616a43728e246516988798729ad5e120b2e63d9de6a14d9e16d9d45
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         8de357e3e986e321c6a9a5d47e0b6e00476ac129c335a441d8b32843962921d0
+// digest         f2ffa594eef1adaa10863ade52209407d1490e0d24263153cc6ee9479ed11f1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

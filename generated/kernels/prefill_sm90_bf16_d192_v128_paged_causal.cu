@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         77f7010c1d33da8f6e4068c120438b2ddf7746d20750404590bd278b4cd1a17a
+// digest         410764bbba32116c02e06420ffa59d22969623c4a1e4b1cc17a9eb0472be306d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         c251f63d1f78e76aa3a9151be0a5fba669d0825e0c2c71e82df94f6ce680095f
+// digest         889a20c73c67dc77b19838e13e6c1b3577c678b4f6cfe9f30bb4b56c8c7b8231
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

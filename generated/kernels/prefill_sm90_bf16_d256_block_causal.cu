@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         d469e214f81105aa2e01ef387d007b7bbeb08f90bc2059d18b56db6262667708
+// digest         668a7fd0511a0cabbf5918447356c5999e72ea67e3efe3541d95b1cb71fb8084
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

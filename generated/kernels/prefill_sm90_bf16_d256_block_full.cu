@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         c2b61308e594579a0240673b84112af083023f8fd3f01c282c538ed3400a68fb
+// digest         2fa8a17ab16bc43cd7d18df4290d6c9db9da47cdc36d80d00e3592c92890a77a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         30a66e72ecc1f36e764536d1b22e3baff16cd5c28e3063a279452e5e185778f8
+// digest         d2b06f59bc311b56a5b756843ca078543f7fe70972de45d781c080c3938f1756
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

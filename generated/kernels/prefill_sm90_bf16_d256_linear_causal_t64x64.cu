@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         3c947c5dfaa79c72ee2eda03bb0226319f8177eb57e087fab8552a17aa110d69
+// digest         a82e9f90922008956c7d6d557b879a73d3bfe534c4e61da5d26506a1ee3b6386
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         4bd34145f15774cf3ffca3b1fe269b783caa7a9aa4c001e1fef637c04419d11c
+// digest         f2edd15a40db4f386688a9621b7e29262fdb31fb7cd41c64eaa601665de4651c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         2d5dedbdcb74ce688c7e6a67ff58fdbf9bbc5aeed72b464cba9adcc3962ee8fd
+// digest         086837f662c75da3e840cc72b84dbfad19519e3a86c4f0732643d7cac698e2d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         50a9dc1c35174f227e94628b7de17657f9569072f24b3c68574053d2db5c8b02
+// digest         f9a29124f3426805d6a41db78c9778c97273648783e303b7d8b673941b0ca5c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

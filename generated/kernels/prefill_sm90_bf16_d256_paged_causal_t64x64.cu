@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         a97b4fb96c9f53145a4d55f1ab6de8a8de2db736e1f26b0905e71de99e4f3a81
+// digest         4a570645789a1da471ddf11ca24a346862211e710dc58079aa69362d55aa4748
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

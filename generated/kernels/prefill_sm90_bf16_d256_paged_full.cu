@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         4ca9c49f7770f56e8cbeeb41117c6d8afb8522975cb7c2015d1c68a5250d53b4
+// digest         f656c7dea11a324bfd16b6a478414089f5e6dfb6fdcc67cf571b333b76cbec55
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

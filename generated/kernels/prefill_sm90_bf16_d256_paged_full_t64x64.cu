@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         9d9cbd90280201908eb9cbfb858b7f66e8d8d3d3bcc7ea6e444680a2f36926e9
+// digest         e7d629a4711d7def22fd1a6d19b8fc393878e0dfad4ae6111f70f748b49a7d5a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

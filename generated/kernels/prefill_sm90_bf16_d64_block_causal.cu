@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         fc4edff5e3b61e0528b9b52271b18fac2e3a0198f03a1be8810dabb5a0b0dfba
+// digest         a77628ca53e2ad55fe85747cca17cb5cbb8a79bd8173c2df8f677a0a8b1ee173
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

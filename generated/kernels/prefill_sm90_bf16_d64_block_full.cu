@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         93f1671193e3b5be8f65bd4422538df53fc66ddb590abc84697d6ad8c8e48f62
+// digest         0ab900278a72b65ceb8ee315a39e35068f59c59ea95a5fee72429dec5d990bea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         b2d0d9cd8c3afb038df314add5011257336816257d0393a59430f2a4ae07b8d2
+// digest         3f243656c547eaee2b3fe2d6b67b309bab64bf94d0da2ded0acd2b9fdc0e5627
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         d731428502019b06bd44930ae2cee211d4c03031838035e750cf01e953ab644b
+// digest         a54afef3f76dfd663408b02d9f611c13cfadfadf538633c84650004d607167d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

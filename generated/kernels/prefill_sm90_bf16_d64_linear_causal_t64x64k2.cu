@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         c7d24a27a1bcff6cffaf1bc0b316a0c6ee2c3d50ca36dd03284652d5c20d1775
+// digest         896a714615e4694468e890752dd758d9f071fb7e278485cb739f016eb141a366
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

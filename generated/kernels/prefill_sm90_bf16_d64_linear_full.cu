@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         84ee3d7e22ddf0b190315b5896c46a21fb6f1d272dccaec2408d22af24f2fa97
+// digest         1549a502c601a6fb9261ce9804741103a995e3c78e01bcb76fdb240e5af3c2db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

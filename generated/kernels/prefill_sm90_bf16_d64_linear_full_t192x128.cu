@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         9eaea5d59cf3a225133e3295202b4d32029ae1c4a74c67b22268d95a67805ef0
+// digest         6a2b380707fa308b8018dcbfe8c3e26a0b89c94df3b7856e1cebb4a1c6efa469
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

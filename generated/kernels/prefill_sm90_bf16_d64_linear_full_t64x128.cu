@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         9cc6376d7f907db7a6709256765e68088d6c475ae410b1a3616fc2f9c6474f2e
+// digest         2328de0b07088f45581766cebe8e8a5a7cb470d8af6dd87b022081b06354fc4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         df2af9813e1cf97d7126ab92daa832f5874d0a9baf82606b2a0f5896a7d6d9fb
+// digest         bdd354126f9f6389ee8a4496d154a6b363dafa1920c7342a21486a2fb46d6d2c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

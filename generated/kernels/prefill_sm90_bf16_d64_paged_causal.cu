@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         b87d8c0bc462164746bfb491cbe1f222392637ac6149b2630dfe465fc9541d13
+// digest         67ffba0e3202399b66768436a697f863247e57ea267de843d6382601eab2f64e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         7df88b2d1e935e997e22739bfd6b3838f4ea575e4d8087432297852336f71790
+// digest         f2b787ca998d3a45c383021e519e02cb75f9ac3f51136d9623c713471f13dbe1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         bbcb52b19a06f5865b549d14017c9d3455502cd4429d9a46c36a3d38bb21e024
+// digest         f829df5bfb5985aebf7acfc2e60378ce61ad16f709d47a28b973ff7345d98577
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

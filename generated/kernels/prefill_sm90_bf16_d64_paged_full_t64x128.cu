@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         a834d180ffba353f6a9ef1c4b6357c064938c1cf8241afd191bf1122169553fc
+// digest         56062c0fd8b0bff434a0dc1cd732cb83393d2652002154d57a12bd1f67094b68
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

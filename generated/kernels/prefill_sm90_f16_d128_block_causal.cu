@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         01981589da4f7b333b09561cdc97b104815e03c273fd1dd222384708f5bd8730
+// digest         934270635168bf592004466fa4162aaf6679d465352abaec978820ed131fb9af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         725ef908cf1535133355f6cf574dea33b958590af3634c7370ccd72e0b5e05c4
+// digest         cafc2709fe932f5de6a978a93b005ba19d8bd89824fa6e24ee4bae26dbb94262
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

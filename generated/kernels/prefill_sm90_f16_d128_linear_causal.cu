@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         c2fd48a256cb59930eacc0be17174fc0aede44afb55a3b90b67f6389c17ab601
+// digest         337b15690cfdcd65dee78477069e51a567e47d5c7d670657a9099406ad043288
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         90dfa28ee5e28cf90e302b519295c078170cfbc3e322016d2a9174c365d392e7
+// digest         4e4f13f5bcd44898543eb91f00f67cebf94c1a259751f584474355ef47d9414f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         8a2cde014ec805d56f5b58173824035b10c7706c421453bbfd8773c98356f6e5
+// digest         d61749796a4089c6613691cf86e9ae29969671815a95e2142d2d22bacfaa785f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

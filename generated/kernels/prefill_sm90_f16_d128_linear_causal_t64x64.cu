@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         ec56e9dd54f478354da3bad6946979f6666a23cb14616e7c34df05094c73e61b
+// digest         f45482628773b2f1cf1a19a4ac2e5db6d5d443e248fa063d3b80e2c8c4ee293b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

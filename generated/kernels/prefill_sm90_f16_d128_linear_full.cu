@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         862e275b170c4e3df93b5121b298da4c3ccf8ffc57f347788c41b4ac1417f2dc
+// digest         ac593f93df0d96c88a6d9d1e3f5b109bbdeac9de53d1b57a9b60d93810c991eb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

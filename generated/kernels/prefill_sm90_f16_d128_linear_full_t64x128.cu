@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         fa63752ad1f6839ba5f3e015ceff22447c33b49db40c6c5207ca5fc305a20a59
+// digest         8e316c59ff6899ed85bc4e9e026718d79f97724d2f126fd9d33e94ec8e777141
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         1ab0ac2b6d415c63ed976186cfb112e789d808505573e4f009ac407c16e88d75
+// digest         9942be8c4141062cecb0adfa90a85bb4e36b90fb62a64722f67b1496acbc04e9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

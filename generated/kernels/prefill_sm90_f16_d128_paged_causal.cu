@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         dd4ae6e4073d9d141a96d8d6d46da31c65c4e43a54d5cffec202f36803bc82ce
+// digest         378aa957a7f8d59af000fa01b7f6754872548bd8aa2afd8ce5157e6ceb567ab2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         807f922285b1b4bf6db58fccddc20128b9085b9d66f8260d39645cb33c8bb202
+// digest         b818cb4fd93a656f9776f3b3435710bd44b04c3ecdf2ed6f7eb13b6a4d70a301
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         3c418b9b1908567aac5afd87fade1ecd956b9a9a58a1ac900cca54d58d0bc860
+// digest         64c39171cb237a9b6c07836db3ed19ec958f9a5e09f68d5fdcad47fc47e6838a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

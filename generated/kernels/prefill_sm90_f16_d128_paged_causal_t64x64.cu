@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         60a3d7facf5676cf5a7b2396823abf65ad7a6675bbad36d6ad7b8d1640d1565c
+// digest         8f43678a42f7af389a94f966da196b137a070a0e88c8cc2d28720c5fdcfc52e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         99d2a893eb5d9a7b245c58886c23bcdd771cef24be6b47f2b8b487c4988b0011
+// digest         339cecaebf2617fef2b46b8eb6777f2260a8fe333f8902e458705f7200cd6151
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         f1816768586c2addecbd29d8fb567395171f82ad2979cbd47d7473acd951381c
+// digest         eb36db040bca0f6c62cbad621bbf9a398667fbafbecaf045c2619d2611f30bba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

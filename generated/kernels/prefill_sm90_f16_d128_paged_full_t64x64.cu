@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         77af4f6fe0262d5500161624c393345c3a8afa0c0179efed64ed17318a715df7
+// digest         117183feb8c8651a1b2f11dc04a34e6a67df86eb28c54eb97f57ff97745ddbfa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         e58ff6fdfec12f97eeed370ad28bdad4c00560c282318f6fa3f043e385a209fc
+// digest         d187af5d98501b205d80956922dc54779d264edbb47e02d299e4cfb1a8d269dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         9bf8f08028528f2b176c7d814d01351b9d118c8f36f20e412ffd5758dfa326b0
+// digest         e308adaa04236f4ede6eaa5ff32776175e35e5c3a079e34a1236e9935fa7f49f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         661eae6bba50e8347479e0283c371a3711a1c9c8801ae5bdbc9629e04fe7e663
+// digest         e516de35a2202c07a8c04a8e71e4adfee0dae96dcc97801db1a13df0080e8dca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

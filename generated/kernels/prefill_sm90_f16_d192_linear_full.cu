@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         a2afdcb552c8fcd25fbaff7ee4ff92939d7a73366a32ac695deef4768d236045
+// digest         9f1ce89b412fe4aef36ca88a2aae866f6397e4a6d7ae0331b6d693635d63415d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         c967f79346cdc1f38c1cc699ac83a60242dc03a826a3c729a1ebde6cfd9bfe8b
+// digest         8dc17d16a8cb1590552ecd778e2948a38bb2d8def2a334047548cb3cedbda99d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         0bf1817efde6f454411f3a9296cc453be44686977704c5827b3797b258714f1c
+// digest         1511267c7771a225c7396cec44f7b089811e4d914fbcff8c563a4cffe0e6152a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

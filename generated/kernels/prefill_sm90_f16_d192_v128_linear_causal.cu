@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         bffad46f1f75eabef31d9cfd9952772d99a81b1b94e7b7daa1f578b0b123c101
+// digest         6de862fddc8b9e555d119fe06f6ef93f985c8fb6611b925efeaecd84f9f67ea0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

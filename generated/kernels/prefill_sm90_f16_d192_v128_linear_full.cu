@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         3c117fd5d768616bb1b132ec39cf0a5d6a6b26bd8706144e0245136be3794657
+// digest         1dfc2b31d00b6018e04d9912adac88dc51c326d01ea0e8c5ae7f680d775c2bd6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

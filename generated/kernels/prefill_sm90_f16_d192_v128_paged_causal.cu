@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         4feae70ab9c4ed8c9a17befcab4d834a7e922d3d1cfefb8bbdb651c65bc6cf7d
+// digest         d5412319bb478a3fc4bec46b8a249bd4a013061cfb1e17270ff1b82abe6a3702
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         2ede46a3f1de3c7d76798e58ee222f663123ceec045bd126d21810cc68b62954
+// digest         532d53847777eae8ccdf2b3546c1d586ffa65f2ee8e22d2b41f1785c1787883e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

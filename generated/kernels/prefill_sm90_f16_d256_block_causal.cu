@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         91187088ebcc8c1c9181ae2031e82f86fa4d8250f6b529cb4a23e0f7acba51b8
+// digest         44af9698caf5521248e7f8a57e06233d178d6263b80b78319142ba64def03d7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         c6f4106c847a69f3dfaa8acce641a3b684dcb8dd40dcb686141307a572dda1f0
+// digest         c8c9416991b38ee008d928d56045d78f0607d97078ef0baa75a0017e9f4eb3ea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

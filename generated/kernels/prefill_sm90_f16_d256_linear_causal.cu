@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         632c24e00f874ba02a9fd509eedbda3cb2c27d257e9fec84fbb0a3a91ed39720
+// digest         c8148677619509aa2eeb5b08edcec71db03bfe57e7ffc8fc994c168fcfc3daad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         13362c16187b29270b96cd6ff6c47fc88a07d8bd415bb88fbd36b584b480ac4a
+// digest         7a2e6a06b295e2df724a4a7e6f75b5d8ee9832ece176605a9b44dc2ca3815f79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         1f4e4bbae5aa3bac239d36e201c6a0802964e4d1e0c4ce56b3b905474133c783
+// digest         63951686683611b7a6c7028b0b783210ccaa4fb6e291100e3499a68c05ee22f5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

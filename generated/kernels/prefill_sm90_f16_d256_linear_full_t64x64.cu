@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         00bc7afe85f0a20938d6f7407c31b756d47089c7e6038fbe2be4f479ada7c236
+// digest         e65f46566d6bcb18f7b798cf8a04b0dcdf74c35478acc46db347dbdc591d7e2b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

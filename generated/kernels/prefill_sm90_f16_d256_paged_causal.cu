@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         604fbe14f64235dec4c7277d26becb198f1e6c25ef25ec72d0a0d82cba0048e0
+// digest         a4ce54ea6b08fbaca27863cf86d342893647fda09c70f3f7aecdedc5af340e4b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

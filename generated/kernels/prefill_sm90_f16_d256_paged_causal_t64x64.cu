@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         afc6f83aa8c904e88e186f0ef88565b87ce344e277a20a424cef1e218d7d4d3d
+// digest         a53140e074ce53e6b42c94e9c6dcc9a0e77d27df1e405cb504d6e11d1b7726cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

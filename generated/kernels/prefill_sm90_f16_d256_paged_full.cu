@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         075cddd3f1534426dab57c001abb1ad88d823d062ebd85fdf584661aefc09e7a
+// digest         63a8d2cb7ff602c33c4520ca5e8fe376f9d94b802ee88056ed6e609c4dd33e0c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a0ac248cee46f8a98e3df7dfc45b6957fa554baf8a9059794f5d1a368349ba51
+// digest         a97560384dd2de9ceed83fefb0488085e0a841caedf05628b4e3fd04472203fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

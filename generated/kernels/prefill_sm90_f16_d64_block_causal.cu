@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         6a8cd44bb862d355d77afb7119b0818cb95a0a114443a89cee83c592915ae418
+// digest         aa93daa92ea05e40e106cdb5ee7f6740615af359cb1a7e05e8aa85bb2cdcd3b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

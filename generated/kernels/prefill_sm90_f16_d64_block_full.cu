@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         0adc6f3f6cfac6404648c3e55d02bae211175f3b8c334d1ecdb8adb8199a40e0
+// digest         9f79d46796a8182f126fe80512b28c2ecd360ed2dd897cb4c011391909b8dd09
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

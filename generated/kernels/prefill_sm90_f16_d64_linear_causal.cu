@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         8bc10f425b5d8aa96412a53f755a393e698f476639c797a32c9eb8420e74309e
+// digest         ff56207d33a279999d9697f91b2482879f0a163eeb7c604c5b84d4b2ca91196e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         d9be1f4de9e2be919b4c9190bea9a08f2a6ecc51e96f59e4a7fdad5ced53e416
+// digest         7f156c1a8084f6f23a9dca41564094df91cc52332c956d5e7805499b94db0ae6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

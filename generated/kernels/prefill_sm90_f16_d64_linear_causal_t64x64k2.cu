@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         b14b013326eda10a6697ed25d9b49b8d5bb5c26e6cb3efeb4f4e404111184263
+// digest         20d74f5dad07a0595d4b0c4ae0aff8decc3462f39a7bba097e82317539fcb84c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

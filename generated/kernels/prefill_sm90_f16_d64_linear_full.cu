@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         ab25f6d4ad0c17d04d1ebedb13e6d932bec037aebb6c402d857bba293a138848
+// digest         746ab2ddd209b209e80dabcef3d85615a1f7bda3998ba6438c8272a86495fc5f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         44ba7635f60236e270fbaa1832a187bd30b6fe6307ad19406fd03c804b559e4a
+// digest         bb25452431d99af10b4d0b268615cdbc278ce262e2bc823538a3f624a07c796d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

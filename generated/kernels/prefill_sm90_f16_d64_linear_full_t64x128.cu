@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         109abbe74844bd0677e7f5295117e4bfcb57828fac56f1521c69c15bc793adc1
+// digest         6126cec070d4935dd111cfaa81e956fd0d76f5152e521db954b83abfc7c2b681
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

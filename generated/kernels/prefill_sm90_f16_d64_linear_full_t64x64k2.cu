@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         75de0a91f01932149210ee698c11c92daddcf5060b0e8b19eb8481ba2cec0935
+// digest         2e393472f5e568376226097fa38681c1b4db0fb02acac6cb730a86fd50cdce56
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         02fcc4d042aefab838031c9dc43bad7150685aa624a8463e857aae7fdce7cb86
+// digest         8ed6ee68e12b6842a4bce2534ee2860f75e5a670ac173b3a3d480e3ce6b38fc5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         32a8af6357b20e061ba24c7ab7828d72e91b6ae23f1ec4d0ef025e9467740991
+// digest         713d2b2b8dc072c04c843eb37a7e3c4245c2491cfa9f6853f59122cfe06f392a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         30eb3897f60caaeb0e4d6f65b35937f582246399112181167b96e2b1ba19ad9f
+// digest         b374ae3725f797507fe49ca4552e2c4c59166dcf7c949f5d0807764b499c7ab7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         463214f458821c7c95eee3f233882640cd48e1beb7cb1bd6d0847a6d3709344d
+// digest         874261abb40f6b30e9f3394ea2736ed9975208a9822c8a1590d2ff57bb503f0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         3b6b56c50b4acd9a6938c7e474a39676444ef97da9aeb470a885ef0f42ec7a6c
+// digest         02e6461b61cfc6e6f41873dfcba5757b8df6a8613d345dd2b0beddb1817293da
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         4b66a6be8f463d8c1e35e9cd8411e9680f990558d11533586f27e50023d33861
+// digest         00d4ba24b26e6f9ff3205d837e19cd94a198029cba81c604b48fd2ebe9a676e8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         36f07a5150f959ccc45b14af755a658ad87de8378beebeb468d1762dfbaaa264
+// digest         2b6ec933eb0db50f70c170d2966e5c4139ed6af35307463ebb415fa203072cf0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         01a37bf37b076f15e47de5235ace088b9f74127df558750e182532c7811aabd9
+// digest         3dd61fa23da5a3447509653525cda0298ca3c901585174707217308a3e1ca2da
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

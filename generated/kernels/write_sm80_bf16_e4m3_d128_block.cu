@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         3abef1976677b377c9e8d61f9b156e69658b761a7bad815f3cb87c0c12d5064d
+// digest         84462cdd1e8365b66d986ee50d05d86a7b22acca908d083cb5250631b8f4bf04
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

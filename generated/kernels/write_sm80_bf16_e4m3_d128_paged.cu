@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         42e143ea9efa2112a64951d7d3c44d9eb45cac43f38dd8a570cf90531f9223ad
+// digest         3980009d67804596fbe07d0f222b2ef199d72f0fa655f615863180c31813ab75
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

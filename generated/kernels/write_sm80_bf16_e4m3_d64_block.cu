@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         9f53d65b30a1c222e4c55821bd5cfbb98159137c6030745f24c9d19156b2a179
+// digest         a8fb7e72fe83b081c8db5fec6ab0c3547f3e550b35a7b23cef2b027c39e51899
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         21a627a365d7f5c00b0b73103749e61df24eca1740451c82f37c1eee0a401983
+// digest         266d60adf6c21b4903314561e54ebaea7e3ef7226a0964c6d951a996a4d8b880
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         d4b9a95468b1d7018c5f09d519ddb77198d6c373381871b1b271375886536eee
+// digest         b2a698f4f1090eae3ebc4a2e6efccae2b3894822a84ef82ee2cde4ae12df6918
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

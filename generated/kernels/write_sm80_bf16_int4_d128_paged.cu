@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         a97abcaa762a214d52f380f02e3a31885535de165ca37138879167c529fbeb2a
+// digest         687c9503dae957b10327a7ebc27d4c25b7d8d61bc3c68959713b51bec7b94599
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         abbc0051efb590d51bd0efc56e529de8975ef436b0485d959e9fb4699bc12f00
+// digest         a90d667b39347c4c6ab1c7815bf9a249664ffd89a40af5484efe24c07c4f7c92
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

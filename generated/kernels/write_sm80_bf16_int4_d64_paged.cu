@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         d2561b87d624d3c6d0d6a7bacebfb86c159e4cfb1c208b6b35a624955d6d1979
+// digest         4d0b9d9295415a4fc1f4ca520fcc67de69152bbd942c79af8193304196a543dd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         3a686d3e552796a4b47f1c335165615a1eec32bc834868f368e23d7c70a56c21
+// digest         aeed91bff17463a4661d9bdc9846b36a722d5e6d7933efeaf6d58522f40cbe66
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         83ec4063c6c47a60c3740b2bcbc4b172627a06bbc4c8f0eee65c199534e3adee
+// digest         e7f372257c57d6daa1509b612679435b5097dd438612381bbe971ce0f3088c57
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

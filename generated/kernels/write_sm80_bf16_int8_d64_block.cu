@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         ffe4f251ed816a8cfb8f1272bdbd9411308cc8270980379717f1ef915c2d352b
+// digest         9ffbaed2d66b5223bd5e28cbb9f3a1678b4d8e6625dbf9e5fc8ca946de032864
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         80422f8720ad9340c1e6895036fe3923a64ff1f06648acae02721a0da32cee0d
+// digest         ba54072cb9aeff64e84620f107a1c8872f0428c8a064a7b705728eb61bf7eab2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         ccf678c10825d6d5d5d454e0036b11039d18f87eb035fdd3a3e866e5f65f1f46
+// digest         6e1107dbfe49b5d58f532d895390f05753b1e0573dc789b6be8f490462be5109
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         0a2102fa786208d62244d86398937ce5bfba51f2586b6f1320ca0d9fc711d223
+// digest         02ba59d2251e90a2e778370449c137e254ad2cff1b3c002f087a36606850ab39
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         dec925f776f4e2430036fb711c2bd80e8262aba84e604fe362ab34f8f34829f4
+// digest         541bce9d8582ee0a282e6bb9e8dee845ffec957abeef427a374effff4f1d8595
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

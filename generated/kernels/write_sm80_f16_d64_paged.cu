@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         c8a7b12f41767c1b6d3aab23c0a193af03305bf9c67701d96757f55126d69c0d
+// digest         6cf7a0cf76ad520ee9ee06f00b16fabb37853ec5bf95847235f131ed5d75113a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         0d47dce29743edde33a5da68c82cf0e39c2a70ac2e681ae56c53fbe0d167dc6a
+// digest         dcc5224bbbbea2cd7fa1deb61519b6145d655ae01ad7ef4b9aebdea0bf462149
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

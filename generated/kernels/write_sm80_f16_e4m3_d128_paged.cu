@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         d51ba5d6a0e6de6129c5bcbdd467c59814fd18be1eaae31b529f1f222d499fcb
+// digest         8afcf76637c97c77c3006744f0d891e55bbe2f299c0247a5961d8629e587ebd3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         42b436f2e629c1e87b06bab3836778e2c405050e4a5103aa6e0625ac9e98a592
+// digest         0eebfa3e28e720c1f07ba7b8878e5196b5919a022ce9daa06fdf71c575966d8c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         ed395a1e6822875400381e60d254c51faa8ec73b15ac9ca4d0d0eaec778351a7
+// digest         9ec305e2876e2b365b4d91ffb092357067dab43e7bb016fdd8df05dcc846784c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

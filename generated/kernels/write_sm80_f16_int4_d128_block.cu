@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         d28a52fb942ae55dd7bfa04fc74621352e7cfe7af9cb2f0cbe5fe06dc716e6b4
+// digest         0268b3988ce8964bb07001c65511da6623cb43a2986cb35479a88f6843b2167f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         954d21345173a3e6fe367b1b6bb9ac88fa972bde1faf756fbf55fa64e10ad003
+// digest         5f20ec635638cbb2bed1295baa2f2c14fdd0820e31325b36b5a2b5807f70475f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

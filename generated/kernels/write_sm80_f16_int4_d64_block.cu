@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         efe05118f6bc93414c692d9ff717e69f66d889d471bfb7891bc14d39ca7d2ccf
+// digest         ef82f4910aabae765739b2cd055f039337f0a4daaa5140e143d7104d0ec2cfdb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         79ebf4f61bab3fa23fbd6553559c4d106f223302b56abb77e7171fa80814a7f3
+// digest         9ea9d01cfecf39c46058ff2057b3a06479204de463548c772faf9db35b59541c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         6a7317b20db8998f0e6f71efee1351fa4644f830f0735d005d43619ef216cbb6
+// digest         04491faecb51e15baa514cdbcca8faa92041dbe9be015a5e551bff2901ff206e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         eb4ce3af93ed05cc106a3f42e54ef05ced5c888bf5593cc41c9fcd8df52a708a
+// digest         5624e219fa6f16ccb3bb8e0b90e8775dad396834e617aad1ee111693ab882946
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

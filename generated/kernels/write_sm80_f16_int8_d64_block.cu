@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         6391a8a759691af70b34bae603214a2f22b212abae48d1c85bcbd2627f465ce4
+// digest         af0bb1e271bc89e74f36ca326ff40c3c43b726bb043cb99ac0bd7b2b2477b4b0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         9dbb05955b8a6bcdba035eba36eea56cb46ae15100f459feacb49b67997c30ee
+// digest         b098dcd6b59450edc6b0e03858b8c7b496b3b32351b5361f2751d8bff023720e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -2,13 +2,14 @@
 // The loader: brings Q, K and V of tile after tile to shared memory, ahead of the consumers.
 #pragma once
 
+#include "attn/sm90/block_boxes.cuh"
 #include "attn/sm90/code_gather.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/gathered_rows.cuh"
-#include "attn/sm90/key_boxes.cuh"
 #include "attn/sm90/packed_rows.cuh"
 #include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/tma.cuh"
+#include "attn/sm90/token_boxes.cuh"
 
 namespace attn::sm90 {
 

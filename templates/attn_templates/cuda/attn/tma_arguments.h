@@ -104,7 +104,7 @@ void encode_keys(TmaArguments<typename Config::T>& arguments,
 
 // Blocks lie at any address, so one map covers all memory: whole rows that begin every 16 bytes
 // (dimension 1) from every 16 GiB (dimension 3); the kernel takes an address apart into the two
-// (sm90/key_boxes.cuh). It begins at address 128, since no map may begin at 0.
+// (sm90/box_place.cuh). It begins at address 128, since no map may begin at 0.
 template <class Config>
 void encode_keys(TmaArguments<typename Config::T>& arguments,
                  const BlockIteratorParams& block,

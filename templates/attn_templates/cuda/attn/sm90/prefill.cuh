@@ -3,8 +3,8 @@
 // warpgroups. Each has its role, and they meet at mbarriers alone (shared_storage.cuh):
 //
 //   scheduler   warp 0: which tile of queries, against which keys (scheduler.cuh, tile_order.cuh)
-//   loader      warps 1 to 3: its Q, K and V (loader.cuh, and a source of K and V: key_boxes.cuh by
-//               TMA, gathered_rows.cuh and code_gather.cuh row by row)
+//   loader      warps 1 to 3: its Q, K and V (loader.cuh, and a source of K and V: token_boxes.cuh
+//               and block_boxes.cuh by TMA, gathered_rows.cuh and code_gather.cuh row by row)
 //   expander    over a quantised cache, a second producer warpgroup: from the codes that the first
 //               brings to elements (code_expander.cuh)
 //   consumers   warpgroups of 64 rows of queries: softmax(Q K^T) V (consumer.cuh)

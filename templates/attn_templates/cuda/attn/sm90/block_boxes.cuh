@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// K and V of a block of keys by TMA: one box per panel of a linear cache, one per panel and block
-// of one that consists of blocks.
+// K and V of a block of keys by TMA, of a paged or block cache: one box per panel and block of the
+// cache.
 #pragma once
 
 #include "attn/pair_iterator.cuh"
 #include "attn/recomputed.cuh"
 #include "attn/sm90/block_steps.cuh"
+#include "attn/sm90/box_place.cuh"
 #include "attn/sm90/key_source.cuh"
 #include "attn/sm90/loader_source.cuh"
 #include "attn/sm90/resident_keys.cuh"
@@ -14,89 +15,6 @@
 #include "attn/sm90/warps.cuh"
 
 namespace attn::sm90 {
-
-// A linear cache. By one thread. kKeeps: a block that lies in its slot is not loaded again.
-template <class Traits, bool kKeeps>
-class TokenBoxes : public LoaderSource {
-  using T = typename Traits::T;
-  using Storage = SharedStorage<Traits>;
-
- public:
-  __device__ __forceinline__ TokenBoxes(Storage& storage, const Arguments<T>& arguments)
-      : storage_(storage), arguments_(arguments) {
-    prefetch_map(arguments.k);
-    prefetch_map(arguments.v);
-  }
-
-  __device__ __forceinline__ static constexpr bool leads() { return true; }
-  __device__ __forceinline__ static constexpr bool in_leading_warp() { return true; }
-  __device__ __forceinline__ static constexpr bool signals() { return true; }
-
-  __device__ __forceinline__ void begin_tile(int work_slot) {
-    const Work<Traits::kRowGroups>& work = storage_.work[work_slot];
-    first_token_ = work.key_token;
-    kv_head_ = work.kv_head;
-    resident_.begin_tile(work.sequence, kv_head_);
-  }
-
-  __device__ __forceinline__ void load_keys(int block, int slot) {
-    if (resident_.has_keys(slot, block)) {
-      storage_.k_full[slot].arrive();
-    } else {
-      load(storage_.k[slot].panel, arguments_.k, storage_.k_full[slot], block);
-    }
-  }
-
-  __device__ __forceinline__ void load_values(int block, int slot) {
-    if (resident_.has_values(slot, block)) {
-      storage_.v_full[slot].arrive();
-    } else {
-      load(storage_.v[slot].panel, arguments_.v, storage_.v_full[slot], block);
-    }
-  }
-
- private:
-  template <class Panel, int kPanels>
-  __device__ __forceinline__ void load(Panel (&panels)[kPanels],
-                                       const TensorMap& map,
-                                       Barrier& full,
-                                       int block) {
-    full.arrive_and_expect(sizeof(panels));
-#pragma unroll
-    for (int panel = 0; panel < kPanels; ++panel) {
-      const int token = first_token_ + block * Traits::kCtaS;
-      load_box(&panels[panel],
-               map,
-               full,
-               BoxOrigin{panel * Traits::kPanelColumns, kv_head_, token},
-               CacheHint::kEvictLast);
-    }
-  }
-
-  Storage& storage_;
-  const Arguments<T>& arguments_;
-  int first_token_ = 0;  // of the sequence whose tile is being loaded
-  int kv_head_ = 0;
-  ResidentKeys<Traits::kLoadedStages, kKeeps> resident_;
-};
-
-// Where a box lies: two coordinates of its map, from the innermost dimension to the outermost:
-//   paged   {columns, kv heads, rows of a block, blocks}: row and block
-//   block   {columns, units of 16 bytes, rows of a box, units of 2^34 bytes}: the two parts of an
-//           address, because the map covers all memory from address kMapBase on
-struct BoxPlace {
-  int minor;
-  int major;
-};
-
-constexpr int64_t kMapBase = 128;
-constexpr int kAddressBits = 30;  // of an address in units of 16 bytes: those in `minor`
-
-__device__ __forceinline__ BoxPlace place_of(int64_t address) {
-  const int64_t units = (address - kMapBase) >> 4;
-  return {static_cast<int>(units & ((1 << kAddressBits) - 1)),
-          static_cast<int>(units >> kAddressBits)};
-}
 
 // A paged or block cache, in boxes of box_rows() rows, each within one block of the cache. By
 // loader_warps() warps, which share the boxes: lane i of each looks up where box i lies, one block
