@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         a388910a6b5fc206464dd8656a29658c87f005c62a5500000300d99b85062495
+// digest         072f7a9a40104b23d737a304d4ea529c17ac045d711e27d345e5a1520afbd3ad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         aa5d9e9d6633d0c6238ea1dd8f6dd4941ec67d72693447ce2c164ceaf92dd66c
+// digest         b98c4af4383c7ccb1358ef00bdb205f76f40be9655da0bef6e8b472381d9c371
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

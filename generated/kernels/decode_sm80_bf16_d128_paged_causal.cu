@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         132a1e4034d86fb3b4eddee08d06297ed36afbb5eeafee8b4cf88fa288a0b45a
+// digest         647087b0cbf2c386d67d61cbf851255629570b01a13f91c977ffbfd49924c150
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

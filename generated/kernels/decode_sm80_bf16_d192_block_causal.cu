@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         9b0f9d7e7372c2c3f500aabd4ec778f3767f875c3063751ff8997cc1d2d1e4ca
+// digest         43f7ed425e85b04546bd0cb83010422409db82aef1bf10f72ff3c877a8a30f87
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         ac49e894a97af6ca21dbde5a0d282ea746f0d58a60ae79ac8fc95c066ae59941
+// digest         c67d1a3defb491858c2af89acd7e1a8bc715e2bfbcdd4049c059f5af6f3fd78c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         88f910c93cba1c194ce843ad9ba0525180c75c57df7b341a854100e23edb945c
+// digest         5831fe283364317f719e8636b78a6b6b521d0a16589b611dd62c0bb5a4a94da9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         3c8d51dfa181a39a576c92164613f4ef1024893d8996efbd1f231839f0a8a322
+// digest         571bd766ab343bf063aa8c68e5e4bcf1e9dd6ec1b5364fa10161bf67357767bd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         ff55100b5ae6db6168136f7c12e2de3320f49d0a22ee296a5a28f4d4c987a87b
+// digest         8a4d25e1b322e21dff115f377332cfc0ada2e2443d8a5000c1fcbe45d2fe7b19
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

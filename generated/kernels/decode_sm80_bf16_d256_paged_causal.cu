@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         012ca869d1bafaf9c1beb8b342a5c8eea2f9d69e268384f63036b5060c9061e2
+// digest         6551d24e778d25caad8c5cb559d8a76c99580cdf2e529a170b35d6f1e7f0c063
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         d91b858b0625c81decd4bd63832df3aeef72421bc2ef822527faca33d965eba7
+// digest         95967f8d59afbac9e8df2df954fa840ab33c59108feadb244b37aba191962432
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

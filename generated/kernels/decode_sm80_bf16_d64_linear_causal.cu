@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         dbdebb5ac77424c22efee19c334621121afdc5224d9cffed4cadedbfedd4453f
+// digest         722ec8a3eb0739a5033389543829bbb63ca95ea7ed4d21d7893b6529c201de19
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         41990143338cbefcbb2cb47ac0607c237da512c77cac8fe15ade4df137e617e6
+// digest         77977d3f2c91e754d434c25600c65987e96105f07f7c17a3057b6b004379dd99
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

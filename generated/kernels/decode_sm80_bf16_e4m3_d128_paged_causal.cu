@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         a4c7830d2ecc82b8c83860ea9e87789307f67e64f88614bc254b1ac130495514
+// digest         52b4dc19bf21e6ee91c1a30cded0b71cfd005b4e8d39ff96a7912fcfd9fc6e5e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

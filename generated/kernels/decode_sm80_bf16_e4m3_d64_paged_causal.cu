@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         80a2aab808389e98c0fd567100cdc728d1d1ae18f2101302d9ab817e7cbface7
+// digest         2727d46d6933e2fb0c1f9b4c55371ce800b861650d9d1e2a85e3b0b8fef6cefd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         1230c1e37ea757fe37acb9a513bb2a3635d4f4fcc9f65791ea7cc97ba5483dd9
+// digest         411fe57be6f65e0b9308694716a94578f6fc0dc7cca156fa4f4253d613df942e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

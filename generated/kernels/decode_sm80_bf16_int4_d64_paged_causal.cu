@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         ec93e4df90f19f2f21645d44a45515388f9ebd77edb257239338396df88d7daf
+// digest         208910f2f7d969c824280941fb12e885bc846ba27c33dc264f5a4517d348b609
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         3f37835bfc1c42d49914536c3c9590d998fce1f85bad3db4ed62e5d0849742b3
+// digest         9f1fe6a68d44f854e5d2770a76f8fa1f67047be9c5637cacc2a8298ee1019041
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         4ef9d58d231098c5a7a92990dcca7c130fefac619059e204f94f3740ff28babb
+// digest         9fbe2a698f2fc0c78163a8b7fef4ebc849b5603efaa79fa3e58bcfdae8ad3b9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

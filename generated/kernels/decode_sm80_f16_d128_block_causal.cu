@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         a50ac096a6e13d76cf9b751c208d5ca1cc553baf4f32193f87139ac96d23b375
+// digest         020fb3f21817ace22cbc3a4c2a54721ab01a69dc79a1254d5ec7ca63ad50218f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         227249a1c47b9d3ccd2429a37897b795a378f4350b9b8d02cefc79ede175e8b0
+// digest         fab4caceb2eb73419e5fbe2d8c3e9ff143e6b954551a4797a1653e536948b31d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         3f23ef0e539fe9d092c154477af07c845138f321843cf41a021fc1a3b51eed23
+// digest         06240003ba4e45728aa1c51b2611af75a42c20bcf4bd54169bc447157b0072c3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

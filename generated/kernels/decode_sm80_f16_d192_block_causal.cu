@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         06a79d2c3f29b3ee957940925817385ea55958703e2b84b2cd8eab7097d46a73
+// digest         26715cac5e55e024bc915039608e00cbca87112cd4bda174e5c337cd115d38ee
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

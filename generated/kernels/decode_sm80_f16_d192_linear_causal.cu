@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         cc372855dc7fd94754f88cef18ab0580d2d07cf7629926a841c9999eede7ef31
+// digest         e8c203d4ec291111f7b2bc7403db6662a6a6aaf89009efc106e06a7241902430
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

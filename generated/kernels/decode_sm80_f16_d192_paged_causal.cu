@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         00a887245072462937800532e711f6bb1fdabbd37d0310c453b98c49eee6ca92
+// digest         35db66582087e38673db8fcaa614ac9c5b16bbd730243012c60399297aefb8ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

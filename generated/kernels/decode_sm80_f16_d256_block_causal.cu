@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         74b1dee5552f114534820239418103042cb6de2c738d1e514c905e1a4d49e7da
+// digest         a44c2c4eae09139d72cef0ca5e0d299bd57fffb60381e6b77caac655c1c38a98
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

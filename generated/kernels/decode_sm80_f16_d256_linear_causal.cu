@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         37747496ebb7a3dc67fc4cd19dc58dbbd4353be3a7b9986d7e1b00032ca1754c
+// digest         d8a0cc83309bfe53e7e393970cfb513739a62c5ff3290b0be15317a5e2dce9ff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

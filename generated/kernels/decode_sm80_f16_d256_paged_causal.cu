@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         d54ccd2c2035c4c59fcc83bed68a45b2bcbe6f8d860277d9697871432b17fdaa
+// digest         9e7949c7bf760831a16cca929bbf8da71c40798bcd0e20e59da528c22dfa94f0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         cc2da8433be8c28a9a85e518814a31094e8137e23e646fbe0899ae493f1ecf1f
+// digest         bd84e3647024873a2743d9e15d48a009bdec7d6990ae6904341b7fe26bcc3033
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

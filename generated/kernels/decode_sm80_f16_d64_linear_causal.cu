@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         dfdd6879d4f15538cd3145683d59c5285ec4b84e4e6f9a3620c9715828d76e34
+// digest         cc7079451c27d3ebe2e5d655be240591a0950fc02538fbb2d1fdca8826b4d327
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

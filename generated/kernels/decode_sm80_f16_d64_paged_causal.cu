@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         493a7d9833d1281e7e5d68b74a521620aabc011d330b96eb3681aaa8c5dbdb14
+// digest         c14b687d29a3809081c396109cbbebd57b3b2ec57fd6e556cb3ebec3051d78d7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         3a11d44723f3c37a241fe03d54e41014231921e258b4aa01e68499a6621a4988
+// digest         99e77b070f7f4ffce7146c509d3b2b12360713baa7baee5c814062476bda94c3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         f3c5de143fa1e348901fd71f8f99d81fadb8a5636cd5bfcb6b49c7a90116ecff
+// digest         22715b8dcf0f5ef7ff626f4b6c9fc9f2f8d2d0d6c405b21806a4b13b696882c1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         c4266df8f6d18d0aa06f5d8d641c3b5085cdfe8a41947486791bf89b16d7d8e6
+// digest         d88fda2dda77a98a9c98e6d9c918605247b44dbf7a5533929cbbd7fb985be39b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

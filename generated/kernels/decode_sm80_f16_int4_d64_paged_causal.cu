@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         5ec643969d6b92f00176417c293592a2e8e80730e8803deb2993e2b196024285
+// digest         2d21fe5e590e88fe7ba68cf8558c211c7355ccf615d8a85a4ad3f79b5b7ae7a0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

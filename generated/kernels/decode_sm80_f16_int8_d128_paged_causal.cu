@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         6da63a78fac0efa3c4a233a508876efa78f34aa7b6e4c2ffb0b5e19ef73b5a41
+// digest         6561f31c35f6bd9f755fa47d7fed3bcc3dd096fc7b188ec981c66410ae0c46d3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         545728208fe045e309cdd749b8f640f4820da8bd68a26a1c9148f06992249c8c
+// digest         d2b3d1164f40239211e896856c232836cb1a964279e76693d71ce5534b0cb51d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

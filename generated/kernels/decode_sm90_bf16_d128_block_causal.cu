@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c65ce91374426fef7eb63fe0fddf2a81d2a773cfe08fdfdbbe843da1446559be
+// digest         537a8563446e1c193a0c27b8a30c5f3e8ffa799eb3debc3de6c9445e98b64f70
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         d87f593b977e064cf3b37c5d8c6d0f6acb80a15686d9e8d578a6355be1e89072
+// digest         4881afc21e5c77d820708b3f78a25a82836a1840822cde655409877d5df9532a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         123e34cd26aaed89504fa60e763ca715b96e0a37e0d6cb34e1a4e38197904725
+// digest         d6f02ce7dfab27f10c66c837e38cd55c6d6518086b9ddd278d7b68c36ee17939
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

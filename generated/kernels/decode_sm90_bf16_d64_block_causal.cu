@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         7af7aee4652fbccbf36c68af218d7acb8e41aa91c257a4ae722250b1152f343e
+// digest         4778b46004a21e56faf759075d448e12e89d58bd310a469245191118bfa27c5d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         6668a6863c08d5f011e88ff86c0d920a9b190c101ec0123ee80b66226819b023
+// digest         3ff637c37f1e058ea13b5a90a21163266e7de4a1ba9bea4676f86dc57e5b34b8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

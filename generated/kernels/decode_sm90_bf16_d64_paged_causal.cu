@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         3ab2bb1b8c5e0cebf22afe7f095699bc212322af62b09ea33f68d3d925a10093
+// digest         1b4b17fc020b58d1c61fb6a0095cf3879ab2581e31bcba81ba55e9c414ea6181
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

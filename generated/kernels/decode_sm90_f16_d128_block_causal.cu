@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         550892bbdba815a2fd419faf94bb065f6b4b8bf0773fcb3cd6bb7b1e6879f3f6
+// digest         a20f2304b51bf6b0ee9f0b60d12ec8839793d16149f6ea85effb358fbcd6ae88
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

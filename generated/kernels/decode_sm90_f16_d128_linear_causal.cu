@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         86745decc5aa0d40b62900b3a03d5c67ffc2ab7b226c21d31b4217131720a84c
+// digest         0af072caa1c10b4d916e107fb1e883186fc75538d21beab6c8487e6a63e46d00
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         6b345df96e7ca3bfec3c65da49e7c317b2788b38647d280df541229e777cfe58
+// digest         3d8370b808aae2336249e2af709d978668156990be57de99b32a8893ba71e3f0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         e80f099fa91aaaf8d1e517921a323fae5da9af73b0afc0129266432edb3edf65
+// digest         74974995b740cfb4fb331457fff95456c113f85c296f11d2e4b6295cad14e6e0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         8536eb0c1e44a4199fcd59bd9cc9f5172a5076d7eb53d6a393d5dbf6c05ddcf8
+// digest         121e6190a81dcd981dfbea3a14c7d897bb00bf9f3522d37b4040fc9d7e7a03d8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

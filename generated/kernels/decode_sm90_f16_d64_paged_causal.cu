@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         7727ee05dcffc2cd3632ef03a1741307a2c5d4a997e573d1622396bf752cec83
+// digest         f96da4e5a27eb82b1490899c7d80003adb3919e7b319f05db1e6591de8fd3fde
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -335,6 +335,9 @@ __device__ __forceinline__ void decode_ahead(DecodeStorage<Config>& storage,
     StageLoader<Config> loader(storage, arguments, start, work, warp, lane);
     if (has_work && is_possible) {
       loader.begin(work);
+      if (!is_certain) {
+        prefetch_keys<Config>(arguments, work, start.window, warp, lane);
+      }
     }
 
     // 2. The lengths as they are now.
