@@ -370,6 +370,25 @@ def test_an_exchange_under_way_fails_as_soon_as_another_rank_aborts() -> None:
     assert time.monotonic() - begin < 5
 
 
+def test_after_a_failure_no_exchange_is_asked_for() -> None:
+    nccl = Group()
+    group = ContextParallel(nccl, output="reduced")
+
+    def fail() -> None:
+        raise ContextParallelError("rank 1 left")
+
+    group._deadlines = cast(Any, SimpleNamespace(check=fail))
+    for exchange in (
+        lambda: group.gather(0x1000, 8, 0),
+        lambda: group.finish(0x1000, 8, "bf16", 0),
+        lambda: group.rotate(0x1000, 0x2000, 8, 0),
+        lambda: group.watch(0),
+    ):
+        with pytest.raises(ContextParallelError, match="rank 1 left"):
+            exchange()
+    assert nccl.log == []
+
+
 def test_exchanges_that_end_leave_nothing_behind() -> None:
     deadlines = Deadlines(5, lambda: pytest.fail("aborted"), "rank 0 of 2")
     for _ in range(3):
