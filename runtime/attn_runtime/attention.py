@@ -233,7 +233,9 @@ class Attention:
 
         k_new and v_new [token_num, num_kv_heads, head_dim], of mode decode: rows of the tokens of
         q, which the call writes into the cache before it reads it, as a CacheWriter would; they are
-        the last keys of their sequences, and cu_k_len counts them.
+        the last keys of their sequences, and cu_k_len counts them. Bits are those of a CacheWriter
+        and then a decode kernel: a call of many rows without k_new may run on a prefill kernel, and
+        round otherwise.
 
         offset_q int32 [batch_size]: position of each sequence's first query, where the queries are
         not its last tokens. With context_parallel, lengths are those of whole sequences, K and V
