@@ -111,6 +111,12 @@ def test_one_token_of_each_of_few_sequences_takes_the_plain_kernel(batch_size: i
     assert Decode(replace(PLAIN, batch_size=batch_size, token_num=batch_size)).run() == "plain"
 
 
+def test_tiles_of_more_rows_than_the_fewest_have_plain_calls_of_several_tokens() -> None:
+    wide = AttentionConfig.parse("decode_sm90_bf16_d128_paged_causal_t16x64")
+    assert Decode(OTHERS["two tokens of a sequence"], config=wide).run() == "plain"
+    assert Decode(replace(PLAIN, token_num=20, max_q_len=5), config=wide).run() == "any"
+
+
 @pytest.mark.parametrize("problem", OTHERS.values(), ids=OTHERS)
 def test_a_call_that_asks_for_more_takes_the_kernel_of_all(problem: Problem) -> None:
     assert Decode(problem).run() == "any"
