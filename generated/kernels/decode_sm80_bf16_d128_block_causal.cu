@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         072f7a9a40104b23d737a304d4ea529c17ac045d711e27d345e5a1520afbd3ad
+// digest         8a5819a21cd9c47f20c0a859755316bd70e8684c801682a73c2dfc1eaa767e33
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

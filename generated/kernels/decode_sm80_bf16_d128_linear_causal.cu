@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         b98c4af4383c7ccb1358ef00bdb205f76f40be9655da0bef6e8b472381d9c371
+// digest         1e3acdf8bde6ec33a9f49af94b73971c5331f273dd2041aa2d248cbaf2c42da3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

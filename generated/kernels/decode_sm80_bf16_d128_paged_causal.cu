@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         647087b0cbf2c386d67d61cbf851255629570b01a13f91c977ffbfd49924c150
+// digest         058155b96fc6cb2d969ab603badc60c0faec120d8d3475c1c7bd81b6cbc6098a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         43f7ed425e85b04546bd0cb83010422409db82aef1bf10f72ff3c877a8a30f87
+// digest         cee174f31d57c90f0b4a9d279503e6e27f4b9ee58fff5c688f957a8b07324925
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         c67d1a3defb491858c2af89acd7e1a8bc715e2bfbcdd4049c059f5af6f3fd78c
+// digest         1c20286cca1e35741af1c17a32f23f60726e03cc4ee9fdb84bd810d3b2466c9a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         5831fe283364317f719e8636b78a6b6b521d0a16589b611dd62c0bb5a4a94da9
+// digest         1d041ae9ce41f391b2dad7dfad06e05fd6bedf6b6d0638eae7dd46c6ce03ea71
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

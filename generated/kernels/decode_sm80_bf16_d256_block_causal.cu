@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         571bd766ab343bf063aa8c68e5e4bcf1e9dd6ec1b5364fa10161bf67357767bd
+// digest         a51f9ede83ca0a58daa91c79f73b96118d9fcd55b9a955bb156d2379c9135cfd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         8a4d25e1b322e21dff115f377332cfc0ada2e2443d8a5000c1fcbe45d2fe7b19
+// digest         a741c50c5cd8ddf42708e32c716eb34ece3a14c591546c4acda4a2be8c0ae03d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

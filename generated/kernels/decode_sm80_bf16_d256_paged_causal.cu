@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         6551d24e778d25caad8c5cb559d8a76c99580cdf2e529a170b35d6f1e7f0c063
+// digest         379d0621fdfaa657b8067cc9e07e16568fb471bef119e0b2ea6ac624e18ae7d7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         95967f8d59afbac9e8df2df954fa840ab33c59108feadb244b37aba191962432
+// digest         bd469cec8d00082ea364025cde522b9548465f331388d74a46673457bf7e8964
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

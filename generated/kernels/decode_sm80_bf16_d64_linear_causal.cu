@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         722ec8a3eb0739a5033389543829bbb63ca95ea7ed4d21d7893b6529c201de19
+// digest         dc16550820d17eb12efbfd440d679470db4d31add7ed4a8ca538ed92efd46ce8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         77977d3f2c91e754d434c25600c65987e96105f07f7c17a3057b6b004379dd99
+// digest         aa00a52b58e5a53b9886a93926d1d96f215744d448d9ef48f62d4ee520aeef33
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         52b4dc19bf21e6ee91c1a30cded0b71cfd005b4e8d39ff96a7912fcfd9fc6e5e
+// digest         6fc5c09702a1c7a1a92066208546ef0b70636dda5c9a40d976917b921b6ebb78
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

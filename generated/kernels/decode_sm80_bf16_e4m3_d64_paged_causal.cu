@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         2727d46d6933e2fb0c1f9b4c55371ce800b861650d9d1e2a85e3b0b8fef6cefd
+// digest         e4eb652d0a4709d6eab5022d7388530744cd652f58363d888367977e4eb767a4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

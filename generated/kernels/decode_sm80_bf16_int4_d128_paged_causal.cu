@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         411fe57be6f65e0b9308694716a94578f6fc0dc7cca156fa4f4253d613df942e
+// digest         d55e780dc93b1ad29a12b0e01edeaf34f854240653ccc5190b9149918e6e2d50
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

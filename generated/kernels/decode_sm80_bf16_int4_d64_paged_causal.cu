@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         208910f2f7d969c824280941fb12e885bc846ba27c33dc264f5a4517d348b609
+// digest         bffd3b5a645c2e907a1163ad1f21ec9d4e9e17159e4b49006e8600e3397963bd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         9f1fe6a68d44f854e5d2770a76f8fa1f67047be9c5637cacc2a8298ee1019041
+// digest         6a71a4621b9043308ba9b65cd43e5978570292ba9990230efc353d87bf0bcc66
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         9fbe2a698f2fc0c78163a8b7fef4ebc849b5603efaa79fa3e58bcfdae8ad3b9d
+// digest         d5695a57e802ed7d4d529a658c167d8a23bda22a795385c575c7867bca0101eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         020fb3f21817ace22cbc3a4c2a54721ab01a69dc79a1254d5ec7ca63ad50218f
+// digest         5a9986319107d5534a05e753d4290fdec24f9e6984238b67284049710cbe3c50
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

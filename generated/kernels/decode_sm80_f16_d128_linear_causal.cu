@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         fab4caceb2eb73419e5fbe2d8c3e9ff143e6b954551a4797a1653e536948b31d
+// digest         9d28a5c773f0e5ada50ae757cb0d6e8c588e5c71913eef745ff6cd9d85097352
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

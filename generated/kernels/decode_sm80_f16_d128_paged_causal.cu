@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         06240003ba4e45728aa1c51b2611af75a42c20bcf4bd54169bc447157b0072c3
+// digest         f3641488f9bd7a34d89d2425bf10f47f6992b45e5eb98354cffcedd5ad18a300
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         26715cac5e55e024bc915039608e00cbca87112cd4bda174e5c337cd115d38ee
+// digest         4f40ad7a816a2e2e492d3925b5d6d42be85cbb4c9c26fcff67cad58c37db7625
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

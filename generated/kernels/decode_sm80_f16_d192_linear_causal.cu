@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         e8c203d4ec291111f7b2bc7403db6662a6a6aaf89009efc106e06a7241902430
+// digest         403b582c2a77f23ff63bc7b3af40c2571b1ff020b493c6a6dc8c711c9d75093b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

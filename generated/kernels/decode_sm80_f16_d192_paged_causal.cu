@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         35db66582087e38673db8fcaa614ac9c5b16bbd730243012c60399297aefb8ce
+// digest         b41ce37d9fd8b1964315faac97760cea1bdd5c6b63e83a5c6288a8d266c58cc3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         a44c2c4eae09139d72cef0ca5e0d299bd57fffb60381e6b77caac655c1c38a98
+// digest         5ada8916263f7e6540801191a0a1aac1100cdf18d7f1b0e7f003dc6b88f53a55
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

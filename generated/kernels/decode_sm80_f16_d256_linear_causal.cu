@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         d8a0cc83309bfe53e7e393970cfb513739a62c5ff3290b0be15317a5e2dce9ff
+// digest         91687ca06e6c64055420e14c33f344fe8b9eb984864dcdd561ddb159b2adccb7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

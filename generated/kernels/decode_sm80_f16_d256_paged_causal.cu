@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         9e7949c7bf760831a16cca929bbf8da71c40798bcd0e20e59da528c22dfa94f0
+// digest         958ad1596a91e1511cbe9e9b1ce81a9ab2571069b55e07ac40fe040ba2a604d5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         bd84e3647024873a2743d9e15d48a009bdec7d6990ae6904341b7fe26bcc3033
+// digest         2e75c079d2d503a4e8547dfddfbba533a21fd3c1cb5b572789bcd742367f50cf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         cc7079451c27d3ebe2e5d655be240591a0950fc02538fbb2d1fdca8826b4d327
+// digest         a3fc594e60a19f94bc4d9e768875f0f60bfd1790fbe7c58fbc736cd9646545e9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         c14b687d29a3809081c396109cbbebd57b3b2ec57fd6e556cb3ebec3051d78d7
+// digest         8fd82bac31b3a6776e8faf63b79ae53397fb8db7c98e6704382299bebeb94928
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

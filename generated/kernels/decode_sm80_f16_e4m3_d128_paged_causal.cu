@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         99e77b070f7f4ffce7146c509d3b2b12360713baa7baee5c814062476bda94c3
+// digest         e55244198189d6e381e391fa26d307a4ae0b5016f898722562c722b5f8f89d28
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

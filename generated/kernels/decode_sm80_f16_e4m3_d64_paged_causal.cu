@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         22715b8dcf0f5ef7ff626f4b6c9fc9f2f8d2d0d6c405b21806a4b13b696882c1
+// digest         6053306f8b73f147cda1229dcad017f5749c83a4b414c1c0d71db72aeb15abb6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

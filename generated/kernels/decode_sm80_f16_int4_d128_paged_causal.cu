@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         d88fda2dda77a98a9c98e6d9c918605247b44dbf7a5533929cbbd7fb985be39b
+// digest         2c7510bf7bacc213a286f7c7c53a0c50a90fc301fb802e756b79589ca9a8f5f0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         2d21fe5e590e88fe7ba68cf8558c211c7355ccf615d8a85a4ad3f79b5b7ae7a0
+// digest         0f3fe5987ed75a5880ff734d6d200716f3adf0e1d0c790ec42a13f5674b22cf0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         6561f31c35f6bd9f755fa47d7fed3bcc3dd096fc7b188ec981c66410ae0c46d3
+// digest         e426b925b7e4a4b6a35b09259a9d1b314dfd7e8ba7204bfe0d938fe9f752ae1f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

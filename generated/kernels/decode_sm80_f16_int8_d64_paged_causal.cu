@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         d2b3d1164f40239211e896856c232836cb1a964279e76693d71ce5534b0cb51d
+// digest         c2150cccbd34540f3a3e1d7694cc0aabb347c0ce49d156b15a504740c998ed1c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         537a8563446e1c193a0c27b8a30c5f3e8ffa799eb3debc3de6c9445e98b64f70
+// digest         b2b32ad5721bb5c6fa891bbcbba0b1dd5130de1dd3baf764fb7693a11563660e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

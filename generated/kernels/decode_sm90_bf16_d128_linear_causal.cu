@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         4881afc21e5c77d820708b3f78a25a82836a1840822cde655409877d5df9532a
+// digest         24b5ac3a05be7b34dc1008bc8f080e7d4fe146b3e07adc6d3c28fdfa9c869540
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         d6f02ce7dfab27f10c66c837e38cd55c6d6518086b9ddd278d7b68c36ee17939
+// digest         ca648dc75054871093056b811e946420336788e0566387f5b685db1b53fb42f1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         4778b46004a21e56faf759075d448e12e89d58bd310a469245191118bfa27c5d
+// digest         2db9ccf6c8b8aeac04ebe43bc044a6ef23187508bca8504d79f7d7842fbb383e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         3ff637c37f1e058ea13b5a90a21163266e7de4a1ba9bea4676f86dc57e5b34b8
+// digest         1ecd40d4b16b368bf1def6e5794c036d5ad7727fc19e9b7934260558affb03d9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         1b4b17fc020b58d1c61fb6a0095cf3879ab2581e31bcba81ba55e9c414ea6181
+// digest         c511fc6df59eaeb0100a459be39b28aff2c8a6eb5607e79d06ba151b1d299790
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         a20f2304b51bf6b0ee9f0b60d12ec8839793d16149f6ea85effb358fbcd6ae88
+// digest         431e102f39f87c1542e441c57174691dc3f6051b28030f2a30064bac26283fbb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

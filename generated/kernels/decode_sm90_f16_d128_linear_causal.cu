@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         0af072caa1c10b4d916e107fb1e883186fc75538d21beab6c8487e6a63e46d00
+// digest         f3933a428544a2e1a7ef298ea79b398ec9752fcd15951cbb2ab0b2926685676f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         3d8370b808aae2336249e2af709d978668156990be57de99b32a8893ba71e3f0
+// digest         28199794232cfaeffef5c2d3475c67136bf07d4ad18aa317521f965225dca1b3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         74974995b740cfb4fb331457fff95456c113f85c296f11d2e4b6295cad14e6e0
+// digest         1205073d2a7fa4781a4c8e7b1f38fd3791a27d183acf9b12786426fb2dda9212
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         121e6190a81dcd981dfbea3a14c7d897bb00bf9f3522d37b4040fc9d7e7a03d8
+// digest         6b150e77d84f3518e6f7a280f26b1156ff63f6990645aaf1718a5fd09d184a8e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

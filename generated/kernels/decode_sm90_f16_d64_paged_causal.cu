@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         f96da4e5a27eb82b1490899c7d80003adb3919e7b319f05db1e6591de8fd3fde
+// digest         47e5af17476f1482513baf088d5887bce00348b6eeda25dc38e2677af6cb1d0c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -51,7 +51,7 @@ class PartSums {
       places[r] = place(r);
       rows[r].clear();
     }
-    Weight weight{0.0f, 0.0f};
+    float weight = 0.0f;
 #pragma unroll 1
     for (int next = 0; next < count; next += kLoaded) {
       const int chunk = next / kPartsOfRow * kPartsOfRow;
@@ -91,8 +91,7 @@ class PartSums {
 #pragma unroll
         for (int i = 0; i < kLoaded; ++i) {
           const int of = r * kPartsOfRow + next - chunk + i;
-          const float w = __shfl_sync(kWarp, weight.factor, of);
-          rows[r].sum += __shfl_sync(kWarp, weight.sum, of);
+          const float w = __shfl_sync(kWarp, weight, of);
 #pragma unroll
           for (int step = 0; step < Row::kSteps; ++step) {
             rows[r].add(step, values[r][i][step], w);
@@ -103,12 +102,6 @@ class PartSums {
   }
 
  private:
-  // 2^(m_j - M) of a part, and what it adds to the sum.
-  struct Weight {
-    float factor;
-    float sum;
-  };
-
   // Between neighbours: their addresses then differ by what the compiler knows.
   static constexpr int kEvenStep = 2;
   static constexpr int kPartsOfRow = 32 / kTogether;
@@ -135,8 +128,9 @@ class PartSums {
     return __int_as_float(turned(__reduce_max_sync(kWarp, turned(__float_as_int(value)))));
   }
 
-  // Takes kPartsOfRow more parts of each row into its max; returns the weight of this lane's.
-  __device__ __forceinline__ Weight weigh(float2 max_sum, int lane) {
+  // Takes kPartsOfRow more parts of each row into its max and sum; returns the weight of this
+  // lane's.
+  __device__ __forceinline__ float weigh(float2 max_sum, int lane) {
     float max = max_sum.x;
     if constexpr (kPartsOfRow == 32) {
       max = warp_max(max);
@@ -155,8 +149,17 @@ class PartSums {
         max = renewed;
       }
     }
-    const float factor = exp2_approximate(max_sum.x - (max == -kInfinity ? 0.0f : max));
-    return {factor, factor * max_sum.y};
+    const float weight = exp2_approximate(max_sum.x - (max == -kInfinity ? 0.0f : max));
+    float sum = weight * max_sum.y;
+#pragma unroll
+    for (int step = kPartsOfRow / 2; step > 0; step /= 2) {
+      sum += __shfl_xor_sync(kWarp, sum, step);
+    }
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) {
+      rows[r].sum += __shfl_sync(kWarp, sum, r * kPartsOfRow);
+    }
+    return weight;
   }
 
   static constexpr unsigned kPartBytes = Config::kHeadDim * sizeof(float);

@@ -21,6 +21,7 @@ class Destination {
   using Row = MergedRow<Config>;
   using Sums = PartSums<Config>;
   using Target = RowTarget<typename Config::T>;
+  static constexpr bool kFindsTargetEarly = kLeavesInLine<Config> && Sums::kTogether == 1;
 
  public:
   __device__ __forceinline__ Destination(const DecodeArguments<typename Config::T>& arguments,
@@ -75,7 +76,7 @@ class Destination {
     while (true) {
       const unsigned before = arrive(counter, count);
       Target target{};  // of the first row
-      if constexpr (Sums::kTogether == 1) {
+      if constexpr (kFindsTargetEarly) {
         target = target_of(min(warp_, segment_.rows - 1));
         target.settle();  // here, while the arrival is counted
       }
@@ -193,7 +194,7 @@ class Destination {
     for (int r = 0; r < Sums::kTogether; ++r) {
       const int row = first + r * Traits::kWarps;
       if (row < segment_.rows) {
-        if (row != warp_ || Sums::kTogether > 1) {
+        if (!kFindsTargetEarly || row != warp_) {
           target = target_of(row);
         }
         pass_on(row, sums.rows[r], target, range.begin, is_group);

@@ -6,6 +6,10 @@
 
 namespace attn::sm80 {
 
+// Whether registers hold what a row needs to leave, beside its parts.
+template <class Config>
+constexpr bool kLeavesInLine = DecodeTraits<Config>::kHasSpareRegisters && Config::kHeadDim <= 128;
+
 // Where a finished row goes. Found by the caller, so that it costs no load there (see
 // attn/sm80/decode_lengths.cuh).
 template <class T>
@@ -72,7 +76,7 @@ template <class Config>
 __device__ __forceinline__ void store_row(const MergedRow<Config>& row,
                                           const RowTarget<typename Config::T>& target,
                                           int lane) {
-  if constexpr (DecodeTraits<Config>::kHasSpareRegisters) {
+  if constexpr (kLeavesInLine<Config>) {
     store_row_here(row, target, lane);
   } else {
     store_row_elsewhere(row, target, lane);
