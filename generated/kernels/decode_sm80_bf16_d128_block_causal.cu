@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         8a5819a21cd9c47f20c0a859755316bd70e8684c801682a73c2dfc1eaa767e33
+// digest         8df609cd3205017504e12c72e2d007a7fcf1e159ebb4953f2d875786359f8d54
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

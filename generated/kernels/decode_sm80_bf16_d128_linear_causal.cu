@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         1e3acdf8bde6ec33a9f49af94b73971c5331f273dd2041aa2d248cbaf2c42da3
+// digest         062ac874c2d656e44ab14ee2426587cff3839315d1331e8136ee9ce6f83ba69b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         058155b96fc6cb2d969ab603badc60c0faec120d8d3475c1c7bd81b6cbc6098a
+// digest         9aa83d8b810e07b04975737fc0fdeee81ad958b456c5faef1de32a976f5268a3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         cee174f31d57c90f0b4a9d279503e6e27f4b9ee58fff5c688f957a8b07324925
+// digest         b669c7616905a8c61d60c1430bed74b0886c6280a44128166e93bf73f953b6f5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         1c20286cca1e35741af1c17a32f23f60726e03cc4ee9fdb84bd810d3b2466c9a
+// digest         6801c3b787bb7729d8510372f16689606085a0b475c219e64cb87e09af0202f4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

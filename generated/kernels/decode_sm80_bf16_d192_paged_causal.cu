@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         1d041ae9ce41f391b2dad7dfad06e05fd6bedf6b6d0638eae7dd46c6ce03ea71
+// digest         730fa73cd0301f04532ef9b81228a1fea44dbbd45d09294636a673272cda4c53
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         a51f9ede83ca0a58daa91c79f73b96118d9fcd55b9a955bb156d2379c9135cfd
+// digest         558445eb5357d3f9fc046318b2cbfc473fcba1d9c44eeb615b4dffe3361ec322
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

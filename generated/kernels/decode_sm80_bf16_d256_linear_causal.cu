@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         a741c50c5cd8ddf42708e32c716eb34ece3a14c591546c4acda4a2be8c0ae03d
+// digest         a8e459d35bd3cbcf2478c4b0412deda1e5d06377fc1a82d2704618b6a7063945
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         379d0621fdfaa657b8067cc9e07e16568fb471bef119e0b2ea6ac624e18ae7d7
+// digest         2e2692c0883188ad6b8f9acd2484911d325d0264b486b899b0102b46c0c309be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

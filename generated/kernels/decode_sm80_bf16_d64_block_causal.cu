@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         bd469cec8d00082ea364025cde522b9548465f331388d74a46673457bf7e8964
+// digest         efa44779376d5c4985d979ef76518d5e66c5fdbd1620ca366987e01336935453
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         dc16550820d17eb12efbfd440d679470db4d31add7ed4a8ca538ed92efd46ce8
+// digest         1ff524e9584973b6af0bd90094b49f17671d76bbaca69da4763cb2b698c467c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

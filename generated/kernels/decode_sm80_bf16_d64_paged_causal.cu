@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         aa00a52b58e5a53b9886a93926d1d96f215744d448d9ef48f62d4ee520aeef33
+// digest         aeef491297df6e3ace58be3e5892ece480150460b1dff7359e47f3cdfdb8a5b8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

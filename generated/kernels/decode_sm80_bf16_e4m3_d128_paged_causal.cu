@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         6fc5c09702a1c7a1a92066208546ef0b70636dda5c9a40d976917b921b6ebb78
+// digest         39d29e3b9ff0a294b5314d234d82d25a6d7902b2a14e448645eef88b9d6c3069
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

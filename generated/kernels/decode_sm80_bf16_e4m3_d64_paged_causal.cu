@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         e4eb652d0a4709d6eab5022d7388530744cd652f58363d888367977e4eb767a4
+// digest         2c159abd6ad5cd5e252410a363562b23381a485f288467a1694ff9421b25b67c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

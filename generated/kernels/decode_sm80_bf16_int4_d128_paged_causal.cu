@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         d55e780dc93b1ad29a12b0e01edeaf34f854240653ccc5190b9149918e6e2d50
+// digest         26c558b095e0082b9358e2bd5ed5ea05dd43191b5e9f500ec383f9603827a488
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

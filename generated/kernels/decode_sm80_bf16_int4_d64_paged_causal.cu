@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         bffd3b5a645c2e907a1163ad1f21ec9d4e9e17159e4b49006e8600e3397963bd
+// digest         9857ce3015c07a9b302c8856fa474fda56b2f4b45bbd5d5c96c57a2eb3480429
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         6a71a4621b9043308ba9b65cd43e5978570292ba9990230efc353d87bf0bcc66
+// digest         bd50dd990be49c123a2ab436b25249b7c2260b0d1f54b8d65029f0717e4d2f4d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

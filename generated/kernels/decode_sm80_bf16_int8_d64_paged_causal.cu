@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         d5695a57e802ed7d4d529a658c167d8a23bda22a795385c575c7867bca0101eb
+// digest         6507cde6b3bea92010eff19d179403e7fa17fb8ae7c925c00a7f5a9b6ebc1ab2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         5a9986319107d5534a05e753d4290fdec24f9e6984238b67284049710cbe3c50
+// digest         07b507e1ba83fbae2c09d30eb3b540513852db38a336f587e524b879314353f6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

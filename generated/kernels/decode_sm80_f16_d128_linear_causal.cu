@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         9d28a5c773f0e5ada50ae757cb0d6e8c588e5c71913eef745ff6cd9d85097352
+// digest         a2fee1644fce9dd9ca4421108e58bf758bc62922fada3c28a98e24b7f25b83c5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

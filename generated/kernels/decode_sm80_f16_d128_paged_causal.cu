@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         f3641488f9bd7a34d89d2425bf10f47f6992b45e5eb98354cffcedd5ad18a300
+// digest         e4c296c5585cf9eb73b3a0421ccf7822b0a94ad2a207e821509a63c5ebba6fe3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

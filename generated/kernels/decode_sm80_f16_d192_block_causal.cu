@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         4f40ad7a816a2e2e492d3925b5d6d42be85cbb4c9c26fcff67cad58c37db7625
+// digest         b21e0ad36907ddf9da38b9e01fde4f8608a30b7cb73c41015292a3ae266ac79a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         403b582c2a77f23ff63bc7b3af40c2571b1ff020b493c6a6dc8c711c9d75093b
+// digest         2b90d9710b56c98be93c24799be3dd27ddbf5e3de33d902b7dbbce9fb72330cd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

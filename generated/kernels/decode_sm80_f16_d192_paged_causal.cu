@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         b41ce37d9fd8b1964315faac97760cea1bdd5c6b63e83a5c6288a8d266c58cc3
+// digest         8ce96b1332d42d5c3ab1eb0227c5e0482c99c83dc4215a796b0bf1e4b34e88f2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         5ada8916263f7e6540801191a0a1aac1100cdf18d7f1b0e7f003dc6b88f53a55
+// digest         581374946f0c776ba20adb773bb14f06d3b17f2abf6b5bb51344dbc19ae61d1c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         91687ca06e6c64055420e14c33f344fe8b9eb984864dcdd561ddb159b2adccb7
+// digest         c75b9aa1d3e195d88fcb86f78bd818201e06926c5373f2c6937f71aa85549e2f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         958ad1596a91e1511cbe9e9b1ce81a9ab2571069b55e07ac40fe040ba2a604d5
+// digest         a10640c4d094998e12f993e2f4c0c65da21bb08a87a5cb5cdb149f474d9e3d79
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

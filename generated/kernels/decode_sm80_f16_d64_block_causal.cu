@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         2e75c079d2d503a4e8547dfddfbba533a21fd3c1cb5b572789bcd742367f50cf
+// digest         23b6f35922822f4e454f96805316beb5c50b9a5936dda532f04e59cd3fe35fe3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

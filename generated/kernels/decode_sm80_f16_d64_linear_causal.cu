@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         a3fc594e60a19f94bc4d9e768875f0f60bfd1790fbe7c58fbc736cd9646545e9
+// digest         4a658d535d4d1bba70d59391f0a11fd0d19aa7ae2a82c9a76e3b1ee25619364e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

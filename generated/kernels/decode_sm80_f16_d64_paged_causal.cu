@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         8fd82bac31b3a6776e8faf63b79ae53397fb8db7c98e6704382299bebeb94928
+// digest         2eda265a54ec7a8601679e1d5eb4dd915b6cbe02fab3aaebd86fc690c3d4b81a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

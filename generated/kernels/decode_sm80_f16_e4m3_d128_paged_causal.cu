@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         e55244198189d6e381e391fa26d307a4ae0b5016f898722562c722b5f8f89d28
+// digest         68e54de4122d769f7d2f102dd5498e8f1db592e9a6f233ff730e8916ec109ecb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

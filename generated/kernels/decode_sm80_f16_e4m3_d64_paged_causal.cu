@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         6053306f8b73f147cda1229dcad017f5749c83a4b414c1c0d71db72aeb15abb6
+// digest         8fa7f9d6f1bc8e186ac8f3d8ab881eef8fac9a89555060233ec9b0dd58ae64f3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         2c7510bf7bacc213a286f7c7c53a0c50a90fc301fb802e756b79589ca9a8f5f0
+// digest         aaf25e33891ecca1131345a4e6c65c9a014e8b7dc41bc8afe6d665750db8615d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

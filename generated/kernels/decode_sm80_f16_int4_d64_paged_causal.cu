@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         0f3fe5987ed75a5880ff734d6d200716f3adf0e1d0c790ec42a13f5674b22cf0
+// digest         3262aa8929a125e418e0f06378616198bce3927febc268eb0906fe2b0bc92667
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

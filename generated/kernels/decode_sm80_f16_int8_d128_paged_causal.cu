@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         e426b925b7e4a4b6a35b09259a9d1b314dfd7e8ba7204bfe0d938fe9f752ae1f
+// digest         60d2cc4969b06cdc788387497010e78b5a07e14309dd38d17e2102f4c63971c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

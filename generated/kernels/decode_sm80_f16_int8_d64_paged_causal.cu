@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         c2150cccbd34540f3a3e1d7694cc0aabb347c0ce49d156b15a504740c998ed1c
+// digest         7297f0d7b7efd0aa187eae09cad89021305c45cc6b3b64365c5fa7376a42e692
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         b2b32ad5721bb5c6fa891bbcbba0b1dd5130de1dd3baf764fb7693a11563660e
+// digest         f27fa62346c72993605b8d457ca401c2ef19136c71d15ffbcb354e1d008cf8d5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

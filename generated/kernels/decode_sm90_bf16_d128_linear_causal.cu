@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         24b5ac3a05be7b34dc1008bc8f080e7d4fe146b3e07adc6d3c28fdfa9c869540
+// digest         171534ac188cf0b0f4e8d0bd45f4fcd1d8f3f2c2fec12e02774cd5f96b50a4ba
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

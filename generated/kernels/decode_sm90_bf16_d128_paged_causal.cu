@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ca648dc75054871093056b811e946420336788e0566387f5b685db1b53fb42f1
+// digest         f4b51373621ebd24726c481fdab5e350da8a5475f190c988235e1a6c490487b5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         2db9ccf6c8b8aeac04ebe43bc044a6ef23187508bca8504d79f7d7842fbb383e
+// digest         b9dc510169aa6af96072c19b679c107eea126669cc5526d074de611bbb878782
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

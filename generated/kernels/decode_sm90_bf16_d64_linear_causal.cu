@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         1ecd40d4b16b368bf1def6e5794c036d5ad7727fc19e9b7934260558affb03d9
+// digest         0932ca0d3bca6562db34fc3445d60bb497306e94e04e338cd3e42228c8873069
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         c511fc6df59eaeb0100a459be39b28aff2c8a6eb5607e79d06ba151b1d299790
+// digest         44dcfc904ad59445e63062a2dd33915c6437fb11574af4b65e7f5908c107e356
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         431e102f39f87c1542e441c57174691dc3f6051b28030f2a30064bac26283fbb
+// digest         1780990ba1633146454a2a26a576df66ba5ec22a14b4f07f88a325fa771a1682
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

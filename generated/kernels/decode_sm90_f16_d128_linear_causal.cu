@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         f3933a428544a2e1a7ef298ea79b398ec9752fcd15951cbb2ab0b2926685676f
+// digest         41e61986ef70b1be6968284a82b5605d3fe3ffd2367d572f39b3b8726c4e94d7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

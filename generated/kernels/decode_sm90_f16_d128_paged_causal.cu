@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         28199794232cfaeffef5c2d3475c67136bf07d4ad18aa317521f965225dca1b3
+// digest         03c117e21fa8e55310d029b3b1cdb649f07f1184c7efa342d4cd95a8d41d4b05
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         1205073d2a7fa4781a4c8e7b1f38fd3791a27d183acf9b12786426fb2dda9212
+// digest         b54a8e6d9b374f685ba29f34992ce89b59ed8610034e0e810197054e96dbb994
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

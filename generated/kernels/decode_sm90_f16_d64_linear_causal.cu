@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         6b150e77d84f3518e6f7a280f26b1156ff63f6990645aaf1718a5fd09d184a8e
+// digest         fa03cd6dcaba387b2126ee6d04796cedb426f8feccacdf6ae3f55ab6905648ba
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         47e5af17476f1482513baf088d5887bce00348b6eeda25dc38e2677af6cb1d0c
+// digest         e51db5365ed3750bdc4f111699836dd409a3a7228f4ebf0f54d989fe5afd117c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 
