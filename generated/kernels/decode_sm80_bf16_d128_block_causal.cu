@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         8df609cd3205017504e12c72e2d007a7fcf1e159ebb4953f2d875786359f8d54
+// digest         ec6196ccaba44f8cbc14226d29fa02de7f66405edd3a415e191c07bb462fdb34
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         062ac874c2d656e44ab14ee2426587cff3839315d1331e8136ee9ce6f83ba69b
+// digest         b0284e4761e9390c86cb6f50c79a0f1abef6ce1e599083f9d337740eee022ec3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         9aa83d8b810e07b04975737fc0fdeee81ad958b456c5faef1de32a976f5268a3
+// digest         fb4676ea0ef2fc9da213a748c13ff9bef08f835bccbf6feb4d64f992b38908db
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         b669c7616905a8c61d60c1430bed74b0886c6280a44128166e93bf73f953b6f5
+// digest         ae567ac73153d78ef7717e339a23fb28459230ad66ba8144c9777bb18d7cd0cf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

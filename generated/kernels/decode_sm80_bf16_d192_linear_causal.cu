@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         6801c3b787bb7729d8510372f16689606085a0b475c219e64cb87e09af0202f4
+// digest         7ee7ae2af4935fed65439564055c743c80247ad7c1770f24dce81db61584873f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         730fa73cd0301f04532ef9b81228a1fea44dbbd45d09294636a673272cda4c53
+// digest         fee995d36d64faf8446736dee7625dd3ed1f25ca503df15247ee040fe835917d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

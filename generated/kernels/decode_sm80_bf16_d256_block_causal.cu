@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         558445eb5357d3f9fc046318b2cbfc473fcba1d9c44eeb615b4dffe3361ec322
+// digest         154db4f22be4172b9e3e3663828101de5f7eba46e76e5a95a41cf83a109a75d2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         a8e459d35bd3cbcf2478c4b0412deda1e5d06377fc1a82d2704618b6a7063945
+// digest         e8d9fa0d51205b6598f9465243ca7da913990e2ef588435282dd0516c5501e68
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

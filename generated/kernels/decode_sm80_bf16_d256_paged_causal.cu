@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         2e2692c0883188ad6b8f9acd2484911d325d0264b486b899b0102b46c0c309be
+// digest         31b2944fdb58c22d3830577d9bebc2a7aafb4cf366851de42ecabf1f98ce21df
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         efa44779376d5c4985d979ef76518d5e66c5fdbd1620ca366987e01336935453
+// digest         098d6b7994a488fd19dc4248739a92f182b4048ca7bf0b19f9c92da091c9426e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         1ff524e9584973b6af0bd90094b49f17671d76bbaca69da4763cb2b698c467c9
+// digest         d93bfb1dfd730b5a516620fc026e3dfca370a39c5caa2f93da9b6fefca762255
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

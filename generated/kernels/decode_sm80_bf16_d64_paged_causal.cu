@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         aeef491297df6e3ace58be3e5892ece480150460b1dff7359e47f3cdfdb8a5b8
+// digest         9d6c38e0bb260f54ee0fb4d54bbd59d572b14e279dcbecdb107380120bd8424b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         39d29e3b9ff0a294b5314d234d82d25a6d7902b2a14e448645eef88b9d6c3069
+// digest         5cbce6796e261c293906a377edb423e40dd4720203a8edb12ae1b0067768a271
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

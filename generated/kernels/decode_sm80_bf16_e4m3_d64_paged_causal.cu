@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         2c159abd6ad5cd5e252410a363562b23381a485f288467a1694ff9421b25b67c
+// digest         45fdd9a600e85fe9d19d5d4ff960c8e62a730a85303109316d63a76bc5ddb841
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

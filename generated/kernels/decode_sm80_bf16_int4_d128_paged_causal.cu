@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         26c558b095e0082b9358e2bd5ed5ea05dd43191b5e9f500ec383f9603827a488
+// digest         7409fc08d2c0b1beeb2235eebe8bd171ebe4914f85a03a82a7af820556de4c16
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

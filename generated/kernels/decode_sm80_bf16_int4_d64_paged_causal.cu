@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         9857ce3015c07a9b302c8856fa474fda56b2f4b45bbd5d5c96c57a2eb3480429
+// digest         3c83de6d64b56c79b27ae11a4149d6bf6ac5ea3c1abafc7411ff3ad2574e1cd1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         bd50dd990be49c123a2ab436b25249b7c2260b0d1f54b8d65029f0717e4d2f4d
+// digest         7334b64b1b7d963535219fb8d8cef6e4478390ff961d4fc6bebccf2aa0cbba39
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

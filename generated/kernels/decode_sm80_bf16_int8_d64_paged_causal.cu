@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         6507cde6b3bea92010eff19d179403e7fa17fb8ae7c925c00a7f5a9b6ebc1ab2
+// digest         a0e464e00eb5096ba7b7447d195baa38a1ed8a512c3e43a556c044a724c5c896
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         07b507e1ba83fbae2c09d30eb3b540513852db38a336f587e524b879314353f6
+// digest         0c6de98e7977c25717be0955664516aef5d7b8cae8cb1e32eb238ee614a82872
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         a2fee1644fce9dd9ca4421108e58bf758bc62922fada3c28a98e24b7f25b83c5
+// digest         2c7060899bcb566c694d92007d1d4c0e3230d49b5d41ca8709c154f5a5b36611
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

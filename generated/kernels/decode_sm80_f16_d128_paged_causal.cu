@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         e4c296c5585cf9eb73b3a0421ccf7822b0a94ad2a207e821509a63c5ebba6fe3
+// digest         48e304daf458149d5ef3ea42302b53382278b5974fb135720065c094431f1097
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

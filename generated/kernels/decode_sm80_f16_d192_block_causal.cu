@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         b21e0ad36907ddf9da38b9e01fde4f8608a30b7cb73c41015292a3ae266ac79a
+// digest         dd5aa2442b9894ba2f8c33ead540d352be486103ac56ed3a94a05285756f9619
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         2b90d9710b56c98be93c24799be3dd27ddbf5e3de33d902b7dbbce9fb72330cd
+// digest         078f5f20570a774f461471e375380f6ceab88a28edf59a8ebb04aa0d973a76b8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

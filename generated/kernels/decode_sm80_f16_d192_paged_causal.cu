@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         8ce96b1332d42d5c3ab1eb0227c5e0482c99c83dc4215a796b0bf1e4b34e88f2
+// digest         8f3f5dca1e51687826bea3e2ad6c749f0963b309a7bf1d6737768f3c85ce9f90
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         581374946f0c776ba20adb773bb14f06d3b17f2abf6b5bb51344dbc19ae61d1c
+// digest         0529029edec83cea60458579482fa80bf2d094e3dd6935b94e14bd865a196eff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         c75b9aa1d3e195d88fcb86f78bd818201e06926c5373f2c6937f71aa85549e2f
+// digest         12c72b09a306b91461f2b95e4a6fe3ae6a7e1e236aec6589cced83d8a049898d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

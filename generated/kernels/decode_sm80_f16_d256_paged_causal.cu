@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         a10640c4d094998e12f993e2f4c0c65da21bb08a87a5cb5cdb149f474d9e3d79
+// digest         fd3a60c3d123a269444d9a727fbd7cc75e31d559a2167b8b31e337b730efea8e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         23b6f35922822f4e454f96805316beb5c50b9a5936dda532f04e59cd3fe35fe3
+// digest         f7b03fb7d732dc7d66858a035ae3fff087dfae5ce96ac317fffdb4ac6cc128de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         4a658d535d4d1bba70d59391f0a11fd0d19aa7ae2a82c9a76e3b1ee25619364e
+// digest         9a1a2a1aa2d40aebabf11f646df8b113064d9a7ed57934b3ed3a2e00651912ec
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         2eda265a54ec7a8601679e1d5eb4dd915b6cbe02fab3aaebd86fc690c3d4b81a
+// digest         d93e2b7be66e84506aaf4df06ab9491077b3f8855700365e21c53ffc78aeca37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         68e54de4122d769f7d2f102dd5498e8f1db592e9a6f233ff730e8916ec109ecb
+// digest         63843a389f7aa421a161a98808d1951263f7353a569d31c4b0f8da55b333dcdb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

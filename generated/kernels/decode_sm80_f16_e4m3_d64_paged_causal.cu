@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         8fa7f9d6f1bc8e186ac8f3d8ab881eef8fac9a89555060233ec9b0dd58ae64f3
+// digest         19569b4f03247cb287d284cf171e4092d63f5d91ada0970bd48edf2e97434651
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         aaf25e33891ecca1131345a4e6c65c9a014e8b7dc41bc8afe6d665750db8615d
+// digest         b1795617e3a1d85b1c9ef6974d2872f15b57e365bb0823403f7d17a61be512d5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         3262aa8929a125e418e0f06378616198bce3927febc268eb0906fe2b0bc92667
+// digest         9cae3bada83a04c9853fa1fb5d0bd194c28edbb07b52de7e44ec26c55b9d71ba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         60d2cc4969b06cdc788387497010e78b5a07e14309dd38d17e2102f4c63971c9
+// digest         6a2de5322bdad681ad2a59424df56ad7d26d40b97edc9f88c6692c3e78208922
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         7297f0d7b7efd0aa187eae09cad89021305c45cc6b3b64365c5fa7376a42e692
+// digest         da26c202c7e97083989f6300c4c1508f87f52c79aa6cdd3f1caf05e7622b6011
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         f27fa62346c72993605b8d457ca401c2ef19136c71d15ffbcb354e1d008cf8d5
+// digest         5f480cb67b68b93117faff21c725b849954f511130c05bf9dce63f7a22803b61
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         171534ac188cf0b0f4e8d0bd45f4fcd1d8f3f2c2fec12e02774cd5f96b50a4ba
+// digest         d9dc14779035affa5a286d61c7c61315db48fc5e243fe1b9692e5985917e035e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

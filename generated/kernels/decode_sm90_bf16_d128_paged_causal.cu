@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f4b51373621ebd24726c481fdab5e350da8a5475f190c988235e1a6c490487b5
+// digest         f7a593fb60c200c3a8b821f1d8e055742c12b60e3aa9481d2fa011c9450e6ad0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

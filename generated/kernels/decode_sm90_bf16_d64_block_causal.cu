@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         b9dc510169aa6af96072c19b679c107eea126669cc5526d074de611bbb878782
+// digest         d2e74cc5ae6a0cb0be490e43c550431614f00a8fa7cc91100c3b9ebcd4e14f2e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         0932ca0d3bca6562db34fc3445d60bb497306e94e04e338cd3e42228c8873069
+// digest         cff5bc950ac4b81430d3b1f1a03255cf8cccd81d7f03eae018d06366cb484db0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

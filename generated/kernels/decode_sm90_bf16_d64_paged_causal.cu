@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         44dcfc904ad59445e63062a2dd33915c6437fb11574af4b65e7f5908c107e356
+// digest         bacd847011186e448d3d6584961acd185aa764504de8ee3624eaf951fbfe80d4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         1780990ba1633146454a2a26a576df66ba5ec22a14b4f07f88a325fa771a1682
+// digest         791e96252d806a95782eeda2949523d6a3bd89b55ef27884a08905b82031fe9a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

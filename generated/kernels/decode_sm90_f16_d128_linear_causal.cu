@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         41e61986ef70b1be6968284a82b5605d3fe3ffd2367d572f39b3b8726c4e94d7
+// digest         caa3c6bf5987a4faafd8be5089ff49ee764c6882bb2fdae5e2985f3efc6319a9
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         03c117e21fa8e55310d029b3b1cdb649f07f1184c7efa342d4cd95a8d41d4b05
+// digest         4216c6cef9ba9aac63092e9444662274ea89f5e13ef1e189219ccd3d4587e786
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

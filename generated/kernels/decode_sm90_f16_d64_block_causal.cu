@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         b54a8e6d9b374f685ba29f34992ce89b59ed8610034e0e810197054e96dbb994
+// digest         cda2474ed9a568827ca8323d14e6f489a4318456bfce0a321780a55255c5fde6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         fa03cd6dcaba387b2126ee6d04796cedb426f8feccacdf6ae3f55ab6905648ba
+// digest         aff66a1cbd5c17c15f6c8f4dbe4c62a2213333da65d3149664469ef5286f3587
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         e51db5365ed3750bdc4f111699836dd409a3a7228f4ebf0f54d989fe5afd117c
+// digest         470371be309f54c65a9c11dd45af5bf4848cc1638c3b66172674b0c9f2efd1bb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

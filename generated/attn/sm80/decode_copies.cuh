@@ -104,10 +104,7 @@ class PieceLoader {
 
   // Starts the copies of the piece that was looked up. Units that no row sees are left out.
   __device__ __forceinline__ void copy(Piece<Config>& to, int first) {
-    // Copies to an address that is in part in a uniform register may get their descriptor from an
-    // odd one (ptxas 13.0): an illegal instruction. This is the same address in a register of the
-    // lane, for a place is even, which ptxas does not know.
-    const uint32_t piece = shared_address(&to) | (place_ & 1);
+    const uint32_t piece = lane_address(to);
     if (is_regular_) {
       copy_regular(piece, first);
       return;
@@ -131,6 +128,13 @@ class PieceLoader {
   }
 
  private:
+  // Copies to an address that is in part in a uniform register may get their descriptor from an odd
+  // one (ptxas 13.0): an illegal instruction, which tests/nvcc/test_gates.py looks for. This is the
+  // same address in a register of the lane, for a place is even, which ptxas does not know.
+  __device__ __forceinline__ uint32_t lane_address(const Piece<Config>& piece) const {
+    return shared_address(&piece) | (place_ & 1);
+  }
+
   __device__ __forceinline__ int own_token(int first) const { return first + lane_ % kPieceTokens; }
 
   __device__ __forceinline__ bool is_seen(int token) const {
