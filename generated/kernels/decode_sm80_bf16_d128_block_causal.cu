@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         ec6196ccaba44f8cbc14226d29fa02de7f66405edd3a415e191c07bb462fdb34
+// digest         d1c338f04f7167e81b0169dad3a85c884b1b2eaef39d2b37aef02c8d5cf416fe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         b0284e4761e9390c86cb6f50c79a0f1abef6ce1e599083f9d337740eee022ec3
+// digest         62cbed8d10d80c3ff68e93a13042352f5e6da073d2f06f0ebd868cab252ab371
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         fb4676ea0ef2fc9da213a748c13ff9bef08f835bccbf6feb4d64f992b38908db
+// digest         435311adf2f8e7f86959e27eeb81df9db936e8de66e86c703125d1094bf43acc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

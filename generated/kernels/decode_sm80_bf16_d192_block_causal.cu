@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         ae567ac73153d78ef7717e339a23fb28459230ad66ba8144c9777bb18d7cd0cf
+// digest         3f50c3bf300b2f886ec819fe5a5bf6f92defc950c29d66800c0f8976dfa7023f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

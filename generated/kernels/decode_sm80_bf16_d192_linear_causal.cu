@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         7ee7ae2af4935fed65439564055c743c80247ad7c1770f24dce81db61584873f
+// digest         a272c14cefa7f5bc85360bbe4ce270892af0e7f919e9db1968011adc01422b2a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         fee995d36d64faf8446736dee7625dd3ed1f25ca503df15247ee040fe835917d
+// digest         f4134cb43aee790a07157341eedf2210522d365da794f18891bafeeb6aae7637
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         154db4f22be4172b9e3e3663828101de5f7eba46e76e5a95a41cf83a109a75d2
+// digest         ce7cb46ddc2516336292a02a045d596eed1e2898f9ff080395632bacd7b90176
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         e8d9fa0d51205b6598f9465243ca7da913990e2ef588435282dd0516c5501e68
+// digest         92ac2ae57b3d14200e2189b851055568bded84ad66ab4a495587d333f80e4f25
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

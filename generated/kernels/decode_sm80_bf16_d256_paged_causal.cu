@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         31b2944fdb58c22d3830577d9bebc2a7aafb4cf366851de42ecabf1f98ce21df
+// digest         0b6e6c26f8d4e1af8f932870128b7c029ce37561c11d2c1b81148efdac411c83
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

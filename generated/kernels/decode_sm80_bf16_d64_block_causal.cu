@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         098d6b7994a488fd19dc4248739a92f182b4048ca7bf0b19f9c92da091c9426e
+// digest         62da995d758c291aedbb8eb3664b060b2924e5d0ff0335bc61adf0c241b8d8a9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

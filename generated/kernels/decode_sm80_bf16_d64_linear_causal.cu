@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         d93bfb1dfd730b5a516620fc026e3dfca370a39c5caa2f93da9b6fefca762255
+// digest         b573d37647c51efe371c45c293e4c4f9a4eb2e93b53b90a7027201f251784cde
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         9d6c38e0bb260f54ee0fb4d54bbd59d572b14e279dcbecdb107380120bd8424b
+// digest         0b674aef5f5bec1c6b48db1e67501a577a58bddfec168747fbffd9676ed43749
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

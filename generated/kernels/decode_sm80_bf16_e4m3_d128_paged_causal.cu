@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         5cbce6796e261c293906a377edb423e40dd4720203a8edb12ae1b0067768a271
+// digest         f8d415152a13c1a7ea4a9de00a1e0f6f5fd11f974ebcea290444509fd78172f0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         45fdd9a600e85fe9d19d5d4ff960c8e62a730a85303109316d63a76bc5ddb841
+// digest         d88dc4d3aa48cb66d2396dbf8a162be41a1951f03fa0fc2c9245521cabeabc4d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

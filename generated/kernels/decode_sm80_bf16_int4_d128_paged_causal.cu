@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         7409fc08d2c0b1beeb2235eebe8bd171ebe4914f85a03a82a7af820556de4c16
+// digest         0ff3f7a59fca854c274897d06327d48119f08e95948d83f6628067ffc09a30be
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

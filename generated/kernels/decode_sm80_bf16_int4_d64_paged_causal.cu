@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         3c83de6d64b56c79b27ae11a4149d6bf6ac5ea3c1abafc7411ff3ad2574e1cd1
+// digest         eacd8ee63f97c79bd1e720f171f030eadefbe66541b95c10fc7ca62946a82f99
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

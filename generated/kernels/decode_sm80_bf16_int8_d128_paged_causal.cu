@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         7334b64b1b7d963535219fb8d8cef6e4478390ff961d4fc6bebccf2aa0cbba39
+// digest         d1d528ff1ec707d917d45111dc237693ad457bd23b2ecbc074b7b46bd1c121c3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         a0e464e00eb5096ba7b7447d195baa38a1ed8a512c3e43a556c044a724c5c896
+// digest         3c1406331a3d4f8c36acc3f86abe5dc53f2fbbbea3c4aff1da26936bc62a66e4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

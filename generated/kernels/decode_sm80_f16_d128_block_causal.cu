@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         0c6de98e7977c25717be0955664516aef5d7b8cae8cb1e32eb238ee614a82872
+// digest         33183f8fef966de045ebfbacca0275697e048b17a01f7eff03ebd886a0bc2cfb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

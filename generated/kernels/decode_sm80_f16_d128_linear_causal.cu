@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         2c7060899bcb566c694d92007d1d4c0e3230d49b5d41ca8709c154f5a5b36611
+// digest         3e3f942a5c9728983540870e02db4443b5a7f8c97062f9d9617b388f81ea97bf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

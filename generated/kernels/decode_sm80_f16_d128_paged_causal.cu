@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         48e304daf458149d5ef3ea42302b53382278b5974fb135720065c094431f1097
+// digest         a1539dd4eed2c9bf19e2002f26eeb91d1a1877bbf149ddf113eac27a26f44c5e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

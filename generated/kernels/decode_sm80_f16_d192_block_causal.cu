@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         dd5aa2442b9894ba2f8c33ead540d352be486103ac56ed3a94a05285756f9619
+// digest         82b4890f7ad8baadaf3021a00dfdec3a519942b31ca5f5b51003eea5502fcdaa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

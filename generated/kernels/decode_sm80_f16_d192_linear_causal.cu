@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         078f5f20570a774f461471e375380f6ceab88a28edf59a8ebb04aa0d973a76b8
+// digest         9102dc7c3d268ee21e5416b592ed50b9e7b4e18ee3cb296e84fc7a317613bcd6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         8f3f5dca1e51687826bea3e2ad6c749f0963b309a7bf1d6737768f3c85ce9f90
+// digest         7b96897ed530b8e69031358406cd2aafaa57b85a3b6031e346b0c309ee6ed43c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         0529029edec83cea60458579482fa80bf2d094e3dd6935b94e14bd865a196eff
+// digest         aee70fa289e8f92f777c47dc2a6e4a940ceab510179697c3ccbf3b0a1b461e1b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

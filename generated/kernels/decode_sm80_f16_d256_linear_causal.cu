@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         12c72b09a306b91461f2b95e4a6fe3ae6a7e1e236aec6589cced83d8a049898d
+// digest         8718d4a3fa75e7d4786013161962cefeb3003c34232e4adb2c2af1d436ebf9b4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         fd3a60c3d123a269444d9a727fbd7cc75e31d559a2167b8b31e337b730efea8e
+// digest         ed00403d915bd944acff9ecdedf75f1122486d6967dcfa3aab4d0b91d7d3c7ca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         f7b03fb7d732dc7d66858a035ae3fff087dfae5ce96ac317fffdb4ac6cc128de
+// digest         4397b2841c867621bb0970a8ab5f7a25e3b4dc1b4738e5d6818d147126e4b0ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

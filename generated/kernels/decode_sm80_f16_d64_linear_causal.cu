@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         9a1a2a1aa2d40aebabf11f646df8b113064d9a7ed57934b3ed3a2e00651912ec
+// digest         4a25e1457d013dacc5fdc3a719517eaecbf926e432272be881289f3eb1003653
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

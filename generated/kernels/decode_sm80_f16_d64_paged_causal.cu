@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         d93e2b7be66e84506aaf4df06ab9491077b3f8855700365e21c53ffc78aeca37
+// digest         3b32f4b1e7293eb9c922c9245c839679380562708680f54af417e35ca05b23aa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         63843a389f7aa421a161a98808d1951263f7353a569d31c4b0f8da55b333dcdb
+// digest         ca4879244ab4de56bc6a1f223786150eb7164d2aa6713441db916b39b5e6a93d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         19569b4f03247cb287d284cf171e4092d63f5d91ada0970bd48edf2e97434651
+// digest         f377562490d8bbfdf541ef67e39a1d85f4446f6ee91203c270b21dc8b216107e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         b1795617e3a1d85b1c9ef6974d2872f15b57e365bb0823403f7d17a61be512d5
+// digest         2cff8b3063b2eae807fa241b06ad2a2c1cc01b5b68d8bff4aa207a0fac284ecc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

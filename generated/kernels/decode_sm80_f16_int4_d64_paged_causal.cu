@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         9cae3bada83a04c9853fa1fb5d0bd194c28edbb07b52de7e44ec26c55b9d71ba
+// digest         b6000e3ee687f497e8665b774fc56ce7dd64795b894ae4472d37e34b8777b172
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

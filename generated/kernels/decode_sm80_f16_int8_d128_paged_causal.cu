@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         6a2de5322bdad681ad2a59424df56ad7d26d40b97edc9f88c6692c3e78208922
+// digest         2ad832e87f0e066cb68d6ed35722f085fa1cabcfbcb96455e81d898ed2884469
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         da26c202c7e97083989f6300c4c1508f87f52c79aa6cdd3f1caf05e7622b6011
+// digest         a69ad12f1a75794775affe58f872eb7ad3046ed8da702c4cfa86eb16d441e011
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

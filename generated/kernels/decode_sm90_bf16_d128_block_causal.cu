@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         5f480cb67b68b93117faff21c725b849954f511130c05bf9dce63f7a22803b61
+// digest         72bdc20409c6130624ae187dc70adc25b45f02d733e1c56082a858071de91051
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

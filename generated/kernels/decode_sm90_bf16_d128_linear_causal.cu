@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         d9dc14779035affa5a286d61c7c61315db48fc5e243fe1b9692e5985917e035e
+// digest         124613dfb2d9f7c799c57d1aaa757ce58118b38f4cb798813a82eb1ab7fce90c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f7a593fb60c200c3a8b821f1d8e055742c12b60e3aa9481d2fa011c9450e6ad0
+// digest         a43ccc92b2f041c898d1f5b5d1713bd1a5dfbe37fc1b54fa0736471cf6a82c05
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         d2e74cc5ae6a0cb0be490e43c550431614f00a8fa7cc91100c3b9ebcd4e14f2e
+// digest         ae8f8641aeb7d03d8915a21d9987b50e4e61d5877e09c2763194175138315c2c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

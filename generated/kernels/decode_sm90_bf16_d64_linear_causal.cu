@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         cff5bc950ac4b81430d3b1f1a03255cf8cccd81d7f03eae018d06366cb484db0
+// digest         e8c8de31ce35dc9f281d41d9bd74a796eacc0e5521658dbdff0185066f7244eb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         bacd847011186e448d3d6584961acd185aa764504de8ee3624eaf951fbfe80d4
+// digest         acddbc565de7d46692e9c800f551e4ebb24d77716f357b423e1f1260c0a360e0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

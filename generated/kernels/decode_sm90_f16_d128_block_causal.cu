@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         791e96252d806a95782eeda2949523d6a3bd89b55ef27884a08905b82031fe9a
+// digest         022bf505ec457c5628d97876c11844b3eca0d47db62489c4775472fe5a577c2b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

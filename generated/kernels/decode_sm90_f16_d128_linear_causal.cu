@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         caa3c6bf5987a4faafd8be5089ff49ee764c6882bb2fdae5e2985f3efc6319a9
+// digest         5d46033377d656f328bc6d49c59186d80172912a009d51bb9d05b026d3063531
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         4216c6cef9ba9aac63092e9444662274ea89f5e13ef1e189219ccd3d4587e786
+// digest         1faa30865db0ff830f208e1f6bad2a74d4e64bb25a3eecd883013207e7a65529
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

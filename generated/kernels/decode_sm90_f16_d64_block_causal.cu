@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         cda2474ed9a568827ca8323d14e6f489a4318456bfce0a321780a55255c5fde6
+// digest         a66274cbb0a3f1ce6811b9536d0192d377159e8a0171157ff2d115e976c33c96
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

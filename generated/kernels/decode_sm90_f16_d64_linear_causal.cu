@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         aff66a1cbd5c17c15f6c8f4dbe4c62a2213333da65d3149664469ef5286f3587
+// digest         8aab2add68cd60c8873ee7b6f2101066faf225c0133a3adec89ad5d65a0be0e4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

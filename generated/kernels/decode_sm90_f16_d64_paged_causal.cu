@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         470371be309f54c65a9c11dd45af5bf4848cc1638c3b66172674b0c9f2efd1bb
+// digest         846b0785a5dd7cb72385e522eff8da5a82535d3baccd460fd977602ca41e16c3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

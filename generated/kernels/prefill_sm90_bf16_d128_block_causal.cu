@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         e45d23b55e8729222510666ef4112c16fe8c05e143146379612fcaec5f8fc42a
+// digest         c655a6c9dba0c3e404a6091fc06b1667dd86dc9dd6806414643fe0171d6e6750
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         9362a67d778314cffca6fc29cab061faec315eb6cce53766408ec2ceeda8cb30
+// digest         dcff85791787e8011114c0cea8b0aa51b1d9d0e16ce38edee9f0a529a8fd8b20
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         8d95dcbf5868a1ba8ef3bc06803ece5d0359003c6daa54e6a970be3ed809cd91
+// digest         f966041bcb293c7dd42f585f3b8dae24fc471923d4d8ec9aedce95bf6ecd6253
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         37b213ba5ab711dbaef48f2bbf413ed17f3bae65b9975716548d4ea5e7b8ae22
+// digest         35516e403701bacece9e987e77a018825dcb65a1fa1543943602b6abc7c84b7a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

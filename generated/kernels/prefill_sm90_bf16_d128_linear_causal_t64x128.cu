@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         ea306fce456eec9cf9ec9f073c1022083113e9536d3f6ca61b8ea9627ffe5316
+// digest         535b85540796f073eb3adec1d434d602efc428aabe31bbf6226ebfd306c67576
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         368f0a0207edca482ab50e6895bfc68105e37dd1adcb6516c89379920d9db902
+// digest         1c0a5052c51e685dfef208cca493a4ff8eed0ef23873556f469af991b41f0333
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

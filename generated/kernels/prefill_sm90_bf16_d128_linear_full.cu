@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         d2160ffe701df1596697d5ab6b44fe1adcb1d8c852aa8c188520870d2c8533ca
+// digest         c0788bc663ac56ce312724afd94e3c7495f405f35e22b0b3975f3f1a0bfc009a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         a2d8ecc1faa8ae373c77f0ef4de387cc3ef6712cd8e4d55c6a354fa474483652
+// digest         7ad439c74646a112426011a7588b3fd5c4ed8eda2b680ed0d63cb9e16f75b62e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

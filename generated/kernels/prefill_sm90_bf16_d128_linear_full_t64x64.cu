@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         e2f9f822b912fc67a9d0a6ef669d5164714a5c692d770fd0b34a5475f7eb6afc
+// digest         2e6806670dde6150a05a669c0675ed3cbfda72916154105894389be79a77e138
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         96a75dea13cc1ece6ab511f0d8ab89a9fd8fc2ffd7b84a98de93c1c40f0a80a6
+// digest         2bd740b2e486e0bf8d2ceaa14c6242c94a1fcd2ef1367699af4d141e61586bc5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

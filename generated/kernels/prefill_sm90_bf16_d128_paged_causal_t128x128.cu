@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         a2bf1a876bfef4a79329d3e1505ad10836ee25ee2d15cbce6fd8c0ffa878a18e
+// digest         7cbafa3477dca3768f0f55046f89c3a3d1a4c935151c4322a1aabc683a1abcff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         2e1ab7ef7311ec6486d2f0b4e27b32b05ef1a2b8a223e788265fb4716f5a828a
+// digest         ba1c65449842849ce551ccca3f8c0092e54495587d9deb4036486ed06c162465
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

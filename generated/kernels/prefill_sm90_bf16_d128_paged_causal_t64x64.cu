@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         1e61d6ff5bb8d35c539dafac18c11f071b36ca838dde7d6d62151f193fe819ab
+// digest         8295175d2c50a53eaba88f1ff968addac93b8f0491dd6fd6251c76328750bae0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

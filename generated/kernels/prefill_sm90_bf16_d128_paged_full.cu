@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         16f0a5d3bd53d5d4f2d97993d1db9a88b2d91bfb16934f3bdb18cad1ed385b0a
+// digest         8a0378c3f46184b7f87fafb508473c0f0fa134413d58824b6f6c9f900bbffe08
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

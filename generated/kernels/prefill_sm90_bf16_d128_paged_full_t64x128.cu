@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         17c335f54335ee064f115737328afc8cc6d71f7aec6c3836fd2420b599502fcb
+// digest         be7c23f63395c3b598fb2b1af1db40e205a7158e6f4c4ff3e208a5e5b81ccc98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         6f3ec73f4ceea1c6c9355411acff7675d19bd24d955a4050f30a5cf0b00cb02f
+// digest         4af74289c110778c3a8d4f569bb7da022a26a3bb37fd323bb7eb15d52cfecb5c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

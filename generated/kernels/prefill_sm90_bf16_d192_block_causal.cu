@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         e3673112cb767a84a39dd05122e0d7254b10611c69139d14ec0a0dd35f48b75b
+// digest         8b8c4df1ccc2c6ad8ffe76bf6a383097dd629015b1f25fecc07dbc8cb03333a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         64cc3cb20e30120880ecf35d5922812631afc94dd6bf12f09887e32e5ab8e63d
+// digest         347994a44b33b17cd5545878d681d389556783deef5c3c926c687a6fa25cbcca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

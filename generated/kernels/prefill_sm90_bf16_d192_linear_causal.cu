@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         f0a8d8111a796d66ccdfbe308bab5a1a40857dbf686a3264a7cb52bcab390caf
+// digest         747b683f37cf85dea9cd318d5c7a2a2ada898be30b45f390ffde2a0cfcd130d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

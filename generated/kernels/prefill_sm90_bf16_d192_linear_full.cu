@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         270b6fd8d2f620c5e86f9d659fc46228b33288cacd42d9f7f15f1d81495dfc62
+// digest         cf5ae6957048c4b450dbab7cc45c2506b86e7963fa643d3e1769240f1267f220
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         0a76728f89c2793c5d94e8c3e0b0d27e221fea981a88ee03b91b3d95de6457c0
+// digest         2bc80ca39def5ca491106d71cfe84e57cd17d7ab8c8edee6d477b3e850093f7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

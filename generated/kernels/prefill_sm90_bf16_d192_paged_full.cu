@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         a30c18d9dba2f601483925fe5a67d3caed15aba9ba029a9bd042a5500664cc8e
+// digest         a15ebdf280265235109b9374d99642fc5b892bec5d8dcb9456eaf791c825f15e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

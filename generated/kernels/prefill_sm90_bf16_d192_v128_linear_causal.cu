@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         df97577d0616a43728e246516988798729ad5e120b2e63d9de6a14d9e16d9d45
+// digest         1052cc02e4694bdc982509f7490cc8402cf4e3f90160eac1ca61ae0b5b3a3b14
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         f2ffa594eef1adaa10863ade52209407d1490e0d24263153cc6ee9479ed11f1f
+// digest         95747818e3217210c961d7e33d1cc8ecfea0235f1f23d156b0f042f1ad603d4f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

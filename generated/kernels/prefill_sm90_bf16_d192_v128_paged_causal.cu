@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         410764bbba32116c02e06420ffa59d22969623c4a1e4b1cc17a9eb0472be306d
+// digest         2aa8d38bf24844c9599b8cfa521f496ba2960d0fd1421b346eb39ce5f3a7932a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         889a20c73c67dc77b19838e13e6c1b3577c678b4f6cfe9f30bb4b56c8c7b8231
+// digest         0916a692cedea13602a8c57940452bc84528d94a571d7f9df83ecef2c36aa164
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         668a7fd0511a0cabbf5918447356c5999e72ea67e3efe3541d95b1cb71fb8084
+// digest         4eeadc386548f421f86d6abe24e38d7f3e00bc5b3619d027725d25e2f98a8f69
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

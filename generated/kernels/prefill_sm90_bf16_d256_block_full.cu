@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         2fa8a17ab16bc43cd7d18df4290d6c9db9da47cdc36d80d00e3592c92890a77a
+// digest         2799f2e3f55d17cdbc5233b05681729038364223fdf943d4ba8b2900381c0364
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

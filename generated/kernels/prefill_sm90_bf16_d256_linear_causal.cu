@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         d2b06f59bc311b56a5b756843ca078543f7fe70972de45d781c080c3938f1756
+// digest         b15881998dd03a0996d81529ede15ed73d3c80c0fe569e8b5859295dd206b8dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

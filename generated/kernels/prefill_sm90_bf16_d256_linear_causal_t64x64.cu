@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         a82e9f90922008956c7d6d557b879a73d3bfe534c4e61da5d26506a1ee3b6386
+// digest         3e4bf54cc3827ea347ab1d211ffd4560ae7cc60b893bd747c9d2868a2528dbc2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

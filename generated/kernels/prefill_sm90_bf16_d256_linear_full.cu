@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         f2edd15a40db4f386688a9621b7e29262fdb31fb7cd41c64eaa601665de4651c
+// digest         0e7d0b053a647ec5fc790dff282c34f592159b49474a6494ee7d6a3606a63dde
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

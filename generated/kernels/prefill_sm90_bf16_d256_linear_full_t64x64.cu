@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         086837f662c75da3e840cc72b84dbfad19519e3a86c4f0732643d7cac698e2d9
+// digest         c3d685a4b52ab4c3dd5b5dc695e8e1e35e0fb3f904e375390038a80d50ff3cb5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

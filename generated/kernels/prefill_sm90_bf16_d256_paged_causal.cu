@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         f9a29124f3426805d6a41db78c9778c97273648783e303b7d8b673941b0ca5c0
+// digest         1f11952189958eb44a7a02fda2e421702b96a872596e52560aa15e61c19da3b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         4a570645789a1da471ddf11ca24a346862211e710dc58079aa69362d55aa4748
+// digest         cc99d034c43348e8af5bf56df648e21d7358d8b4f88e38a62106169fc119a3e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

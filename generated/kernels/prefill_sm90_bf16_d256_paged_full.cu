@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         f656c7dea11a324bfd16b6a478414089f5e6dfb6fdcc67cf571b333b76cbec55
+// digest         afb40f89d94bd9961b343d0c3f3dd705dd5e15878d39698ec40a2bc2e580e15a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

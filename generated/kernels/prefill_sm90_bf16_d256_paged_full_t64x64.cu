@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         e7d629a4711d7def22fd1a6d19b8fc393878e0dfad4ae6111f70f748b49a7d5a
+// digest         27f51955e3556b1770a08f217c7e4523f933923068230caa4ab1e4667faac27f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         a77628ca53e2ad55fe85747cca17cb5cbb8a79bd8173c2df8f677a0a8b1ee173
+// digest         43e38fae076a8865eefd136fba6859d4353fa7fd9b1863c97857cf1b618838dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         0ab900278a72b65ceb8ee315a39e35068f59c59ea95a5fee72429dec5d990bea
+// digest         bbd2d62c3f5790a22fcce4feee0e340ab80859a3f709a0b43ec598949a070e2d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         3f243656c547eaee2b3fe2d6b67b309bab64bf94d0da2ded0acd2b9fdc0e5627
+// digest         e5ef3a833dd178ccccbecbf5a2a68e6004b7ac95f42f1c150ef0d8ef8aea924a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         a54afef3f76dfd663408b02d9f611c13cfadfadf538633c84650004d607167d6
+// digest         09cce284115ef2e2443b2cd5f753f1f71c173d3c9fe9f53b3ee982a27b2f6507
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         896a714615e4694468e890752dd758d9f071fb7e278485cb739f016eb141a366
+// digest         e414526826322206b8a5a834b7a05d06c0108ed44c0124624a19f9ea2ba328ed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

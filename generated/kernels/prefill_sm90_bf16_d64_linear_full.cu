@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         1549a502c601a6fb9261ce9804741103a995e3c78e01bcb76fdb240e5af3c2db
+// digest         1fb78520a949f6c8749b3b51a0ecd6224126f37af58bbc95663f7362f51a04dd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         6a2b380707fa308b8018dcbfe8c3e26a0b89c94df3b7856e1cebb4a1c6efa469
+// digest         bc65458e516ddbcd841bb8c074e059ceba07c39740f7e09d376fa6c0cbfb0937
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         2328de0b07088f45581766cebe8e8a5a7cb470d8af6dd87b022081b06354fc4a
+// digest         fccc27a2d9a233eeb08eee1864862f51469e19af6f88a7d7471d17c889577783
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

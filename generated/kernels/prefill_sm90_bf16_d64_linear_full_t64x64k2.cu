@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         bdd354126f9f6389ee8a4496d154a6b363dafa1920c7342a21486a2fb46d6d2c
+// digest         b68228614ed50bb1d5fc20ae595a689db433c2f4904cc548e3f3788b90f4b348
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

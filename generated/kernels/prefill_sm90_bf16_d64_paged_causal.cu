@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         67ffba0e3202399b66768436a697f863247e57ea267de843d6382601eab2f64e
+// digest         6c944cd869f196e67e05915694d3040b5361c849557ffdc9ba578790c7800d18
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         f2b787ca998d3a45c383021e519e02cb75f9ac3f51136d9623c713471f13dbe1
+// digest         cd3d4c6b8ebc408ee94c44ad5a7597c2926f88fa9b4e0df1edbbbe1d2685e855
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         f829df5bfb5985aebf7acfc2e60378ce61ad16f709d47a28b973ff7345d98577
+// digest         1140746e6d82659a6f827880a1930e31319f3cae90fe6f7bcf111e9d83c13a82
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         56062c0fd8b0bff434a0dc1cd732cb83393d2652002154d57a12bd1f67094b68
+// digest         e43ce0bedc1b3b798c6ceba00176db3fecc581ef7edd8b5c6fe2d10102e43cf4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         934270635168bf592004466fa4162aaf6679d465352abaec978820ed131fb9af
+// digest         ab7be79a23fc4e8ff66bc0bd20c1d017bdc06da573dc235212f07fd9af2e52c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         cafc2709fe932f5de6a978a93b005ba19d8bd89824fa6e24ee4bae26dbb94262
+// digest         8e678592ec8938461f812a074fe99790ab0a20f80e6ef9abe5b190f5847b1c6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         337b15690cfdcd65dee78477069e51a567e47d5c7d670657a9099406ad043288
+// digest         41d884ca9f98f06a78295f273bf58e2a4fe4d5ab7cb5a04616666f4e5c4dfdd8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

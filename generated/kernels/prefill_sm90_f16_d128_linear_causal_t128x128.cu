@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         4e4f13f5bcd44898543eb91f00f67cebf94c1a259751f584474355ef47d9414f
+// digest         049b0a5a89a56c7dbbbacf7ea253443d1dd280cbcd8eda5e450b9701e5e05108
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

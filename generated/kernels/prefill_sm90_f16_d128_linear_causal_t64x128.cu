@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         d61749796a4089c6613691cf86e9ae29969671815a95e2142d2d22bacfaa785f
+// digest         df683945311a7087b46d1cda3ca8e2696cd5f81bfc44d7b12048cf9406e4c8d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         f45482628773b2f1cf1a19a4ac2e5db6d5d443e248fa063d3b80e2c8c4ee293b
+// digest         000269dedd29c3b33f65cdb8ed34190376190bc669cd684586f7f7ac07c0e6a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

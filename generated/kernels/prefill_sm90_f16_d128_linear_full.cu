@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         ac593f93df0d96c88a6d9d1e3f5b109bbdeac9de53d1b57a9b60d93810c991eb
+// digest         b738fbe74462a2c5ec57ed404a20836bc6f46722c1ab00dfab7b7a9c36fa3108
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

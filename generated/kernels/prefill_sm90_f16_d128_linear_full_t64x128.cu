@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         8e316c59ff6899ed85bc4e9e026718d79f97724d2f126fd9d33e94ec8e777141
+// digest         1238f6dac1dacd60467fe7b87fd65f348d7c904388dabf767c2240d4d0ca2541
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         9942be8c4141062cecb0adfa90a85bb4e36b90fb62a64722f67b1496acbc04e9
+// digest         63478bd149d137bfa95d8ba71911f1e34402c185f2bb123f084fd8e2a9c6855a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

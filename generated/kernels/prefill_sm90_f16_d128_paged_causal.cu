@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         378aa957a7f8d59af000fa01b7f6754872548bd8aa2afd8ce5157e6ceb567ab2
+// digest         d1551686db3f83be73fd69bf331adc2d76c955a31489a87196a15e75fcd24f4e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

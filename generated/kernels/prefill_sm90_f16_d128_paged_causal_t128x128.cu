@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         b818cb4fd93a656f9776f3b3435710bd44b04c3ecdf2ed6f7eb13b6a4d70a301
+// digest         ad870ad1bc70cb9e3a53bcb4b394fe0611059c59b91f0962c8c8672c7669b994
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         64c39171cb237a9b6c07836db3ed19ec958f9a5e09f68d5fdcad47fc47e6838a
+// digest         dce6bf814b18bfe7f940faa5b27adb78f9c880355b2678e650be09685e370f58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         8f43678a42f7af389a94f966da196b137a070a0e88c8cc2d28720c5fdcfc52e5
+// digest         6d388b75e093df030d0b5333eb206c3c806ff030f9d6b47ec519638d8f58179c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         339cecaebf2617fef2b46b8eb6777f2260a8fe333f8902e458705f7200cd6151
+// digest         f664c8b4c46216227178e482badadf3c1f29c3e4c7f0baa9b3e08df1c35517d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         117183feb8c8651a1b2f11dc04a34e6a67df86eb28c54eb97f57ff97745ddbfa
+// digest         121606da0c60722f7f043e8ef02c984ee147a49fe4e29f95c74e68c96f6b418c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         d187af5d98501b205d80956922dc54779d264edbb47e02d299e4cfb1a8d269dd
+// digest         3ae675c5dae6af500d1335a27b10d68a2d1dfcab46a06c944ed7ee49053e305e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

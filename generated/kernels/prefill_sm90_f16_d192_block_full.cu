@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         e308adaa04236f4ede6eaa5ff32776175e35e5c3a079e34a1236e9935fa7f49f
+// digest         b9a8fb05aada4e96f501e2d5b55bf4e250f0cabd77f4417a3af5fb6e6ede8f98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         e516de35a2202c07a8c04a8e71e4adfee0dae96dcc97801db1a13df0080e8dca
+// digest         c1308635655f9af90f5c3d8a857c12d4562100019d64b5acbdd703b6dec5c0ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         9f1ce89b412fe4aef36ca88a2aae866f6397e4a6d7ae0331b6d693635d63415d
+// digest         f529bafdb0c1108e1de3a9b9eab5d502e5cc2f732b292b57784127d0d1d855e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

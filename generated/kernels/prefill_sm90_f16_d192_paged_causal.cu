@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         8dc17d16a8cb1590552ecd778e2948a38bb2d8def2a334047548cb3cedbda99d
+// digest         044017164a82bf8d554e13e8eebe57ca8b54175d6df3fe0efd646c6e7667abf5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

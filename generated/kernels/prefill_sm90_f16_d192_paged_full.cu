@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         1511267c7771a225c7396cec44f7b089811e4d914fbcff8c563a4cffe0e6152a
+// digest         d10fdd5e62a8052b06c4017ffd24e25dee9602d069aaf3a31f31d3d50caf3e38
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         6de862fddc8b9e555d119fe06f6ef93f985c8fb6611b925efeaecd84f9f67ea0
+// digest         379e6a3c0eee5e754dbb8afa42472bd6988dd76dbc4b66b7a291e737a5fe595d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         1dfc2b31d00b6018e04d9912adac88dc51c326d01ea0e8c5ae7f680d775c2bd6
+// digest         59634cc0ffe66ebd78b54b72e24610ccf5b154cd7df81809fde7498be1cd6f7f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         d5412319bb478a3fc4bec46b8a249bd4a013061cfb1e17270ff1b82abe6a3702
+// digest         190d21cd358cbd8c43d8e216868ba96a680fe5659f5fd730a624d8da310a0a43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         532d53847777eae8ccdf2b3546c1d586ffa65f2ee8e22d2b41f1785c1787883e
+// digest         37bc5e04e64abbb6ba273daeafee02f850c6623550917bc65a4e669f024bc4ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         44af9698caf5521248e7f8a57e06233d178d6263b80b78319142ba64def03d7b
+// digest         db32b2b530e72410698d93d6ae925fef04c793d2acde81287305b70fb07593fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

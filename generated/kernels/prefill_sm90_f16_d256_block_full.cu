@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         c8c9416991b38ee008d928d56045d78f0607d97078ef0baa75a0017e9f4eb3ea
+// digest         5bbc684a07187369b7f9ff7a93cbc2953caaa0b06cb74aaf0a12194510e78115
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

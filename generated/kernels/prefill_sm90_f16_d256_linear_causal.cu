@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         c8148677619509aa2eeb5b08edcec71db03bfe57e7ffc8fc994c168fcfc3daad
+// digest         82bb8a2abb915d82e7c3c4d84a8a9171e4c2abb53bd2c63e032230ef21e57829
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

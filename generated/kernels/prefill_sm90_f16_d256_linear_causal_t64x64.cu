@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         7a2e6a06b295e2df724a4a7e6f75b5d8ee9832ece176605a9b44dc2ca3815f79
+// digest         af4e4b546b1067f2abd2d74c40efb213bf2c6da75cfbb79e8334ca3db8586311
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         63951686683611b7a6c7028b0b783210ccaa4fb6e291100e3499a68c05ee22f5
+// digest         db8d4aafcfb33b249d5b12fe5eabea0ff7472ad1c86a6afaed2a6a4447cb1a97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         e65f46566d6bcb18f7b798cf8a04b0dcdf74c35478acc46db347dbdc591d7e2b
+// digest         857672828ef803bdbc292cfa6cb56f73349bb575ed58e5d3ef513195303e145f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

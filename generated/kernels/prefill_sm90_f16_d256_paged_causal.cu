@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         a4ce54ea6b08fbaca27863cf86d342893647fda09c70f3f7aecdedc5af340e4b
+// digest         fdcf8612e96e02a99efc3bfd8c311226e79fe2cd1b597e9b4e0d4917e922c2ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

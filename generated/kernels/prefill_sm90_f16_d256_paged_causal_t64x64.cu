@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         a53140e074ce53e6b42c94e9c6dcc9a0e77d27df1e405cb504d6e11d1b7726cb
+// digest         30e1b8edb46d14f28b7afb461f0853ac0d458d92c8b9e939544bcfaf0bb4fa65
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

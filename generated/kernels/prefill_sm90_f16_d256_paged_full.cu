@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         63a8d2cb7ff602c33c4520ca5e8fe376f9d94b802ee88056ed6e609c4dd33e0c
+// digest         4b6e320e1f6502765c5221ae168472a02ae1638d751eabfe0b305664b2db7376
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         a97560384dd2de9ceed83fefb0488085e0a841caedf05628b4e3fd04472203fc
+// digest         ccfd688180a95ca5ce47ecba1b6701f51c23368719f93a78e9e76e16f80d1222
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

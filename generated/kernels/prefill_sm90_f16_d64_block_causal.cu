@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         aa93daa92ea05e40e106cdb5ee7f6740615af359cb1a7e05e8aa85bb2cdcd3b7
+// digest         45328a29d85c425a8faa33cbfe4ae4737bde31c816bd23f984f22fcff2d51d40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

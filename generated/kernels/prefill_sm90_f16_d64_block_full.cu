@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         9f79d46796a8182f126fe80512b28c2ecd360ed2dd897cb4c011391909b8dd09
+// digest         e0df69e7394f5c7eb1ff8795e9cbd54aeaaab4e7c0fb80294657c0c1a60b0beb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

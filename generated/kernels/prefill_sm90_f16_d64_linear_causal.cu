@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         ff56207d33a279999d9697f91b2482879f0a163eeb7c604c5b84d4b2ca91196e
+// digest         6adabd73e4c5a8180b2a0996068f49ded486e44a7c6409e70e327238403df179
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         7f156c1a8084f6f23a9dca41564094df91cc52332c956d5e7805499b94db0ae6
+// digest         788ae6e3eae0425987226d71af89a19bcea52c569bae296bcfe4133a1e02f564
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         20d74f5dad07a0595d4b0c4ae0aff8decc3462f39a7bba097e82317539fcb84c
+// digest         202f43cf1e971b46d2f54d0f7f8ffb643a693f4ecaea11b3245a739acbf83961
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

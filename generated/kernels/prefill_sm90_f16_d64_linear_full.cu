@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         746ab2ddd209b209e80dabcef3d85615a1f7bda3998ba6438c8272a86495fc5f
+// digest         c91c0a2290a3805cb437618099655f991c059424b35d93c66ec5f000aad9ddf3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         bb25452431d99af10b4d0b268615cdbc278ce262e2bc823538a3f624a07c796d
+// digest         77900808eb2f15a6f2beef1f519f671a26a9622086bc04bbf4ecd20273a9d5b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

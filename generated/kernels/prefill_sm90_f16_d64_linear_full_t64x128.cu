@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         6126cec070d4935dd111cfaa81e956fd0d76f5152e521db954b83abfc7c2b681
+// digest         ab8f0079c7cf10c01c85bf34931352f104f22b3f78c9a738a785a820d4351af1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

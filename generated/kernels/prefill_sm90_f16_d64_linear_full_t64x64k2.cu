@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         2e393472f5e568376226097fa38681c1b4db0fb02acac6cb730a86fd50cdce56
+// digest         d08bf8e7eebfbf3b2ddad33ef87f8b589c24d0ca8da0e4cc0cec57afda56a34d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

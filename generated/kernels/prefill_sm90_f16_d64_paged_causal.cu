@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         8ed6ee68e12b6842a4bce2534ee2860f75e5a670ac173b3a3d480e3ce6b38fc5
+// digest         c94ddc32da89a4a2983d9207aad59e3b7b5d6d5d7609e7363d27ddd34757af74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

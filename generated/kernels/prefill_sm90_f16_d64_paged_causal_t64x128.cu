@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         713d2b2b8dc072c04c843eb37a7e3c4245c2491cfa9f6853f59122cfe06f392a
+// digest         59d62434f2ce080f033b26119976f26a5e751f94de381b3594089a6c22445044
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         b374ae3725f797507fe49ca4552e2c4c59166dcf7c949f5d0807764b499c7ab7
+// digest         ea6547f22852355626166628b666aeb2ad4933ac805bbf46fc2e773e7a412bdb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         874261abb40f6b30e9f3394ea2736ed9975208a9822c8a1590d2ff57bb503f0b
+// digest         29ac13f7f91daf33916f9e439c7ffcb487724b9c08fdf27baded4da187cbb3cd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         02e6461b61cfc6e6f41873dfcba5757b8df6a8613d345dd2b0beddb1817293da
+// digest         7f282ec688e3d36ea086729fa8427d1500db09c5e74d937fc3195614699aa21a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

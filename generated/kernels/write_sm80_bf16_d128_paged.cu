@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         00d4ba24b26e6f9ff3205d837e19cd94a198029cba81c604b48fd2ebe9a676e8
+// digest         3185153ea2b6efd0b66028517d920a93b51aee68b9027a72b921fbad0b1256c8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         2b6ec933eb0db50f70c170d2966e5c4139ed6af35307463ebb415fa203072cf0
+// digest         20ca1f7fc7c750f6f165d9a53df00cb578ccbd68b79d27b37ae85b18bef4b5e7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         3dd61fa23da5a3447509653525cda0298ca3c901585174707217308a3e1ca2da
+// digest         9caa946d4b51fcb41892577d19a16b08698474aba96a7bd6b8613cfa3980afdb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         84462cdd1e8365b66d986ee50d05d86a7b22acca908d083cb5250631b8f4bf04
+// digest         e4b680c6737b097cf1052823649b8d9d8aee7837fd631037eecbdf8698f766f4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

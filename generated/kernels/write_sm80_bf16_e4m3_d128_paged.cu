@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         3980009d67804596fbe07d0f222b2ef199d72f0fa655f615863180c31813ab75
+// digest         c6c655c75406d02676e96d2d0a6171be5d8803991beae42ff3da6dfc22f3fc8a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         a8fb7e72fe83b081c8db5fec6ab0c3547f3e550b35a7b23cef2b027c39e51899
+// digest         106b4ef5fe9a45eb75421b30c12b506d204cb05bbf20e7938849d7f3ee523018
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

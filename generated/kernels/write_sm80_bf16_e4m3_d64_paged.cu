@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         266d60adf6c21b4903314561e54ebaea7e3ef7226a0964c6d951a996a4d8b880
+// digest         823a3d71541d5ed6d3b557bd7200b240487d26dcf76c0cc19fc54019043e7e57
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

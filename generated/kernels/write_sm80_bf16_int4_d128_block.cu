@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         b2a698f4f1090eae3ebc4a2e6efccae2b3894822a84ef82ee2cde4ae12df6918
+// digest         2aefb2978589b6cbda4a2fbc4c0f732c407029ba6bbaf99c6e64b95cfa134dcc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

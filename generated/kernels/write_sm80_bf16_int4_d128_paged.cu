@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         687c9503dae957b10327a7ebc27d4c25b7d8d61bc3c68959713b51bec7b94599
+// digest         1b1a03f9cf49886bae3ce75b503f57f75aa30fecdacb0278d386c833a66d905d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

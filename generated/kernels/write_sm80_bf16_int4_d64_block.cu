@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         a90d667b39347c4c6ab1c7815bf9a249664ffd89a40af5484efe24c07c4f7c92
+// digest         76f139b2177730e369dd73721cb579980512f858345673a9c5093d76bc84d5f7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         4d0b9d9295415a4fc1f4ca520fcc67de69152bbd942c79af8193304196a543dd
+// digest         d7db177641d1ba149f7f79734bbb322c50ac3323f130c0475ea018d756b39507
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

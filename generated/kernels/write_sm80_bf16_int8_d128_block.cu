@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         aeed91bff17463a4661d9bdc9846b36a722d5e6d7933efeaf6d58522f40cbe66
+// digest         ce29f736cbc6ad6d3c95c5df89f7613b09a4f7ae7ad9c5fb5301180d86013ac3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

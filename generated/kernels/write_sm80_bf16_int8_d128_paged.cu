@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         e7f372257c57d6daa1509b612679435b5097dd438612381bbe971ce0f3088c57
+// digest         0498921c7f55ca4d2003de26ab26811933d748a7c4ef60ae99108cda5d1ba20a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         9ffbaed2d66b5223bd5e28cbb9f3a1678b4d8e6625dbf9e5fc8ca946de032864
+// digest         0129fa477c960f9515820958e5fd10e6bca7af02afcb36d0ca04ad17d3849e53
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

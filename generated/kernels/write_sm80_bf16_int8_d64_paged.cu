@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         ba54072cb9aeff64e84620f107a1c8872f0428c8a064a7b705728eb61bf7eab2
+// digest         55061d9d4e39abcf875678023afe6f252e2b92d4ade4abf5587e740673b4e36d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         6e1107dbfe49b5d58f532d895390f05753b1e0573dc789b6be8f490462be5109
+// digest         fc4719990988c4ef8af1f8b8e84fb870138874453a87b7c4975226cd331b5d58
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

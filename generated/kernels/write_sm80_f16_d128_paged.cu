@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         02ba59d2251e90a2e778370449c137e254ad2cff1b3c002f087a36606850ab39
+// digest         6946d1e33a35c57613cc4c9455ef19a736902f40b90faf251d2f11b8f13224cf
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         541bce9d8582ee0a282e6bb9e8dee845ffec957abeef427a374effff4f1d8595
+// digest         d1f71047cfb92eff36633f3162f1b1dbf7fdb055b6d80165b84a05c79845fdfc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

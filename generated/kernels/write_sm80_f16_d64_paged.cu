@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         6cf7a0cf76ad520ee9ee06f00b16fabb37853ec5bf95847235f131ed5d75113a
+// digest         5281d3570cf3cf2eaf0e2826592a0959f64a24139c0f4d06a3a1cca16569aa20
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         dcc5224bbbbea2cd7fa1deb61519b6145d655ae01ad7ef4b9aebdea0bf462149
+// digest         0d5819eaaa93a82eb7dab039a4353a039c8cea5dca632693aa8507ee94e3ea49
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

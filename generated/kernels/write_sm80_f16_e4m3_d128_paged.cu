@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         8afcf76637c97c77c3006744f0d891e55bbe2f299c0247a5961d8629e587ebd3
+// digest         0a8051785b4c06103b09f409f844d598b35351f7515b924ec853e7c2a5a4c821
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         0eebfa3e28e720c1f07ba7b8878e5196b5919a022ce9daa06fdf71c575966d8c
+// digest         4645bca6f015e9ece4bfd6bff0ee96e6cbea03de5f5bf1561bf87106440f4d41
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

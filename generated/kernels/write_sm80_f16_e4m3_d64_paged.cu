@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         9ec305e2876e2b365b4d91ffb092357067dab43e7bb016fdd8df05dcc846784c
+// digest         b7191ed4b56a41892988a0c20691955f1e3686319b222c52446d3d1732b44965
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         0268b3988ce8964bb07001c65511da6623cb43a2986cb35479a88f6843b2167f
+// digest         e01cf4437f9c71305431c8f8816c8929d303dda4b7d576a0c8c13739e5ba6278
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

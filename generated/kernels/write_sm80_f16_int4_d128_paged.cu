@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         5f20ec635638cbb2bed1295baa2f2c14fdd0820e31325b36b5a2b5807f70475f
+// digest         433cb85cd44f041581e25077774bafaa46a0dcf3ba1ca4786112eac86bca972d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         ef82f4910aabae765739b2cd055f039337f0a4daaa5140e143d7104d0ec2cfdb
+// digest         a1629fa5c2cb1dcd9d45031c0d10ad12289d19f0a9f411c0afd95b27d9ee396b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         9ea9d01cfecf39c46058ff2057b3a06479204de463548c772faf9db35b59541c
+// digest         05a2e780663b21ebb80ee96ea299d21e42f2fdde8372c62d5253e0ddbf10263c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

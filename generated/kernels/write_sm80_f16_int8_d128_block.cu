@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         04491faecb51e15baa514cdbcca8faa92041dbe9be015a5e551bff2901ff206e
+// digest         4c3b6c8e913f78edfe4422853823657e2e50faaa836c0cdcf47d745ba138b507
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

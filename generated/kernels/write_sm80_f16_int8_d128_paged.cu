@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         5624e219fa6f16ccb3bb8e0b90e8775dad396834e617aad1ee111693ab882946
+// digest         2d18d1a6f6ffdf7196f683423666ede749f549e7dc0270da13fc33f8f9c14987
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

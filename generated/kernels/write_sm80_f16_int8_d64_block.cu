@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         af0bb1e271bc89e74f36ca326ff40c3c43b726bb043cb99ac0bd7b2b2477b4b0
+// digest         fd4691a29be7227ff8ffc3a759873beabe8a8c70a2799664d37d798505d90783
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         b098dcd6b59450edc6b0e03858b8c7b496b3b32351b5361f2751d8bff023720e
+// digest         a1b2eaf756bf3d7de5dab5242f359143621a1142b9b240472a1fecd5da62bd71
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

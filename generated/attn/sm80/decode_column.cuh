@@ -2,7 +2,8 @@
 // A column of a decode launch: its sequences counted, and cut into ranges.
 #pragma once
 
-#include "attn/sm80/decode_lengths.cuh"
+#include "attn/sm80/decode_empty_rows.cuh"
+#include "attn/sm80/decode_window.cuh"
 
 namespace attn::sm80 {
 

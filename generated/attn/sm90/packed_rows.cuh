@@ -2,7 +2,7 @@
 // Rows of a tile that several query heads of a group share: they read the same keys.
 #pragma once
 
-#include "attn/params.h"
+#include "attn/sm90/arguments.h"
 
 namespace attn::sm90 {
 

@@ -2,8 +2,8 @@
 // The tensor memory accelerator: boxes of a tensor to and from shared memory, by one thread.
 #pragma once
 
-#include "attn/sm90/arguments.h"
 #include "attn/sm90/barriers.cuh"
+#include "attn/types.h"
 
 namespace attn::sm90 {
 

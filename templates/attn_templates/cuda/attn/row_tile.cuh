@@ -2,7 +2,6 @@
 // Which rows of a KV head's group a decode CTA packs together.
 #pragma once
 
-#include "attn/key_range.cuh"
 #include "attn/params.h"
 
 namespace attn {

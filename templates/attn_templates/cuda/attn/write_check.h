@@ -7,7 +7,6 @@
 #include <limits>
 
 #include "attn/check.h"
-#include "attn/kv_type.h"
 
 namespace attn::detail {
 

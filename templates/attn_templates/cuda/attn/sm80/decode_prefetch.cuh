@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attn/sm80/decode_column.cuh"
+#include "attn/sm80/decode_instructions.cuh"
 
 namespace attn::sm80 {
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "attn/sm80/decode_codes.cuh"
-#include "attn/sm80/decode_instructions.cuh"
 #include "attn/sm80/decode_schedule.cuh"
 
 namespace attn::sm80 {

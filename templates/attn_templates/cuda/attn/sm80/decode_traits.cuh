@@ -4,6 +4,7 @@
 
 #include "attn/config.h"
 #include "attn/decode_ranges.cuh"
+#include "attn/key_range.cuh"
 #include "attn/pair_iterator.cuh"
 #include "attn/row_tile.cuh"
 #include "attn/sm80/decode_halves.cuh"

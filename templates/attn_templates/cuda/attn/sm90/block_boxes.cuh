@@ -5,6 +5,7 @@
 
 #include "attn/pair_iterator.cuh"
 #include "attn/recomputed.cuh"
+#include "attn/sm90/arguments.h"
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/box_place.cuh"
 #include "attn/sm90/key_source.cuh"

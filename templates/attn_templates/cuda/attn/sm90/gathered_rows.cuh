@@ -5,6 +5,7 @@
 
 #include "attn/async_copies.cuh"
 #include "attn/recomputed.cuh"
+#include "attn/sm90/arguments.h"
 #include "attn/sm90/loader_source.cuh"
 #include "attn/sm90/row_addresses.cuh"
 #include "attn/sm90/shared_storage.cuh"

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attn/recomputed.cuh"
+#include "attn/sm90/arguments.h"
 #include "attn/sm90/block_steps.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/key_source.cuh"

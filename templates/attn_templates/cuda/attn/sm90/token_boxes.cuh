@@ -2,6 +2,7 @@
 // K and V of a block of keys by TMA, of a linear cache: one box per panel.
 #pragma once
 
+#include "attn/sm90/arguments.h"
 #include "attn/sm90/loader_source.cuh"
 #include "attn/sm90/resident_keys.cuh"
 #include "attn/sm90/shared_storage.cuh"
