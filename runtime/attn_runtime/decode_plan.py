@@ -239,12 +239,6 @@ def _counters(kernel: KernelLimits, ranges: RangePlan) -> int:
     return counters
 
 
-def range_bytes(problem: Problem, plan: Plan) -> int:
-    """What one range of every column adds to a workspace, of a plan that has several."""
-    columns = problem.num_kv_heads * plan.ranges.head_tiles
-    return 2 * columns * plan.ranges.row_slots * 4 * (problem.head_dim_v + 2)
-
-
 def rank_decode(
     problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: SplitPolicy
 ) -> int:

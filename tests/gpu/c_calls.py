@@ -89,8 +89,11 @@ def _fill_cache(given: Params, config: AttentionConfig, call: dict[str, Any]) ->
             setattr(rows, f"{name}_{axis}_stride", stride)
 
 
-def run_c(library: Library, problem: Problem, split: SplitPolicy) -> Output:
-    """The call through C into a fresh output and a workspace of NaN."""
+def run_c(
+    library: Library, problem: Problem, split: SplitPolicy, have: int | None = None
+) -> Output:
+    """The call through C into a fresh output and a workspace of NaN: of `have` bytes, or as many as
+    it would like."""
     output = fresh_output(problem)
     given = c_call(problem, split, output)
     status, size = library.workspace_size(given)
@@ -99,6 +102,7 @@ def run_c(library: Library, problem: Problem, split: SplitPolicy) -> Output:
     assert status == c_abi.SUCCESS, library.last_error()
     counters = torch.zeros(count, dtype=torch.int32, device=output.out.device)
     given.counters = counters.data_ptr() if count else None
+    size = size if have is None else have
     workspace = poisoned_workspace(size) if size else None
     address = workspace.data_ptr() if workspace is not None else None
     run = library.decode if problem.kernel.config.mode is Mode.DECODE else library.prefill
@@ -147,10 +151,10 @@ def run_c_rank(
     return output
 
 
-def run_python(problem: Problem, split: SplitPolicy) -> Output:
+def run_python(problem: Problem, split: SplitPolicy, **arguments: Any) -> Output:
     """The same call through the Python runtime."""
     attn = attention_for(problem.kernel.config, problem.batch, split)
-    return launch(problem, attn, **bounds(problem.batch))
+    return launch(problem, attn, **bounds(problem.batch), **arguments)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

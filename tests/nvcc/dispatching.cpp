@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which kernels are taken on devices of 99 and of 227 KiB of shared memory, of a table of two tiles.
-// The CUDA runtime is one of this file: no GPU is asked.
+// Which kernels are taken on devices of 99 and of 227 KiB of shared memory, of a table of two tiles,
+// and how far they are split in a workspace. The CUDA runtime is one of this file: no GPU is asked.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "attn/dispatch.h"
@@ -36,6 +37,19 @@ std::int64_t rank(const void*, int, const attn::DeviceLimits& device) {
   return kKib * 1024 > device.shared_per_cta ? attn::detail::kUnfit : 1000 - kKib;
 }
 
+constexpr int kLikedSplits = 7;
+constexpr int kSplitBytes = 1000;
+
+attn::Plan plan(const void* any) {
+  const auto& params = *static_cast<const attn::AttentionParams<half>*>(any);
+  attn::Plan plan;
+  plan.split_cnt = params.split_cnt > 0     ? params.split_cnt
+                   : params.max_split_k > 0 ? std::min(params.max_split_k, kLikedSplits)
+                                            : kLikedSplits;
+  plan.workspace_bytes = plan.split_cnt > 1 ? kSplitBytes * plan.split_cnt : 0;
+  return plan;
+}
+
 template <int kKib>
 KernelRow row() {
   KernelRow row{};
@@ -43,7 +57,23 @@ KernelRow row() {
   row.describe = describe<kKib>;
   row.prepare = prepare<kKib>;
   row.rank = rank<kKib>;
+  row.plan = plan;
   return row;
+}
+
+void print_fit(int bytes, int max_split_k, int split_cnt) {
+  attn::AttentionParams<half> params;
+  params.cache = attn::CacheType::kBlock;
+  params.max_split_k = max_split_k;
+  params.split_cnt = split_cnt;
+  alignas(256) static char workspace[kLikedSplits * kSplitBytes];
+  std::printf("%d bytes, max_split_k %d, split_cnt %d: ", bytes, max_split_k, split_cnt);
+  try {
+    const attn::Plan plan = attn::fit_workspace(params, workspace, static_cast<std::size_t>(bytes));
+    std::printf("%d splits, max_split_k %d\n", plan.split_cnt, params.max_split_k);
+  } catch (const attn::Error& error) {
+    std::printf("%s\n", error.what());
+  }
 }
 
 }  // namespace
@@ -87,5 +117,13 @@ int main() {
     const KernelRow& taken = attn::detail::kernel_for(attn::detail::Traits{}, 0, nullptr, 0);
     std::printf(", taken %s\n", taken.describe().name);
   }
+  print_fit(7000, 0, 0);
+  print_fit(6999, 0, 0);
+  print_fit(2000, 0, 0);
+  print_fit(1999, 0, 0);
+  print_fit(0, 0, 0);
+  print_fit(7000, 5, 0);
+  print_fit(4999, 5, 0);
+  print_fit(2999, 0, 3);
   return 0;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,19 @@ import pytest
 pytestmark = pytest.mark.nvcc
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def printed(
     tree: Path,
     host_compiler: str,
     cuda_include: Path,
     run: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], list[str]]:
     """The lines that a program of this folder prints, beside dispatch.cpp."""
 
+    @cache
     def lines(name: str) -> list[str]:
-        program = tmp_path / "dispatching"
+        program = tmp_path_factory.mktemp("dispatching") / "program"
         sources = (Path(__file__).with_name(name), tree / "src" / "dispatch.cpp")
         run(
             [
@@ -39,9 +41,25 @@ def printed(
 def test_tiles_that_a_device_has_no_room_for_are_neither_prepared_nor_taken(
     printed: Callable[[str], list[str]],
 ) -> None:
-    assert printed("dispatching.cpp") == [
+    assert printed("dispatching.cpp")[:2] == [
         "99 KiB: prepared small, taken small",
         "227 KiB: prepared small large, taken large",
+    ]
+
+
+def test_calls_are_split_as_far_as_a_workspace_goes_unless_they_say_how(
+    printed: Callable[[str], list[str]],
+) -> None:
+    assert printed("dispatching.cpp")[2:] == [
+        "7000 bytes, max_split_k 0, split_cnt 0: 7 splits, max_split_k 7",
+        "6999 bytes, max_split_k 0, split_cnt 0: 6 splits, max_split_k 6",
+        "2000 bytes, max_split_k 0, split_cnt 0: 2 splits, max_split_k 2",
+        "1999 bytes, max_split_k 0, split_cnt 0: 1 splits, max_split_k 1",
+        "0 bytes, max_split_k 0, split_cnt 0: 1 splits, max_split_k 1",
+        "7000 bytes, max_split_k 5, split_cnt 0: 5 splits, max_split_k 5",
+        "4999 bytes, max_split_k 5, split_cnt 0: 4 splits, max_split_k 4",
+        "2999 bytes, max_split_k 0, split_cnt 3: workspace has 2999 bytes, and this call needs "
+        "3000 (workspace_size): give more, or split less (fit_workspace, max_split_k)",
     ]
 
 

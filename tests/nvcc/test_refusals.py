@@ -59,7 +59,7 @@ EXPECTED = (
     "workspace | workspace is null: this call is split, or its keys are spread over ranks; give "
     "1000 bytes",
     "workspace | workspace has 10 bytes, and this call needs 1000 (workspace_size): give more, or "
-    "let max_split_k bound its splits",
+    "split less (fit_workspace, max_split_k)",
     "workspace | workspace is address 8: it must be a multiple of 256, as cudaMalloc gives them",
 )
 

@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +23,7 @@ from attn_runtime.plan import (
     SplitPolicy,
     plan,
 )
-from attn_runtime.plan_within import Planner, plan_within
+from attn_runtime.plan_within import Planner, plan_within, splits_that_fit
 
 DEVICE = DeviceLimits(sm_count=132)
 PREFILL = KernelLimits(cta_q=64, cta_s=64, ctas_per_sm=2, threads=128, shared_bytes=49152)
@@ -102,3 +108,44 @@ def test_other_policies_are_taken_at_their_word() -> None:
     policy = SplitPolicy.fixed(8)
     found = plan_within(plan, problem_of(1), DEVICE, PREFILL, policy, 0)
     assert found == plan(problem_of(1), DEVICE, PREFILL, policy)
+
+
+# --- the C++ side ---------------------------------------------------------------------------------
+
+MAIN = """
+#include <iostream>
+
+#include "attn/plan_within.h"
+#include "attn/workspace.h"
+
+int main() {
+  for (long bytes, most, of_one; std::cin >> bytes >> most >> of_one;) {
+    std::cout << attn::splits_that_fit(bytes, static_cast<int>(most), [&](int bound) {
+      attn::Workspace workspace;
+      workspace.workspace_bytes = bound * of_one;
+      return workspace;
+    }) << '\\n';
+  }
+}
+"""
+
+
+def test_cpp_finds_the_same_bound_of_splits(compile_main: Callable[[str, str], Path]) -> None:
+    rng = random.Random(0)
+    cases = [
+        (rng.randrange(1 << rng.randrange(1, 40)), rng.choice([0, 1, 2, 3, 128, 5000]), of_one)
+        for of_one in (1, 256, 66560)
+        for _ in range(300)
+    ]
+    text = "\n".join(" ".join(map(str, case)) for case in cases)
+    program = compile_main("within", MAIN)
+    done = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
+
+    some = plan(problem_of(1), DEVICE, PREFILL, HEURISTIC)
+
+    def expected(have: int, most: int, of_one: int) -> int:
+        return splits_that_fit(
+            have, most, lambda bound: replace(some, workspace_bytes=bound * of_one)
+        )
+
+    assert [int(line) for line in done.stdout.split()] == [expected(*case) for case in cases]
