@@ -15,6 +15,7 @@ from attn_runtime.errors import ArgumentError
 
 CUDA: Final = 2
 CUDA_MANAGED: Final = 13
+HOST: Final = (1, 3)  # pinned, too
 READ_ONLY: Final = 1
 
 _KINDS: Final = {0: "i", 1: "u", 2: "f", 4: "bf", 5: "c", 6: "bool"}
@@ -109,10 +110,8 @@ def read(array: Any, argument: str, stream: int) -> Tensor:
     """
     kind, _ = array.__dlpack_device__()
     if kind not in (CUDA, CUDA_MANAGED):
-        raise ArgumentError(
-            argument,
-            f"{argument} is on DLPack device type {int(kind)}: move it to a GPU (type {CUDA})",
-        )
+        where = "in host memory" if kind in HOST else f"on DLPack device type {int(kind)}"
+        raise ArgumentError(argument, f"{argument} is {where}: move it to an NVIDIA GPU")
     return consume(array.__dlpack__(stream=stream), argument)
 
 

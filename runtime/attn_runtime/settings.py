@@ -116,10 +116,10 @@ def make_settings(
 
 
 def _attention_mode(mode: Mode | str) -> Mode:
-    found = axis_value(Mode, "mode", mode)
-    if found not in (Mode.PREFILL, Mode.DECODE):
-        raise ConfigError(f"mode {found} is not attention: use {Mode.PREFILL} or {Mode.DECODE}")
-    return found
+    taken = (Mode.PREFILL, Mode.DECODE)
+    if mode not in taken:
+        raise ConfigError(f"mode {mode!s} is not attention: use {join_words(taken)}")
+    return axis_value(Mode, "mode", mode)
 
 
 def config_of(**axes: Any) -> AttentionConfig:
@@ -133,9 +133,12 @@ def config_of(**axes: Any) -> AttentionConfig:
 
 def refuse_unsupported(config: AttentionConfig) -> None:
     """Raise ConfigError when a rule refuses the configuration: what, why, and what works."""
-    failed = [verdict for verdict in rules.evaluate(config) if not verdict.passed]
-    if failed:
-        faults = "; ".join(f"{verdict.message}, since {verdict.rule.reason}" for verdict in failed)
+    reasons: dict[str, list[str]] = {}  # several rules may fail with one hint
+    for verdict in rules.evaluate(config):
+        if not verdict.passed:
+            reasons.setdefault(verdict.message, []).append(verdict.rule.reason)
+    if reasons:
+        faults = "; ".join(f"{said}, since {'; and '.join(why)}" for said, why in reasons.items())
         near = ", ".join(other.name for other in space.nearest(config))
         raise ConfigError(f"{faults}. Nearest valid configurations to {config.name}: {near}")
 
@@ -195,7 +198,7 @@ def _kernel_folder(given: Any) -> Path | None:
 
 def _window(value: int) -> int:
     if value == -1:
-        raise ArgumentError("window_size", "window_size is -1: no window is written 0")
+        raise ArgumentError("window_size", "window_size is -1: give 0 for no window")
     return need_int("window_size", value)
 
 

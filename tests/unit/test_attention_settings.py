@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attn_codegen.config import AttentionConfig, Cache, Dtype, Mask
+from attn_codegen.config import AttentionConfig, Cache, Dtype, Mask, Mode
 from attn_codegen.errors import CodegenError, ConfigError
 from attn_codegen.tuning import Tuning, shipped
 from attn_runtime import ArgumentError, Attention, PlanError, SplitPolicy
@@ -51,6 +51,20 @@ def test_a_refused_combination_says_why_and_what_works() -> None:
     assert "prefill_sm80_bf16_d96_paged_causal" in message
 
 
+def test_rules_that_fail_with_one_hint_say_it_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        built(head_dim=264)
+    message = str(error.value)
+    assert message.count("head_dim 264 is not supported") == 1
+    assert "; and mma.sync" in message, "both reasons"
+
+
+@pytest.mark.parametrize("mode", ["train", "write", Mode.REDUCE])
+def test_only_modes_of_attention_are_taken_and_offered(mode: str) -> None:
+    with pytest.raises(ConfigError, match=f"^mode {mode} is not attention: use prefill or decode$"):
+        built(mode=mode)
+
+
 def test_the_block_layout_has_one_width() -> None:
     with pytest.raises(ConfigError, match="block layout stores rows of K and of V at one width"):
         built(cache="block", head_dim=192, head_dim_v=128)
@@ -64,7 +78,7 @@ def test_the_block_layout_has_one_width() -> None:
         ({"num_kv_heads": 0}, "num_kv_heads is 0"),
         ({"num_kv_heads": 5}, "num_kv_heads is 5: it must divide num_heads, which is 32"),
         ({"num_heads": 2**31}, "num_heads is 2147483648"),
-        ({"window_size": -1}, "window_size is -1: no window is written 0"),
+        ({"window_size": -1}, "window_size is -1: give 0 for no window"),
         ({"window_size": -5}, "window_size is -5"),
         ({"softmax_scale": 0.0}, "softmax_scale is 0.0: it must be a finite float above 0"),
         ({"softmax_scale": -1.0}, "softmax_scale is -1.0"),

@@ -135,9 +135,14 @@ def test_dlpack_is_exported_for_the_stream_of_the_call_and_never_for_0() -> None
     assert array.streams == [77, 1]
 
 
-def test_host_memory_is_refused_by_its_name() -> None:
-    for array in (np.zeros(4, "f2"), CudaDlpack(np.zeros(4, "f2"), device=(3, 0))):
-        with pytest.raises(ArgumentError, match=r"k is on DLPack device type .: move it to a GPU"):
+def test_what_is_not_on_a_gpu_is_refused_by_its_name() -> None:
+    elsewhere = [
+        (np.zeros(4, "f2"), "in host memory"),
+        (CudaDlpack(np.zeros(4, "f2"), device=(3, 0)), "in host memory"),
+        (CudaDlpack(np.zeros(4, "f2"), device=(10, 0)), "on DLPack device type 10"),
+    ]
+    for array, where in elsewhere:
+        with pytest.raises(ArgumentError, match=f"k is {where}: move it to an NVIDIA GPU"):
             adapter_of(array, "k").read(array, "k", 1)
 
 
