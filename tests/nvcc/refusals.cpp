@@ -44,6 +44,8 @@ Params example() {
   params.inv_sqrt_dh = 0.088f;
   params.linear_iter_params.k = at<half>(256);
   params.linear_iter_params.v = at<half>(256);
+  params.linear_iter_params.token_count = 100;
+  params.linear_iter_params.k_token_stride = params.linear_iter_params.v_token_stride = 256;
   params.block_iter_params.block_ptrs = at<std::int64_t>(8);
   params.block_iter_params.cu_block_nums = at<int>(4);
   params.block_iter_params.block_len = 64;
@@ -53,6 +55,8 @@ Params example() {
   params.paged_iter_params.max_blocks = 8;
   params.paged_iter_params.block_count = 8;
   params.paged_iter_params.block_len = 64;
+  params.paged_iter_params.k_token_stride = params.paged_iter_params.v_token_stride = 256;
+  params.k_stride = params.v_stride = 256;
   return params;
 }
 
@@ -80,6 +84,11 @@ int main() {
   refuse<Paged>([](Params& p) { p.q = nullptr; });
   refuse<Paged>([](Params& p) { p.q = at<half>(8); });
   refuse<Paged>([](Params& p) { p.stride = 1023; });
+  refuse<Paged>([](Params& p) { p.stride = 0; });
+  refuse<Paged>([](Params& p) {
+    p.stride = 0;
+    p.token_num = 1;
+  });
   refuse<Paged>([](Params& p) { p.size_per_head = 64; });
   refuse<Narrow>([](Params& p) { p.size_per_head = 192; });
   refuse<Paged>([](Params& p) { p.kv_type = attn::KvType::kInt8; });
@@ -87,6 +96,9 @@ int main() {
   refuse<Paged>([](Params& p) { p.sinks = at<float>(4); });
   refuse<Block>([](Params& p) { p.block_iter_params.layer_offset = 8; });
   refuse<Paged>([](Params& p) { p.paged_iter_params.k_head_stride = 4; });
+  refuse<Paged>([](Params& p) { p.paged_iter_params.k_head_stride = 0; });
+  refuse<Paged>([](Params& p) { p.paged_iter_params.v_token_stride = 0; });
+  refuse<Linear>([](Params& p) { p.linear_iter_params.k_token_stride = 0; });
   refuse<Paged>([](Params& p) { p.cp_size = 2; });
   refuse<Linear>([](Params& p) { p.cp_size = 2; });
   refuse<Paged>([](Params& p) {
@@ -103,6 +115,10 @@ int main() {
     p.k = p.v = at<half>(256);
     p.cp_size = 2;
     p.cp_form = attn::CpForm::kPartOnly;
+  });
+  refuse<Decode>([](Params& p) {
+    p.k = p.v = at<half>(256);
+    p.v_stride = 0;
   });
   Params written = example();
   written.k = written.v = at<half>(256);

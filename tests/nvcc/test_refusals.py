@@ -29,6 +29,8 @@ EXPECTED = (
     "time",
     "stride | stride is 1023 elements: it must be a multiple of 8, so that every row is aligned to "
     "16 bytes",
+    "stride | stride is 0: give the elements from the row of one token to that of the next",
+    "accepted",
     "size_per_head | size_per_head is 64, but this kernel was compiled for 128: take the kernel of "
     "your head size",
     "size_per_head_v | size_per_head_v is 192, but this kernel was compiled for 128: take the "
@@ -42,6 +44,11 @@ EXPECTED = (
     "multiple of 16",
     "paged_iter_params.k_head_stride | paged_iter_params.k_head_stride is 4 elements: it must be a "
     "multiple of 8, so that every row is aligned to 16 bytes",
+    "accepted",
+    "paged_iter_params.v_token_stride | paged_iter_params.v_token_stride is 0: give the elements "
+    "from the row of one token to that of the next",
+    "linear_iter_params.k_token_stride | linear_iter_params.k_token_stride is 0: give the elements "
+    "from the row of one token to that of the next",
     "cp_fn | cp_fn is null, but keys are spread over 2 ranks: give a function that gathers their "
     "parts, or set cp_form to kPartOnly",
     "linear_iter_params.cu_rows | linear_iter_params.cu_rows is null, but cu_k_len counts keys of "
@@ -54,6 +61,7 @@ EXPECTED = (
     "as are their queries: leave it null, or k and v",
     "cp_size | cp_size is 2 with new rows of K and V: let a cache writer write those of each rank, "
     "and leave k and v null",
+    "v_stride | v_stride is 0: give the elements from the row of one token to that of the next",
     "accepted",
     "paged_iter_params.block_table | paged_iter_params.block_table is null: give a device address",
     "workspace | workspace is null: this call is split, or its keys are spread over ranks; give "

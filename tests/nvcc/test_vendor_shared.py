@@ -56,7 +56,7 @@ CPP_API = re.compile(
     r"(?:void |attn::Plan |attn::KernelInfo )?attn::"
     r"(?:(?:invoke|plan|prepare|describe)Attention<.*|(?:invoke|plan)Decoding<.*"
     r"|(?:invokeWrite|prepareWriter|describeWriter)<.*|kernels\(\)|prepare\(int\)"
-    r"|detail::(?:dispatch|plan_dispatch|find_kernel)<.*)"
+    r"|detail::(?:dispatch|plan_dispatch|fit_workspace|find_kernel)<.*)"
     r"|(?:vtable|typeinfo|typeinfo name) for attn::Error"
 )
 
@@ -257,6 +257,14 @@ def test_a_bad_write_names_the_field(
     assert status in (c_abi.INVALID_ARGUMENT, c_abi.NOT_SUPPORTED)
     assert library.last_error_field() == field
     assert library.last_error().startswith(f"{field} ")
+
+
+@pytest.mark.parametrize(("field", "value"), [("cache", 3), ("kv_type", 4), ("kv_type", -1)])
+def test_a_number_that_is_no_enumerator_is_not_taken_for_a_kernel_that_is_not_linked(
+    library: Library, field: str, value: int
+) -> None:
+    assert library.prefill(documented_call(**{field: value})) == c_abi.INVALID_ARGUMENT
+    assert library.last_error().startswith(f"{field} is {value}: it must be an enumerator, 0 to ")
 
 
 def test_a_mode_that_is_none_is_refused(library: Library) -> None:
