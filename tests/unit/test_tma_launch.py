@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import pytest
 from test_launch import Recorder
 
 from attn_codegen import struct_layout
-from attn_codegen.config import AttentionConfig, Cache, reduction_of
+from attn_codegen.config import AttentionConfig, Cache, Dtype, reduction_of
 from attn_codegen.tiling import tiling
 from attn_runtime import map_encoder, tma_launch
 from attn_runtime.errors import ArgumentError, DriverError
@@ -45,12 +46,14 @@ class Encoder:
 
     def __init__(self) -> None:
         self.encoded: list[int] = []
+        self.layouts: list[RowsLayout] = []
         self.refused: set[int] = set()
 
     def __call__(self, layout: RowsLayout, address: int) -> bytes:
         if address in self.refused:
             raise DriverError("the driver refuses")
         self.encoded.append(address)
+        self.layouts.append(layout)
         return address.to_bytes(TENSOR_MAP_BYTES, "little")
 
 
@@ -63,10 +66,10 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     return found
 
 
-def make_launch(**values: int) -> tuple[TmaLaunch, list[Any]]:
+def make_launch(config: AttentionConfig = CONFIG, **values: int) -> tuple[TmaLaunch, list[Any]]:
     log: list[Any] = []
     kernels = []
-    for config in (CONFIG, reduction_of(CONFIG)):
+    for config in (config, reduction_of(config)):
         tile = tiling(config)
         limits = KernelLimits(tile.cta_q, tile.cta_s, 1, tile.threads, tile.shared_bytes)
         function = Recorder(config.name, log, size=struct_layout.size_of("TmaArguments"))
@@ -147,3 +150,27 @@ def test_a_launch_of_a_part_leaves_multiprocessors_to_the_gather_before_it(
 ) -> None:
     launch, _ = make_launch(cp_size=2, cp_rank=1)
     assert not cast(Any, launch._kernel.function).begins_early
+
+
+@pytest.mark.parametrize("dtype", Dtype)
+def test_maps_are_of_the_elements_of_the_kernel_and_their_boxes_of_one_sequence(
+    dtype: Dtype, encoder: Encoder
+) -> None:
+    launch, _ = make_launch(replace(CONFIG, dtype=dtype))
+    launch.run(ADDRESSES, 7)
+    assert len(encoder.layouts) == 4
+    for layout in encoder.layouts:
+        assert layout.is_bf16 == (dtype is Dtype.BF16)
+        assert len(layout.box) == len(layout.dims)
+        assert all(extent == 1 for extent in layout.box[3:])
+
+
+def test_a_kernel_is_told_how_many_packs_of_heads_a_group_has(encoder: Encoder) -> None:
+    launch, log = make_launch(num_heads=24, num_kv_heads=2)
+    launch.run(ADDRESSES, 7)
+    content = log[-1][-1]
+    heads, packs = (
+        int.from_bytes(content[MAP_OFFSETS[name] :][:4], "little")
+        for name in ("pack_heads", "group_packs")
+    )
+    assert (heads, packs) == (1, 12)

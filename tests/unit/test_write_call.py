@@ -104,6 +104,7 @@ def test_strides_of_pairs_are_in_elements() -> None:
 
 def test_scales_are_one_or_one_of_each_head() -> None:
     one, each = array(1, dtype="f32"), array(HEADS, dtype="f32")
+    assert checked("paged", "int8")["kv_scale_stride"] == 0
     assert checked("paged", "e4m3")["kv_scale_stride"] == 0
     assert checked("paged", "e4m3", k_scale=one, v_scale=one)["kv_scale_stride"] == 0
     assert checked("block", "e4m3", k_scale=each, v_scale=each)["kv_scale_stride"] == 1
