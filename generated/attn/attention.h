@@ -108,6 +108,9 @@ template <class T>
 KernelInfo find_kernel(const AttentionParams<T>& params, Mode mode);
 
 template <class T>
+Plan fit_workspace(AttentionParams<T>& params, Mode mode, std::size_t bytes);
+
+template <class T>
 constexpr void require_element() {
   static_assert(has_element<T>(EmittedKernels{}),
                 "no kernel of this element type was emitted: half and __nv_bfloat16 can be "
@@ -195,7 +198,7 @@ inline void check_workspace(const Plan& plan, const void* workspace, std::size_t
                 "workspace",
                 "workspace has " + std::to_string(bytes) + " bytes, and this call needs " +
                     std::to_string(needed) +
-                    " (workspace_size): give more, or let max_split_k bound its splits");
+                    " (workspace_size): give more, or split less (fit_workspace, max_split_k)");
   }
   if (reinterpret_cast<std::uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
     throw Error(Status::kInvalidArgument,
@@ -229,6 +232,21 @@ void set_workspace(AttentionParams<T>& params,
   if (!shares_ranges) {
     params.max_split_k = plan.split_cnt;
   }
+}
+
+// Points the params to a workspace of so many bytes, whatever the call would like: where that is
+// more, and neither split_cnt nor split_size says how it is split, max_split_k becomes the most
+// splits that there is room for, at the least 1. Returns the plan; throws Error where even that
+// one, or what was asked for, needs more.
+template <class T>
+Plan fit_workspace(AttentionParams<T>& params,
+                   void* workspace,
+                   std::size_t bytes,
+                   Mode mode = Mode::kPrefill) {
+  detail::require_element<T>();
+  const Plan plan = detail::fit_workspace(params, mode, bytes);
+  set_workspace(params, plan, workspace, bytes);
+  return plan;
 }
 
 // What cp_fn gathers in place: the parts of all ranks, `floats` of each, that of rank 0 first.

@@ -354,8 +354,9 @@ attn_status_t attn_parts(const attn_params_t* params,
 attn_status_t attn_counter_count(const attn_params_t* params, int* count);
 
 /* Attention on the current device and params->stream: returns when it is launched. workspace is
- * aligned to 256 bytes; without one (NULL, 0), keys are split only where params ask for it and hold
- * partial_O and partial_ML. */
+ * aligned to 256 bytes; where it has fewer than attn_workspace_size says, keys are split less,
+ * unless split_cnt or split_size says how. Without one (NULL, 0), they are split only where params
+ * ask for it and hold partial_O and partial_ML. */
 attn_status_t attn_prefill(const attn_params_t* params, void* workspace, size_t workspace_bytes);
 
 /* The same with the decode kernels: one to eight new tokens of each sequence, causal whatever

@@ -35,9 +35,11 @@ void check_cache(const LinearIteratorParams& linear) {
   constexpr int kMultiple = kElementsOf16Bytes<Kv>;
   need_aligned("linear_iter_params.k", linear.k);
   need_aligned("linear_iter_params.v", linear.v);
-  need_stride("linear_iter_params.k_token_stride", linear.k_token_stride, kMultiple);
+  need_token_stride(
+      "linear_iter_params.k_token_stride", linear.k_token_stride, linear.token_count, kMultiple);
   need_stride("linear_iter_params.k_head_stride", linear.k_head_stride, kMultiple);
-  need_stride("linear_iter_params.v_token_stride", linear.v_token_stride, kMultiple);
+  need_token_stride(
+      "linear_iter_params.v_token_stride", linear.v_token_stride, linear.token_count, kMultiple);
   need_stride("linear_iter_params.v_head_stride", linear.v_head_stride, kMultiple);
   if constexpr (Kv::kHasPairs) {
     need_pairs("linear_iter_params.k_pairs", linear.k_pairs);
@@ -67,10 +69,12 @@ void check_cache(const PagedIteratorParams& paged) {
   need_aligned("paged_iter_params.k", paged.k);
   need_aligned("paged_iter_params.v", paged.v);
   need_stride("paged_iter_params.k_block_stride", paged.k_block_stride, kMultiple);
-  need_stride("paged_iter_params.k_token_stride", paged.k_token_stride, kMultiple);
+  need_token_stride(
+      "paged_iter_params.k_token_stride", paged.k_token_stride, paged.block_len, kMultiple);
   need_stride("paged_iter_params.k_head_stride", paged.k_head_stride, kMultiple);
   need_stride("paged_iter_params.v_block_stride", paged.v_block_stride, kMultiple);
-  need_stride("paged_iter_params.v_token_stride", paged.v_token_stride, kMultiple);
+  need_token_stride(
+      "paged_iter_params.v_token_stride", paged.v_token_stride, paged.block_len, kMultiple);
   need_stride("paged_iter_params.v_head_stride", paged.v_head_stride, kMultiple);
   need_pointer("paged_iter_params.block_table", paged.block_table);
   need_positive("paged_iter_params.block_len", paged.block_len);

@@ -67,8 +67,8 @@ template <class T>
 void check_new_rows(const AttentionParams<T>& params) {
   need_aligned("k", params.k);
   need_aligned("v", params.v);
-  need_stride("k_stride", params.k_stride);
-  need_stride("v_stride", params.v_stride);
+  need_token_stride("k_stride", params.k_stride, params.token_num);
+  need_token_stride("v_stride", params.v_stride, params.token_num);
 }
 
 // Those that a decode call brings along, if it does.
@@ -118,7 +118,7 @@ template <class Config>
 void check_params(const AttentionParams<typename Config::T>& params) {
   need_aligned("out", params.out);
   need_aligned("q", params.q);
-  need_stride("stride", params.stride);
+  need_token_stride("stride", params.stride, params.token_num);
   need_pointer("cu_q_len", params.cu_q_len);
   need_pointer("cu_k_len", params.cu_k_len);
   check_widths<Config>(params);

@@ -169,6 +169,17 @@ TakenCall take_checked(const AttentionParams<T>& params, Mode mode, int max_spli
   return take(params, mode, max_split_k);
 }
 
+// And how it is cut.
+struct PlannedCall {
+  TakenCall call;
+  Plan plan;
+};
+
+// A call that has so many bytes of workspace. Where it would like more, and says nothing of how it
+// is split, max_split_k becomes the most splits that there is room for.
+template <class T>
+PlannedCall plan_within(AttentionParams<T>& params, Mode mode, std::size_t bytes);
+
 // Makes a device current, and the former one again at the end.
 class DeviceScope {
  public:

@@ -98,6 +98,8 @@ inline int distance(const Traits& a, const Traits& b) {
 }
 
 [[noreturn]] inline void refuse_traits(const Traits& traits) {
+  need_word("kv_type", static_cast<int>(traits.kv_type), 3);
+  need_word("cache", static_cast<int>(traits.cache), 2);
   need_positive("size_per_head", traits.size_per_head);
   const KernelRow* nearest = nullptr;
   for (const KernelRow& row : kernel_table()) {

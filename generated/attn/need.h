@@ -46,6 +46,17 @@ inline void need_stride(const char* field, std::int64_t stride, int multiple = 8
   }
 }
 
+// Of `count` tokens, whose rows lie apart: a stride that nobody has set is none.
+inline void need_token_stride(const char* field,
+                              std::int64_t stride,
+                              std::int64_t count,
+                              int multiple = 8) {
+  need_stride(field, stride, multiple);
+  if (stride == 0 && count > 1) {
+    refuse_field(field, "is 0: give the elements from the row of one token to that of the next");
+  }
+}
+
 inline void need_pairs(const char* field, const void* pairs) {
   need_multiple_of(field, pairs, 4, "a (scale, zero) pair is read by one load of 4 bytes");
 }

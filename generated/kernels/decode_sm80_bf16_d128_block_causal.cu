@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         d1c338f04f7167e81b0169dad3a85c884b1b2eaef39d2b37aef02c8d5cf416fe
+// digest         7406af541138cec3340447386f86940dd5045f75862bc4b2e3382b90a45b2015
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         62cbed8d10d80c3ff68e93a13042352f5e6da073d2f06f0ebd868cab252ab371
+// digest         ce98c969345a9fbf6252a2fecad1d3b39a20dbafe90d910e166c1608ac73311e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         435311adf2f8e7f86959e27eeb81df9db936e8de66e86c703125d1094bf43acc
+// digest         7fd6dc5a2996157657861379cfd2fde05ffe2807a190960c1a2b48e02a495ff3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         3f50c3bf300b2f886ec819fe5a5bf6f92defc950c29d66800c0f8976dfa7023f
+// digest         4c96eb1b096197d1bf8e213390733c509f37e44384df3a4bd509911eaaa5c0ff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         a272c14cefa7f5bc85360bbe4ce270892af0e7f919e9db1968011adc01422b2a
+// digest         dd333b2e82e60ee0d07f0c5c06fc3b57a82f66dda8b361acec0ccc9c3874524c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

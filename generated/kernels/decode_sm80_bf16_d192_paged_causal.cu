@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         f4134cb43aee790a07157341eedf2210522d365da794f18891bafeeb6aae7637
+// digest         eae3e5460fb3e425688ced0963796e311f2c2bf1754e52ddb89a153555230cb0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

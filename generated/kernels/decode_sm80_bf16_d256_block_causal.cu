@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         ce7cb46ddc2516336292a02a045d596eed1e2898f9ff080395632bacd7b90176
+// digest         426b97925c6eba50d3a94543fa0954151561688644c1e0a383d60a9025ed541d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         92ac2ae57b3d14200e2189b851055568bded84ad66ab4a495587d333f80e4f25
+// digest         ab1b4cf1680972d0319d6d7cbba0b3db6446296efe973c34afd2f94cec11a98b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

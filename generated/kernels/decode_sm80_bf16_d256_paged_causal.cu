@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         0b6e6c26f8d4e1af8f932870128b7c029ce37561c11d2c1b81148efdac411c83
+// digest         401bde8bf4f909377dbe27923c632e53a343ab68e79f26c3af73178d9c025b59
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         62da995d758c291aedbb8eb3664b060b2924e5d0ff0335bc61adf0c241b8d8a9
+// digest         15933c1521e20d7bb19499779c553a54af89068370f9a5e455b7238c81bee9a7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         b573d37647c51efe371c45c293e4c4f9a4eb2e93b53b90a7027201f251784cde
+// digest         5b7cc9855a4a6c95fde48cc63b05dc4080851a8f81590a9c346977cc42aedee9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         0b674aef5f5bec1c6b48db1e67501a577a58bddfec168747fbffd9676ed43749
+// digest         145fdb14c62d1efdd6919d5fc040e3813b2b0e73fc7b57d7e192dd7f1fcf7e6c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

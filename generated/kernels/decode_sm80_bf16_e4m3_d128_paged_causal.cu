@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         f8d415152a13c1a7ea4a9de00a1e0f6f5fd11f974ebcea290444509fd78172f0
+// digest         9469903355a0c5d5136292b4e7e65644b0d20ffd2f9068dde09c3dcb4409a3a7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

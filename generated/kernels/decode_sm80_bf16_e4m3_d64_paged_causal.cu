@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d88dc4d3aa48cb66d2396dbf8a162be41a1951f03fa0fc2c9245521cabeabc4d
+// digest         d713bbbb6128b9a712b6da055be306a9d0fd3b0984b5e0d34d05cccf0e4fd3d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

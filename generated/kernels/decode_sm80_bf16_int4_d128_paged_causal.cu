@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         0ff3f7a59fca854c274897d06327d48119f08e95948d83f6628067ffc09a30be
+// digest         23e883582c7fabfbd6d56dc7b2906c21d25d7333814c67d06e2d1448219b302d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

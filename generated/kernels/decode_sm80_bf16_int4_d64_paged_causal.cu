@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         eacd8ee63f97c79bd1e720f171f030eadefbe66541b95c10fc7ca62946a82f99
+// digest         2e9b7cfd3d0091bafc05c302ce6e66c3b4a88c601c72f931cda88a8d6f3f08eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

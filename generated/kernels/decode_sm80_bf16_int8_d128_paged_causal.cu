@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         d1d528ff1ec707d917d45111dc237693ad457bd23b2ecbc074b7b46bd1c121c3
+// digest         4e978bba4666dff1fabe46fefae3e74a0addfde22763de39e6eaf1c6e1992a1f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         3c1406331a3d4f8c36acc3f86abe5dc53f2fbbbea3c4aff1da26936bc62a66e4
+// digest         1e6d30cb849ab612740df8c0b913eed01222da0539eb3efe8b982301e5a57e73
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         33183f8fef966de045ebfbacca0275697e048b17a01f7eff03ebd886a0bc2cfb
+// digest         adc4e60839320b27f80c73e997a5229ce21e81527fde49eb0462ca6d56595e29
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         3e3f942a5c9728983540870e02db4443b5a7f8c97062f9d9617b388f81ea97bf
+// digest         59adf13175ed461815a0d68d38322898657bdcc4b9cbc98da8412ecf4aa018da
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         a1539dd4eed2c9bf19e2002f26eeb91d1a1877bbf149ddf113eac27a26f44c5e
+// digest         7cc1a94ca931820fba213b32f4b74a295a6ea30eba8603378c4ef08bf97ee532
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

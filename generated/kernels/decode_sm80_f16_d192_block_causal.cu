@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         82b4890f7ad8baadaf3021a00dfdec3a519942b31ca5f5b51003eea5502fcdaa
+// digest         1acb6182a05e7d206d45e9501221ad78ace2ca6123db9c2368edf92aabe3bb69
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         9102dc7c3d268ee21e5416b592ed50b9e7b4e18ee3cb296e84fc7a317613bcd6
+// digest         4fe3e88c88a4b063391b37378134f2da60a6c99ef1da75a98c5799b85ea47625
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         7b96897ed530b8e69031358406cd2aafaa57b85a3b6031e346b0c309ee6ed43c
+// digest         be9d28dae53195f5da96cabedf778dff8ec268c8a820cfd46d4d649e3301183f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

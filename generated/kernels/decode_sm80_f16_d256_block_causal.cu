@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         aee70fa289e8f92f777c47dc2a6e4a940ceab510179697c3ccbf3b0a1b461e1b
+// digest         a68b4b4029d1626f9a77b91190a4b9f5ab48682daac410e0002c90a4875cd4f5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

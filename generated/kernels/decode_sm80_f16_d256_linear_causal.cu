@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         8718d4a3fa75e7d4786013161962cefeb3003c34232e4adb2c2af1d436ebf9b4
+// digest         a02437e63c22ba394e3d033d8d3b7809bfdb2bd538bb1a57b97941ba19981f5b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

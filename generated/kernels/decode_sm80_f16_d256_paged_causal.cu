@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         ed00403d915bd944acff9ecdedf75f1122486d6967dcfa3aab4d0b91d7d3c7ca
+// digest         6752c858e2a6aa5a62aadaade0d76554316d6b44e0a223960984db85834dfbb7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

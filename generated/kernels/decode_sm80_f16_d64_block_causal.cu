@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         4397b2841c867621bb0970a8ab5f7a25e3b4dc1b4738e5d6818d147126e4b0ce
+// digest         2f57d6b9bec8a6d84c7654cb89961abb33f7c08aca8304fcff94d2f990d51170
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         4a25e1457d013dacc5fdc3a719517eaecbf926e432272be881289f3eb1003653
+// digest         49389a236b28244a390372b4c62bc5c940c267bcece6ff83bd694fcd6765c16c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

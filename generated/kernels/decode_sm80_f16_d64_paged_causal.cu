@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         3b32f4b1e7293eb9c922c9245c839679380562708680f54af417e35ca05b23aa
+// digest         165a7758d8993cc8a014cf3bb116f51c193d484a7edfd924d013ce6659e60a2d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

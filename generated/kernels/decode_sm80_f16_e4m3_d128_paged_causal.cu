@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         ca4879244ab4de56bc6a1f223786150eb7164d2aa6713441db916b39b5e6a93d
+// digest         eca305eb7c6cdae144685b9dc23f94784cdfc982d4244f327b4f59d45e8e62b4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

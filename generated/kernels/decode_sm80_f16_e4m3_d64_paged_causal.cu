@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         f377562490d8bbfdf541ef67e39a1d85f4446f6ee91203c270b21dc8b216107e
+// digest         072f52d84f3634521b851b6544a3f146d42012f936698316fb695a90a1547a34
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         2cff8b3063b2eae807fa241b06ad2a2c1cc01b5b68d8bff4aa207a0fac284ecc
+// digest         ed16f4aaad599939c5d67b4303829b4e5f9cc97f9945b45ade79aed2f3fd3a5a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         b6000e3ee687f497e8665b774fc56ce7dd64795b894ae4472d37e34b8777b172
+// digest         c23d92cfe5975090ecd947cb7dc53f81bd3501b6bc70c4885930927f9a08e3c2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

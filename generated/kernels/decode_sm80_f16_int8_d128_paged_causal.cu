@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         2ad832e87f0e066cb68d6ed35722f085fa1cabcfbcb96455e81d898ed2884469
+// digest         c07798813e201ce18c03870660a880c0998eaa60b5ca28922375bfb575710fa1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

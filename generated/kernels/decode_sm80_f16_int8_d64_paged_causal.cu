@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         a69ad12f1a75794775affe58f872eb7ad3046ed8da702c4cfa86eb16d441e011
+// digest         7b49b7e4f4b8a273cd1066c7ac3d808160cb690a51e88879521828d6e77f0a30
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         72bdc20409c6130624ae187dc70adc25b45f02d733e1c56082a858071de91051
+// digest         65694ded6f1e8c4dd9b70794c62f11d969cb7b8a0583702a2cb948579a9620c0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         124613dfb2d9f7c799c57d1aaa757ce58118b38f4cb798813a82eb1ab7fce90c
+// digest         8aec2f017bc1599ad10e0c30dac5795502be6bc9af23f6ca99868ca5666ab687
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

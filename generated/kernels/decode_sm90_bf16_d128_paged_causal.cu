@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         a43ccc92b2f041c898d1f5b5d1713bd1a5dfbe37fc1b54fa0736471cf6a82c05
+// digest         ee7f9c33d9045e9db70e869e83fb822cd92a8c5663bfc62df247912d9bb9ed9c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         ae8f8641aeb7d03d8915a21d9987b50e4e61d5877e09c2763194175138315c2c
+// digest         52d96c75c8dfb0f8e67932e4b850af542acc54bd5a8974bdb2b2bfe33af34784
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         e8c8de31ce35dc9f281d41d9bd74a796eacc0e5521658dbdff0185066f7244eb
+// digest         5b0f0ff8198f2b1a0e30e7f2b419c0cc22f42325ffd5184d202a6bd2aab7ec17
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

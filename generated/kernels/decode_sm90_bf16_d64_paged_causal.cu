@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         acddbc565de7d46692e9c800f551e4ebb24d77716f357b423e1f1260c0a360e0
+// digest         4553b6ecaf39c61e74d7418642ca79568c0a7a2c42bf38350262019f6b85a353
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

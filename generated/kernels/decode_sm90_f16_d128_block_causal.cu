@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         022bf505ec457c5628d97876c11844b3eca0d47db62489c4775472fe5a577c2b
+// digest         7400e6f7d0cbe998ab101a0fa3ba7634046443f61f00ce7adb03f28e7720ee80
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         5d46033377d656f328bc6d49c59186d80172912a009d51bb9d05b026d3063531
+// digest         d45053d05dcbb9e434282950ade4f10a8ac6f62b36b011b8cbb1af2ddabb0bf4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         1faa30865db0ff830f208e1f6bad2a74d4e64bb25a3eecd883013207e7a65529
+// digest         fc5b16a696f08fbe03605c3b15063e6783d55a7f616b658a6408d3e542ad3124
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

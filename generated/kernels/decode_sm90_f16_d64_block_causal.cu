@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         a66274cbb0a3f1ce6811b9536d0192d377159e8a0171157ff2d115e976c33c96
+// digest         4175c7ddf4fde18c306ad957ae056a6f9b474c74ec7818019890101c2c3b8b5e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         8aab2add68cd60c8873ee7b6f2101066faf225c0133a3adec89ad5d65a0be0e4
+// digest         b40e15c5786d4b887edd38b6d31df4794c698c8077ea3cabee545f0d2562b860
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         846b0785a5dd7cb72385e522eff8da5a82535d3baccd460fd977602ca41e16c3
+// digest         ff74aab68beac5a20d8a40ca15361b0685516d94d29bccb1a57a415ebe0b8a12
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

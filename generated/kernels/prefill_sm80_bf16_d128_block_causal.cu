@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         c7a10ff88835be407bd46a6a0359af174b54b848842c113d9374946b23c65d6c
+// digest         9f847fb73c18d75748f05dc4348829f05ac4aa5a55d4582dffd8cc9bedb55af9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

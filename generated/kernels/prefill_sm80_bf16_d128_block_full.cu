@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         41de7e633a7b762c8db531f1018974428c4243942e177c993a08e26532d720d2
+// digest         2c5827a03c57532dc5c9428919d8a98378ca5c1e07aeb22c3473bf167b090c36
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         4a23d52967b198ee7640f474952896ee639490192f4564c0217c174eeb0cf4f2
+// digest         7cf299547cdb50d8e2f8165d8026621de0103c79fab9a9613ff3e44e5d94792d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         5d328b7a8c2cd7efce7bac6be4d0476ce42306b982592b2af383f55b2d110a93
+// digest         b865ee52fe734ae1922c68b665428998ee3b2c2c80386657a3d3bd84454f7b46
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         e9f7e8f70f7c56042fff7129c53639a0302095c7516e54af5689b9fe1b56fde3
+// digest         41ca094741d13e4db221b59d71fb9a86cdef23395a4b6ffbbed17e5a795ba82c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

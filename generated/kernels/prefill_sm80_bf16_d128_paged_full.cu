@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         88dfee1cedd688be82ec2eb9b8ece227c39f09555d066fb18e4402cbc16029a5
+// digest         ed20ebc3b6a2494ab5cd701fead78c7ad6c72c9e1b5f6bb408c2a3b0b0015806
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

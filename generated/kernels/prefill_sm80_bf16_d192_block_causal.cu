@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         76f5332de7daf088e0b11c03523573618b5cb42ff8bd7b8b66fda9421ed813b4
+// digest         154131e8daf635cd9e6fb871037ee7d7246998584b2d2f92209b2c4f7aa967d1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

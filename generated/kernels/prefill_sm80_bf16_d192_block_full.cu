@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         84949e1425a91763c63ed913c425c17b2f27cfaec391b7b4a2a23fffc0174f4f
+// digest         1dd0fa64ab63ddd5fee057a41d2904396b318722f6ef45a8f75e5e813aca6209
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

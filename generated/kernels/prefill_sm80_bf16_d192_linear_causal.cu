@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         b0f174e6dd078a1589cab604fb8490d3118b6b74c928224c15b7d1648b13202a
+// digest         173debf221d3c0df35f2aa0e0e66964bda99135d78f84832c7403d1b9cd6f695
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         f292bde63207df26c1549ec32de5af027aa14de398b71a56dad76627aee24bdd
+// digest         8e97e7788662513353b6fe54af8b585aa57ac1b2f96fc0209394b664bc43a961
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         3597e84a6df6687a84e7730519d80fb08b3508d38ddac9225dc76aa5e6635538
+// digest         157d39b40cf196d5afdf455a1108454c3880055b9e631a15055740316b429e39
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

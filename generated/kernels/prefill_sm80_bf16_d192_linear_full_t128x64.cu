@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         11d709b179d04040a4950fd9c5418b75401a0dea5c649a714cca938a923aa34c
+// digest         3a011cfecd9587a40b44740734d226cf02e0f1029d4d9f80feea1375511db7ec
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

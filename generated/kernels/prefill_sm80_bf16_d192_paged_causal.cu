@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         13d86c46c89ac9bb0a3e7101f9adb101f40f13c3063a65adaad0bd0ca7c7ba26
+// digest         ce960453c64717dda1c638b58682f44275b70a48f6deddfd3303aceb5df8ecff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         be7e39f12c390c856723cba1b0f4320abaa4127afc89871acc8ea679964d23fe
+// digest         d07ab1b5f8816cbcf27b394254bfedb5452129f03d1b5dd3ae668a2f362df8c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

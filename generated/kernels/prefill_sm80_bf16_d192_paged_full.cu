@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         ce8e4b347769054e4561c0eef83211300e17de2ad1e58292c45254264806d2d1
+// digest         f855750540d0f9bd6a6ac5b77bb6b466e6af305b13e61d4aaeec3f01f9111d45
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         13eb36966263136649e46a90352e475bff64294ce369438c158dee979bdc3c43
+// digest         2c94e4f1e11909edb603dead3b7ca13f60544b375fa5e96270306d5d9769b149
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

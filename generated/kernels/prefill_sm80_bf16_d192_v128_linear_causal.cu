@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         65ae26936bf05c9fe7c6f9a97fc3cb87c1ef08070d3e536f4cf46d76e9ea08bd
+// digest         3c3b6a60093c6fb0ad6b7d927bad00176648645f3133047390cf8afd4a899c05
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         a79ccaafcd947db55cbe5083cd9798df9d0e2db1c267bcfc6cbb778fd30422e4
+// digest         2e1ec2d235f835fb333e33009470fe1919aeab7105b4156780313398ed174fe9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

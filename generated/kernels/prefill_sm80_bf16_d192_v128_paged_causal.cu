@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         e57bc1263b7992bfaba3f8e7800a7d74d71f2b15571004bf86446c2a6a69ea4e
+// digest         cabfec4a1d6e427f758af772610970247604a9fa370ea3531ac764932c2aa7e6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         6b4c03822e0a140a0328c638df59ac4799e0a59ab515c0b81e5fc2d41a7e2b87
+// digest         eceba6c2774fdd1ea6cf609c18054eaed1dc48a105be66330d3185c070b35c42
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         870a8f8d938d62b9a74009d60e774ca81035f38b8862a8b6377a7c62fad27fba
+// digest         0ccbdfcc0d17dbdc82fbace6abe53bfcf3daf3e6bfd79b386d3f0d99d3ac910e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

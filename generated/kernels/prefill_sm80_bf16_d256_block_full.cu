@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         3df30eec77c594f644b0b65fa85327175cc86823fe2f36c3212ca35997ddde35
+// digest         8f9e9e1c8a7cc033adb366034028eff0575c98c0e0cf7fd6f8f567ef561262c8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         6c96f5ceae01da8787a6187fe91f1be5c04e4b1582628c62f80040902b07553d
+// digest         914a6f6a27618bd13d128b78a4ded53e960b3989390aa786e1d33c87d83b9c0b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

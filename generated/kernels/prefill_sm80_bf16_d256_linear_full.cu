@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         fa20ab09275c6369757f977b8bb8f39472f16c81580400b265ba737ef27931de
+// digest         ba94cf8012a51cef5b6d3e705a632743173a8da86ba9b04bb90b5aca5e558bdd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

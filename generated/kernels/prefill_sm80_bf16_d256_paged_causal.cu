@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         c9edd338a56bb883e20e5f69487430111e0ab07db3ef1d6b3320fea6bea22f1f
+// digest         f032cd17a18e1b8f201f8a6dbffd70559da8505bcfd87fc68d78e861905b7806
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

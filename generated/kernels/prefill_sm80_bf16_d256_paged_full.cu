@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         8c014f99324d547c9691bfd47148c3e3578c4e15082aa12d5f883ece9861e758
+// digest         214a9850e7465bb552393ea20c1789e3e286f5f4103da4777b1a2195bc3f6a89
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

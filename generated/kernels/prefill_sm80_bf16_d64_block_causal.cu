@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         8d9790649c05a223bae7d9c8ef3704ecf3d7d9efc61d3e6b8587ee981b28336d
+// digest         6aa08df693040868a7b7a0b3641767e4ce5c14028fc95b9fca9a56c042c315a1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

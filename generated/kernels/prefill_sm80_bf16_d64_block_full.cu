@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         f3c3728530d642adc83cef01afd6a007697ed546babf4939803c24a781a0c655
+// digest         b2eb6d25213240c3f19d34bf0bcde0b2f1c0b42128818bd697473d742c1d6c91
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         f04cc5c2bc577b501823c881cb89a27a594f84576bec5c38d3462f44d256b25a
+// digest         981b2a2abe2f586e8ca7825ae831b23381499bbca9294e277f20231616f46af4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         9fe3588807a20c6e60f9215210b2d82f7fa654f54b8c124cb38b9bc33a8702ff
+// digest         4264942a0f679753e6eb0ddf8edb98c415e9b46046e0ec293b0bcf3d77c4bf02
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

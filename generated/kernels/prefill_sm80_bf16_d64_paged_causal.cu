@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         e398e2c620b0f915185d82082b86b3301ef46bbad05703096fb2ad29493a76db
+// digest         fa57291f494c65e00789358b28ebd584eefe570a52ccce265c195bc690aa004c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

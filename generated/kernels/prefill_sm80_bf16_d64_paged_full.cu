@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         af12822ce6ac8d5e8614fa10fa7445209024993e098e92de4523d0f5c57a916f
+// digest         1a183281907609f234c7b4451a0365a273d88fb59e052bc374fe986458e7a2d6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         6d1038857c2c0b7793ded0fe2393cfda6c15a76e88fba32dd2208d7f68e3d087
+// digest         00e95f61b6df60c645ab42612ebe697e06d3ab0a49821df524972535597523bc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         385ec099d052bc41aed46816ca94602dbf73ef76a91ba358476b951f1602f435
+// digest         7671b8aad7d46144e4ec7c53066e5dd5fdca9b42b2471cd9cd8c3659bf349fd5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

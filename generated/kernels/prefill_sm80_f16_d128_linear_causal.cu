@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         381e9ee9eb4e45e49d948a60adfb2b52c3088458788a1fa18bd8bf278c40176a
+// digest         a03939c204423ccd4531f1d6b327fad83b618bc5621b93eab78fcd38c8521fa7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         1911b253121a6a47396c78eaa5d1a7e1e7c854a8791306010e36888e177965ba
+// digest         3b7bc2f87a62f2dbd471bf6ba5e8150122a15235dd49be8a50a41bc8a8aa2b7d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         104306a1f90c3c0dd48e5fcc4a215cc76cf9aeaf8ad846c53537fc9623e7b033
+// digest         c118bb52ffb61241fc790b770fef6fca6b603283ee4542a5c9290c1b58e72355
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

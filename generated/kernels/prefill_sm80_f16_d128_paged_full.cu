@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         071c21cc26179e66680f11294c2f083710e296b18bccb49a7e1d94e1fb805bb0
+// digest         4d6cda5c5841625cf8e579175c3e336caa7a488b136d4cdaa08e8ad43f019cbf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

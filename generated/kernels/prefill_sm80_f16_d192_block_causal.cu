@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         8cb4597686537ecf69e25f30f4102e7870cd34f6f495ae4ff3a3d9a0d60db8dc
+// digest         a72b77782dbb1737919615c85e0438ae389148bcbb9f6fe7b8dccd15f035ef87
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         eba49e56cc7dd4aad1544665f1a382caef8af0caf27e64b073ece91a20c0afea
+// digest         d551850c32f867685cafefa3d5d9d310edf88204b514f5e29d3f6235544b5ea0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         4ce9e2b494dd381a9caa89978e5b65ea305a5b4297c92c722710265c64209652
+// digest         b79db983da51188b3fb58bfce3f9fedc4f57be93e179adeee2b5f3c4efb16c96
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         322fc337445e81584fc072bd2e743278544695ac60f83067ad63ef902fdbaf2d
+// digest         88195db7415189e547fc80adaf32f7a1ae3da09de2e1cf94e6753feb67d83e2d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

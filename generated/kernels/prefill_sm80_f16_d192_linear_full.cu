@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         88c4e655704128fdeb17713458211f621e502f0fe2365b013f8f32dba8392923
+// digest         4d1cc38a156dcbb39723d42dcbf9a9f1fc5aba3d177e8d3dd0158e5c96dabc32
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         1e04096d30fba5e90e503946eaf6b3d2105bb0ee789da9b77ab85d299de84bc1
+// digest         4fe49487c52ca8d463e20c67ee5671597e111b3c03b6e427a5f0f8441516b5cc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

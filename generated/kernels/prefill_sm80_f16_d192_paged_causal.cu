@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         4d2da8cbb029dd5046b2d0bb1d2bd0ee8f962f62951ab8e1aa3865291abe18df
+// digest         c796fd9a91fb1766c324230817364b6f92384761ccdfd79aa4f3a45c17a7bc78
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         ffabbe1d6603afe2187e69ff655429d5c3560163a38bbb00eab252cdc3ad001c
+// digest         7f5697240ab8390adad21db1e45d3283e19af8793f1eae466de93a844d98de6f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         39aecd79ff5132c60b0d7dd44690c1acc771157fa0c77fdfc9ef97a635e2cbf1
+// digest         92180bd83d3b07bf9607eb909a39fa07eec8cacf771cb8d3e74a45d06ab8df19
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

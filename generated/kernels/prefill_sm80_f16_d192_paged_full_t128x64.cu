@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         588bf7c6b327b9695f3dc06df1f89d8e2993851c2301b9658db862ba09828dce
+// digest         badd507d971365c85bc60fabf5482fef2492b20f7b377b5ba370e7973d2b0e89
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         500c3d8d4f2075a6329e7d81c37ccec13b3e15de0b8089f83c3ef0fb2aa0bafc
+// digest         36890bd00bbb0e8498823e1ecdb72aa931cb84af3fc45e829595edb50f2547c9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

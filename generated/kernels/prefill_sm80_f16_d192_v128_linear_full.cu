@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         1929f7c81714d922365e2631d31c7b724e8f5907bb912f1544dfb045be14a7e7
+// digest         9168cd80670347cb5363ee7d11614a1b13b2eae7472026d37799a9d72de374a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         28e9a84e36c8f5e36ee5bc08230aced1e52a860f5ce657b1f7bafbe8f7ac45b2
+// digest         43021658911be1901641659686bf310526c162e7761852e7b4a7b70709b9f583
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         d970fb63964063541aa7f4f2670f23a2580b8b9d72d666fa07461074feae856a
+// digest         ce26a2c57a50618f1ba9d9b696ab731a5074370f89d05acd08511c56aa4fe43f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         b993d289a2841ec3ef2aa770be7008d726595b21701fdae21b68285cc116bcb2
+// digest         91b93728f7cc541dcd0f8d05c2c1c2de2ccbc0825495913e939380f60aea9bfe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         92454fba7e63a0a74646a2b3290dfda90b3ebd4b29967aa041d7fe7f1ef461f1
+// digest         940a9f98f251c702d6a8a3a07a949d0c916446455828961c5f6399961e1ae0b5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

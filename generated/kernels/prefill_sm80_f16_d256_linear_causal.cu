@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         041851a6449cfd82eee40a6e0ba20ea059bf4dc2ef8c01f4e005f23e0cc2a6bf
+// digest         898ef1bd8cf9fe944580c71cbeb7fe0b0a1171562194f0b4533aa93616b58183
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         8a00b55275d80373e53d0b80a55b741d7e806b0d50e7fa96d8f36bafebf459d0
+// digest         38f715976e764ed746cbc3953f570614336a6d97cfd836dc5e6fe171e775892a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         2c937b13bc657b62d0d3b6ee8bd0fb2fdc528e7096c794135a8b58bc37f55625
+// digest         47938e1faa5b962de8a23edd6f6e5745a3aecea253a61806e2ac1cfe8363d248
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         1eb0a601ab80c0ae9c9bf7d2b5fb8e3c7a988f5e13cc95a05e2dac8b961ec588
+// digest         02786c1439d4d7fba4c038a2ee64f052db6b733dd1d4a4564cad5722d16ba870
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         9c36b305c635f7587c57d5ca3ff7cfa0200e04fad1ed146b835dec387c949155
+// digest         3c33015da2d63d04acfdefd2e20d1af7e9a43edfc86e759bba617dc626edffb3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

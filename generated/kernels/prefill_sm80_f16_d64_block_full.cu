@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         e35eabc5d03238ccc596d3893672d5edf079a31acf885fc9450651d1456763f5
+// digest         3c4927396d581d2077519fdf1d4c14af1e5928c7510787677a3f938ec4ed47e8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         db8ba395578229d4f9de91ff221b55b0d920903633f948d2aad4c46826e0b918
+// digest         b4ec4278afe41a28c151b82f222a8ca626bc92ba53ab7271879369b28d2b9a05
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

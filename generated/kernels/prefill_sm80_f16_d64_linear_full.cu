@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         064b3289ae8cabfcb49f016c0fdaff8448c0a408e93a4f07ac8fc5107841ca84
+// digest         695abc6c669cd0ceb2928fd29a65e6c83d9e6df01338632d4af17d539d029b3b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

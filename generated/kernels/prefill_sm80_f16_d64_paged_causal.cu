@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         0033a10c9b737892df2290236772c38f011228038644738c550ae4337c927b5b
+// digest         a3d503369cac1928ec1ccf7dd35acde293b5d5df9ccf9448291f4727f3b5ee1a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         2b0693a7aa7a4c7a3a75214350268f3e7a85bb77f607ed33f20d9bcb1e280d8d
+// digest         d59e542a27c1970fd2c7a23e1d8834ac2c21e0f0aa158f6ed77fa0534766fa67
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

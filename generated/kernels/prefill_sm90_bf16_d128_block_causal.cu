@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c655a6c9dba0c3e404a6091fc06b1667dd86dc9dd6806414643fe0171d6e6750
+// digest         2ef18e41348fad9f2e81524f1fcf20cb60b4074ab586452434bbc13a370cee1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         dcff85791787e8011114c0cea8b0aa51b1d9d0e16ce38edee9f0a529a8fd8b20
+// digest         b40c7b8dcad7211798db89d7b319e7d022def8b9a63f3a56536281de2dcb1780
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

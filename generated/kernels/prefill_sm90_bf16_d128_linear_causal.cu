@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f966041bcb293c7dd42f585f3b8dae24fc471923d4d8ec9aedce95bf6ecd6253
+// digest         564c3e439cc988c492d2d92b902c20ff518ffa61100da02148e71ffb64aad7bf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

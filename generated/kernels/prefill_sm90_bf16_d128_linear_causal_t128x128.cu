@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         35516e403701bacece9e987e77a018825dcb65a1fa1543943602b6abc7c84b7a
+// digest         0bc90d6985ca2fc77c2a51e11f33f4b00cacbf846e625d31f4a91141d32d9316
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         535b85540796f073eb3adec1d434d602efc428aabe31bbf6226ebfd306c67576
+// digest         73e614c8db2f388e5a3f7b3095cb0081ff73121229f46a74557bb9e23dbfe909
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         1c0a5052c51e685dfef208cca493a4ff8eed0ef23873556f469af991b41f0333
+// digest         9b07a723d55d227914c2b38c8b466c41eee7d707c954ce57c47894539fbdd819
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         c0788bc663ac56ce312724afd94e3c7495f405f35e22b0b3975f3f1a0bfc009a
+// digest         a754130e79837f6515b676387fc3093197cfe2dcd899f544ac5e9c1c90885de1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

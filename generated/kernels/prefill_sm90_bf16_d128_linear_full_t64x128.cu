@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         7ad439c74646a112426011a7588b3fd5c4ed8eda2b680ed0d63cb9e16f75b62e
+// digest         d1e7c4d37a56e65b376bd7b24bd17319cc1dcb51fc2f82c9003e6e0301ca9163
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         2e6806670dde6150a05a669c0675ed3cbfda72916154105894389be79a77e138
+// digest         388f5836d4b77cbd78a5bad0d2f97b5d4c560ebccc9ab6e10c097014b36a0be9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

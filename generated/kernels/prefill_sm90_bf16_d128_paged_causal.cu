@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         2bd740b2e486e0bf8d2ceaa14c6242c94a1fcd2ef1367699af4d141e61586bc5
+// digest         7ccd6a49b344e35c5b0227785ab9c6a1c79a52acebbc6230350532587497f2f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         7cbafa3477dca3768f0f55046f89c3a3d1a4c935151c4322a1aabc683a1abcff
+// digest         a506696c3d5447128e35476c44a013d5fa80a63e5393ec3c716d0c29fdcbbdfe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

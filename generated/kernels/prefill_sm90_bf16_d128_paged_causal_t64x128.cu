@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         ba1c65449842849ce551ccca3f8c0092e54495587d9deb4036486ed06c162465
+// digest         79b56cc6aa0366ca69d780e4f25bf4c733ac6d79a09ee7f441cad70e136c045d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

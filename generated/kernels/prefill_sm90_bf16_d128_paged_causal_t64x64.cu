@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         8295175d2c50a53eaba88f1ff968addac93b8f0491dd6fd6251c76328750bae0
+// digest         c5f57fd72b9aa64ec8b63907d4fd93bd7165b5935a1a087fe913760c0574975c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

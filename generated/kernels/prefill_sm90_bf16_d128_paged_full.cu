@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         8a0378c3f46184b7f87fafb508473c0f0fa134413d58824b6f6c9f900bbffe08
+// digest         a5adb8e5b028f61ed634103cf901f3272f37e8f2bf0d5138bddda994273dfada
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         be7c23f63395c3b598fb2b1af1db40e205a7158e6f4c4ff3e208a5e5b81ccc98
+// digest         b99c7c582c8921eaddbb367131e65bfa67b140bb628ccd83951e56cf41726875
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

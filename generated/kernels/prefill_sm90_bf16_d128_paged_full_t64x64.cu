@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         4af74289c110778c3a8d4f569bb7da022a26a3bb37fd323bb7eb15d52cfecb5c
+// digest         5f2d872b64865f019ddc42ffcda825d527a98ef5fbd4d65b6c4f73e77f61ac62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         8b8c4df1ccc2c6ad8ffe76bf6a383097dd629015b1f25fecc07dbc8cb03333a9
+// digest         f55ed9ed13c795ed12ab5f769d12b66b3d05b6cc478f708991e14569d4b3c390
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

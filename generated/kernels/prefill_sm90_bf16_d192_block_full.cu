@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         347994a44b33b17cd5545878d681d389556783deef5c3c926c687a6fa25cbcca
+// digest         033052cbdd97dcc9f536e2b7e8156afc0d6874125754b88dc25d94195a69f0b1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

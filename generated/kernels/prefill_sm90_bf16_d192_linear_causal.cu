@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         747b683f37cf85dea9cd318d5c7a2a2ada898be30b45f390ffde2a0cfcd130d6
+// digest         21f7356f0a5db97f557cb1f24d08c55e632ed612d4903539251d3567f3ab943c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         cf5ae6957048c4b450dbab7cc45c2506b86e7963fa643d3e1769240f1267f220
+// digest         39b11e5126ea601089de708722b87c733d8b77dd9fb2ffeb417d4a7d16c4f5a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         2bc80ca39def5ca491106d71cfe84e57cd17d7ab8c8edee6d477b3e850093f7b
+// digest         238ffd0c59a68ac9f00de263b40756a080cb4a779be9af8083e20a4d52fe402b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         a15ebdf280265235109b9374d99642fc5b892bec5d8dcb9456eaf791c825f15e
+// digest         74a304e6089851ee84cd3570be4105c4990ae61ff2cb251fc50d04b8f500091f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

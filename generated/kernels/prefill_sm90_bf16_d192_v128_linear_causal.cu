@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         1052cc02e4694bdc982509f7490cc8402cf4e3f90160eac1ca61ae0b5b3a3b14
+// digest         8f8b4659510de840f0fe183e58b5a2b5f82f04e61415879ef8b0e47e70cbc3d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

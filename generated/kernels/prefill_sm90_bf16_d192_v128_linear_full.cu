@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         95747818e3217210c961d7e33d1cc8ecfea0235f1f23d156b0f042f1ad603d4f
+// digest         ef75112af9b0bbac55eced8f0b631deece21e47d1a117abd3b68693950503287
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         2aa8d38bf24844c9599b8cfa521f496ba2960d0fd1421b346eb39ce5f3a7932a
+// digest         b7388fed96f04fc2bc0d58c51104d3db2b266f39a8c8d87460944ddf7f40c893
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

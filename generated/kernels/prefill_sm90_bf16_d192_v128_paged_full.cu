@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         0916a692cedea13602a8c57940452bc84528d94a571d7f9df83ecef2c36aa164
+// digest         e8ed9d12eacc2175380d1859a929d7a6ed5d3be34d95016425f1d5fc56ebd7fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         4eeadc386548f421f86d6abe24e38d7f3e00bc5b3619d027725d25e2f98a8f69
+// digest         0c848c74599d817517e675896238e0105a7199a690e2ce3dc603aa1ebcac0ac2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         2799f2e3f55d17cdbc5233b05681729038364223fdf943d4ba8b2900381c0364
+// digest         68eb242f43978a11ca15ceb6699bf7b453f6c9a0d9283cbe29c6c5fdb4b843db
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

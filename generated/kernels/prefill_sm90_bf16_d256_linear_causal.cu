@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         b15881998dd03a0996d81529ede15ed73d3c80c0fe569e8b5859295dd206b8dc
+// digest         1d850a3060570b53ac90b28bdbda1d703fa5070d594ce6d2e69517208878798c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

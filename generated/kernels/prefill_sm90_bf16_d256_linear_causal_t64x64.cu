@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         3e4bf54cc3827ea347ab1d211ffd4560ae7cc60b893bd747c9d2868a2528dbc2
+// digest         f820bfc467cb3fc16d5190e3a3ee51aa627e7856af7131b21aea1d30ad7d9d06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

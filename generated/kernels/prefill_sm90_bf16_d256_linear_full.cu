@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         0e7d0b053a647ec5fc790dff282c34f592159b49474a6494ee7d6a3606a63dde
+// digest         9d939f40583a1992af5286236cae18c66519596dd20d130857aee37a0695c1af
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

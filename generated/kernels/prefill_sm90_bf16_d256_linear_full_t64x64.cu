@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         c3d685a4b52ab4c3dd5b5dc695e8e1e35e0fb3f904e375390038a80d50ff3cb5
+// digest         9b306d9226581dba0c035a5e8416bba94435030a02a1688a71b45f30b7400320
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

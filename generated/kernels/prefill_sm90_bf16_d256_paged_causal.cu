@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         1f11952189958eb44a7a02fda2e421702b96a872596e52560aa15e61c19da3b3
+// digest         0bb7d65a9ea4c086ee0d087053106237b1f304d578f3e29e61a951ec9e75c7c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

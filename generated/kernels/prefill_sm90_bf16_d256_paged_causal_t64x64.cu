@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         cc99d034c43348e8af5bf56df648e21d7358d8b4f88e38a62106169fc119a3e7
+// digest         df300313d65447231db9a65d7d2db4a26b7e7cdd7a15a0974210e1e4aa209579
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         afb40f89d94bd9961b343d0c3f3dd705dd5e15878d39698ec40a2bc2e580e15a
+// digest         79bc124dbf70795dae5be1be0ff72332521b08c8e95fa5986aa48a8c632f2bca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         27f51955e3556b1770a08f217c7e4523f933923068230caa4ab1e4667faac27f
+// digest         05f0dd4a18879ad0ecbd41085a97dec94d9b6e50205433a280cd780a4f2e8bb2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         43e38fae076a8865eefd136fba6859d4353fa7fd9b1863c97857cf1b618838dd
+// digest         a569d6265c5b0b93a3445b7348ec0a559308aa81ac1e3becafe9555a0f791af0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         bbd2d62c3f5790a22fcce4feee0e340ab80859a3f709a0b43ec598949a070e2d
+// digest         cdd9674671cf8a11bf4a27534d12c9339a381e3090b42dec7e3559ab5b0fb09b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         e5ef3a833dd178ccccbecbf5a2a68e6004b7ac95f42f1c150ef0d8ef8aea924a
+// digest         02065e8197787a16a4dc143c83e186033c918f3ad90ea8f7c617188dd739cf7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

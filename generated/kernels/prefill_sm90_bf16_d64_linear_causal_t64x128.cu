@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         09cce284115ef2e2443b2cd5f753f1f71c173d3c9fe9f53b3ee982a27b2f6507
+// digest         84c7ec1ecd0b138c267400ece6504b5f49065c3d18f8f87736952f250bcacd42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e414526826322206b8a5a834b7a05d06c0108ed44c0124624a19f9ea2ba328ed
+// digest         1082ac1f34b180e3157ebe7bc0934007119b9904bdd28ae0ff38d3018f8b641d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         1fb78520a949f6c8749b3b51a0ecd6224126f37af58bbc95663f7362f51a04dd
+// digest         70b47f8283b3927503d2f25fc1af05014a15f2bcb80922f78fd5e88ad48622c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

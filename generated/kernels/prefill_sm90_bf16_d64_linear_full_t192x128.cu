@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         bc65458e516ddbcd841bb8c074e059ceba07c39740f7e09d376fa6c0cbfb0937
+// digest         ba54d17dd858a02b3335c6db5df9e31ac7721f6430d85a6195555d7f55337fca
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

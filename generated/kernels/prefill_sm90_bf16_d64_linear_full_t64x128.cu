@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         fccc27a2d9a233eeb08eee1864862f51469e19af6f88a7d7471d17c889577783
+// digest         a4be5d783c101e551241662ea89b89d771f0fa8cf7a7971c4c2215b9b843e831
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         b68228614ed50bb1d5fc20ae595a689db433c2f4904cc548e3f3788b90f4b348
+// digest         f3d77961cf4922ea06929f0d7c28de9e9d36cb56a99942cb79665e1459cd20f3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

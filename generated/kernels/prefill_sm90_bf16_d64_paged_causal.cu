@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         6c944cd869f196e67e05915694d3040b5361c849557ffdc9ba578790c7800d18
+// digest         2fd45ce23c6a6437a85f6150d2c933ac211567c6a514c69a495a366546a26e96
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

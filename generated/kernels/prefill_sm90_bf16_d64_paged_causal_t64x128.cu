@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         cd3d4c6b8ebc408ee94c44ad5a7597c2926f88fa9b4e0df1edbbbe1d2685e855
+// digest         5c66581f95a846db4ab7788b500776b37f658d90f4c7abbec02f95511367f45a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

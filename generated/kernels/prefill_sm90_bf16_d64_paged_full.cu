@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         1140746e6d82659a6f827880a1930e31319f3cae90fe6f7bcf111e9d83c13a82
+// digest         6f84509d2cbc302340565ac33df15857c8d96dfc31aa537314a178a422990e1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         e43ce0bedc1b3b798c6ceba00176db3fecc581ef7edd8b5c6fe2d10102e43cf4
+// digest         9ba6e6daf1b11255abe5f6cabca49df0226e0cf4c2f5ac990e2660b527c92ebe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         ab7be79a23fc4e8ff66bc0bd20c1d017bdc06da573dc235212f07fd9af2e52c0
+// digest         a1e67130e39bd43ed4d198640728ada6db3195946e134f63842289c4f82e3c62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

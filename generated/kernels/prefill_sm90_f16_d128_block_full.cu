@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         8e678592ec8938461f812a074fe99790ab0a20f80e6ef9abe5b190f5847b1c6c
+// digest         71ac4ab6020767625f8ae3076e32de8fce3d792469f33d421f79c493a2ed8468
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

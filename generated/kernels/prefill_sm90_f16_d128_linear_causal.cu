@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         41d884ca9f98f06a78295f273bf58e2a4fe4d5ab7cb5a04616666f4e5c4dfdd8
+// digest         3aaf4c9c17f0b4e86ae8a65e46aa0b7f64ed17cedb59358dda7e7ace2891bf13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

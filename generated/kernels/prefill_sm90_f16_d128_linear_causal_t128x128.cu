@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         049b0a5a89a56c7dbbbacf7ea253443d1dd280cbcd8eda5e450b9701e5e05108
+// digest         0bd76549e93f814c7d92ff5c54e4f9e0108f7174498d8877155dcd493c2e70d6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

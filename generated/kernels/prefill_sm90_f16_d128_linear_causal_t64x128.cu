@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         df683945311a7087b46d1cda3ca8e2696cd5f81bfc44d7b12048cf9406e4c8d2
+// digest         b8f73b9e998a54bd7e2d465b05aee2fff7203fe0c65b9301626c62a1b73e59a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         000269dedd29c3b33f65cdb8ed34190376190bc669cd684586f7f7ac07c0e6a9
+// digest         fcbaab0033af771474cf7f9d2fe7b65bde2b3cc38ba29e3e149b35dc881f3b8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

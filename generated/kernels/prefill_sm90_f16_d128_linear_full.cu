@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         b738fbe74462a2c5ec57ed404a20836bc6f46722c1ab00dfab7b7a9c36fa3108
+// digest         fbb086e52fe8d03a7dd26d3520182c3874b2539b627b6de5b527f93a1d0e4cea
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

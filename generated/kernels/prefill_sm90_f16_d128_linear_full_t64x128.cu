@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         1238f6dac1dacd60467fe7b87fd65f348d7c904388dabf767c2240d4d0ca2541
+// digest         8b8711bf9ea2c00a65e47cabe1829e501dd7383105a25a24daf24fdea1756d40
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

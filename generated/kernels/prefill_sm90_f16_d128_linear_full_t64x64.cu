@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         63478bd149d137bfa95d8ba71911f1e34402c185f2bb123f084fd8e2a9c6855a
+// digest         b385c01b0b2c825164b1a67dcae22e57131a6c8d65e8e023f3c947e5afb8a77d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

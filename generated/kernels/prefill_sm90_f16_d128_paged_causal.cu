@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         d1551686db3f83be73fd69bf331adc2d76c955a31489a87196a15e75fcd24f4e
+// digest         000c1e337e47a615b81a28a0a821c5c23af56ab9dc22b81c90f8b419b13102a6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         ad870ad1bc70cb9e3a53bcb4b394fe0611059c59b91f0962c8c8672c7669b994
+// digest         067459606bcd8fb6224cb8f26b5f7ffa095316856e77f08e0f3fd373f94f23e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         dce6bf814b18bfe7f940faa5b27adb78f9c880355b2678e650be09685e370f58
+// digest         6318b597322017fa7e687eed2ff857f14c3db8cd5cf4d874ff59d46ba6ed0af1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

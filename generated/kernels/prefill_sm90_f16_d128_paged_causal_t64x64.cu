@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         6d388b75e093df030d0b5333eb206c3c806ff030f9d6b47ec519638d8f58179c
+// digest         946f893bb63f572ced83ee0e8d9ce27f5faa592894936f79a8f9a2542262aa8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         f664c8b4c46216227178e482badadf3c1f29c3e4c7f0baa9b3e08df1c35517d2
+// digest         0baa6f6b8e7663f01cddc462f805e2847753379797fb56b881d8d7c28077d619
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         0ff1dca9730c4f55d9b48b8a108e59a5166f73778e7e6d0ac2b1d0fe12c16da0
+// digest         4a679642a788105787977a86924f1f47fda1a505bb1e1e76fb43506059d2068a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         121606da0c60722f7f043e8ef02c984ee147a49fe4e29f95c74e68c96f6b418c
+// digest         44a5ffcf8f2402c389955214550ff3fd099cfa7e689c6d379e7d52e737a77381
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         3ae675c5dae6af500d1335a27b10d68a2d1dfcab46a06c944ed7ee49053e305e
+// digest         97c8646f9fccbfd5602ce3c3999880e71867c891fb821a534bc23a6550c8e293
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         b9a8fb05aada4e96f501e2d5b55bf4e250f0cabd77f4417a3af5fb6e6ede8f98
+// digest         6f38ea207dbdededef28c3997fa6072ed663bb548b937411f20e6c2ed1b8d741
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         c1308635655f9af90f5c3d8a857c12d4562100019d64b5acbdd703b6dec5c0ce
+// digest         9334da965b7b2e0d3fbde2259e9389811ad73d5c9392e57a799db9f915d6e70a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

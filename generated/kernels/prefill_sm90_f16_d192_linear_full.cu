@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         f529bafdb0c1108e1de3a9b9eab5d502e5cc2f732b292b57784127d0d1d855e1
+// digest         0844f253322b009ce1f5a8913d92555d31fbd19f39377b2708008e7e6c62fb5d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         044017164a82bf8d554e13e8eebe57ca8b54175d6df3fe0efd646c6e7667abf5
+// digest         5f61001abf161f3ad1c81687ccc355ef2cc19149a18b2ced32ebfde7db221484
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         d10fdd5e62a8052b06c4017ffd24e25dee9602d069aaf3a31f31d3d50caf3e38
+// digest         1246fe2fdc00eb117700d447893002ffa5ff02d5ee96f62ffa6ac14257971a3e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         379e6a3c0eee5e754dbb8afa42472bd6988dd76dbc4b66b7a291e737a5fe595d
+// digest         c562bb333cbbdc6609573d3d1804b54a65052f524277368bdc6537d7ed7b7538
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

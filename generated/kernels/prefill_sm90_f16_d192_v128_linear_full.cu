@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         59634cc0ffe66ebd78b54b72e24610ccf5b154cd7df81809fde7498be1cd6f7f
+// digest         0991a9fb84476f23ba7ac7c22e98e9f5b6cb84a8c96333d8eeddac1043697407
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

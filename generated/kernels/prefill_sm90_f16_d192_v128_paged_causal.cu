@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         190d21cd358cbd8c43d8e216868ba96a680fe5659f5fd730a624d8da310a0a43
+// digest         d3d970e517ab3609bc34a1d6cf2cf65c74a5214ac019a8dea2e046d0562dc546
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         37bc5e04e64abbb6ba273daeafee02f850c6623550917bc65a4e669f024bc4ef
+// digest         d26af27207b7c39faff331bbc344820d9963534cee8a78134eaee4862d411096
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         db32b2b530e72410698d93d6ae925fef04c793d2acde81287305b70fb07593fc
+// digest         c2c5d6913e65ea8ee50be8b96fc21e710fbf8a6b9849d27dcc966d2ca4b66be0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         5bbc684a07187369b7f9ff7a93cbc2953caaa0b06cb74aaf0a12194510e78115
+// digest         a3799a1c7e208c6c9228f96d64ddc7a766115ca240d3114d52681c62a7fa0073
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         82bb8a2abb915d82e7c3c4d84a8a9171e4c2abb53bd2c63e032230ef21e57829
+// digest         3b20f4d16a5c13025fb322a3aa509c3398bc2c54fef2caca92f4b704bdf1ba5c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

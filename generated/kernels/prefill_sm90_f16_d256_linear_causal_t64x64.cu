@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         af4e4b546b1067f2abd2d74c40efb213bf2c6da75cfbb79e8334ca3db8586311
+// digest         8a5424b8d10319462f53bdef8b52f4909d718fff3923518a06bcc116bbe13919
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

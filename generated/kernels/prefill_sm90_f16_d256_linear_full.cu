@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         db8d4aafcfb33b249d5b12fe5eabea0ff7472ad1c86a6afaed2a6a4447cb1a97
+// digest         cbeec3615d708317d8a2ec90d25696681c083d0591308d20bc96cf7301524e41
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

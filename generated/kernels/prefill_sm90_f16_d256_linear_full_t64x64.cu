@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         857672828ef803bdbc292cfa6cb56f73349bb575ed58e5d3ef513195303e145f
+// digest         46058523c762a7628dedb949aa19c6724901dea4adb0aa42c19dd2cd08f1f1c6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

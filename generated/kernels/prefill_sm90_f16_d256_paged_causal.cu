@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         fdcf8612e96e02a99efc3bfd8c311226e79fe2cd1b597e9b4e0d4917e922c2ac
+// digest         86e69dfd72a813ffa11977b58153cebdc69a3f09ea0973c92e4553b2b91d3f2e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         30e1b8edb46d14f28b7afb461f0853ac0d458d92c8b9e939544bcfaf0bb4fa65
+// digest         0a91a861057a9f832107e1e133fa83f94e65f4c8cc81f6ad7665f304033eda7b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         4b6e320e1f6502765c5221ae168472a02ae1638d751eabfe0b305664b2db7376
+// digest         e55505f0af803a36ae45d1132eb70a02e6d03b17f14629720e8074fa5b13cf4a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

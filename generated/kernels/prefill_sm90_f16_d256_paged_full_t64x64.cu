@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         ccfd688180a95ca5ce47ecba1b6701f51c23368719f93a78e9e76e16f80d1222
+// digest         5e5ece790b2beef68b8fb940239f1a63c9b6279c13d43db92b32a581d36ca282
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

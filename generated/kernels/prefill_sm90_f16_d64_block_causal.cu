@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         45328a29d85c425a8faa33cbfe4ae4737bde31c816bd23f984f22fcff2d51d40
+// digest         b7634cba6be8c5a280e81096c92c46f66d70a0a39d9fc6e3ca1a05c4a13d6a17
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

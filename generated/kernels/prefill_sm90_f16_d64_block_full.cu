@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         e0df69e7394f5c7eb1ff8795e9cbd54aeaaab4e7c0fb80294657c0c1a60b0beb
+// digest         cb3da2149b90626f9a3de618db2d8523b5a48b478d339d92a58023341d5790f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

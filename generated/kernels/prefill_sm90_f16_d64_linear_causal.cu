@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         6adabd73e4c5a8180b2a0996068f49ded486e44a7c6409e70e327238403df179
+// digest         17d5c5754a0f98b99eaa23035cd650781de880ce9aee879061f5c34c5bc7ecb5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

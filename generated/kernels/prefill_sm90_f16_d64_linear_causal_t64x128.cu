@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         788ae6e3eae0425987226d71af89a19bcea52c569bae296bcfe4133a1e02f564
+// digest         d094a472e44a6adadea4169bba4e5d6d1fd42e0a4161d1d35bd63868ddf647df
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         202f43cf1e971b46d2f54d0f7f8ffb643a693f4ecaea11b3245a739acbf83961
+// digest         b9e8210f13e36a6254af72196409f0e32959f33c5514ffc28a3d5eebe0723e0b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

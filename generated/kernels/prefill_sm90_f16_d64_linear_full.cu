@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         c91c0a2290a3805cb437618099655f991c059424b35d93c66ec5f000aad9ddf3
+// digest         4f4b57d29e3ced32b7eb4ff013dbae6b5a24d8182feeba1d8010de988cf02f05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         77900808eb2f15a6f2beef1f519f671a26a9622086bc04bbf4ecd20273a9d5b1
+// digest         3621e9eb554dfd81193465c0db8641324abf8b3bdc45ed8eb611695847e11ae5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

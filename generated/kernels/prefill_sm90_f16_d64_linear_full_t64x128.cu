@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         ab8f0079c7cf10c01c85bf34931352f104f22b3f78c9a738a785a820d4351af1
+// digest         df5561d35d54de935baf029ace2891f750f21de180f271023ab26866ee90d47d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         d08bf8e7eebfbf3b2ddad33ef87f8b589c24d0ca8da0e4cc0cec57afda56a34d
+// digest         56093afb9c6dcbc7e160ac1ac5945ed7c16861bf3e7d94b14447b2081f2411ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         c94ddc32da89a4a2983d9207aad59e3b7b5d6d5d7609e7363d27ddd34757af74
+// digest         8dfee3127fa7aff1d4538d563d1d5291b8d87986ef1930c484957f8c0e2f7743
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

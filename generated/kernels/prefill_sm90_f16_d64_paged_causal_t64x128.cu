@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         59d62434f2ce080f033b26119976f26a5e751f94de381b3594089a6c22445044
+// digest         3e034d741820e2d1892d0b950890495f98579690dcc65dcea1cb8c63b8fa62e5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         ea6547f22852355626166628b666aeb2ad4933ac805bbf46fc2e773e7a412bdb
+// digest         e853ef419a0f1aa6f1045d92189055ec4eb5d39e0bcf8617a00aa193349bd59a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

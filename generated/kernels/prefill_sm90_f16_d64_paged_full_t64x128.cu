@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         29ac13f7f91daf33916f9e439c7ffcb487724b9c08fdf27baded4da187cbb3cd
+// digest         f4f95f6714b15ff999bce4ccb250d7efb1c887b048f6ceb08e002725da73419a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         7f282ec688e3d36ea086729fa8427d1500db09c5e74d937fc3195614699aa21a
+// digest         6b36e3e7b67c314f6783852060c7ca87154f3a05528ec78db1baa8c1148b715b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

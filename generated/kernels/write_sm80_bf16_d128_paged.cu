@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         3185153ea2b6efd0b66028517d920a93b51aee68b9027a72b921fbad0b1256c8
+// digest         bd9becdb039804baa81b3110ba11aade883b1478f7108b981e0410a992ffa998
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

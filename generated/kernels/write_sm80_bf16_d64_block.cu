@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         20ca1f7fc7c750f6f165d9a53df00cb578ccbd68b79d27b37ae85b18bef4b5e7
+// digest         d7f406059f24cb25fb2d1e6e658175ddd6c237f481d55827cc7c6a9d0dbdf8e5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         9caa946d4b51fcb41892577d19a16b08698474aba96a7bd6b8613cfa3980afdb
+// digest         b8b420710a7ab08b62dcb17e452ba15feb1b72b5eaed8d7dcd5639fc9162e28c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

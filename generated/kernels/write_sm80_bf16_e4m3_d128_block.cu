@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         e4b680c6737b097cf1052823649b8d9d8aee7837fd631037eecbdf8698f766f4
+// digest         24184268c47142ffc82cc09c054dec91f417e6d140cc14773bee219d9e527403
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

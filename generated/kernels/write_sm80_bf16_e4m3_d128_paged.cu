@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         c6c655c75406d02676e96d2d0a6171be5d8803991beae42ff3da6dfc22f3fc8a
+// digest         e9b8d281c02c15f1110852d6b3f6608d4a9b22b4dfefd342b243922b581226b6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

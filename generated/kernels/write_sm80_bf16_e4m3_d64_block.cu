@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         106b4ef5fe9a45eb75421b30c12b506d204cb05bbf20e7938849d7f3ee523018
+// digest         880d39872e98c8c0b49aaa93becec1922bd61e33fb4dadb4a7714f5033e8873e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         823a3d71541d5ed6d3b557bd7200b240487d26dcf76c0cc19fc54019043e7e57
+// digest         e5e809fb7b112acccdbd903b9cb7cff0b1f2af1da74263b53bb3db97925cbb08
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

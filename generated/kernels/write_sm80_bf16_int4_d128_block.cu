@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         2aefb2978589b6cbda4a2fbc4c0f732c407029ba6bbaf99c6e64b95cfa134dcc
+// digest         75ac655bae6810a0959207a65f0c4437e185bbc4652a7cfbce7be0975fd54dbb
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         1b1a03f9cf49886bae3ce75b503f57f75aa30fecdacb0278d386c833a66d905d
+// digest         88ca7d4a145275c7eccf7bd362779a8997d4a370fc876f5e5405e6bb5bfcd6f5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         76f139b2177730e369dd73721cb579980512f858345673a9c5093d76bc84d5f7
+// digest         2be4a38aab9f2ebad56723e60acd9ab4887323032688734fb38bbed3f94f7bc5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

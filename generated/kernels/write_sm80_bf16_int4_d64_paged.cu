@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         d7db177641d1ba149f7f79734bbb322c50ac3323f130c0475ea018d756b39507
+// digest         c4df8ba71accecc1e00240633045277b7441f01020bbeb3b4fb3c41ed9d3894c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

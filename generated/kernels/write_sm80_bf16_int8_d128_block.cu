@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         ce29f736cbc6ad6d3c95c5df89f7613b09a4f7ae7ad9c5fb5301180d86013ac3
+// digest         ec61c74affaba812a253eb71a374c43cfc5c9c8c14b010973c39db7bc66530e7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

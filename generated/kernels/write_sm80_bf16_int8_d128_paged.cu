@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         0498921c7f55ca4d2003de26ab26811933d748a7c4ef60ae99108cda5d1ba20a
+// digest         d905c5c49725b6faaae140a7b1f9c9a31f5203c19addf043b09a15e8c45cffa5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         0129fa477c960f9515820958e5fd10e6bca7af02afcb36d0ca04ad17d3849e53
+// digest         94495d5a6fc04cdbaeeae200c39a212a6254157b80e266c8a4ceca68fede993e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

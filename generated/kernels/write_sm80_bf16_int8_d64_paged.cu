@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         55061d9d4e39abcf875678023afe6f252e2b92d4ade4abf5587e740673b4e36d
+// digest         508b7a25a3112a9805a7a21a6ab424d613161a50ac50d88c0ddb5c4049a75540
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         fc4719990988c4ef8af1f8b8e84fb870138874453a87b7c4975226cd331b5d58
+// digest         d6a2f9adff3eb4eb99f3917c04f040aea6580300bf158668f4d382929abc94de
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         6946d1e33a35c57613cc4c9455ef19a736902f40b90faf251d2f11b8f13224cf
+// digest         871f59d4ca870e4de05c8cf07461f795f63704c297f7eb57c4d6c12cafc484b2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

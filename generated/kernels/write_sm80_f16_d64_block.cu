@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         d1f71047cfb92eff36633f3162f1b1dbf7fdb055b6d80165b84a05c79845fdfc
+// digest         f2df53a52832e00f082939089fc23a3a99f8ed73aa2e4da45a1c2aae3d235c74
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         5281d3570cf3cf2eaf0e2826592a0959f64a24139c0f4d06a3a1cca16569aa20
+// digest         852a0cd9fd6db368cb803bc9aded9c81de9172de26a664f390d62c2506992aae
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         0d5819eaaa93a82eb7dab039a4353a039c8cea5dca632693aa8507ee94e3ea49
+// digest         646f988e8664017f3b4f50cdff6c724917be193f2d27e8b951395716aca61b79
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

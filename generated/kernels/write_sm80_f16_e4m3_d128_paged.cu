@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         0a8051785b4c06103b09f409f844d598b35351f7515b924ec853e7c2a5a4c821
+// digest         87c062e993f8df7ef9aa649fc41094b492aa32c18613f38cec0048521314df0f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

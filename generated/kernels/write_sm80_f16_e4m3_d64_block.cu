@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         4645bca6f015e9ece4bfd6bff0ee96e6cbea03de5f5bf1561bf87106440f4d41
+// digest         448df732123b91c17a806f320c33958c18884a829a309373c067aba10c92f7b0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

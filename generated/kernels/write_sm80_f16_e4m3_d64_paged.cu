@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         b7191ed4b56a41892988a0c20691955f1e3686319b222c52446d3d1732b44965
+// digest         b30dd8cb07761e2690bfd484fdef77ae2dc86ba549a90c4da10ba2940c2614a9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         e01cf4437f9c71305431c8f8816c8929d303dda4b7d576a0c8c13739e5ba6278
+// digest         90b482510ed10e477ceb53fb34bd34693041e17dd6dbfb030c8318d17f9d63b9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         433cb85cd44f041581e25077774bafaa46a0dcf3ba1ca4786112eac86bca972d
+// digest         f769e2e1bfd0ee2a563b91fc3bafbf588168d0fad656da09490d792ce2c9a14f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

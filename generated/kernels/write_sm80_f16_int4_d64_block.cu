@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         a1629fa5c2cb1dcd9d45031c0d10ad12289d19f0a9f411c0afd95b27d9ee396b
+// digest         41b7fa4ffbd8f8f56d1a23e08d12c03d57539ac449209c6b48e41af07396232e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         05a2e780663b21ebb80ee96ea299d21e42f2fdde8372c62d5253e0ddbf10263c
+// digest         e3d71d27c01ee3a1eba450c679e2db76a4ed87d06b64ad0eecc16a009b9c2cd2
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

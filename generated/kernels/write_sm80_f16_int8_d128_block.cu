@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         4c3b6c8e913f78edfe4422853823657e2e50faaa836c0cdcf47d745ba138b507
+// digest         48d6d0bb245df140b98fefb27651101cee854fd39b8e862603ce11814802fbb7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

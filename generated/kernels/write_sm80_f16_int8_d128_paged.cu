@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         2d18d1a6f6ffdf7196f683423666ede749f549e7dc0270da13fc33f8f9c14987
+// digest         928d88e0311ab5d9da61a0b3e173227eb063c3195134b1546e142e7c979c9a95
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         fd4691a29be7227ff8ffc3a759873beabe8a8c70a2799664d37d798505d90783
+// digest         23f48c7f131817323c1199674bb61c3cfc483e59a6ed2ace339a2f0862c53b6d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         a1b2eaf756bf3d7de5dab5242f359143621a1142b9b240472a1fecd5da62bd71
+// digest         4da121693c41045d6c15162d14f66e03fc9c4aa6aadd9942d6734baa381202cd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

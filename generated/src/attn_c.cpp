@@ -108,8 +108,9 @@ void run(AttentionParams<T> params, Mode mode, void* workspace, std::size_t work
     detail::dispatch(params, mode);
     return;
   }
-  const detail::TakenCall call = detail::take_checked(params, mode, params.max_split_k);
-  set_workspace(params, call.plan(&params), workspace, workspace_bytes);
+  detail::kernel_for(detail::traits_of(params, mode)).check(&params);
+  const auto [call, plan] = detail::plan_within(params, mode, workspace_bytes);
+  set_workspace(params, plan, workspace, workspace_bytes);
   call.invoke(&params);
 }
 

@@ -10,6 +10,7 @@
 
 #include "attn/dispatch_refusals.h"
 #include "attn/launch.h"
+#include "attn/plan_within.h"
 
 namespace attn {
 
@@ -202,12 +203,39 @@ Plan plan_dispatch(const AttentionParams<T>& params, Mode mode) {
 }
 
 template <class T>
+PlannedCall plan_within(AttentionParams<T>& params, Mode mode, std::size_t bytes) {
+  const TakenCall call = take(params, mode, params.max_split_k);
+  const Plan plan = call.plan(&params);
+  const bool is_asked = params.split_cnt != 0 || params.split_size != 0;
+  if (workspace_size(plan) <= bytes || is_asked || params.max_split_k == 1) {
+    return {call, plan};
+  }
+  // Rows of parts are those of the call, whatever its tile: a kernel that is faster with fewer
+  // splits finds room, too.
+  AttentionParams<T> bounded = params;
+  params.max_split_k =
+      splits_that_fit(static_cast<std::int64_t>(bytes), params.max_split_k, [&](int bound) {
+        bounded.max_split_k = bound;
+        return call.plan(&bounded);
+      });
+  const TakenCall fewer = take(params, mode, params.max_split_k);
+  return {fewer, fewer.plan(&params)};
+}
+
+template <class T>
+Plan fit_workspace(AttentionParams<T>& params, Mode mode, std::size_t bytes) {
+  return plan_within(params, mode, bytes).plan;
+}
+
+template <class T>
 KernelInfo find_kernel(const AttentionParams<T>& params, Mode mode) {
   return take(params, mode, params.max_split_k).row().prepare();
 }
 
 template TakenCall take(const AttentionParams<half>&, Mode, int);
 template TakenCall take(const AttentionParams<__nv_bfloat16>&, Mode, int);
+template PlannedCall plan_within(AttentionParams<half>&, Mode, std::size_t);
+template PlannedCall plan_within(AttentionParams<__nv_bfloat16>&, Mode, std::size_t);
 
 template __attribute__((visibility("default"))) void dispatch(const AttentionParams<half>&, Mode);
 template __attribute__((visibility("default"))) void dispatch(const AttentionParams<__nv_bfloat16>&,
@@ -216,6 +244,12 @@ template __attribute__((visibility("default"))) Plan plan_dispatch(const Attenti
                                                                    Mode);
 template __attribute__((visibility("default"))) Plan
 plan_dispatch(const AttentionParams<__nv_bfloat16>&, Mode);
+template __attribute__((visibility("default"))) Plan fit_workspace(AttentionParams<half>&,
+                                                                   Mode,
+                                                                   std::size_t);
+template __attribute__((visibility("default"))) Plan fit_workspace(AttentionParams<__nv_bfloat16>&,
+                                                                   Mode,
+                                                                   std::size_t);
 template __attribute__((visibility("default"))) KernelInfo find_kernel(const AttentionParams<half>&,
                                                                        Mode);
 template __attribute__((visibility("default"))) KernelInfo

@@ -66,10 +66,10 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     return found
 
 
-def make_launch(config: AttentionConfig = CONFIG, **values: int) -> tuple[TmaLaunch, list[Any]]:
+def make_launch(main: AttentionConfig = CONFIG, **values: int) -> tuple[TmaLaunch, list[Any]]:
     log: list[Any] = []
     kernels = []
-    for config in (config, reduction_of(config)):
+    for config in (main, reduction_of(main)):
         tile = tiling(config)
         limits = KernelLimits(tile.cta_q, tile.cta_s, 1, tile.threads, tile.shared_bytes)
         function = Recorder(config.name, log, size=struct_layout.size_of("TmaArguments"))
