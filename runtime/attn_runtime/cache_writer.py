@@ -174,7 +174,7 @@ class WriteCall:
         packed = struct.pack(struct_layout.struct_format(_STRUCT), *numbers)
         self._buffer = CallBuffer(packed, ARRAYS, places(kernel.config))
         tile, rows = kernel.tiling, int(values["token_num"]) * int(values["num_kv_heads"])
-        self._has_rows = rows > 0
+        self._has_rows = rows > 0 and values["batch_size"] > 0
         grid = write_grid(rows, tile.cta_q, context.device.sm_count * kernel.limits.ctas_per_sm)
         self._start = kernel.function.launcher(
             *(grid, tile.threads, tile.shared_bytes, self._buffer.parameters),

@@ -170,6 +170,8 @@ def _check_paged(call: CacheCall) -> CacheFields:
             f"block_table has strides {list(table.strides)}: the entries of a row must lie back to "
             "back, and rows must not overlap; copy it",
         )
+    if table.shape[1] == 0:
+        width = 0  # no memory lies behind it, however far apart its rows are said to be
     axes = ("block", "token", "head")
     values = _strides("paged_iter_params", axes, call, k, v)
     values |= _pair_strides("paged_iter_params", axes, call, (*names, "2"), k)

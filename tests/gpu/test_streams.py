@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -30,6 +31,10 @@ MOST_HOST_MICROSECONDS = 13.0
 SDPA_HOST_MICROSECONDS = 16.0
 """Of a repeated call, and of torch's scaled_dot_product_attention, on the machine that the figures
 of the README are from. On a slower host both take longer, and the limit grows with the second."""
+
+FEWEST_ROUNDS, MOST_ROUNDS = 100, 2000
+"""Bursts of both in turns, of which the least counts: what they cost where nothing comes between.
+Beside other work it takes more of them until each has met such a moment; 2000 take seconds."""
 
 SLEEP_CYCLES = 400_000_000
 """About 0.2 s of an H200."""
@@ -204,22 +209,22 @@ def test_repeated_call_costs_the_host_little(kernel: Kernel) -> None:
     given = everything_given(problem, attn, bounds(problem.batch))
     small = torch.randn(1, 4, 1, 64, device="cuda", dtype=torch.bfloat16)
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    of_torch = host_microseconds(lambda: sdpa(small, small, small))
-    microseconds = host_microseconds(lambda: attn(**given))
+    microseconds = of_torch = limit = math.inf
+    for turn in range(MOST_ROUNDS):
+        of_torch = min(of_torch, host_microseconds(lambda: sdpa(small, small, small)))
+        microseconds = min(microseconds, host_microseconds(lambda: attn(**given)))
+        limit = MOST_HOST_MICROSECONDS * max(1.0, of_torch / SDPA_HOST_MICROSECONDS)
+        if turn >= FEWEST_ROUNDS and microseconds <= limit:
+            break
     print(f"host: {microseconds:.1f} us a call, torch SDPA {of_torch:.1f}")
-    slower = max(1.0, of_torch / SDPA_HOST_MICROSECONDS)
-    assert microseconds <= MOST_HOST_MICROSECONDS * slower
+    assert microseconds <= limit
 
 
-def host_microseconds(call: Any, bursts: int = 15, calls: int = 200) -> float:
-    """The least over bursts that the launch queue of the driver holds, so that no call waits: what
-    a call costs the host when nothing else runs on it."""
-    samples = []
-    for _ in range(bursts):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(calls):
-            call()
-        samples.append((time.perf_counter() - begin) / calls * 1e6)
+def host_microseconds(call: Any, calls: int = 20) -> float:
+    """What a call costs the host in a burst so short that other work seldom comes between, and that
+    the launch queue of the driver holds it: no call waits."""
     torch.cuda.synchronize()
-    return min(samples[2:])
+    begin = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - begin) / calls * 1e6

@@ -138,6 +138,12 @@ def test_rows_of_a_block_table_may_be_those_of_a_wider_one() -> None:
     assert call.problem.max_k_len == MAX_BLOCKS * BLOCK_LEN
 
 
+def test_a_block_table_without_columns_has_no_entry_whatever_lies_between_its_rows() -> None:
+    call = checked(block_table=array(BATCH, 0, dtype="i32", strides=(64, 1)))
+    assert call.values["paged_iter_params.max_blocks"] == 0
+    assert call.problem.max_k_len == 0
+
+
 def test_given_bounds_are_taken_and_may_exceed_what_the_arrays_hold() -> None:
     call = checked(given=Numbers(max_q_len=7, max_k_len=1_000_000))
     assert (call.problem.max_q_len, call.problem.max_k_len) == (7, 1_000_000)

@@ -198,6 +198,16 @@ def test_a_writer_begins_early_only_where_its_code_waits_for_the_launch_before_i
     assert function.begins_early
 
 
+def test_a_writer_launches_nothing_where_tokens_belong_to_no_sequence(log: Log) -> None:
+    write = CacheWriter(num_kv_heads=KV_HEADS, head_dim=D, dtype="f16")
+    given = writing()
+    write(**given)
+    assert len(log) == 1
+    none = {"cu_q_len": sums(), "cu_k_len": sums(), "block_table": array(0, 6, dtype="i4")}
+    write(**given | none)
+    assert len(log) == 1
+
+
 def test_a_writer_remembers_its_calls_and_writes_each_to_its_own_cache(
     log: Log, checks: list[str]
 ) -> None:
