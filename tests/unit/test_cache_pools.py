@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,31 @@ def test_pools_have_the_shapes_that_attention_takes_and_rows_of_a_head_together(
     assert pools["v_pairs"].shape == (10, 4, 2, 2)
     assert pools["k"].strides == (2 * 4 * 32, 32, 4 * 32, 1)
     assert "k_pairs" not in cache_of("e4m3").pools
+
+
+def test_scales_of_a_cache_are_told_to_whoever_reads_or_writes_it(
+    calls: list[dict[str, Any]],
+) -> None:
+    cache = KVCache(
+        block_count=2, num_kv_heads=2, head_dim=64, kv_dtype="e4m3", k_scale=0.5, v_scale=2.0
+    )
+    call = cache.append(["a"], None, None, [1])
+    for told in (call, calls[-1]):
+        assert (told["k_scale"], told["v_scale"]) == (0.5, 2.0)
+    assert "k_scale" not in cache_of("e4m3").arguments([])
+
+
+def test_memory_is_that_of_torch_where_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, Any]]
+) -> None:
+    class OtherMemory(HostMemory):
+        pass
+
+    monkeypatch.setattr(cache_pools, "_TorchMemory", OtherMemory)
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert type(cache_of()._memory) is OtherMemory
+    monkeypatch.delitem(sys.modules, "torch")
+    assert type(cache_of()._memory) is HostMemory
 
 
 def test_appending_hands_out_blocks_and_tells_lengths(calls: list[dict[str, Any]]) -> None:

@@ -87,6 +87,9 @@ def test_an_nvcc_that_is_too_old_is_missing(
     monkeypatch.setenv("ATTN_NVCC", str(old.path))
     found = checks()["nvcc"]
     assert (found.state, "CUDA 12.0 or later" in found.text) == (State.MISSING, True)
+    least = make_fake_nvcc(tmp_path / "least", version="12.0.76")
+    monkeypatch.setenv("ATTN_NVCC", str(least.path))
+    assert checks()["nvcc"].state is State.OK
 
 
 def test_a_host_compiler_that_nvcc_refuses_is_missing_with_what_nvcc_said(

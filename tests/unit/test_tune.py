@@ -13,11 +13,12 @@ from attn_codegen.cli_tune import command_line
 from attn_codegen.config import Arch, AttentionConfig
 from attn_codegen.tuning import TileCost, Tuning
 from attn_runtime.bench.errors import BenchError
+from attn_runtime.bench.shapes import TOKENS, WIDTH, short
 from attn_runtime.bench.timing import Schedule
 from attn_runtime.cost import estimate_ns
 from attn_runtime.problem import DeviceLimits, KernelLimits, Problem
 from attn_runtime.splits import work_of
-from attn_runtime.tune import Request, Row, _served, commands_of, report, run, shapes_of
+from attn_runtime.tune import LENGTHS, Request, Row, _served, commands_of, report, run, shapes_of
 from attn_runtime.tune_fit import Sample, Trial, fills, fit_cost, loss, settle, worthwhile
 
 DEVICE = DeviceLimits(sm_count=132)
@@ -130,6 +131,16 @@ def test_commands_of_a_file_add_up_where_something_of_it_is_kept():
         "first; second"
     )
     assert commands_of(replace(base, costs={CONFIG.name: {}}), [CONFIG], "second") == "second"
+
+
+def test_every_shape_has_the_tokens_that_it_is_called_by_and_the_fit_those_that_fill_a_device():
+    shapes = shapes_of(CONFIG)
+    for shape in shapes:
+        length, tokens = shape.q_lens[0], sum(shape.q_lens)
+        assert set(shape.q_lens) == {length} and shape.k_lens == shape.q_lens
+        assert shape.row == f"{short(tokens)} tokens" and shape.column == short(length)
+    assert {sum(shape.q_lens) for shape in shapes[: len(LENGTHS)]} == {TOKENS}
+    assert shapes[0].heads.num_heads * CONFIG.head_dim == WIDTH
 
 
 def test_the_report_names_the_tile_that_is_taken_and_what_it_loses():
