@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which kernels are taken on devices of 99 and of 227 KiB of shared memory, of a table of two tiles,
-// and how far they are split in a workspace. The CUDA runtime is one of this file: no GPU is asked.
+// and how far they are split in a workspace. The CUDA runtime is that of one_device.h and of this
+// file: no GPU is asked.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdio>
 
 #include "attn/dispatch.h"
+#include "one_device.h"
 
 namespace {
 
@@ -83,16 +85,7 @@ attn::detail::KernelTable attn::detail::kernel_table() {
   return {rows, 2};
 }
 
-extern "C" {
-
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t) { return ""; }
-const char* cudaGetErrorName(cudaError_t) { return ""; }
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+extern "C" cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:
       return *value = 8, cudaSuccess;
@@ -104,8 +97,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       return *value = 100, cudaSuccess;
   }
 }
-
-}  // extern "C"
 
 int main() {
   for (const int kib : {99, 227}) {

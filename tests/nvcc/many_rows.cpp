@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which decode calls of a Hopper GPU a linked prefill kernel takes, of a table of one kernel each.
-// The CUDA runtime is one of this file: no GPU is asked.
+// The CUDA runtime is that of one_device.h and of this file: no GPU is asked.
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
 
 #include "attn/dispatch.h"
+#include "one_device.h"
 
 namespace {
 
@@ -73,16 +74,7 @@ attn::detail::KernelTable attn::detail::kernel_table() {
   return {rows, 2};
 }
 
-extern "C" {
-
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t) { return ""; }
-const char* cudaGetErrorName(cudaError_t) { return ""; }
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+extern "C" cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:
       return *value = major, cudaSuccess;
@@ -92,8 +84,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       return *value = 100, cudaSuccess;
   }
 }
-
-}  // extern "C"
 
 int main() {
   using attn::CacheType;
