@@ -249,9 +249,9 @@ class Attention:
         lengths themselves; of 4096 tokens, there was no difference). Results that are not given are
         allocated by q's library where that is torch, and else by PyCUDA (bf16 as uint16 that holds
         its bits). With `out` and `workspace` (bytes: workspace_size, aligned to 256) given, nothing
-        is allocated, and nothing ever waits. `stream` is an int or a stream of torch, PyCUDA or
-        CuPy; left out, it is that of q: torch's current stream, the one a CUDA array interface
-        names, or the default.
+        is allocated, and nothing ever waits; in a smaller workspace, the heuristic splits less.
+        `stream` is an int or a stream of torch, PyCUDA or CuPy; left out, it is that of q: torch's
+        current stream, the one a CUDA array interface names, or the default.
 
         Raises ArgumentError, which names the argument, or PlanError; then nothing was launched.
         """
