@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attn_codegen.config import KvDtype
+from attn_codegen.config import AttentionConfig, KvDtype
 
 WARP_THREADS = 32
 ELEMENT_BYTES = 2  # f16, bf16
@@ -54,6 +54,11 @@ class Tiling:
     def threads(self) -> int:
         """Threads of a CTA."""
         return self.warps * WARP_THREADS
+
+
+def key_bytes(config: AttentionConfig) -> int:
+    """Of K and V of a token and KV head, but for the pairs of codes."""
+    return (config.head_dim + config.head_dim_v) * KV_BITS[config.kv_dtype] // 8
 
 
 def round_up(value: int, step: int) -> int:

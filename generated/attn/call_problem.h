@@ -26,6 +26,9 @@ Problem problem_of(const AttentionParams<typename Config::T>& params) {
   problem.cp_sharding = params.cp_sharding;
   problem.cp_chunk = params.cp_chunk;
   problem.cp_form = params.cp_form;
+  using Kv = KvTraits<typename Config::T, typename Config::Tkv>;
+  problem.key_bytes =
+      Kv::template kRowBytes<Config::kHeadDim> + Kv::template kRowBytes<Config::kHeadDimV>;
   return problem;
 }
 

@@ -16,12 +16,15 @@ namespace attn::detail {
 inline constexpr std::int64_t kMergeNs = 6500;
 // Partial results are written, read back and merged; fitted to picks on an H200.
 inline constexpr std::int64_t kMergeBytesPerNs = 3800;
+// K and V are read no faster by all CTAs together; of calls with few query rows, on an H200.
+inline constexpr std::int64_t kReadBytesPerNs = 3900;
 
 // Above these only orders of magnitude count, and no product leaves 64 bits.
 inline constexpr std::int64_t kMostTiles = 1 << 24;
 inline constexpr std::int64_t kMostSteps = 1 << 21;
 inline constexpr std::int64_t kMostRows = 2147483647;
 inline constexpr std::int64_t kMostRowBytes = 1 << 15;
+inline constexpr std::int64_t kMostKeys = std::int64_t{1} << 47;
 inline constexpr std::int64_t kCostMax = 65535;
 
 constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t step) {
@@ -30,12 +33,13 @@ constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t step) {
 
 // What a kernel has to do when nothing is split.
 struct Work {
-  std::int64_t tiles;      // query tiles with rows, over all heads
-  std::int64_t shortest;   // key tiles that a query tile sees at least,
-  std::int64_t longest;    // and at most
-  std::int64_t rows;       // of the output
-  std::int64_t row_bytes;  // that a split leaves of each
-  bool is_mixed = false;   // lengths differ
+  std::int64_t tiles;       // query tiles with rows, over all heads
+  std::int64_t shortest;    // key tiles that a query tile sees at least,
+  std::int64_t longest;     // and at most
+  std::int64_t rows;        // of the output
+  std::int64_t row_bytes;   // that a split leaves of each
+  std::int64_t read_bytes;  // of K and V, together
+  bool is_mixed = false;    // lengths differ
 };
 
 // The work with every number below the one that matters no more.
@@ -45,6 +49,7 @@ inline Work bounded(const Work& work) {
           std::min(work.longest, kMostSteps),
           std::min(work.rows, kMostRows),
           std::min(work.row_bytes, kMostRowBytes),
+          work.read_bytes,
           work.is_mixed};
 }
 
@@ -77,8 +82,10 @@ inline std::int64_t beside_ns(std::int64_t full_ns, std::int64_t ctas, const Ker
 //
 //   piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
 //   even     = (sum of pieces + idle piece(shortest)) / slots
-//   total    = shared(even) + alone(piece(longest) - even) + merge
+//   computed = shared(even) + alone(piece(longest) - even)
+//   total    = max(computed, read) + min(computed, read) / 16 + merge
 //
+// K and V are read meanwhile: of tiles that wait for them, the one that computes less is ahead.
 // Where lengths differ, short pieces fill the slots that long ones leave: none are idle.
 inline std::int64_t estimate_ns(const Work& work,
                                 const DeviceLimits& device,
@@ -95,7 +102,9 @@ inline std::int64_t estimate_ns(const Work& work,
   const std::int64_t beside =
       std::min<std::int64_t>(ceil_div(pieces, device.sm_count), kernel.ctas_per_sm);
   const std::int64_t tail = beside_ns(std::max<std::int64_t>(longest - even, 0), 1, kernel);
-  return beside_ns(even, beside, kernel) + tail + merge_ns(work, splits);
+  const std::int64_t computed = beside_ns(even, beside, kernel) + tail;
+  const std::int64_t read = work.read_bytes / kReadBytesPerNs;
+  return std::max(computed, read) + std::min(computed, read) / 16 + merge_ns(work, splits);
 }
 
 }  // namespace attn::detail

@@ -30,6 +30,7 @@ struct Problem {
   KeySharding cp_sharding = KeySharding::kInterleaved;
   int cp_chunk = 1;  // kInterleaved: consecutive keys that go to one rank
   CpForm cp_form = CpForm::kScaled;
+  int key_bytes = 0;  // of K and V of a token and KV head; 0: they do not matter
 };
 
 enum class SplitKind : int { kHeuristic = 0, kFixed = 1, kFixedSize = 2, kOff = 3 };

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         7406af541138cec3340447386f86940dd5045f75862bc4b2e3382b90a45b2015
+// digest         079f5e3dbb3745e184cbe916b3318d8213e70d414fe652507b0e144b37fd0e70
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         ce98c969345a9fbf6252a2fecad1d3b39a20dbafe90d910e166c1608ac73311e
+// digest         b132b046da03eb78cd66593ee5564fb5a63531b19cfcda54d553d413decdaa13
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         7fd6dc5a2996157657861379cfd2fde05ffe2807a190960c1a2b48e02a495ff3
+// digest         164ce33e07750bb4204ca52eeb22fd6c8f6d0beacbd59bb6b1d740bf93601e1f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         4c96eb1b096197d1bf8e213390733c509f37e44384df3a4bd509911eaaa5c0ff
+// digest         5300b923c4ddfe3423d41aa59581ff02e9a31f7d83ec49ba45782ac24863c99e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         dd333b2e82e60ee0d07f0c5c06fc3b57a82f66dda8b361acec0ccc9c3874524c
+// digest         cfa70255df929a0b07887592c9b58843c480654c50502d2f2e20bf7af550ff9c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

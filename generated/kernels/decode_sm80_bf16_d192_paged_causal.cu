@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         eae3e5460fb3e425688ced0963796e311f2c2bf1754e52ddb89a153555230cb0
+// digest         faa2f17e052019170d84b41800cbf5e3f97badda91223285367205d18f229614
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

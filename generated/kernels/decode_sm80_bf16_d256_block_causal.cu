@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         426b97925c6eba50d3a94543fa0954151561688644c1e0a383d60a9025ed541d
+// digest         8017b3b27f3819307e6ecca2f496f1cfd6e54d4757c7e89a9d64f76b3d1977af
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         ab1b4cf1680972d0319d6d7cbba0b3db6446296efe973c34afd2f94cec11a98b
+// digest         fccb00eb1c2630b54294733ff7a81172eb6af90a2794296489d26e59ab84e60e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

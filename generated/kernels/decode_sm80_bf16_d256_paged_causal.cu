@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         401bde8bf4f909377dbe27923c632e53a343ab68e79f26c3af73178d9c025b59
+// digest         348735e39f78d4c5449a65a9246dd8c679d06f1ec2da4f2b4cf10f3a4fc623a5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

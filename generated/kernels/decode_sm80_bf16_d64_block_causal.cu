@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         15933c1521e20d7bb19499779c553a54af89068370f9a5e455b7238c81bee9a7
+// digest         d70edf142f89910e1b7887de34b1827ee3d4c6877e549aebb296ca46fcbbdc37
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

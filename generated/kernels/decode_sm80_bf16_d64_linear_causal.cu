@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         5b7cc9855a4a6c95fde48cc63b05dc4080851a8f81590a9c346977cc42aedee9
+// digest         e1ac6a49a101c0b3efd105e3bab7769141a5ee40f1552645c3a72fd0a2efda47
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

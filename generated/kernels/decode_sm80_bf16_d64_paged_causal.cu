@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         145fdb14c62d1efdd6919d5fc040e3813b2b0e73fc7b57d7e192dd7f1fcf7e6c
+// digest         e17b593f672c3aa7ea68ed3c7176f8549016f6b884f17029fde482e083144831
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

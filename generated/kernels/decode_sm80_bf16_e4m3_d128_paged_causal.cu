@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         9469903355a0c5d5136292b4e7e65644b0d20ffd2f9068dde09c3dcb4409a3a7
+// digest         19df2f8004a87cfd24d2a336dcb35eea771fe4b7206cdeaf1ce98c8b478e9c84
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

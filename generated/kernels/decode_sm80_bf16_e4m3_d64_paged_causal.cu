@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         d713bbbb6128b9a712b6da055be306a9d0fd3b0984b5e0d34d05cccf0e4fd3d6
+// digest         e5626425fab14512d5b2f6f5b6dfec37c4ee2197a2e0fab6001ef9d8e0d22c2f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         23e883582c7fabfbd6d56dc7b2906c21d25d7333814c67d06e2d1448219b302d
+// digest         ae911e202f97580e43170fd2ba70622ce3b2deb0ef90858c9128b71a81877755
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         2e9b7cfd3d0091bafc05c302ce6e66c3b4a88c601c72f931cda88a8d6f3f08eb
+// digest         d1635d1640995cf1f6863da153a449c1157625c21e60ba2b8315e4caaeb9fffb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         4e978bba4666dff1fabe46fefae3e74a0addfde22763de39e6eaf1c6e1992a1f
+// digest         eebb3db6dd2353693920e01515d843ddf0a4941f02d6457767087ca815e8966b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

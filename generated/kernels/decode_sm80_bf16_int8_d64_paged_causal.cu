@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         1e6d30cb849ab612740df8c0b913eed01222da0539eb3efe8b982301e5a57e73
+// digest         45a396e782a8020a322e18966453e4841f10fccb87d75f1ef2db7e27b3ad36c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         adc4e60839320b27f80c73e997a5229ce21e81527fde49eb0462ca6d56595e29
+// digest         8746f16669afbe74041cdfc7d32ad4d6e5521bd6a91f50e1e3230f9877ab5b50
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         59adf13175ed461815a0d68d38322898657bdcc4b9cbc98da8412ecf4aa018da
+// digest         501f3e2717ede003045692327ad850bc90bf8fb95167cea2a970421bf6cd052a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

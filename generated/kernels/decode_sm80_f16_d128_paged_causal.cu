@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         7cc1a94ca931820fba213b32f4b74a295a6ea30eba8603378c4ef08bf97ee532
+// digest         cd72d4c99638845fceb4bca7dd936f02e7056d4eca323c1b58d6bfec7dcbee63
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

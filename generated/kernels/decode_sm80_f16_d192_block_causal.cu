@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         1acb6182a05e7d206d45e9501221ad78ace2ca6123db9c2368edf92aabe3bb69
+// digest         f212aa6b2f14795e6a402c689817a39016b6b517901151cdbfd0b31d392ccb79
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         4fe3e88c88a4b063391b37378134f2da60a6c99ef1da75a98c5799b85ea47625
+// digest         3588836ec0a9d277e7ae2916ec692bc45d91810f0b4bbdab5742f48d387ae93d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         be9d28dae53195f5da96cabedf778dff8ec268c8a820cfd46d4d649e3301183f
+// digest         cdfb819e16e010b0e81266059544e555bd8681fe9963c9761d66c8e6f5829b50
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         a68b4b4029d1626f9a77b91190a4b9f5ab48682daac410e0002c90a4875cd4f5
+// digest         1aece4061df8d9ab46895f2be2cb137691d7220982dd16a203f88f60eae48022
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         a02437e63c22ba394e3d033d8d3b7809bfdb2bd538bb1a57b97941ba19981f5b
+// digest         898743184692c82994d74488954876af1f339db04c5fb2964a4e89b89c9fdb21
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         6752c858e2a6aa5a62aadaade0d76554316d6b44e0a223960984db85834dfbb7
+// digest         ee314b0895c2078cd98d17007295e8eda3e9c478cc4608e6f39b17197e07815b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

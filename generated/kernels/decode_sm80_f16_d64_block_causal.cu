@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         2f57d6b9bec8a6d84c7654cb89961abb33f7c08aca8304fcff94d2f990d51170
+// digest         12d4a8e57a0edcf6e05baf9db2d2f202a067389f92fa5e62d148ba251dc7ef5d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         49389a236b28244a390372b4c62bc5c940c267bcece6ff83bd694fcd6765c16c
+// digest         f721cb43033d6b61f804ed6dc535c0af06180463600f396a5a53396713193c93
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         165a7758d8993cc8a014cf3bb116f51c193d484a7edfd924d013ce6659e60a2d
+// digest         084ee62975202cad5fa99d66408ec3b2efaea44d03ed59225b5ae8c7a8bee313
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         eca305eb7c6cdae144685b9dc23f94784cdfc982d4244f327b4f59d45e8e62b4
+// digest         b13e193c8f8fda7615147cae5075d6a3def741efe45b430fb6091b032760a978
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

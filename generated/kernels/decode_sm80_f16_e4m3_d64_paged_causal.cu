@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         072f52d84f3634521b851b6544a3f146d42012f936698316fb695a90a1547a34
+// digest         f52da4ec6593613c725ae7b25e6f9f60186535b7e6c46b3ceed80d9a2b7a19fb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         ed16f4aaad599939c5d67b4303829b4e5f9cc97f9945b45ade79aed2f3fd3a5a
+// digest         ff4dc6c25090b3a2e9ae39b021ad145cb2e781dc579f33e7e312a30205c8b7ea
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         c23d92cfe5975090ecd947cb7dc53f81bd3501b6bc70c4885930927f9a08e3c2
+// digest         aa9370cebf984397e1ceb929099c8764050f4095747c62396ef73710c3e3e023
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         c07798813e201ce18c03870660a880c0998eaa60b5ca28922375bfb575710fa1
+// digest         e0ad8cb669b3a1599d32df8c92cf0bc01d288add6b1f348e46747fc8ed486ee6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         7b49b7e4f4b8a273cd1066c7ac3d808160cb690a51e88879521828d6e77f0a30
+// digest         e1155b4e26ea426688097e6fa4eec02bee9be148b2d26747821f94593f6d785c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

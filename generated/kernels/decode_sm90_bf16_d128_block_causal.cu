@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         65694ded6f1e8c4dd9b70794c62f11d969cb7b8a0583702a2cb948579a9620c0
+// digest         026b6df08c4fbe06a06a8589340ad3bae0da446ed7ffe93ee7f8f43764ecaca0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         8aec2f017bc1599ad10e0c30dac5795502be6bc9af23f6ca99868ca5666ab687
+// digest         d29a477a10c285c2b3eb0f1ecd14f00ad0f0dba9e63759fdd2c99f67777b74bf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

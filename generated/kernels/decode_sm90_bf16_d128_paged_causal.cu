@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ee7f9c33d9045e9db70e869e83fb822cd92a8c5663bfc62df247912d9bb9ed9c
+// digest         d0892575454b9893f621c0fc2e11f9b7db4b92e9c36362be9f281724453e5212
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         52d96c75c8dfb0f8e67932e4b850af542acc54bd5a8974bdb2b2bfe33af34784
+// digest         2708d77b13c75f71114693da030fc06b19f3b74e7a58ad56ef57c29b7cd56215
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

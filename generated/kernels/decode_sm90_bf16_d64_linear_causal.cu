@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         5b0f0ff8198f2b1a0e30e7f2b419c0cc22f42325ffd5184d202a6bd2aab7ec17
+// digest         62a0d30e04cd5d88ab6630a4a0b328dee52495a259f3f0a9777d85550311e583
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

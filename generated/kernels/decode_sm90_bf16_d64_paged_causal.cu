@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         4553b6ecaf39c61e74d7418642ca79568c0a7a2c42bf38350262019f6b85a353
+// digest         6dd0eccf2e41a5c905f8623bdab96d72cba497b338a7adb0317e25643c820ab0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         7400e6f7d0cbe998ab101a0fa3ba7634046443f61f00ce7adb03f28e7720ee80
+// digest         5517ec738ddddebde19347820810cce8f4798a5da16a79622f2dc2d9b1c10e0a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         d45053d05dcbb9e434282950ade4f10a8ac6f62b36b011b8cbb1af2ddabb0bf4
+// digest         ac43e36b1f151d190c092c0866a7e45b4d7a29244f9ca8823527828617d31a8f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

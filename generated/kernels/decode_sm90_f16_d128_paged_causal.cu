@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         fc5b16a696f08fbe03605c3b15063e6783d55a7f616b658a6408d3e542ad3124
+// digest         f96a6ffd1a42cd900290ccef44e8f4a82f4b3a055aec20ff14d3681930bc2d81
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

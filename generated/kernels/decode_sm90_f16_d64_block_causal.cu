@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         4175c7ddf4fde18c306ad957ae056a6f9b474c74ec7818019890101c2c3b8b5e
+// digest         3a9bc747c1509e05119078f4b149ab424ebbfe36bc1fa510f434878a3a02001e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         b40e15c5786d4b887edd38b6d31df4794c698c8077ea3cabee545f0d2562b860
+// digest         69d2f582da8694f06a04e5be718f2525d8ee9f071c444b8d3566e80d785e3f88
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

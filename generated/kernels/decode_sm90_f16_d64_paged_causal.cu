@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         ff74aab68beac5a20d8a40ca15361b0685516d94d29bccb1a57a415ebe0b8a12
+// digest         e50c7b449d750f0402eb1a25fe44015701edea5626ff9e4d4596cfd497d00417
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         9f847fb73c18d75748f05dc4348829f05ac4aa5a55d4582dffd8cc9bedb55af9
+// digest         af416526d99257a0bc6300368aaa5900f451cd37a3a57fac74790f796707fab9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

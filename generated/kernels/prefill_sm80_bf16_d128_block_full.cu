@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         2c5827a03c57532dc5c9428919d8a98378ca5c1e07aeb22c3473bf167b090c36
+// digest         f26c166f54641680d48487243f59ddf4fda0bdbf84bf7b2081234637b48db31a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

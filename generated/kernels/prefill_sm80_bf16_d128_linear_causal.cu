@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         7cf299547cdb50d8e2f8165d8026621de0103c79fab9a9613ff3e44e5d94792d
+// digest         15a5cb44aacd8e93ee93b71003643327d286140c6d898a5f27b68da48b92be67
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         b865ee52fe734ae1922c68b665428998ee3b2c2c80386657a3d3bd84454f7b46
+// digest         006fd4e4638ba108f27f4bfd6404d5ed50cd96776e55f642112b86324b0da15a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         41ca094741d13e4db221b59d71fb9a86cdef23395a4b6ffbbed17e5a795ba82c
+// digest         2a601cc9262942f2bc9f7a5b3c85aa8ff5b3de822cad5ded40ea7479ee054c57
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

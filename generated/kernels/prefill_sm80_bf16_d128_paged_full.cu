@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         ed20ebc3b6a2494ab5cd701fead78c7ad6c72c9e1b5f6bb408c2a3b0b0015806
+// digest         07a51d7b78a77ad2028eee42ac9ebc75474146eba538da2537ac5cab43f023af
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         154131e8daf635cd9e6fb871037ee7d7246998584b2d2f92209b2c4f7aa967d1
+// digest         8412363dc13cd9f0b042bb964329dba7930f08d1c7345232fa347a0f0fe7582b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

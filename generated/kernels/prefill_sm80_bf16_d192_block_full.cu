@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         1dd0fa64ab63ddd5fee057a41d2904396b318722f6ef45a8f75e5e813aca6209
+// digest         92e3296344d8496ddacd1d7fbf674a65669100b2b678576f9aca2649f03d2df4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

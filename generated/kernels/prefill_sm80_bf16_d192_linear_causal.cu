@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         173debf221d3c0df35f2aa0e0e66964bda99135d78f84832c7403d1b9cd6f695
+// digest         87a1896f4cd6f7bdcbd4912b442765c57af5a7cf086920909413ef9c4645809b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

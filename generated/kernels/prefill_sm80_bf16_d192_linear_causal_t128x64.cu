@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         8e97e7788662513353b6fe54af8b585aa57ac1b2f96fc0209394b664bc43a961
+// digest         c4b1165e5bf56895d6419acb53e6a7c20300fba5cb2e553523ac03bd67be88bc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

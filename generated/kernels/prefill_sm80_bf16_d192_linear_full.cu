@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         157d39b40cf196d5afdf455a1108454c3880055b9e631a15055740316b429e39
+// digest         f8860868b2b7b2df20a1e8002fad692a33df8af4dda62a10b376577b50a1c655
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

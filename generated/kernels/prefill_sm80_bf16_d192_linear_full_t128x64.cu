@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         3a011cfecd9587a40b44740734d226cf02e0f1029d4d9f80feea1375511db7ec
+// digest         8749f4ff3a1eddbbcf9457216fd7d038e1888e18504e303363d1e2af7d477311
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

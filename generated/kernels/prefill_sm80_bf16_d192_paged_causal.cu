@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         ce960453c64717dda1c638b58682f44275b70a48f6deddfd3303aceb5df8ecff
+// digest         0c75e7c4f31f4ba00c5aec6ed74e01a0dbb33e284552a26f259c03b51c42dbac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         d07ab1b5f8816cbcf27b394254bfedb5452129f03d1b5dd3ae668a2f362df8c8
+// digest         800bb204fc11dc8b2e0ee0e511d0e5a74d5965b931051fbc8bbc37b4d096d8d1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         f855750540d0f9bd6a6ac5b77bb6b466e6af305b13e61d4aaeec3f01f9111d45
+// digest         2bba61d9aea13530411c8d19560a6a7232c9124f677130452dfed99c03d92e14
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

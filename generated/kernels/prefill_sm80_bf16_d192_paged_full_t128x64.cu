@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         2c94e4f1e11909edb603dead3b7ca13f60544b375fa5e96270306d5d9769b149
+// digest         6144d29fcc7648eb83b59eb43eefa64437a5bf53cf0a3c79b6146f5e5c8d88c6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         3c3b6a60093c6fb0ad6b7d927bad00176648645f3133047390cf8afd4a899c05
+// digest         7b1c3d94411f175819ccc9880977849d3c9096dc99bccdb9717f7b103709426c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

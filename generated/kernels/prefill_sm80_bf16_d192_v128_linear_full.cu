@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         2e1ec2d235f835fb333e33009470fe1919aeab7105b4156780313398ed174fe9
+// digest         fdedf82ada4ef1874353740bab96802fbb015f096fe8a69911a6af0fe391682e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

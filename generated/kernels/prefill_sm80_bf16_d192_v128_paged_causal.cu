@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         cabfec4a1d6e427f758af772610970247604a9fa370ea3531ac764932c2aa7e6
+// digest         ab35389f052f1475c3f7c55662befd157da8b99126c21049a7e1654c22fb099f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         eceba6c2774fdd1ea6cf609c18054eaed1dc48a105be66330d3185c070b35c42
+// digest         0ff9412f1c099635dbfd4cadb852e57f3792f5df89a5da5248a606a73fb65c1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

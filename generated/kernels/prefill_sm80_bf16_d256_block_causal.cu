@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         0ccbdfcc0d17dbdc82fbace6abe53bfcf3daf3e6bfd79b386d3f0d99d3ac910e
+// digest         8e937040af225e4c10a923a29cd4376a12e662c0bc7338e4bd84d0a3d0422b49
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

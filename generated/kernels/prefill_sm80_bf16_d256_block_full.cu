@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         8f9e9e1c8a7cc033adb366034028eff0575c98c0e0cf7fd6f8f567ef561262c8
+// digest         1a637d77bdde454d69eef31ed5be3ebc64e834b3019f92514f045eb5d9aa02e9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         914a6f6a27618bd13d128b78a4ded53e960b3989390aa786e1d33c87d83b9c0b
+// digest         f9e40bf3464020b7477082e3ba1108151cde59a1cf9d1407f2a32049309ee16f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         ba94cf8012a51cef5b6d3e705a632743173a8da86ba9b04bb90b5aca5e558bdd
+// digest         1b8eb080960645f58f354d2fc169a49b363e7503e301c9d1b745dea3e087a217
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         f032cd17a18e1b8f201f8a6dbffd70559da8505bcfd87fc68d78e861905b7806
+// digest         f580bd50c66f209271d913a46c5b3c114b11fffe5bdd25707975f01d9c079391
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         214a9850e7465bb552393ea20c1789e3e286f5f4103da4777b1a2195bc3f6a89
+// digest         07a276d96b91ac6b1556363c2e2e9991c74e0588c4e6675c9e2e987eedd4522c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         6aa08df693040868a7b7a0b3641767e4ce5c14028fc95b9fca9a56c042c315a1
+// digest         8ca09ef37a4cdb52bb2aa84995bf43ac6c035c774afa4f52a217d20a0320d3e3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

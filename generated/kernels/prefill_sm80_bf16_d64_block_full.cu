@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         b2eb6d25213240c3f19d34bf0bcde0b2f1c0b42128818bd697473d742c1d6c91
+// digest         e92efd4b9b49006a9827a466ea5da5cf4bf8fc1fcb9ea746d8b5c9a6d328c017
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

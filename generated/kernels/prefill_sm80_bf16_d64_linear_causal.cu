@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         981b2a2abe2f586e8ca7825ae831b23381499bbca9294e277f20231616f46af4
+// digest         c5b678e5d3d87794e372e325a5fb6ff4efd4178de8081098bc29a6305e0e8a9a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

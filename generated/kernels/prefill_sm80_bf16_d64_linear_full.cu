@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         4264942a0f679753e6eb0ddf8edb98c415e9b46046e0ec293b0bcf3d77c4bf02
+// digest         f4222a6194b93fed2788a55581f647d5814f10bfe28c09e3a147db4bd8efd52d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         fa57291f494c65e00789358b28ebd584eefe570a52ccce265c195bc690aa004c
+// digest         f469f35191017a0e4cabc2bb597744e0ad4209af97740b92ae7a68c045df1b76
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         1a183281907609f234c7b4451a0365a273d88fb59e052bc374fe986458e7a2d6
+// digest         173326b2f84093585a94d724b9d4a8a5972dc8ff30ceacaa106806b716264c2d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

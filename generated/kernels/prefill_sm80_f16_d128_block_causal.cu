@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         00e95f61b6df60c645ab42612ebe697e06d3ab0a49821df524972535597523bc
+// digest         c786da8383041946db9a6f3eb82cdf828cf664a13c8d30189cc5ce98b299d98f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

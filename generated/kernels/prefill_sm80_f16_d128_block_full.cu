@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         7671b8aad7d46144e4ec7c53066e5dd5fdca9b42b2471cd9cd8c3659bf349fd5
+// digest         ff409de17eee73264b1eba2b310ce2c05039e1cc98025298c4263f12cbfc44ac
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         a03939c204423ccd4531f1d6b327fad83b618bc5621b93eab78fcd38c8521fa7
+// digest         612874d2291c12d4641c4c803af0e9b05b7645f958e09c70f684fe1d1618d9e2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         3b7bc2f87a62f2dbd471bf6ba5e8150122a15235dd49be8a50a41bc8a8aa2b7d
+// digest         a789747c9771c9c48e88537dfb6d0fd15e7889e7a680d9df54ecc08a8846cf0b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         c118bb52ffb61241fc790b770fef6fca6b603283ee4542a5c9290c1b58e72355
+// digest         4908b633cf0a872845e316c70eb9b221d08e99bc23d3827be2acb38c5a88ebf7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         4d6cda5c5841625cf8e579175c3e336caa7a488b136d4cdaa08e8ad43f019cbf
+// digest         b490fdba7dc6b13e55712b1b03f61963e42b1bae0d25e91bc98935b395a7c457
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         a72b77782dbb1737919615c85e0438ae389148bcbb9f6fe7b8dccd15f035ef87
+// digest         65b51fe685d8a16b5b478c7660f377682377d52b33e97fd6c25566ccbb7ba90e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

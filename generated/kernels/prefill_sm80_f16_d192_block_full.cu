@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         d551850c32f867685cafefa3d5d9d310edf88204b514f5e29d3f6235544b5ea0
+// digest         3dd0e90d81136e1826d10f296ba2d19ed07682d6d4b36f30f11f012e520ca5fe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         b79db983da51188b3fb58bfce3f9fedc4f57be93e179adeee2b5f3c4efb16c96
+// digest         b0eeb9a43671216e2345f53530fb1e4dbd3f43e2625d82ae721c999b55268270
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

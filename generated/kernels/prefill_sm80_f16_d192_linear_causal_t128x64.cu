@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         88195db7415189e547fc80adaf32f7a1ae3da09de2e1cf94e6753feb67d83e2d
+// digest         16a27f0f15808b6d51a44de4719acbcf0616ee285e761082d8c5fb0e5ee73cbe
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

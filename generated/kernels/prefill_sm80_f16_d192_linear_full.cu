@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         4d1cc38a156dcbb39723d42dcbf9a9f1fc5aba3d177e8d3dd0158e5c96dabc32
+// digest         ce1cd44866e551077ea3cd57b467a5e7f66e02be421caeabef68b8b03e9d3178
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         4fe49487c52ca8d463e20c67ee5671597e111b3c03b6e427a5f0f8441516b5cc
+// digest         33561846afd1742319670fcd0a25ffa28fd88ab60f1dd39a3d4910990ca66188
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         c796fd9a91fb1766c324230817364b6f92384761ccdfd79aa4f3a45c17a7bc78
+// digest         749fc1a827b24d48b2d1487a509b8741f4998c72cc862aa4536118712aac1f8b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         7f5697240ab8390adad21db1e45d3283e19af8793f1eae466de93a844d98de6f
+// digest         d795ff62e57a908fc16a3c10eb845011083004ba0947b037675da06cce0670b3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

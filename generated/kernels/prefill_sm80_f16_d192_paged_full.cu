@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         92180bd83d3b07bf9607eb909a39fa07eec8cacf771cb8d3e74a45d06ab8df19
+// digest         3218d38fc09ff51fb8b77178a27c6860df9343d328cc3b8c88f7db5da3cbdc16
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

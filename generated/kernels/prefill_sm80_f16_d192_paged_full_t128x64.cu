@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         badd507d971365c85bc60fabf5482fef2492b20f7b377b5ba370e7973d2b0e89
+// digest         698b43444f6c243de13af943c4c491cc35786b2d0ce284ffc7349c40fa0567c5
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

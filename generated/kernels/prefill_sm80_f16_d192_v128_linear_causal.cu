@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         36890bd00bbb0e8498823e1ecdb72aa931cb84af3fc45e829595edb50f2547c9
+// digest         ea63b3a7e84078da51aeadb6f56a8c2dd92f590b0997ade4b8e0a73888d25e03
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         9168cd80670347cb5363ee7d11614a1b13b2eae7472026d37799a9d72de374a6
+// digest         c8c4f33b7ae1cc939dd29fa68194952cb43dd645096d7885530e9a1b3971dd72
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         43021658911be1901641659686bf310526c162e7761852e7b4a7b70709b9f583
+// digest         bbbb24fc5278b2605ec8feaa3247f425cfed2c8ceb391241008814440defcb74
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

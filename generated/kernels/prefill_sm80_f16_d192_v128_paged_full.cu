@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         ce26a2c57a50618f1ba9d9b696ab731a5074370f89d05acd08511c56aa4fe43f
+// digest         0c520d9fa21c9162bc319580fc1bf912f0b1c8fbe68aa98eee09568c6747e13e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

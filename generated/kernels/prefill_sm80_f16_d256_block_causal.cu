@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         91b93728f7cc541dcd0f8d05c2c1c2de2ccbc0825495913e939380f60aea9bfe
+// digest         dfab58a81941f149dde531e35abb5da0cfa1205b9b93a970c37d7998ac152576
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

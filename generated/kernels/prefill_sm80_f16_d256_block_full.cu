@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         940a9f98f251c702d6a8a3a07a949d0c916446455828961c5f6399961e1ae0b5
+// digest         bdcde0df7fb79fae49bce3d460624838e7177c1ed287e9c045d2f354d0e306fd
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

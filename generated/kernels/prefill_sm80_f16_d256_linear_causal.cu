@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         898ef1bd8cf9fe944580c71cbeb7fe0b0a1171562194f0b4533aa93616b58183
+// digest         8ea4b9e330102b0f81a5575f8c80a38577e264be67febc84f703e12932b9a20f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

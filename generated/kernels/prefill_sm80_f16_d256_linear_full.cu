@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         38f715976e764ed746cbc3953f570614336a6d97cfd836dc5e6fe171e775892a
+// digest         9782fe398c817800d50cb2a3aeac32660a6588655043b15f672d1babd955f262
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

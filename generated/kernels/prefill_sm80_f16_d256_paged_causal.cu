@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         47938e1faa5b962de8a23edd6f6e5745a3aecea253a61806e2ac1cfe8363d248
+// digest         aea23372afe90c9eb7da09282794c837af3f4c0a449ea4145a52320054ed0b41
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

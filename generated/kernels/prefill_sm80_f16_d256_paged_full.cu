@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         02786c1439d4d7fba4c038a2ee64f052db6b733dd1d4a4564cad5722d16ba870
+// digest         5ce6ec3dd30133fbb0cee1b93cdc16800ff2df377ff568642a4695cd5bd4e0f9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         3c33015da2d63d04acfdefd2e20d1af7e9a43edfc86e759bba617dc626edffb3
+// digest         78e1f587aeb9507512dd251385965ebfbf3276effe2bced78639d6e0cb277561
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

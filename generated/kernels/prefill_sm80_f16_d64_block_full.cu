@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         3c4927396d581d2077519fdf1d4c14af1e5928c7510787677a3f938ec4ed47e8
+// digest         9304562dd96adaa4b79859423a77a5f43f23bc08a9be5dac1b8f801f3df3233d
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         b4ec4278afe41a28c151b82f222a8ca626bc92ba53ab7271879369b28d2b9a05
+// digest         55352b7da39faecd3fa6f80cc728c342c8c50ad6a53b46c3a77147ae85c2889c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         695abc6c669cd0ceb2928fd29a65e6c83d9e6df01338632d4af17d539d029b3b
+// digest         fa6bced154fa3bd87c0f3475e9f71df4915393b7e7b25a7e7c42d0d6cb4c00f0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         a3d503369cac1928ec1ccf7dd35acde293b5d5df9ccf9448291f4727f3b5ee1a
+// digest         7b0f7b3519d229d237c44f8341961c47a4fcbf720037de02ea86808b4ce4b276
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         d59e542a27c1970fd2c7a23e1d8834ac2c21e0f0aa158f6ed77fa0534766fa67
+// digest         66284491127e6fea62ee6ee287f37fdafe919c19a51501d48ceb69247c7e5309
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         2ef18e41348fad9f2e81524f1fcf20cb60b4074ab586452434bbc13a370cee1f
+// digest         3171222c4b85a4e003b5f5cc0dc00eafc0623cb23a5d7cf67ffb1b9ee1ced245
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         b40c7b8dcad7211798db89d7b319e7d022def8b9a63f3a56536281de2dcb1780
+// digest         baffeee74e4b5e79862f84f692e62e56bbe94fcb81ce120712fb6cd515270967
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

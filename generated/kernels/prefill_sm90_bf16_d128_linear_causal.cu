@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         564c3e439cc988c492d2d92b902c20ff518ffa61100da02148e71ffb64aad7bf
+// digest         aa16264db20766c619985d48a763778f5342832d39b96919dd18bd15c94fced0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

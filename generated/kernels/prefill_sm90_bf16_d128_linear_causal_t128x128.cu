@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         0bc90d6985ca2fc77c2a51e11f33f4b00cacbf846e625d31f4a91141d32d9316
+// digest         f48d8093be0087ca4f035dd434cd6cd138601a991bce2a85c57c205d0e5472f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         73e614c8db2f388e5a3f7b3095cb0081ff73121229f46a74557bb9e23dbfe909
+// digest         4d96e5c0788baa869121be379ee8e52a3f697c70f4902b7e67eb2aed77725e94
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

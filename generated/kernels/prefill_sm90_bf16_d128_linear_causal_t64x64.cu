@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         9b07a723d55d227914c2b38c8b466c41eee7d707c954ce57c47894539fbdd819
+// digest         b97593667c5c699d446f6e3e9dbdc75a436f2b0a13ddcd54b33cb758b2f3bf6c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

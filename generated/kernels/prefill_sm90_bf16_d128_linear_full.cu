@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         a754130e79837f6515b676387fc3093197cfe2dcd899f544ac5e9c1c90885de1
+// digest         c359c5199dab79ee6a16860155052d97e414a899cbc6c8474c56a5c056942872
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

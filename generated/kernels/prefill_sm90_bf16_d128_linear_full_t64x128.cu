@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         d1e7c4d37a56e65b376bd7b24bd17319cc1dcb51fc2f82c9003e6e0301ca9163
+// digest         5a9eddeeeac244eac85a8929918ae03c834b33d538a888040b955f781e9df211
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         388f5836d4b77cbd78a5bad0d2f97b5d4c560ebccc9ab6e10c097014b36a0be9
+// digest         823b49906c389358e0aa99118025370e65411c8fd290f03696ec4b738d0c002e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         7ccd6a49b344e35c5b0227785ab9c6a1c79a52acebbc6230350532587497f2f1
+// digest         ab205b5d0fc6e6d15711a1b4786cb3576c396cdf10247d23c964fe77f0b564d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

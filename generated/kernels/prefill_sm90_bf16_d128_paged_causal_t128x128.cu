@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         a506696c3d5447128e35476c44a013d5fa80a63e5393ec3c716d0c29fdcbbdfe
+// digest         03a45a2b574ee3d51de4210f992660b908eba0596398560af419d43d485a87be
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         79b56cc6aa0366ca69d780e4f25bf4c733ac6d79a09ee7f441cad70e136c045d
+// digest         2b407bdb41e0acd3cdfab70427c2c5790a43d92a1e909d8e27b4b6f697c2eac2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         c5f57fd72b9aa64ec8b63907d4fd93bd7165b5935a1a087fe913760c0574975c
+// digest         410c742cd5aed98856952c7255402f5e9d13e53ada4faa0e5a7c45045daa0fb8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

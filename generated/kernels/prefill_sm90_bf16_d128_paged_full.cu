@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         a5adb8e5b028f61ed634103cf901f3272f37e8f2bf0d5138bddda994273dfada
+// digest         bea55040d213a6c343c8948d07c7419ab65df26ca43cfb2cb682e79a511a4260
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         b99c7c582c8921eaddbb367131e65bfa67b140bb628ccd83951e56cf41726875
+// digest         b6c408e2c333882ea3bf301ae710446e9ed9941c274e3b74ae38c708f13ee4d9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

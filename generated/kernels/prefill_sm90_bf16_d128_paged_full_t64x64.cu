@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         5f2d872b64865f019ddc42ffcda825d527a98ef5fbd4d65b6c4f73e77f61ac62
+// digest         f6c20ccc07e87341530e0140183a355a7875570fd9318a2863ddccd27a4d230c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         f55ed9ed13c795ed12ab5f769d12b66b3d05b6cc478f708991e14569d4b3c390
+// digest         41bd036fd4eca49189cdef1dfc810ce2e2b6414369b2c0d990b706c7da590d95
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

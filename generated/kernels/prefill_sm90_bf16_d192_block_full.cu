@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         033052cbdd97dcc9f536e2b7e8156afc0d6874125754b88dc25d94195a69f0b1
+// digest         ffe8178b37eb75301e6b35c3e8e08d3d02661f3679883fe88db7e1851c2eeb06
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         21f7356f0a5db97f557cb1f24d08c55e632ed612d4903539251d3567f3ab943c
+// digest         3555ef7989078694eaf9ffdaff2760fa399987deed5a6d5f7f01107fc8f9a34a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

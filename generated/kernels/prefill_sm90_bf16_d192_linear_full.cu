@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         39b11e5126ea601089de708722b87c733d8b77dd9fb2ffeb417d4a7d16c4f5a4
+// digest         80e357299b15ad8ac3d197639783d8e050282e8840cbc35cbc454018a4dceade
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

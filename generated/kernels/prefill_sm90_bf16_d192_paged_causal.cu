@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         238ffd0c59a68ac9f00de263b40756a080cb4a779be9af8083e20a4d52fe402b
+// digest         8e535c2a21e793ec82c47484c694e21746126aee0a61a548aa744356d5b61bdf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         74a304e6089851ee84cd3570be4105c4990ae61ff2cb251fc50d04b8f500091f
+// digest         cd749ca243e16bd3e4ecaec9bfcc6efd1244d4fcfd2113dd3ad118c3f09c6e5d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

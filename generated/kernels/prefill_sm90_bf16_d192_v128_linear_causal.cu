@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         8f8b4659510de840f0fe183e58b5a2b5f82f04e61415879ef8b0e47e70cbc3d4
+// digest         03ef390dbcea3dbdabed848d0ab86eef51db3e1f27335f64ecea4d8eb13b1863
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

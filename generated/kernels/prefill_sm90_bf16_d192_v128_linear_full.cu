@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ef75112af9b0bbac55eced8f0b631deece21e47d1a117abd3b68693950503287
+// digest         ff33645d7933789d641c37ed056a893a74ba9810a9d5a27084e93c0f425858ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         b7388fed96f04fc2bc0d58c51104d3db2b266f39a8c8d87460944ddf7f40c893
+// digest         d559b90f1b7bf3b37d5695cacb72740240fa5e126b5907e49e46ba1e974b4daf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         e8ed9d12eacc2175380d1859a929d7a6ed5d3be34d95016425f1d5fc56ebd7fc
+// digest         5dce5df07be2138078247402f9343ca9fdf85b47f4f15b6ca1691121f32c0ebe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         0c848c74599d817517e675896238e0105a7199a690e2ce3dc603aa1ebcac0ac2
+// digest         39e8a161b8a9a57124dcdb4f93b4dae3fb90ba619a10f3e9c0bfbb7cd8d31442
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

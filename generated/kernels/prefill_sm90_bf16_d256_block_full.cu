@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         68eb242f43978a11ca15ceb6699bf7b453f6c9a0d9283cbe29c6c5fdb4b843db
+// digest         8f1a46f978c4335a71819e995f24e43c962971db1842354953757e299b148fa8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

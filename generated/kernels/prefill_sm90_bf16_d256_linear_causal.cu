@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         1d850a3060570b53ac90b28bdbda1d703fa5070d594ce6d2e69517208878798c
+// digest         0a6b4d08c32e539b3314d96b5d26ab643951761b446ab02e3183b57d48554cc4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         f820bfc467cb3fc16d5190e3a3ee51aa627e7856af7131b21aea1d30ad7d9d06
+// digest         f1bf3bafd433cb6e8e31dedef197f8db76de7d071d44d6c81a39997ccdefdb1b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

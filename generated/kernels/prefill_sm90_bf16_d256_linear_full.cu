@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         9d939f40583a1992af5286236cae18c66519596dd20d130857aee37a0695c1af
+// digest         d6d6268211ab4109a8a46c543ae3648cb48ce83fab363d0b6f8dbede6630a10c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         9b306d9226581dba0c035a5e8416bba94435030a02a1688a71b45f30b7400320
+// digest         0ba1cfc5556cce2910ab41987d013d3381e58b8bf3fc08f054dad7c21a583032
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

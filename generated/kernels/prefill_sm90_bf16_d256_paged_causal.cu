@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         0bb7d65a9ea4c086ee0d087053106237b1f304d578f3e29e61a951ec9e75c7c7
+// digest         d135cb049b7e7135b080aed48de7d21c222b2a196055328d521b25d023c61e76
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

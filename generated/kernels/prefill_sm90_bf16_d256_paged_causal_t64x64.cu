@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         df300313d65447231db9a65d7d2db4a26b7e7cdd7a15a0974210e1e4aa209579
+// digest         40f30d2758496751bf51cf92206a133e4e29aa28b86db403ae458374779456b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         79bc124dbf70795dae5be1be0ff72332521b08c8e95fa5986aa48a8c632f2bca
+// digest         2db9b04d9efd5cfb285fde254ee35b349b5fc4c3cbc3894e236b1fded8e7d57e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

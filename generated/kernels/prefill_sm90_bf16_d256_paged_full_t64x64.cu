@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         05f0dd4a18879ad0ecbd41085a97dec94d9b6e50205433a280cd780a4f2e8bb2
+// digest         aa4cde3b76c06953ce832f076d0a3d2f9bf65778256a9d95f6e3af5c94d69e1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         a569d6265c5b0b93a3445b7348ec0a559308aa81ac1e3becafe9555a0f791af0
+// digest         a11f2f116e80607309846d64f90fec4ddee1acc56014c79718a438a9df953ea6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         cdd9674671cf8a11bf4a27534d12c9339a381e3090b42dec7e3559ab5b0fb09b
+// digest         1240139e7f1676be43d99755cb84e280bda6a151eb8bb69a2bd03e42ad960ebd
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

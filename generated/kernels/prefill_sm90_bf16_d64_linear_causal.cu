@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         02065e8197787a16a4dc143c83e186033c918f3ad90ea8f7c617188dd739cf7b
+// digest         ca8d3ed00da339231f51206e3992fc8b307bb00095ff6a6c2a7912ded8464600
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

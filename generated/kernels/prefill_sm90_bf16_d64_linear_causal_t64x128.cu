@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         84c7ec1ecd0b138c267400ece6504b5f49065c3d18f8f87736952f250bcacd42
+// digest         2211dc53d429363b952f2f09969abefb9015afa1d35bed6822a606a5b56670e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         1082ac1f34b180e3157ebe7bc0934007119b9904bdd28ae0ff38d3018f8b641d
+// digest         e106079736bf64fb8d26f122fc37937330915c4e96514a325759f90fa373e644
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         70b47f8283b3927503d2f25fc1af05014a15f2bcb80922f78fd5e88ad48622c7
+// digest         449ddfbb9d6e193e50629a50fd75dec819184e42ba88520a1a9bf01a8130847e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

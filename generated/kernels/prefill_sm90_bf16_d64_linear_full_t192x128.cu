@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         ba54d17dd858a02b3335c6db5df9e31ac7721f6430d85a6195555d7f55337fca
+// digest         b7c5865cb0cc4b8b39399771b0e445f1f193730c054200675c3325136c90aad0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         a4be5d783c101e551241662ea89b89d771f0fa8cf7a7971c4c2215b9b843e831
+// digest         f70301704e3a0f078e0e0f1b1831201f446dc0fe956791b39bf461fbe2c21416
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         f3d77961cf4922ea06929f0d7c28de9e9d36cb56a99942cb79665e1459cd20f3
+// digest         c25a5a9505d709fc7e2bcc3b7db35c1493e4c0cb50911a6900eba37cda75d444
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         2fd45ce23c6a6437a85f6150d2c933ac211567c6a514c69a495a366546a26e96
+// digest         a039b77809c04cbfa0c1453f3e2b35f5ecfca1fcc23d249b461ca246718b1591
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

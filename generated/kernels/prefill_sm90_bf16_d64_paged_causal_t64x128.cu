@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         5c66581f95a846db4ab7788b500776b37f658d90f4c7abbec02f95511367f45a
+// digest         f33f1dc9401739b140aca5dd61caeb0c865583751a997f8435af221c09745d05
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

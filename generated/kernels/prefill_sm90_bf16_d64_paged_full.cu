@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         6f84509d2cbc302340565ac33df15857c8d96dfc31aa537314a178a422990e1c
+// digest         d7d93d9e1b5d20925105d0584a4e7d2015447eddc6779480169832feb9fde379
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

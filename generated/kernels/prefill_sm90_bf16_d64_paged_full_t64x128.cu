@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         9ba6e6daf1b11255abe5f6cabca49df0226e0cf4c2f5ac990e2660b527c92ebe
+// digest         fc1c8b024c67c345d30bd31c4f22b8fd98eccd86fd6a35cb04582079c370ac59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

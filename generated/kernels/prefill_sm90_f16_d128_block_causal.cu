@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         a1e67130e39bd43ed4d198640728ada6db3195946e134f63842289c4f82e3c62
+// digest         9bda74bc4cd8b3ba621b386b0bd08f5379509ce4584869b90e4832706ca05348
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

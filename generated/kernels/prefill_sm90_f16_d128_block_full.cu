@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         71ac4ab6020767625f8ae3076e32de8fce3d792469f33d421f79c493a2ed8468
+// digest         300cfe0d1d3b968839baa73b5d56ac4e03e2511f9b621eed2c0ba7eb957cbae0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

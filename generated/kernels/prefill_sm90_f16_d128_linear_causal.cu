@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         3aaf4c9c17f0b4e86ae8a65e46aa0b7f64ed17cedb59358dda7e7ace2891bf13
+// digest         a88e26d10d2d833684a8ed6e176cae46f4afe3f20250597340cb80130344e302
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

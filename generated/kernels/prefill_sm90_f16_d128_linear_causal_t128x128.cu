@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         0bd76549e93f814c7d92ff5c54e4f9e0108f7174498d8877155dcd493c2e70d6
+// digest         4c03343ce1f26d4c62598c4e03abb4e9522c069b3382b78ebc5834bf26dc73d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         b8f73b9e998a54bd7e2d465b05aee2fff7203fe0c65b9301626c62a1b73e59a6
+// digest         fecea527b68b4e414e0e5040bd79b630fa154d69550ffa043cf1b9f01061ddb8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

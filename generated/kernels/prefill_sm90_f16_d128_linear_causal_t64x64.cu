@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         fcbaab0033af771474cf7f9d2fe7b65bde2b3cc38ba29e3e149b35dc881f3b8d
+// digest         fcf58c5a7ef3fec116567d0c9696202ae5621cf6881f0c9d19982cda8fe65cd9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         fbb086e52fe8d03a7dd26d3520182c3874b2539b627b6de5b527f93a1d0e4cea
+// digest         c7f212f57371cad0a2f146a2dced6588c7040eb0c71e33d421e2f1be45c7250b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         8b8711bf9ea2c00a65e47cabe1829e501dd7383105a25a24daf24fdea1756d40
+// digest         21da9541e2b575cbfc113bcff5f44fe907600639175f34d97621f286de6319b6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

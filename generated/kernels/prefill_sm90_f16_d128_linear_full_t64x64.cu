@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         b385c01b0b2c825164b1a67dcae22e57131a6c8d65e8e023f3c947e5afb8a77d
+// digest         31d573fb408e577526906601c5c1b3b07db8b21954d98ed8968ae90d3bb096cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

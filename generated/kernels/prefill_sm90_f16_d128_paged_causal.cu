@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         000c1e337e47a615b81a28a0a821c5c23af56ab9dc22b81c90f8b419b13102a6
+// digest         e547d8fc6a73634f9363d867467cc24ef770ace6e01d94a4e7ef17bef9afa7fe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

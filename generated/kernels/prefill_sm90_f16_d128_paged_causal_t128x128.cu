@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         067459606bcd8fb6224cb8f26b5f7ffa095316856e77f08e0f3fd373f94f23e2
+// digest         7418633c186588d23c5a95dbffe54e50b53d42095ad3f419de52d062e50080b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         6318b597322017fa7e687eed2ff857f14c3db8cd5cf4d874ff59d46ba6ed0af1
+// digest         ffe754cde48e8ba6ff81ad9bae9ceff2062edaa2f8a517ebd5a3b15f7a1ffd81
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

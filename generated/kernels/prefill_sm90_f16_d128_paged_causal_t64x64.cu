@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         946f893bb63f572ced83ee0e8d9ce27f5faa592894936f79a8f9a2542262aa8c
+// digest         4db86562f50437b09fd24c52b7d65286c4bdc9795afb442bb72ed87430d2f7d2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

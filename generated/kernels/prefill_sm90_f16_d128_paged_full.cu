@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         0baa6f6b8e7663f01cddc462f805e2847753379797fb56b881d8d7c28077d619
+// digest         2d04960f82e47e03b943c22c5f5a35a8d210c251c6d18f3d1b58c91af38cee97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

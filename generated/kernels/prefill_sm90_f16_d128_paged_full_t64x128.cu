@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         4a679642a788105787977a86924f1f47fda1a505bb1e1e76fb43506059d2068a
+// digest         3cf61d633fbe1b459cb53a396175273fcde595c62890f99e1df54aaca103aa13
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         44a5ffcf8f2402c389955214550ff3fd099cfa7e689c6d379e7d52e737a77381
+// digest         27bed63a2bb5eb7488acdd73be5c845119bd10a5fbf97492f0ba4c9a0e6ce86b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         97c8646f9fccbfd5602ce3c3999880e71867c891fb821a534bc23a6550c8e293
+// digest         8bd84c1b4c4305be8e0f9c256c363b37e66df91ef3d9820e7f44f8efa49ee7a5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

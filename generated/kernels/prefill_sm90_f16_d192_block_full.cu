@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         6f38ea207dbdededef28c3997fa6072ed663bb548b937411f20e6c2ed1b8d741
+// digest         e6c1be51438013eebe55369acfb0c80a342f89e0cfcb49f22380fc55567a377f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         9334da965b7b2e0d3fbde2259e9389811ad73d5c9392e57a799db9f915d6e70a
+// digest         8d93b801b71448489626dabed0aa34048f94fe24b09766105e475d1830cfe1b8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

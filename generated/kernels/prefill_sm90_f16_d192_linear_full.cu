@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         0844f253322b009ce1f5a8913d92555d31fbd19f39377b2708008e7e6c62fb5d
+// digest         b749b69d3b63ecbd88316922438eb1a770041a23488ed96494f4bd093f1383d7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         5f61001abf161f3ad1c81687ccc355ef2cc19149a18b2ced32ebfde7db221484
+// digest         88cbef62e0ceba1b2f8f7f8970a750eece2bb7b1ee3e69319a1a3fcbdf7bbcbf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

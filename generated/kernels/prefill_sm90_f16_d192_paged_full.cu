@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         1246fe2fdc00eb117700d447893002ffa5ff02d5ee96f62ffa6ac14257971a3e
+// digest         85d189e62b345564caeae8fefee1776b33e8feef7b97e45342b6003807b1b1fb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

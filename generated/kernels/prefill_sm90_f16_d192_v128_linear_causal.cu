@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         c562bb333cbbdc6609573d3d1804b54a65052f524277368bdc6537d7ed7b7538
+// digest         8e931e32cfabbcbb323cecaf1c5834d65c34c684cc4d4a2bc155d226c522582a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         0991a9fb84476f23ba7ac7c22e98e9f5b6cb84a8c96333d8eeddac1043697407
+// digest         46aef030347b2a8cfdc190e0ef05d7c463550bd92b4e35751b90a44161ba6792
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

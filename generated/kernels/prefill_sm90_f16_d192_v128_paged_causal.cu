@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         d3d970e517ab3609bc34a1d6cf2cf65c74a5214ac019a8dea2e046d0562dc546
+// digest         ab692e72135f8fd2c0b967b6734e4025c78ea5f0fe2dacc3fa4bd39a43e30bed
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         d26af27207b7c39faff331bbc344820d9963534cee8a78134eaee4862d411096
+// digest         5ea95f07158c39aa746ca47771c2733218a255f9bea070df9140888ea67416c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         c2c5d6913e65ea8ee50be8b96fc21e710fbf8a6b9849d27dcc966d2ca4b66be0
+// digest         0e57d0cf97e76b293cef9295f866e99b1e94b1f997f7cb36dae74ea0833442d3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

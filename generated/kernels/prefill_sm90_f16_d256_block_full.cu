@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         a3799a1c7e208c6c9228f96d64ddc7a766115ca240d3114d52681c62a7fa0073
+// digest         6aee2f9eea15bc783816941b4a99b0e45f0acd5497d2e2d8b94d6731ecf97b32
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         3b20f4d16a5c13025fb322a3aa509c3398bc2c54fef2caca92f4b704bdf1ba5c
+// digest         d76212cdc9d28cb3051c707c3f30ea79da15b3e3782b61c6fefb0c76c1f7ba2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         8a5424b8d10319462f53bdef8b52f4909d718fff3923518a06bcc116bbe13919
+// digest         ed4732c94c14a628be413b82076c2c5d2ee187c3102d2ec286a0a00e71c29303
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

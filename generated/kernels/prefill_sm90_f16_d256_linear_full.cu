@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         cbeec3615d708317d8a2ec90d25696681c083d0591308d20bc96cf7301524e41
+// digest         f94e990f061cf0cc328f4493b1cc7c9dc9ad626012dfdb6d5a750f1c3a512d1a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         46058523c762a7628dedb949aa19c6724901dea4adb0aa42c19dd2cd08f1f1c6
+// digest         d226403078afffdc8eb19b13793ae301d764afbee5ff5165941b1553087b9e6e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         86e69dfd72a813ffa11977b58153cebdc69a3f09ea0973c92e4553b2b91d3f2e
+// digest         8644f0984a871107cfc81aade0f331b40138340862cbfb24c7753863af43cb3c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

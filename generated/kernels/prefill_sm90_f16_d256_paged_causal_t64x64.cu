@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         0a91a861057a9f832107e1e133fa83f94e65f4c8cc81f6ad7665f304033eda7b
+// digest         58d2ca54c2c466622c73254edd11977d2a38df871cff5ddbb5d59d341be49cee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         e55505f0af803a36ae45d1132eb70a02e6d03b17f14629720e8074fa5b13cf4a
+// digest         709378adc6f9a12a8e34fd99f233982440db5dd953dd8519682ac99819e6b58c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         5e5ece790b2beef68b8fb940239f1a63c9b6279c13d43db92b32a581d36ca282
+// digest         cf3f5ab5f31905a55074ac577d73a687c3f886dce3af556afb036e1674df955e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         b7634cba6be8c5a280e81096c92c46f66d70a0a39d9fc6e3ca1a05c4a13d6a17
+// digest         d4749e1aa46c18ad0b0a5de6ec2024cfc215562a8e7b880f4906e8b42fb223ee
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         cb3da2149b90626f9a3de618db2d8523b5a48b478d339d92a58023341d5790f1
+// digest         8e7593795321b1cb6335d3eb5745f3db11bd81071ac9b5791915afbeab7c6372
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

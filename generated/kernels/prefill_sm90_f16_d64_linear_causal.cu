@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         17d5c5754a0f98b99eaa23035cd650781de880ce9aee879061f5c34c5bc7ecb5
+// digest         c6991d6c5b98c8befbf1bf227c9ab0db85fb67ac70c6d75cac8f27379b0261f8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

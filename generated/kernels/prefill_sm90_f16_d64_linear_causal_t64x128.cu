@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         d094a472e44a6adadea4169bba4e5d6d1fd42e0a4161d1d35bd63868ddf647df
+// digest         961e75907364c5985a3b54f72d2f27601631b24fa2875cc874444912070804e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

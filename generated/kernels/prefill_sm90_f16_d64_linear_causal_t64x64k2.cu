@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         b9e8210f13e36a6254af72196409f0e32959f33c5514ffc28a3d5eebe0723e0b
+// digest         b893bb4533cd518cb3b265420716400fd05f96b65269850a2da9a5953d36a668
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         4f4b57d29e3ced32b7eb4ff013dbae6b5a24d8182feeba1d8010de988cf02f05
+// digest         8b1356037a15a2bebf315a337887c1388637169ced8c6c6be34e0a60cdc50db4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         3621e9eb554dfd81193465c0db8641324abf8b3bdc45ed8eb611695847e11ae5
+// digest         4481eb5752e02c7a830c2b30a1b891fb39a37e2fb465c9670d33cc205e91473d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

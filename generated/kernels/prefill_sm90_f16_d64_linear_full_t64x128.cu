@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         df5561d35d54de935baf029ace2891f750f21de180f271023ab26866ee90d47d
+// digest         0927507f76bbf9dffd22966aa7c12aba94c4d191481acc195dd1b21782e92a9e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         56093afb9c6dcbc7e160ac1ac5945ed7c16861bf3e7d94b14447b2081f2411ee
+// digest         e648b55f0f07a8491740b6b34b289b94b6e997ab0f8a927367c8f04585e0f549
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         8dfee3127fa7aff1d4538d563d1d5291b8d87986ef1930c484957f8c0e2f7743
+// digest         0b4536e2adc1abf70727ed37b7e50f13197aa1859725d2f55b32f264f5dcb654
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         3e034d741820e2d1892d0b950890495f98579690dcc65dcea1cb8c63b8fa62e5
+// digest         f795b17309e8189608545795a43c5cd334d848f267c7bb2cc74b65458dc0d834
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

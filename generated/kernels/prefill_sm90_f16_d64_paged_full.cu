@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         e853ef419a0f1aa6f1045d92189055ec4eb5d39e0bcf8617a00aa193349bd59a
+// digest         17ff2bc66c5871aa4ca803076734fbcc03568a9eaef8f1ce2d1024279f051742
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

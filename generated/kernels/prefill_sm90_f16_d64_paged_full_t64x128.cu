@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         f4f95f6714b15ff999bce4ccb250d7efb1c887b048f6ceb08e002725da73419a
+// digest         d4303a67204a3bdc19f6b9d00ca3f24e6c1bcaa6c67691947e41042d6fa91354
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

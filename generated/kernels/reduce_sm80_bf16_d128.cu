@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         7c402945f661f9eaa0ec202d331c8cb9cd57f197e3f5a756fc595d66a2dd25a6
+// digest         d5442e11f3cf7f70ec386195b464462e6eb39368e3efdb67b87a260b75913fa5
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

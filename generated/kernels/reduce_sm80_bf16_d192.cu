@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         721089d3a6c32f354bacdc30d92324c9f5830b91d60412c53aa1ad6ddf339fa2
+// digest         af8cb2c542a700039d8f50b692114f757b14bcec67477864daf323b690d94bbe
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         83586493118d1dfaf18904f9094c039750df0b9522665f90a8e02218e3838a78
+// digest         8fccdce6b16bdaf37f6eaeba8ad4dbc070ae6e722207de7f4081e31a3b78b049
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         004aedb70207c3583103384ae94949b285bcf867899737dc30f35a4635aae6f7
+// digest         aa7bfd1669a8066c5edaead5de48f1f9daa80ed9be8c813bb1fa26c239661258
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         dca89e696e099f9b3f7549fdc4a5f71d14cc41148a97621b8eef178f04070637
+// digest         2565c18295aeebc85cf4901defba5df8fd4f47519dd91473708bb5748918c23b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

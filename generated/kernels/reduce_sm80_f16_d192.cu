@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         807ae77757517d7af0a0d2b070202f689ae034a8b4e05526312c4c426051098b
+// digest         fb04f77444fe0154a22340bcf36b22019cb22554c3ba8a35d09464745148f4b7
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

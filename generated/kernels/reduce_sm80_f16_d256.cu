@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         b5a03985e846038cdc48483e00c04d557958037c095eefee60f00074cbf6360f
+// digest         f008e6983dff9175a559946effd521fd59d6f1881a8c8514e76c3b4e44ec41dd
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         3d98b91684608835fa16f0f6ba6dbb2ebb9c502f8fa3d847edf0421cb3899317
+// digest         b4abbf52cdcbb8e8e98e9f6f3622c158c2b3290bbc787999447d5997ac10e908
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

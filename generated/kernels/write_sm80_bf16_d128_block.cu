@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         6b36e3e7b67c314f6783852060c7ca87154f3a05528ec78db1baa8c1148b715b
+// digest         7dfeb03b00af30b914d75a638b8a7fa34d858312a956ddbd28f6343672937c33
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

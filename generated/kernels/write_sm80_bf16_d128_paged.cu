@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         bd9becdb039804baa81b3110ba11aade883b1478f7108b981e0410a992ffa998
+// digest         be3862a35f37a86d18d5e5c6a99ed78f276ad4891e97a3eb56e9b7bf4aa971e5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         d7f406059f24cb25fb2d1e6e658175ddd6c237f481d55827cc7c6a9d0dbdf8e5
+// digest         e20fab3763666fc50a96110b3d651ae4536706021acc13869ecbf0dee175fb93
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

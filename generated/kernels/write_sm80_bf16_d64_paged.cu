@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         b8b420710a7ab08b62dcb17e452ba15feb1b72b5eaed8d7dcd5639fc9162e28c
+// digest         fdeaa99ab5f4c51307c6c2c087b55d847034a2804bad336df66e80c1235f58f8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

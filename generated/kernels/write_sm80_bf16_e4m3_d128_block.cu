@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         24184268c47142ffc82cc09c054dec91f417e6d140cc14773bee219d9e527403
+// digest         cf458aad40856961cfe479c63270ad112d9f8b11cbbb541f7051f133308d58a7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

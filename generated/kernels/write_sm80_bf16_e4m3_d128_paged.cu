@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         e9b8d281c02c15f1110852d6b3f6608d4a9b22b4dfefd342b243922b581226b6
+// digest         c048a2b3585b47f53b9408cbe227ff6978c6f25f69c64f76a54a2bd6e490e76f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

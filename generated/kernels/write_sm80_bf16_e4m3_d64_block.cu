@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         880d39872e98c8c0b49aaa93becec1922bd61e33fb4dadb4a7714f5033e8873e
+// digest         7c0355afad55ef1147e960e27aefbaab96fa499efd074700e31cef1027a17af9
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

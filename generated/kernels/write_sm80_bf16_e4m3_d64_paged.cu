@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         e5e809fb7b112acccdbd903b9cb7cff0b1f2af1da74263b53bb3db97925cbb08
+// digest         406f7751fb317a934614dbd4b0de4212a9fbc944b51e7e44afc8bd67a017633e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         75ac655bae6810a0959207a65f0c4437e185bbc4652a7cfbce7be0975fd54dbb
+// digest         f7b16b931e579ac1b6c6a3b37a7a3f476aa9eb327ac0adc89ef5e94b2d75a9ef
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

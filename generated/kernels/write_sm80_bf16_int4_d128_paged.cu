@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         88ca7d4a145275c7eccf7bd362779a8997d4a370fc876f5e5405e6bb5bfcd6f5
+// digest         87b11844358d97649d6e571513480011215ed8ef01e98c68895dc8c4feb1c81b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

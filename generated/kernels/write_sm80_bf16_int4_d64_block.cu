@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         2be4a38aab9f2ebad56723e60acd9ab4887323032688734fb38bbed3f94f7bc5
+// digest         88d16a4f887d5429bd63d3f10d96f210adb944b204987002653da3083272273f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         c4df8ba71accecc1e00240633045277b7441f01020bbeb3b4fb3c41ed9d3894c
+// digest         b80e82ffc81bb67419233ad58263d2a139cb101468b3659d04a447a3f4f2fc44
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

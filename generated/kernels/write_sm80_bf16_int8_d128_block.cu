@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         ec61c74affaba812a253eb71a374c43cfc5c9c8c14b010973c39db7bc66530e7
+// digest         aebfa0cb5794c1c952c5bf4ddcde592c11b9aa8f7c54898c6e445c420646c5ad
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         d905c5c49725b6faaae140a7b1f9c9a31f5203c19addf043b09a15e8c45cffa5
+// digest         4635fb53a73f5e5dff771283f394e3bf167791748d9a80cf00fc09dbb9be9863
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         94495d5a6fc04cdbaeeae200c39a212a6254157b80e266c8a4ceca68fede993e
+// digest         d474e6f259412bb01f526920dd73caf5630e15633984e703f9e03df2e5dfe017
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         508b7a25a3112a9805a7a21a6ab424d613161a50ac50d88c0ddb5c4049a75540
+// digest         b513e2134024a8052b2b91e5c6c9c46ad5b613a5e22878f3720aea8dbc9b86fc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         d6a2f9adff3eb4eb99f3917c04f040aea6580300bf158668f4d382929abc94de
+// digest         f74379a282678a6bf2e820f81b6ee508b2bd99cdaa15e358b372892990ac37ce
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

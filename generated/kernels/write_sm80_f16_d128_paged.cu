@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         871f59d4ca870e4de05c8cf07461f795f63704c297f7eb57c4d6c12cafc484b2
+// digest         1b109ec8938aadb2497f9eb5cc97060dda6d2d76d39c874ff351ee103635a0b6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         f2df53a52832e00f082939089fc23a3a99f8ed73aa2e4da45a1c2aae3d235c74
+// digest         64935375f5134e836532166e603b6847ec2351b326922c5151f5364f5f96d55f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         852a0cd9fd6db368cb803bc9aded9c81de9172de26a664f390d62c2506992aae
+// digest         48fdeb3df2e2284490226d02fd5e5b7bcc493671e7644f057f27079916b80a50
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         646f988e8664017f3b4f50cdff6c724917be193f2d27e8b951395716aca61b79
+// digest         991569d8ec577e050945df814a8ffbda719bccc3aacc2b5e77bfc13c893d3058
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         87c062e993f8df7ef9aa649fc41094b492aa32c18613f38cec0048521314df0f
+// digest         8b9f32b175612248ecd91b60c00285597c8310f562c04d2f8622131ce0730341
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

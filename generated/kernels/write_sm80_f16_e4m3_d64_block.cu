@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         448df732123b91c17a806f320c33958c18884a829a309373c067aba10c92f7b0
+// digest         1afd07a1c2878b35c7912f1f89a168d5adc4ca8f6fec2fc6c8134fbbe028f915
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

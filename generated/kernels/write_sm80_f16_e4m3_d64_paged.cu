@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         b30dd8cb07761e2690bfd484fdef77ae2dc86ba549a90c4da10ba2940c2614a9
+// digest         992551fc630fedefccc3315f98d3d4f942074e804b2cc1e0d49435f5c7db5615
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         90b482510ed10e477ceb53fb34bd34693041e17dd6dbfb030c8318d17f9d63b9
+// digest         1b523577ff0fc484e979e75a25a824acaaf58af9747fbc7180a55377d2ef51a0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         f769e2e1bfd0ee2a563b91fc3bafbf588168d0fad656da09490d792ce2c9a14f
+// digest         9e0e14448a9bc02993e61f1850dd1d4428f3e5ba553240fab033c462a3a27347
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

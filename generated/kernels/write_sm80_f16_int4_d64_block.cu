@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         41b7fa4ffbd8f8f56d1a23e08d12c03d57539ac449209c6b48e41af07396232e
+// digest         89469329a8f96da40ac0ea908b143dfe44867c9d8d8432a1f75a6fdbbdf39005
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

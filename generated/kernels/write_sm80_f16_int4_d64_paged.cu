@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         e3d71d27c01ee3a1eba450c679e2db76a4ed87d06b64ad0eecc16a009b9c2cd2
+// digest         d2b129820c856ab5fd5edd07af6e44855c3d9e6250e89b40e95820625f764cee
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         48d6d0bb245df140b98fefb27651101cee854fd39b8e862603ce11814802fbb7
+// digest         a1ec41cdb8c0e2da89d7b75b2c4d224a39f1b3974c03322b5f48000a965e31e8
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         928d88e0311ab5d9da61a0b3e173227eb063c3195134b1546e142e7c979c9a95
+// digest         7d7d5491b1b5de208ea833acb7c0bea4ebd42a06a9655b1a6c5e01311cf37257
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

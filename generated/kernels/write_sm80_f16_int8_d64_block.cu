@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         23f48c7f131817323c1199674bb61c3cfc483e59a6ed2ace339a2f0862c53b6d
+// digest         f189f1cee9b0d1757a451adcc92ab543d9f9a8135a42ffcb386bcfd6a8cfd0e4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

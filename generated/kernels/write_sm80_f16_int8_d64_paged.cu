@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         4da121693c41045d6c15162d14f66e03fc9c4aa6aadd9942d6734baa381202cd
+// digest         9a699180e04251e2b669bfee25814e9e1506940ef50b691c7bb2cad5e0b4b0d0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

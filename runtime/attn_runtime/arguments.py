@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from attn_codegen.config import AttentionConfig, Cache, Mask, Mode
+from attn_codegen.tile import key_bytes
 from attn_runtime.array_view import ArrayView
 from attn_runtime.checks import (
     Views,
@@ -82,6 +83,7 @@ def check_call(settings: Settings, views: Views, numbers: Numbers) -> Call:
         head_dim_v=config.head_dim_v,
         window_size=settings.window_size,
         causal=config.mask is Mask.CAUSAL,
+        key_bytes=key_bytes(config),
         **settings.ranks.fields(),
     )
     values = fields | _common_values(settings, problem, q_stride)

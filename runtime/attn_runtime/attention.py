@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attn_codegen.config import Arch, AttentionConfig, Cache, Dtype, KvDtype, Mask, Mode
+from attn_codegen.tile import key_bytes
 from attn_codegen.tuning import Tuning
 from attn_runtime import driver
 from attn_runtime.arguments import Numbers, default_max_q_len
@@ -161,6 +162,7 @@ class Attention:
             head_dim_v=settings.config.head_dim_v,
             window_size=settings.window_size,
             causal=settings.config.mask is Mask.CAUSAL,
+            key_bytes=key_bytes(settings.config),
             **settings.ranks.fields(),
         )
         return plan_call(settings, problem, kernels_for(settings, problem, context), context).plan

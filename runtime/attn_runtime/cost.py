@@ -18,11 +18,15 @@ result; measured on an H100."""
 MERGE_BYTES_PER_NS = 3800
 """Partial results are written, read back and merged; fitted to picks on an H200."""
 
+READ_BYTES_PER_NS = 3900
+"""K and V are read no faster by all CTAs together; of calls with few query rows, on an H200."""
+
 # Above these only orders of magnitude count, and no product leaves 64 bits.
 MOST_TILES = 2**24
 MOST_STEPS = 2**21
 MOST_ROWS = 2**31 - 1
 MOST_ROW_BYTES = 2**15
+MOST_KEYS = 2**47
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Work:
 
     `tiles`: query tiles with rows, over all heads. `shortest`, `longest`: key tiles that a query
     tile sees at least and at most. `rows`, `row_bytes`: rows of the output, and what a split leaves
-    of each. `is_mixed`: lengths differ.
+    of each. `read_bytes`: of K and V, together. `is_mixed`: lengths differ.
     """
 
     tiles: int
@@ -39,6 +43,7 @@ class Work:
     longest: int
     rows: int
     row_bytes: int
+    read_bytes: int = 0
     is_mixed: bool = False
 
 
@@ -50,6 +55,7 @@ def bounded(work: Work) -> Work:
         min(work.longest, MOST_STEPS),
         min(work.rows, MOST_ROWS),
         min(work.row_bytes, MOST_ROW_BYTES),
+        work.read_bytes,
         work.is_mixed,
     )
 
@@ -68,8 +74,10 @@ def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: 
 
     piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
     even     = (sum of pieces + idle piece(shortest)) / slots
-    total    = shared(even) + alone(piece(longest) - even) + merge
+    computed = shared(even) + alone(piece(longest) - even)
+    total    = max(computed, read) + min(computed, read) / 16 + merge
 
+    K and V are read meanwhile: of tiles that wait for them, the one that computes less is ahead.
     Where lengths differ, short pieces fill the slots that long ones leave: none are idle.
     """
     pieces = work.tiles * splits
@@ -82,7 +90,9 @@ def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: 
     even = (busy + idle * shortest) // slots
     beside = min(-(-pieces // device.sm_count), kernel.ctas_per_sm)
     tail = _beside_ns(max(longest - even, 0), 1, kernel)
-    return _beside_ns(even, beside, kernel) + tail + _merge_ns(work, splits)
+    computed = _beside_ns(even, beside, kernel) + tail
+    read = work.read_bytes // READ_BYTES_PER_NS
+    return max(computed, read) + min(computed, read) // 16 + _merge_ns(work, splits)
 
 
 def _beside_ns(full_ns: int, ctas: int, kernel: KernelLimits) -> int:

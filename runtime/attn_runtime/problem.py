@@ -50,6 +50,7 @@ class Problem:
 
     `window_size` 0 is none. `cp_size` is the number of ranks that the keys of each sequence are
     spread over, `cp_chunk` how many consecutive ones go to one rank where they are interleaved.
+    `key_bytes` are those of K and V of a token and KV head, 0 where they do not matter.
     """
 
     token_num: int
@@ -66,6 +67,7 @@ class Problem:
     cp_sharding: KeySharding = KeySharding.INTERLEAVED
     cp_chunk: int = 1
     cp_form: CpForm = CpForm.SCALED
+    key_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

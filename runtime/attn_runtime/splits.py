@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from attn_runtime.cost import Work, bounded, estimate_ns, slots_of
+from attn_runtime.cost import (
+    MOST_KEYS,
+    MOST_ROW_BYTES,
+    MOST_TILES,
+    Work,
+    bounded,
+    estimate_ns,
+    slots_of,
+)
 from attn_runtime.problem import (
     DeviceLimits,
     KernelLimits,
@@ -57,8 +65,16 @@ def work_of(problem: Problem, kernel: KernelLimits) -> Work:
             longest=longest,
             rows=problem.token_num * problem.num_heads,
             row_bytes=4 * (problem.head_dim_v + 2) * kernel.packed_heads,
+            read_bytes=_read_bytes(problem),
         )
     )
+
+
+def _read_bytes(problem: Problem) -> int:
+    """Of K and V that some query sees, each read once."""
+    heads = min(problem.batch_size * problem.num_kv_heads, MOST_TILES)
+    keys = min(heads * key_span(problem, min(problem.max_q_len, problem.token_num)), MOST_KEYS)
+    return keys * min(problem.key_bytes, MOST_ROW_BYTES)
 
 
 def works_of(problem: Problem, kernel: KernelLimits) -> tuple[Work, ...]:

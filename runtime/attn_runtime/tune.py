@@ -15,6 +15,7 @@ from typing import Final
 
 from attn_codegen.config import Arch, AttentionConfig, Mask, Mode
 from attn_codegen.prose import counted
+from attn_codegen.tile import key_bytes
 from attn_codegen.tiling import tiling, tilings
 from attn_codegen.tuning import DEFAULT_TILE, TileCost, Tuning
 from attn_runtime import driver
@@ -185,6 +186,7 @@ def _problem(config: AttentionConfig, shape: Shape) -> Problem:
         num_kv_heads=shape.heads.num_kv_heads,
         head_dim_v=shape.heads.value_dim,
         causal=config.mask is Mask.CAUSAL,
+        key_bytes=key_bytes(config),
     )
 
 

@@ -213,7 +213,7 @@ int main() {
   int sharding, form, kind;
   while (std::cin >> p.token_num >> p.batch_size >> p.max_q_len >> p.max_k_len >> p.num_heads) {
     std::cin >> p.num_kv_heads >> p.head_dim_v >> p.window_size >> p.causal;
-    std::cin >> p.cp_rank >> p.cp_size >> sharding >> p.cp_chunk >> form;
+    std::cin >> p.cp_rank >> p.cp_size >> sharding >> p.cp_chunk >> form >> p.key_bytes;
     std::cin >> d.sm_count >> d.max_grid_x >> d.shared_per_cta;
     READ_KERNEL
     std::cin >> kind >> s.value >> s.max_split_k;

@@ -104,6 +104,16 @@ def test_few_sequences_are_split_until_they_fill_the_device() -> None:
     assert taken(batch_of(1, 65536)).grid_x > 0.75 * DEVICE.sm_count
 
 
+@pytest.mark.parametrize("keys", [4096, 16384])
+def test_where_half_of_the_ctas_read_as_fast_as_all_nothing_is_split(keys: int) -> None:
+    kernel = replace(PREFILL, tile_ns=1692, step_ns=1071)
+    known = replace(batch_of(8, keys), key_bytes=512)
+    for problem, splits in ((known, 1), (replace(known, key_bytes=0), 2)):
+        decode = plan_decode(problem, DEVICE, DECODE, HEURISTIC)
+        room = room_for(problem, DEVICE, HEURISTIC)
+        assert plan_many_rows(problem, DEVICE, kernel, decode, room).split_cnt == splits
+
+
 @pytest.mark.parametrize("decode_rows", [8, 16, 32])
 def test_rows_are_many_where_a_decode_tile_is_too_low_or_slower(decode_rows: int) -> None:
     decode = replace(DECODE, cta_q=decode_rows)
@@ -181,7 +191,7 @@ int main() {
   attn::KernelLimits k;
   int cap;
   while (std::cin >> p.token_num >> p.batch_size >> p.max_q_len >> p.max_k_len >> p.num_heads) {
-    std::cin >> p.num_kv_heads >> p.head_dim_v >> p.window_size >> p.cp_size;
+    std::cin >> p.num_kv_heads >> p.head_dim_v >> p.window_size >> p.cp_size >> p.key_bytes;
     std::cin >> d.sm_count >> d.shared_per_cta READ_LIMITS >> cap;
     const attn::SplitPolicy policy{attn::SplitKind::kHeuristic, 0, cap};
     const attn::Plan own = attn::plan_decode(p, d, decode, policy);
@@ -211,7 +221,8 @@ class Case:
         """The case as the C++ side reads it."""
         p, d = self.problem, self.device
         values = [p.token_num, p.batch_size, p.max_q_len, p.max_k_len, p.num_heads, p.num_kv_heads]
-        values += [p.head_dim_v, p.window_size, p.cp_size, d.sm_count, d.shared_per_cta]
+        values += [p.head_dim_v, p.window_size, p.cp_size, p.key_bytes]
+        values += [d.sm_count, d.shared_per_cta]
         values += [*astuple(self.decode), *astuple(self.prefill), self.cap]
         return " ".join(str(int(value)) for value in values)
 
@@ -244,6 +255,7 @@ def random_cases(rng: random.Random, count: int) -> Iterator[Case]:
             head_dim_v=rng.choice([64, 128, 256]),
             window_size=rng.choice([0, 0, 100]),
             cp_size=rng.choice([1, 1, 1, 2]),
+            key_bytes=rng.choice([0, 256, 512]),
         )
         decode = replace(DECODE, cta_q=rng.choice([8, 32]), ctas_per_sm=rng.choice([1, 2]))
         prefill = replace(

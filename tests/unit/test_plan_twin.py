@@ -48,7 +48,7 @@ attn::Plan read_rank_and_plan(std::istream& in) {
   in >> p.token_num >> p.batch_size >> p.max_q_len >> p.max_k_len >> p.num_heads >> p.num_kv_heads;
   int sharding, form;
   in >> p.head_dim_v >> p.window_size >> p.causal >> p.cp_rank >> p.cp_size;
-  in >> sharding >> p.cp_chunk >> form;
+  in >> sharding >> p.cp_chunk >> form >> p.key_bytes;
   p.cp_sharding = static_cast<attn::KeySharding>(sharding);
   p.cp_form = static_cast<attn::CpForm>(form);
   in >> d.sm_count >> d.max_grid_x >> d.shared_per_cta;
@@ -249,6 +249,7 @@ def random_problem(rng: random.Random, extreme: bool) -> Problem:
         cp_sharding=rng.choice(list(KeySharding)),
         cp_chunk=rng.choice([1, 1, 16, 64, size(rng, 31)]),
         cp_form=rng.choice(list(CpForm)),
+        key_bytes=rng.choice([0, 256, 512, 2**31 - 1 if extreme else 1024]),
     )
 
 

@@ -21,6 +21,14 @@ inline constexpr int kFullWaves = 8;
 
 namespace detail {
 
+// Of K and V that some query sees, each read once.
+inline std::int64_t read_bytes_of(const Problem& problem) {
+  const std::int64_t heads = std::int64_t{problem.batch_size} * problem.num_kv_heads;
+  const std::int64_t span = key_span(problem, std::min(problem.max_q_len, problem.token_num));
+  const std::int64_t keys = std::min(std::min(heads, kMostTiles) * span, kMostKeys);
+  return keys * std::min<std::int64_t>(problem.key_bytes, kMostRowBytes);
+}
+
 // What a packed call has to do if its sequences are equally long, as long as the bounds allow.
 // Under a causal mask the first of the query tiles sees what lies before the queries and its own
 // rows, the last one everything.
@@ -41,6 +49,7 @@ inline Work work_of(const Problem& problem, const KernelLimits& kernel) {
   }
   work.rows = std::int64_t{problem.token_num} * problem.num_heads;
   work.row_bytes = 4 * (std::int64_t{problem.head_dim_v} + 2) * kernel.packed_heads;
+  work.read_bytes = read_bytes_of(problem);
   return bounded(work);
 }
 
