@@ -54,12 +54,14 @@ def all_units(request: pytest.FixtureRequest) -> bool:
 
 @cache
 def missing_nvcc() -> str | None:
-    """What keeps nvcc from being found where the runtime looks; None when it is there."""
+    """What keeps nvcc from compiling, which is looked for where the runtime does; None when nothing
+    does."""
     places = [os.environ.get("ATTN_NVCC", ""), shutil.which("nvcc") or ""]
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     places += [f"{home}/bin/nvcc" for home in (*homes, DEFAULT_CUDA_HOME) if home]
     if any(place and Path(place).is_file() for place in places):
-        return None
+        has_host_compiler = os.environ.get("NVCC_CCBIN") or shutil.which("g++")
+        return None if has_host_compiler else "needs g++, which nvcc compiles with: not on PATH"
     home = next((home for home in homes if home), None)
     where = f"CUDA_HOME is {home} and holds none" if home else "CUDA_HOME is unset"
     return f"needs nvcc: not on PATH and {where}"

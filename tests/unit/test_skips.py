@@ -21,14 +21,14 @@ def conftest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in ("ATTN_NVCC", "CUDA_HOME", "CUDA_PATH"):
+    for name in ("ATTN_NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(module, "DEFAULT_CUDA_HOME", str(tmp_path / "default"))
     return module
 
 
-def make_nvcc(path: Path) -> None:
+def make_program(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o755)
 
@@ -58,9 +58,20 @@ def test_a_cuda_home_without_nvcc_is_named(
 def test_nvcc_is_found_wherever_the_runtime_finds_it(
     conftest: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, place: str
 ) -> None:
-    make_nvcc(tmp_path / place)
+    make_program(tmp_path / place)
+    make_program(tmp_path / "g++")
     if variable:
         monkeypatch.setenv(variable, str(tmp_path))
+    assert conftest.missing_nvcc() is None
+
+
+def test_nvcc_without_a_host_compiler_compiles_nothing(
+    conftest: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_program(tmp_path / "nvcc")
+    assert conftest.missing_nvcc() == "needs g++, which nvcc compiles with: not on PATH"
+    conftest.missing_nvcc.cache_clear()
+    monkeypatch.setenv("NVCC_CCBIN", "clang++")
     assert conftest.missing_nvcc() is None
 
 
