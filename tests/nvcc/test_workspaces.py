@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What set_workspace makes of a plan, on the host alone."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.nvcc
+
+SOURCE = Path(__file__).with_name("workspaces.cpp")
+
+
+@pytest.fixture(scope="module")
+def lines(
+    tree: Path,
+    host_compiler: str,
+    cuda_include: Path,
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[str]:
+    program = tmp_path_factory.mktemp("workspaces") / "program"
+    includes = ("-I", tree, "-isystem", cuda_include)
+    run([host_compiler, "-std=c++17", *includes, SOURCE, "-o", program])
+    return run([program]).stdout.splitlines()
+
+
+def test_splits_are_bounded_by_their_plan_and_ranges_of_decode_by_the_caller(
+    lines: list[str],
+) -> None:
+    assert lines[:4] == [
+        "prefill: max_split_k 3",
+        "persistent prefill: max_split_k 3",
+        "decode of whole splits: max_split_k 3",
+        "decode of ranges: max_split_k 7",
+    ]
+
+
+def test_what_ranks_gather_begins_with_the_part_of_rank_0(lines: list[str]) -> None:
+    """Rank 2 of parts of 100 floats has its own 800 bytes behind it: outputs come first in a part,
+    which is (max, sum) alone where outputs are added up."""
+    assert lines[4:] == [
+        "complete: partial_O 0, partial_ML 256, cp_O 1312, cp_ML 1600, parts 512 of 100 floats",
+        "scaled: partial_O 0, partial_ML 256, cp_O 2048, cp_ML 1312, parts 512 of 100 floats",
+    ]
