@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         079f5e3dbb3745e184cbe916b3318d8213e70d414fe652507b0e144b37fd0e70
+// digest         c3546b9384b1da5cc2a0bf4bb90f405d1c3ebc3a14aea6903db36e0f5afae777
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         b132b046da03eb78cd66593ee5564fb5a63531b19cfcda54d553d413decdaa13
+// digest         e7d4e53cde2508f5940ed65c31c4ed69ce72764fbbb07fed70d5e2dc0bda60b8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

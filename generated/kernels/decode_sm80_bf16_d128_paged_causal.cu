@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         164ce33e07750bb4204ca52eeb22fd6c8f6d0beacbd59bb6b1d740bf93601e1f
+// digest         28a2de5b58142f194b9fbba884d312f0bd15409f7c17b76c415ef55edd55a539
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         5300b923c4ddfe3423d41aa59581ff02e9a31f7d83ec49ba45782ac24863c99e
+// digest         28f47b36a6b77833b688e65905e02cd75167612784444668f2abd2d4890a641c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

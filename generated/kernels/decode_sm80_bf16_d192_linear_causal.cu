@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         cfa70255df929a0b07887592c9b58843c480654c50502d2f2e20bf7af550ff9c
+// digest         ea37c2dd82e94fdba5fc83c5b151832d84ca914b89d61b683df0f1e7a65239b9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         faa2f17e052019170d84b41800cbf5e3f97badda91223285367205d18f229614
+// digest         26a6ea50880f98bc07ab257b46815ca7c20a039f30ce3c14b69b2600125d272c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         8017b3b27f3819307e6ecca2f496f1cfd6e54d4757c7e89a9d64f76b3d1977af
+// digest         cce1fc4adc4727adb1cb47f7e7224b54ce9e2d9df49e29f1432c69e7dede43b6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         fccb00eb1c2630b54294733ff7a81172eb6af90a2794296489d26e59ab84e60e
+// digest         6cfc9bdf9a6f9580ab4c61c7bda9802ea8d684d651d0830a9afb3d7a2ae7c713
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

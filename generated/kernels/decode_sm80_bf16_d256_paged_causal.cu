@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         348735e39f78d4c5449a65a9246dd8c679d06f1ec2da4f2b4cf10f3a4fc623a5
+// digest         72fcf19645e8a124479675959e96d9a70e2a7bbc318535d50555628852069b26
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

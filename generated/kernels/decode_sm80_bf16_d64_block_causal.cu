@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         d70edf142f89910e1b7887de34b1827ee3d4c6877e549aebb296ca46fcbbdc37
+// digest         83a11b59f15f744237a0757ea6a230395f46fd09774919a40085e7ea5a144e48
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

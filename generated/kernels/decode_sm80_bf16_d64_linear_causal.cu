@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         e1ac6a49a101c0b3efd105e3bab7769141a5ee40f1552645c3a72fd0a2efda47
+// digest         6bbf0a1fe1412dec61c5a93c1af3997f410bddeea97f17352fc89933fbb8ac9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

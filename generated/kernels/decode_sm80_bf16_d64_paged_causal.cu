@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         e17b593f672c3aa7ea68ed3c7176f8549016f6b884f17029fde482e083144831
+// digest         3ce9171010d5d49d827325af690736be8ce1fa1234dd8af59d5749014b76b6e3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

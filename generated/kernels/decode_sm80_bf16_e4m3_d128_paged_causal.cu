@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         19df2f8004a87cfd24d2a336dcb35eea771fe4b7206cdeaf1ce98c8b478e9c84
+// digest         80661d80fa6261a5cec3552246eca8c9935a7a7f4afa984a1b5eeada4ce0a90b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

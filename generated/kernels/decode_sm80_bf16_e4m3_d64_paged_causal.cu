@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         e5626425fab14512d5b2f6f5b6dfec37c4ee2197a2e0fab6001ef9d8e0d22c2f
+// digest         6754fd3eed3e761159f0d09ddabe784a84d4b5531c4f5017bff56797d97d80bc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

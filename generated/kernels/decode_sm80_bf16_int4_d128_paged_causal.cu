@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         ae911e202f97580e43170fd2ba70622ce3b2deb0ef90858c9128b71a81877755
+// digest         4b99d40ec4954f2de30626e9ed04bcacf19975fdbd2c08653fcc21e3e3eda7a5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         d1635d1640995cf1f6863da153a449c1157625c21e60ba2b8315e4caaeb9fffb
+// digest         a0482bd5cc719449b0d0e9a2b8def96f4bbee7944886fd068b8332ae5b247373
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

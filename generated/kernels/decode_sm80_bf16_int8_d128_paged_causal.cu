@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         eebb3db6dd2353693920e01515d843ddf0a4941f02d6457767087ca815e8966b
+// digest         9cccbc2e858c732ebb4f44e03321cf84417f7ebecc2ccce16ea8d3ce2a032ad3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         45a396e782a8020a322e18966453e4841f10fccb87d75f1ef2db7e27b3ad36c6
+// digest         1cdf7be0e6961a552f4e597a6788ec149bc1319e54ccd44dbefe108bf456504b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         8746f16669afbe74041cdfc7d32ad4d6e5521bd6a91f50e1e3230f9877ab5b50
+// digest         87008fb624def338d061c87fb81ef38e8a49bc171f472cfe659dda9924c49947
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         501f3e2717ede003045692327ad850bc90bf8fb95167cea2a970421bf6cd052a
+// digest         7406b472fe5fc2e49afd8e58162fb4d73ece58db78d50846cce2f98ae1c3d150
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         cd72d4c99638845fceb4bca7dd936f02e7056d4eca323c1b58d6bfec7dcbee63
+// digest         7d7fa13eddc1a4ad553951f0a6fe6649c9e2fa059c4c94ca78200d07775c8ed5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

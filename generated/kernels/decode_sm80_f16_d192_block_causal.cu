@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         f212aa6b2f14795e6a402c689817a39016b6b517901151cdbfd0b31d392ccb79
+// digest         1224cf675ddf578ad968c197c88bae661ab15dcb7ab78a46173f42e5bf9970cf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

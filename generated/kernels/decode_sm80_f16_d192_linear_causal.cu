@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         3588836ec0a9d277e7ae2916ec692bc45d91810f0b4bbdab5742f48d387ae93d
+// digest         b8e6cdf6a97fa0b01de6376a27094c7cc62284fe9200ccef42da47f2f5cf3286
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

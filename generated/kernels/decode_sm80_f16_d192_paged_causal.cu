@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         cdfb819e16e010b0e81266059544e555bd8681fe9963c9761d66c8e6f5829b50
+// digest         8c3725dc4036bf299d2810a20c731ef5df29fe08fcdb166198d7790af0672249
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

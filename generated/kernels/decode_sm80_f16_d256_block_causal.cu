@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         1aece4061df8d9ab46895f2be2cb137691d7220982dd16a203f88f60eae48022
+// digest         49d7e2cf2ef66c5d9bcf50083791e18f81beed2279f5e3247dd413ed3a035a15
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

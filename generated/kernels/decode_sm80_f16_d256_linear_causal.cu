@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         898743184692c82994d74488954876af1f339db04c5fb2964a4e89b89c9fdb21
+// digest         00323dcb5b3f08472388cfd2f1f178b73c6b3827b827c70548b17e4f91d0980a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

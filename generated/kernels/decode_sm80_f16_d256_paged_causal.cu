@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         ee314b0895c2078cd98d17007295e8eda3e9c478cc4608e6f39b17197e07815b
+// digest         0cbcc964402b216539a897e75ebbda2f5328fe9a6a5a9f98e940928613147225
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         12d4a8e57a0edcf6e05baf9db2d2f202a067389f92fa5e62d148ba251dc7ef5d
+// digest         fb9b3f6859bd10265153d4b4c36eb4ee202ec89d47de13b7ba7204e1587009ab
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         f721cb43033d6b61f804ed6dc535c0af06180463600f396a5a53396713193c93
+// digest         37ac7a1be84fa8b852a7ac556266a03e91f55e6dc5fffb575dc55aac6aa79b13
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         084ee62975202cad5fa99d66408ec3b2efaea44d03ed59225b5ae8c7a8bee313
+// digest         44196429027f1c19be5231e648c5094ffcd26ab8cfc60eb5f0896ba9315084f2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         b13e193c8f8fda7615147cae5075d6a3def741efe45b430fb6091b032760a978
+// digest         67c4c9fe66e4eb15f6cbcbe1d4f8e79a4d19549a5c3ec75b42d6a920ecef407b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         f52da4ec6593613c725ae7b25e6f9f60186535b7e6c46b3ceed80d9a2b7a19fb
+// digest         2177d04ca5b57893e3fc04e40e0fae0cbeaf0a29d792cf5bb6c9f6d4b558b080
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

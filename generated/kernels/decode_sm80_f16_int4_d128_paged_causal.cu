@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         ff4dc6c25090b3a2e9ae39b021ad145cb2e781dc579f33e7e312a30205c8b7ea
+// digest         2da5e2b95229c096af543812902cb64f05bbfd81c41ca721b8ca1ed3b1389958
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         aa9370cebf984397e1ceb929099c8764050f4095747c62396ef73710c3e3e023
+// digest         805053185a1f4c12b5d471cef449b28ff7b5202e53e356f20e6b0ff88ef6733c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

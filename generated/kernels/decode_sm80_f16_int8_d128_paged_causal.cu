@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         e0ad8cb669b3a1599d32df8c92cf0bc01d288add6b1f348e46747fc8ed486ee6
+// digest         9a366333bd9b19c42965d7f7794120211abcef1232b633ef7e476e3fc9e336d6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

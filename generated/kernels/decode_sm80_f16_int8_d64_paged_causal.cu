@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         e1155b4e26ea426688097e6fa4eec02bee9be148b2d26747821f94593f6d785c
+// digest         20bb3c6d063f246d57e29987dd0eb1d393973446f3f282f288d0b8c6f596d255
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

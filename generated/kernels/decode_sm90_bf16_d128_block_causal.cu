@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         026b6df08c4fbe06a06a8589340ad3bae0da446ed7ffe93ee7f8f43764ecaca0
+// digest         b90d9dd807a1363ecf25a40f48977f3eab8ff2b6ba91c396593ca132d806c030
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         d29a477a10c285c2b3eb0f1ecd14f00ad0f0dba9e63759fdd2c99f67777b74bf
+// digest         5e49f17f94fdcf88f436d99f5cc22a1d55fe4441533e09073332ed91d2961517
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

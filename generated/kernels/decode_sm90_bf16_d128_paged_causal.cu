@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         d0892575454b9893f621c0fc2e11f9b7db4b92e9c36362be9f281724453e5212
+// digest         a3f9849a25691479cd3633be1bf928dfe64674afe214de5a5377d156f0ddf28b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         2708d77b13c75f71114693da030fc06b19f3b74e7a58ad56ef57c29b7cd56215
+// digest         6c6ae866536ee16c56dc5e769fe55cd7e83ebd1d7d29b054b507e44bdb35736f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

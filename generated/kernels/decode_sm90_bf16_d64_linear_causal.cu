@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         62a0d30e04cd5d88ab6630a4a0b328dee52495a259f3f0a9777d85550311e583
+// digest         b337ce3d88ca3ece167939df39c290739159e31de4370ae1b46a3fc88bae344d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         6dd0eccf2e41a5c905f8623bdab96d72cba497b338a7adb0317e25643c820ab0
+// digest         ea2c6f316d9e208c86a417fc8e81f3535fc3d482203f14844283431c6b11062c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

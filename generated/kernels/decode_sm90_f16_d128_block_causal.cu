@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         5517ec738ddddebde19347820810cce8f4798a5da16a79622f2dc2d9b1c10e0a
+// digest         b85b28a4f23725a6ff583b11fc6956ba732b8bebeb16b855deb27d8d35f8d9da
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

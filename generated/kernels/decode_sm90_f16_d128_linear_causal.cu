@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         ac43e36b1f151d190c092c0866a7e45b4d7a29244f9ca8823527828617d31a8f
+// digest         7fc7b83f3aaff7138836a94b560b570f0139f7820bbf3302d3503f10551c8834
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         f96a6ffd1a42cd900290ccef44e8f4a82f4b3a055aec20ff14d3681930bc2d81
+// digest         7f72befa6cc7f74aeebb4100bbb84e7f6231978b704b57737f705266607d5b62
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

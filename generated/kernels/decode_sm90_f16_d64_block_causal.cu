@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         3a9bc747c1509e05119078f4b149ab424ebbfe36bc1fa510f434878a3a02001e
+// digest         42c8495397ac4b34c6f2ccccde2eeac0c89ced2098cc15b949aa57d6e1e32cf6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         69d2f582da8694f06a04e5be718f2525d8ee9f071c444b8d3566e80d785e3f88
+// digest         473ca13a395c1d8316e9e441dc4e28d95c0ed85a18c096d50d4ace40b94fd3ef
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         e50c7b449d750f0402eb1a25fe44015701edea5626ff9e4d4596cfd497d00417
+// digest         769f6ffc6680d8625e9835c47c2ff8f19824b0f2500c2c4dae9673dd47172839
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

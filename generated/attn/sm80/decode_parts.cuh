@@ -11,7 +11,7 @@ template <class Config>
 constexpr bool kLeavesInLine = DecodeTraits<Config>::kHasSpareRegisters && Config::kHeadDim <= 128;
 
 // Where a finished row goes. Found by the caller, so that it costs no load there (see
-// attn/sm80/decode_lengths.cuh).
+// attn/sm80/decode_window.cuh).
 template <class T>
 struct RowTarget {
   T* out;
