@@ -57,7 +57,7 @@ __device__ __forceinline__ RangeCut make_aligned_cut(const ColumnTotals& totals,
 //
 // Tiles of one length and little work are cut at their ends: fewer splits to merge, for some CTAs
 // left idle. That pays while a range is short (aligned_units), and while the longest is at most
-// 10/9 of an equal share. One tile ends where the column does.
+// 10/9 of the longest of equal ones. One tile ends where the column does.
 __device__ __forceinline__ RangeCut cut_column(const ColumnTotals& totals,
                                                const RangePlan& plan,
                                                int most) {
@@ -66,7 +66,8 @@ __device__ __forceinline__ RangeCut cut_column(const ColumnTotals& totals,
       totals.units <= static_cast<int64_t>(plan.aligned_units) * ranges) {
     const RangeCut cut = make_aligned_cut(totals, ranges);
     const int64_t longest = cut.units + (cut.longer > 0 ? 1 : 0);
-    if (cut.ranges > 0 && longest * ranges * 9 <= static_cast<int64_t>(totals.units) * 10) {
+    const int64_t equal = quotient(totals.units - 1, ranges) + 1;
+    if (cut.ranges > 0 && longest * 9 <= equal * 10) {
       return cut;
     }
   }

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         c3546b9384b1da5cc2a0bf4bb90f405d1c3ebc3a14aea6903db36e0f5afae777
+// digest         1669f9d68f24c77e5e579934d8a11b65d0887c16b731545e5657a42b21845e9c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

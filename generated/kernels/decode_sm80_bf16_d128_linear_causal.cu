@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         e7d4e53cde2508f5940ed65c31c4ed69ce72764fbbb07fed70d5e2dc0bda60b8
+// digest         8442ccabb56e304e1ff5395011d98f547f5218843325712d721522457bbabb2f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

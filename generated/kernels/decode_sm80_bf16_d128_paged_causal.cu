@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         28a2de5b58142f194b9fbba884d312f0bd15409f7c17b76c415ef55edd55a539
+// digest         54dfccf9ea224009abb88e76c8a155be23ffa733a7265d5cf71b92b45e3d07a1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

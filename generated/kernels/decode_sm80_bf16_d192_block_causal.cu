@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         28f47b36a6b77833b688e65905e02cd75167612784444668f2abd2d4890a641c
+// digest         60285aba4b16b9e82386801a15bf68f41de2922d594e3b3fe371097c65a7cca0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         ea37c2dd82e94fdba5fc83c5b151832d84ca914b89d61b683df0f1e7a65239b9
+// digest         45f28f377c2a97ca441352c8cd7aaacb7ac478d410c071e99f267bf07c6dd954
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         26a6ea50880f98bc07ab257b46815ca7c20a039f30ce3c14b69b2600125d272c
+// digest         3b202c751c03cb1248804bd4f04898f7c452d428b72396a0cbf56f3e5e247404
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

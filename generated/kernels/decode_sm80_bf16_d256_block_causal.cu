@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         cce1fc4adc4727adb1cb47f7e7224b54ce9e2d9df49e29f1432c69e7dede43b6
+// digest         9a3d3314b3301cfd8975e5789b90a718883d3a6640f1e4c4defae521730d336b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

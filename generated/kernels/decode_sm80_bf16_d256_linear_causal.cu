@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         6cfc9bdf9a6f9580ab4c61c7bda9802ea8d684d651d0830a9afb3d7a2ae7c713
+// digest         9845800445492b1ab09e82a0972fe9d038f40ed488f4e2dcbbb8e9af02c4e5ac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         72fcf19645e8a124479675959e96d9a70e2a7bbc318535d50555628852069b26
+// digest         35403f2450a370d22fb354d590774e42498584605724b76a54d67416e8ab480e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

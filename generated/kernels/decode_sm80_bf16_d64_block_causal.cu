@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         83a11b59f15f744237a0757ea6a230395f46fd09774919a40085e7ea5a144e48
+// digest         0b1a8b6a8d63b2c3d53d592a45356306372c518e02ff294546beebce82ba8fbf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         6bbf0a1fe1412dec61c5a93c1af3997f410bddeea97f17352fc89933fbb8ac9d
+// digest         c6d7451ecc7ad87bc99c243facfc469eccf3620d45d331d98d420195d25ab383
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

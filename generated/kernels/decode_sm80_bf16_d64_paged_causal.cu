@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         3ce9171010d5d49d827325af690736be8ce1fa1234dd8af59d5749014b76b6e3
+// digest         6ebc8d3e797f7a15cb58adf619c093ad8f11b22f3d50df122f4d1b84bf176904
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

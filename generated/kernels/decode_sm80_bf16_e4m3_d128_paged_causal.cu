@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         80661d80fa6261a5cec3552246eca8c9935a7a7f4afa984a1b5eeada4ce0a90b
+// digest         342635af4f17f5659cd215cbfcfd8720995a57fe427675282e17cffce6da6cfb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

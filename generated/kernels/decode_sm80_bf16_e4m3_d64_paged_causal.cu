@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         6754fd3eed3e761159f0d09ddabe784a84d4b5531c4f5017bff56797d97d80bc
+// digest         0a41d9d5d3eab92ff82743ad9ed38297d1a33de77e855b316bd736f880c2567f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

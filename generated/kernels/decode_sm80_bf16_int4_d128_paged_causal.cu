@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         4b99d40ec4954f2de30626e9ed04bcacf19975fdbd2c08653fcc21e3e3eda7a5
+// digest         c49727e2bc55210dbd8734e74d66fbf7ea3d8033d8b4bcd45689762d5c235fb4
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

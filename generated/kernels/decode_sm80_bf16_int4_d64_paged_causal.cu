@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         a0482bd5cc719449b0d0e9a2b8def96f4bbee7944886fd068b8332ae5b247373
+// digest         e93b18e43c165d1f583441c48d22a801e610f8de26309810e2e858b4ae5e4b06
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

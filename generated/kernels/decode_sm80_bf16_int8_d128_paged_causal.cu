@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         9cccbc2e858c732ebb4f44e03321cf84417f7ebecc2ccce16ea8d3ce2a032ad3
+// digest         902a9ef209810439f0362a8f76011933f34ebdecd2963d30a13d15a63eed2daa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

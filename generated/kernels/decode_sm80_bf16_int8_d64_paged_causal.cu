@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         1cdf7be0e6961a552f4e597a6788ec149bc1319e54ccd44dbefe108bf456504b
+// digest         45873787da40f184157025e2a40f9f0f5c4318f4e689397bcd6e225148371caa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

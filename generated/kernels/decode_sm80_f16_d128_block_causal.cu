@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         87008fb624def338d061c87fb81ef38e8a49bc171f472cfe659dda9924c49947
+// digest         fd077e3163c176a556f82ccd18e6f5334ff970d1d21f98194fa6ae64e27e1822
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7406b472fe5fc2e49afd8e58162fb4d73ece58db78d50846cce2f98ae1c3d150
+// digest         27f1ef481dc4cd3490a71dcfea58c432fb09d22db57d7f150856b4d35cf82b93
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         7d7fa13eddc1a4ad553951f0a6fe6649c9e2fa059c4c94ca78200d07775c8ed5
+// digest         2dd7e2f7c292427cc754d6077353ed25d3c8a9b8e2f8eee831e3d0a0c99322e6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

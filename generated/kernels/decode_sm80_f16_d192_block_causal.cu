@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         1224cf675ddf578ad968c197c88bae661ab15dcb7ab78a46173f42e5bf9970cf
+// digest         68465f90b4238df8554298e87924c86e9e592c725ec0067309f5f02a99d8fac1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

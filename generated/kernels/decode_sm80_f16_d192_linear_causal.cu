@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         b8e6cdf6a97fa0b01de6376a27094c7cc62284fe9200ccef42da47f2f5cf3286
+// digest         45b66ec205b085d7c3248e8654aff339beb143533a6b5b60e074e2bb2cf61884
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         8c3725dc4036bf299d2810a20c731ef5df29fe08fcdb166198d7790af0672249
+// digest         759271fedb542e5a22d6537b7e6c3d7a79afd59aa9a74697dd37cbb1080f30e0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         49d7e2cf2ef66c5d9bcf50083791e18f81beed2279f5e3247dd413ed3a035a15
+// digest         01135ab15ffc5358d31cf0956b50173158d1f37f094956b8bc4e0d28a6ef977d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         00323dcb5b3f08472388cfd2f1f178b73c6b3827b827c70548b17e4f91d0980a
+// digest         bb4923b93d8386f4ca6779983331562f360ecf4e5587fff1af45166ba2354b47
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         0cbcc964402b216539a897e75ebbda2f5328fe9a6a5a9f98e940928613147225
+// digest         a76006a36278a0dd53d7d489f1a20967b84fbe1ae492f92e7aaafc7dab8e0295
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

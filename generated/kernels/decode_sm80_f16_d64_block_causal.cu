@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         fb9b3f6859bd10265153d4b4c36eb4ee202ec89d47de13b7ba7204e1587009ab
+// digest         995dd56ae5c80128b8edeb257bd7c99c3b1818773216fca9727064dfdd4ceb7e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

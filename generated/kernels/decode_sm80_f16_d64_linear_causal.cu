@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         37ac7a1be84fa8b852a7ac556266a03e91f55e6dc5fffb575dc55aac6aa79b13
+// digest         fef4b356ab7334076e9f1e47175eb0c3e1f743a2f138e69a4153c66126a76677
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

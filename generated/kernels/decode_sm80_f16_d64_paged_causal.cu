@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         44196429027f1c19be5231e648c5094ffcd26ab8cfc60eb5f0896ba9315084f2
+// digest         085ac43f094035c62f96890c2ee75a9e779bcc1aa5ad2fed5fca74c6227760b8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         67c4c9fe66e4eb15f6cbcbe1d4f8e79a4d19549a5c3ec75b42d6a920ecef407b
+// digest         6cc14d64ac20292ec1140057f7119394ceffd3cdffa004c2d65365cbdc397a82
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

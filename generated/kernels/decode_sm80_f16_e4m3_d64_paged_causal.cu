@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         2177d04ca5b57893e3fc04e40e0fae0cbeaf0a29d792cf5bb6c9f6d4b558b080
+// digest         f22dcdfdb5dbc17898126591caac3351fa8034c7c4c80753ec1c284f4700940c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

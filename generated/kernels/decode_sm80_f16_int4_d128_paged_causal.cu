@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         2da5e2b95229c096af543812902cb64f05bbfd81c41ca721b8ca1ed3b1389958
+// digest         077c76e516a47270ae72f1195dfa7b5ec206db218501d3436f9b740a7afa5d9b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         805053185a1f4c12b5d471cef449b28ff7b5202e53e356f20e6b0ff88ef6733c
+// digest         cd32092044bc30df31e23bb26e19c8ef3c251a3e59ec5bb6e8ae47327bef5281
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

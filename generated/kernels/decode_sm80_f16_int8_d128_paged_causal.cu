@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         9a366333bd9b19c42965d7f7794120211abcef1232b633ef7e476e3fc9e336d6
+// digest         f7505d6bdd084188e9ab310914521c2e8e857ba8631d9ef6f359b9e6d482f609
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         20bb3c6d063f246d57e29987dd0eb1d393973446f3f282f288d0b8c6f596d255
+// digest         e19a2b9da8c6306c1fdb5da719c198bfba490fd56067fd0d997fdffe9d3ea77f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         b90d9dd807a1363ecf25a40f48977f3eab8ff2b6ba91c396593ca132d806c030
+// digest         a6b33a47fa9974107f85555732c8dd666bca515186121b6804ec33dcf6c811c7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         5e49f17f94fdcf88f436d99f5cc22a1d55fe4441533e09073332ed91d2961517
+// digest         f9f0c2e6bbf08bb66dabb2f04673ecc10c26b1a9a90524258fd2df1afbaa1b3f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         a3f9849a25691479cd3633be1bf928dfe64674afe214de5a5377d156f0ddf28b
+// digest         5a1a0d9b5ab811ad38a91491e54b7002cd41a7d790153db7f8da1da1c0e4b534
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         6c6ae866536ee16c56dc5e769fe55cd7e83ebd1d7d29b054b507e44bdb35736f
+// digest         82f3088c6eeae1f8cf56adcbc0a0cccf075de01ea06762d0509bebd9c6d6afcf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         b337ce3d88ca3ece167939df39c290739159e31de4370ae1b46a3fc88bae344d
+// digest         05179ba517c2cefb06e9ff0a027b55f4ba664a0bad681fb64d3b83ba3a0f3663
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         ea2c6f316d9e208c86a417fc8e81f3535fc3d482203f14844283431c6b11062c
+// digest         fe1df8fe32f498079a6ab9af12cd3273c5f8e2d3ca34ff733a2d8ec8efa0ffc0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

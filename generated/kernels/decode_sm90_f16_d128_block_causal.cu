@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b85b28a4f23725a6ff583b11fc6956ba732b8bebeb16b855deb27d8d35f8d9da
+// digest         27dc74f1794c8bb79557fbf285edfd3c68ef57552f620cb14d8c4819ed5205b7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         7fc7b83f3aaff7138836a94b560b570f0139f7820bbf3302d3503f10551c8834
+// digest         0d5c693053be1f36fd43466f877fa84a107e567f817d74df8a31e3abe222528f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         7f72befa6cc7f74aeebb4100bbb84e7f6231978b704b57737f705266607d5b62
+// digest         b9b983f4b32874041957b41cb9a1da945319337d61e739db3a3a733e30b0541d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

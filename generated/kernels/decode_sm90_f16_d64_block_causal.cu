@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         42c8495397ac4b34c6f2ccccde2eeac0c89ced2098cc15b949aa57d6e1e32cf6
+// digest         54a0dbe0e4cf7a3a2eaacd5eb5d696cf22d0608c76acb7db017d8269bf65ac1b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

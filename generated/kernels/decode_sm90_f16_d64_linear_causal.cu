@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         473ca13a395c1d8316e9e441dc4e28d95c0ed85a18c096d50d4ace40b94fd3ef
+// digest         846957330e7ce28774caa600fc8e9204d5cabde148004a5c38da2937e1bd5d88
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         769f6ffc6680d8625e9835c47c2ff8f19824b0f2500c2c4dae9673dd47172839
+// digest         818b68ed022fd764ce7a6ce21d683b13a946998230f807aa404a4b9cf30463db
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

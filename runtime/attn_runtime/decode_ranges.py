@@ -47,7 +47,7 @@ def cut_column(tiles: ArrayLike, plan: RangePlan, most: int) -> RangeCut:
     else:
         together = ceil_div(count, ranges)
         longest = length * together
-    if count % together or longest * ranges * 9 > total * 10:
+    if count % together or longest * 9 > ceil_div(total, ranges) * 10:
         return equal
     return _make_cut(count // together * parts, length * together, parts)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from attn_runtime.decode_plan import plan_decode, rank_decode, row_tiles
 from attn_runtime.decode_ranges import RangeCut, cut_column, range_of, units_of_range
 from attn_runtime.plan import DeviceLimits, KernelLimits, Plan, PlanError, Problem, RangePlan
-from attn_runtime.problem import SplitKind, SplitPolicy
+from attn_runtime.problem import SplitKind, SplitPolicy, ceil_div
 
 DEVICE = DeviceLimits(sm_count=132)
 KERNEL = KernelLimits(cta_q=8, cta_s=64, ctas_per_sm=2, threads=128, shared_bytes=101120)
@@ -74,15 +74,14 @@ def test_range_of_a_unit_is_the_range_that_holds_it(
 
 @property_test
 @given(columns, plans, st.integers(1, 600))
-def test_the_longest_range_is_at_most_ten_ninths_of_an_equal_share(
+def test_the_longest_range_is_at_most_ten_ninths_of_the_longest_of_equal_ones(
     tiles: list[int], plan: RangePlan, most: int
 ) -> None:
     cut = cut_column(tiles, plan, most)
     if cut.ranges:
         begin, end = bounds(cut)
-        longest = (end - begin).max()
-        share = sum(tiles) / min(most, sum(tiles))
-        assert longest <= max(share * 10 / 9, np.ceil(share))
+        equal = ceil_div(sum(tiles), min(most, sum(tiles)))
+        assert 9 * (end - begin).max() <= 10 * equal
 
 
 def test_short_tiles_of_one_length_are_cut_at_their_ends() -> None:
@@ -90,6 +89,13 @@ def test_short_tiles_of_one_length_are_cut_at_their_ends() -> None:
     cut = cut_column([16] * 32, plan, 33)
     assert set(bounds(cut)[0] % 16) == {0}
     assert set(bounds(cut_column([256] * 32, plan, 33))[0] % 256) != {0}
+
+
+def test_tiles_of_few_units_are_cut_at_their_ends_where_no_range_gets_longer() -> None:
+    cut = cut_column([11] * 3, RangePlan(ctas=128, aligned_units=128), 16)
+    begin, end = bounds(cut)
+    assert (cut.ranges, set(end - begin)) == (15, {2, 3})
+    assert {0, 11, 22} <= set(begin)
 
 
 def test_the_workspace_of_the_heuristic_depends_on_neither_batch_nor_lengths() -> None:
