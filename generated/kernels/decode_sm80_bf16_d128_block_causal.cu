@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         1669f9d68f24c77e5e579934d8a11b65d0887c16b731545e5657a42b21845e9c
+// digest         e75116181f3ad6f6c324d8b8b7aa9894032faacb53213e6ba95ce767ba6ceab2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         8442ccabb56e304e1ff5395011d98f547f5218843325712d721522457bbabb2f
+// digest         f67c907d53dc9d497af8a48b92a4c528f6a0f605184440adcfa2cd5732b7aa56
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

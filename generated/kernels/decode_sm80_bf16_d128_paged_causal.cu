@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         54dfccf9ea224009abb88e76c8a155be23ffa733a7265d5cf71b92b45e3d07a1
+// digest         d260370d21992cc272ccb41ea6a1b076cd9c69eb80a9cfe47400e1ed94cf6cd5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         60285aba4b16b9e82386801a15bf68f41de2922d594e3b3fe371097c65a7cca0
+// digest         08152f0775142e3f2921a018c0aeaa80167cee300f11b9788e951a1c79c60f68
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

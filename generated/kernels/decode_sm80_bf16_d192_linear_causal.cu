@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         45f28f377c2a97ca441352c8cd7aaacb7ac478d410c071e99f267bf07c6dd954
+// digest         281dbf13b472f3a3f1918262f7c13e88ce354490bbc2884a3b99a31b7446ddac
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         3b202c751c03cb1248804bd4f04898f7c452d428b72396a0cbf56f3e5e247404
+// digest         2a78f53ebfb9ccd572fae846aeec2556b1693ba85dd28b4979b35ab22799b315
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         9a3d3314b3301cfd8975e5789b90a718883d3a6640f1e4c4defae521730d336b
+// digest         005e7a6516034f789a4a681aeff7dd5b42d51b5ea7b37071f396934a60bcfb82
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         9845800445492b1ab09e82a0972fe9d038f40ed488f4e2dcbbb8e9af02c4e5ac
+// digest         74f79f40a1034aeac16563b083c51f6031bfc6100e88a477798acb0fbf668398
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         35403f2450a370d22fb354d590774e42498584605724b76a54d67416e8ab480e
+// digest         9aff1b05773add2cb3d5c1e75f83eda6f29b9e31e4a6137d0ed73985911a3856
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         0b1a8b6a8d63b2c3d53d592a45356306372c518e02ff294546beebce82ba8fbf
+// digest         25a47fddb13fe321b1a9f41cdff46757e80d8f31da27231c4cc2dca187163192
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

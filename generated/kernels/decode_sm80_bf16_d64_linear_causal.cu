@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         c6d7451ecc7ad87bc99c243facfc469eccf3620d45d331d98d420195d25ab383
+// digest         344dec0631e9fddc2c5dfd4bb56250479482a9e3263a35f4d1b00466da83e779
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         6ebc8d3e797f7a15cb58adf619c093ad8f11b22f3d50df122f4d1b84bf176904
+// digest         6b862104b0efa84cc907b5fdac3f819742bc4c29afc626261bea3f5e0e0a60eb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         342635af4f17f5659cd215cbfcfd8720995a57fe427675282e17cffce6da6cfb
+// digest         063bc48d7bb7b0f67a18e44eb0a55fd2e817eae0e08d5f0fe6c251be4391a1ae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

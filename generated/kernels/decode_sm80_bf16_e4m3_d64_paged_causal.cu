@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         0a41d9d5d3eab92ff82743ad9ed38297d1a33de77e855b316bd736f880c2567f
+// digest         90eeb29f4e7598aef5f7836d22bb94a427799f28a20736cb0993384c5fc5535b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

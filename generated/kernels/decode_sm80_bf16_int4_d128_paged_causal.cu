@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         c49727e2bc55210dbd8734e74d66fbf7ea3d8033d8b4bcd45689762d5c235fb4
+// digest         58eabb7b5b3f8ea30cf874f9e977b6cec8e61835f40cbd488b8afc6c102f9a84
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

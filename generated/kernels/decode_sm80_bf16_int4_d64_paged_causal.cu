@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         e93b18e43c165d1f583441c48d22a801e610f8de26309810e2e858b4ae5e4b06
+// digest         dda42ce87da62c224c86b3047c8eb3e45632d1b9488340facd1783f313bccf13
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

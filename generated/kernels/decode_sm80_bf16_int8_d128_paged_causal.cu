@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         902a9ef209810439f0362a8f76011933f34ebdecd2963d30a13d15a63eed2daa
+// digest         291262211c077b559b804b6c90d75eb106da50ad1242c082412a472545914b80
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         45873787da40f184157025e2a40f9f0f5c4318f4e689397bcd6e225148371caa
+// digest         ed4fa013d04a573bb0950dc897a7d7a73f4f59a5362f8bb96d4d3382ea048b71
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

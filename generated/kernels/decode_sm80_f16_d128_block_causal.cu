@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         fd077e3163c176a556f82ccd18e6f5334ff970d1d21f98194fa6ae64e27e1822
+// digest         8639e754573dad42df25b28ee9ce6eba29c9840af26e955acb7a181c4b4785c8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

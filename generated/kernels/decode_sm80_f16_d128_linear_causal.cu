@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         27f1ef481dc4cd3490a71dcfea58c432fb09d22db57d7f150856b4d35cf82b93
+// digest         1f18361faa28245e8f40cfb38ce44abc23adb4ac6935b764f3f2fd211e623d65
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         2dd7e2f7c292427cc754d6077353ed25d3c8a9b8e2f8eee831e3d0a0c99322e6
+// digest         a69f8b348c6f6e8c2043e845cc7da8675bae5a85cd23bc8ea9cf9476bc9a061e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

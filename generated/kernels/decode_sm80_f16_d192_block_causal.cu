@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         68465f90b4238df8554298e87924c86e9e592c725ec0067309f5f02a99d8fac1
+// digest         ebf592f257808ec8e055fd69646d87fd21680595bdb0c31f081885935b78a9dd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         45b66ec205b085d7c3248e8654aff339beb143533a6b5b60e074e2bb2cf61884
+// digest         a31d2c5e7a2e221c5d2d99c26ac14c5f9476593a80f175ef1169b3c9ded6ae8c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

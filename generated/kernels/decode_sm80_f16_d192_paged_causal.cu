@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         759271fedb542e5a22d6537b7e6c3d7a79afd59aa9a74697dd37cbb1080f30e0
+// digest         6ec727aff212b6496b57cb052fb90ae2623657c0cd10d69773229674fbee80e7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

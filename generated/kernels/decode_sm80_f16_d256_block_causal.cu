@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         01135ab15ffc5358d31cf0956b50173158d1f37f094956b8bc4e0d28a6ef977d
+// digest         a7e8a8648b1ac86e5c488eeccc08bab8ad4883d95062b716f66bcbf61635ba31
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

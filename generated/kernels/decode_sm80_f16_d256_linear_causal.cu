@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         bb4923b93d8386f4ca6779983331562f360ecf4e5587fff1af45166ba2354b47
+// digest         825a39d4ac5d7faca8095e59f8611d23ca2e93ce4a4cd3df7e7ebbcb2f71a763
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

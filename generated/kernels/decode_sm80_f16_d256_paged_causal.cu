@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         a76006a36278a0dd53d7d489f1a20967b84fbe1ae492f92e7aaafc7dab8e0295
+// digest         bf2e0fa2144bc1b4f96864c450b6bacf837cf0460e9d867f2793811518f8b73a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

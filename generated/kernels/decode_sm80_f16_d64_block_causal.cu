@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         995dd56ae5c80128b8edeb257bd7c99c3b1818773216fca9727064dfdd4ceb7e
+// digest         71072e508f899ae4c816b5e10f9913e88f97e796c2dc4410fbd217af1ee29fe9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

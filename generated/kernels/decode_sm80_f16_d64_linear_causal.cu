@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         fef4b356ab7334076e9f1e47175eb0c3e1f743a2f138e69a4153c66126a76677
+// digest         bcaa99176efa89b69fe0f553b9dd87659e3a44150d14565fbd4511ca17f5e358
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

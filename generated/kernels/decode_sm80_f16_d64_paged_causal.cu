@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         085ac43f094035c62f96890c2ee75a9e779bcc1aa5ad2fed5fca74c6227760b8
+// digest         5401d7886be67aa6f44f2c3b5528baba9701c9e2f988b6febd714ec9c63a8336
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

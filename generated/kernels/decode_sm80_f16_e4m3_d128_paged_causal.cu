@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         6cc14d64ac20292ec1140057f7119394ceffd3cdffa004c2d65365cbdc397a82
+// digest         693c6d275c5324053220d7f4aebfc3f04494950cdb1b93d9d2e2d7f4a67a1205
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

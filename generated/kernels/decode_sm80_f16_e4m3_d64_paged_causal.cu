@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         f22dcdfdb5dbc17898126591caac3351fa8034c7c4c80753ec1c284f4700940c
+// digest         42884e0c0938be5457e2b6e395d3b0de3aa230b454d844bda4438888fb862a02
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         077c76e516a47270ae72f1195dfa7b5ec206db218501d3436f9b740a7afa5d9b
+// digest         632b07c0c6a7bb2ee72031eb509a9f3ff5b1fa2472dcb741499af3799043b23c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         cd32092044bc30df31e23bb26e19c8ef3c251a3e59ec5bb6e8ae47327bef5281
+// digest         0ae82360a35e128b2e9fe7cb3127713dd69817a3242e8bbdfe4b8af4d7d5f1ce
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         f7505d6bdd084188e9ab310914521c2e8e857ba8631d9ef6f359b9e6d482f609
+// digest         3f40f86cb6c66bec5eae37f5f9224e22cfd8af9f6e5418e54dc00b1b0a6a5f5e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         e19a2b9da8c6306c1fdb5da719c198bfba490fd56067fd0d997fdffe9d3ea77f
+// digest         eac69193d2cd559b11537f086e9ce069b9124a966364591edfc86f0cc153225e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         a6b33a47fa9974107f85555732c8dd666bca515186121b6804ec33dcf6c811c7
+// digest         4d840bcc6df2b81a1d17af56d38708383224f3596d07fc8540dbb8546bb24948
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

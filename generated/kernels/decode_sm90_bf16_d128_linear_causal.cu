@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         f9f0c2e6bbf08bb66dabb2f04673ecc10c26b1a9a90524258fd2df1afbaa1b3f
+// digest         ed776c8e0763b4f3e32e1b073127a688c3e78a5d39df2d1e999d0a98fbe31458
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         5a1a0d9b5ab811ad38a91491e54b7002cd41a7d790153db7f8da1da1c0e4b534
+// digest         0ad3e78ae3e354131545b22d67c629a5934d0f54911f3007259bf4cadbabc0fd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

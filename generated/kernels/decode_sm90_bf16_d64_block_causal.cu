@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         82f3088c6eeae1f8cf56adcbc0a0cccf075de01ea06762d0509bebd9c6d6afcf
+// digest         8381421556bd421175c529f8d62a291b90e28b5bb5a157be420f4dd7b1e59475
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         05179ba517c2cefb06e9ff0a027b55f4ba664a0bad681fb64d3b83ba3a0f3663
+// digest         237ece2d5d118236a8a664fb6f611be7e29c8c710ddede3d04f468834b4ffa38
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

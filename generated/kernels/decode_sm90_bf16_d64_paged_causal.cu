@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         fe1df8fe32f498079a6ab9af12cd3273c5f8e2d3ca34ff733a2d8ec8efa0ffc0
+// digest         756b7e8bb4fbbd38dc1fcfaa44544414c38f6e6bf371b7126e70ad997cebf7c0
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         27dc74f1794c8bb79557fbf285edfd3c68ef57552f620cb14d8c4819ed5205b7
+// digest         33dea013c59c1f72f026fb22740b0c19217b711a44cfb12ecc71b22d777a8ab8
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

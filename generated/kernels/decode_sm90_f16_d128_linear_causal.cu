@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         0d5c693053be1f36fd43466f877fa84a107e567f817d74df8a31e3abe222528f
+// digest         f88e91703d69091b7ee25a44b102b65b50da2e5f7ec947b3dfda5580e4844ee2
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         b9b983f4b32874041957b41cb9a1da945319337d61e739db3a3a733e30b0541d
+// digest         b46114fe50fc36d85e4a7f4bea3c6681fe680135feac4f83a641ac436386e3dd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

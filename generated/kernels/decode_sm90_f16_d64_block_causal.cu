@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         54a0dbe0e4cf7a3a2eaacd5eb5d696cf22d0608c76acb7db017d8269bf65ac1b
+// digest         d2fb99bce892adec9b52955294f9ab8409d39f004eb06ba8ab46b3df362e4237
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         846957330e7ce28774caa600fc8e9204d5cabde148004a5c38da2937e1bd5d88
+// digest         e30c6fdcedebee832ea9eba6e5d5597475c4aa835bcf5723d60dfddbb1612a58
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

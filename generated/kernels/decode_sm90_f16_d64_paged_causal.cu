@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         818b68ed022fd764ce7a6ce21d683b13a946998230f807aa404a4b9cf30463db
+// digest         580b469de43fe26b55afb3a0c2b34d6b7dfdabdfccfbe267ac61802ca3ecaec5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -48,6 +48,8 @@ __device__ __forceinline__ void decode_ahead(DecodeStorage<Config>& storage,
   CtaWork column;
   assign_column(column, arguments, arguments.ranges.columns, arguments.ranges.ranges);
   Lengths own = load_lengths<Reading::kPastL1>(params, sequence);
+  asm volatile("" ::: "memory");  // the rest of the arguments comes while lengths are under way
+  touch(arguments);
   prefetch<Config>(params);
   bool is_certain = false;
 #pragma unroll 1

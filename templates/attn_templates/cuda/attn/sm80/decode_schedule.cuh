@@ -26,7 +26,7 @@ __device__ __forceinline__ void prefetch(const AttentionParams<typename Config::
 }
 
 // Reads a word of each line of the arguments. A line takes its time when it is first needed: so all
-// come together, and before the wait.
+// come together, and before the wait; but behind the first loads, which need few of them.
 template <class T>
 __device__ __forceinline__ void touch(const DecodeArguments<T>& arguments) {
   constexpr int kLine = 64;

@@ -31,7 +31,6 @@ template <class Config>
 __device__ __forceinline__ void decode_plain(sm80::DecodeStorage<Config>& storage,
                                              const DecodeArguments<typename Config::T>& arguments) {
   if constexpr (Config::kCache == CacheType::kPaged) {
-    sm80::touch(arguments);
     sm80::decode_ahead<Config>(storage, sm80::plain<Config>(arguments), FormerLaunch());
   } else {
     sm80::decode<Config>(storage, sm80::plain<Config>(arguments), FormerLaunch());
