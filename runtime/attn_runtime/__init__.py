@@ -8,6 +8,7 @@ or fails is a CodegenError, an AttnError but for those of configurations.
 Importing this package imports neither PyCUDA, nor cuda.bindings, nor torch.
 """
 
+from attn_codegen import __version__
 from attn_codegen.errors import CodegenError, ConfigError
 from attn_runtime.attention import Attention
 from attn_runtime.cache_pools import KVCache
@@ -45,4 +46,5 @@ __all__ = [
     "RingAttention",
     "SplitPolicy",
     "ToolchainError",
+    "__version__",
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import attn_codegen
+import attn_runtime
 from attn_codegen import presets, renderer
 from folders import on_disk
 
@@ -78,3 +79,7 @@ def test_an_emit_needs_click_and_jinja_and_the_rest_numpy() -> None:
 def test_the_changelog_knows_the_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"## {attn_codegen.__version__}" in changelog
+
+
+def test_both_packages_say_the_version() -> None:
+    assert attn_runtime.__version__ == attn_codegen.__version__
