@@ -101,6 +101,13 @@ int main() {
   refuse<Linear>([](Params& p) { p.linear_iter_params.k_token_stride = 0; });
   refuse<Paged>([](Params& p) { p.cp_size = 2; });
   refuse<Linear>([](Params& p) { p.cp_size = 2; });
+  for (const int stride : {8 * 128, 8 * 128 - 8}) {  // the heads of a token, and less
+    refuse<Paged>([stride](Params& p) {
+      p.cp_size = 2;
+      p.cp_form = attn::CpForm::kPartOnly;
+      p.cp_out_stride = stride;
+    });
+  }
   refuse<Paged>([](Params& p) {
     p.split_cnt = 2;
     p.split_size = 512;
@@ -126,6 +133,15 @@ int main() {
   tell([&] { attn::detail::check_write<Write>(written); });
   written.paged_iter_params.block_table = nullptr;
   tell([&] { attn::detail::check_write<Write>(written); });
+  attn::Plan parts;
+  parts.cp_stride = 100;
+  for (const int stride : {102, 101, 98}) {
+    Params rank = example();
+    rank.cp_size = 2;
+    rank.cp_O = rank.cp_ML = at<float>(256);
+    rank.cp_stride = stride;
+    tell([&] { attn::detail::check_parts(rank, parts); });
+  }
   attn::Plan plan;
   plan.split_cnt = 3;
   plan.workspace_bytes = 1000;

@@ -53,6 +53,9 @@ EXPECTED = (
     "parts, or set cp_form to kPartOnly",
     "linear_iter_params.cu_rows | linear_iter_params.cu_rows is null, but cu_k_len counts keys of "
     "all 2 ranks: give the first row of each sequence in this rank's K and V",
+    "accepted",
+    "cp_out_stride | cp_out_stride is 1016: the heads of a token take 1024 elements; 0 lays tokens "
+    "back to back",
     "split_size | split_cnt is 2 and split_size is 512: set one of them, the other is 0",
     "v | v is null: give a device address",
     "k | k is address 264: it must be a multiple of 16, since kernels read and write 16 bytes at a "
@@ -64,6 +67,9 @@ EXPECTED = (
     "v_stride | v_stride is 0: give the elements from the row of one token to that of the next",
     "accepted",
     "paged_iter_params.block_table | paged_iter_params.block_table is null: give a device address",
+    "accepted",
+    "cp_stride | cp_stride is 101: a part takes 100 floats, and starts at an even one",
+    "cp_stride | cp_stride is 98: a part takes 100 floats, and starts at an even one",
     "workspace | workspace is null: this call is split, or its keys are spread over ranks; give "
     "1000 bytes",
     "workspace | workspace has 10 bytes, and this call needs 1000 (workspace_size): give more, or "
