@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where set_workspace points the params, and how many splits they may then have.
+// Where set_workspace points the params, and how many splits a launch may then have.
 #include <cstdint>
 #include <cstdio>
 
 #include "attn/attention.h"
+#include "attn/call_problem.h"
 
 namespace {
 
@@ -27,6 +28,17 @@ void print_splits(const char* what, int ctas, int counters) {
   params.max_split_k = 7;
   attn::set_workspace(params, plan, workspace());
   std::printf("%s: max_split_k %d\n", what, params.max_split_k);
+}
+
+void print_launched(const char* what, bool has_workspace, int split_cnt, int split_size) {
+  Params params;
+  params.max_split_k = 7;
+  params.split_cnt = split_cnt;
+  params.split_size = split_size;
+  if (has_workspace) {
+    params.partial_O = params.partial_ML = static_cast<float*>(workspace());
+  }
+  std::printf("%s: at most %d\n", what, attn::detail::launched_splits(params));
 }
 
 void print_parts(const char* what, attn::CpForm form, std::int64_t O_at, std::int64_t ML_at) {
@@ -59,5 +71,9 @@ int main() {
   print_splits("decode of ranges", 264, 1056);
   print_parts("complete", attn::CpForm::kComplete, 1312, 1600);
   print_parts("scaled", attn::CpForm::kScaled, 2048, 1312);
+  print_launched("the planner's choice without a workspace", false, 0, 0);
+  print_launched("the planner's choice", true, 0, 0);
+  print_launched("a count without a workspace", false, 3, 0);
+  print_launched("a size without a workspace", false, 0, 64);
   return 0;
 }
