@@ -74,6 +74,9 @@ void invokeDecoding(const typename Kernel::ParamType& params) {
   arguments.params = params;
   arguments.params.causal = true;
   arguments.params.max_split_k = detail::launched_splits(params);
+  if (params.max_k_len <= 0) {
+    arguments.params.paged_iter_params.max_blocks = 0;  // without keys the table need not exist
+  }
   const KernelInfo& info = detail::state_of<Kernel>().on_current_device();
   const Plan plan = detail::decode_plan_of<Kernel>(arguments.params, info);
   detail::check_decode_memory(plan, arguments.params);

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         e75116181f3ad6f6c324d8b8b7aa9894032faacb53213e6ba95ce767ba6ceab2
+// digest         47259b02394a5f6d826a6edc459b89af6d4dd4d31c8f29a4fa831bc130f6f840
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         f67c907d53dc9d497af8a48b92a4c528f6a0f605184440adcfa2cd5732b7aa56
+// digest         2a8f4cc72036184dfe00731e27e1ad4a71fe715fe4cde7abd8151131911af11d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         d260370d21992cc272ccb41ea6a1b076cd9c69eb80a9cfe47400e1ed94cf6cd5
+// digest         b9bd1a9dbdc03ff5e1eff217a8465866a4c7f413b808b6fc89b6e75b482a17a7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

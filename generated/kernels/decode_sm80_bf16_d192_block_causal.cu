@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         08152f0775142e3f2921a018c0aeaa80167cee300f11b9788e951a1c79c60f68
+// digest         3eeec89f89eabd4baea53a984a56d1ab62757f4336352cc0e988cb1a95e05733
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         281dbf13b472f3a3f1918262f7c13e88ce354490bbc2884a3b99a31b7446ddac
+// digest         36557d790cfa26d0c9d865268f480302aaf0f3023094ac68a49429c34207dc33
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         2a78f53ebfb9ccd572fae846aeec2556b1693ba85dd28b4979b35ab22799b315
+// digest         57f7968b04da4567e914072b699bb22f513e755e91203d16e4d3f2b33cae3e48
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         005e7a6516034f789a4a681aeff7dd5b42d51b5ea7b37071f396934a60bcfb82
+// digest         a59b467a9da7c88aa09fa2b5695b61bf62e9faea7001e9ff0350d5fd7ee69ce0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         74f79f40a1034aeac16563b083c51f6031bfc6100e88a477798acb0fbf668398
+// digest         ae0adc454164d921883417465be3d1e6904992b7fab496f3d91fd2ffb606b78d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         9aff1b05773add2cb3d5c1e75f83eda6f29b9e31e4a6137d0ed73985911a3856
+// digest         8607e6e1ec4fea28a385a813e437a38cad7a00a9e4227d8dd3ce68c842cbbffd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

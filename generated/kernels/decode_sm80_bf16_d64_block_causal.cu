@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         25a47fddb13fe321b1a9f41cdff46757e80d8f31da27231c4cc2dca187163192
+// digest         8fdbc3a17b1a9179a8f425f8641be025ee2482da529e24e85a4aa5ffa8b1d8dc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

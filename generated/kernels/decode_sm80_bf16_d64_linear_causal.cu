@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         344dec0631e9fddc2c5dfd4bb56250479482a9e3263a35f4d1b00466da83e779
+// digest         1e58d933acf107146ef5b41ed90a450db80e1424bc9e11508f489dedab87ea16
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         6b862104b0efa84cc907b5fdac3f819742bc4c29afc626261bea3f5e0e0a60eb
+// digest         cdb6ba8ef0c659848d6f022713a6dc14cc34886a9ebe48c72e866a95b0e6c7f8
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

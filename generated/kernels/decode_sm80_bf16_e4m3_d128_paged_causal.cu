@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         063bc48d7bb7b0f67a18e44eb0a55fd2e817eae0e08d5f0fe6c251be4391a1ae
+// digest         738f4d3a5d8af06be0410d4ec6e819248db5ade1753100968f7ac4567dcc577a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

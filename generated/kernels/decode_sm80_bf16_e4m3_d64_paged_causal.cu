@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         90eeb29f4e7598aef5f7836d22bb94a427799f28a20736cb0993384c5fc5535b
+// digest         b736ed0762d86c0a0af80c9add810dac5ebbb5bf92fcf2b5866d8a3d5eab9041
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

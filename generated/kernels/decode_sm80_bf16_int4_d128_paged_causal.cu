@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         58eabb7b5b3f8ea30cf874f9e977b6cec8e61835f40cbd488b8afc6c102f9a84
+// digest         3542d243b441057427a7bbd855d14c56af4ddd75b0b78ffaf9ba943eb147660f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

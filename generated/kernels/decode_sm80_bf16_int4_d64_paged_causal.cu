@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         dda42ce87da62c224c86b3047c8eb3e45632d1b9488340facd1783f313bccf13
+// digest         223d3b05e2a4566e9dec4f795b780a4a459fc0bd91a2be6e38b96c07910313e3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         291262211c077b559b804b6c90d75eb106da50ad1242c082412a472545914b80
+// digest         b9f5a9b8af409de9b590c9661969cd1aa3c8a20bd9ce916ec453bcacca2ffa9d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

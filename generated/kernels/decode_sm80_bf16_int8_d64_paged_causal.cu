@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         ed4fa013d04a573bb0950dc897a7d7a73f4f59a5362f8bb96d4d3382ea048b71
+// digest         9e54f999ab56620b56aaaf92c55424e603be90852b3f6fa50edace41624fc62f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

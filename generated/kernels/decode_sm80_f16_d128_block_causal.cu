@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         8639e754573dad42df25b28ee9ce6eba29c9840af26e955acb7a181c4b4785c8
+// digest         c17f7f689c458aa2851ac92dac5519b08d3a0441b2cabea9edbdafcd81b356f9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         1f18361faa28245e8f40cfb38ce44abc23adb4ac6935b764f3f2fd211e623d65
+// digest         7d1935d26071a73d1f3d1efb7d93962c50605b4a45eed4ab5ae6eff6d88d8054
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         a69f8b348c6f6e8c2043e845cc7da8675bae5a85cd23bc8ea9cf9476bc9a061e
+// digest         143d2d917d5e4aa7558eb37ceb992dcd958e9cebd8618bed8e959b1683f1daff
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

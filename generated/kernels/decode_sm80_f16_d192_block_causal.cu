@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         ebf592f257808ec8e055fd69646d87fd21680595bdb0c31f081885935b78a9dd
+// digest         a3a9a36df2f1dc8722f81134050a4190676bfab1402d771ccc2c09375ae83c2a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         a31d2c5e7a2e221c5d2d99c26ac14c5f9476593a80f175ef1169b3c9ded6ae8c
+// digest         4ff7fc129ddc500a579aa85ac73a848d7a05bbef3cfd1237e1f884b0ee15c47c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         6ec727aff212b6496b57cb052fb90ae2623657c0cd10d69773229674fbee80e7
+// digest         14effe6f27ba10b8cbe760f5a6cbc560dfb50bf5e828936c24275361529d3f82
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         a7e8a8648b1ac86e5c488eeccc08bab8ad4883d95062b716f66bcbf61635ba31
+// digest         0e1795dbfebd5f85d451405967f77d0c3def20029b31833c0faa81355c0d6fae
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

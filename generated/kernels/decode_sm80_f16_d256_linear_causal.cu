@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         825a39d4ac5d7faca8095e59f8611d23ca2e93ce4a4cd3df7e7ebbcb2f71a763
+// digest         5228f05a0f4b9384e1a029ec0d372273b80f487658d5bb092b7c89525f966120
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

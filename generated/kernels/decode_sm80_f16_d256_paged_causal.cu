@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         bf2e0fa2144bc1b4f96864c450b6bacf837cf0460e9d867f2793811518f8b73a
+// digest         3b387b15362957dba5698740edbeb3b59ec75c4ef907a2198c14b3ec7e07cbdd
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         71072e508f899ae4c816b5e10f9913e88f97e796c2dc4410fbd217af1ee29fe9
+// digest         044dd2107e2851589b53494f15d30aefb33a20fbbd92e9655bcfca209053698c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         bcaa99176efa89b69fe0f553b9dd87659e3a44150d14565fbd4511ca17f5e358
+// digest         289b7a62cd0d6fa878b7458aea2399e4a4f326046e4b2a06b4562e71b4efaf36
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

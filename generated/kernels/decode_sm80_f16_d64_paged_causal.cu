@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         5401d7886be67aa6f44f2c3b5528baba9701c9e2f988b6febd714ec9c63a8336
+// digest         2e0f181fd22ecf058f632acf2e296fb11459c36d88c69af46e7c6f53b77e1a2d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

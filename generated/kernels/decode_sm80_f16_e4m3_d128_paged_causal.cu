@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         693c6d275c5324053220d7f4aebfc3f04494950cdb1b93d9d2e2d7f4a67a1205
+// digest         07869dc88fb19424fd813004a71db1834911cd1b44dc4cefc2274e9d0bca289d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         42884e0c0938be5457e2b6e395d3b0de3aa230b454d844bda4438888fb862a02
+// digest         fd82b86899052c7fe387e7563c8610c656ab826c40818e08a83fb5d5b16d02bb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

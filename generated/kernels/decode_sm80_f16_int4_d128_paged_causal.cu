@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         632b07c0c6a7bb2ee72031eb509a9f3ff5b1fa2472dcb741499af3799043b23c
+// digest         8b6750d5cff567e3031c2b36988c27ed4ef4d547044bc46643f4ede517136cb0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

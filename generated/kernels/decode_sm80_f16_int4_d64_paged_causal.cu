@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         0ae82360a35e128b2e9fe7cb3127713dd69817a3242e8bbdfe4b8af4d7d5f1ce
+// digest         d1b2223ec6cae1c828cb5efcdfa1bc9ebd2dec2f907dc88fd2548b66f6ceab51
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         3f40f86cb6c66bec5eae37f5f9224e22cfd8af9f6e5418e54dc00b1b0a6a5f5e
+// digest         7798564a88c39f436f8df0df7a12fe334778293df90b7909b7e8658e687551f7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         eac69193d2cd559b11537f086e9ce069b9124a966364591edfc86f0cc153225e
+// digest         af3f8142880207a1569191233ee4ab1fe551bb829ce7524e5a6a71d78bd44dad
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

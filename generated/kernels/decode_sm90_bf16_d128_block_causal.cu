@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         4d840bcc6df2b81a1d17af56d38708383224f3596d07fc8540dbb8546bb24948
+// digest         61ed09056b3b6c06617934ecc37696b991ce15eb9bb815767bc811a15bc9764d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         ed776c8e0763b4f3e32e1b073127a688c3e78a5d39df2d1e999d0a98fbe31458
+// digest         31330a58cc722e1f4bcdd1f5b5a3ea09e3f1faa864e74358c6c88d103e7cf28c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

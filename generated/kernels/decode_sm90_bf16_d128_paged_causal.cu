@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         0ad3e78ae3e354131545b22d67c629a5934d0f54911f3007259bf4cadbabc0fd
+// digest         d257f2c75485cfb60db6ff9a37c3c023418c44b08208cb066658b2c03b80a0cf
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         8381421556bd421175c529f8d62a291b90e28b5bb5a157be420f4dd7b1e59475
+// digest         ee69787d5534b618c4f1c01a24db2d240aed7524b885530fb2a4a3156f2e400a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

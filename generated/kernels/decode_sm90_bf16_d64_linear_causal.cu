@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         237ece2d5d118236a8a664fb6f611be7e29c8c710ddede3d04f468834b4ffa38
+// digest         3825807c0282425339aed3e494f2b34fbd5a2dee930c8262293713ee1071df95
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         756b7e8bb4fbbd38dc1fcfaa44544414c38f6e6bf371b7126e70ad997cebf7c0
+// digest         a2f381ab875ac9cdef7c414cc97225f5462d0801185c19c9368cabaf6eeb12b3
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

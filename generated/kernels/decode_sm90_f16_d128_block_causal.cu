@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         33dea013c59c1f72f026fb22740b0c19217b711a44cfb12ecc71b22d777a8ab8
+// digest         0286a0bdc78221122d32a8e539225981e0fd01ce3013583b4b1d966b3efb2bfa
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         f88e91703d69091b7ee25a44b102b65b50da2e5f7ec947b3dfda5580e4844ee2
+// digest         230b539b50e774657e2c1529f46a2a6e24387acecd286b08895fb7c8769e5753
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         b46114fe50fc36d85e4a7f4bea3c6681fe680135feac4f83a641ac436386e3dd
+// digest         5c18f6cb2a1ddd3d6ba0b6525cdb7e648acfa7e96e4c8cea198e7cec0aebe50e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

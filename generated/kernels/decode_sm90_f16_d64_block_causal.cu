@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         d2fb99bce892adec9b52955294f9ab8409d39f004eb06ba8ab46b3df362e4237
+// digest         05f841b76cdb5db68ffcc0c8c3c7c3ccfc614c615361241a49f78fc9209a68a6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         e30c6fdcedebee832ea9eba6e5d5597475c4aa835bcf5723d60dfddbb1612a58
+// digest         500f3214ab7d4a6c88d03c57ce48e9c2b76a9a5dfc57cecc5db517daeca82be6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         580b469de43fe26b55afb3a0c2b34d6b7dfdabdfccfbe267ac61802ca3ecaec5
+// digest         a77d72104ec827b24af9e90b00edc1e83a920f8964e761e1141428a2c5c626a5
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

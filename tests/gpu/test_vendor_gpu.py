@@ -175,6 +175,16 @@ def test_a_decode_without_its_counters_names_them(library: Library) -> None:
     assert library.decode(given) == c_abi.SUCCESS, "without a workspace it is not split"
 
 
+def test_a_decode_over_no_keys_reads_no_block_table(library: Library) -> None:
+    kernel = kernel_of(DECODES[0])
+    problem = problem_of(kernel, Task(batch_for(kernel, [1, 2], [0, 0])))
+    output = fresh_output(problem)
+    given = c_call(problem, SplitPolicy.off(), output)
+    given.paged_iter_params.block_table, given.paged_iter_params.max_blocks = None, 8
+    assert library.decode(given) == c_abi.SUCCESS, library.last_error()
+    assert not verdict(problem, output)
+
+
 def test_four_threads_may_call_at_once_from_the_first_call_on(library: Library) -> None:
     split = SplitPolicy.fixed(3)
     named = map(kernel_of, (*NAMES, DECODES[0]))
