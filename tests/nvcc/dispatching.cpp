@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which kernels are taken on devices of 99 and of 227 KiB of shared memory, of a table of two tiles,
-// and how far they are split in a workspace. The CUDA runtime is that of one_device.h and of this
+// and on devices of other capabilities, and how far they are split in a workspace. The CUDA runtime is that of one_device.h and of this
 // file: no GPU is asked.
 #include <cuda_runtime_api.h>
 
@@ -13,6 +13,7 @@
 namespace {
 
 int shared_kib = 0;  // of a CTA, on the device
+int major = 8;       // of its compute capability
 
 using attn::KernelInfo;
 using attn::detail::KernelRow;
@@ -63,6 +64,22 @@ KernelRow row() {
   return row;
 }
 
+// Of the family that is written for 9.0 alone.
+KernelRow hopper_row() {
+  KernelRow made = row<96>();
+  made.family = attn::detail::family_of(attn::arch::Sm90{});
+  made.describe = [] {
+    KernelInfo info;
+    info.name = "of Hopper";
+    return info;
+  };
+  return made;
+}
+
+const char* taken() {
+  return attn::detail::kernel_for(attn::detail::Traits{}, 0, nullptr, 0).describe().name;
+}
+
 void print_fit(int bytes, int max_split_k, int split_cnt) {
   attn::AttentionParams<half> params;
   params.cache = attn::CacheType::kBlock;
@@ -81,14 +98,14 @@ void print_fit(int bytes, int max_split_k, int split_cnt) {
 }  // namespace
 
 attn::detail::KernelTable attn::detail::kernel_table() {
-  static const KernelRow rows[] = {row<96>(), row<160>()};
-  return {rows, 2};
+  static const KernelRow rows[] = {row<96>(), row<160>(), hopper_row()};
+  return {rows, 3};
 }
 
 extern "C" cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:
-      return *value = 8, cudaSuccess;
+      return *value = major, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
       return *value = 0, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
@@ -105,9 +122,13 @@ int main() {
     for (const KernelInfo& info : attn::prepare(0)) {
       std::printf(" %s", info.name);
     }
-    const KernelRow& taken = attn::detail::kernel_for(attn::detail::Traits{}, 0, nullptr, 0);
-    std::printf(", taken %s\n", taken.describe().name);
+    std::printf(", taken %s\n", taken());
   }
+  for (const int number : {8, 9, 10}) {
+    major = number;
+    std::printf("capability %d.0: %s\n", number, taken());
+  }
+  major = 8;
   print_fit(7000, 0, 0);
   print_fit(6999, 0, 0);
   print_fit(2000, 0, 0);

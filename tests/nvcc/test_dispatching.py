@@ -47,10 +47,18 @@ def test_tiles_that_a_device_has_no_room_for_are_neither_prepared_nor_taken(
     ]
 
 
+def test_a_device_takes_the_latest_family_that_it_runs(printed: Callable[[str], list[str]]) -> None:
+    assert printed("dispatching.cpp")[2:5] == [
+        "capability 8.0: large",
+        "capability 9.0: of Hopper",
+        "capability 10.0: large",
+    ]
+
+
 def test_calls_are_split_as_far_as_a_workspace_goes_unless_they_say_how(
     printed: Callable[[str], list[str]],
 ) -> None:
-    assert printed("dispatching.cpp")[2:] == [
+    assert printed("dispatching.cpp")[5:] == [
         "7000 bytes, max_split_k 0, split_cnt 0: 7 splits, max_split_k 7",
         "6999 bytes, max_split_k 0, split_cnt 0: 6 splits, max_split_k 6",
         "2000 bytes, max_split_k 0, split_cnt 0: 2 splits, max_split_k 2",
