@@ -351,7 +351,7 @@ class Consumer {
   // --- what elements of K and V stand for ------------------------------------------------------
 
   __device__ __forceinline__ int kv_head() const {
-    return packed_rows(arguments_).packs(item().head) / arguments_.group_packs;
+    return item().head / (arguments_.pack_heads * arguments_.group_packs);
   }
 
   __device__ __forceinline__ float key_factor() const {
