@@ -20,6 +20,13 @@ __device__ __forceinline__ float exp2_approximate(float x) {
   return y;
 }
 
+// 1 / x, with denormals taken for 0.
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Two floats rounded to nearest and packed, `low` in the low half.
 __device__ __forceinline__ uint32_t pack(float low, float high, half) {
   uint32_t packed;

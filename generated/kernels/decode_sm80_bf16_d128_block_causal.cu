@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         47259b02394a5f6d826a6edc459b89af6d4dd4d31c8f29a4fa831bc130f6f840
+// digest         4d50311a8f39773571e4cb69d3d2ddd416a6544be68046eab6a12ee5e5a37b25
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

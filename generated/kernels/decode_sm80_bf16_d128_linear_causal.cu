@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         2a8f4cc72036184dfe00731e27e1ad4a71fe715fe4cde7abd8151131911af11d
+// digest         28af35461440964edfea2f0bea53127f6014fd00a50d8905e4b12f989ffec873
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         b9bd1a9dbdc03ff5e1eff217a8465866a4c7f413b808b6fc89b6e75b482a17a7
+// digest         a01cd3eaaa9ce5916e59c0a4b3354b5ab71b63ceaac980a1dc2cbe08b7c397de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

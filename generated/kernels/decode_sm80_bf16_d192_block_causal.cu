@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         3eeec89f89eabd4baea53a984a56d1ab62757f4336352cc0e988cb1a95e05733
+// digest         2656973995ec5d3752027ec49f25fab6c92185642301e8004b062325359c720c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

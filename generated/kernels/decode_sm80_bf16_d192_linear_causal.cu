@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         36557d790cfa26d0c9d865268f480302aaf0f3023094ac68a49429c34207dc33
+// digest         641c621addd4169c22249bab72c10977852e3cbc55f0a87899322ec36831adc5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

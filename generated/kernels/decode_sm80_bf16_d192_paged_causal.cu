@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         57f7968b04da4567e914072b699bb22f513e755e91203d16e4d3f2b33cae3e48
+// digest         c8e588ebf0b81b09e2141f19ec9f64ba713d6930ddad2d2759fe2d5b0d84b9ef
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

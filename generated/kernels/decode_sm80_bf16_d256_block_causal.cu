@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         a59b467a9da7c88aa09fa2b5695b61bf62e9faea7001e9ff0350d5fd7ee69ce0
+// digest         1167f42708480184503a434812a187856fb816f4431737a03648815e966e6474
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         ae0adc454164d921883417465be3d1e6904992b7fab496f3d91fd2ffb606b78d
+// digest         4b2be6b0866463468342072effd7e72542821105c73fbaa21583beddb1654f78
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

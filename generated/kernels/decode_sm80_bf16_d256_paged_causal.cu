@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         8607e6e1ec4fea28a385a813e437a38cad7a00a9e4227d8dd3ce68c842cbbffd
+// digest         047725605a1a23bf70e324ba3f34991ae90046cd9f6bb011dcb56e0d9eef4eeb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         8fdbc3a17b1a9179a8f425f8641be025ee2482da529e24e85a4aa5ffa8b1d8dc
+// digest         9af333a283b101048da56d55376f6a5e2de0b844a020e3f27db839197069c892
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         1e58d933acf107146ef5b41ed90a450db80e1424bc9e11508f489dedab87ea16
+// digest         15ffa62e1bed6880e84b4b467c3f4cbd3686ae95ce4922692263582602bdc334
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

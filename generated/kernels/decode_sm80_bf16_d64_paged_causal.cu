@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         cdb6ba8ef0c659848d6f022713a6dc14cc34886a9ebe48c72e866a95b0e6c7f8
+// digest         cb8634528be976ff0d7d1924bfc6bc45d208fae3f94cd225c86e2d9628540178
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         738f4d3a5d8af06be0410d4ec6e819248db5ade1753100968f7ac4567dcc577a
+// digest         2ed457f83ebfa69c53b6d033644ad38571d4b9fe84d68c60549d6d52141aba5d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

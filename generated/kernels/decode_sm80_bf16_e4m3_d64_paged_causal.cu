@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b736ed0762d86c0a0af80c9add810dac5ebbb5bf92fcf2b5866d8a3d5eab9041
+// digest         30311435070dfdf17ccd49cb5b9cd17aa0881f30c6cb0256b76ef357162a04e0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         3542d243b441057427a7bbd855d14c56af4ddd75b0b78ffaf9ba943eb147660f
+// digest         dc7f9521dbd0f21e8a3dfed264f30c9be287c709af26980dcc78e0c9f229350d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         223d3b05e2a4566e9dec4f795b780a4a459fc0bd91a2be6e38b96c07910313e3
+// digest         86313b64bd41212e83be97b9550dd55936628838cd4fe9cacd2c4151ffab562b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         b9f5a9b8af409de9b590c9661969cd1aa3c8a20bd9ce916ec453bcacca2ffa9d
+// digest         755d9970dc9385fc2d5b74938156d79711572154069a3f5d28554ab9f7007e8c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         9e54f999ab56620b56aaaf92c55424e603be90852b3f6fa50edace41624fc62f
+// digest         f55958aa6a9129e455500d567aa5273f9172c3271728bdb63aa813ef31de919d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

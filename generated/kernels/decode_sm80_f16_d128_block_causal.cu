@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         c17f7f689c458aa2851ac92dac5519b08d3a0441b2cabea9edbdafcd81b356f9
+// digest         ee5fef1ea49cc342ec700573322eb0f4e6a8d5912a6cf5d6b41fd3038ab49f3f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

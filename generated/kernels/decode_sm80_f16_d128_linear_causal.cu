@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         7d1935d26071a73d1f3d1efb7d93962c50605b4a45eed4ab5ae6eff6d88d8054
+// digest         fa4bb17b72736f77533e9a073f94665018fcedbede7f91ff2bb48879da99bcfe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         143d2d917d5e4aa7558eb37ceb992dcd958e9cebd8618bed8e959b1683f1daff
+// digest         ffe72f8e27a445a36ae7b6307a9672b2228f58739d4a863b2d4e6c01c119db5f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

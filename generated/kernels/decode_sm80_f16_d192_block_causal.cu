@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         a3a9a36df2f1dc8722f81134050a4190676bfab1402d771ccc2c09375ae83c2a
+// digest         5fd6252015b1f9e091269b8b4394b0fc3d4bc6f72a63277352ef516a5f214aca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         4ff7fc129ddc500a579aa85ac73a848d7a05bbef3cfd1237e1f884b0ee15c47c
+// digest         5c3f0af8fc6393361985c397dad82058220c5016aa611a61ee2ed1526b9275da
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

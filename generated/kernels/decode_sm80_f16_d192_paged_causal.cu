@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         14effe6f27ba10b8cbe760f5a6cbc560dfb50bf5e828936c24275361529d3f82
+// digest         6945110fcea4bdbfdb98cf5eedb9987f4804768c74275f1c7870a51a9c4d86a7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         0e1795dbfebd5f85d451405967f77d0c3def20029b31833c0faa81355c0d6fae
+// digest         fd6f014f47658c29431f28bd6067615c3183018b739647749657eb85ede8ef55
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         5228f05a0f4b9384e1a029ec0d372273b80f487658d5bb092b7c89525f966120
+// digest         25f51e81951b81a554625724f2fb736755cb4eac51e31fe38255c6b17d1cebb0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

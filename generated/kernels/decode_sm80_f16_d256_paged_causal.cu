@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         3b387b15362957dba5698740edbeb3b59ec75c4ef907a2198c14b3ec7e07cbdd
+// digest         a48507e5ea42a09f2bba6aa6811afe8954185f5431c8cd8a3386c8514af6e051
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         044dd2107e2851589b53494f15d30aefb33a20fbbd92e9655bcfca209053698c
+// digest         499463f3437a9fe2074d55ff2a44da2fa9a24e56689532edbe6ea6c324eacd96
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         289b7a62cd0d6fa878b7458aea2399e4a4f326046e4b2a06b4562e71b4efaf36
+// digest         c68e355551e485cf020212e1bd45f213912fdfddb9afb85a7b8e5d5e50a1cf6a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

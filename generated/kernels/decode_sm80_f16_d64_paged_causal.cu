@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         2e0f181fd22ecf058f632acf2e296fb11459c36d88c69af46e7c6f53b77e1a2d
+// digest         b68f056e8d3b76281d3395aa1aef929b3281c86ee27c8df7a62d244e3942dd02
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

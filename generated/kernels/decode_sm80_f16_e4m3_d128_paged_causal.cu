@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         07869dc88fb19424fd813004a71db1834911cd1b44dc4cefc2274e9d0bca289d
+// digest         7ed4779a986bed4f16cd84b1ff9055fe751dbdeb5313541ad562487ddfe074bb
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         fd82b86899052c7fe387e7563c8610c656ab826c40818e08a83fb5d5b16d02bb
+// digest         983daadec63486dfed476244a82c231bbd9ca7f9fed90ef6f12e116461a4bcfc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

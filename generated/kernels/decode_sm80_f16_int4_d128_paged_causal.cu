@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         8b6750d5cff567e3031c2b36988c27ed4ef4d547044bc46643f4ede517136cb0
+// digest         776555e786570dd48f699fa735b2f9bb66ce374f295a912dcfc75c9a6da5811a
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

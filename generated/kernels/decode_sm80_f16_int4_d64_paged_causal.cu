@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         d1b2223ec6cae1c828cb5efcdfa1bc9ebd2dec2f907dc88fd2548b66f6ceab51
+// digest         5e321b35aea8afa197b45783d7a39293e416787753e3ba328e2aa21a337768cf
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

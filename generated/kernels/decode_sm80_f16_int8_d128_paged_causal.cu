@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         7798564a88c39f436f8df0df7a12fe334778293df90b7909b7e8658e687551f7
+// digest         38855c96f2b205fddd4d933c94588d1eb2b617cafd16fb823d512afa4210cadc
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         af3f8142880207a1569191233ee4ab1fe551bb829ce7524e5a6a71d78bd44dad
+// digest         47789e0ba7e513b8de41baa813d8d87dbbc8741334d9943d766f67c8ab12d90e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         61ed09056b3b6c06617934ecc37696b991ce15eb9bb815767bc811a15bc9764d
+// digest         f0cdd9eb6f42f350d0cb2fc6ead1550383b27e9002d92712dec1c6ba53127382
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

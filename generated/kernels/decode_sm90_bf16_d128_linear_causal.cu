@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         31330a58cc722e1f4bcdd1f5b5a3ea09e3f1faa864e74358c6c88d103e7cf28c
+// digest         dc2836717a8e9afb17561e293b17ed47e01f14671e7e969f8453a9c0614a3a6e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

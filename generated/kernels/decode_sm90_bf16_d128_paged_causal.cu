@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         d257f2c75485cfb60db6ff9a37c3c023418c44b08208cb066658b2c03b80a0cf
+// digest         6b19c57ad17e64b8acf79a3d27d5540cde0501a1556cfa2341ede4cb693bbc6b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

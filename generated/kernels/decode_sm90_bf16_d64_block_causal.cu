@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         ee69787d5534b618c4f1c01a24db2d240aed7524b885530fb2a4a3156f2e400a
+// digest         8bd6611e4adb38b6612542f4d701fc55cf60ea6dc7ec29e91b22120731eb737e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

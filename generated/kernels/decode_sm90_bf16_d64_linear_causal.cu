@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         3825807c0282425339aed3e494f2b34fbd5a2dee930c8262293713ee1071df95
+// digest         d00ec863d0ab242cf0a4391237c6947fbf02760328714128981225b37e08bdd1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         a2f381ab875ac9cdef7c414cc97225f5462d0801185c19c9368cabaf6eeb12b3
+// digest         e35048f5c5643016001550eb53ce08ddbf0ed27e995dd79c96acb67f9b09b633
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

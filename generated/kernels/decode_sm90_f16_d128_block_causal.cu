@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         0286a0bdc78221122d32a8e539225981e0fd01ce3013583b4b1d966b3efb2bfa
+// digest         dfd653061f31314c583f99d58b4ef7f055d968e3d7919b1e508a90885230b256
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

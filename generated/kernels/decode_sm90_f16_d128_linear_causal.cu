@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         230b539b50e774657e2c1529f46a2a6e24387acecd286b08895fb7c8769e5753
+// digest         92fe18603667852babc4f09a6dd93fd7eb098564e7b3530d6550466216a32fc1
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

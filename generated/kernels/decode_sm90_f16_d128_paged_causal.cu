@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         5c18f6cb2a1ddd3d6ba0b6525cdb7e648acfa7e96e4c8cea198e7cec0aebe50e
+// digest         691d62c9c59a9c39a9c0ea04413cfbee7fe8dcd7e52780523283903b9753cc3d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

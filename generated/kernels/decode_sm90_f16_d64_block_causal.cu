@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         05f841b76cdb5db68ffcc0c8c3c7c3ccfc614c615361241a49f78fc9209a68a6
+// digest         4f9d0f3343ae74ff8f4ab53ada944931d5a94219daf38f2ccf3da4c04d18d9ba
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         500f3214ab7d4a6c88d03c57ce48e9c2b76a9a5dfc57cecc5db517daeca82be6
+// digest         0cfae80aa26c13a2a07b560964a20880dacc57b05f5fdcdf36bf2a52734f931e
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

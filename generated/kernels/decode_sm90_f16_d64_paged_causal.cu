@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         a77d72104ec827b24af9e90b00edc1e83a920f8964e761e1141428a2c5c626a5
+// digest         c9fef39423f3db585d163303d2182141c2247ad43ea46fe794c9d8266efbd70a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         af416526d99257a0bc6300368aaa5900f451cd37a3a57fac74790f796707fab9
+// digest         f9abd6807e6563726eca4356b6206acd0fa43df5e8c0f9c22b39aa78ea069ce8
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_full
 // namespace      attn
-// digest         f26c166f54641680d48487243f59ddf4fda0bdbf84bf7b2081234637b48db31a
+// digest         7d06c1c6363d1d4f8be2dd59e5d10c286c7c1f753177c372416e41664ee688c1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         15a5cb44aacd8e93ee93b71003643327d286140c6d898a5f27b68da48b92be67
+// digest         f2e87604e95377399e06fd932afe8f790eadd16df953d4e924c2002277f37d9e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_linear_full
 // namespace      attn
-// digest         006fd4e4638ba108f27f4bfd6404d5ed50cd96776e55f642112b86324b0da15a
+// digest         d0c6a7f884e2f1cea1244f7e004c48cbfb92bb0c265fdf64f2e41a6b00802885
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         2a601cc9262942f2bc9f7a5b3c85aa8ff5b3de822cad5ded40ea7479ee054c57
+// digest         2aae9bd50b38646462e5127490f31729d823415af36874e52cdaeed2a6bf3c60
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_paged_full
 // namespace      attn
-// digest         07a51d7b78a77ad2028eee42ac9ebc75474146eba538da2537ac5cab43f023af
+// digest         a06b2d0bd4f26cb1f6561d0ed18b44bb3b0a4468bfc0c40bcc5f77f3bd975910
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         8412363dc13cd9f0b042bb964329dba7930f08d1c7345232fa347a0f0fe7582b
+// digest         c32e1259dc266bc02e14366a6ad75cda3aa27d41b2464635cc67cec8f55a8ab0
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_block_full
 // namespace      attn
-// digest         92e3296344d8496ddacd1d7fbf674a65669100b2b678576f9aca2649f03d2df4
+// digest         f7f51ceab0db133238f2145bed3a3716ec3fbe91390bf95d623326d87f83d000
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         87a1896f4cd6f7bdcbd4912b442765c57af5a7cf086920909413ef9c4645809b
+// digest         fc31ec47b0595548bca299ba568808fd18cc6d83dbfba5fba0b785c55ba4d076
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

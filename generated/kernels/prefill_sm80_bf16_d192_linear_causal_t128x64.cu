@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         c4b1165e5bf56895d6419acb53e6a7c20300fba5cb2e553523ac03bd67be88bc
+// digest         201d8e4f86169d234153238496aee6e0b0477b17be47bdee55574e1919564c0a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

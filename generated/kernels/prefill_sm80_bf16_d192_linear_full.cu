@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full
 // namespace      attn
-// digest         f8860868b2b7b2df20a1e8002fad692a33df8af4dda62a10b376577b50a1c655
+// digest         d4286f59513d99773cd21d4d171f27063cb85fbf2b6bd6321d63d025b9e5dc44
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_linear_full_t128x64
 // namespace      attn
-// digest         8749f4ff3a1eddbbcf9457216fd7d038e1888e18504e303363d1e2af7d477311
+// digest         8f8cd80f45915083a669faef52eb0ea23f3586a064db9d46c021a01a7a645937
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         0c75e7c4f31f4ba00c5aec6ed74e01a0dbb33e284552a26f259c03b51c42dbac
+// digest         dadc4644e663dbeb0af393ee192b28b7860e180392572730988b6da35aa58acc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         800bb204fc11dc8b2e0ee0e511d0e5a74d5965b931051fbc8bbc37b4d096d8d1
+// digest         842664c248405476d247bf91428e41ad0987749537d2074274bd20dcd683b180
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

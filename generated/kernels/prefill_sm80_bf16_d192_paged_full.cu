@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full
 // namespace      attn
-// digest         2bba61d9aea13530411c8d19560a6a7232c9124f677130452dfed99c03d92e14
+// digest         dec4aeccecf92a16ed96d164aeab2ba14bbab7ca3b8e1d2b251ff078d34925fb
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

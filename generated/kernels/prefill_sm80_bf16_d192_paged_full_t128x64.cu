@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_paged_full_t128x64
 // namespace      attn
-// digest         6144d29fcc7648eb83b59eb43eefa64437a5bf53cf0a3c79b6146f5e5c8d88c6
+// digest         fbe0258b006a954e3ad87f3d86d073d2160b8eab0b9f709bd8cfc143a2878c1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

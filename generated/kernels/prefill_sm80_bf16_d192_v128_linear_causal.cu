@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         7b1c3d94411f175819ccc9880977849d3c9096dc99bccdb9717f7b103709426c
+// digest         a535232aea2e1d949e1b4c9d518a0c76c5d26b5d2fd622f1bc2c2d10c708511f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

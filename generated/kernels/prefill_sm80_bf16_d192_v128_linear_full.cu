@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         fdedf82ada4ef1874353740bab96802fbb015f096fe8a69911a6af0fe391682e
+// digest         72d3194b8a70d366ae61cd3ff8d4ec7226134fb7989922b19852a7f6a17a0a3e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

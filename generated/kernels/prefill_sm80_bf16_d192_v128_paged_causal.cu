@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         ab35389f052f1475c3f7c55662befd157da8b99126c21049a7e1654c22fb099f
+// digest         a0b4a98aa344a72fc8cdb59b038ddb1f2fb21b80acbce6c32b69f44b4d9a5da3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

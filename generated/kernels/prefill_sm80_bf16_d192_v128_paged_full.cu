@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         0ff9412f1c099635dbfd4cadb852e57f3792f5df89a5da5248a606a73fb65c1f
+// digest         d5cd6cdcb935855ebf4ab22af438f5bb772a217ddd7e705173a621f078883bf1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         8e937040af225e4c10a923a29cd4376a12e662c0bc7338e4bd84d0a3d0422b49
+// digest         8f8c4284a98683f2bc6f19b2a01255ca047bd77a40eeb447343866687221ca28
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_block_full
 // namespace      attn
-// digest         1a637d77bdde454d69eef31ed5be3ebc64e834b3019f92514f045eb5d9aa02e9
+// digest         df6a37c0c06424f0a30241e0c1785cce2e4ee1c205a4709658b5f438669f96ba
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         f9e40bf3464020b7477082e3ba1108151cde59a1cf9d1407f2a32049309ee16f
+// digest         fe18f7564cc9c67d6fc98ea82afae63a3a198d74430aae6c1de2234b7935800a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

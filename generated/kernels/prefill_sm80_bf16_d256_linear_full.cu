@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_linear_full
 // namespace      attn
-// digest         1b8eb080960645f58f354d2fc169a49b363e7503e301c9d1b745dea3e087a217
+// digest         3923238e992fbced248b6f07345ef2856393ecf948b1eb18c915a70bb5ef3a57
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

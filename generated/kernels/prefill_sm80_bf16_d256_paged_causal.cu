@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         f580bd50c66f209271d913a46c5b3c114b11fffe5bdd25707975f01d9c079391
+// digest         afa87a97a9ae55d452a4917e041b088d0907ce5730b55438b523f5f5134db28a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

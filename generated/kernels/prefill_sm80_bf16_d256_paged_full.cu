@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d256_paged_full
 // namespace      attn
-// digest         07a276d96b91ac6b1556363c2e2e9991c74e0588c4e6675c9e2e987eedd4522c
+// digest         f79d1f5853c1c997166de98553f5df28b91fc86a0fc893cbc30d16526a076f96
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         8ca09ef37a4cdb52bb2aa84995bf43ac6c035c774afa4f52a217d20a0320d3e3
+// digest         c6872b51482da46ff3fab2c4af208e5be3e0392e1ca3422d9959d955ffbd5b8e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_block_full
 // namespace      attn
-// digest         e92efd4b9b49006a9827a466ea5da5cf4bf8fc1fcb9ea746d8b5c9a6d328c017
+// digest         cf881d98ff9b66764ff691d803ea1d417046a1e0844deab2b2b636b708c08a8c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         c5b678e5d3d87794e372e325a5fb6ff4efd4178de8081098bc29a6305e0e8a9a
+// digest         8fe39660d16abebb1f1735d0f96311985803c846ec4ce64afa076a466b32cac3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

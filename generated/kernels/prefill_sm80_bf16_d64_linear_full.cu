@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_linear_full
 // namespace      attn
-// digest         f4222a6194b93fed2788a55581f647d5814f10bfe28c09e3a147db4bd8efd52d
+// digest         5e4b9d2b762b3442a060ecaacbcdab0b7b7c2289345d918e49b8de00a2e7447f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         f469f35191017a0e4cabc2bb597744e0ad4209af97740b92ae7a68c045df1b76
+// digest         34969a835309a5f5ad5d6ce68206c7572c3901cbf881ab2527c6962ad92f3888
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d64_paged_full
 // namespace      attn
-// digest         173326b2f84093585a94d724b9d4a8a5972dc8ff30ceacaa106806b716264c2d
+// digest         9bc4b281044004c94a810dd324b3f4e337d922e28f34b4604eb51ded3fa62aa7
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         c786da8383041946db9a6f3eb82cdf828cf664a13c8d30189cc5ce98b299d98f
+// digest         7d104da5edb2f6e5a248248bb0056da1644ea434462f6acf03c131fc9cdee144
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

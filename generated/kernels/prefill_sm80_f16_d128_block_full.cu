@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_block_full
 // namespace      attn
-// digest         ff409de17eee73264b1eba2b310ce2c05039e1cc98025298c4263f12cbfc44ac
+// digest         bf7c448744b35e4323548ed9a30bd5d87b1406c026c5e6759f4b4986b69c96fa
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

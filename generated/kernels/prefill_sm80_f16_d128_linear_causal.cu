@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         612874d2291c12d4641c4c803af0e9b05b7645f958e09c70f684fe1d1618d9e2
+// digest         e5fbc74abf27a4ba54c5de37799ee82ac8cbce29ea9763d317d6d9eee87a4da6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

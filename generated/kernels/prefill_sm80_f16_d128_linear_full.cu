@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_linear_full
 // namespace      attn
-// digest         a789747c9771c9c48e88537dfb6d0fd15e7889e7a680d9df54ecc08a8846cf0b
+// digest         354d0bc7d8492a4aaf37aa2ffecba64616c9c6be3194dec632e4be1d60063202
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         4908b633cf0a872845e316c70eb9b221d08e99bc23d3827be2acb38c5a88ebf7
+// digest         85ccdd3ac64ecd1fea67a093b3297e841704c8b40dacaf920b6e72640e0977c6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

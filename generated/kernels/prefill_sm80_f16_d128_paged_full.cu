@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d128_paged_full
 // namespace      attn
-// digest         b490fdba7dc6b13e55712b1b03f61963e42b1bae0d25e91bc98935b395a7c457
+// digest         745dd4e777760ec190b910cd77a5656d57b249c6ca304ccb615b389f933d6c96
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         65b51fe685d8a16b5b478c7660f377682377d52b33e97fd6c25566ccbb7ba90e
+// digest         22b8c5e27b3d9b540b45c5cc689fb489f65140fb472215974e1a352a209237d2
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_block_full
 // namespace      attn
-// digest         3dd0e90d81136e1826d10f296ba2d19ed07682d6d4b36f30f11f012e520ca5fe
+// digest         50dcbb7ca26674c7db776700ab8271903ce4a2bc2f634b3b5a82750849b03825
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         b0eeb9a43671216e2345f53530fb1e4dbd3f43e2625d82ae721c999b55268270
+// digest         0a6c8c8b490fef8554bdd080f08c55f08a9752ad59d31918809e3863a9b3bc9e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_causal_t128x64
 // namespace      attn
-// digest         16a27f0f15808b6d51a44de4719acbcf0616ee285e761082d8c5fb0e5ee73cbe
+// digest         d701f5c0528d7e2120821fb87c76a1e6cbbd3de789e93998b8dcf5c28cdb1c88
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

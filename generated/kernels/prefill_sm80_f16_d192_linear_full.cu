@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full
 // namespace      attn
-// digest         ce1cd44866e551077ea3cd57b467a5e7f66e02be421caeabef68b8b03e9d3178
+// digest         3d775ef5c9f44611e73ed00a93537dd41e2e17716525c294920ee8cf0976e985
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_linear_full_t128x64
 // namespace      attn
-// digest         33561846afd1742319670fcd0a25ffa28fd88ab60f1dd39a3d4910990ca66188
+// digest         cfc46812e2da85473849c3ca69fe423c3a1421dbfef5767d632e0d1c9db6cc43
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

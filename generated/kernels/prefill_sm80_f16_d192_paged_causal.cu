@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         749fc1a827b24d48b2d1487a509b8741f4998c72cc862aa4536118712aac1f8b
+// digest         70ab22a97eff71310410d7f777c9de2e5fac6c78c5a6bce20b5a3f292a007fb4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_causal_t128x64
 // namespace      attn
-// digest         d795ff62e57a908fc16a3c10eb845011083004ba0947b037675da06cce0670b3
+// digest         59ba68c71193bcc2ad2cc6b0859eaefb25d20137c4095dc84038df62ff477768
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         3218d38fc09ff51fb8b77178a27c6860df9343d328cc3b8c88f7db5da3cbdc16
+// digest         73ca67308f8ff18be18ebfa4556ecbdf07bd52e3efbcc12cf6e984e52a67b395
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full_t128x64
 // namespace      attn
-// digest         698b43444f6c243de13af943c4c491cc35786b2d0ce284ffc7349c40fa0567c5
+// digest         d7d9935e9312f879825e92f9aa6a3bb46bf025ee675c42ce3c6bf7bb4253491e
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         ea63b3a7e84078da51aeadb6f56a8c2dd92f590b0997ade4b8e0a73888d25e03
+// digest         63b9587c9a20a4a07cdb9c08542403fb8b6684579396ed676e2c9540fe06548b
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_linear_full
 // namespace      attn
-// digest         c8c4f33b7ae1cc939dd29fa68194952cb43dd645096d7885530e9a1b3971dd72
+// digest         ec5ec89d43a5f27e6825ea0c5144d82113d35cb90eb8c6b96e2f340658413709
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

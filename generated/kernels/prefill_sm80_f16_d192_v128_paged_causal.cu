@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         bbbb24fc5278b2605ec8feaa3247f425cfed2c8ceb391241008814440defcb74
+// digest         1503d099efa87e261661c8aed4c51b04f6876a4d60876b72026e15b833b831f6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

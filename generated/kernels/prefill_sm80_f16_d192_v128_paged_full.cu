@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_v128_paged_full
 // namespace      attn
-// digest         0c520d9fa21c9162bc319580fc1bf912f0b1c8fbe68aa98eee09568c6747e13e
+// digest         dbb24ed37604d859335f36f23e7e7de86d255e89e4cc4b7f60390979237a4c8f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         dfab58a81941f149dde531e35abb5da0cfa1205b9b93a970c37d7998ac152576
+// digest         ab7cc03f41ab1aafceb5ac6da7c16995adca33eb6b27d223665fd741aa6efaf4
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

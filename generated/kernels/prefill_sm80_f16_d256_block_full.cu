@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_block_full
 // namespace      attn
-// digest         bdcde0df7fb79fae49bce3d460624838e7177c1ed287e9c045d2f354d0e306fd
+// digest         19bd3e67a3635cad0461e0d58a64bcd8460255a917ec72fbb929b5c4dde39ff1
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         8ea4b9e330102b0f81a5575f8c80a38577e264be67febc84f703e12932b9a20f
+// digest         d2a879bae509e7b6e4a58449a156a06ffde70564bc7122a42d0de3088e8baa99
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_linear_full
 // namespace      attn
-// digest         9782fe398c817800d50cb2a3aeac32660a6588655043b15f672d1babd955f262
+// digest         0e72acf01c799dd4193d2427eaf6b46275c8802325876029222022955126547c
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         aea23372afe90c9eb7da09282794c837af3f4c0a449ea4145a52320054ed0b41
+// digest         7c7ac780e65ca6968dc98cb886384196070c2c0e242ea91276bf8d953cb5ffbc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

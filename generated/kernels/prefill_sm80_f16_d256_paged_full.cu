@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d256_paged_full
 // namespace      attn
-// digest         5ce6ec3dd30133fbb0cee1b93cdc16800ff2df377ff568642a4695cd5bd4e0f9
+// digest         ba7d3e4bc6ff153fb2d727ef4bb9747bad6470f10fda477daaa2ff7941ab7aff
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         78e1f587aeb9507512dd251385965ebfbf3276effe2bced78639d6e0cb277561
+// digest         dd90a2742097ae3a64b0805613021e926c82ab3af34f0fbbaa36c38dca3e0859
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

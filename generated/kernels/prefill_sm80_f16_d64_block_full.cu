@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_block_full
 // namespace      attn
-// digest         9304562dd96adaa4b79859423a77a5f43f23bc08a9be5dac1b8f801f3df3233d
+// digest         676346b4ebee5121a61767770507fa8695c8fdd43ece1e84276f3d9079e035dc
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         55352b7da39faecd3fa6f80cc728c342c8c50ad6a53b46c3a77147ae85c2889c
+// digest         b177b1234659a7afb37a5dacfcad479ac6e2135c9ede78d6f8da2c7bf379f5f3
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

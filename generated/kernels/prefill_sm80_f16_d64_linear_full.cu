@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_linear_full
 // namespace      attn
-// digest         fa6bced154fa3bd87c0f3475e9f71df4915393b7e7b25a7e7c42d0d6cb4c00f0
+// digest         5281df4a5a9ad7f8bb16e38436662f923ea5ff27a140954dbeb61dd03e989bbf
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         7b0f7b3519d229d237c44f8341961c47a4fcbf720037de02ea86808b4ce4b276
+// digest         509f10b645353be7f12f22d7a3585752ee5ab65cc6fad8e86488f15a4fc8cef9
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

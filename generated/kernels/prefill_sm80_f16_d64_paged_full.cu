@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d64_paged_full
 // namespace      attn
-// digest         66284491127e6fea62ee6ee287f37fdafe919c19a51501d48ceb69247c7e5309
+// digest         d1b372cf41311e20a249186241e22ce3280770e10cafa8830daafa24aa6ba7a6
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         3171222c4b85a4e003b5f5cc0dc00eafc0623cb23a5d7cf67ffb1b9ee1ced245
+// digest         45af2058a680953a9bb8650b9c4cf0cbc77455ac02a346c39f12619089c17a39
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         baffeee74e4b5e79862f84f692e62e56bbe94fcb81ce120712fb6cd515270967
+// digest         f5a1c6ddbb30c32d004a403150a5137229102cd24270f873daa88f1da67e9df0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         aa16264db20766c619985d48a763778f5342832d39b96919dd18bd15c94fced0
+// digest         4fa79e19e5d6258902ea097c6c3d1960b58174aa30b34923c3ea529271d3e35e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         f48d8093be0087ca4f035dd434cd6cd138601a991bce2a85c57c205d0e5472f2
+// digest         57d04433f4b7bed4aa91367b7df645e8d1cc79705582f35162cd8e73d3053c8c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         4d96e5c0788baa869121be379ee8e52a3f697c70f4902b7e67eb2aed77725e94
+// digest         e4ac5480b46323d2c7c5c493a6230bc2d556fa99d06666c7eedfb85582d9897c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         b97593667c5c699d446f6e3e9dbdc75a436f2b0a13ddcd54b33cb758b2f3bf6c
+// digest         2ac20e19c5a27627330ee5fed02bb838f128b33d99c3d7c23fb63eb31160811f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

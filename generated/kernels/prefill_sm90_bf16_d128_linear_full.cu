@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         c359c5199dab79ee6a16860155052d97e414a899cbc6c8474c56a5c056942872
+// digest         37f6aa092ddc7bbe3b901ec0ffd7ff2d6eb15d45197cfbd797b5fbc70b1cb1e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

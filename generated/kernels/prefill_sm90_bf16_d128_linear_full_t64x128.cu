@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         5a9eddeeeac244eac85a8929918ae03c834b33d538a888040b955f781e9df211
+// digest         587e9990daeee5c64d6f6ba85a595777b9d6b1669c81dd25a5614d1f41617831
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

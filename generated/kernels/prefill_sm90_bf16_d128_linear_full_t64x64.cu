@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         823b49906c389358e0aa99118025370e65411c8fd290f03696ec4b738d0c002e
+// digest         e93a633ee02bc6b43927bc0ccdbe559197e0e1dbd7f4bde18281a3729173b694
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         ab205b5d0fc6e6d15711a1b4786cb3576c396cdf10247d23c964fe77f0b564d2
+// digest         f51feb5e93dc14c1a3f645f343a73f5e85fe9f877d9646da105651bad216d63e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

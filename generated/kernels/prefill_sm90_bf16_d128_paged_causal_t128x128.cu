@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         03a45a2b574ee3d51de4210f992660b908eba0596398560af419d43d485a87be
+// digest         5d4b318dafb8f662256465966bb7d6aa1e9375a6619fbc6df38e1bc29f5efdc3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

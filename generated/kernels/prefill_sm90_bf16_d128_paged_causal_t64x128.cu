@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         2b407bdb41e0acd3cdfab70427c2c5790a43d92a1e909d8e27b4b6f697c2eac2
+// digest         e7eccc9a175ac14a75434c97d5cd15ecc9dd9c7d5c956f98810ee70846c5e6a9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

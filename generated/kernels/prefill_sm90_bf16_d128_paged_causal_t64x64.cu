@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         410c742cd5aed98856952c7255402f5e9d13e53ada4faa0e5a7c45045daa0fb8
+// digest         be81614532822f47577d9823676bf32479d0267c15d3a4c90e495aaf8ace574d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         bea55040d213a6c343c8948d07c7419ab65df26ca43cfb2cb682e79a511a4260
+// digest         bca96e0d6391a5dc06651110ad6fdb51735391163d13d72a929b172c4cff9da9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

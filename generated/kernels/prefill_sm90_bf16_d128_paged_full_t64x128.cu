@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         b6c408e2c333882ea3bf301ae710446e9ed9941c274e3b74ae38c708f13ee4d9
+// digest         8de46e42568ff50df56eae017c5453a23eb00886161cfb71c848f6326694241f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         f6c20ccc07e87341530e0140183a355a7875570fd9318a2863ddccd27a4d230c
+// digest         fc235dbfd50584ab9a4f9d23b2c78a9fe93b46f0bcfac8789ec3583fbfdeeac9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         41bd036fd4eca49189cdef1dfc810ce2e2b6414369b2c0d990b706c7da590d95
+// digest         a1f3885ed559ba74a4145dcad930c8c8229f323f00c774a6e4aab8da44ba45f0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

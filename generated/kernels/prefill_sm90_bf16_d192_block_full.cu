@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         ffe8178b37eb75301e6b35c3e8e08d3d02661f3679883fe88db7e1851c2eeb06
+// digest         367128835f5f3ea4e055df4f06e432d50e1381238d06874ba24de3d36a83b4c4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

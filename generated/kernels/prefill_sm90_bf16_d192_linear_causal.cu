@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         3555ef7989078694eaf9ffdaff2760fa399987deed5a6d5f7f01107fc8f9a34a
+// digest         297b3b4a9e0975452f8487cda17f77700ceb7819110a7f14ed3cbbca8327ef85
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         80e357299b15ad8ac3d197639783d8e050282e8840cbc35cbc454018a4dceade
+// digest         9a05c16c858136e5a3e53a618ffc13487b6b5b2a6fe3ba7e01f9252f143c92da
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         8e535c2a21e793ec82c47484c694e21746126aee0a61a548aa744356d5b61bdf
+// digest         6abff14b11fae27bc9e12f8f218523d6a473845ad11516151f6a5f0e29438802
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

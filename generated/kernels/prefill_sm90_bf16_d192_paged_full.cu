@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         cd749ca243e16bd3e4ecaec9bfcc6efd1244d4fcfd2113dd3ad118c3f09c6e5d
+// digest         9540745fe210a02e3514f3e68ec2b460436082191884968b8246b0a62a1c487b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         03ef390dbcea3dbdabed848d0ab86eef51db3e1f27335f64ecea4d8eb13b1863
+// digest         0bc54f20875d63fcdc518404a7b45d577e106def0f978d875533252262b759c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

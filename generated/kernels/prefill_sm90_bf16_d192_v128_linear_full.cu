@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         ff33645d7933789d641c37ed056a893a74ba9810a9d5a27084e93c0f425858ef
+// digest         cffbb5caa74b662beffacdb740bca2250822e08a62cebd3519e092dbcb3f2822
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         d559b90f1b7bf3b37d5695cacb72740240fa5e126b5907e49e46ba1e974b4daf
+// digest         eeb7810bf906402722840db3cd7f32a61f86488cd5b21cdef5c2c25c63823120
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

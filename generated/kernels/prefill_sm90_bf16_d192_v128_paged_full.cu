@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         5dce5df07be2138078247402f9343ca9fdf85b47f4f15b6ca1691121f32c0ebe
+// digest         9337a3f843bf9912c705b5056c1933b9a767840135d25146c0ce00978f537d56
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

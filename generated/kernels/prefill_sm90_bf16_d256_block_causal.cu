@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         39e8a161b8a9a57124dcdb4f93b4dae3fb90ba619a10f3e9c0bfbb7cd8d31442
+// digest         019c59504f17ffb4ea3e4918d37c72e686399f49278bac32e42c10e5f8daaf86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         8f1a46f978c4335a71819e995f24e43c962971db1842354953757e299b148fa8
+// digest         a6e6b770b2c14d3f873121d06fd5515107acd4a0536e8e57ff3d5667bdb80052
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         0a6b4d08c32e539b3314d96b5d26ab643951761b446ab02e3183b57d48554cc4
+// digest         7adc9dc8ce687acf56f0dd32c5653a1420ffd8c6b84ce1298de32d0dc0b5f00f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

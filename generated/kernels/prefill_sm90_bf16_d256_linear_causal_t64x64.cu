@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         f1bf3bafd433cb6e8e31dedef197f8db76de7d071d44d6c81a39997ccdefdb1b
+// digest         8bacfec83bb9e1b0c0ff2b86b7753e2a7b902bcd1fc1a9a4ee17f7df07214a1c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

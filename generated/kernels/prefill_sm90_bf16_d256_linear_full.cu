@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         d6d6268211ab4109a8a46c543ae3648cb48ce83fab363d0b6f8dbede6630a10c
+// digest         ac6c7c7683009bc8857c7d0409b48f04473f80ebfa949c00271ec50675e00fe3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         0ba1cfc5556cce2910ab41987d013d3381e58b8bf3fc08f054dad7c21a583032
+// digest         2d2ea6a33aed152666289515f44ac683e5a4c44ff0f5091658d49b975bc945cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         d135cb049b7e7135b080aed48de7d21c222b2a196055328d521b25d023c61e76
+// digest         2ed421e07f8be63e0b07d8872973dd8cb33994026a9919208314ba9d1f0ac339
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

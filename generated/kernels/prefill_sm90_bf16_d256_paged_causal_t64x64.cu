@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         40f30d2758496751bf51cf92206a133e4e29aa28b86db403ae458374779456b4
+// digest         123f6d9d5219fcdfcf162f8b4629c52066f27147e4b3ab50dea02be3747c03e3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         2db9b04d9efd5cfb285fde254ee35b349b5fc4c3cbc3894e236b1fded8e7d57e
+// digest         1bd512b9534fc1ca6afdb83bea13d7647e4e22e845c819b258fceed784347110
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

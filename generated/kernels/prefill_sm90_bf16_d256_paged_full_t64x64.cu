@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         aa4cde3b76c06953ce832f076d0a3d2f9bf65778256a9d95f6e3af5c94d69e1f
+// digest         474554c7a9ab75e45e86356e6c8901121f99f2201c5874757c9fe99c845426f9
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

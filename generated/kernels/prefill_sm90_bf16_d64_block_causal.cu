@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         a11f2f116e80607309846d64f90fec4ddee1acc56014c79718a438a9df953ea6
+// digest         8cd47593183243febefb03c9b952716b08cdeb196ea3068ddda7a5f1d1f19887
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

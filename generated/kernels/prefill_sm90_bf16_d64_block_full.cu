@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         1240139e7f1676be43d99755cb84e280bda6a151eb8bb69a2bd03e42ad960ebd
+// digest         7df2298539161c1884cd6dadcc7303e33fbbc512654482359353722655c3ae25
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         ca8d3ed00da339231f51206e3992fc8b307bb00095ff6a6c2a7912ded8464600
+// digest         47299b48010157db23e024d13b52a69679df95d9d92bba3574e0e03ec4fa9003
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         2211dc53d429363b952f2f09969abefb9015afa1d35bed6822a606a5b56670e8
+// digest         58815291bc58d952ccac4ac62f28fb1967af5a602426c239c429e87522cdf4fc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         e106079736bf64fb8d26f122fc37937330915c4e96514a325759f90fa373e644
+// digest         8a3cdf8ef38b905f31a4bd39eafa487c0e8d83e46ae8400a1feb76fed7e06413
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

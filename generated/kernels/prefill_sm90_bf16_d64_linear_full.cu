@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         449ddfbb9d6e193e50629a50fd75dec819184e42ba88520a1a9bf01a8130847e
+// digest         340d0a66718b52615c65c04854d95622bc395c5d3524df20463980ace054a6cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         b7c5865cb0cc4b8b39399771b0e445f1f193730c054200675c3325136c90aad0
+// digest         255f72171bd563bbcf056a892b4fe73af8fceaea70eb8eee9447884cd1e5843f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

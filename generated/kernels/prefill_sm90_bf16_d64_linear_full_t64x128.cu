@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f70301704e3a0f078e0e0f1b1831201f446dc0fe956791b39bf461fbe2c21416
+// digest         f9e944ec6d1e940920d4367f11f623a5a36f3a57890297f98d79be0e431b0b97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         c25a5a9505d709fc7e2bcc3b7db35c1493e4c0cb50911a6900eba37cda75d444
+// digest         e18ceddfe0efe17fb812bef27bb37aaa5dd06c12d34aa4f78248c9bc7607f43a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         a039b77809c04cbfa0c1453f3e2b35f5ecfca1fcc23d249b461ca246718b1591
+// digest         23b09f431fa84940223bec27a77d0b462826887256c42f065f0f7150699bd5e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         f33f1dc9401739b140aca5dd61caeb0c865583751a997f8435af221c09745d05
+// digest         0e87fdc200a2fe8b9e098ee04076e1f1ad0ceaa52b657a9be8c69bfe115248c1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         d7d93d9e1b5d20925105d0584a4e7d2015447eddc6779480169832feb9fde379
+// digest         54742773e75b4aa32232efba04f9098c24a8476aeeb52ed67bfd0b4cfa6d11c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

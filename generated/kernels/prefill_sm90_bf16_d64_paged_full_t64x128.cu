@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         fc1c8b024c67c345d30bd31c4f22b8fd98eccd86fd6a35cb04582079c370ac59
+// digest         31d9f2c0f97c2c258b07d7b80764ec1a5b68d54f399d53ca445f3d16fbd28746
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         9bda74bc4cd8b3ba621b386b0bd08f5379509ce4584869b90e4832706ca05348
+// digest         b0546229615a28166709714b8f3a3ab34d3cc4eddaa815148e2787b3a64cd17c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         300cfe0d1d3b968839baa73b5d56ac4e03e2511f9b621eed2c0ba7eb957cbae0
+// digest         efe592b5165f2aa388db85a83695d2f5da56722bd362443485c2cf287f8f8a58
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

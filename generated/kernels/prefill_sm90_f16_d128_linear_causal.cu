@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         a88e26d10d2d833684a8ed6e176cae46f4afe3f20250597340cb80130344e302
+// digest         0e9cedcb92cacfb816ac195d26bc2f2d3e01b561b1d314d5a2ede91950a53d9a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         4c03343ce1f26d4c62598c4e03abb4e9522c069b3382b78ebc5834bf26dc73d0
+// digest         7761eac58580a72726137a67b20a75e3a2af6d5ffc6efd71b5004581656479ba
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

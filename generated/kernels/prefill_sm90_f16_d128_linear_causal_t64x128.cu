@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         fecea527b68b4e414e0e5040bd79b630fa154d69550ffa043cf1b9f01061ddb8
+// digest         7ecb1acc277fe3484f0c7dc4b87a964e490071746af74368eb4ead678fa41f1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         fcf58c5a7ef3fec116567d0c9696202ae5621cf6881f0c9d19982cda8fe65cd9
+// digest         68ab2bb4d4e5901c1d1332c5ca18cb7c9fccc05b1a2474d980c5771a99c907c5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         c7f212f57371cad0a2f146a2dced6588c7040eb0c71e33d421e2f1be45c7250b
+// digest         48c07546150ffc521c848a3a2e59930f65b2c7847d7864277411251d226a005b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

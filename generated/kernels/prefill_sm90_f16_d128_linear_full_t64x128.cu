@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         21da9541e2b575cbfc113bcff5f44fe907600639175f34d97621f286de6319b6
+// digest         f50ccff728f6461ff9d1548c54c336b46aad3d4585bf4a483aff2958afd4b5ac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

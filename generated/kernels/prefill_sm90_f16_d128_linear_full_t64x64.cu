@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         31d573fb408e577526906601c5c1b3b07db8b21954d98ed8968ae90d3bb096cb
+// digest         220aa2460d5f0c7d278123208715105dfea03360cd02c072a9da24a2c717b121
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         e547d8fc6a73634f9363d867467cc24ef770ace6e01d94a4e7ef17bef9afa7fe
+// digest         3d59c0454791b25c907d5771d3936251f074697f352499dd08fe62d94ee94f97
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         7418633c186588d23c5a95dbffe54e50b53d42095ad3f419de52d062e50080b0
+// digest         a76bafdd4bc2e474e1160e4e16b37cd4d90570a1e9bf96a16e9781f7ef40de24
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

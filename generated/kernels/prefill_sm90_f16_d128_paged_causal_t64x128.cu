@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         ffe754cde48e8ba6ff81ad9bae9ceff2062edaa2f8a517ebd5a3b15f7a1ffd81
+// digest         312c79cf0725afe9acb7d5c9c09b9a7c015c7cd075e9982061d570b5ea93d6d4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

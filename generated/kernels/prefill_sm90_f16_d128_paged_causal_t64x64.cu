@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         4db86562f50437b09fd24c52b7d65286c4bdc9795afb442bb72ed87430d2f7d2
+// digest         18c4534d5ef9d2a58d1192202f9cd1e9d7d7c8fdfa88b4d690d39ede24f3bb52
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         2d04960f82e47e03b943c22c5f5a35a8d210c251c6d18f3d1b58c91af38cee97
+// digest         37d05e600074a0c37512ba7bd289c8a18d51520665d938bd8a51c30f335f0753
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         3cf61d633fbe1b459cb53a396175273fcde595c62890f99e1df54aaca103aa13
+// digest         df385e6ad5fd9db67c862c3dbdeccc55df147bb81190db7b516b91d32ca00e95
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

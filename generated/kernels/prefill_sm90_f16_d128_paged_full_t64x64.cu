@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         27bed63a2bb5eb7488acdd73be5c845119bd10a5fbf97492f0ba4c9a0e6ce86b
+// digest         4022ffc80a41cd3f83b8b640f7317f29bf0ed0e307b9d324728b3777ed90e97e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

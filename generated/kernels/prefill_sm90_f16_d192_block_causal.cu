@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         8bd84c1b4c4305be8e0f9c256c363b37e66df91ef3d9820e7f44f8efa49ee7a5
+// digest         4e495bd8c7e4036af932e5a0408f95d93b3b44dab0a259a9bc94aae8e1a68cf5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

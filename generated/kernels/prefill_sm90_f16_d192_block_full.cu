@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         e6c1be51438013eebe55369acfb0c80a342f89e0cfcb49f22380fc55567a377f
+// digest         1f88d8a57660b0e9b6d6022df2db160827815c11476233468c824bbe5b44ce1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

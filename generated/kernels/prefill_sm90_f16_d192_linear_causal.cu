@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         8d93b801b71448489626dabed0aa34048f94fe24b09766105e475d1830cfe1b8
+// digest         79edc6955a4ed85e5d5fae5b6f392534d5b5f6b72afa1becd3093c0ebb178126
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

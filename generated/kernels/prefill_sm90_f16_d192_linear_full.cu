@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         b749b69d3b63ecbd88316922438eb1a770041a23488ed96494f4bd093f1383d7
+// digest         d81019ff7dfa6673d6489272daf3a77e2aaf7408488ae75af645f8fb9220defa
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         88cbef62e0ceba1b2f8f7f8970a750eece2bb7b1ee3e69319a1a3fcbdf7bbcbf
+// digest         61bf5876b8caf7ef2e0f79edc8e23557ce4b5b2831da019decf37c9240b14b86
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

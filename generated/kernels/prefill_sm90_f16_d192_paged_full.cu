@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         85d189e62b345564caeae8fefee1776b33e8feef7b97e45342b6003807b1b1fb
+// digest         3546bf9009ef57945793b2e193b7994f0c429741e9f87c92e4f2a9aee96e4f9b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

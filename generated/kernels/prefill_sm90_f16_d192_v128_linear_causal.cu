@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         8e931e32cfabbcbb323cecaf1c5834d65c34c684cc4d4a2bc155d226c522582a
+// digest         49c1df2b925d9ffac023d8e36bfd4f6e9e801ce72959486448f093cacf3842b4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

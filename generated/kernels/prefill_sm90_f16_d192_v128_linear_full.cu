@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         46aef030347b2a8cfdc190e0ef05d7c463550bd92b4e35751b90a44161ba6792
+// digest         1bd365120638e4a2572b407e9efe3811b036918fb39e506b82ff1623fbacbb3e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

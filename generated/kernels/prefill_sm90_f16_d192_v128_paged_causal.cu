@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         ab692e72135f8fd2c0b967b6734e4025c78ea5f0fe2dacc3fa4bd39a43e30bed
+// digest         5cbf8b3de7983f986f1540422cfcb34f02650760bd831b8ee6b29460ab3381ef
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         5ea95f07158c39aa746ca47771c2733218a255f9bea070df9140888ea67416c7
+// digest         68d3d21f6da61803585e421c4ca9057bf167cd81731e4e75841893bb921904bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

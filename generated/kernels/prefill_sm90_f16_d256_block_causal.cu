@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         0e57d0cf97e76b293cef9295f866e99b1e94b1f997f7cb36dae74ea0833442d3
+// digest         b7cea8028a17c104c20ad84134dce2a68650d11550c0aa8639b32e795b368f43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

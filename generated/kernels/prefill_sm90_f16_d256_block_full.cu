@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         6aee2f9eea15bc783816941b4a99b0e45f0acd5497d2e2d8b94d6731ecf97b32
+// digest         49bc1858cee2f56e081d51f2fed868e90b7a0eca21eb225b043127caa9763298
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         d76212cdc9d28cb3051c707c3f30ea79da15b3e3782b61c6fefb0c76c1f7ba2a
+// digest         17d82aac14168495b5c32ee3cfb554c92ad146590407b6189b53b17081ab8ae3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         ed4732c94c14a628be413b82076c2c5d2ee187c3102d2ec286a0a00e71c29303
+// digest         ce90483a9e403be52a66a322ad7132793ff481868d5f735903ee9171b5d31a1d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         f94e990f061cf0cc328f4493b1cc7c9dc9ad626012dfdb6d5a750f1c3a512d1a
+// digest         0a0e542f951de9112294fa119c94f23c2081ae549ce093b9811175cee5943256
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         d226403078afffdc8eb19b13793ae301d764afbee5ff5165941b1553087b9e6e
+// digest         13e386d6993a11dbd92235efa861f100d491112f8d2840ff2e38b86b835b1fbc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         8644f0984a871107cfc81aade0f331b40138340862cbfb24c7753863af43cb3c
+// digest         efbeb468409c01c0dc29fa45c5f6232e26c0eb19b4c1817b54a64523ab6f9ad6
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         58d2ca54c2c466622c73254edd11977d2a38df871cff5ddbb5d59d341be49cee
+// digest         203b8c4f88f8cfeb4952dd2dc15236ca0d660655faccbbab359d9980b8742e59
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

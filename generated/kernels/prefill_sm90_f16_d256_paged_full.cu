@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         709378adc6f9a12a8e34fd99f233982440db5dd953dd8519682ac99819e6b58c
+// digest         50d3458874c1c0aa17f69d9139793557104eda9f6777f16b58b176c35dea1c26
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

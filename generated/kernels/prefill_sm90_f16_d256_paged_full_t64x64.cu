@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         cf3f5ab5f31905a55074ac577d73a687c3f886dce3af556afb036e1674df955e
+// digest         c283cbea51737c374f3e1e03e630a590278943b884a3fc04b5119a150db17059
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

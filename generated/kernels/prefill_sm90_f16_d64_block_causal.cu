@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         d4749e1aa46c18ad0b0a5de6ec2024cfc215562a8e7b880f4906e8b42fb223ee
+// digest         a7e82eccb4be3412d6d6e853b3458e26afec13d2940decc3da30ac0c26644474
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         8e7593795321b1cb6335d3eb5745f3db11bd81071ac9b5791915afbeab7c6372
+// digest         41925ebd9994d042c18b5a0d8b363cdaf67f7d53b7acf7c80830a9784c3b693f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         c6991d6c5b98c8befbf1bf227c9ab0db85fb67ac70c6d75cac8f27379b0261f8
+// digest         ba2c666c9cf79d2ead01a2b8cfb89a140b677070d75d7abbe6150b791016d1b7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         961e75907364c5985a3b54f72d2f27601631b24fa2875cc874444912070804e3
+// digest         f66478e0f3b7b56f6e69c33a85b8affe95aed746fc37d24a79b6930f1abf53e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

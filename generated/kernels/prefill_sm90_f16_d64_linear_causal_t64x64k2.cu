@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         b893bb4533cd518cb3b265420716400fd05f96b65269850a2da9a5953d36a668
+// digest         f05f8e95778a92747c008e144db9f8e65ee701cdcca8c65e1b3bb48ccb0c45cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         8b1356037a15a2bebf315a337887c1388637169ced8c6c6be34e0a60cdc50db4
+// digest         298c8de998bd1c67c377f10383e195a64dd55ba933c1a208c43abf181d5a4acb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

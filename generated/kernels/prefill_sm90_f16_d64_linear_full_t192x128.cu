@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         4481eb5752e02c7a830c2b30a1b891fb39a37e2fb465c9670d33cc205e91473d
+// digest         e31242b7678054b890fac7835003455479747ae6ebccd8d30ec514a37d04acad
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         0927507f76bbf9dffd22966aa7c12aba94c4d191481acc195dd1b21782e92a9e
+// digest         98a4496131f89399a701e08fe34e97b596618dffe55343f477d190152f9e549e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         e648b55f0f07a8491740b6b34b289b94b6e997ab0f8a927367c8f04585e0f549
+// digest         39d1ef0bb481cbcfc05bf6a57767282291569f1a3bea413738c239b02d0e9603
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         0b4536e2adc1abf70727ed37b7e50f13197aa1859725d2f55b32f264f5dcb654
+// digest         865b6d99f47a00ab4d5e61a531ec08ae60ae7c733df615afd25e42b9f1683446
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         f795b17309e8189608545795a43c5cd334d848f267c7bb2cc74b65458dc0d834
+// digest         0012eb650141d31aae0fca8966878af67bd7d55bb4a3a3b702731144d7bfab23
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         17ff2bc66c5871aa4ca803076734fbcc03568a9eaef8f1ce2d1024279f051742
+// digest         44a95596b6207c1f8fcd6dda7fbfa0c357714a482a6e468a28b9e6cb9a24ca62
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

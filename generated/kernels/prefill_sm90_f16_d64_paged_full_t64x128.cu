@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         d4303a67204a3bdc19f6b9d00ca3f24e6c1bcaa6c67691947e41042d6fa91354
+// digest         c91a61fd984d438aa1970d4a87ba4e6b0035babd09ea0a81c168e9facb642eac
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         d5442e11f3cf7f70ec386195b464462e6eb39368e3efdb67b87a260b75913fa5
+// digest         9517d93df0a9c2a04bac7d6771db7359f1f9f31b21557d078eefa60fff1d7d5b
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

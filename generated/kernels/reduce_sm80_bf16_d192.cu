@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         af8cb2c542a700039d8f50b692114f757b14bcec67477864daf323b690d94bbe
+// digest         9efb5798d1e92e34ffdd3818a6f8764d094fe1a0bed84dc96d83ee03df500106
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

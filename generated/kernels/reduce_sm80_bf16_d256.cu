@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         8fccdce6b16bdaf37f6eaeba8ad4dbc070ae6e722207de7f4081e31a3b78b049
+// digest         278983976b03a80b56a139bd53ddfe70de2e7f31d143703c7aa6883d6cecc943
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

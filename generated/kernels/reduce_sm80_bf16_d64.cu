@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         aa7bfd1669a8066c5edaead5de48f1f9daa80ed9be8c813bb1fa26c239661258
+// digest         8f3b10c1649da778c9bbf44fd1ed70041432e6936d9f917d6ea6ffc812b60053
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

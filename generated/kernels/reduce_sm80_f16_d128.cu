@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         2565c18295aeebc85cf4901defba5df8fd4f47519dd91473708bb5748918c23b
+// digest         578838e31c42a691cb1a553fed54596ee1f6ecff97fcf2df8c452caa514c1f39
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

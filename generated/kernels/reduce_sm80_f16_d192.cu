@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         fb04f77444fe0154a22340bcf36b22019cb22554c3ba8a35d09464745148f4b7
+// digest         0b9f2438e50506f2d61028b4ea57a005d059b66796c194c0f7a45c5a5ecfb917
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

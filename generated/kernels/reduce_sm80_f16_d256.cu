@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         f008e6983dff9175a559946effd521fd59d6f1881a8c8514e76c3b4e44ec41dd
+// digest         b135730ccd1c1e88ae8710dc50e0a50e55682ccd030e35479ddb5a03ef24c00a
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         b4abbf52cdcbb8e8e98e9f6f3622c158c2b3290bbc787999447d5997ac10e908
+// digest         ff21ee2027b45b7dceec3c62472d3caeaddfbd1a2f6c2a0c6f124ccca1ffd062
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         7dfeb03b00af30b914d75a638b8a7fa34d858312a956ddbd28f6343672937c33
+// digest         193f11415fff7dadd9be728cb3b3618d03a73814dddcf0f616e9d39dec597d31
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         be3862a35f37a86d18d5e5c6a99ed78f276ad4891e97a3eb56e9b7bf4aa971e5
+// digest         528144c40d207677af925ffcc367e4a314eb1efaf9e95de2075f8c6eb08264da
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         e20fab3763666fc50a96110b3d651ae4536706021acc13869ecbf0dee175fb93
+// digest         bdcf8c0b9e9b8e77044d95990d64578f1d581b87f90d989d129b926d61976228
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         fdeaa99ab5f4c51307c6c2c087b55d847034a2804bad336df66e80c1235f58f8
+// digest         bfc9f9cd57af0348d843c5086d259bbb2b3403351a1db420386a4f2a97aa4ef6
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

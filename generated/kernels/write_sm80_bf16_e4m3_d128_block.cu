@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         cf458aad40856961cfe479c63270ad112d9f8b11cbbb541f7051f133308d58a7
+// digest         45782fda706cc2754dd5529367b55d4b15e2381c6e6d093f35ff9e764d129cd4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

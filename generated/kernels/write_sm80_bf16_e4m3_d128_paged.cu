@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         c048a2b3585b47f53b9408cbe227ff6978c6f25f69c64f76a54a2bd6e490e76f
+// digest         fa8257fcd0b463c7f4d9bec537da98091cbacdcdf3ac87b45002937cb7328704
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         7c0355afad55ef1147e960e27aefbaab96fa499efd074700e31cef1027a17af9
+// digest         e202070703eb596ebb9b98a0ed6767daef601876905dde4391461cf2f63cf09b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         406f7751fb317a934614dbd4b0de4212a9fbc944b51e7e44afc8bd67a017633e
+// digest         d94d3c8477c91b3a96f5f01fbcbe3b6a900661ad2cd33c2983395c112bc3bd23
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         f7b16b931e579ac1b6c6a3b37a7a3f476aa9eb327ac0adc89ef5e94b2d75a9ef
+// digest         29036e432e749ce7e700c70f0bf1d776b43dc20e7a3c457c13f93f5d0d4b2c96
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         87b11844358d97649d6e571513480011215ed8ef01e98c68895dc8c4feb1c81b
+// digest         b5bc673a021c673eda272abf793f80e6bf49bc1759ebca3b371e89540cf89e9c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

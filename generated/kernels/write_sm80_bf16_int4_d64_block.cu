@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         88d16a4f887d5429bd63d3f10d96f210adb944b204987002653da3083272273f
+// digest         799c91ac7a8e0b6fd0ce49ff04e2b794eb252e34aa236daec629b3317add2c48
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

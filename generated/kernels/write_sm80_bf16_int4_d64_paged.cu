@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         b80e82ffc81bb67419233ad58263d2a139cb101468b3659d04a447a3f4f2fc44
+// digest         0632336a866b75e64158b2265cb5023f1647c50d1050cb9c18469f8397b9d95d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

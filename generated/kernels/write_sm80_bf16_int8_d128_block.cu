@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         aebfa0cb5794c1c952c5bf4ddcde592c11b9aa8f7c54898c6e445c420646c5ad
+// digest         e14c1658239086339dd299f00d4e0bb8f76b8139102fd893ff00b343212629cc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         4635fb53a73f5e5dff771283f394e3bf167791748d9a80cf00fc09dbb9be9863
+// digest         557efb19d82522808eedf5c4cc88807d57908bfe205a81132b2ca73949997a25
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

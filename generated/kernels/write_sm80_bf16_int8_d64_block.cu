@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         d474e6f259412bb01f526920dd73caf5630e15633984e703f9e03df2e5dfe017
+// digest         614c4b8d5b7e1547a5f94368e1660ade829e1cab84784490fe9b2ba42fc4dcfc
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

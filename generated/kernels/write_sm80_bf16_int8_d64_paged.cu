@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         b513e2134024a8052b2b91e5c6c9c46ad5b613a5e22878f3720aea8dbc9b86fc
+// digest         f9cfcb803b647bbb1bb3bd2bb8b75c53ecee7751a5dceed88399f076d87caf95
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

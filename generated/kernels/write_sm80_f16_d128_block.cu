@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         f74379a282678a6bf2e820f81b6ee508b2bd99cdaa15e358b372892990ac37ce
+// digest         1f255008eb6b7799976321805c705d37abd7ea4ea98c8f9bbfd5b31032fe7bcd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         1b109ec8938aadb2497f9eb5cc97060dda6d2d76d39c874ff351ee103635a0b6
+// digest         8c63875d69789dcd0373acb018bdac75d1afa63581f686ede5621799b442a09e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

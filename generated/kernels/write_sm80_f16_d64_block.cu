@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         64935375f5134e836532166e603b6847ec2351b326922c5151f5364f5f96d55f
+// digest         050700161ddde305ac9e1c58563312e6cc986519a852a4959ce7fc9290b3d92a
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

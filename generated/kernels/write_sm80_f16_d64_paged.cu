@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         48fdeb3df2e2284490226d02fd5e5b7bcc493671e7644f057f27079916b80a50
+// digest         327e28c1e4713de1c8263c14b42b52bc5e70e6a045a68ba57ca560136afd86e4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         991569d8ec577e050945df814a8ffbda719bccc3aacc2b5e77bfc13c893d3058
+// digest         97a685c08cddf0c59f34ca57802f700f98c3bcc3c62f5de10100d9bd3dc3ce1e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         8b9f32b175612248ecd91b60c00285597c8310f562c04d2f8622131ce0730341
+// digest         d41724ac7f422dc8a11bd543da4cd25dcc06610833f0e8b8cb4d1b4be8d79a0d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

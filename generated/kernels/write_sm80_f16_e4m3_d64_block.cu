@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         1afd07a1c2878b35c7912f1f89a168d5adc4ca8f6fec2fc6c8134fbbe028f915
+// digest         5690779d4bcde6943e3fa5fbe6e5ace76dfbcb9f6d93f28bedc5480bb882e327
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

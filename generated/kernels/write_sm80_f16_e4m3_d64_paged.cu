@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         992551fc630fedefccc3315f98d3d4f942074e804b2cc1e0d49435f5c7db5615
+// digest         0791e21ba35e4facda75864b21dffdedff5bb9e701542d37ae395948df69dcd0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         1b523577ff0fc484e979e75a25a824acaaf58af9747fbc7180a55377d2ef51a0
+// digest         e4056521deb4388f6709f97a8936abf7108a9adf7e7a9b70a7d4486031c7560d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

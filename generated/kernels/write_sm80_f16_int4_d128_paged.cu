@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         9e0e14448a9bc02993e61f1850dd1d4428f3e5ba553240fab033c462a3a27347
+// digest         5003b63f8911886e4ad978098471846f1d27c0760d8c3fcde2bdd1322daa1b7d
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         89469329a8f96da40ac0ea908b143dfe44867c9d8d8432a1f75a6fdbbdf39005
+// digest         87558de597816cf1c0bcdf86b0ff2edb1bac2414a3c31b71b1248ecd8250b2b5
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         d2b129820c856ab5fd5edd07af6e44855c3d9e6250e89b40e95820625f764cee
+// digest         dab2a909a310999b8477f8b833c18d32a054aef6c73f9117a8af47dd7b9337ac
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

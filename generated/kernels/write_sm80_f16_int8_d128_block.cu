@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         a1ec41cdb8c0e2da89d7b75b2c4d224a39f1b3974c03322b5f48000a965e31e8
+// digest         9eb5e68a453aaf1f5c31d06d2396dd10eaa57787796432056735d22b3f980c3f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         7d7d5491b1b5de208ea833acb7c0bea4ebd42a06a9655b1a6c5e01311cf37257
+// digest         3fb1cea9a9fbac6fdf00b1ce7c470f347677addab1dba342349e4b9da59b2e53
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

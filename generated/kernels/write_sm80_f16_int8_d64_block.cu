@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         f189f1cee9b0d1757a451adcc92ab543d9f9a8135a42ffcb386bcfd6a8cfd0e4
+// digest         836fe1b6428503295b2622b78f320ac9247746b3c40fd6d549e8aaa54a3ef6f3
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

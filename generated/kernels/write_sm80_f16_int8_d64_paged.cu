@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         9a699180e04251e2b669bfee25814e9e1506940ef50b691c7bb2cad5e0b4b0d0
+// digest         3f3eb377ca99e695ef32efef773f907b7e0556a4870a2e4366ab1aee8156c334
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

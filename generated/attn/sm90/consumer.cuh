@@ -106,7 +106,10 @@ class Consumer {
     unmasked_ = {warp_uniform(item().seen.unmasked.begin), warp_uniform(item().seen.unmasked.end)};
 
     const bool masked = block >= unmasked_.end || block < unmasked_.begin;
-    const ColumnLimits ends = rows().ends_in(block);
+    ColumnLimits ends;
+    if (masked) {
+      ends = rows().ends_in(block);
+    }
     const bool first_exists = rows().exists(0);
     const bool second_exists = rows().exists(1);
     if constexpr (kHasFactors) {
@@ -127,10 +130,7 @@ class Consumer {
     }
     softmax_.first(scores_, p_, first_exists, second_exists);
     path_.go_on();
-#pragma unroll
-    for (int i = 0; i < kOutput; ++i) {
-      output_[i] = 0.0f;
-    }
+    has_output_ = false;
     if ((block + 1) * Traits::kCtaS > item().k_len && !slots_.values_are_zero_filled()) {
       clear_values(max(item().k_len - block * Traits::kCtaS, 0), Traits::kCtaS);
     }
@@ -248,7 +248,8 @@ class Consumer {
       softmax_.rescale(output_);
     }
     slots_.wait_values();  // V of the block before has landed
-    issue_output<Traits>(output_, p, slots_.values());
+    issue_output<Traits>(output_, p, slots_.values(), has_output_);
+    has_output_ = true;
     turns_.pass();
 
     ColumnLimits ends;
@@ -324,7 +325,7 @@ class Consumer {
   __device__ __forceinline__ void issue_last_products() {
     turns_.wait();
     slots_.wait_values();  // V of the first block has landed
-    issue_output<Traits>(output_, p_, slots_.values());
+    issue_output<Traits>(output_, p_, slots_.values(), has_output_);
 
     // After the last tile this product reads what lies in shared memory and nobody reads its
     // result: without a branch the pipeline stays one straight line.
@@ -351,7 +352,7 @@ class Consumer {
   // --- what elements of K and V stand for ------------------------------------------------------
 
   __device__ __forceinline__ int kv_head() const {
-    return packed_rows(arguments_).packs(item().head) / arguments_.group_packs;
+    return item().head / (arguments_.pack_heads * arguments_.group_packs);
   }
 
   __device__ __forceinline__ float key_factor() const {
@@ -375,6 +376,7 @@ class Consumer {
   Probabilities other_p_;  // kOptimistic only
   Softmax softmax_;
 
+  bool has_output_ = false;  // a P.V of this tile has been issued
   int first_block_;
   int end_block_;
   TileRange unmasked_;

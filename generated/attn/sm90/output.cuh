@@ -69,6 +69,10 @@ __device__ __forceinline__ void send_panels(const Arguments<typename Traits::T>&
                                             OutputRows rows,
                                             int lane) {
   using T = typename Traits::T;
+  // In uniform registers, which TMA takes them from.
+  const uint32_t staged = warp_uniform(shared_address(panels.first));
+  const int token = warp_uniform(rows.token);
+  const int head = warp_uniform(rows.head);
   fence_async_proxy();
   __syncwarp();  // the warp's rows are complete, for TMA and for each other
   const PackedRows packed = packed_rows(arguments);
@@ -77,8 +81,8 @@ __device__ __forceinline__ void send_panels(const Arguments<typename Traits::T>&
 #pragma unroll
       for (int panel = 0; panel < kPanels; ++panel) {
         store_box(arguments.out,
-                  panels.first + panel * panels.stride,
-                  {first_column + panel * Traits::kPanelColumns, rows.head, rows.token});
+                  staged + panel * panels.stride,
+                  {first_column + panel * Traits::kPanelColumns, head, token});
       }
       commit_stores();
     }
@@ -107,11 +111,14 @@ __device__ __forceinline__ void store_lse(const Arguments<typename Traits::T>& a
                                           OutputRows rows,
                                           int lane) {
   const AttentionParams<typename Traits::T>& params = arguments.params;
+  if (params.lse == nullptr) {
+    return;
+  }
   const PackedRows packed = packed_rows(arguments);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = lane / 4 + 8 * h;
-    if (params.lse != nullptr && lane % 4 == 0 && row < rows.count && packed.has_head(row)) {
+    if (lane % 4 == 0 && row < rows.count && packed.has_head(row)) {
       // lse [num_heads, token_num]
       const int64_t head = rows.head + packed.head(row);
       params.lse[head * params.token_num + rows.token + packed.token(row)] = softmax.log_sum_exp(h);

@@ -20,11 +20,6 @@ struct PackedRows {
   __device__ __forceinline__ bool is_dense() const { return heads == stride; }
   __device__ __forceinline__ bool has_head(int row) const { return head(row) < heads; }
 
-  // Packs of so many heads.
-  __device__ __forceinline__ int packs(int num_heads) const {
-    return is_dense() ? token(num_heads) : static_cast<unsigned>(num_heads) / heads;
-  }
-
   // Of the first `tokens` tokens.
   __device__ __forceinline__ int rows(int tokens) const { return tokens * stride; }
 };

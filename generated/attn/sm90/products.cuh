@@ -25,11 +25,12 @@ __device__ __forceinline__ void issue_scores(float (&scores)[kScores],
   wgmma_commit();
 }
 
-// O += P V for a block of V in shared memory, as one group.
+// O = P V, or with `accumulate` O += P V, for a block of V in shared memory, as one group.
 template <class Traits, int kOutput, int kPacked>
 __device__ __forceinline__ void issue_output(float (&output)[kOutput],
                                              uint32_t (&p)[kPacked],
-                                             uint32_t values) {
+                                             uint32_t values,
+                                             bool accumulate) {
   const uint32_t v = column_descriptor(values, Traits::kKeyPanelBytes);
   pin_registers(output);
   wgmma_fence();
@@ -39,10 +40,13 @@ __device__ __forceinline__ void issue_output(float (&output)[kOutput],
       auto& left = reinterpret_cast<float (&)[kOutput / 2]>(output[0]);
       auto& right = reinterpret_cast<float (&)[kOutput / 2]>(output[kOutput / 2]);
       const uint32_t panels = Traits::kPanelsV / 2 * Traits::kKeyPanelBytes >> 4;
-      multiply_registers<typename Traits::T>(left, &p[4 * i], v + column_step(i));
-      multiply_registers<typename Traits::T>(right, &p[4 * i], v + column_step(i) + panels);
+      multiply_registers<typename Traits::T>(
+          left, &p[4 * i], v + column_step(i), accumulate || i > 0);
+      multiply_registers<typename Traits::T>(
+          right, &p[4 * i], v + column_step(i) + panels, accumulate || i > 0);
     } else {
-      multiply_registers<typename Traits::T>(output, &p[4 * i], v + column_step(i));
+      multiply_registers<typename Traits::T>(
+          output, &p[4 * i], v + column_step(i), accumulate || i > 0);
     }
   }
   wgmma_commit();

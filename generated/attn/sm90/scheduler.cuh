@@ -114,8 +114,7 @@ class Assignment {
   }
 
   __device__ __forceinline__ int kv_head() const {
-    const int pack = packed_rows(arguments_).packs(tile_.head);
-    return quotient(pack, arguments_.group_packs);
+    return quotient(tile_.pack, arguments_.group_packs);
   }
 
   // Every key group takes as many blocks as every other, so that they keep step.

@@ -4,8 +4,8 @@
 
 #include "attn/cta_map.cuh"
 #include "attn/recomputed.cuh"
+#include "attn/sm90/arguments.h"
 #include "attn/sm90/dependent_launch.cuh"
-#include "attn/sm90/packed_rows.cuh"
 
 namespace attn::sm90 {
 
@@ -20,6 +20,7 @@ __device__ __forceinline__ int quotient(int value, int divisor) {
 
 // A tile and the keys of its sequence.
 struct PlacedTile : QueryTile {
+  int pack;           // of query heads, whose first is `head`
   int sequence_keys;  // those of other ranks too
   int key_token;      // kTokenBoxes: row of K and V that holds key 0
 };
@@ -41,7 +42,8 @@ class TileOrder {
   __device__ __forceinline__ explicit TileOrder(const Arguments<T>& arguments)
       : params_(arguments.params),
         plan_(arguments.plan),
-        packed_(packed_rows(arguments)),
+        group_packs_(arguments.group_packs),
+        pack_heads_(arguments.pack_heads),
         run_(kInRuns ? longest_run(arguments) : 1),
         runs_(kInRuns ? size() / run_ - static_cast<int>(gridDim.x) : 0),
         section_(kInRuns ? 1 : arguments.plan.section) {}
@@ -89,14 +91,14 @@ class TileOrder {
     int from_last = slot;  // 0: the last tile of its sequence
     if (plan_.tiles_per_sequence > 0) {
       tile.sequence = quotient(column, packs());
-      tile.head = column - tile.sequence * packs();
+      tile.pack = column - tile.sequence * packs();
     } else {
       int start;
       tile.sequence = find_sequence(params_.cu_q_len, params_.batch_size, plan_.cta_q, slot, start);
-      tile.head = column;
+      tile.pack = column;
       from_last = slot - start;
     }
-    tile.head *= packed_.heads;
+    tile.head = tile.pack * pack_heads_;
     set_rows(tile, from_last);
     return tile;
   }
@@ -150,15 +152,15 @@ class TileOrder {
     return plan_.tiles_per_sequence > 0 ? params_.batch_size * packs() : packs();
   }
 
-  // Of heads.
+  // Of query heads.
   __device__ __forceinline__ int packs() const {
-    return PackedRows{recomputed(packed_.stride), packed_.heads}.packs(
-        recomputed(params_.num_heads));
+    return recomputed(params_.num_kv_heads * group_packs_);
   }
 
   const AttentionParams<T>& params_;
   const TilePlan& plan_;
-  const PackedRows packed_;
+  const int group_packs_;  // of a KV head
+  const int pack_heads_;
   const int run_;
   const int runs_;
   const int section_;

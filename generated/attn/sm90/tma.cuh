@@ -83,11 +83,11 @@ __device__ __forceinline__ void prefetch_box(const TensorMap& map, BoxOrigin at)
 }
 
 // Writes a box; it belongs to the calling thread's open group of stores.
-__device__ __forceinline__ void store_box(const TensorMap& map, const void* shared, BoxOrigin at) {
+__device__ __forceinline__ void store_box(const TensorMap& map, uint32_t shared, BoxOrigin at) {
   asm volatile(
       "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];\n" ::"l"(
           &map),
-      "r"(shared_address(shared)),
+      "r"(shared),
       "r"(at.column),
       "r"(at.head),
       "r"(at.token)

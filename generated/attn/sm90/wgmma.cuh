@@ -3,8 +3,9 @@
 //
 // wgmma_widths.cuh has the instruction itself, once for each width N:
 //
-//   multiply_shared<T>(d, a, b, accumulate)   D[64 x N] (+)= A[64 x 16] * B[N x 16]^T
-//   multiply_registers<T>(d, a, b)            D[64 x N]  += A[64 x 16] * B[16 x N], A in registers
+//   multiply_shared<T>(d, a, b, accumulate)      D[64 x N] (+)= A[64 x 16] * B[N x 16]^T
+//   multiply_registers<T>(d, a, b, accumulate)   D[64 x N] (+)= A[64 x 16] * B[16 x N]; A in
+//                                                registers
 //
 // Tiles in shared memory are panels of 64 columns: a panel is [rows][64] of 16-bit elements, 128
 // bytes a row, and the 16-byte chunk c of row r lies at c ^ (r % 8), as TMA writes it with the

@@ -145,38 +145,44 @@ __device__ __forceinline__ void multiply_shared(
 
 // N = 64
 template <class T>
-__device__ __forceinline__ void multiply_registers(float (&d)[32], const uint32_t* a, uint32_t b) {
+__device__ __forceinline__ void multiply_registers(
+    float (&d)[32], const uint32_t* a, uint32_t b, bool accumulate) {
   asm volatile(
       "{\n"
+      ".reg .pred accumulate;\n"
       ".reg .b64 b;\n"
-      "mov.b64 b, {%36, %37};\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.%38.%38 {"
+      "setp.ne.b32 accumulate, %37, 0;\n"
+      "mov.b64 b, {%36, %38};\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.%39.%39 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
       "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, {%32, %33, %34, %35}, b, 1, 1, 1, 1;\n"
+      "}, {%32, %33, %34, %35}, b, accumulate, 1, 1, 1;\n"
       "}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
         "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
         "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kDescriptorHigh),
-        "C"(TypeName<T>::kText));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b),
+        "r"(static_cast<int>(accumulate)), "n"(kDescriptorHigh), "C"(TypeName<T>::kText));
 }
 
 // N = 128
 template <class T>
-__device__ __forceinline__ void multiply_registers(float (&d)[64], const uint32_t* a, uint32_t b) {
+__device__ __forceinline__ void multiply_registers(
+    float (&d)[64], const uint32_t* a, uint32_t b, bool accumulate) {
   asm volatile(
       "{\n"
+      ".reg .pred accumulate;\n"
       ".reg .b64 b;\n"
-      "mov.b64 b, {%68, %69};\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%70.%70 {"
+      "setp.ne.b32 accumulate, %69, 0;\n"
+      "mov.b64 b, {%68, %70};\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%71.%71 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
       "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
       "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
       "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, {%64, %65, %66, %67}, b, 1, 1, 1, 1;\n"
+      "}, {%64, %65, %66, %67}, b, accumulate, 1, 1, 1;\n"
       "}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
@@ -188,25 +194,28 @@ __device__ __forceinline__ void multiply_registers(float (&d)[64], const uint32_
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kDescriptorHigh),
-        "C"(TypeName<T>::kText));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b),
+        "r"(static_cast<int>(accumulate)), "n"(kDescriptorHigh), "C"(TypeName<T>::kText));
 }
 
 // N = 192
 template <class T>
-__device__ __forceinline__ void multiply_registers(float (&d)[96], const uint32_t* a, uint32_t b) {
+__device__ __forceinline__ void multiply_registers(
+    float (&d)[96], const uint32_t* a, uint32_t b, bool accumulate) {
   asm volatile(
       "{\n"
+      ".reg .pred accumulate;\n"
       ".reg .b64 b;\n"
-      "mov.b64 b, {%100, %101};\n"
-      "wgmma.mma_async.sync.aligned.m64n192k16.f32.%102.%102 {"
+      "setp.ne.b32 accumulate, %101, 0;\n"
+      "mov.b64 b, {%100, %102};\n"
+      "wgmma.mma_async.sync.aligned.m64n192k16.f32.%103.%103 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
       "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
       "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
       "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
       "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
       "%87, %88, %89, %90, %91, %92, %93, %94, %95"
-      "}, {%96, %97, %98, %99}, b, 1, 1, 1, 1;\n"
+      "}, {%96, %97, %98, %99}, b, accumulate, 1, 1, 1;\n"
       "}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
@@ -222,18 +231,21 @@ __device__ __forceinline__ void multiply_registers(float (&d)[96], const uint32_
         "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]),
         "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]),
         "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kDescriptorHigh),
-        "C"(TypeName<T>::kText));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b),
+        "r"(static_cast<int>(accumulate)), "n"(kDescriptorHigh), "C"(TypeName<T>::kText));
 }
 
 // N = 256
 template <class T>
-__device__ __forceinline__ void multiply_registers(float (&d)[128], const uint32_t* a, uint32_t b) {
+__device__ __forceinline__ void multiply_registers(
+    float (&d)[128], const uint32_t* a, uint32_t b, bool accumulate) {
   asm volatile(
       "{\n"
+      ".reg .pred accumulate;\n"
       ".reg .b64 b;\n"
-      "mov.b64 b, {%132, %133};\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.%134.%134 {"
+      "setp.ne.b32 accumulate, %133, 0;\n"
+      "mov.b64 b, {%132, %134};\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.%135.%135 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
       "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
       "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
@@ -242,7 +254,7 @@ __device__ __forceinline__ void multiply_registers(float (&d)[128], const uint32
       "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "
       "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "
       "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-      "}, {%128, %129, %130, %131}, b, 1, 1, 1, 1;\n"
+      "}, {%128, %129, %130, %131}, b, accumulate, 1, 1, 1;\n"
       "}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
@@ -263,8 +275,8 @@ __device__ __forceinline__ void multiply_registers(float (&d)[128], const uint32
         "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]),
         "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]),
         "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kDescriptorHigh),
-        "C"(TypeName<T>::kText));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b),
+        "r"(static_cast<int>(accumulate)), "n"(kDescriptorHigh), "C"(TypeName<T>::kText));
 }
 
 // clang-format on

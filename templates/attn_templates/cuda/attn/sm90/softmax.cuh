@@ -137,7 +137,7 @@ class OnlineSoftmax {
 
   // 1 / sum; 0 for a row that has seen nothing, whose output is then 0.
   __device__ __forceinline__ float inverse(int h) const {
-    return sum_[h] > 0.0f ? __fdividef(1.0f, sum_[h]) : 0.0f;
+    return sum_[h] > 0.0f ? reciprocal_approximate(sum_[h]) : 0.0f;
   }
 
   // Natural log of the sum of exponentials of the scaled scores; -inf for a row that has seen

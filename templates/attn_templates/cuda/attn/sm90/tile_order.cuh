@@ -4,8 +4,8 @@
 
 #include "attn/cta_map.cuh"
 #include "attn/recomputed.cuh"
-#include "attn/sm90/dependent_launch.cuh"
 #include "attn/sm90/arguments.h"
+#include "attn/sm90/dependent_launch.cuh"
 
 namespace attn::sm90 {
 
