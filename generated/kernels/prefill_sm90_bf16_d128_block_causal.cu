@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         45af2058a680953a9bb8650b9c4cf0cbc77455ac02a346c39f12619089c17a39
+// digest         570c587bc4d3a061f9381012ab4b8bdaaa2c0dfb14ecc98af78f6045c9bf401e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_block_full
 // namespace      attn
-// digest         f5a1c6ddbb30c32d004a403150a5137229102cd24270f873daa88f1da67e9df0
+// digest         f7d8aeea8240698686a1850f65d2e8e5bc5c41766b3970db8657572829ee80e7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         4fa79e19e5d6258902ea097c6c3d1960b58174aa30b34923c3ea529271d3e35e
+// digest         713f796a07d42c9da6b29785cc0d5755bae4481a8423a4e0a00615454e886725
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         57d04433f4b7bed4aa91367b7df645e8d1cc79705582f35162cd8e73d3053c8c
+// digest         c875b23f2bf7eaa80e610c4a144a6f19e4cf0d691d3c7291e04f9567ddcfa7c7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

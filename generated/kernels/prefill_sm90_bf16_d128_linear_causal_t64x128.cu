@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         e4ac5480b46323d2c7c5c493a6230bc2d556fa99d06666c7eedfb85582d9897c
+// digest         1f5225a675b92ab13d790e43b1f2ea570c41bc5dede1c613c047c604cd75d593
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         2ac20e19c5a27627330ee5fed02bb838f128b33d99c3d7c23fb63eb31160811f
+// digest         1835a698faebf5e2ea655ed49bbeb1da72f5c5ca7466fdc86628ee96e81ae6b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full
 // namespace      attn
-// digest         37f6aa092ddc7bbe3b901ec0ffd7ff2d6eb15d45197cfbd797b5fbc70b1cb1e8
+// digest         f85aa58bb7a0834e5d980bc27b16e0b2ca009c92115189ee53e64d2413d89a6a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

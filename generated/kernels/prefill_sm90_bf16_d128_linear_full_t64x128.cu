@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x128
 // namespace      attn
-// digest         587e9990daeee5c64d6f6ba85a595777b9d6b1669c81dd25a5614d1f41617831
+// digest         bad7eaba4a92f5c4a668d8a4dc78436d5b8211c84be14a5e42a2de189644de73
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

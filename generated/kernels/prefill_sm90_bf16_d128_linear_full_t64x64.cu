@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_linear_full_t64x64
 // namespace      attn
-// digest         e93a633ee02bc6b43927bc0ccdbe559197e0e1dbd7f4bde18281a3729173b694
+// digest         3cbdcbd15505660a7a9ac252a8af0c4b70989fff509464478ddbd365c1e1b96e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

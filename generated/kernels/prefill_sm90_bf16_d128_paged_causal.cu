@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         f51feb5e93dc14c1a3f645f343a73f5e85fe9f877d9646da105651bad216d63e
+// digest         56206e811889cc96f3000e83afffcf23eb55dae6d47756486735322d156e99f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         5d4b318dafb8f662256465966bb7d6aa1e9375a6619fbc6df38e1bc29f5efdc3
+// digest         e60f018e6fb6d62fd341ca24125197471e0524f86cb7a004f7fdf6403a0cb060
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

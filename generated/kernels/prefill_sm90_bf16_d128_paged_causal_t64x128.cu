@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         e7eccc9a175ac14a75434c97d5cd15ecc9dd9c7d5c956f98810ee70846c5e6a9
+// digest         0d67596cda2b0dbaa0ed7a9e53cae1036cedfa0d1603d861cf9c7e4d9b461687
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

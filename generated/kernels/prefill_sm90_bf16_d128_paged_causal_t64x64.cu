@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         be81614532822f47577d9823676bf32479d0267c15d3a4c90e495aaf8ace574d
+// digest         8d1c7830edb131699ed5361e0140f3e6fba744ed4edaf5698cb841a28cb776f1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

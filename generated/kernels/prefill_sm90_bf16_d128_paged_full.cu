@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full
 // namespace      attn
-// digest         bca96e0d6391a5dc06651110ad6fdb51735391163d13d72a929b172c4cff9da9
+// digest         ea023b1a331874d0727c3a603659879ad7f9d61168a643bac296a9e26aa8c696
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x128
 // namespace      attn
-// digest         8de46e42568ff50df56eae017c5453a23eb00886161cfb71c848f6326694241f
+// digest         9169988a2121b6c6c6626704381a005e66e348e8657e79213f174caf31f55c2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

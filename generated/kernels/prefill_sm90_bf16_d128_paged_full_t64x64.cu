@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d128_paged_full_t64x64
 // namespace      attn
-// digest         fc235dbfd50584ab9a4f9d23b2c78a9fe93b46f0bcfac8789ec3583fbfdeeac9
+// digest         43314d9adab48b6c22a18fa1f4d738b3c3b7fba2b58cc5d7831f51e1050a19ff
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

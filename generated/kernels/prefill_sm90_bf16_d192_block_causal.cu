@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_causal
 // namespace      attn
-// digest         a1f3885ed559ba74a4145dcad930c8c8229f323f00c774a6e4aab8da44ba45f0
+// digest         b0bf02b84161b3c212f22acf8460989ea1ec16c8cce3cc5737cbfda0343a7633
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_block_full
 // namespace      attn
-// digest         367128835f5f3ea4e055df4f06e432d50e1381238d06874ba24de3d36a83b4c4
+// digest         42412a1a501217bbe881f607f9db12c31a38e39630f912260935a7781b41346d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_causal
 // namespace      attn
-// digest         297b3b4a9e0975452f8487cda17f77700ceb7819110a7f14ed3cbbca8327ef85
+// digest         9bef4e71921e22b69d9dd67fadf0c896fbee6135def57b5a7e65ce7b8581ee8d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

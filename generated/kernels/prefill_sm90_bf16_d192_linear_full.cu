@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_linear_full
 // namespace      attn
-// digest         9a05c16c858136e5a3e53a618ffc13487b6b5b2a6fe3ba7e01f9252f143c92da
+// digest         9aab71701133d8248f1e74e4c21a250eb61ec226fd4670bfb7c9c8914572ea73
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

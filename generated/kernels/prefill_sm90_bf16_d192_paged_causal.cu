@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_causal
 // namespace      attn
-// digest         6abff14b11fae27bc9e12f8f218523d6a473845ad11516151f6a5f0e29438802
+// digest         0d4043b762ce605e74e023cdc9cc71e04520061956d0531c46a8822846124dcc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

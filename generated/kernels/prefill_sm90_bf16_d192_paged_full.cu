@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_paged_full
 // namespace      attn
-// digest         9540745fe210a02e3514f3e68ec2b460436082191884968b8246b0a62a1c487b
+// digest         289b263f244dd1a61fe930e5dcd57bdce23c861db86ce1aa1e30fbdecf591c07
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_causal
 // namespace      attn
-// digest         0bc54f20875d63fcdc518404a7b45d577e106def0f978d875533252262b759c0
+// digest         0983766ad7fbdbe69f5e822301f380945e12ae8692152582e75d0f145d45bc5e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

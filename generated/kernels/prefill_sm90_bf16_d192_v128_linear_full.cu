@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_linear_full
 // namespace      attn
-// digest         cffbb5caa74b662beffacdb740bca2250822e08a62cebd3519e092dbcb3f2822
+// digest         367dc33086e2ca3dce0db98b9cfe307de6389e2c0ccb438b5e3a98709acfefbc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

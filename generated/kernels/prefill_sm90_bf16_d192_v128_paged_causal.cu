@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_causal
 // namespace      attn
-// digest         eeb7810bf906402722840db3cd7f32a61f86488cd5b21cdef5c2c25c63823120
+// digest         3bfa6653327f37c9de10466b25d6da9910be7bd3d2661997ba9991cb7815879f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d192_v128_paged_full
 // namespace      attn
-// digest         9337a3f843bf9912c705b5056c1933b9a767840135d25146c0ce00978f537d56
+// digest         8bfb0111d315519e81fcaa9b494dde55b23af28bfd64d98ae429db54d620a502
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

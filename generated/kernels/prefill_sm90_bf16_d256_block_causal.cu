@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_causal
 // namespace      attn
-// digest         019c59504f17ffb4ea3e4918d37c72e686399f49278bac32e42c10e5f8daaf86
+// digest         53c3ed8ac2434f371ac116af209e5978a27c32fafadc93c7756d4ad28ffd5c21
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

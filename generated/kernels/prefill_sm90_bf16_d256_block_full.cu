@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_block_full
 // namespace      attn
-// digest         a6e6b770b2c14d3f873121d06fd5515107acd4a0536e8e57ff3d5667bdb80052
+// digest         0ec92df1c9657fa6a697f9ea6933d8c2862968fdc637f07164efba5ea0e09407
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

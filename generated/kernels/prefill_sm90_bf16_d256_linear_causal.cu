@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal
 // namespace      attn
-// digest         7adc9dc8ce687acf56f0dd32c5653a1420ffd8c6b84ce1298de32d0dc0b5f00f
+// digest         995ce68d93681e1b9907b0c625aa769c1e4d15b823928837d5cd0bdb7d1bc577
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         8bacfec83bb9e1b0c0ff2b86b7753e2a7b902bcd1fc1a9a4ee17f7df07214a1c
+// digest         8e3af9dd9a43861dd8a457eb3cb738d48f7234712bb423b7c6d2dffd9d5582e1
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full
 // namespace      attn
-// digest         ac6c7c7683009bc8857c7d0409b48f04473f80ebfa949c00271ec50675e00fe3
+// digest         7b76ad8ab45403b19dd4cbbd31bad22fe4eb084041fb20e9d10c63001ac38256
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

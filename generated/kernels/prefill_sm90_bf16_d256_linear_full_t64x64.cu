@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_linear_full_t64x64
 // namespace      attn
-// digest         2d2ea6a33aed152666289515f44ac683e5a4c44ff0f5091658d49b975bc945cf
+// digest         af287fb7cbd8b41098c667c45260e0ee508bd8c4359b889d391d27ffe1e87d9c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

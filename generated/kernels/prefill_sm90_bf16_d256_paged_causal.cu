@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         2ed421e07f8be63e0b07d8872973dd8cb33994026a9919208314ba9d1f0ac339
+// digest         a6d5e5c1db0cee4fd1ad45e6c6a9f3553640f83579b4379dd3ae59a29e76a2b0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

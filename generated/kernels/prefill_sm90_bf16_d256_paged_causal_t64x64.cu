@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         123f6d9d5219fcdfcf162f8b4629c52066f27147e4b3ab50dea02be3747c03e3
+// digest         fd735dc37658118909e53eb211d1397ee0b1261a3dea48094c600baefb5e29a2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full
 // namespace      attn
-// digest         1bd512b9534fc1ca6afdb83bea13d7647e4e22e845c819b258fceed784347110
+// digest         42ec7c4b9aed3c0bd981f41a96c53e6ae39c96e7f89197558c56589c91dbaf18
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_full_t64x64
 // namespace      attn
-// digest         474554c7a9ab75e45e86356e6c8901121f99f2201c5874757c9fe99c845426f9
+// digest         885c09a953ad09659b9d36bac3f6f8322ff87c1e52f72e78b53d35f8da3d39f2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

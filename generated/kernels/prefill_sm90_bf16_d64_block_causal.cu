@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         8cd47593183243febefb03c9b952716b08cdeb196ea3068ddda7a5f1d1f19887
+// digest         e5cee1b4c860efc0691d159da742aad9fd0c50c28a5944342e703bd044aee038
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_block_full
 // namespace      attn
-// digest         7df2298539161c1884cd6dadcc7303e33fbbc512654482359353722655c3ae25
+// digest         78b62d2ec757e5b0db641e1149053728b461ed2052d48d45c578f421e0bab747
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

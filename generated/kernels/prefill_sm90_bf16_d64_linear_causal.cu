@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         47299b48010157db23e024d13b52a69679df95d9d92bba3574e0e03ec4fa9003
+// digest         1a8ac215316edca6aaee9a3d63cc941636e836926a013a2ee725e60d137201d0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         58815291bc58d952ccac4ac62f28fb1967af5a602426c239c429e87522cdf4fc
+// digest         db3f4b8190a0d6e3b0104d638f999beb9793a7dcb2c80e3b3c1b9cc3bc32f415
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

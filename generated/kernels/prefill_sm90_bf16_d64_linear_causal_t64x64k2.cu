@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         8a3cdf8ef38b905f31a4bd39eafa487c0e8d83e46ae8400a1feb76fed7e06413
+// digest         2e3622d71424db4aba597e462bea66e29aef7729d451805e3c1ab704b7aa3b98
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full
 // namespace      attn
-// digest         340d0a66718b52615c65c04854d95622bc395c5d3524df20463980ace054a6cb
+// digest         ded45e6d521424d3f4f9a71cbfa0e96b80ee9501e1ff65217bbeaab594e7ab88
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t192x128
 // namespace      attn
-// digest         255f72171bd563bbcf056a892b4fe73af8fceaea70eb8eee9447884cd1e5843f
+// digest         ad14f6385d3318aee007b6c6f1faa8a2035d3b19b0c937199217cd372cff5f7c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x128
 // namespace      attn
-// digest         f9e944ec6d1e940920d4367f11f623a5a36f3a57890297f98d79be0e431b0b97
+// digest         f86cb05238626590734b299dc937031c80bb437426be459afcd081e7adb2cc42
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         e18ceddfe0efe17fb812bef27bb37aaa5dd06c12d34aa4f78248c9bc7607f43a
+// digest         151f2609c1d9f08db1daec0704f54b8e7a2b4c976428ec45b01795681e2e548f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

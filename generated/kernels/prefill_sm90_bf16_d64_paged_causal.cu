@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         23b09f431fa84940223bec27a77d0b462826887256c42f065f0f7150699bd5e8
+// digest         9f292fd0796051084629de22cbdc378c43278ceefcaaf95bea88cdcababb1e4c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         0e87fdc200a2fe8b9e098ee04076e1f1ad0ceaa52b657a9be8c69bfe115248c1
+// digest         fb75ab09ca70c1d80aa447c4d725f7cd63c9f792f6e8fe99715b41b9653539c0
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

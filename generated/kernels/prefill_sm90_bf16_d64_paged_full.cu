@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full
 // namespace      attn
-// digest         54742773e75b4aa32232efba04f9098c24a8476aeeb52ed67bfd0b4cfa6d11c5
+// digest         ae7f17305f4af5cfa869761baa7fb22c2f67ff6ca6c403fb3e2828a48fb51e74
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d64_paged_full_t64x128
 // namespace      attn
-// digest         31d9f2c0f97c2c258b07d7b80764ec1a5b68d54f399d53ca445f3d16fbd28746
+// digest         ff73ef575c53d408069ce5d557ef973a1d1abd7faed4db4240504e7698aeb87d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         b0546229615a28166709714b8f3a3ab34d3cc4eddaa815148e2787b3a64cd17c
+// digest         4aa028fbfc6ff7156f111cff9495fea1126bedde8c97aed89ad98dc91265510a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

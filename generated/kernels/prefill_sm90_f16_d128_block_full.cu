@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_block_full
 // namespace      attn
-// digest         efe592b5165f2aa388db85a83695d2f5da56722bd362443485c2cf287f8f8a58
+// digest         b734e5896e399e8a4316795eeb49d8e90e6d5a0efd5963955a85369617bc53b3
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         0e9cedcb92cacfb816ac195d26bc2f2d3e01b561b1d314d5a2ede91950a53d9a
+// digest         3ec872cc377780362efa4cb131ce37691a92877107d8557ab83ac8a48555d1ce
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

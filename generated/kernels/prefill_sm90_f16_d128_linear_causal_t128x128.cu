@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t128x128
 // namespace      attn
-// digest         7761eac58580a72726137a67b20a75e3a2af6d5ffc6efd71b5004581656479ba
+// digest         e4342443c5da9f6ce43e46d92973fd52dff6ca801d4bcfa2012c27e7f232f2a8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

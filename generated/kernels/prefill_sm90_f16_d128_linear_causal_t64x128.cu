@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         7ecb1acc277fe3484f0c7dc4b87a964e490071746af74368eb4ead678fa41f1d
+// digest         b8be14b066b42e4572b1e915af9e71ddc09cb4cb97c5d2d0899d4159d74e6b2a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

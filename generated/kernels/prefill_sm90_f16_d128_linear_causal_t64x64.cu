@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x64
 // namespace      attn
-// digest         68ab2bb4d4e5901c1d1332c5ca18cb7c9fccc05b1a2474d980c5771a99c907c5
+// digest         3ef96fd5a93d1cb4a342b1c92e3d85b187f1402b6c40069a020f7215de234f99
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

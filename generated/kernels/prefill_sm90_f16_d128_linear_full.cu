@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full
 // namespace      attn
-// digest         48c07546150ffc521c848a3a2e59930f65b2c7847d7864277411251d226a005b
+// digest         b0e53bd84ff4bffe2216491ad40d0b419f416459dd69242d6015072bf30115a4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

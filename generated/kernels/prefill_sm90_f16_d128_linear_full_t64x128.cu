@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x128
 // namespace      attn
-// digest         f50ccff728f6461ff9d1548c54c336b46aad3d4585bf4a483aff2958afd4b5ac
+// digest         9d4096a4d622e7a232ec4ebe0b64d8405775f28fceffa14113b2dca10d8b4857
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_full_t64x64
 // namespace      attn
-// digest         220aa2460d5f0c7d278123208715105dfea03360cd02c072a9da24a2c717b121
+// digest         8ee89132799f07a60b3551fbcdeee48730a8a2e95a261f401c3d80c8d762ac1f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         3d59c0454791b25c907d5771d3936251f074697f352499dd08fe62d94ee94f97
+// digest         510690ffa1a98b9ea1656b1481522c41b1acf09778fb1c8ffaf1451dc6ffc3e8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t128x128
 // namespace      attn
-// digest         a76bafdd4bc2e474e1160e4e16b37cd4d90570a1e9bf96a16e9781f7ef40de24
+// digest         8e02505f40071c70f466457a10d73184cc70c4661f8f78822bf82f2d6d68fa7e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

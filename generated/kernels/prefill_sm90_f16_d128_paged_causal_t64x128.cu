@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x128
 // namespace      attn
-// digest         312c79cf0725afe9acb7d5c9c09b9a7c015c7cd075e9982061d570b5ea93d6d4
+// digest         43c0cd3f5353d852c8f1f16c2a7b8d1323dee4f99df36bbc3aecaf5e6ceb226a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         18c4534d5ef9d2a58d1192202f9cd1e9d7d7c8fdfa88b4d690d39ede24f3bb52
+// digest         cde6a10afaf4acd3dda5592522448af5594e6814fd8e36b5b3e74b87d587234f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

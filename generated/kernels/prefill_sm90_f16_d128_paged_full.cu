@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full
 // namespace      attn
-// digest         37d05e600074a0c37512ba7bd289c8a18d51520665d938bd8a51c30f335f0753
+// digest         1ed31419ec63c6ab11c8b0286193a719bba0e4b685808c47a1b08b2f35595cc5
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         df385e6ad5fd9db67c862c3dbdeccc55df147bb81190db7b516b91d32ca00e95
+// digest         906fd5be12e6c4dbff11b8e1bcc8395fb128e57bc78ac9aca7690abeff15052c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x64
 // namespace      attn
-// digest         4022ffc80a41cd3f83b8b640f7317f29bf0ed0e307b9d324728b3777ed90e97e
+// digest         166c8476ef3a5aff105be3beb0fadca05756badf28c21677fb3aaae0cec9c5dc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

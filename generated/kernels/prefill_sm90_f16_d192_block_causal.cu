@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_causal
 // namespace      attn
-// digest         4e495bd8c7e4036af932e5a0408f95d93b3b44dab0a259a9bc94aae8e1a68cf5
+// digest         e64c6646a6d8d4cfeb92b2dc62714dbc2c3aab97d7d9f3e232edaf1d0807d88f
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_block_full
 // namespace      attn
-// digest         1f88d8a57660b0e9b6d6022df2db160827815c11476233468c824bbe5b44ce1d
+// digest         7d4f7e272756bb9507cbf1deb9937043afd7ab9d2b63abeba89b00623bb4019e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

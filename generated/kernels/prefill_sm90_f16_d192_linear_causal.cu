@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_causal
 // namespace      attn
-// digest         79edc6955a4ed85e5d5fae5b6f392534d5b5f6b72afa1becd3093c0ebb178126
+// digest         09eb92fe6e9ee14be631f878086993f701d51b8e5d28387fd00175775bc3dcf7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

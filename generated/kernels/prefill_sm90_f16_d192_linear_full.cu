@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_linear_full
 // namespace      attn
-// digest         d81019ff7dfa6673d6489272daf3a77e2aaf7408488ae75af645f8fb9220defa
+// digest         89b7ceb9d1b2383112080e0f3f97b7b6bd3e03f79bb943994255eaaae4c8b814
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_causal
 // namespace      attn
-// digest         61bf5876b8caf7ef2e0f79edc8e23557ce4b5b2831da019decf37c9240b14b86
+// digest         7803fe39c00dbc6ae440fae92c4118baf2f15d5083d64d8d91be5f8249ecbb5c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_paged_full
 // namespace      attn
-// digest         3546bf9009ef57945793b2e193b7994f0c429741e9f87c92e4f2a9aee96e4f9b
+// digest         fb9c75f6f0b7313e13f0531220af75b8b1a0c14e6d8e1796f39e211bc4aac957
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_causal
 // namespace      attn
-// digest         49c1df2b925d9ffac023d8e36bfd4f6e9e801ce72959486448f093cacf3842b4
+// digest         599930a5083998e7d7f1312b1d6784e5a6d28158c55b993a1fb110edd798c61e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

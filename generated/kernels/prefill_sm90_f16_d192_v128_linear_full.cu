@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_linear_full
 // namespace      attn
-// digest         1bd365120638e4a2572b407e9efe3811b036918fb39e506b82ff1623fbacbb3e
+// digest         5aced5328d6b2187b38502a30a6e405d6a6ab2162457d4276be0626708b03bf4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

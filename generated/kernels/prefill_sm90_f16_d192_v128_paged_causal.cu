@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_causal
 // namespace      attn
-// digest         5cbf8b3de7983f986f1540422cfcb34f02650760bd831b8ee6b29460ab3381ef
+// digest         4ceb225ee196c15d2351a688131f27c0389903cf9b9f8832108d6e64dc1414cf
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

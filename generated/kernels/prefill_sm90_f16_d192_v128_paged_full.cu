@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d192_v128_paged_full
 // namespace      attn
-// digest         68d3d21f6da61803585e421c4ca9057bf167cd81731e4e75841893bb921904bc
+// digest         3bab289db9ce93b057d03195d1f3d2b5331a8469c6aaa0be5823ca41578ec206
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

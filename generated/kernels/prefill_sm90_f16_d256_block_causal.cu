@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_causal
 // namespace      attn
-// digest         b7cea8028a17c104c20ad84134dce2a68650d11550c0aa8639b32e795b368f43
+// digest         a4f5089e8babf5abc06d8806a1dd2c1e2fc6b3c619b0359d5a211ac6335ce449
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_block_full
 // namespace      attn
-// digest         49bc1858cee2f56e081d51f2fed868e90b7a0eca21eb225b043127caa9763298
+// digest         f4f66e2dc641890002281f705f3e77423c6a200f30216a3efecf0807fa7be7e2
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal
 // namespace      attn
-// digest         17d82aac14168495b5c32ee3cfb554c92ad146590407b6189b53b17081ab8ae3
+// digest         e4e8b70b19737950eccae0af139729a45cf43b5fa9f67dc406bc6a19ea8ff335
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

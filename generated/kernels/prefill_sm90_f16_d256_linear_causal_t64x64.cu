@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_causal_t64x64
 // namespace      attn
-// digest         ce90483a9e403be52a66a322ad7132793ff481868d5f735903ee9171b5d31a1d
+// digest         1264e76ebe96c8660eae75aaed26c6728043363defa061b2f65487e209b7e8bc
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full
 // namespace      attn
-// digest         0a0e542f951de9112294fa119c94f23c2081ae549ce093b9811175cee5943256
+// digest         72574742e6e8aa4289ecc62729814455e80d8e0faa16412c97aea8bd8ae88352
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

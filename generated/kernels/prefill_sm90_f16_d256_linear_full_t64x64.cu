@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         13e386d6993a11dbd92235efa861f100d491112f8d2840ff2e38b86b835b1fbc
+// digest         dff72b30730aa1e2b642cf72880079dd1ede214830602ed8b1d046f9fa0ee0fe
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

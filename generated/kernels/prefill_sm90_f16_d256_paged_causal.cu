@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal
 // namespace      attn
-// digest         efbeb468409c01c0dc29fa45c5f6232e26c0eb19b4c1817b54a64523ab6f9ad6
+// digest         73ed46209e4ad3df2fdd675806b82ca86a8a83ce9fef8fd7849796f8194b9453
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_causal_t64x64
 // namespace      attn
-// digest         203b8c4f88f8cfeb4952dd2dc15236ca0d660655faccbbab359d9980b8742e59
+// digest         4d16b3292591ba1c4f23bda38b3086e59c7c2777b3c56814dc9707849f282b43
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

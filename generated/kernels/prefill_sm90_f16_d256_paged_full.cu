@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full
 // namespace      attn
-// digest         50d3458874c1c0aa17f69d9139793557104eda9f6777f16b58b176c35dea1c26
+// digest         2f19f8879d99765156f9325cf097108803ea29e0b8a7642249cdacc6b0a07193
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

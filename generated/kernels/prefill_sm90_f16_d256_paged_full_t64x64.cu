@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_paged_full_t64x64
 // namespace      attn
-// digest         c283cbea51737c374f3e1e03e630a590278943b884a3fc04b5119a150db17059
+// digest         aa4edc9f2cc7fcac8bfb487ceaaaa6942ab75b3a24497a32ce080a9564f34997
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

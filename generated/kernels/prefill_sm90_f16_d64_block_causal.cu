@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         a7e82eccb4be3412d6d6e853b3458e26afec13d2940decc3da30ac0c26644474
+// digest         c7e505b6c0db638a687d1aed1ff2333e5df5e4c771afd49db606f2f2a5c3b5cb
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_block_full
 // namespace      attn
-// digest         41925ebd9994d042c18b5a0d8b363cdaf67f7d53b7acf7c80830a9784c3b693f
+// digest         676b388e5c1414318c0b768df9a136dea4b43ff1c10ace3e5cc05fc4b65ddc33
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

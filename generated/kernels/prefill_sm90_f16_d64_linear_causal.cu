@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         ba2c666c9cf79d2ead01a2b8cfb89a140b677070d75d7abbe6150b791016d1b7
+// digest         683c6328e496717b5c03e8e84a8456d83673cec7b958080a26b9b29903983e79
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

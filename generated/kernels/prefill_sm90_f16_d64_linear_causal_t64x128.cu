@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x128
 // namespace      attn
-// digest         f66478e0f3b7b56f6e69c33a85b8affe95aed746fc37d24a79b6930f1abf53e8
+// digest         d4821f62e02bddda2522815121a896e16b5d84907bf72441ab1e7c9dbbf7643b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_causal_t64x64k2
 // namespace      attn
-// digest         f05f8e95778a92747c008e144db9f8e65ee701cdcca8c65e1b3bb48ccb0c45cb
+// digest         a1cb0c4c33cd7f91574fc8be7f77521f0ffee1229c2f5d40a5d15ec0fd56ecc7
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

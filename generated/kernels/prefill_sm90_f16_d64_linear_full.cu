@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full
 // namespace      attn
-// digest         298c8de998bd1c67c377f10383e195a64dd55ba933c1a208c43abf181d5a4acb
+// digest         d70f94404b01859b0fe5152e1fd4fd1c0cb08aa06a184b7fee926d8b7b449a54
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

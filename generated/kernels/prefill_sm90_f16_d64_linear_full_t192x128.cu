@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t192x128
 // namespace      attn
-// digest         e31242b7678054b890fac7835003455479747ae6ebccd8d30ec514a37d04acad
+// digest         e2edd0d65369f68dd3b6a7bf21f1ddf1d3c76300da078096448b2908ae21c342
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

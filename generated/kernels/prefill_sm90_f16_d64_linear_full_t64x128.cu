@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x128
 // namespace      attn
-// digest         98a4496131f89399a701e08fe34e97b596618dffe55343f477d190152f9e549e
+// digest         cdf8e50bf207421f9f75a9d097efb7db661649432b20c9a650dec628b839406e
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

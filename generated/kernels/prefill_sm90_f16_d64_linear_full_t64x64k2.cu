@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_linear_full_t64x64k2
 // namespace      attn
-// digest         39d1ef0bb481cbcfc05bf6a57767282291569f1a3bea413738c239b02d0e9603
+// digest         b25b19cf7f5ca9aa768946b1d26268d078849ea809d650d9590a313aaddb12f4
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         865b6d99f47a00ab4d5e61a531ec08ae60ae7c733df615afd25e42b9f1683446
+// digest         d29a387e276d9c9f8cb15aea47327a1b3cea21adcd5e99e1c3b523163709238c
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_causal_t64x128
 // namespace      attn
-// digest         0012eb650141d31aae0fca8966878af67bd7d55bb4a3a3b702731144d7bfab23
+// digest         f14a3045dea3a33516545ffa89e601d1db197f40f9e487f27e9cfa8a2a0a6397
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full
 // namespace      attn
-// digest         44a95596b6207c1f8fcd6dda7fbfa0c357714a482a6e468a28b9e6cb9a24ca62
+// digest         6effcd4333de75a578daafbcb0ad245af0b05f83f5750bfce88352c717afa79b
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d64_paged_full_t64x128
 // namespace      attn
-// digest         c91a61fd984d438aa1970d4a87ba4e6b0035babd09ea0a81c168e9facb642eac
+// digest         1af34a4cd235e4a66e9cc62b8461c7966a446e59ef9c538fff74036443a7dcb8
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 

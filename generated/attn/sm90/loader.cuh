@@ -56,11 +56,6 @@ class Loader {
       request_next();
     }
     load_keys(block);
-    // A slot of Q is free late, when TMA has read the output that leaves through it, or behind the
-    // last Q.K of the tile before where there is one slot: bring Q as near as L2 meanwhile.
-    if (Traits::kQuerySlots == 1 && source_.leads()) {
-      prefetch_queries(item);
-    }
     load_queries(work_slot);
     if constexpr (Traits::kSeenApart) {
       seen_phase_ ^= work_slot;  // both slots have been used as often
@@ -110,16 +105,6 @@ class Loader {
       }
     }
     queries_.advance();
-  }
-
-  __device__ __forceinline__ void prefetch_queries(const WorkItem& item) const {
-#pragma unroll 1
-    for (int group = 0; group < Traits::kRowGroups; ++group) {
-#pragma unroll
-      for (int panel = 0; panel < Traits::kPanels; ++panel) {
-        prefetch_box(arguments_.q, query_box(item, group, panel));
-      }
-    }
   }
 
   __device__ __forceinline__ BoxOrigin query_box(const WorkItem& item, int group, int panel) const {

@@ -73,15 +73,6 @@ __device__ __forceinline__ void load_bytes(void* shared,
       : "memory");
 }
 
-// Brings a box as near as L2.
-__device__ __forceinline__ void prefetch_box(const TensorMap& map, BoxOrigin at) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];\n" ::"l"(&map),
-               "r"(at.column),
-               "r"(at.head),
-               "r"(at.token)
-               : "memory");
-}
-
 // Writes a box; it belongs to the calling thread's open group of stores.
 __device__ __forceinline__ void store_box(const TensorMap& map, uint32_t shared, BoxOrigin at) {
   asm volatile(
