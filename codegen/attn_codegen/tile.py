@@ -30,7 +30,8 @@ class Tiling:
     takes tiles until none is left. packed_heads: most query heads of a group that its rows may
     belong to. Of sm90 only: query_slots, tiles of Q in shared memory, more than 1 where the next
     arrives while one is computed; key_groups, warpgroups that share the keys of the same rows;
-    softmax, which of sm90::SoftmaxForm; code_stages, tiles of K and V in codes, over a quantised
+    softmax, which of sm90::SoftmaxForm; merged_splits, CTAs of a cluster that merge the splits of a
+    tile, at most (1: the reduction does); code_stages, tiles of K and V in codes, over a quantised
     cache. Of writers only: lanes, threads of a row. Of decode only: plain, plain calls have a
     kernel of their own in the unit.
     """
@@ -46,6 +47,7 @@ class Tiling:
     query_slots: int = 0
     key_groups: int = 1
     softmax: str = ""
+    merged_splits: int = 1
     code_stages: int = 0
     lanes: int = 0
     plain: bool = False

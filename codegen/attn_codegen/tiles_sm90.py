@@ -28,6 +28,7 @@ SM90_ITEM_BYTES = 56
 SM90_WORK_BYTES = 68  # and of each row group:
 SM90_SEEN_BYTES = 12
 SM90_PART_COLUMNS = 8  # floats of a row: (reference, sum) of each of the four threads that have it
+SM90_MERGED_SPLITS = 8  # CTAs of a cluster on any device
 SM90_ALIGNMENT = 1024  # bytes: that of a swizzled panel
 
 
@@ -144,5 +145,6 @@ def _sm90_sized(
         query_slots=query_slots,
         key_groups=key_groups,
         softmax=softmax,
+        merged_splits=SM90_MERGED_SPLITS if row_groups * key_groups + producers == 2 else 1,
         code_stages=code_stages,
     )

@@ -18,6 +18,7 @@ struct KernelInfo {
   int tile_ns = 0;          // what a query tile costs on a full device,
   int step_ns = 0;          // and each of its key tiles
   int tile_counters = 0;    // ints of AttentionParams::counters that its CTAs take tiles from
+  int merged_splits = 1;    // splits of a tile that a cluster of CTAs merges, at most
 
   // On a device; 0 where none was asked.
   int registers = 0;            // of a thread

@@ -30,6 +30,7 @@ struct Entry {
   int tile_ns = 0;          // what a query tile costs on a full device,
   int step_ns = 0;          // and each of its key tiles
   bool persistent = false;  // a CTA takes tiles until none is left
+  int merged_splits = 1;    // splits of a tile that a cluster of CTAs merges, at most
 
   // The kernel waits for the launch before it by itself, so that it may begin while that one ends.
   bool is_dependent = false;
@@ -85,6 +86,7 @@ inline KernelInfo describe(const Entry& entry) {
   info.tile_ns = entry.tile_ns;
   info.step_ns = entry.step_ns;
   info.tile_counters = entry.persistent ? 1 : 0;
+  info.merged_splits = entry.merged_splits;
   return info;
 }
 
@@ -159,19 +161,32 @@ inline int ctas_of(const Entry& entry, const Plan& plan, const KernelInfo& info)
   return entry.persistent ? std::min(plan.grid_x, info.sm_count * info.ctas_per_sm) : plan.grid_x;
 }
 
+// `cluster` CTAs in a row are one; 1: there are no clusters.
 template <class Arguments>
-void launch(const Entry& entry, int grid_x, CUstream_st* stream, Arguments arguments) {
+void launch(
+    const Entry& entry, int grid_x, CUstream_st* stream, Arguments arguments, int cluster = 1) {
   void* pointers[] = {&arguments};
-  cudaLaunchAttribute dependent{};
-  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  dependent.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (entry.is_dependent) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count].val.programmaticStreamSerializationAllowed = 1;
+    ++count;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(cluster);
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(grid_x));
   config.blockDim = dim3(static_cast<unsigned>(entry.threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(entry.shared_bytes);
   config.stream = stream;
-  config.attrs = &dependent;
-  config.numAttrs = entry.is_dependent ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   check_cuda(
       cudaLaunchKernelExC(&config, entry.address, pointers), "cudaLaunchKernelExC", entry.name);
 }

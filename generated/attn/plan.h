@@ -31,6 +31,7 @@ struct Plan : Workspace {
   int shared_bytes = 0;
   RangePlan ranges;     // decode: which CTA computes what, or would
   int counter_cnt = 0;  // ints that AttentionParams::counters must hold
+  int cluster = 1;      // CTAs in a row that are a cluster, and merge the splits of a tile
 };
 
 // Plans one call. Throws Error(kInvalidArgument) that names the field: a value out of range, a
@@ -72,6 +73,11 @@ inline Plan plan(const Problem& problem,
   result.grid_x = static_cast<int>(grid);
   result.counter_cnt = kernel.tile_counters;
   detail::set_workspace(problem, device, splits, result);
+  if (detail::is_cluster(tiles.count * packed.num_heads, device, kernel, splits)) {
+    result.cluster = static_cast<int>(splits);
+    result.section = static_cast<int>(detail::columns_of(packed, tiles));
+    result.reduce_grid_x = 0;
+  }
   return result;
 }
 

@@ -37,7 +37,8 @@ inline Work work_of(const Problem& problem, const KernelLimits& kernel) {
   const std::int64_t mean = ceil_div(problem.token_num, std::max<std::int64_t>(batch, 1));
   const std::int64_t q_len = std::min<std::int64_t>(mean, problem.max_q_len);
   std::int64_t tiles = batch * ceil_div(q_len, kernel.cta_q);
-  tiles = std::min(tiles, q_tiles(problem, kernel.cta_q).count);
+  const std::int64_t room = q_tiles(problem, kernel.cta_q).count;
+  tiles = std::min(tiles, room);
   const std::int64_t span = key_span(problem, kernel.cta_q);
   Work work;
   work.tiles = std::min(tiles, kMostTiles) * problem.num_heads;
@@ -50,6 +51,7 @@ inline Work work_of(const Problem& problem, const KernelLimits& kernel) {
   work.rows = std::int64_t{problem.token_num} * problem.num_heads;
   work.row_bytes = 4 * (std::int64_t{problem.head_dim_v} + 2) * kernel.packed_heads;
   work.read_bytes = read_bytes_of(problem);
+  work.grid = std::min(room, kMostTiles) * problem.num_heads;
   return bounded(work);
 }
 
@@ -75,6 +77,7 @@ inline Works works_of(const Problem& problem, const KernelLimits& kernel) {
   Works works{work, work_of(alone, kernel), true};
   works.first.is_mixed = true;
   works.last.rows = work.rows;
+  works.last.grid = work.grid;
   return works;
 }
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         4d50311a8f39773571e4cb69d3d2ddd416a6544be68046eab6a12ee5e5a37b25
+// digest         ee60506577fdb00735a415d5874ef8708850f0ffc1a39d59ccced7aec99a0582
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

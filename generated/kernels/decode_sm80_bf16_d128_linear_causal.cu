@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         28af35461440964edfea2f0bea53127f6014fd00a50d8905e4b12f989ffec873
+// digest         1ef7e39dd4af2631ed339081ef67f2bef40dab590e6de3bbae84b7a6e7f29bba
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

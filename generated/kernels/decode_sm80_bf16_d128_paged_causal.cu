@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         a01cd3eaaa9ce5916e59c0a4b3354b5ab71b63ceaac980a1dc2cbe08b7c397de
+// digest         edbf5919bc8e6d9b8484b1c5092dce449ce41022204946d2f838b417a8dd193d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

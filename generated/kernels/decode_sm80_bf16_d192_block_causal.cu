@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         2656973995ec5d3752027ec49f25fab6c92185642301e8004b062325359c720c
+// digest         775532361ea1aaf8614a05d255eb87b597c90aeec97da95976d0885684bcd1f5
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

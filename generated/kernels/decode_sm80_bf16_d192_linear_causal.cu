@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         641c621addd4169c22249bab72c10977852e3cbc55f0a87899322ec36831adc5
+// digest         861b521ca8efd5247a3f8867ad62c153ce94d0d3038a1e41bf2ce2d86191f01d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

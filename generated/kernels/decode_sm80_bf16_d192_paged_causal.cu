@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         c8e588ebf0b81b09e2141f19ec9f64ba713d6930ddad2d2759fe2d5b0d84b9ef
+// digest         19f70c2c290df28a2d20d7cbe4c6d1f0c146556b3804eb693ef602362996645f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         1167f42708480184503a434812a187856fb816f4431737a03648815e966e6474
+// digest         5e5bd669f5b7cbb93070138acb163bc3ac6f96b53dfd18ddfd27e6e61fc66d02
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         4b2be6b0866463468342072effd7e72542821105c73fbaa21583beddb1654f78
+// digest         430651b5488c049e2bd5f8fa5299c95fbc5bae3e2157d94d55dd663f13c53afe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

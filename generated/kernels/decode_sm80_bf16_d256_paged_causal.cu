@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         047725605a1a23bf70e324ba3f34991ae90046cd9f6bb011dcb56e0d9eef4eeb
+// digest         dd8fa7636464b2a3b211be8b98012170addc7a24ab39098dd1b3f64dfe4c08f6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

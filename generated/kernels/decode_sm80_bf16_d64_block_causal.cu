@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         9af333a283b101048da56d55376f6a5e2de0b844a020e3f27db839197069c892
+// digest         9594d97e78394c9ba12323a47cf71f55bb2cb74c78d98cc99108f33e52ed205f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         15ffa62e1bed6880e84b4b467c3f4cbd3686ae95ce4922692263582602bdc334
+// digest         3056fd3b7aa8b1527a1a317cb358bc30b1c0c9f15fdc64d2a6384c45d4ecf513
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         cb8634528be976ff0d7d1924bfc6bc45d208fae3f94cd225c86e2d9628540178
+// digest         248dfe027c94a1b23b6dc3d5f8ac57f122458d707389bbee6802c74fd1bdc31c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         2ed457f83ebfa69c53b6d033644ad38571d4b9fe84d68c60549d6d52141aba5d
+// digest         931bf0d91259b2b9d20005882741e731add5e92f34925fd3b30e4078004bc686
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         30311435070dfdf17ccd49cb5b9cd17aa0881f30c6cb0256b76ef357162a04e0
+// digest         b280fd6b5d9fda576332217b01d10069ab626761e318af03aed2a3bca8f61879
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         dc7f9521dbd0f21e8a3dfed264f30c9be287c709af26980dcc78e0c9f229350d
+// digest         ba96b4cd0238cda0f807d0e945b0a444e82820da775f378769df7b98a2b0f03c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

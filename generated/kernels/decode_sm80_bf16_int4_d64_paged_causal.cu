@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         86313b64bd41212e83be97b9550dd55936628838cd4fe9cacd2c4151ffab562b
+// digest         e34211e1faec516b43d757808a72560f70b61d02211d7892c3c134db093811a1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         755d9970dc9385fc2d5b74938156d79711572154069a3f5d28554ab9f7007e8c
+// digest         2a6c538c6e4cadb9f863bda2baee74ffaf59352473acc793e9d9208c5b81ef4d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         f55958aa6a9129e455500d567aa5273f9172c3271728bdb63aa813ef31de919d
+// digest         a5f05bee0faeb4937f3fa20d05a651e654a5079796cf9bcc366abdef217be343
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         ee5fef1ea49cc342ec700573322eb0f4e6a8d5912a6cf5d6b41fd3038ab49f3f
+// digest         770ac2622e55075882dc38169451afafe7d1622ef397a976c07337674b52fa19
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

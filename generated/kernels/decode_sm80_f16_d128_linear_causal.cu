@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         fa4bb17b72736f77533e9a073f94665018fcedbede7f91ff2bb48879da99bcfe
+// digest         c1729e94ebd70f76bdc4572abd6671ac54dcf928464923104201a30ecdf68de9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         ffe72f8e27a445a36ae7b6307a9672b2228f58739d4a863b2d4e6c01c119db5f
+// digest         4c22585d0add05e0277b24c03c0363f5ce72acd6db67aca6e80ea73bd3c93167
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

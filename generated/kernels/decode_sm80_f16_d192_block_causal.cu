@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         5fd6252015b1f9e091269b8b4394b0fc3d4bc6f72a63277352ef516a5f214aca
+// digest         3f52f662301a98c101d98b0c139a7f86f9b45688f69099ee7e9e2d44309a873f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

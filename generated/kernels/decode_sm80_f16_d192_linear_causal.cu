@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         5c3f0af8fc6393361985c397dad82058220c5016aa611a61ee2ed1526b9275da
+// digest         a60414ae89c8e8c56b376e167351b00c5f803295162a5706b6ab5488574a70f2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

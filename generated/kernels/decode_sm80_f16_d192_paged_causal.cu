@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         6945110fcea4bdbfdb98cf5eedb9987f4804768c74275f1c7870a51a9c4d86a7
+// digest         fe8f700183a36bf1c37e4082e1fe598f802d434b086465c6534a9e3a1d012cfe
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

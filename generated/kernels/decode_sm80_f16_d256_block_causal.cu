@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         fd6f014f47658c29431f28bd6067615c3183018b739647749657eb85ede8ef55
+// digest         b522223378653e272d8b72805f397c7b8c7ab080bc3f0a9685edbd08099b97d2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

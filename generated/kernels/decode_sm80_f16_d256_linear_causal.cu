@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         25f51e81951b81a554625724f2fb736755cb4eac51e31fe38255c6b17d1cebb0
+// digest         d9628e132ebfa284b71b189034a8cd94d6b71b3c04ecb9a064f081d0a7024ee3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

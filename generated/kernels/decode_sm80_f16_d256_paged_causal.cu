@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         a48507e5ea42a09f2bba6aa6811afe8954185f5431c8cd8a3386c8514af6e051
+// digest         98e37fac644a67c6d5c31fec1804f6c58104970da6a274af15ac1832ddc4f840
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         499463f3437a9fe2074d55ff2a44da2fa9a24e56689532edbe6ea6c324eacd96
+// digest         2049e7f6187940c7863f8a056f933ffb3bd21b48c15e49b1d4908bf670061f61
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         c68e355551e485cf020212e1bd45f213912fdfddb9afb85a7b8e5d5e50a1cf6a
+// digest         a16a464afd962a5ddec843ef244393122d9ac5588d2d729c5a17ec8e32ef5ace
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         b68f056e8d3b76281d3395aa1aef929b3281c86ee27c8df7a62d244e3942dd02
+// digest         9bbdb25e7dee55d5963c01cc445e71cf6b5471bc0f383f641b6a455245933b0e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         7ed4779a986bed4f16cd84b1ff9055fe751dbdeb5313541ad562487ddfe074bb
+// digest         e17a1a7a197830de5630ebf8045358c1e31376ab448c89e62c52b3fcc372cf79
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

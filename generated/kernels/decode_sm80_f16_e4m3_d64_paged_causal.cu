@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         983daadec63486dfed476244a82c231bbd9ca7f9fed90ef6f12e116461a4bcfc
+// digest         3d97ec138f94d64ace737f0ac24216f8d12ba3e5fea723c8a66c10213347619e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         776555e786570dd48f699fa735b2f9bb66ce374f295a912dcfc75c9a6da5811a
+// digest         8e873cebd2e0ddcaa4a38550b8bee2c79d768532164d972bc23a9f91fe6cfe9e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

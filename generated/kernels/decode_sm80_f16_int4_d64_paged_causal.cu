@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         5e321b35aea8afa197b45783d7a39293e416787753e3ba328e2aa21a337768cf
+// digest         80efcc818292aeed3086d2dcdeb4872d623b5dbdb4624d27b68e9b862b723da9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

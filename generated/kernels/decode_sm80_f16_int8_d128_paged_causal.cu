@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         38855c96f2b205fddd4d933c94588d1eb2b617cafd16fb823d512afa4210cadc
+// digest         3719ca32ce894b66da9cc1d2a90b732490dd4c9dd11c94fde86b79257432d20c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         47789e0ba7e513b8de41baa813d8d87dbbc8741334d9943d766f67c8ab12d90e
+// digest         e5320cd1ca762d99eb2acda06ffb79b2495264c22a7b86450da05c48cfc6cd07
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         f0cdd9eb6f42f350d0cb2fc6ead1550383b27e9002d92712dec1c6ba53127382
+// digest         c46f039f24739a2e4fb3732392049738de581434fe262080aa11fcd0473edd12
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

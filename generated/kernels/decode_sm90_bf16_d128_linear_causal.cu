@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         dc2836717a8e9afb17561e293b17ed47e01f14671e7e969f8453a9c0614a3a6e
+// digest         70dfd1e445a8008f3e2177882ed007e76b0d37e34c4fffd9d156ae5fb87fd94a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         6b19c57ad17e64b8acf79a3d27d5540cde0501a1556cfa2341ede4cb693bbc6b
+// digest         891563d52158c631105c48fdd77924a871e5080d04ce95dff36f2d612c62976c
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         8bd6611e4adb38b6612542f4d701fc55cf60ea6dc7ec29e91b22120731eb737e
+// digest         e909e5384bcb4432509510805954555334c31aebcd860fa1ff1f472281a995b7
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

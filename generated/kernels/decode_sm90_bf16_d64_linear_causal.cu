@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         d00ec863d0ab242cf0a4391237c6947fbf02760328714128981225b37e08bdd1
+// digest         6ed6eeefdc95db21f70554fc9465b492297dd4ba9e1a7b607a64bc762cdd8872
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         e35048f5c5643016001550eb53ce08ddbf0ed27e995dd79c96acb67f9b09b633
+// digest         e99030435a349ca00dbd65d5a6413028898dc405b877e8fe9c73edc83756b702
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         dfd653061f31314c583f99d58b4ef7f055d968e3d7919b1e508a90885230b256
+// digest         68ad160403611b13e2f2f92cab49b1b98be3f0a03182593ef57f6861a5a66b33
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         92fe18603667852babc4f09a6dd93fd7eb098564e7b3530d6550466216a32fc1
+// digest         db3fea7e58876dfb7b7759695cce37555e23b4e561210d178649658906fadb6d
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

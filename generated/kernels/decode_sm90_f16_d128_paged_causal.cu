@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         691d62c9c59a9c39a9c0ea04413cfbee7fe8dcd7e52780523283903b9753cc3d
+// digest         3e74d38b10ada153c67f5e75171be110a7d02c723e0adb6cdfc1e3daa743a004
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         4f9d0f3343ae74ff8f4ab53ada944931d5a94219daf38f2ccf3da4c04d18d9ba
+// digest         5502651444b37d135c269c10bd9f3b75d08d11812d36fd548a7510a7f68e4237
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         0cfae80aa26c13a2a07b560964a20880dacc57b05f5fdcdf36bf2a52734f931e
+// digest         5204428b0fb878914c3059a96f3139ce46a091fceb901a99cb3f0df99b3f171b
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         c9fef39423f3db585d163303d2182141c2247ad43ea46fe794c9d8266efbd70a
+// digest         4952cb48d34cf1168423365d5a4ae2c5eeaf1d83a58cf98ab7dd0c5e19a32189
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

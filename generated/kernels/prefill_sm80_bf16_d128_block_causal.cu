@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         f9abd6807e6563726eca4356b6206acd0fa43df5e8c0f9c22b39aa78ea069ce8
+// digest         c2530910f542d48f3cafc130c910ef291c2d24b69bf14880e7fb6ef4d8fc921a
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.merged_splits = 1;
     entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 7470;

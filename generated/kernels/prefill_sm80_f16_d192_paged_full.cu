@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm80_f16_d192_paged_full
 // namespace      attn
-// digest         73ca67308f8ff18be18ebfa4556ecbdf07bd52e3efbcc12cf6e984e52a67b395
+// digest         1ea49ffd31c7ea88e7ca293420bfb89a29bbb2e543a2366700259568ef5b4f1f
 #include "attn/attention_template.cuh"
 #include "attn/sm80/prefill.cuh"
 
@@ -62,6 +62,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 1;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = false;
+    entry.merged_splits = 1;
     entry.is_dependent = false;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 8516;

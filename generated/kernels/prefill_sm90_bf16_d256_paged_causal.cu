@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_bf16_d256_paged_causal
 // namespace      attn
-// digest         a6d5e5c1db0cee4fd1ad45e6c6a9f3553640f83579b4379dd3ae59a29e76a2b0
+// digest         647ed7b4ad3bd2ff4e7734b276d73f0ec2019487c24e35dfd9debc4230dc9d27
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -39,6 +39,8 @@ struct TileOf<Config> {
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
+  // CTAs of a cluster that merge the splits of a tile, at most; 1: the reduction does.
+  static constexpr int kMergedSplits = 1;
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
@@ -68,6 +70,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 64;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.merged_splits = 1;
     entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 4683;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_linear_causal_t64x128
 // namespace      attn
-// digest         b8be14b066b42e4572b1e915af9e71ddc09cb4cb97c5d2d0899d4159d74e6b2a
+// digest         6d47f6db008974e9c2733d477ba48aec8777e5adae2f869cd6667fccacf6c93a
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -39,6 +39,8 @@ struct TileOf<Config> {
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
+  // CTAs of a cluster that merge the splits of a tile, at most; 1: the reduction does.
+  static constexpr int kMergedSplits = 8;
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
@@ -68,6 +70,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 64;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.merged_splits = 8;
     entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 1509;

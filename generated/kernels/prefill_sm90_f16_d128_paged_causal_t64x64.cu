@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_causal_t64x64
 // namespace      attn
-// digest         cde6a10afaf4acd3dda5592522448af5594e6814fd8e36b5b3e74b87d587234f
+// digest         4c421fe1c300d8d0040261b3bf02423e9f3b4326a0007a8911769137feee911d
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -39,6 +39,8 @@ struct TileOf<Config> {
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
+  // CTAs of a cluster that merge the splits of a tile, at most; 1: the reduction does.
+  static constexpr int kMergedSplits = 8;
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 2;
   // Bytes of dynamic shared memory.
@@ -68,6 +70,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 64;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.merged_splits = 8;
     entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 3200;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d128_paged_full_t64x128
 // namespace      attn
-// digest         906fd5be12e6c4dbff11b8e1bcc8395fb128e57bc78ac9aca7690abeff15052c
+// digest         53b8760b063aca5b9c79f1bf8c7e881d0d961f0d0bc4fb87345f3ff7f62ce337
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -39,6 +39,8 @@ struct TileOf<Config> {
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
+  // CTAs of a cluster that merge the splits of a tile, at most; 1: the reduction does.
+  static constexpr int kMergedSplits = 8;
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
@@ -68,6 +70,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 64;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.merged_splits = 8;
     entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 1417;

@@ -3,7 +3,7 @@
 //
 // configuration  prefill_sm90_f16_d256_linear_full_t64x64
 // namespace      attn
-// digest         dff72b30730aa1e2b642cf72880079dd1ede214830602ed8b1d046f9fa0ee0fe
+// digest         20772379d631975c5e7f01dda4ecf8ff015173fa2cf083d1b89809f1d9eb0071
 #include "attn/attention_template.cuh"
 #include "attn/sm90/prefill.cuh"
 
@@ -39,6 +39,8 @@ struct TileOf<Config> {
   static constexpr int kKeyGroups = 1;
   // When the exponentials of a block are taken.
   static constexpr sm90::SoftmaxForm kSoftmaxForm = sm90::SoftmaxForm::kInPlace;
+  // CTAs of a cluster that merge the splits of a tile, at most; 1: the reduction does.
+  static constexpr int kMergedSplits = 8;
   // CTAs that an SM has registers for.
   static constexpr int kCtasPerSm = 1;
   // Bytes of dynamic shared memory.
@@ -68,6 +70,7 @@ struct EntryOf<Kernel> {
     entry.packed_heads = 64;
     entry.min_ctas_per_sm = TileOf<Config>::kCtasPerSm;
     entry.persistent = true;
+    entry.merged_splits = 8;
     entry.is_dependent = true;
     // Nanoseconds of a query tile, and of each of its key tiles, on a full device.
     entry.tile_ns = 2924;

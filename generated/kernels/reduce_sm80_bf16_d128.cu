@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d128
 // namespace      attn
-// digest         9517d93df0a9c2a04bac7d6771db7359f1f9f31b21557d078eefa60fff1d7d5b
+// digest         b83c58c0e924deb4681f775ea39e378b57a21d5e7b387f8439dd0fe322fd5fb4
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

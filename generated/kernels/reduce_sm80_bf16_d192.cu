@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d192
 // namespace      attn
-// digest         9efb5798d1e92e34ffdd3818a6f8764d094fe1a0bed84dc96d83ee03df500106
+// digest         553182db36d0e30a7eb182da79a8ed474f3278f4ab39babe250b6be1fa859bab
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

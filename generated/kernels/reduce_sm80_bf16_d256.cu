@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d256
 // namespace      attn
-// digest         278983976b03a80b56a139bd53ddfe70de2e7f31d143703c7aa6883d6cecc943
+// digest         e00fc28b7b96a32b00eb996f318260e6616299c5a4fad49666c28611b0b10152
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

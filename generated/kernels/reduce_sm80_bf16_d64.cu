@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_bf16_d64
 // namespace      attn
-// digest         8f3b10c1649da778c9bbf44fd1ed70041432e6936d9f917d6ea6ffc812b60053
+// digest         f2f4ee34679c5fa8995a1640fae919993a85ba43882a77888ec5a4071a13b497
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d128
 // namespace      attn
-// digest         578838e31c42a691cb1a553fed54596ee1f6ecff97fcf2df8c452caa514c1f39
+// digest         271d17f739a73a653274adec862e4ae3b3d7bc299b7e2262ff8d11894fca9210
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

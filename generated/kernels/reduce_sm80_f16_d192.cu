@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d192
 // namespace      attn
-// digest         0b9f2438e50506f2d61028b4ea57a005d059b66796c194c0f7a45c5a5ecfb917
+// digest         70b533acf2131e33168923ec7430f655fdfd3abefcff91eaeeb58d1a0d3e4860
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d256
 // namespace      attn
-// digest         b135730ccd1c1e88ae8710dc50e0a50e55682ccd030e35479ddb5a03ef24c00a
+// digest         c569a3adc09a244c8ffc092acb9f651e5f1060409aac4c7ddf8a4594cdb8933d
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

@@ -3,7 +3,7 @@
 //
 // configuration  reduce_sm80_f16_d64
 // namespace      attn
-// digest         ff21ee2027b45b7dceec3c62472d3caeaddfbd1a2f6c2a0c6f124ccca1ffd062
+// digest         cc3cbfcd9fec754dc38041aa15b64b88e135a68517d9df0a6638cc445f5a700f
 #include "attn/reduce_template.cuh"
 
 #include <cuda_bf16.h>

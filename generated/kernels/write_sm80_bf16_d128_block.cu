@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_block
 // namespace      attn
-// digest         193f11415fff7dadd9be728cb3b3618d03a73814dddcf0f616e9d39dec597d31
+// digest         688e0eb21b2cb120a0e745ddac4e8bb5945f59ebda8d95278e4a5482af0f3d28
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

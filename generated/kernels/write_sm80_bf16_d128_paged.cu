@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d128_paged
 // namespace      attn
-// digest         528144c40d207677af925ffcc367e4a314eb1efaf9e95de2075f8c6eb08264da
+// digest         52e890f2ad2bbf0b0b4d7141820cd9d3d1439335cefd9713edcea472e0ebe2e1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_block
 // namespace      attn
-// digest         bdcf8c0b9e9b8e77044d95990d64578f1d581b87f90d989d129b926d61976228
+// digest         6a25136256b8c1c90aa9edf40c7fff595e07683ff3cd891aa74d57d28957a47b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

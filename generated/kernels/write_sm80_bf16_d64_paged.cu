@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_d64_paged
 // namespace      attn
-// digest         bfc9f9cd57af0348d843c5086d259bbb2b3403351a1db420386a4f2a97aa4ef6
+// digest         757c6f0f4124a698b99fdf99acd30e68b21f53ab363c2f7b26f2ca36d1da2cde
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_block
 // namespace      attn
-// digest         45782fda706cc2754dd5529367b55d4b15e2381c6e6d093f35ff9e764d129cd4
+// digest         951cf473b96346bb5b10e02f1ba9f3c515dcbd1c4e358168dd440cb3fc11defe
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

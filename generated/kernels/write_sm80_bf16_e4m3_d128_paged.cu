@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d128_paged
 // namespace      attn
-// digest         fa8257fcd0b463c7f4d9bec537da98091cbacdcdf3ac87b45002937cb7328704
+// digest         72330f596e96507809e1029ebbf517c914a32a2a24ceedb82a0e55a481d83f27
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_block
 // namespace      attn
-// digest         e202070703eb596ebb9b98a0ed6767daef601876905dde4391461cf2f63cf09b
+// digest         ec4f1633c932195a74f947af8fb8a6c86893d6b2a0053d1755c9713eda92f0c1
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

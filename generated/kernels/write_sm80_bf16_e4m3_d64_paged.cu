@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_e4m3_d64_paged
 // namespace      attn
-// digest         d94d3c8477c91b3a96f5f01fbcbe3b6a900661ad2cd33c2983395c112bc3bd23
+// digest         f5f6ce214ede750fcfa332914926fe8438499da7df9e4773161f62ff447473b0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

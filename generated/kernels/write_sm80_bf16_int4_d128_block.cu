@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_block
 // namespace      attn
-// digest         29036e432e749ce7e700c70f0bf1d776b43dc20e7a3c457c13f93f5d0d4b2c96
+// digest         8c1127ac5bca90846e8f88e72ec5a5617bb4658e6f711ea03fb019e1a960f24f
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d128_paged
 // namespace      attn
-// digest         b5bc673a021c673eda272abf793f80e6bf49bc1759ebca3b371e89540cf89e9c
+// digest         a44617bc2165ab84e8564e8da648ce14e3887f4718f566feb2ef53c693ffc40c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_block
 // namespace      attn
-// digest         799c91ac7a8e0b6fd0ce49ff04e2b794eb252e34aa236daec629b3317add2c48
+// digest         d8894e681f598be0e43f9a493534962f79be48df6645cb77513a4a407f14f100
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int4_d64_paged
 // namespace      attn
-// digest         0632336a866b75e64158b2265cb5023f1647c50d1050cb9c18469f8397b9d95d
+// digest         c5ecd11fc894f320a16e26ca8d9201eb73ba96e68ee277bccaa9867654673a8e
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_block
 // namespace      attn
-// digest         e14c1658239086339dd299f00d4e0bb8f76b8139102fd893ff00b343212629cc
+// digest         5127bbff3687e67f351223e7e8aacd94ca384867d3ddcd997cfeebc13e1c1e0c
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

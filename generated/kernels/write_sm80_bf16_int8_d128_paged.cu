@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d128_paged
 // namespace      attn
-// digest         557efb19d82522808eedf5c4cc88807d57908bfe205a81132b2ca73949997a25
+// digest         b457f9a3fcf8ad4932bc42225a6ea37260a1521ce71ac1c534b659febcccf51b
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_block
 // namespace      attn
-// digest         614c4b8d5b7e1547a5f94368e1660ade829e1cab84784490fe9b2ba42fc4dcfc
+// digest         6267573fd96930c28c1b7e67b946752bc0e3ead2106294ec9649a4e8942be396
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

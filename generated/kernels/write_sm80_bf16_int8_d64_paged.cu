@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_bf16_int8_d64_paged
 // namespace      attn
-// digest         f9cfcb803b647bbb1bb3bd2bb8b75c53ecee7751a5dceed88399f076d87caf95
+// digest         bd2b4011fac9bce56b6c04c84220ce22a739601ad6d92f71d7e09ec0580784cd
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

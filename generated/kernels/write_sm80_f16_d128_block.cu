@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_block
 // namespace      attn
-// digest         1f255008eb6b7799976321805c705d37abd7ea4ea98c8f9bbfd5b31032fe7bcd
+// digest         9342a862f6fd072ae3668ab064a04068fe48292374ac581bc04e5b3632b11ade
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d128_paged
 // namespace      attn
-// digest         8c63875d69789dcd0373acb018bdac75d1afa63581f686ede5621799b442a09e
+// digest         afaf80f3193a17237470b267bfe80cde31d01179b205f91fc67b8fdf62853c12
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_block
 // namespace      attn
-// digest         050700161ddde305ac9e1c58563312e6cc986519a852a4959ce7fc9290b3d92a
+// digest         82ee941c7966b94c803a160da59d23049ea638cd2ee95a4af8d8c5503ef3f2ad
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_d64_paged
 // namespace      attn
-// digest         327e28c1e4713de1c8263c14b42b52bc5e70e6a045a68ba57ca560136afd86e4
+// digest         43f57a68817fde15e365f4893f40cb51dc79c0fea0cb906f0725ab21ac3e0d26
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

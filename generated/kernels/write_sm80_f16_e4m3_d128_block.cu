@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_block
 // namespace      attn
-// digest         97a685c08cddf0c59f34ca57802f700f98c3bcc3c62f5de10100d9bd3dc3ce1e
+// digest         3315ce5d7e9c6e36640a922a18f1031cc7c52d787bb4e2afae6b027a0fbba375
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

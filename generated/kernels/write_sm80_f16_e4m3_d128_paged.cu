@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d128_paged
 // namespace      attn
-// digest         d41724ac7f422dc8a11bd543da4cd25dcc06610833f0e8b8cb4d1b4be8d79a0d
+// digest         d94abc3398afda1465e01fc6bbc05e8ea789f308f8a49887e5c4b1e56ae04e71
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

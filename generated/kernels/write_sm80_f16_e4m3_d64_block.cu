@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_block
 // namespace      attn
-// digest         5690779d4bcde6943e3fa5fbe6e5ace76dfbcb9f6d93f28bedc5480bb882e327
+// digest         c16850a2a13000294a968352c46c0ab03dac5bac736b90f1232ba5cc89dc9b04
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_e4m3_d64_paged
 // namespace      attn
-// digest         0791e21ba35e4facda75864b21dffdedff5bb9e701542d37ae395948df69dcd0
+// digest         7eb8cdcfdb02e9bfa96f18b9db51ab4f39187738d8fcfa797c3d4d6e461c74ff
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_block
 // namespace      attn
-// digest         e4056521deb4388f6709f97a8936abf7108a9adf7e7a9b70a7d4486031c7560d
+// digest         d2d2a383e51e43dcbef63d67414d3eba148d4032752d8a1327a6e1f8cb1f79b0
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

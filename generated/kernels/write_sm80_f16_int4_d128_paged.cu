@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d128_paged
 // namespace      attn
-// digest         5003b63f8911886e4ad978098471846f1d27c0760d8c3fcde2bdd1322daa1b7d
+// digest         ab9fd9b371cbe6b114fcb5abbcdebab5160b10d1444bb08950b239e2d89d01ff
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

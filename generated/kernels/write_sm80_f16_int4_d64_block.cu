@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_block
 // namespace      attn
-// digest         87558de597816cf1c0bcdf86b0ff2edb1bac2414a3c31b71b1248ecd8250b2b5
+// digest         0f51d996d674e4cb5f76cddc1b2c0d88c85fcf5d3acc86401f3f803565d40dfa
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

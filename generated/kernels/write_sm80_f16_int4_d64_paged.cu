@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int4_d64_paged
 // namespace      attn
-// digest         dab2a909a310999b8477f8b833c18d32a054aef6c73f9117a8af47dd7b9337ac
+// digest         045014232916cc4b2ab4340b39e1383758d88f7910e1ffb550a988aed86da3f4
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

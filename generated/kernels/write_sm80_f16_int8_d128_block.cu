@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_block
 // namespace      attn
-// digest         9eb5e68a453aaf1f5c31d06d2396dd10eaa57787796432056735d22b3f980c3f
+// digest         bb5f930134744c4a3a17cf0991411a20b5bcfcada73f4c9c02f32f2abbd373be
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d128_paged
 // namespace      attn
-// digest         3fb1cea9a9fbac6fdf00b1ce7c470f347677addab1dba342349e4b9da59b2e53
+// digest         55c70317faf5056f969bfc38ee7b9b0a1fefe47fd2164332d690896a14f7a589
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_block
 // namespace      attn
-// digest         836fe1b6428503295b2622b78f320ac9247746b3c40fd6d549e8aaa54a3ef6f3
+// digest         7074777bd90a391de2cb38e6b01a04e9425d4a3bc7411c890cceda18760ee218
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  write_sm80_f16_int8_d64_paged
 // namespace      attn
-// digest         3f3eb377ca99e695ef32efef773f907b7e0556a4870a2e4366ab1aee8156c334
+// digest         94d8aa126a6184db650612ab4e06116c1201ab564793fb14ae2e2dbcd8aaa4f7
 #include "attn/sm80/write.cuh"
 #include "attn/write_template.cuh"
 

@@ -18,8 +18,10 @@ result; measured on an H100."""
 MERGE_BYTES_PER_NS = 3800
 """Partial results are written, read back and merged; fitted to picks on an H200."""
 
-READ_BYTES_PER_NS = 3900
+READ_BYTES_PER_NS = 3700
 """K and V are read no faster by all CTAs together; of calls with few query rows, on an H200."""
+CLUSTER_MERGE_NS = 5500
+"""What CTAs of a cluster, which merge splits, begin and end later; fitted to picks on an H100."""
 
 # Above these only orders of magnitude count, and no product leaves 64 bits.
 MOST_TILES = 2**24
@@ -35,7 +37,8 @@ class Work:
 
     `tiles`: query tiles with rows, over all heads. `shortest`, `longest`: key tiles that a query
     tile sees at least and at most. `rows`, `row_bytes`: rows of the output, and what a split leaves
-    of each. `read_bytes`: of K and V, together. `is_mixed`: lengths differ.
+    of each. `read_bytes`: of K and V, together. `grid`: tiles that a launch has CTAs for, whatever
+    the lengths. `is_mixed`: lengths differ.
     """
 
     tiles: int
@@ -43,7 +46,8 @@ class Work:
     longest: int
     rows: int
     row_bytes: int
-    read_bytes: int = 0
+    read_bytes: int
+    grid: int
     is_mixed: bool = False
 
 
@@ -56,6 +60,7 @@ def bounded(work: Work) -> Work:
         min(work.rows, MOST_ROWS),
         min(work.row_bytes, MOST_ROW_BYTES),
         work.read_bytes,
+        min(work.grid, MOST_TILES),
         work.is_mixed,
     )
 
@@ -63,6 +68,18 @@ def bounded(work: Work) -> Work:
 def slots_of(device: DeviceLimits, kernel: KernelLimits) -> int:
     """CTAs that the device holds at a time."""
     return min(device.sm_count * kernel.ctas_per_sm, MOST_TILES)
+
+
+def is_cluster(grid: int, device: DeviceLimits, kernel: KernelLimits, splits: int) -> bool:
+    """Whether the splits of a tile are the CTAs of a cluster, which merge them: all tiles of the
+    grid are then computed at a time.
+
+    A cluster lies within a part of the device, and parts are not multiples of it: of 132
+    multiprocessors of an H200, clusters of 2 to 8 CTAs fill 132, 117, 120, 110, 102, 105 and 120.
+    """
+    eighths = 8 if splits == 2 else 7 if splits in (4, 8) else 6
+    room = slots_of(device, kernel) * eighths // 8
+    return 1 < splits <= kernel.merged_splits and grid * splits <= room
 
 
 def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: int) -> int:
@@ -75,7 +92,7 @@ def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: 
     piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
     even     = (sum of pieces + idle piece(shortest)) / slots
     computed = shared(even) + alone(piece(longest) - even)
-    total    = max(computed, read) + min(computed, read) / 16 + merge
+    total    = max(computed, read) + min(computed, read) / 32 + merge
 
     K and V are read meanwhile: of tiles that wait for them, the one that computes less is ahead.
     Where lengths differ, short pieces fill the slots that long ones leave: none are idle.
@@ -92,7 +109,10 @@ def estimate_ns(work: Work, device: DeviceLimits, kernel: KernelLimits, splits: 
     tail = _beside_ns(max(longest - even, 0), 1, kernel)
     computed = _beside_ns(even, beside, kernel) + tail
     read = work.read_bytes // READ_BYTES_PER_NS
-    return max(computed, read) + min(computed, read) // 16 + _merge_ns(work, splits)
+    merge = _merge_ns(work, splits)
+    if is_cluster(work.grid, device, kernel, splits):
+        merge = CLUSTER_MERGE_NS
+    return max(computed, read) + min(computed, read) // 32 + merge
 
 
 def _beside_ns(full_ns: int, ctas: int, kernel: KernelLimits) -> int:

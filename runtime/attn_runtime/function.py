@@ -89,9 +89,12 @@ class Function:
         parameters: int,
         *,
         may_begin_early: bool = False,
+        cluster: int = 1,
     ) -> Callable[[int], None]:
         """`launch` with everything but the stream, for one thread: cheaper, when it is repeated."""
-        config = _launch_config(grid_x, threads, shared_bytes, may_begin_early=may_begin_early)
+        config = _launch_config(grid_x, threads, shared_bytes)
+        config.attrs = _attributes(may_begin_early=may_begin_early, cluster=cluster)
+        config.numAttrs = len(config.attrs)
         launch, handle, last = self._configured_launch, self._handle, 0
 
         def start(stream: int) -> None:
@@ -126,24 +129,31 @@ class Function:
             self._owner = None
 
 
-def _launch_config(
-    grid_x: int, threads: int, shared_bytes: int, *, may_begin_early: bool = False
-) -> Any:
-    """The CUlaunchConfig of a launch; one that may begin early does so while the launch before it
-    ends."""
-    cuda = driver.bindings()
-    config = cuda.CUlaunchConfig()
+def _launch_config(grid_x: int, threads: int, shared_bytes: int) -> Any:
+    config = driver.bindings().CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid_x, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
     config.sharedMemBytes = shared_bytes
-    if may_begin_early:
-        attribute = cuda.CUlaunchAttribute()
-        names = cuda.CUlaunchAttributeID
-        attribute.id = names.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        attribute.value.programmaticStreamSerializationAllowed = 1
-        config.attrs = [attribute]
-        config.numAttrs = 1
     return config
+
+
+def _attributes(*, may_begin_early: bool, cluster: int) -> list[Any]:
+    """One launch may begin while the one before it ends; `cluster` CTAs in a row are a cluster."""
+    cuda = driver.bindings()
+    names = cuda.CUlaunchAttributeID
+    attributes = []
+    if may_begin_early:
+        early = cuda.CUlaunchAttribute()
+        early.id = names.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        early.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(early)
+    if cluster > 1:
+        clusters = cuda.CUlaunchAttribute()
+        clusters.id = names.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        dim = clusters.value.clusterDim
+        dim.x, dim.y, dim.z = cluster, 1, 1
+        attributes.append(clusters)
+    return attributes
 
 
 _functions: list[Function] = []

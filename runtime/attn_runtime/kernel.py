@@ -67,6 +67,7 @@ def nominal_limits(config: AttentionConfig, tuning: Tuning | None = None) -> Ker
         shared_bytes=tile.shared_bytes,
         packed_heads=tile.packed_heads,
         tile_counters=int(tile.persistent),
+        merged_splits=tile.merged_splits,
         tile_ns=cost.tile_ns,
         step_ns=cost.step_ns,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attn_runtime.cost import is_cluster
 from attn_runtime.problem import (
     CpForm,
     DeviceLimits,
@@ -24,7 +25,7 @@ from attn_runtime.problem import (
     check_grid,
 )
 from attn_runtime.splits import split_bound
-from attn_runtime.tiles import pack_heads, q_tiles, section_of
+from attn_runtime.tiles import columns_of, pack_heads, q_tiles, section_of
 from attn_runtime.workspace import Workspace, split_workspace
 
 __all__ = [
@@ -65,7 +66,9 @@ class Plan:
     a group, in a tile of `cta_q` tokens. `tiles_per_sequence` 0: found from cu_q_len by search.
     `split_tiles` 0: equal splits; n: chunks of n key tiles. `grid_x` 0: nothing to launch.
     `workspace_bytes` 0: no reduction. `cp_stride` floats lie between the parts of two ranks.
-    `counter_cnt`: the ints that AttentionParams.counters must hold. `ranges` is of decode alone;
+    `counter_cnt`: the ints that AttentionParams.counters must hold. `cluster` CTAs in a row are a
+    cluster, which merges the splits of a tile: no reduction follows, and the workspace, without
+    which nothing is split, stays as it was. `ranges` is of decode alone;
     where a prefill kernel takes the call, of the decode kernel that could.
     """
 
@@ -89,6 +92,7 @@ class Plan:
     reduce_grid_x: int
     ranges: RangePlan = RangePlan()  # frozen
     counter_cnt: int = 0
+    cluster: int = 1
 
 
 def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: SplitPolicy) -> Plan:
@@ -102,7 +106,7 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
     tiles = q_tiles(packed, kernel.cta_q)
     sized = policy.kind is SplitKind.FIXED_SIZE
     split_tiles = ceil_div(policy.value, kernel.cta_s) if sized else 0
-    splits, section, grid = 1, 1, 0
+    splits, section, grid, cluster = 1, 1, 0, 1
     if tiles.total:
         fewer = "send fewer tokens at a time"
         check_grid(tiles.total, device, "token_num", fewer)
@@ -112,6 +116,8 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
         grid = tiles.total * packed.num_heads * splits
         request = "split_size" if sized else "split_cnt"
         check_grid(grid, device, request, "split less, or send fewer tokens at a time")
+        if is_cluster(tiles.total * packed.num_heads, device, kernel, splits):
+            cluster, section = splits, columns_of(packed, tiles)
     workspace = split_workspace(problem, device, splits) if tiles.total else Workspace()
     return Plan(
         q_tiles=tiles.total,
@@ -131,6 +137,7 @@ def plan(problem: Problem, device: DeviceLimits, kernel: KernelLimits, policy: S
         cp_ML_offset=workspace.cp_ML_offset,
         cp_stride=workspace.cp_stride,
         workspace_bytes=workspace.total_bytes,
-        reduce_grid_x=workspace.reduce_grid_x,
+        reduce_grid_x=workspace.reduce_grid_x if cluster == 1 else 0,
         counter_cnt=kernel.tile_counters if grid else 0,
+        cluster=cluster,
     )

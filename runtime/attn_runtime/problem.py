@@ -89,6 +89,7 @@ class KernelLimits:
     `tile_ns`, `step_ns`: what a query tile costs, and each of its key tiles, on a full device.
     `packed_heads` is how many query heads of a group its rows may belong to, a power of two.
     `tile_counters`: ints of AttentionParams.counters that its CTAs take tiles from.
+    `merged_splits`: splits of a tile that a cluster of CTAs merges, at most.
     """
 
     cta_q: int
@@ -100,6 +101,7 @@ class KernelLimits:
     step_ns: int = 1500
     packed_heads: int = 1
     tile_counters: int = 0
+    merged_splits: int = 1
 
 
 class SplitKind(IntEnum):

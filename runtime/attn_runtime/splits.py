@@ -53,6 +53,7 @@ def work_of(problem: Problem, kernel: KernelLimits) -> Work:
     """
     q_len = min(ceil_div(problem.token_num, max(problem.batch_size, 1)), problem.max_q_len)
     tiles = problem.batch_size * ceil_div(q_len, kernel.cta_q)
+    room = q_tiles(problem, kernel.cta_q).total
     span = key_span(problem, kernel.cta_q)
     longest = shortest = pieces_of_span(problem, span, kernel.cta_s)
     if problem.causal:
@@ -60,12 +61,13 @@ def work_of(problem: Problem, kernel: KernelLimits) -> Work:
         shortest = min(ceil_div(min(before + kernel.cta_q, span), kernel.cta_s), longest)
     return bounded(
         Work(
-            tiles=min(tiles, q_tiles(problem, kernel.cta_q).total) * problem.num_heads,
+            tiles=min(tiles, room) * problem.num_heads,
             shortest=shortest,
             longest=longest,
             rows=problem.token_num * problem.num_heads,
             row_bytes=4 * (problem.head_dim_v + 2) * kernel.packed_heads,
             read_bytes=_read_bytes(problem),
+            grid=room * problem.num_heads,
         )
     )
 
@@ -89,7 +91,8 @@ def works_of(problem: Problem, kernel: KernelLimits) -> tuple[Work, ...]:
     if problem.token_num >= problem.batch_size * most:
         return (work,)
     longest = replace(problem, batch_size=1, token_num=most)
-    return replace(work, is_mixed=True), replace(work_of(longest, kernel), rows=work.rows)
+    alone = replace(work_of(longest, kernel), rows=work.rows, grid=work.grid)
+    return replace(work, is_mixed=True), alone
 
 
 def expected_ns(

@@ -46,15 +46,21 @@ def pack_heads(
     same keys, so short queries fill a tile, and no row of a long one is worse off. The bits of a
     row depend on it, so it depends on nothing that a batch or a bound of lengths changes; but where
     the planner may choose, and all queries of a sequence fit into one tile so, the whole group is
-    packed.
+    packed. Splits are merged by clusters where it may choose, too, and there is no part to leave.
     """
     group = problem.num_heads // problem.num_kv_heads
     padded = _padded_heads(problem, kernel, policy)
     heads = group if padded else gcd(group, kernel.packed_heads)
     rows = max(padded, heads)
+    may_merge = policy.kind is SplitKind.HEURISTIC and problem.cp_size == 1
     return (
         replace(problem, num_heads=problem.num_heads // heads),
-        replace(kernel, cta_q=kernel.cta_q // rows, packed_heads=rows),
+        replace(
+            kernel,
+            cta_q=kernel.cta_q // rows,
+            packed_heads=rows,
+            merged_splits=kernel.merged_splits if may_merge else 1,
+        ),
     )
 
 
@@ -131,6 +137,11 @@ def pieces_of_span(problem: Problem, span: int, size: int) -> int:
     return min((span + size - 2) // size + 1, ceil_div(local_keys(problem), size))
 
 
+def columns_of(problem: Problem, tiles: QTiles) -> int:
+    """Columns of tiles: the heads of each sequence, or of all (attn/cta_map.cuh)."""
+    return problem.num_heads * (problem.batch_size if tiles.per_sequence else 1)
+
+
 def section_of(problem: Problem, device: DeviceLimits, kernel: KernelLimits, tiles: QTiles) -> int:
     """Heads, of one sequence or of all (attn/cta_map.cuh, sm90/tile_order.cuh), whose tiles are
     computed together.
@@ -145,7 +156,7 @@ def section_of(problem: Problem, device: DeviceLimits, kernel: KernelLimits, til
     that the last one ends evenly, and sections are as even as can be.
     """
     heads = problem.num_heads
-    columns = heads * problem.batch_size if tiles.per_sequence else heads
+    columns = columns_of(problem, tiles)
     rows = tiles.per_sequence or tiles.total
     takes_tiles = kernel.tile_counters > 0
     section = heads // problem.num_kv_heads

@@ -92,6 +92,7 @@ class TmaLaunch(Launch):
             self._buffer.parameters,
             # Ahead of a kernel that leaves a part, a gather may need multiprocessors (rounds.py).
             may_begin_early=not self._is_part,
+            cluster=plan.cluster,
         )
 
     def _packed(self, plan: Plan, values: Values) -> bytes:

@@ -94,6 +94,15 @@ def test_the_heads_of_a_wide_group_share_a_tile(kernel: Kernel, group: int) -> N
     expect_right(kernel, batch_for(kernel, [2, 1, 2, 0], [3000, 65, 2, 7], num_heads=2 * group))
 
 
+@every_cache
+@pytest.mark.parametrize("k_lens", [[5000], [4999, 64], [16, 3000, 1, 0]])
+def test_a_cluster_merges_the_splits_of_few_sequences(kernel: Kernel, k_lens: list[int]) -> None:
+    batch = batch_for(kernel, [8, 5, 8, 8][: len(k_lens)], k_lens, num_heads=16)
+    plan = planned(problem_of(kernel, Task(batch)), free_attention(kernel.config, batch))
+    assert plan.cluster == plan.split_cnt > 1
+    expect_right(kernel, batch)
+
+
 @every_width
 def test_every_width_is_right(kernel: Kernel) -> None:
     expect_right(kernel, batch_for(kernel, [8, 7, 8], [4000, 33, 700], num_heads=16))

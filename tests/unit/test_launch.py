@@ -37,6 +37,7 @@ class Recorder:
     context: Any = None
     ptx_version: int = 80
     begins_early: bool = False
+    cluster: int = 1
 
     def launcher(
         self,
@@ -46,8 +47,9 @@ class Recorder:
         parameters: int,
         *,
         may_begin_early: bool = False,
+        cluster: int = 1,
     ) -> Callable[[int], None]:
-        self.begins_early = may_begin_early
+        self.begins_early, self.cluster = may_begin_early, cluster
 
         def start(stream: int) -> None:
             address = ctypes.c_void_p.from_address(parameters).value

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attn_runtime.cost import estimate_ns
+from attn_runtime.cost import estimate_ns, is_cluster
 from attn_runtime.plan import (
     DeviceLimits,
     KernelLimits,
@@ -280,6 +280,59 @@ def test_workspace_holds_both_partials_and_nothing_else(lens, kernel, policy):
     assert 0 <= made.partial_ML_offset - made.partial_O_bytes < 256
     assert made.workspace_bytes == made.partial_ML_offset + made.split_cnt * rows * 8
     assert 4 * (made.reduce_grid_x - 1) < rows <= 4 * made.reduce_grid_x
+
+
+MERGING = replace(KERNEL, tile_counters=1, merged_splits=8)
+
+
+def test_a_cluster_merges_splits_where_all_ctas_run_at_a_time():
+    made = plan(PROBLEM, DEVICE, MERGING, SplitPolicy.heuristic(max_split_k=8))
+    assert 1 < made.split_cnt <= 8
+    assert made.cluster == made.split_cnt
+    assert made.grid_x % made.cluster == 0
+    assert made.section == 8, "the CTAs of a cluster count on one section"
+    assert made.reduce_grid_x == 0
+    reduced = plan(PROBLEM, DEVICE, KERNEL, SplitPolicy.fixed(made.split_cnt))
+    assert made.workspace_bytes == reduced.workspace_bytes, "callers know it by its size"
+
+
+@pytest.mark.parametrize(
+    ("change", "kernel", "policy"),
+    [
+        ({}, KERNEL, SplitPolicy.heuristic()),
+        ({}, MERGING, SplitPolicy.fixed(4)),
+        ({}, MERGING, SplitPolicy.fixed_size(512)),
+        ({"cp_size": 2, "max_k_len": 8192}, MERGING, SplitPolicy.heuristic()),
+    ],
+    ids=["kernel", "number asked for", "size asked for", "ranks"],
+)
+def test_other_splits_are_left_to_the_reduction(change, kernel, policy):
+    made = plan(replace(PROBLEM, **change), DEVICE, kernel, policy)
+    assert made.split_cnt > 1
+    assert made.cluster == 1
+    assert made.reduce_grid_x > 0
+
+
+def test_tiles_that_do_not_all_run_at_a_time_are_no_clusters():
+    kernel = replace(MERGING, ctas_per_sm=1)
+    on_an_h200 = {2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
+    for splits, clusters in on_an_h200.items():
+        most = max(tiles for tiles in range(67) if is_cluster(tiles, DEVICE, kernel, splits))
+        assert 0.84 * clusters < most <= clusters
+    assert not is_cluster(1, DEVICE, MERGING, 9), "a cluster has at most 8 CTAs"
+    assert not is_cluster(1, DEVICE, MERGING, 1)
+
+
+@property_test
+@given(lengths, st.sampled_from([0, 1, 3, 64]))
+def test_the_tiles_of_any_lengths_are_in_clusters_that_run_at_a_time(lens, cap):
+    problem = bounded_problem(lens, 0, True, 0)
+    made = plan(problem, DEVICE, MERGING, SplitPolicy.heuristic(cap))
+    if made.cluster > 1:
+        assert made.cluster == made.split_cnt
+        assert made.grid_x <= DEVICE.sm_count * MERGING.ctas_per_sm
+    else:
+        assert (made.split_cnt > 1) is (made.reduce_grid_x > 0)
 
 
 @pytest.mark.parametrize("tile_counters", [0, 1])

@@ -54,7 +54,7 @@ attn::Plan read_rank_and_plan(std::istream& in) {
   in >> d.sm_count >> d.max_grid_x >> d.shared_per_cta;
   in >> k.cta_q >> k.cta_s >> k.ctas_per_sm >> k.threads >> k.shared_bytes;
   in >> k.tile_ns >> k.step_ns;
-  in >> k.packed_heads >> k.tile_counters;
+  in >> k.packed_heads >> k.tile_counters >> k.merged_splits;
   in >> kind >> s.value >> s.max_split_k;
   s.kind = static_cast<attn::SplitKind>(kind);
   std::cout << attn::rank(p, d, k, s) << ' ';
@@ -222,6 +222,7 @@ def random_cases(rng: random.Random, kind: SplitKind) -> Iterator[Case]:
             step_ns=rng.choice([0, 400, 1500, 2**16 - 1]),
             packed_heads=rng.choice([1, 1, 4, 16]),
             tile_counters=rng.choice([0, 1]),
+            merged_splits=rng.choice([1, 4, 8]),
         )
         yield Case(problem, device, kernel, random_policy(rng, kind), tuple(ranges))
 

@@ -66,7 +66,9 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     return found
 
 
-def make_launch(main: AttentionConfig = CONFIG, **values: int) -> tuple[TmaLaunch, list[Any]]:
+def make_launch(
+    main: AttentionConfig = CONFIG, cluster: int = 1, **values: int
+) -> tuple[TmaLaunch, list[Any]]:
     log: list[Any] = []
     kernels = []
     for config in (main, reduction_of(main)):
@@ -77,6 +79,7 @@ def make_launch(main: AttentionConfig = CONFIG, **values: int) -> tuple[TmaLaunc
         kernels.append(Kernel(config, tile, limits, cast(Any, function), cast(Any, None)))
     problem = Problem(100, 3, 100, 4096, 8, 2, 128)
     made = plan(problem, DeviceLimits(132), kernels[0].limits, SplitPolicy.off())
+    made = replace(made, cluster=cluster)
     call = PlannedCall(kernels[0], kernels[1], made, Cache.LINEAR, VALUES | values)
     return TmaLaunch(call), log
 
@@ -143,6 +146,12 @@ def test_the_counter_is_that_of_the_stream_of_each_launch(encoder: Encoder) -> N
 def test_a_launch_may_begin_while_the_one_before_it_ends(encoder: Encoder) -> None:
     launch, _ = make_launch()
     assert cast(Any, launch._kernel.function).begins_early, "the kernel waits by itself"
+
+
+def test_a_launch_has_the_clusters_of_its_plan(encoder: Encoder) -> None:
+    for cluster in (1, 4):
+        launch, _ = make_launch(cluster=cluster)
+        assert cast(Any, launch._kernel.function).cluster == cluster
 
 
 def test_a_launch_of_a_part_leaves_multiprocessors_to_the_gather_before_it(

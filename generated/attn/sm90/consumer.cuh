@@ -22,6 +22,7 @@
 #include "attn/sm90/shared_storage.cuh"
 #include "attn/sm90/slots.cuh"
 #include "attn/sm90/softmax.cuh"
+#include "attn/sm90/split_exchange.cuh"
 #include "attn/sm90/warps.cuh"
 #include "attn/sm90/work.cuh"
 
@@ -50,6 +51,7 @@ class Consumer {
         slots_(storage, arguments.params, index, thread_.index == 0),
         turns_(index),
         parts_(storage, index),
+        splits_(storage, arguments),
         opaque_zero_(static_cast<uint32_t>(arguments.plan.section) >> 31) {}
 
   __device__ __forceinline__ void run() {
@@ -295,6 +297,7 @@ class Consumer {
     // Read before the next Q.K is issued: behind it another warp may hand Q back, and the loader
     // write the next item but one in its place.
     const OutputRows output_rows = rows().output();
+    const int splits = splits_.in_cluster() ? rows().splits() : 1;
     const int query_slot = slots_.query_slot();
     const float factor = value_factor();
     issue_last_products();
@@ -318,7 +321,7 @@ class Consumer {
         output_[i] *= factor * kUnit;
       }
     }
-    put_out(output_rows, query_slot);
+    put_out(output_rows, splits, query_slot);
   }
 
   // The last P.V of this tile, and the first Q.K of the next.
@@ -338,15 +341,21 @@ class Consumer {
     turns_.pass();
   }
 
-  __device__ __forceinline__ void put_out(const OutputRows& output_rows, int query_slot) {
-    if (output_rows.split != kWholeRow) {
-      store_partial<Traits>(arguments_, softmax_, output_, output_rows, thread_.lane());
-      path_.skip(query_slot);
-    } else {
+  __device__ __forceinline__ void put_out(const OutputRows& output_rows,
+                                          int splits,
+                                          int query_slot) {
+    if (output_rows.split == kWholeRow) {
       path_.send(softmax_, output_, query_slot, output_rows);
       // Behind the fence for TMA, which would wait for these stores.
       store_lse<Traits>(arguments_, softmax_, output_rows, thread_.lane());
+      return;
     }
+    if (splits_.in_cluster()) {
+      splits_.merge(softmax_, output_, output_rows, splits, kClearBarrier + index_, thread_);
+    } else {
+      store_partial<Traits>(arguments_, softmax_, output_, output_rows, thread_.lane());
+    }
+    path_.skip(query_slot);
   }
 
   // --- what elements of K and V stand for ------------------------------------------------------
@@ -387,6 +396,7 @@ class Consumer {
   FilledSlots<Traits> slots_;
   Turns<Traits::kConsumers> turns_;
   KeyPartsExchange<Traits> parts_;
+  SplitExchange<Traits> splits_;
   const uint32_t opaque_zero_;  // 0, but the compiler cannot know
 };
 

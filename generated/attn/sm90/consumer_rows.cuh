@@ -35,6 +35,13 @@ class ConsumerRows {
             warp_uniform(item_.split)};
   }
 
+  // Splits of the tile that have keys.
+  __device__ __forceinline__ int splits() const {
+    const int last_query = min(item_.first_query + arguments_.plan.cta_q, item_.q_len) - 1;
+    const TileRange whole = tiles_of(visible().any(item_.first_query, last_query), Traits::kCtaS);
+    return split_count(whole.begin, whole.end, arguments_.plan);
+  }
+
   // --- of a thread: two rows, 8 apart ----------------------------------------------------------
 
   __device__ __forceinline__ bool exists(int h) const { return rows_from(row(h)) > 0; }

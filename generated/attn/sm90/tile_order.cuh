@@ -5,6 +5,7 @@
 #include "attn/cta_map.cuh"
 #include "attn/recomputed.cuh"
 #include "attn/sm90/arguments.h"
+#include "attn/sm90/cluster.cuh"
 #include "attn/sm90/dependent_launch.cuh"
 
 namespace attn::sm90 {
@@ -57,6 +58,21 @@ class TileOrder {
 
   // How often all CTAs together take tiles.
   __device__ __forceinline__ int claims() const { return size() - runs_ * (run_ - 1); }
+
+  // The first of this CTA. The CTAs of a cluster take the splits of one tile; all have one section
+  // then, and a CTA for each split.
+  __device__ __forceinline__ int first_claim() const {
+    const int cta = static_cast<int>(blockIdx.x);
+    if constexpr (Traits::kMergesSplits) {
+      if (cluster_size() > 1) {
+        const int tile = cta / plan_.split_cnt;
+        const int slot = tile / columns();
+        const int row = slot * plan_.split_cnt + cluster_rank();
+        return row * columns() + tile - slot * columns();
+      }
+    }
+    return cta;
+  }
 
   // Indices of the tiles that are taken together.
   __device__ __forceinline__ TileRange tiles_of(int claim) const {

@@ -54,7 +54,7 @@ void finish(const Arguments<typename Kernel::Config::T>& finished, const Plan& p
     if (params.cp_fn != nullptr) {
       params.cp_fn(params.cp_fn_ctx);
     }
-    if (plan.split_cnt > 1) {
+    if (plan.split_cnt > 1 && plan.cluster == 1) {
       reduce<Kernel>(finished, Merge::kSplits, plan);
     }
     return;
@@ -126,7 +126,7 @@ void invokeAttention(const typename Kernel::ParamType& params) {
 
   // 2. The kernel, then what the caller wants between, then the reduction.
   const int grid_x = detail::ctas_of(EntryOf<Kernel>::entry(), plan, info);
-  detail::launch(EntryOf<Kernel>::entry(), grid_x, params.stream, arguments);
+  detail::launch(EntryOf<Kernel>::entry(), grid_x, params.stream, arguments, plan.cluster);
   detail::finish<Kernel>({arguments.params, arguments.plan}, plan);
 }
 

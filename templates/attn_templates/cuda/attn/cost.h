@@ -17,7 +17,9 @@ inline constexpr std::int64_t kMergeNs = 6500;
 // Partial results are written, read back and merged; fitted to picks on an H200.
 inline constexpr std::int64_t kMergeBytesPerNs = 3800;
 // K and V are read no faster by all CTAs together; of calls with few query rows, on an H200.
-inline constexpr std::int64_t kReadBytesPerNs = 3900;
+inline constexpr std::int64_t kReadBytesPerNs = 3700;
+// What CTAs of a cluster, which merge splits, begin and end later; fitted to picks on an H100.
+inline constexpr std::int64_t kClusterMergeNs = 5500;
 
 // Above these only orders of magnitude count, and no product leaves 64 bits.
 inline constexpr std::int64_t kMostTiles = 1 << 24;
@@ -39,6 +41,7 @@ struct Work {
   std::int64_t rows;        // of the output
   std::int64_t row_bytes;   // that a split leaves of each
   std::int64_t read_bytes;  // of K and V, together
+  std::int64_t grid;        // tiles that a launch has CTAs for, whatever the lengths
   bool is_mixed = false;    // lengths differ
 };
 
@@ -50,12 +53,27 @@ inline Work bounded(const Work& work) {
           std::min(work.rows, kMostRows),
           std::min(work.row_bytes, kMostRowBytes),
           work.read_bytes,
+          std::min(work.grid, kMostTiles),
           work.is_mixed};
 }
 
 // CTAs that the device holds at a time.
 inline std::int64_t slots_of(const DeviceLimits& device, const KernelLimits& kernel) {
   return std::min(std::int64_t{device.sm_count} * kernel.ctas_per_sm, kMostTiles);
+}
+
+// Whether the splits of a tile are the CTAs of a cluster, which merge them: all tiles of the grid
+// are then computed at a time.
+//
+// A cluster lies within a part of the device, and parts are not multiples of it: of 132
+// multiprocessors of an H200, clusters of 2 to 8 CTAs fill 132, 117, 120, 110, 102, 105 and 120.
+inline bool is_cluster(std::int64_t grid,
+                       const DeviceLimits& device,
+                       const KernelLimits& kernel,
+                       std::int64_t splits) {
+  const int eighths = splits == 2 ? 8 : splits == 4 || splits == 8 ? 7 : 6;
+  const std::int64_t room = slots_of(device, kernel) * eighths / 8;
+  return splits > 1 && splits <= kernel.merged_splits && grid * splits <= room;
 }
 
 // Every split writes its part of a row, and the reduction reads it and writes the row.
@@ -83,7 +101,7 @@ inline std::int64_t beside_ns(std::int64_t full_ns, std::int64_t ctas, const Ker
 //   piece(n) = tile_ns + ceil(n / splits) step_ns         n key tiles
 //   even     = (sum of pieces + idle piece(shortest)) / slots
 //   computed = shared(even) + alone(piece(longest) - even)
-//   total    = max(computed, read) + min(computed, read) / 16 + merge
+//   total    = max(computed, read) + min(computed, read) / 32 + merge
 //
 // K and V are read meanwhile: of tiles that wait for them, the one that computes less is ahead.
 // Where lengths differ, short pieces fill the slots that long ones leave: none are idle.
@@ -104,7 +122,9 @@ inline std::int64_t estimate_ns(const Work& work,
   const std::int64_t tail = beside_ns(std::max<std::int64_t>(longest - even, 0), 1, kernel);
   const std::int64_t computed = beside_ns(even, beside, kernel) + tail;
   const std::int64_t read = work.read_bytes / kReadBytesPerNs;
-  return std::max(computed, read) + std::min(computed, read) / 16 + merge_ns(work, splits);
+  const std::int64_t merge =
+      is_cluster(work.grid, device, kernel, splits) ? kClusterMergeNs : merge_ns(work, splits);
+  return std::max(computed, read) + std::min(computed, read) / 32 + merge;
 }
 
 }  // namespace attn::detail

@@ -28,6 +28,7 @@ struct KernelLimits {
 
   int packed_heads = 1;   // most query heads of a group that share a tile, a power of two
   int tile_counters = 0;  // ints of AttentionParams::counters that its CTAs take tiles from
+  int merged_splits = 1;  // splits of a tile that a cluster of CTAs merges, at most
 };
 
 // ctas_per_sm: the occupancy of a kernel that is loaded, or what it was compiled for.
@@ -42,6 +43,7 @@ inline KernelLimits limits_of(const KernelInfo& info, int ctas_per_sm) {
   kernel.tile_ns = info.tile_ns;
   kernel.step_ns = info.step_ns;
   kernel.tile_counters = info.tile_counters;
+  kernel.merged_splits = info.merged_splits;
   return kernel;
 }
 

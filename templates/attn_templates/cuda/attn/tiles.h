@@ -48,7 +48,7 @@ inline int padded_heads(const Problem& problem,
 // keys, so short queries fill a tile, and no row of a long one is worse off. The bits of a row
 // depend on it, so it depends on nothing that a batch or a bound of lengths changes; but where the
 // planner may choose, and all queries of a sequence fit into one tile so, the whole group is
-// packed.
+// packed. Splits are merged by clusters where it may choose, too, and there is no part to leave.
 inline PackedCall pack_heads(const Problem& problem,
                              const KernelLimits& kernel,
                              const SplitPolicy& policy) {
@@ -60,6 +60,9 @@ inline PackedCall pack_heads(const Problem& problem,
   packed.problem.num_heads /= heads;
   packed.kernel.cta_q /= rows;
   packed.kernel.packed_heads = rows;
+  if (policy.kind != SplitKind::kHeuristic || problem.cp_size > 1) {
+    packed.kernel.merged_splits = 1;
+  }
   return packed;
 }
 
@@ -132,6 +135,12 @@ inline std::int64_t pieces_of_span(const Problem& problem, std::int64_t span, st
   return std::min((span + size - 2) / size + 1, ceil_div(local_keys(problem), size));
 }
 
+// Columns of tiles: the heads of each sequence, or of all (attn/cta_map.cuh).
+inline std::int64_t columns_of(const Problem& problem, const QTiles& tiles) {
+  const std::int64_t heads = problem.num_heads;
+  return tiles.per_sequence > 0 ? heads * problem.batch_size : heads;
+}
+
 // Heads, of one sequence or of all (attn/cta_map.cuh, sm90/tile_order.cuh), whose tiles are
 // computed together. Their K and V stay in L2, where tile after tile finds them: without a mask the
 // heads of one group, under a causal mask, where the longest tiles of a section come first, as many
@@ -149,7 +158,7 @@ inline std::int64_t section_of(const Problem& problem,
   constexpr std::int64_t kLeastHeads = 16;
   const bool is_equal = tiles.per_sequence > 0;
   const std::int64_t heads = problem.num_heads;
-  const std::int64_t columns = is_equal ? heads * problem.batch_size : heads;
+  const std::int64_t columns = columns_of(problem, tiles);
   const std::int64_t rows = is_equal ? tiles.per_sequence : tiles.count;
   const bool takes_tiles = kernel.tile_counters > 0;
   std::int64_t section = heads / problem.num_kv_heads;

@@ -109,6 +109,10 @@ struct PrefillTraits {
   // it. (Codes become elements, and shared keys go round the consumers.)
   static constexpr bool kKeepsKeys = !Kv::kIsQuantised && kKeyGroups == 1;
 
+  // The splits of a tile may be the CTAs of a cluster, which merge them (split_exchange.cuh).
+  static constexpr int kMergedSplits = Tile::kMergedSplits;
+  static constexpr bool kMergesSplits = kMergedSplits > 1;
+
   // Bytes.
   static constexpr int kQueryPanelBytes = kConsumerRows * kPanelColumns * sizeof(T);
   static constexpr int kKeyPanelBytes = kCtaS * kPanelColumns * sizeof(T);
