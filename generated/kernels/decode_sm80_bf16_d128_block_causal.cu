@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_block_causal
 // namespace      attn
-// digest         ee60506577fdb00735a415d5874ef8708850f0ffc1a39d59ccced7aec99a0582
+// digest         883a4c187267df23c0fb8e9c79731d1415da6beca998e91d8bb32b08e99ce46f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_linear_causal
 // namespace      attn
-// digest         1ef7e39dd4af2631ed339081ef67f2bef40dab590e6de3bbae84b7a6e7f29bba
+// digest         9e9df36217f8ba7a46820b08b75ba7a1fcc5f10305f8efa5bf854757f3a56bda
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

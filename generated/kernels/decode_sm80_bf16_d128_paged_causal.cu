@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d128_paged_causal
 // namespace      attn
-// digest         edbf5919bc8e6d9b8484b1c5092dce449ce41022204946d2f838b417a8dd193d
+// digest         8a682f21c91b7eb02d9571bc2c8662cacec2228c388d5d128eda571927e04886
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

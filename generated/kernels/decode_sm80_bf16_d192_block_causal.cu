@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_block_causal
 // namespace      attn
-// digest         775532361ea1aaf8614a05d255eb87b597c90aeec97da95976d0885684bcd1f5
+// digest         d96f206a890016ad313da04e1b4dc4cf06c654b50211cd3730636d8fe1b286f0
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

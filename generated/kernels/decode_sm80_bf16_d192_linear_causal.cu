@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_linear_causal
 // namespace      attn
-// digest         861b521ca8efd5247a3f8867ad62c153ce94d0d3038a1e41bf2ce2d86191f01d
+// digest         32451d1da67df05f8009ae4fa85d8491ca440f970b29f967a725db58cc67e02f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d192_paged_causal
 // namespace      attn
-// digest         19f70c2c290df28a2d20d7cbe4c6d1f0c146556b3804eb693ef602362996645f
+// digest         d0e3c91aa2b62227d49e18cc5af83aec65f3ae1655cfaaf25146113bd6ed3fc2
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

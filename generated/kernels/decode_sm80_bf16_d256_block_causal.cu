@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_block_causal
 // namespace      attn
-// digest         5e5bd669f5b7cbb93070138acb163bc3ac6f96b53dfd18ddfd27e6e61fc66d02
+// digest         9f6758f48e0a4f40a613aecb18ae557ebea2ab5cb11cdc538c0398e085225b6e
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_linear_causal
 // namespace      attn
-// digest         430651b5488c049e2bd5f8fa5299c95fbc5bae3e2157d94d55dd663f13c53afe
+// digest         2ee33d798b492b8c19483df887016c0c5c97a90aa5df6890c1c922d2d1fa3277
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

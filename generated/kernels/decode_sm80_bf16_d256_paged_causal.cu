@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d256_paged_causal
 // namespace      attn
-// digest         dd8fa7636464b2a3b211be8b98012170addc7a24ab39098dd1b3f64dfe4c08f6
+// digest         effb0cf5c00fa5a553b68e76f9264ea0c2ffd305f3b94bdc3ee830929f94c679
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

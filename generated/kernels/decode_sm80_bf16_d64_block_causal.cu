@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_block_causal
 // namespace      attn
-// digest         9594d97e78394c9ba12323a47cf71f55bb2cb74c78d98cc99108f33e52ed205f
+// digest         15cab0f433553e890666a450646f64f015464ac351796fb7ef238974fd31b6de
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_linear_causal
 // namespace      attn
-// digest         3056fd3b7aa8b1527a1a317cb358bc30b1c0c9f15fdc64d2a6384c45d4ecf513
+// digest         09f4fb3138170a17e6c20184e0eda626994206da445e02bc82bc538e8a267842
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_d64_paged_causal
 // namespace      attn
-// digest         248dfe027c94a1b23b6dc3d5f8ac57f122458d707389bbee6802c74fd1bdc31c
+// digest         4f4d4dafaa13d339348991c2831fc3fe3190837bcf528078b04108fce52d9f22
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

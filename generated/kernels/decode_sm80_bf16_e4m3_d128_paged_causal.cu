@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         931bf0d91259b2b9d20005882741e731add5e92f34925fd3b30e4078004bc686
+// digest         f2b13570e42a436606f546c80e756f99f8ff21c2fa28e3e852b9a448d5eae527
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         b280fd6b5d9fda576332217b01d10069ab626761e318af03aed2a3bca8f61879
+// digest         3bcc7bfb309b6c36a5e758291fb6651ef96c9abad453dce2b741fb80fd7657e1
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

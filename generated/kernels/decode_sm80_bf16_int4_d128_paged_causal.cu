@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d128_paged_causal
 // namespace      attn
-// digest         ba96b4cd0238cda0f807d0e945b0a444e82820da775f378769df7b98a2b0f03c
+// digest         f0e30bd423ad6044b86ef87297dcdb9d52fd97c959d3a647bf01bd62c7cdac0f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

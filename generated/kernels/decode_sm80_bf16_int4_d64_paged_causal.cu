@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int4_d64_paged_causal
 // namespace      attn
-// digest         e34211e1faec516b43d757808a72560f70b61d02211d7892c3c134db093811a1
+// digest         331a3d26d8db2640e074bcfe1cea8cfb951c9e4fc78843ecac08dd7a702257b7
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d128_paged_causal
 // namespace      attn
-// digest         2a6c538c6e4cadb9f863bda2baee74ffaf59352473acc793e9d9208c5b81ef4d
+// digest         7d0dbd3febdd105274520099768d7cbceb0aa236fdea4b4d294f571fea703d2f
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_bf16_int8_d64_paged_causal
 // namespace      attn
-// digest         a5f05bee0faeb4937f3fa20d05a651e654a5079796cf9bcc366abdef217be343
+// digest         35c94e0a13b502ca17d6348d0892a9dda145ac1345fadc675db1fd2e9a5dce21
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_block_causal
 // namespace      attn
-// digest         770ac2622e55075882dc38169451afafe7d1622ef397a976c07337674b52fa19
+// digest         c00be39bd355766ee2e1981545a74545bf1f6968d7c95e5d2b59bcf54389f418
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_linear_causal
 // namespace      attn
-// digest         c1729e94ebd70f76bdc4572abd6671ac54dcf928464923104201a30ecdf68de9
+// digest         b40e50fab1a9fd6f876c4654e4b1ff9bc960a488e8a8a369b8db3a808c3188c6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d128_paged_causal
 // namespace      attn
-// digest         4c22585d0add05e0277b24c03c0363f5ce72acd6db67aca6e80ea73bd3c93167
+// digest         ae1788ef4d5395b57ec0fc67928b96580f7eb5c589cd19850ae5efd2b94131ca
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_block_causal
 // namespace      attn
-// digest         3f52f662301a98c101d98b0c139a7f86f9b45688f69099ee7e9e2d44309a873f
+// digest         98d2b0be0d94d40ca2773a0c47bab73db881f47963b4110d6476b712b1ece199
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_linear_causal
 // namespace      attn
-// digest         a60414ae89c8e8c56b376e167351b00c5f803295162a5706b6ab5488574a70f2
+// digest         45237e6e8dd7ab4a18ed135eb2e739f2c5504c64a459827cdb1c6b55f1b4bda6
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d192_paged_causal
 // namespace      attn
-// digest         fe8f700183a36bf1c37e4082e1fe598f802d434b086465c6534a9e3a1d012cfe
+// digest         0f438300cac1b6f87c07c7e9993af25882275a5010c57dc641e386984ae4be91
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

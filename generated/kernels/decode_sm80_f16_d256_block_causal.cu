@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_block_causal
 // namespace      attn
-// digest         b522223378653e272d8b72805f397c7b8c7ab080bc3f0a9685edbd08099b97d2
+// digest         d8e7c02d63e549a425b1b42dc46e3d5d599cc933a3133794d02135833b08ddb3
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_linear_causal
 // namespace      attn
-// digest         d9628e132ebfa284b71b189034a8cd94d6b71b3c04ecb9a064f081d0a7024ee3
+// digest         db4b47140a3a3a35d09e582752b9c22bef9dad26a8f7cc87fcb018631acf718c
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d256_paged_causal
 // namespace      attn
-// digest         98e37fac644a67c6d5c31fec1804f6c58104970da6a274af15ac1832ddc4f840
+// digest         274bab62888d2fa7bd38f526d499a5fbe4938037e4a50bba3f5d2931e2ce087d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

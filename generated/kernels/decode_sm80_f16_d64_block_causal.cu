@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_block_causal
 // namespace      attn
-// digest         2049e7f6187940c7863f8a056f933ffb3bd21b48c15e49b1d4908bf670061f61
+// digest         71cbd32faf0dd34ffb591eade97abfd6573ba69dd122ce369f1ec4f51f422125
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

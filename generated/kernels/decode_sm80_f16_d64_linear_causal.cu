@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_linear_causal
 // namespace      attn
-// digest         a16a464afd962a5ddec843ef244393122d9ac5588d2d729c5a17ec8e32ef5ace
+// digest         86e079ded9d03195fdf76fd94af20fb96ddb3814fb808d13e5ee53355a5eb696
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_d64_paged_causal
 // namespace      attn
-// digest         9bbdb25e7dee55d5963c01cc445e71cf6b5471bc0f383f641b6a455245933b0e
+// digest         96ac7e5aff37184d6394469e70d825fb40a1a2c3eb16282841b120eb51ba12fa
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d128_paged_causal
 // namespace      attn
-// digest         e17a1a7a197830de5630ebf8045358c1e31376ab448c89e62c52b3fcc372cf79
+// digest         756d730813f0ae1973b4eaee40cded297d1567893dc79ac78b123fad6c33e709
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

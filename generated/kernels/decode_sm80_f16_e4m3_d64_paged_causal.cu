@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_e4m3_d64_paged_causal
 // namespace      attn
-// digest         3d97ec138f94d64ace737f0ac24216f8d12ba3e5fea723c8a66c10213347619e
+// digest         05212f0b43777752dd8c5eb0e643eb16f0b03e709b03bf4f17ee46dc1624bd5d
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d128_paged_causal
 // namespace      attn
-// digest         8e873cebd2e0ddcaa4a38550b8bee2c79d768532164d972bc23a9f91fe6cfe9e
+// digest         761931294096dcffdd2bca458bc35d9c6ad4ba5b0831a73cf92fbf57b3c10b88
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int4_d64_paged_causal
 // namespace      attn
-// digest         80efcc818292aeed3086d2dcdeb4872d623b5dbdb4624d27b68e9b862b723da9
+// digest         dbd101967468dad92b292fbf4d4105dd7d9645bf68378131f214a200f0df4a63
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

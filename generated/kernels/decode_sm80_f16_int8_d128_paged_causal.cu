@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d128_paged_causal
 // namespace      attn
-// digest         3719ca32ce894b66da9cc1d2a90b732490dd4c9dd11c94fde86b79257432d20c
+// digest         288bce00c91c7666600ed2d3f39c702c70ee29ebf6c436471bf268af51bdc2c9
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

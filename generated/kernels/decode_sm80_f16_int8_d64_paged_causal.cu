@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm80_f16_int8_d64_paged_causal
 // namespace      attn
-// digest         e5320cd1ca762d99eb2acda06ffb79b2495264c22a7b86450da05c48cfc6cd07
+// digest         48073edba4358433a446a5ea568e0a5f9155e04715e857d21313d8aa46301b4b
 #include "attn/decode_template.cuh"
 #include "attn/sm80/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_block_causal
 // namespace      attn
-// digest         c46f039f24739a2e4fb3732392049738de581434fe262080aa11fcd0473edd12
+// digest         6bac8551984776b461ec08dccf1e8872976e9615ba3010673e591caee70241cd
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

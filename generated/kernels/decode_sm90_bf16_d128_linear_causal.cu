@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_linear_causal
 // namespace      attn
-// digest         70dfd1e445a8008f3e2177882ed007e76b0d37e34c4fffd9d156ae5fb87fd94a
+// digest         f122786324d5d3cf2fec0e830c15c94318182e7ac216b0f40641cf8834eaffe4
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

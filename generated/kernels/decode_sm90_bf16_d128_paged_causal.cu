@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d128_paged_causal
 // namespace      attn
-// digest         891563d52158c631105c48fdd77924a871e5080d04ce95dff36f2d612c62976c
+// digest         5c5956c947e91112c5c4f7530f8c94d0778809ded031bd4f28a6a79bc5a07a83
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_block_causal
 // namespace      attn
-// digest         e909e5384bcb4432509510805954555334c31aebcd860fa1ff1f472281a995b7
+// digest         4a5ab963e3035033bd86aa94d9595030e1a22cf472340954205db38f8691fdcb
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

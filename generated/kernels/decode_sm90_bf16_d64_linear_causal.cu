@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_linear_causal
 // namespace      attn
-// digest         6ed6eeefdc95db21f70554fc9465b492297dd4ba9e1a7b607a64bc762cdd8872
+// digest         45993ece1c903d73c1a9873f826f137179ec1ea8f4a0fe6c2bb3959c82ccab29
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_bf16_d64_paged_causal
 // namespace      attn
-// digest         e99030435a349ca00dbd65d5a6413028898dc405b877e8fe9c73edc83756b702
+// digest         dc8194af2c390ca75ff4f52d2cc9a9ebbfe28179612b3e04be5baceb80d67b54
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_block_causal
 // namespace      attn
-// digest         68ad160403611b13e2f2f92cab49b1b98be3f0a03182593ef57f6861a5a66b33
+// digest         54984ad57e1983bf41ea1898fff39061651fc2d3381d638a4317f561e1dfb0ac
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_linear_causal
 // namespace      attn
-// digest         db3fea7e58876dfb7b7759695cce37555e23b4e561210d178649658906fadb6d
+// digest         2f0191b6ba2625a29f201dd5c368901b22bc3297d0eb556272634963dea876c6
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d128_paged_causal
 // namespace      attn
-// digest         3e74d38b10ada153c67f5e75171be110a7d02c723e0adb6cdfc1e3daa743a004
+// digest         377dc6b1d6804e9aebd4d9055766eeba4fc8c4428d54cf7a3c3acdfb38c7c47f
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_block_causal
 // namespace      attn
-// digest         5502651444b37d135c269c10bd9f3b75d08d11812d36fd548a7510a7f68e4237
+// digest         1c95ae7c548c20f358877114613ab34540c1fc0e7003cc58d6dfff1233914148
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

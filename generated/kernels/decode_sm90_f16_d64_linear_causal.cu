@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_linear_causal
 // namespace      attn
-// digest         5204428b0fb878914c3059a96f3139ce46a091fceb901a99cb3f0df99b3f171b
+// digest         f833c4aed856f8a6efa618295350a465260f433d2bfd9a0f862c8eb104abfa3a
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -3,7 +3,7 @@
 //
 // configuration  decode_sm90_f16_d64_paged_causal
 // namespace      attn
-// digest         4952cb48d34cf1168423365d5a4ae2c5eeaf1d83a58cf98ab7dd0c5e19a32189
+// digest         bb371b101d478713da061b23e1a14a7e5d389a80b7fe1af753089f7d06d837fc
 #include "attn/decode_template.cuh"
 #include "attn/sm90/decode.cuh"
 

@@ -252,7 +252,9 @@ class PieceLoader {
   __device__ __forceinline__ void copy_rows(uint32_t unit, const RowAddress& own, int base) {
     const uint32_t key = unit + kKeyPlace;
     const uint32_t value = key + sizeof(Tile);
-#pragma unroll 1
+    // Shuffles of several rows are under way together, where registers allow.
+    constexpr int kRowsAtOnce = Traits::kHasSpareRegisters ? 4 : 1;
+#pragma unroll kRowsAtOnce
     for (int i = 0; i < kTokens * kRowChunks; i += 32) {
       const int row = (i + lane_) / kRowChunks;
       const int chunk = (i + lane_) % kRowChunks;
