@@ -95,7 +95,7 @@ def test_the_heads_of_a_wide_group_share_a_tile(kernel: Kernel, group: int) -> N
 
 
 @every_cache
-@pytest.mark.parametrize("k_lens", [[5000], [4999, 64], [16, 3000, 1, 0]])
+@pytest.mark.parametrize("k_lens", [[1000], [999, 64], [16, 3000, 1, 0]])
 def test_a_cluster_merges_the_splits_of_few_sequences(kernel: Kernel, k_lens: list[int]) -> None:
     batch = batch_for(kernel, [8, 5, 8, 8][: len(k_lens)], k_lens, num_heads=16)
     plan = planned(problem_of(kernel, Task(batch)), free_attention(kernel.config, batch))
